@@ -1,0 +1,1 @@
+"""Higgs Audio V2: codec, model, serving, training and evaluation."""

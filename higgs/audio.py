@@ -1,0 +1,144 @@
+"""Audio in and out: files through soundfile; resampling and mel filters through torchaudio. The one door to both.
+
+torchaudio's wheel links against CUDA. Beside a CPU-only torch its native library does not load, and because
+transformers imports torchaudio whenever it is installed, that failure would break transformers too. So torchaudio is
+imported here, before transformers, and without its native library where that cannot load: resampling and mel need
+none of it.
+"""
+
+import math
+import os
+import sys
+import tempfile
+import types
+from functools import lru_cache
+from pathlib import Path
+
+import soundfile
+import torch
+from torch import Tensor
+
+
+def import_torchaudio() -> types.ModuleType:
+    """torchaudio, with its native library where it loads and without it where it does not."""
+    try:
+        import torchaudio
+
+        return torchaudio
+    except OSError:
+        for name in [name for name in sys.modules if name.partition(".")[0] == "torchaudio"]:
+            del sys.modules[name]
+    extension = types.ModuleType("torchaudio._extension")
+    extension._IS_TORCHAUDIO_EXT_AVAILABLE = False
+    extension._IS_ALIGN_AVAILABLE = False
+    extension._check_cuda_version = lambda: None
+    extension.fail_if_no_align = lambda function: function
+    sys.modules["torchaudio._extension"] = extension
+    import torchaudio
+
+    return torchaudio
+
+
+torchaudio = import_torchaudio()
+
+MAX_SECONDS = 3600.0
+
+
+def check_waveform(waveform: Tensor, what: str = "waveform") -> Tensor:
+    """[..., L] -> the same, as float32. Empty, not finite, not floating: ValueError / TypeError."""
+    if not isinstance(waveform, Tensor):
+        raise TypeError(f"{what}: expected a torch.Tensor, got {type(waveform).__name__}")
+    if not waveform.is_floating_point():
+        raise TypeError(
+            f"{what}: expected floating point samples in [-1, 1], got {waveform.dtype}; "
+            "divide 16-bit integers by 32768"
+        )
+    if waveform.numel() == 0:
+        raise ValueError(f"{what}: empty (shape {tuple(waveform.shape)})")
+    bad = int((~torch.isfinite(waveform)).sum())
+    if bad:
+        raise ValueError(f"{what}: {bad} of {waveform.numel()} samples are NaN or infinite")
+    return waveform.float()
+
+
+def load_audio(path: str | Path, sample_rate: int | None = None) -> tuple[Tensor, int]:
+    """Audio file -> ([L] float32 in [-1, 1], sample rate). Channels are averaged; `sample_rate` resamples.
+
+    Raises FileNotFoundError, or ValueError for a file that holds no usable audio or more than an hour.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise FileNotFoundError(f"audio file {path} does not exist")
+    try:
+        samples, rate = soundfile.read(path, dtype="float32", always_2d=True)
+    except soundfile.LibsndfileError as error:
+        raise ValueError(f"{path} is not an audio file that libsndfile reads: {error}") from error
+    if len(samples) > MAX_SECONDS * rate:
+        raise ValueError(
+            f"{path}: {len(samples) / rate:.0f} s is longer than {MAX_SECONDS:.0f} s; split it first"
+        )
+    waveform = check_waveform(torch.from_numpy(samples).mean(dim=1), str(path))
+    if sample_rate is not None:
+        return resample(waveform, rate, sample_rate), sample_rate
+    return waveform, rate
+
+
+def save_audio(path: str | Path, waveform: Tensor, sample_rate: int) -> None:
+    """[L] float -> 16-bit file of the type that the suffix names, clipped to [-1, 1]; written whole or not at all."""
+    path = Path(path)
+    if waveform.dim() != 1:
+        raise ValueError(f"save_audio takes [L], got shape {tuple(waveform.shape)}")
+    samples = check_waveform(waveform).clamp(-1, 1).cpu().numpy()
+    path.parent.mkdir(parents=True, exist_ok=True)
+    handle, partial = tempfile.mkstemp(dir=path.parent, prefix=f".{path.stem}.", suffix=path.suffix)
+    os.close(handle)
+    try:
+        soundfile.write(partial, samples, sample_rate, subtype="PCM_16")
+        os.chmod(partial, 0o644)
+        os.replace(partial, path)
+    except BaseException:
+        os.unlink(partial)
+        raise
+
+
+def resample(waveform: Tensor, source_rate: int, target_rate: int) -> Tensor:
+    """[..., L] -> [..., ceil(L * target / source)]: Hann-windowed sinc, width 6, rolloff 0.99."""
+    if source_rate <= 0 or target_rate <= 0:
+        raise ValueError(f"sample rates must be positive, got {source_rate} and {target_rate}")
+    return torchaudio.functional.resample(waveform, source_rate, target_rate)
+
+
+@lru_cache(maxsize=16)
+def mel_filterbank(n_fft: int, num_mels: int, sample_rate: int) -> Tensor:
+    """-> [n_fft // 2 + 1, num_mels]: triangular filters from 0 to half the sample rate on the HTK mel scale."""
+    return torchaudio.functional.melscale_fbanks(
+        n_fft // 2 + 1, 0.0, sample_rate / 2, num_mels, sample_rate, norm=None, mel_scale="htk"
+    )
+
+
+def magnitude(waveform: Tensor, n_fft: int, hop: int) -> Tensor:
+    """[..., L] -> [..., n_fft // 2 + 1, frames]: |STFT|, Hann window, no padding."""
+    window = torch.hann_window(n_fft, device=waveform.device)
+    flat = waveform.reshape(-1, waveform.shape[-1])
+    spectrum = torch.stft(flat, n_fft, hop, window=window, center=False, return_complex=True)
+    return spectrum.abs().reshape(*waveform.shape[:-1], *spectrum.shape[-2:])
+
+
+def log_mel(
+    waveform: Tensor, sample_rate: int = 24_000, n_fft: int = 1024, hop: int = 240, num_mels: int = 80
+) -> Tensor:
+    """[..., L] -> [..., num_mels, L / hop]: natural log of mel magnitudes, floored at 1e-4.
+
+    Reflection padding of (n_fft - hop) / 2 on each side: frame t is centred on samples hop * t ... hop * (t + 1).
+    """
+    pad = (n_fft - hop) // 2
+    flat = waveform.reshape(-1, 1, waveform.shape[-1])
+    padded = torch.nn.functional.pad(flat, (pad, pad), mode="reflect")[:, 0]
+    mel = mel_filterbank(n_fft, num_mels, sample_rate).to(waveform.device).T @ magnitude(padded, n_fft, hop)
+    return mel.clamp(min=1e-4).log().reshape(*waveform.shape[:-1], num_mels, mel.shape[-1])
+
+
+def level_dbfs(waveform: Tensor) -> float:
+    """[L] -> root mean square in dB relative to full scale; silence is -inf."""
+    power = waveform.double().square().mean().item()
+    return 10 * math.log10(power) if power > 0 else -math.inf

@@ -1,0 +1,75 @@
+"""Text tokenizers: the released one and the byte-level one of the default checkpoint, through the same library."""
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+
+# After higgs.audio, which imports torchaudio in the one way that works everywhere.
+from higgs.audio import torchaudio  # noqa: F401  isort: skip
+from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers
+from transformers import AutoTokenizer
+
+from higgs.hub import resolve
+from higgs.tokens import SPECIAL_TOKENS
+
+
+class TextTokenizer:
+    """Text <-> ids. Special tokens in a text are text, unless the caller says that it means them."""
+
+    def __init__(self, backend: Tokenizer):
+        self.backend = backend
+
+    @classmethod
+    def from_pretrained(cls, source: str | Path, revision: str | None = None) -> "TextTokenizer":
+        """Folder or hub id of a checkpoint that holds a `tokenizer.json`."""
+        folder = resolve(source, revision)
+        return cls(AutoTokenizer.from_pretrained(folder).backend_tokenizer)
+
+    def encode(self, text: str, allow_special: bool = False) -> list[int]:
+        """-> ids, nothing added. `allow_special` reads `<|...|>` strings as the tokens that they name."""
+        self.backend.encode_special_tokens = not allow_special
+        return self.backend.encode(text, add_special_tokens=False).ids
+
+    def decode(self, ids: list[int]) -> str:
+        """-> text, special tokens included."""
+        return self.backend.decode(ids, skip_special_tokens=False)
+
+    def token_id(self, token: str) -> int:
+        """The id of one token. Raises KeyError naming it."""
+        found = self.backend.token_to_id(token)
+        if found is None:
+            raise KeyError(f"the text tokenizer has no token {token!r}")
+        return found
+
+    @property
+    def vocab_size(self) -> int:
+        return self.backend.get_vocab_size(with_added_tokens=True)
+
+
+def byte_tokenizer(phrases: Sequence[str] = ()) -> Tokenizer:
+    """256 bytes, then the special tokens: what a model too small for a vocabulary of words reads.
+
+    `phrases` become one token each: the sentences that every prompt repeats need not be spelt out.
+    """
+    alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
+    tokenizer = Tokenizer(models.BPE(vocab={c: i for i, c in enumerate(alphabet)}, merges=[]))
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
+    tokenizer.decoder = decoders.ByteLevel()
+    tokenizer.add_special_tokens(
+        [AddedToken(t, special=True, normalized=False) for t in SPECIAL_TOKENS.values()]
+    )
+    tokenizer.add_tokens([AddedToken(phrase, special=False, normalized=False) for phrase in phrases])
+    return tokenizer
+
+
+def save_byte_tokenizer(folder: Path, phrases: Sequence[str] = ()) -> None:
+    """Writes the two files that `AutoTokenizer` reads."""
+    byte_tokenizer(phrases).save(str(folder / "tokenizer.json"))
+    config = {
+        "tokenizer_class": "PreTrainedTokenizerFast",
+        "bos_token": SPECIAL_TOKENS["begin_of_text"],
+        "eos_token": SPECIAL_TOKENS["end_of_turn"],
+        "pad_token": SPECIAL_TOKENS["end_of_text"],
+        "clean_up_tokenization_spaces": False,
+    }
+    (folder / "tokenizer_config.json").write_text(json.dumps(config, indent=2) + "\n")

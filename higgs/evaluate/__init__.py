@@ -1,0 +1,1 @@
+"""Judging speech: signal metrics, text errors, speech recognition, intervals."""

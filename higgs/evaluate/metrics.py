@@ -1,0 +1,202 @@
+"""How far one waveform is from another, how evenly codes are used, how much of a signal is silence.
+
+Pure functions. Waveforms are float tensors [L] in [-1, 1]; everything is computed in float64 on
+the CPU, so that rounding stays far below the digits a table shows. Two waveforms that are compared
+must have the same length and sample rate and be aligned; the level is not matched unless the
+docstring says so.
+"""
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from higgs.audio import check_waveform, level_dbfs, mel_filterbank
+
+__all__ = [
+    "CodebookUsage",
+    "code_usage",
+    "level_dbfs",
+    "log_mel_distance",
+    "si_sdr",
+    "silence_share",
+    "stft_distance",
+]
+
+MEL_WINDOWS = (2048, 1024, 512)
+MEL_FLOOR = 1e-5  # -100 dB relative to a full-scale sine: quieter is as good as silent
+STFT_WINDOWS = (2048, 512)
+STFT_FLOOR = 1e-5
+
+
+def _mono(waveform: Tensor, what: str) -> Tensor:
+    check_waveform(waveform, what)
+    if waveform.dim() != 1:
+        raise ValueError(f"{what}: expected shape [L], got {tuple(waveform.shape)}")
+    return waveform.detach().cpu().double()
+
+
+def _pair(reference: Tensor, estimate: Tensor, at_least: int = 1) -> tuple[Tensor, Tensor]:
+    reference, estimate = _mono(reference, "reference"), _mono(estimate, "estimate")
+    if len(reference) != len(estimate):
+        raise ValueError(
+            f"reference has {len(reference)} samples and estimate {len(estimate)}; "
+            "trim both to one length"
+        )
+    if len(reference) < at_least:
+        raise ValueError(f"the longest window needs {at_least} samples, got {len(reference)}")
+    return reference, estimate
+
+
+def _magnitude(waveform: Tensor, window_length: int) -> Tensor:
+    """[L] -> [window_length // 2 + 1, frames]: |STFT|, Hann, hop of a quarter window."""
+    window = torch.hann_window(window_length, dtype=waveform.dtype)
+    spectrum = torch.stft(
+        waveform, window_length, window_length // 4, window=window, center=True, return_complex=True
+    )
+    return spectrum.abs()
+
+
+def log_mel_distance(reference: Tensor, estimate: Tensor, sample_rate: int = 24_000) -> float:
+    """[L], [L] -> mean absolute difference of mel spectra in dB, three resolutions.
+
+    For windows of 2048, 1024 and 512 samples (Hann, hop a quarter window, edges reflected) with
+    160, 80 and 40 mel bands from 0 to half the sample rate (HTK scale): 20 log10 of the mel
+    magnitudes, scaled so that a sine of amplitude 1 has magnitude 1 in its bin, floored at 1e-5
+    (-100 dB); mean of |difference| over bands and frames; mean over the three windows. 0 for equal
+    signals; a pure change of level by g dB gives |g| above the floor.
+
+    Raises ValueError: unequal lengths, fewer than 2048 samples, NaN.
+    """
+    reference, estimate = _pair(reference, estimate, at_least=max(MEL_WINDOWS))
+    distances = []
+    for window_length in MEL_WINDOWS:
+        bands = mel_filterbank(window_length, window_length * 80 // 1024, sample_rate).double()
+        # At high sample rates a filter can fall between two bins: always equal, so left out.
+        bands = bands[:, bands.sum(dim=0) > 0]
+        decibels = []
+        for waveform in (reference, estimate):
+            magnitude = _magnitude(waveform, window_length) * (4 / window_length)
+            decibels.append(20 * (bands.T @ magnitude).clamp(min=MEL_FLOOR).log10())
+        distances.append((decibels[0] - decibels[1]).abs().mean())
+    return torch.stack(distances).mean().item()
+
+
+def stft_distance(reference: Tensor, estimate: Tensor) -> float:
+    """[L], [L] -> multi-resolution STFT distance, no unit.
+
+    For windows of 2048 and 512 samples (Hann, hop a quarter window, edges reflected, no scaling of
+    the transform): mean |log10 max(|X|, 1e-5)^2 - log10 max(|Y|, 1e-5)^2| + mean ||X| - |Y||; the
+    sum over the two windows. This is the form of the multi-scale STFT loss of the DAC codec (Kumar
+    et al. 2023) that codec tables report. The second term grows with the level of the signals, so
+    compare numbers only on the same recordings.
+
+    Raises ValueError: unequal lengths, fewer than 2048 samples, NaN.
+    """
+    reference, estimate = _pair(reference, estimate, at_least=max(STFT_WINDOWS))
+    distance = 0.0
+    for window_length in STFT_WINDOWS:
+        x, y = _magnitude(reference, window_length), _magnitude(estimate, window_length)
+        log_x, log_y = (2 * m.clamp(min=STFT_FLOOR).log10() for m in (x, y))
+        distance += (log_x - log_y).abs().mean().item() + (x - y).abs().mean().item()
+    return distance
+
+
+def si_sdr(reference: Tensor, estimate: Tensor) -> float:
+    """[L], [L] -> scale-invariant signal-to-distortion ratio in dB; higher is better.
+
+    Both signals lose their mean. With s the reference, e the estimate and a = <e, s> / <s, s>: 10
+    log10(|a s|^2 / |a s - e|^2). Source: Le Roux, Wisdom, Erdogan, Hershey, "SDR - half-baked or
+    well done?", 2019. An exact multiple of the reference gives inf or, by rounding, some 300 dB; an
+    estimate of silence gives -inf.
+
+    Raises ValueError: unequal lengths, NaN, or a constant reference, for which the ratio is not
+    defined.
+    """
+    reference, estimate = _pair(reference, estimate)
+    s, e = reference - reference.mean(), estimate - estimate.mean()
+    energy = s.square().sum()
+    # Removing the mean of a constant leaves rounding errors, not zeros.
+    if energy <= 1e-20 * reference.square().sum():
+        raise ValueError(
+            f"SI-SDR is not defined for a constant reference ({reference[0].item():g})"
+        )
+    target = (e @ s) / energy * s
+    signal, distortion = target.square().sum().item(), (target - e).square().sum().item()
+    if signal == 0:
+        return -math.inf
+    return 10 * math.log10(signal / distortion) if distortion > 0 else math.inf
+
+
+@dataclass(frozen=True)
+class CodebookUsage:
+    """How one codebook is used: of `codebook_size` codes, `distinct` occur in `frames` frames."""
+
+    codebook: int
+    codebook_size: int
+    frames: int
+    distinct: int
+    entropy_bits: float
+    perplexity: float
+
+
+def code_usage(codes: Tensor | Sequence[Tensor], codebook_size: int) -> list[CodebookUsage]:
+    """int [K, T], or a sequence of [K, T_i] counted together -> one row for each codebook.
+
+    With p the share of each code: entropy -sum p log2 p in bits (at most log2 codebook_size, and at
+    most log2 frames, so few frames understate it), perplexity 2^entropy: the number of codes that,
+    equally used, carry as much.
+
+    Raises TypeError for codes that are not integers; ValueError for no frames, unequal K, or codes
+    out of range.
+    """
+    clips = [codes] if isinstance(codes, Tensor) else list(codes)
+    if not clips:
+        raise ValueError("code_usage: no clips")
+    for clip in clips:
+        if clip.is_floating_point() or clip.is_complex() or clip.dtype == torch.bool:
+            raise TypeError(f"code_usage: expected integer codes, got {clip.dtype}")
+        if clip.dim() != 2 or clip.shape[0] != clips[0].shape[0]:
+            raise ValueError(
+                f"code_usage: expected shape [K, T] with one K, got {tuple(clip.shape)} "
+                f"beside {tuple(clips[0].shape)}"
+            )
+    joined = torch.cat([clip.detach().cpu().long() for clip in clips], dim=1)
+    if joined.numel() == 0:
+        raise ValueError(f"code_usage: no codes (shape {tuple(joined.shape)})")
+    low, high = joined.min().item(), joined.max().item()
+    if low < 0 or high >= codebook_size:
+        raise ValueError(f"code_usage: codes span {low}..{high}, outside 0..{codebook_size - 1}")
+    return [_usage(k, row, codebook_size) for k, row in enumerate(joined)]
+
+
+def _usage(codebook: int, row: Tensor, codebook_size: int) -> CodebookUsage:
+    counts = torch.bincount(row, minlength=codebook_size).double()
+    shares = counts[counts > 0] / len(row)
+    # max() turns the -0.0 of a single code into 0.0
+    entropy = max(0.0, -(shares * shares.log2()).sum().item())
+    return CodebookUsage(codebook, codebook_size, len(row), len(shares), entropy, 2**entropy)
+
+
+def silence_share(
+    waveform: Tensor, sample_rate: int, threshold_dbfs: float = -50.0, frame_seconds: float = 0.02
+) -> float:
+    """[L] -> share in [0, 1] of frames whose root mean square lies below `threshold_dbfs`.
+
+    Frames of 20 ms side by side; a last frame that is not full is left out. 0 dBFS is a root mean
+    square of 1.
+
+    Raises ValueError for less than one frame, or NaN.
+    """
+    waveform = _mono(waveform, "waveform")
+    frame = round(frame_seconds * sample_rate)
+    if frame < 1 or len(waveform) < frame:
+        raise ValueError(
+            f"silence_share: a frame of {frame_seconds} s at {sample_rate} Hz is {frame} samples, "
+            f"the waveform has {len(waveform)}"
+        )
+    frames = waveform[: len(waveform) // frame * frame].reshape(-1, frame)
+    threshold_power = 10 ** (threshold_dbfs / 10)
+    return (frames.square().mean(dim=1) < threshold_power).double().mean().item()

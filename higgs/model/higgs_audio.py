@@ -1,0 +1,175 @@
+"""Higgs Audio V2's generation model: text tokens and delayed codes in, logits of both out."""
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+import torch.nn.functional as F
+from safetensors.torch import save_file
+from torch import Tensor, nn
+
+from higgs.batch import Batch
+from higgs.config import ModelConfig
+from higgs.delay import IGNORE
+from higgs.hub import check_loaded, read_config, read_tensors, resolve
+from higgs.model.kv_cache import KVCache
+from higgs.model.llama import DualFFNLayer, Kind, RMSNorm, rope_table
+from higgs.model.weights import convert, to_transformers
+
+
+@dataclass
+class ModelOutput:
+    text_logits: Tensor  # [B, S, V]
+    audio_logits: Tensor  # [B, S, K, N + 2] float32; zero where audio_out_mask is false
+    loss: Tensor | None = None  # text_loss + the mean of codebook_losses
+    text_loss: Tensor | None = None
+    codebook_losses: Tensor | None = None  # [K]
+    hidden_states: tuple[Tensor, ...] = ()  # embeddings, after each layer; the last one is normalised
+
+
+class HiggsAudio(nn.Module):
+    def __init__(self, config: ModelConfig):
+        super().__init__()
+        self.config = config
+        rows = config.num_codebooks * config.code_vocab_size
+        self.text_embedding = nn.Embedding(config.vocab_size, config.hidden_size)
+        self.audio_embedding = nn.Embedding(rows, config.hidden_size)
+        self.layers = nn.ModuleList(DualFFNLayer(config, i) for i in range(config.num_layers))
+        self.norm = RMSNorm(config.hidden_size, config.rms_norm_eps)
+        self.text_head = nn.Linear(config.hidden_size, config.vocab_size, bias=False)
+        self.audio_head = nn.Linear(config.hidden_size, rows, bias=False)
+
+    @property
+    def device(self) -> torch.device:
+        return self.audio_head.weight.device
+
+    @property
+    def dtype(self) -> torch.dtype:
+        return self.audio_head.weight.dtype
+
+    def embed_codes(self, codes: Tensor) -> Tensor:
+        """[..., K] -> [..., D]: the sum of one row for each codebook."""
+        offsets = torch.arange(self.config.num_codebooks, device=codes.device)
+        return self.audio_embedding(codes + offsets * self.config.code_vocab_size).sum(dim=-2)
+
+    def embed(self, input_ids: Tensor, codes: Tensor, audio_mask: Tensor) -> Tensor:
+        """[B, S], [B, S, K], [B, S] -> [B, S, D]"""
+        text = self.text_embedding(torch.where(audio_mask, 0, input_ids))
+        text[audio_mask] = self.embed_codes(codes[audio_mask]).to(text.dtype)
+        return text
+
+    def run_layers(
+        self,
+        x: Tensor,
+        kind: Kind,
+        positions: Tensor,
+        mask: Tensor | None,
+        cache: KVCache | None = None,
+    ) -> tuple[Tensor, list[Tensor]]:
+        """x [B, S, D], positions [B, S], mask [B, 1, S, S'] bool -> ([B, S, D] normalised, input of each layer)"""
+        rope = rope_table(self.config.rope, self.config.head_dim, positions, x.dtype)
+        states = []
+        for layer in self.layers:
+            states.append(x)
+            x = layer(x, kind, rope, mask, cache)
+        if cache is not None:
+            cache.advance(x.shape[1])
+        return self.norm(x), states
+
+    def audio_logits(self, hidden: Tensor) -> Tensor:
+        """[..., D] -> [..., K, N + 2] float32"""
+        return self.audio_head(hidden).float().unflatten(-1, (self.config.num_codebooks, -1))
+
+    def hidden(self, batch: Batch, cache: KVCache | None = None) -> tuple[Tensor, list[Tensor]]:
+        """The whole of a batch -> (hidden states [B, S, D] that the heads read, input of each layer).
+
+        With an empty cache this is the prefill: keys and values are kept for `decode_step`.
+        """
+        seen = batch.attention_mask
+        positions = (seen.long().cumsum(1) - 1).clamp(min=0)
+        length = seen.shape[1]
+        causal = torch.ones(length, length, dtype=torch.bool, device=seen.device).tril()
+        # A padded query sees itself, so that no row of the softmax is empty.
+        mask = causal & seen[:, None, None, :] | torch.eye(length, device=seen.device).bool()
+        x = self.embed(batch.input_ids, batch.codes, batch.audio_mask)
+        return self.run_layers(x, Kind(batch.audio_mask), positions, mask, cache)
+
+    def forward(self, batch: Batch) -> ModelOutput:
+        """-> logits of text at every position, of codes at the audio-out positions; losses where labels are given."""
+        hidden, states = self.hidden(batch)
+        spoken = self.audio_logits(hidden[batch.audio_out_mask])
+        audio_logits = spoken.new_zeros(*hidden.shape[:2], *spoken.shape[1:])
+        audio_logits[batch.audio_out_mask] = spoken
+        output = ModelOutput(
+            text_logits=self.text_head(hidden),
+            audio_logits=audio_logits,
+            hidden_states=(*states, hidden),
+        )
+        if batch.labels is not None:
+            output.text_loss = shifted_cross_entropy(output.text_logits, batch.labels)
+            output.loss = output.text_loss
+        if batch.code_labels is not None:
+            output.codebook_losses = torch.stack(
+                [
+                    shifted_cross_entropy(audio_logits[:, :, k], batch.code_labels[:, :, k])
+                    for k in range(self.config.num_codebooks)
+                ]
+            )
+            mean = output.codebook_losses.mean()
+            output.loss = mean if output.loss is None else output.loss + mean
+        return output
+
+    def prefill(self, batch: Batch, cache: KVCache) -> Tensor:
+        """A prompt of B = 1 into an empty cache -> hidden state of its last position [B, D]."""
+        return self.hidden(batch, cache)[0][:, -1]
+
+    def decode_step(self, x: Tensor, audio: bool, cache: KVCache) -> Tensor:
+        """One more position, embedded [B, 1, D] -> its hidden state [B, D]; it sees all that is cached."""
+        positions = torch.full((x.shape[0], 1), cache.length, device=x.device)
+        return self.run_layers(x, Kind(audio), positions, None, cache)[0][:, -1]
+
+    @classmethod
+    def from_pretrained(
+        cls,
+        source: str | Path,
+        revision: str | None = None,
+        device: str | torch.device = "cpu",
+        dtype: torch.dtype = torch.float32,
+    ) -> "HiggsAudio":
+        """Folder, hub id (with `revision` or as `id@revision`) or s3:// prefix -> the model.
+
+        Raises ValueError naming the tensors when any is missing or unexpected.
+        """
+        folder = resolve(source, revision)
+        config = ModelConfig.from_json(read_config(folder))
+        with torch.device("meta"):
+            model = cls(config)
+        tensors = {k: v.to(dtype) for k, v in convert(read_tensors(folder)).items()}
+        check_loaded(model.load_state_dict(tensors, strict=False, assign=True), folder)
+        return model.to(device).eval().requires_grad_(False)
+
+    def save_pretrained(
+        self, folder: str | Path, token_ids: dict[str, int], half: bool = False
+    ) -> None:
+        """Writes `config.json` and `model.safetensors` in transformers' layout; `half` stores float16.
+
+        `token_ids` are the ids that this schema keeps in the config (`audio_bos_token_id`, `pad_token_id`, ...).
+        """
+        folder = Path(folder)
+        folder.mkdir(parents=True, exist_ok=True)
+        tensors = to_transformers({k: v.detach().cpu() for k, v in self.state_dict().items()})
+        if half:
+            tensors = {k: v.half() for k, v in tensors.items()}
+        config = json.dumps(self.config.to_json() | token_ids, indent=2)
+        (folder / "config.json").write_text(config + "\n")
+        save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
+
+
+def shifted_cross_entropy(logits: Tensor, labels: Tensor) -> Tensor:
+    """[B, S, N], [B, S] -> mean over the labels that are not -100 of -log p(label i + 1 | position i)."""
+    return F.cross_entropy(
+        logits[:, :-1].float().reshape(-1, logits.shape[-1]),
+        labels[:, 1:].reshape(-1),
+        ignore_index=IGNORE,
+    )

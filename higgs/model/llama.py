@@ -1,0 +1,167 @@
+"""Llama's parts, and the layer that Higgs makes of them: shared attention, one FFN for text and one for audio.
+
+             x [B, S, D]
+             |------------------------------.
+    text: RMSNorm      audio: RMSNorm       |     each position takes the norm of its kind
+             '-------. .-------'            |
+                 attention                  |     shared: one causal attention, one KV cache
+                     + <--------------------'
+                     |----------------------.
+    text: RMSNorm, FFN   audio: RMSNorm, FFN|     each position takes the FFN of its kind
+             '-------. .-------'            |
+                     + <--------------------'
+"""
+
+import math
+from collections.abc import Callable
+from functools import lru_cache
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from higgs.config import ModelConfig, RopeConfig
+from higgs.model.kv_cache import KVCache
+
+Attend = Callable[[Tensor, Tensor, Tensor, Tensor | None], Tensor]
+
+
+@lru_cache(maxsize=8)
+def rope_frequencies(rope: RopeConfig, head_dim: int, device: torch.device) -> Tensor:
+    """-> [head_dim / 2] float32: Llama-3's frequencies, the slow ones divided by `factor`, a blend in between."""
+    exponent = torch.arange(0, head_dim, 2, dtype=torch.int64).float() / head_dim
+    base = 1.0 / (rope.theta**exponent)
+    wavelength = 2 * math.pi / base
+    slow, fast = rope.original_context / rope.low_factor, rope.original_context / rope.high_factor
+    blend = (rope.original_context / wavelength - rope.low_factor) / (
+        rope.high_factor - rope.low_factor
+    )
+    mixed = (1 - blend) * base / rope.factor + blend * base
+    scaled = torch.where(wavelength > slow, base / rope.factor, base)
+    between = ~(wavelength < fast) & ~(wavelength > slow)
+    return torch.where(between, mixed, scaled).to(device)
+
+
+def rope_table(
+    rope: RopeConfig, head_dim: int, positions: Tensor, dtype: torch.dtype
+) -> tuple[Tensor, Tensor]:
+    """positions [B, S] -> cos, sin [B, 1, S, head_dim]; angles in float32 whatever the dtype."""
+    angles = positions[..., None].float() * rope_frequencies(rope, head_dim, positions.device)
+    angles = torch.cat([angles, angles], dim=-1)[:, None]
+    return angles.cos().to(dtype), angles.sin().to(dtype)
+
+
+def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+    """[B, H, S, d]: the first half of the channels is paired with the second."""
+    first, second = x.chunk(2, dim=-1)
+    return x * cos + torch.cat([-second, first], dim=-1) * sin
+
+
+def attend(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None) -> Tensor:
+    """[B, H, S, d], [B, kv heads, S', d] twice, mask [B, 1, S, S'] bool or None (see all) -> [B, H, S, d]"""
+    grouped = k.shape[1] != q.shape[1]
+    return F.scaled_dot_product_attention(q, k, v, attn_mask=mask, enable_gqa=grouped)
+
+
+class RMSNorm(nn.Module):
+    """Normalised in float32, cast back, then scaled: the order matters in bfloat16."""
+
+    def __init__(self, width: int, eps: float):
+        super().__init__()
+        self.weight = nn.Parameter(torch.ones(width))
+        self.eps = eps
+
+    def forward(self, x: Tensor) -> Tensor:
+        wide = x.float()
+        wide = wide * torch.rsqrt(wide.square().mean(-1, keepdim=True) + self.eps)
+        return self.weight * wide.to(x.dtype)
+
+
+class FeedForward(nn.Module):
+    def __init__(self, width: int, hidden: int):
+        super().__init__()
+        self.gate_proj = nn.Linear(width, hidden, bias=False)
+        self.up_proj = nn.Linear(width, hidden, bias=False)
+        self.down_proj = nn.Linear(hidden, width, bias=False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.down_proj(F.silu(self.gate_proj(x)) * self.up_proj(x))
+
+
+class Attention(nn.Module):
+    def __init__(self, config: ModelConfig, layer: int):
+        super().__init__()
+        self.layer, self.head_dim = layer, config.head_dim
+        width, kv_width = (
+            config.num_heads * config.head_dim,
+            config.num_kv_heads * config.head_dim,
+        )
+        self.q_proj = nn.Linear(config.hidden_size, width, bias=False)
+        self.k_proj = nn.Linear(config.hidden_size, kv_width, bias=False)
+        self.v_proj = nn.Linear(config.hidden_size, kv_width, bias=False)
+        self.o_proj = nn.Linear(width, config.hidden_size, bias=False)
+        self.attend: Attend = attend
+
+    def forward(
+        self,
+        x: Tensor,
+        rope: tuple[Tensor, Tensor],
+        mask: Tensor | None,
+        cache: KVCache | None,
+    ) -> Tensor:
+        """[B, S, D] -> [B, S, D]"""
+        q, k, v = (
+            projection(x).unflatten(-1, (-1, self.head_dim)).transpose(1, 2)
+            for projection in (self.q_proj, self.k_proj, self.v_proj)
+        )
+        q, k = rotate(q, *rope), rotate(k, *rope)
+        if cache is not None:
+            k, v = cache.update(self.layer, k, v)
+        return self.o_proj(self.attend(q, k, v, mask).transpose(1, 2).flatten(2))
+
+
+class Kind:
+    """Which positions are audio: a mask [B, S], or, where all are of one kind, just that."""
+
+    def __init__(self, audio: Tensor | bool):
+        self.mask = audio if isinstance(audio, Tensor) else None
+        self.all_audio = audio is True
+        if self.mask is not None:
+            flat = self.mask.flatten()
+            self.audio_rows, self.text_rows = flat.nonzero()[:, 0], (~flat).nonzero()[:, 0]
+
+    def norm(self, x: Tensor, text: RMSNorm, audio: RMSNorm) -> Tensor:
+        if self.mask is None:
+            return audio(x) if self.all_audio else text(x)
+        return torch.where(self.mask[..., None], audio(x), text(x))
+
+    def feed(self, x: Tensor, text: nn.Sequential, audio: nn.Sequential) -> Tensor:
+        """Each position through the FFN of its kind, and only that one."""
+        if self.mask is None:
+            return audio(x) if self.all_audio else text(x)
+        rows = x.flatten(0, 1)
+        out = torch.empty_like(rows)
+        out[self.text_rows] = text(rows[self.text_rows]).to(out.dtype)
+        out[self.audio_rows] = audio(rows[self.audio_rows]).to(out.dtype)
+        return out.view_as(x)
+
+
+class DualFFNLayer(nn.Module):
+    def __init__(self, config: ModelConfig, layer: int):
+        super().__init__()
+        width, hidden, eps = config.hidden_size, config.intermediate_size, config.rms_norm_eps
+        self.attention = Attention(config, layer)
+        self.text_norm, self.audio_norm = RMSNorm(width, eps), RMSNorm(width, eps)
+        self.text_ffn = nn.Sequential(RMSNorm(width, eps), FeedForward(width, hidden))
+        self.audio_ffn = nn.Sequential(RMSNorm(width, eps), FeedForward(width, hidden))
+
+    def forward(
+        self,
+        x: Tensor,
+        kind: Kind,
+        rope: tuple[Tensor, Tensor],
+        mask: Tensor | None,
+        cache: KVCache | None,
+    ) -> Tensor:
+        x = x + self.attention(kind.norm(x, self.text_norm, self.audio_norm), rope, mask, cache)
+        return x + kind.feed(x, self.text_ffn, self.audio_ffn)

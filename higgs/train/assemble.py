@@ -1,0 +1,68 @@
+"""Puts the parts that the training jobs made into a checkpoint. `python -m higgs.train.assemble --help`."""
+
+import argparse
+import json
+from pathlib import Path
+
+import torch
+
+from higgs.codec.tokenizer import AudioTokenizer
+from higgs.data.text import TextTokenizer, save_byte_tokenizer
+from higgs.model.higgs_audio import HiggsAudio
+from higgs.tokens import TokenIds
+from higgs.train.nano import NANO_CODEC, NANO_MODEL, NANO_PHRASES
+from higgs.train.teacher import MelTeacher
+
+
+def part(folder: Path, name: str, key: str) -> dict[str, torch.Tensor]:
+    path = folder / f"{name}.pt"
+    if not path.is_file():
+        raise FileNotFoundError(f"{path} is missing: train the {name} first")
+    return torch.load(path, weights_only=True)[key]
+
+
+def assemble_codec(folder: Path) -> AudioTokenizer:
+    codec = AudioTokenizer(NANO_CODEC)
+    teacher = MelTeacher(NANO_CODEC)
+    teacher.load_state_dict(part(folder, "teacher", "teacher"))
+    codec.quantizer.load_state_dict(teacher.quantizer.quantizer.state_dict())
+    tensors = part(folder, "decoder", "smooth") | part(folder, "encoder", "smooth")
+    wanted = {k for k in codec.state_dict() if not k.startswith("quantizer.")}
+    if wanted != set(tensors):
+        raise ValueError(f"decoder and encoder do not make a codec: {sorted(wanted ^ set(tensors))[:5]}")
+    codec.load_state_dict(tensors, strict=False)
+    return codec.eval()
+
+
+def save_model(folder: Path, target: Path) -> None:
+    """The model, its text tokenizer, and the ids that transformers keeps in the config."""
+    model = HiggsAudio(NANO_MODEL)
+    model.load_state_dict(part(folder, "model", "model"))
+    target.mkdir(parents=True, exist_ok=True)
+    save_byte_tokenizer(target, NANO_PHRASES)
+    ids = TokenIds.of(TextTokenizer.from_pretrained(target))
+    names = {
+        "bos_token_id": ids.begin_of_text,
+        "eos_token_id": ids.end_of_turn,
+        "pad_token_id": ids.end_of_text,
+        "audio_token_id": ids.audio_out,
+        "audio_bos_token_id": ids.audio_out_bos,
+        # transformers marks the last columns of a prompt's audio with a token of their own; ours has none.
+        "audio_delay_token_id": ids.audio_in,
+    }
+    model.save_pretrained(target, names, half=True)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--parts", type=Path, default=Path("training/out"))
+    parser.add_argument("--out", type=Path, default=Path("training/out/nano"))
+    arguments = parser.parse_args()
+    assemble_codec(arguments.parts).save_pretrained(arguments.out / "codec", half=True)
+    save_model(arguments.parts, arguments.out / "model")
+    sizes = {str(p.relative_to(arguments.out)): p.stat().st_size for p in arguments.out.rglob("*.safetensors")}
+    (arguments.out / "sizes.json").write_text(json.dumps(sizes, indent=2) + "\n")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,31 @@
+"""The sizes of higgs-nano, the default checkpoint: the architecture of the release, small enough to travel with the code."""
+
+from higgs.config import CodecConfig, ModelConfig, SemanticConfig
+from higgs.data.chatml import GENERATE, MULTI_SPEAKER, QUIET_ROOM
+
+NANO_CODEC = CodecConfig(
+    encoder_width=12,
+    decoder_width=256,
+    acoustic_dim=64,
+    codebook_dim=32,
+    semantic=SemanticConfig(
+        hidden_size=128,
+        intermediate_size=384,
+        num_layers=2,
+        num_heads=4,
+        conv_dim=96,
+    ),
+)
+
+NANO_MODEL = ModelConfig(
+    vocab_size=320,
+    hidden_size=192,
+    intermediate_size=512,
+    num_layers=7,
+    num_heads=3,
+    num_kv_heads=3,
+    head_dim=64,
+)
+
+# What every prompt repeats: one token each in the byte-level text tokenizer.
+NANO_PHRASES = (GENERATE, MULTI_SPEAKER, QUIET_ROOM)

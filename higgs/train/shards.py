@@ -1,0 +1,56 @@
+"""Reading a corpus of speech: shards of int16 samples with one JSON row for each utterance."""
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor
+
+SAMPLE_RATE = 24_000
+
+
+@dataclass(frozen=True)
+class Utterance:
+    """One row of a shard; `offset` and `length` count samples."""
+
+    shard: int
+    offset: int
+    length: int
+    text: str
+    speaker: str
+
+
+class Shards:
+    """`shard-NN.pcm` + `shard-NN.jsonl` in a folder; samples are mapped, not read."""
+
+    def __init__(self, folder: str | Path):
+        paths = sorted(Path(folder).glob("shard-*.jsonl"))
+        if not paths:
+            raise FileNotFoundError(f"{folder} holds no shard-*.jsonl: make the corpus first")
+        self.samples, self.utterances = [], []
+        for shard, path in enumerate(paths):
+            self.samples.append(np.memmap(path.with_suffix(".pcm"), dtype=np.int16, mode="r"))
+            for line in path.read_text().splitlines():
+                row = json.loads(line)
+                self.utterances.append(
+                    Utterance(shard, row["offset"], row["length"], row["text"], row["speaker"])
+                )
+
+    def __len__(self) -> int:
+        return len(self.utterances)
+
+    def waveform(self, index: int, start: int = 0, length: int | None = None) -> Tensor:
+        """-> [length] float32 from sample `start` of the utterance (the whole by default)."""
+        utterance = self.utterances[index]
+        stop = utterance.length if length is None else start + length
+        if stop > utterance.length:
+            raise ValueError(f"samples {start} ... {stop} of an utterance of {utterance.length}")
+        piece = self.samples[utterance.shard][utterance.offset + start : utterance.offset + stop]
+        return torch.from_numpy(piece.astype(np.float32) / 32768)
+
+
+def split(count: int, held_out: int) -> tuple[range, range]:
+    """Indices to train on and the last `held_out` ones, never trained on."""
+    return range(count - held_out), range(count - held_out, count)

@@ -1,0 +1,42 @@
+"""Snake with a hand-written gradient: it keeps its input alone and, compiled, makes one pass over memory."""
+
+import torch
+from torch import Tensor
+
+from higgs.codec import acoustic
+
+
+def _forward(x: Tensor, alpha: Tensor) -> Tensor:
+    wide = x.float()
+    return (wide + torch.sin(alpha * wide).square() / (alpha + 1e-9)).to(x.dtype)
+
+
+def _backward(x: Tensor, alpha: Tensor, grad: Tensor) -> tuple[Tensor, Tensor]:
+    wide, up = x.float(), grad.float()
+    double, sine = torch.sin(2 * alpha * wide), torch.sin(alpha * wide)
+    for_alpha = (up * (wide * double / alpha - sine * sine / (alpha * alpha))).sum((0, 2), True)
+    return (up * (1 + double)).to(x.dtype), for_alpha
+
+
+class _Snake(torch.autograd.Function):
+    forward_kernel, backward_kernel = staticmethod(_forward), staticmethod(_backward)
+
+    @staticmethod
+    def forward(ctx, x: Tensor, alpha: Tensor) -> Tensor:
+        ctx.save_for_backward(x, alpha)
+        return _Snake.forward_kernel(x, alpha)
+
+    @staticmethod
+    def backward(ctx, grad: Tensor) -> tuple[Tensor, Tensor]:
+        return _Snake.backward_kernel(*ctx.saved_tensors, grad)
+
+
+def use_trainable_snake(compiled: bool = True) -> None:
+    """Replaces the codec's Snake for this process; `compiled` needs a C++ compiler."""
+    if compiled:
+        # One kernel for all widths: a specialisation for each would exceed the recompile limit.
+        torch._dynamo.config.force_parameter_static_shapes = False
+        torch._dynamo.config.recompile_limit = 32
+        _Snake.forward_kernel = staticmethod(torch.compile(_forward, dynamic=True))
+        _Snake.backward_kernel = staticmethod(torch.compile(_backward, dynamic=True))
+    acoustic.snake = _Snake.apply

@@ -1,0 +1,386 @@
+"""Notebooks as stages: what goes in arrives, what comes out repeats, what fails leaves nothing."""
+
+import ast
+import base64
+import io
+import json
+import os
+import re
+import runpy
+import sys
+import wave
+from pathlib import Path
+from types import SimpleNamespace
+
+import nbformat
+import numpy as np
+import pytest
+from nbformat.v4 import new_code_cell, new_markdown_cell, new_notebook
+
+from higgs import cells
+from higgs.notebook import apply_setting, check_parameters_cell, main, stage_values
+from higgs.notebook_clean import clean_source, dump
+from higgs.notebook_html import NotSelfContained, check_self_contained
+from higgs.params import ParamsError, read_params
+
+REPOSITORY = Path(__file__).resolve().parent.parent
+
+PARAMS = """
+seed: 0
+threads: 1
+checkpoint: nano
+tokenize: {}
+generate: {scripts: "é 'single' \\"double\\" \\\\ back", temperature: 1e-4, top_k: null, top_p: 1,
+  ras_window: 7, ras_max_repeats: 2, max_new_tokens: 400, seeds: [0, 1], players: 2}
+evaluate: {}
+"""
+SETUP = """from higgs.cells import *
+from higgs.params import *
+
+values = read_params(enter_root() / 'params.yaml')"""
+PARAMETERS = "\n".join(
+    f"{name} = values['{name}']" for name in ("seed", "threads", "checkpoint", "generate")
+)
+SCALARS = "seed=seed, threads=threads, checkpoint=checkpoint"
+WORK = [
+    f"""params = from_section(GenerateParams, generate, {SCALARS})
+write_json(output_path('results/generate/params.json'), {{**vars(params), 'raw': generate}})""",
+    """import sys
+for index in progress(range(3), 'speaking'):
+    print('step', index, flush=True)
+    print('a warning', file=sys.stderr)""",
+    """record_timing('generate', {'rtf': 1.25})
+print({'b', 'a'}, hash('x'))
+object()""",
+    """sound = audio_player([0.0, 0.5, -0.5], 24000, 'tone')
+table([{'clip': 'one', 'sound': sound, 'sdr': 1 / 3}])""",
+    """import time
+print('one', flush=True)
+time.sleep(0.3)
+print('two')""",
+]
+
+
+def make_notebook(code, parameters=PARAMETERS):
+    contents = [
+        new_markdown_cell("# Does it speak?\n\n[licence](https://example.org)"),
+        new_code_cell(SETUP),
+        new_code_cell(parameters, metadata={"tags": ["parameters"]}),
+        *(new_code_cell(source) for source in code),
+    ]
+    for index, cell in enumerate(contents):
+        cell.id = f"source-{index}"
+    return clean_source(new_notebook(cells=contents))
+
+
+@pytest.fixture
+def repository(tmp_path, monkeypatch):
+    """A repository with a params.yaml, and `write(code)` for its one notebook."""
+    (tmp_path / "dvc.yaml").write_text("stages: {}\n")
+    (tmp_path / "params.yaml").write_text(PARAMS)
+    (tmp_path / "notebooks").mkdir()
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("PYTHONPATH", str(REPOSITORY))
+    # Left over from the shell that runs the tests, it would make them look like a stage.
+    monkeypatch.delenv(cells.STAGE_VARIABLE, raising=False)
+
+    def write(code, parameters=PARAMETERS):
+        path = tmp_path / "notebooks" / "generate.ipynb"
+        path.write_text(dump(make_notebook(code, parameters)), encoding="utf-8")
+        return path
+
+    return SimpleNamespace(root=tmp_path, write=write, reports=tmp_path / "reports")
+
+
+def read_outputs(path):
+    notebook = nbformat.read(path, as_version=4)
+    return [output for cell in notebook.cells for output in cell.get("outputs", [])]
+
+
+def test_a_stage_gets_its_parameters_and_repeats_byte_for_byte(repository, monkeypatch, capfd):
+    source = repository.write(WORK)
+    committed = source.read_bytes()
+    before = dict(os.environ)
+    assert main(["run", "generate", "--set", "seed=7"]) == 0
+    told = capfd.readouterr()
+    assert "step 0\nstep 1\nstep 2\n" in told.out
+    assert (
+        "speaking 3/3 in" in told.err
+        and "generate: rtf 1.25" in told.err
+        and "a warning" in told.err
+    )
+    first = {path.name: path.read_bytes() for path in repository.reports.iterdir()}
+    assert set(first) == {"generate.ipynb", "generate.html"}
+
+    # From another folder, another terminal width and another hash seed, the bytes stay.
+    monkeypatch.chdir(repository.root / "notebooks")
+    monkeypatch.setenv("COLUMNS", "41")
+    monkeypatch.setenv("PYTHONHASHSEED", "123")
+    assert main(["run", "generate", "--set", "seed=7"]) == 0
+    assert {path.name: path.read_bytes() for path in repository.reports.iterdir()} == first
+    monkeypatch.undo()
+    assert {name for name in os.environ if os.environ[name] != before.get(name)} <= {
+        "PYTEST_CURRENT_TEST"
+    }
+    assert source.read_bytes() == committed
+
+    params = json.loads((repository.root / "results/generate/params.json").read_text())
+    assert (
+        params["seed"] == 7
+        and params["temperature"] == 1e-4
+        and params["raw"]["temperature"] == 1e-4
+    )
+    assert params["top_k"] is None and params["raw"]["top_k"] is None and params["seeds"] == [0, 1]
+    assert params["scripts"] == "é 'single' \"double\" \\ back"
+    timing = json.loads((repository.root / "results/generate/timing.json").read_text())
+    assert timing["rtf"] == 1.25 and timing["stage_seconds"] > 0
+
+    streams = [
+        output
+        for output in read_outputs(repository.root / "reports/generate.ipynb")
+        if "text" in output
+    ]
+    assert [output.text for output in streams[-1:]] == ["one\ntwo\n"]
+    assert {output.name for output in streams} == {"stdout"}
+    assert (
+        b"stage_seconds" not in first["generate.ipynb"] and b" at 0x" not in first["generate.ipynb"]
+    )
+    check_page(first["generate.html"].decode("utf-8"))
+
+
+def check_page(page):
+    assert "<title>Does it speak?</title>" in page
+    assert not re.findall(r'<(?:script|link|iframe)\b|(?:src|srcset)="(?!data:)', page)
+    assert page.count("data:audio/wav;base64,") == 1
+    assert "values[" not in page.split("<summary>parameters</summary>")[1]
+
+
+def test_the_same_notebook_runs_cell_by_cell_and_touches_nothing_tracked(repository, monkeypatch):
+    from nbclient import NotebookClient
+
+    path = repository.write(WORK[:2])
+    notebook = nbformat.read(path, as_version=4)
+    monkeypatch.setenv("JUPYTER_PREFER_ENV_PATH", "1")
+    folder = str(repository.root / "notebooks")
+    NotebookClient(
+        notebook, kernel_name="python3", resources={"metadata": {"path": folder}}
+    ).execute()
+    assert [str(file.relative_to(repository.root)) for file in repository.root.rglob("*.json")] == [
+        "results/explore/generate/params.json"
+    ]
+
+
+@pytest.mark.parametrize(
+    ("code", "told"),
+    [
+        (
+            "chosen = {}\n# comment\nchosen['voice']",
+            ["KeyError: 'voice'", "`chosen = {}` failed: KeyError"],
+        ),
+        ("import os\nos._exit(9)", ["the kernel died", "`import os`"]),
+        ("import sys\nsys.exit(0)", ["SystemExit", "runs every cell to its end"]),
+        (
+            "from IPython.display import HTML\nHTML('<script src=\"https://cdn.example/x\"></script>')",
+            ["outside"],
+        ),
+    ],
+)
+def test_a_failing_cell_is_told_first_and_leaves_no_output(repository, capfd, code, told):
+    repository.write([code, "print('never')"])
+    assert main(["run", "generate"]) == 1
+    error = capfd.readouterr().err
+    for words in told:
+        assert words in error
+    assert [path.name for path in repository.reports.iterdir()] == ["generate.failed.ipynb"]
+    if "KeyError" in error:
+        assert error.index("Cell In[4], line 3") < error.index("generate.failed.ipynb")
+        assert "papermill" not in error and "\x1b" not in error and len(error.splitlines()) < 15
+
+
+@pytest.mark.parametrize(
+    ("arguments", "told"),
+    [
+        (["--set", "generate.temprature=0.5"], "did you mean 'generate.temperature'"),
+        (
+            ["--set", "generate.temperature='1e-4'"],
+            "generate.temperature: expected float, got str '1e-4'",
+        ),
+        (["--set", "generate.seeds=3"], "generate.seeds: expected a list, got int 3"),
+        (["--set", "generate.seeds=[1"], "--set generate.seeds=[1"),
+        (["--set", "seed=true"], "seed: expected int, got bool True"),
+        (["--set", "seed=null"], "seed: expected int, got null"),
+        (["--set", "tokenize.players=1"], "unknown key 'tokenize.players'"),
+        (["--set", "seed"], "expected key=value"),
+        (["--set", "checkpoint=someone/model"], "pin a full commit"),
+    ],
+)
+def test_wrong_parameters_stop_before_any_cell(repository, capsys, arguments, told):
+    repository.write(["import pathlib\npathlib.Path('ran').touch()"])
+    assert main(["run", "generate", *arguments]) == 2
+    assert told in capsys.readouterr().err
+    assert not (repository.root / "ran").exists() and not repository.reports.exists()
+
+
+@pytest.mark.parametrize(
+    ("parameters", "told"),
+    [
+        (PARAMETERS + "\nvoice = 1", "unknown key 'voice'"),
+        (
+            PARAMETERS.replace("seed =", "sed ="),
+            "unknown key 'sed'.*did you mean 'seed'.*missing key 'seed'",
+        ),
+        (PARAMETERS + "\nprint(seed)", "more than plain assignments"),
+        (PARAMETERS + "\nseed =", "no Python"),
+    ],
+)
+def test_the_notebook_must_take_exactly_what_is_passed(repository, capsys, parameters, told):
+    repository.write(["print('never')"], parameters)
+    assert main(["run", "generate"]) == 2
+    assert re.search(told, capsys.readouterr().err)
+    assert not repository.reports.exists()
+
+
+def test_a_notebook_without_its_parameters_cell_is_refused():
+    expected = ["seed", "threads", "checkpoint", "generate"]
+    notebook = make_notebook([])
+    check_parameters_cell(notebook, expected, Path("x.ipynb"))
+    for tags in ([], ["injected-parameters"]):
+        notebook.cells[2].metadata["tags"] = tags
+        with pytest.raises(ParamsError, match="expected one code cell tagged 'parameters'"):
+            check_parameters_cell(notebook, expected, Path("x.ipynb"))
+
+
+def test_settings_are_yaml_and_leave_the_file_values_alone(repository):
+    params = read_params("params.yaml")
+    values = stage_values(
+        params, "generate", ["generate.temperature=5e-1", "generate.top_k=50", "seed=3"]
+    )
+    assert values["generate"]["temperature"] == 0.5 and values["generate"]["top_k"] == 50
+    assert values["seed"] == 3 and params["seed"] == 0 and params["generate"]["top_k"] is None
+    apply_setting(values, "generate", "generate.scripts=a=b")
+    assert values["generate"]["scripts"] == "a=b"
+
+
+def test_saving_in_jupyter_leaves_the_committed_bytes(repository):
+    path = repository.write(WORK)
+    committed = path.read_bytes()
+    config = SimpleNamespace(ServerApp=SimpleNamespace(), ContentsManager=SimpleNamespace())
+    file = REPOSITORY / ".jupyter" / "jupyter_server_config.py"
+    hook = runpy.run_path(str(file), {"get_config": lambda: config})["strip_sources"]
+    assert config.ContentsManager.pre_save_hook is hook and config.ServerApp.root_dir == str(
+        REPOSITORY
+    )
+
+    manager = SimpleNamespace(root_dir=str(REPOSITORY))
+    run = nbformat.read(path, as_version=4)
+    for count, cell in enumerate(run.cells):
+        cell.metadata |= {
+            "execution": {"iopub.execute_input": "now"},
+            "trusted": True,
+            "collapsed": False,
+        }
+        if cell.cell_type == "code":
+            cell.execution_count = count
+            cell.outputs = [nbformat.v4.new_output("stream", text="done\n")]
+    run.metadata.language_info["version"] = "3.99"
+    run.metadata["widgets"] = {"state": {}}
+    for where, stripped in {
+        "notebooks/generate.ipynb": True,
+        "reports/generate.ipynb": False,
+    }.items():
+        model = {"type": "notebook", "content": json.loads(json.dumps(run))}
+        hook(model=model, path=where, contents_manager=manager)
+        saved = dump(nbformat.from_dict(model["content"])).encode("utf-8")
+        assert (saved == committed) is stripped
+    hook(
+        model={"type": "file", "content": "text"},
+        path="notebooks/notes.txt",
+        contents_manager=manager,
+    )
+
+
+def test_clean_command_rewrites_only_what_is_not_clean(repository, capsys):
+    path = repository.write(WORK)
+    assert main(["clean", "--check", str(path)]) == 0
+    clean = path.read_bytes()
+    path.write_text(
+        clean.decode("utf-8").replace('"execution_count": null', '"execution_count": 3', 1)
+    )
+    assert main(["clean", "--check", str(path)]) == 1
+    assert main(["clean", str(path)]) == 0
+    assert path.read_bytes() == clean
+
+
+def test_a_page_that_would_load_something_is_refused():
+    check_self_contained(
+        '<a href="https://x.org">x</a><p>url(http://x)</p><img src="data:image/png;base64,AA">'
+    )
+    for page in (
+        '<script src="https://cdn.example/require.js"></script>',
+        '<img src="figures/plot.png">',
+        '<link rel="stylesheet" href="style.css">',
+        "<style>@import 'http://x/y.css';</style>",
+        '<p style="background: url(http://x/y.png)">',
+    ):
+        with pytest.raises(NotSelfContained):
+            check_self_contained(page)
+
+
+def test_audio_player_carries_the_sound():
+    samples = np.linspace(-1.5, 1.5, 480)
+    page = cells.audio_player(samples[None, None], 24_000, "<voice>").data
+    assert "&lt;voice&gt;" in page and "<voice>" not in page
+    data = base64.b64decode(re.search(r"base64,([^\"]+)", page)[1])
+    with wave.open(io.BytesIO(data)) as file:
+        assert (file.getnchannels(), file.getsampwidth(), file.getframerate()) == (1, 2, 24_000)
+        pcm = np.frombuffer(file.readframes(480), dtype="<i2")
+    np.testing.assert_allclose(pcm / 32767, samples.clip(-1, 1), atol=1 / 32767)
+    for wrong in (np.zeros((2, 8)), np.zeros(0), np.array([np.nan])):
+        with pytest.raises(ValueError):
+            cells.audio_player(wrong, 24_000)
+
+
+def test_results_are_written_whole_and_rounded(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    row = {"third": np.float32(1 / 3), "none": None, "yes": True, "word": "a,b"}
+    cells.write_json("deep/a.json", {**row, "list": [1e-9 / 3, np.arange(2)]})
+    assert json.loads(Path("deep/a.json").read_text()) == {
+        "third": 0.333333, "none": None, "yes": True, "word": "a,b", "list": [3.33333e-10, [0, 1]],
+    }  # fmt: skip
+    cells.write_table("a.csv", [row])
+    assert Path("a.csv").read_bytes() == b'third,none,yes,word\n0.333333,,True,"a,b"\n'
+    with pytest.raises(ValueError, match=r"b.json: x\[0\] is nan"):
+        cells.write_json("b.json", {"x": [float("nan")]})
+    with pytest.raises(ValueError, match="row 1 has the columns"):
+        cells.write_table("b.csv", [{"a": 1}, {"b": 1}])
+    assert sorted(path.name for path in tmp_path.rglob("*.*")) == ["a.csv", "a.json"]
+
+
+def test_outputs_of_exploring_stay_out_of_the_way(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.delenv(cells.STAGE_VARIABLE, raising=False)
+    assert cells.output_path("results/generate/a.csv") == Path("results/explore/generate/a.csv")
+    assert cells.output_path("metrics.json") == Path("results/explore/metrics.json")
+    monkeypatch.setenv(cells.STAGE_VARIABLE, "generate")
+    assert cells.output_path("results/generate/a.csv") == Path("results/generate/a.csv")
+    with pytest.raises(ValueError):
+        cells.output_path(tmp_path / "a")
+    with pytest.raises(FileNotFoundError, match="dvc.yaml"):
+        cells.find_root(tmp_path)
+
+
+def test_helpers_import_neither_torch_nor_papermill():
+    """A kernel imports the helpers in every first cell, and the Jupyter server imports the hook."""
+    for name in ("cells", "notebook_clean", "notebook_html", "notebook", "params"):
+        tree = ast.parse((REPOSITORY / "higgs" / f"{name}.py").read_text())
+        top = [node for node in tree.body if isinstance(node, ast.Import | ast.ImportFrom)]
+        names = {alias.name for node in top for alias in node.names} | {
+            getattr(node, "module", "") for node in top
+        }
+        assert not {part.split(".")[0] for part in names if part} & {
+            "torch",
+            "papermill",
+            "nbconvert",
+            "IPython",
+        }
+    assert sys.version_info >= (3, 11)

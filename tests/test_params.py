@@ -1,0 +1,181 @@
+"""params.yaml arrives exactly as written, or not at all."""
+
+from dataclasses import FrozenInstanceError, dataclass
+
+import pytest
+
+from higgs.params import (
+    RELEASED_CODEC,
+    RELEASED_MODEL,
+    RELEASED_MODEL_REVISION,
+    Checkpoint,
+    GenerateParams,
+    ParamsError,
+    from_section,
+    load_section,
+    parse_yaml,
+    read_params,
+)
+
+GOOD = """
+seed: 0
+threads: 2
+checkpoint: nano
+tokenize: {recordings: a, languages: [en], max_clips: null, pad_to_hop: true,
+  codebook_counts: [1, 8], players: 3}
+generate: {scripts: b, temperature: 1e-4, top_k: null, top_p: 1, ras_window: 7, ras_max_repeats: 2,
+  max_new_tokens: 400, seeds: [0, 1], players: 2}
+evaluate: {judge: moonshine-tiny-en, languages: [en], bootstrap_resamples: 1000, players: 6}
+"""
+
+
+@dataclass(frozen=True)
+class Kinds:
+    number: float
+    count: int
+    flag: bool
+    word: str
+    counts: list[int]
+    words: list[str]
+    maybe: int | None
+    rest: int = 3
+
+
+KINDS = {
+    "number": 0.5,
+    "count": 1,
+    "flag": False,
+    "word": "no",
+    "counts": [1, 2],
+    "words": [],
+    "maybe": None,
+}
+
+
+@pytest.fixture
+def write(tmp_path):
+    def write(text):
+        path = tmp_path / "params.yaml"
+        path.write_text(text)
+        return path
+
+    return write
+
+
+def test_every_section_loads_with_its_scalars(write):
+    path = write(GOOD)
+    generate = load_section("generate", path)
+    assert isinstance(generate, GenerateParams)
+    assert generate.temperature == 1e-4
+    assert type(generate.top_p) is float and generate.top_k is None and generate.seeds == [0, 1]
+    assert (generate.seed, generate.threads, generate.checkpoint) == (0, 2, "nano")
+    assert load_section("tokenize", path).pad_to_hop is True
+    assert load_section("evaluate", path).bootstrap_resamples == 1000
+    with pytest.raises(FrozenInstanceError):
+        generate.seed = 1
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "message"),
+    [
+        ("temperature:", "temprature:", "unknown key 'temprature'.*did you mean 'temperature'"),
+        ("temperature: 1e-4, ", "", "generate: missing key 'temperature'"),
+        (
+            "temperature: 1e-4",
+            "temperature: '1e-4'",
+            "generate.temperature: expected float, got str '1e-4'",
+        ),
+        ("temperature: 1e-4", "temperature: true", "expected float, got bool True"),
+        ("temperature: 1e-4", "temperature: .nan", "expected a finite number"),
+        ("temperature: 1e-4", "temperature: null", "expected float, got null"),
+        ("max_new_tokens: 400", "max_new_tokens: 4e2", "expected int, got float 400.0"),
+        ("seeds: [0, 1]", "seeds: 0", "generate.seeds: expected a list, got int 0"),
+        ("seeds: [0, 1]", "seeds: [0, true]", r"generate.seeds\[1\]: expected int, got bool True"),
+        ("seeds: [0, 1]", "seeds: [0, 0]", "none twice"),
+        ("seeds: [0, 1]", "seeds: []", "at least one entry"),
+        ("seed: 0", "seed: false", "^seed: expected int, got bool False"),
+        ("threads: 2", "threads: 0", "threads: expected 1 or more, got 0"),
+        ("seed: 0", "seeed: 0", "unknown key 'seeed'.*did you mean 'seed'.*missing key 'seed'"),
+        ("seed: 0", "seed: 0\nseed: 1", 'duplicate key "seed"'),
+        ("scripts: b", "scripts: b, scripts: c", 'duplicate key "scripts"'),
+        ("{scripts: b", "{seed: 4, scripts: b", "seed belongs beside the section"),
+        ("generate: {", "generate: [], other: {", "params.yaml"),
+    ],
+)
+def test_what_is_wrong_is_refused(write, old, new, message):
+    assert old in GOOD
+    with pytest.raises(ParamsError, match=message):
+        load_section("generate", write(GOOD.replace(old, new, 1)))
+
+
+def test_a_word_is_no_boolean(write):
+    path = write(GOOD.replace("pad_to_hop: true", "pad_to_hop: no"))
+    assert read_params(path)["tokenize"]["pad_to_hop"] == "no"
+    with pytest.raises(
+        ParamsError, match="pad_to_hop: expected bool, got str 'no'.*true and false"
+    ):
+        load_section("tokenize", path)
+
+
+def test_unknown_stage_names_the_choices(write):
+    with pytest.raises(ParamsError, match="did you mean 'generate'.*tokenize"):
+        load_section("genrate", write(GOOD))
+
+
+def test_the_file_must_be_a_mapping(write):
+    with pytest.raises(ParamsError, match="expected a mapping"):
+        read_params(write("- 1\n"))
+    with pytest.raises(ParamsError, match="expected ',' or ']'"):
+        parse_yaml("[1")
+
+
+def test_the_reader_is_dvcs(write):
+    serialize = pytest.importorskip("dvc.utils.serialize")
+    text = GOOD + "more: {a: 0o17, b: 1_000, c: ~, d: No, e: 1E5, f: 1.10, g: '1'}\n"
+    assert read_params(write(text)) == serialize.parse_yaml(text, "params.yaml")
+
+
+def test_from_section_works_for_any_dataclass():
+    assert from_section(Kinds, KINDS) == Kinds(**KINDS)
+    assert from_section(Kinds, {**KINDS, "number": 2, "maybe": 4}, rest=5).number == 2.0
+    for name, wrong in {
+        "count": True,
+        "flag": 1,
+        "word": 1,
+        "counts": (1,),
+        "words": [1],
+        "maybe": "1",
+    }.items():
+        with pytest.raises(ParamsError, match=f"Kinds.{name}"):
+            from_section(Kinds, {**KINDS, name: wrong})
+
+
+def test_checkpoint_is_one_key(tmp_path):
+    nano = Checkpoint.parse("nano")
+    assert (nano.model, nano.codec) == (
+        "data/checkpoints/nano/model",
+        "data/checkpoints/nano/codec",
+    )
+    assert (nano.dtype, nano.device) == ("float32", "cpu")
+    released = Checkpoint.parse(f"{RELEASED_MODEL}@{RELEASED_MODEL_REVISION}")
+    assert released.model == f"{RELEASED_MODEL}@{RELEASED_MODEL_REVISION}"
+    assert released.codec == RELEASED_CODEC
+    assert (released.dtype, released.device) == ("bfloat16", "auto")
+    folder = Checkpoint.parse(str(tmp_path))
+    assert folder.model == f"{tmp_path}/model" and folder.dtype == "float32"
+    assert Checkpoint.parse("s3://bucket/nano/").codec == "s3://bucket/nano/codec"
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        (RELEASED_MODEL, f"pin a full commit: write {RELEASED_MODEL}@{RELEASED_MODEL_REVISION}"),
+        ("someone/finetuned", "pin a full commit"),
+        ("someone/finetuned@main", "pin a full commit"),
+        ("nanno", "neither 'nano'"),
+        ("no/such/folder", "neither 'nano'"),
+    ],
+)
+def test_checkpoints_that_move_or_are_not_there(text, message):
+    with pytest.raises(ParamsError, match=message):
+        Checkpoint.parse(text)

@@ -1,0 +1,155 @@
+"""Make a corpus of synthetic English speech: `python training/corpus.py --wordnet DIR --hours 14`.
+
+The teacher is hibari-tts (Apache-2.0; one voice, a harmonic-plus-noise vocoder that takes its pitch and
+its spectral envelope as inputs). Scaling the pitch and stretching the envelope gives further speakers of the
+same accent. Texts are WordNet's usage examples (WordNet licence; Debian package `wordnet-base`) and sentences
+from templates of our own. Nothing of this is shipped; the corpus is made again by running this file.
+
+Output: `shard-NN.pcm` (int16, 24 kHz, mono, utterances one after another) and `shard-NN.jsonl` (one row each:
+offset, length, text, speaker, pitch, formant).
+"""
+
+import argparse
+import json
+import multiprocessing
+import random
+import re
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from templates import template_sentences
+from tqdm import tqdm
+
+SAMPLE_RATE = 24_000
+HOP_LENGTH = 960
+
+
+@dataclass(frozen=True)
+class Speaker:
+    """A speaker made from the teacher's voice: pitch and formant frequencies are multiplied."""
+
+    name: str
+    pitch: float
+    formant: float
+
+
+ADA = Speaker("ada", 1.0, 1.0)
+BEN = Speaker("ben", 0.58, 0.86)
+
+
+def random_speaker(rng: random.Random) -> Speaker:
+    """Low voices have long vocal tracks: pitch and formant scale are correlated."""
+    pitch = rng.uniform(0.52, 1.35)
+    formant = min(1.16, max(0.82, 0.98 + 0.28 * (pitch - 0.95) + rng.gauss(0, 0.035)))
+    return Speaker(f"p{pitch:.2f}f{formant:.2f}", round(pitch, 3), round(formant, 3))
+
+
+def wordnet_sentences(folder: Path) -> list[str]:
+    """The usage examples in WordNet's glosses that are plain sentences of 3 to 14 words."""
+    found = set()
+    for name in ("data.noun", "data.verb", "data.adj", "data.adv"):
+        for line in (folder / name).read_text(encoding="latin-1").splitlines():
+            for example in re.findall(r'"([^"]+)"', line.partition("|")[2]):
+                text = example.strip(" ;:,-")
+                if 3 <= len(text.split()) <= 14 and re.fullmatch(r"[A-Za-z ,.'?!;-]+", text):
+                    text = text[0].upper() + text[1:]
+                    found.add(text if text[-1] in ".?!" else text + ".")
+    return sorted(found)
+
+
+def stretch(envelope: np.ndarray, factor: float) -> np.ndarray:
+    """[bins, frames]: the envelope at `factor` times its frequencies (linear interpolation)."""
+    position = np.minimum(np.arange(len(envelope)) / factor, len(envelope) - 1)
+    low = np.minimum(position.astype(int), len(envelope) - 2)
+    weight = (position - low)[:, None].astype(np.float32)
+    return envelope[low] * (1 - weight) + envelope[low + 1] * weight
+
+
+def speak(teacher, text: str, speaker: Speaker, speed: float, seed: int) -> np.ndarray:
+    """-> int16 [L], L a multiple of the codec's hop, peak at -3 dBFS."""
+    from hibari import dsp
+
+    rng, parts = np.random.default_rng(seed), []
+    for phonemes in teacher.phonemize(text):
+        feeds = {
+            "ids": np.asarray([teacher.ids(phonemes)], np.int64),
+            "speed": np.asarray([speed], np.float32),
+        }
+        lh, th, ln, lr, phi, f0 = (output[0] for output in teacher.sess.run(None, feeds))
+        if speaker.formant != 1.0:
+            lh, ln, lr = (stretch(part, speaker.formant) for part in (lh, ln, lr))
+        if speaker.pitch != 1.0:
+            lr = lr - 3.0  # the free-phase branch carries remains of the old pitch
+        parts.append(dsp.synth(lh, th, ln, lr, phi, f0 * speaker.pitch, rng))
+    audio = np.concatenate(parts) if parts else np.zeros(0, np.float32)
+    audio = np.pad(audio, (0, -len(audio) % HOP_LENGTH))
+    peak = max(float(np.abs(audio).max(initial=0.0)), 1e-6)
+    return (audio * (0.7 * 32767 / peak)).astype(np.int16)
+
+
+def choose_speaker(rng: random.Random) -> Speaker:
+    draw = rng.random()
+    return ADA if draw < 0.5 else BEN if draw < 0.75 else random_speaker(rng)
+
+
+def make_shard(job: tuple[int, list[str], float, Path]) -> float:
+    """Speak texts until the shard is full; returns its hours. Finished shards are kept."""
+    index, texts, hours, folder = job
+    rows_path = folder / f"shard-{index:02d}.jsonl"
+    if rows_path.exists():
+        return hours
+    from hibari import Hibari
+
+    teacher, rng, offset, rows = Hibari(), random.Random(index), 0, []
+    pcm_path = folder / f"shard-{index:02d}.pcm"
+    with pcm_path.open("wb") as pcm:
+        for number, text in enumerate(texts):
+            speaker = choose_speaker(rng)
+            audio = speak(teacher, text, speaker, rng.uniform(0.92, 1.12), index * 100_000 + number)
+            if not 0.6 * SAMPLE_RATE <= len(audio) <= 12 * SAMPLE_RATE:
+                continue
+            pcm.write(audio.tobytes())
+            rows.append(
+                {
+                    "offset": offset,
+                    "length": len(audio),
+                    "text": text,
+                    "speaker": speaker.name,
+                    "pitch": speaker.pitch,
+                    "formant": speaker.formant,
+                }
+            )
+            offset += len(audio)
+            if offset >= hours * 3600 * SAMPLE_RATE:
+                break
+    partial = rows_path.with_suffix(".tmp")
+    partial.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    partial.rename(rows_path)
+    return offset / SAMPLE_RATE / 3600
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--wordnet", type=Path, required=True, help="folder with data.noun etc.")
+    parser.add_argument("--hours", type=float, default=14.0)
+    parser.add_argument("--shards", type=int, default=14)
+    parser.add_argument("--workers", type=int, default=2)
+    parser.add_argument("--out", type=Path, default=Path("training/out/corpus"))
+    arguments = parser.parse_args()
+    arguments.out.mkdir(parents=True, exist_ok=True)
+    texts = wordnet_sentences(arguments.wordnet)
+    texts += template_sentences(len(texts) // 2)
+    random.Random(0).shuffle(texts)
+    hours = arguments.hours / arguments.shards
+    jobs = [
+        (index, texts[index :: arguments.shards], hours, arguments.out)
+        for index in range(arguments.shards)
+    ]
+    with multiprocessing.Pool(arguments.workers) as pool:
+        made = sum(tqdm(pool.imap_unordered(make_shard, jobs), total=len(jobs), unit="shard"))
+    print(f"{made:.2f} hours in {arguments.out}")
+
+
+if __name__ == "__main__":
+    main()
