@@ -1,1 +1,22 @@
-"""Higgs Audio V2: codec, model, serving, training and evaluation."""
+"""Higgs Audio V2: codec, model, serving, training and evaluation. The public names, loaded when first used."""
+
+import importlib
+
+_HOMES = {
+    "AudioTokenizer": "higgs.codec.tokenizer",
+    "HiggsAudio": "higgs.model.higgs_audio",
+    "Engine": "higgs.serve.engine",
+    "SamplingConfig": "higgs.config",
+    "ChatMLSample": "higgs.data.chatml",
+    "Message": "higgs.data.chatml",
+    "AudioContent": "higgs.data.chatml",
+    "TextContent": "higgs.data.chatml",
+}
+
+__all__ = list(_HOMES)
+
+
+def __getattr__(name: str):
+    if name not in _HOMES:
+        raise AttributeError(f"module 'higgs' has no {name!r}; it has {', '.join(_HOMES)}")
+    return getattr(importlib.import_module(_HOMES[name]), name)

@@ -272,6 +272,7 @@ class ModelConfig:
             "num_attention_heads": self.num_heads,
             "num_key_value_heads": self.num_kv_heads,
             "head_dim": self.head_dim,
+            "max_position_embeddings": 131_072,
             "rms_norm_eps": self.rms_norm_eps,
             "rope_parameters": {
                 "rope_type": "llama3",

@@ -1,5 +1,6 @@
 """Where checkpoints come from: "local folder | hub id @ revision | s3://bucket/prefix" -> a local folder, and what is in it."""
 
+import hashlib
 import json
 import os
 from pathlib import Path
@@ -93,6 +94,17 @@ def read_tensors(folder: Path) -> dict[str, Tensor]:
         except Exception as error:
             raise ValueError(f"{path} is damaged or not completely downloaded: {error}") from error
     return tensors
+
+
+def fingerprint(source: str | Path) -> str:
+    """-> sha256 over the names and bytes of a checkpoint's weights and config: what a report came from."""
+    folder = resolve(source)
+    digest = hashlib.sha256()
+    for path in [folder / "config.json", *weight_files(folder)]:
+        digest.update(path.name.encode())
+        with path.open("rb") as file:
+            digest.update(hashlib.file_digest(file, "sha256").digest())
+    return digest.hexdigest()
 
 
 def check_loaded(result: Any, folder: Path) -> None:

@@ -175,3 +175,13 @@ def read_vocabulary(path: Path) -> list[bytes]:
         position += length
     control = (b"<unk>", b"<s>", b"</s>")
     return [b"" if entry in control or entry.startswith(b"<<ST_") else entry for entry in entries]
+
+
+JUDGES = {"moonshine-tiny-en": MoonshineTiny}
+
+
+def make_judge(name: str) -> EnglishASR:
+    """A judge by its name in params.yaml. Raises ValueError that lists the names."""
+    if name not in JUDGES:
+        raise ValueError(f"no judge {name!r}; there are: {', '.join(JUDGES)}")
+    return JUDGES[name]()

@@ -1,0 +1,74 @@
+# make repro   pull the data, run every stage, say which results differ from the committed ones
+# make test    check the style and run the tests
+# make lab     JupyterLab on the notebooks; saving one leaves Git and DVC clean
+# make setup   only install, into .venv
+# make lint    only check the style
+# make promote put the checkpoint that was trained in training/out into data/ and into the store
+#
+# Every target first installs into .venv what constraints.txt says; the second time there is nothing
+# to do. Another Python: make PYTHON=/path/to/python3 TARGET. Packages come from wherever pip is
+# configured to find them. In an environment of your own (environment.yml) leave make out: run
+# `dvc pull data.dvc && dvc repro` and `pytest`.
+
+SHELL  := /bin/bash
+PYTHON ?= python3
+VENV   := .venv
+STAMP  := $(VENV)/installed
+# Before every command that needs the environment; a path of its own, so that the folder may move.
+WITH   := PATH="$(CURDIR)/$(VENV)/bin:$$PATH"
+
+export DVC_NO_ANALYTICS        := 1
+export PYTHONHASHSEED          := 0
+export PYTHONDONTWRITEBYTECODE := 1
+
+.PHONY: help setup repro test lint lab promote
+.NOTPARALLEL:
+.DELETE_ON_ERROR:
+
+help:
+	@sed -n 's/^# \(make [a-z]* .*\)/\1/p' Makefile
+
+setup: $(STAMP)
+
+repro: $(STAMP)
+	$(WITH) dvc pull data.dvc
+	$(WITH) dvc repro
+	@$(WITH) python -m higgs.lock
+
+test: lint
+	@[ -e data ] || $(WITH) dvc pull data.dvc
+	$(WITH) python -m pytest
+
+lint: $(STAMP)
+	$(WITH) ruff check .
+
+lab: $(STAMP)
+	@[ -e data ] || $(WITH) dvc pull data.dvc
+	JUPYTER_CONFIG_PATH="$(CURDIR)/.jupyter" $(WITH) jupyter lab
+
+# The store is filled afresh, so that it holds what data.dvc names and nothing else.
+promote: $(STAMP)
+	$(WITH) python -m higgs.train.assemble --parts training/out --out training/out/nano
+	rm -rf data/checkpoints/nano
+	mkdir -p data/checkpoints
+	cp -R training/out/nano data/checkpoints/nano
+	$(WITH) dvc add data
+	rm -rf .dvc-store/files
+	$(WITH) dvc push --remote embedded data.dvc
+	@echo "Now: make repro, then commit data.dvc, .dvc-store, dvc.lock and the metrics."
+
+# One command of pip, so that nothing can bring a second build of torch along.
+$(STAMP): constraints.txt pyproject.toml requirements-judges.txt
+	@$(VENV)/bin/python -m pip --version >/dev/null 2>&1 || { \
+	  command -v "$(PYTHON)" >/dev/null \
+	    || { echo "$(PYTHON) is not there. Install Python 3.11 or later, or name one: make PYTHON=/path/to/python3" >&2; exit 1; }; \
+	  "$(PYTHON)" -c 'import sys; sys.exit(sys.version_info < (3, 11))' \
+	    || { echo "$(PYTHON) is $$("$(PYTHON)" --version 2>&1); Python 3.11 or later is needed: make PYTHON=/path/to/python3" >&2; exit 1; }; \
+	  "$(PYTHON)" -c 'import ensurepip, venv' 2>/dev/null \
+	    || { echo "$(PYTHON) cannot make environments. On Debian and Ubuntu: apt install python3-venv" >&2; exit 1; }; \
+	  echo "$(PYTHON) -m venv $(VENV)"; \
+	  "$(PYTHON)" -m venv --clear $(VENV); }
+	$(VENV)/bin/python -m pip install --no-input --disable-pip-version-check \
+	  -c constraints.txt -r requirements-judges.txt -e '.[test]'
+	$(VENV)/bin/python -m pip check
+	@touch $@

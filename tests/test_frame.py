@@ -1,0 +1,236 @@
+"""The frame round the package: one set of versions for every way in, and nothing tied to one place."""
+
+import ast
+import os
+import re
+import shutil
+import subprocess
+import sys
+import tomllib
+from importlib.metadata import packages_distributions
+from pathlib import Path
+
+import nbformat
+import pytest
+from ruamel.yaml import YAML
+
+from higgs import lock
+from higgs.notebook_clean import clean_source, dump
+
+ROOT = Path(__file__).resolve().parent.parent
+PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+ENVIRONMENT = {k: v for k, v in os.environ.items() if not k.startswith(("MAKE", "MFLAGS"))}
+
+
+def canonical(requirement: str) -> str:
+    """`ruamel.yaml==0.19.1  # why` -> `ruamel-yaml`."""
+    name = re.match(r"[A-Za-z0-9._-]+", requirement.strip())[0]
+    return re.sub(r"[-_.]+", "-", name).lower()
+
+
+def requirements(path: str) -> list[str]:
+    lines = (line.split("#")[0].strip() for line in (ROOT / path).read_text().splitlines())
+    return [line for line in lines if line]
+
+
+def instructions(path: str) -> list[list[str]]:
+    """The Dockerfile's instructions as words, comments dropped and continued lines joined."""
+    text = "\n".join(x for x in (ROOT / path).read_text().splitlines() if not x.startswith("#"))
+    return [line.split() for line in text.replace("\\\n", " ").splitlines() if line.strip()]
+
+
+PINS = {canonical(line): line for line in requirements("constraints.txt")}
+
+
+def test_constraints_are_exact_versions():
+    assert [pin for pin in PINS.values() if not re.fullmatch(r"[\w.-]+==[\w.]+", pin)] == []
+    assert len(PINS) == len(requirements("constraints.txt"))
+
+
+def test_every_dependency_is_pinned():
+    extras = PROJECT["optional-dependencies"]
+    wanted = PROJECT["dependencies"] + extras["test"] + requirements("requirements-judges.txt")
+    assert [name for name in wanted if canonical(name) not in PINS] == []
+    fixed = [name for name in wanted if "==" in name]
+    assert [name for name in fixed if PINS[canonical(name)].lower() != name.lower()] == []
+    # The extra that only training needs stays out of the constraints, and pins itself.
+    assert [name for name in extras["train"] if "==" not in name] == []
+
+
+def test_every_import_is_a_dependency():
+    declared = {canonical(name) for name in PROJECT["dependencies"]}
+    declared |= {canonical(name) for name in requirements("requirements-judges.txt")}
+    providers = packages_distributions()
+    missing = set()
+    for path in (ROOT / "higgs").rglob("*.py"):
+        for node in ast.walk(ast.parse(path.read_text())):
+            names = [node.module] if isinstance(node, ast.ImportFrom) else []
+            names += [alias.name for alias in node.names] if isinstance(node, ast.Import) else []
+            for top in {name.split(".")[0] for name in names} - sys.stdlib_module_names - {"higgs"}:
+                if not {canonical(name) for name in providers.get(top, [top])} & declared:
+                    missing.add(f"{path.relative_to(ROOT)}: {top}")
+    assert missing == set()
+
+
+def test_one_set_of_versions_for_every_way_in():
+    installs = re.findall(r"pip install[^\n]*(?:\\\n[^\n]*)*", (ROOT / "Makefile").read_text())
+    assert len(installs) == 1
+    wanted = {"-c constraints.txt", "-r requirements-judges.txt", "-e .[test]"}
+    assert all(option in installs[0].replace("'", "") for option in wanted)
+
+    conda = YAML(typ="safe").load((ROOT / "environment.yml").read_text())
+    (by_pip,) = [entry["pip"] for entry in conda["dependencies"] if isinstance(entry, dict)]
+    assert set(by_pip) == wanted
+
+    words = instructions("Dockerfile")
+    copied = {word for line in words if line[0] == "COPY" for word in line}
+    assert {"Makefile", "constraints.txt", "pyproject.toml", "requirements-judges.txt"} <= copied
+    runs = [" ".join(line) for line in words if line[0] == "RUN"]
+    assert any(run.endswith("make setup") for run in runs)
+    assert not any("pip install" in run for run in runs)
+
+
+def test_the_image_is_pinned_and_not_run_by_root():
+    words = instructions("Dockerfile")
+    base = [line[1] for line in words if line[0] == "FROM"]
+    assert all(
+        re.fullmatch(r"nvidia/cuda:\d+\.\d+\.\d+-runtime-\w+\.?\w*", image) for image in base
+    )
+    defaults = dict(line[1].split("=") for line in words if line[0] == "ARG")
+    user = [line[1] for line in words if line[0] == "USER"][-1]
+    assert int(defaults.get(user.removeprefix("$"), user)) > 0
+    assert ["ENTRYPOINT", '["make"]'] in words
+
+
+def test_hooks_fetch_nothing():
+    hooks = YAML(typ="safe").load((ROOT / ".pre-commit-config.yaml").read_text())
+    assert [repo["repo"] for repo in hooks["repos"]] == ["local"]
+    assert {hook["language"] for hook in hooks["repos"][0]["hooks"]} == {"system"}
+
+
+def test_ci_runs_both_targets():
+    script = ROOT / ".ci/run"
+    assert os.access(script, os.X_OK)
+    assert "make repro && make test" in script.read_text()
+
+
+def test_no_file_names_a_registry_or_a_build_of_torch():
+    if not (ROOT / ".git").exists() or shutil.which("git") is None:
+        pytest.skip("not a checkout of Git")
+    hosts = ["pypi" + ".org", "pythonhosted" + ".org", "anaconda" + ".org", "anaconda" + ".com"]
+    hosts += ["download.pytorch" + ".org", "index" + "-url", "2.13.0" + "+c"]
+    listed = subprocess.check_output(["git", "-C", ROOT, "ls-files", "-z"], text=True)
+    found = []
+    for name in filter(None, listed.split("\0")):
+        content = (ROOT / name).read_bytes() if (ROOT / name).is_file() else b"\0"
+        if b"\0" not in content:
+            found += [f"{name}: {host}" for host in hosts if host.encode() in content]
+    assert found == []
+
+
+def test_stripping_leaves_a_clean_notebook_alone(tmp_path):
+    notebook = nbformat.v4.new_notebook()
+    cell = nbformat.v4.new_code_cell("seed = 0", metadata={"tags": ["parameters"]})
+    notebook.cells = [nbformat.v4.new_markdown_cell("# Title"), cell]
+    path = tmp_path / "notebook.ipynb"
+    path.write_text(dump(clean_source(notebook)), encoding="utf-8")
+    before = path.read_bytes()
+    subprocess.run([sys.executable, "-m", "nbstripout", path], check=True)
+    assert path.read_bytes() == before
+
+
+def make_setup(folder: Path, *arguments: str) -> subprocess.CompletedProcess:
+    for name in ("Makefile", "constraints.txt", "pyproject.toml", "requirements-judges.txt"):
+        shutil.copy(ROOT / name, folder)
+    command = ["make", "setup", *arguments]
+    return subprocess.run(command, cwd=folder, env=ENVIRONMENT, capture_output=True, text=True)
+
+
+needs_make = pytest.mark.skipif(shutil.which("make") is None, reason="make is not installed")
+
+
+@needs_make
+def test_setup_says_which_python_it_wants(tmp_path):
+    result = make_setup(tmp_path, "PYTHON=no-such-python")
+    assert result.returncode != 0
+    assert "no-such-python is not there. Install Python 3.11 or later" in result.stderr
+
+    old = tmp_path / "old-python"
+    old.write_text('#!/bin/sh\n[ "$1" = --version ] && echo Python 3.9.18 && exit 0\nexit 1\n')
+    old.chmod(0o755)
+    result = make_setup(tmp_path, f"PYTHON={old}")
+    assert result.returncode != 0
+    assert "is Python 3.9.18; Python 3.11 or later is needed" in result.stderr
+
+
+@needs_make
+def test_setup_has_nothing_to_do_the_second_time(tmp_path):
+    assert make_setup(tmp_path, "--question").returncode == 1
+    (tmp_path / ".venv").mkdir()
+    (tmp_path / ".venv/installed").touch()
+    os.utime(tmp_path / ".venv/installed", (2e9, 2e9))
+    assert make_setup(tmp_path, "--question").returncode == 0
+    os.utime(tmp_path / ".venv/installed", (1, 1))
+    assert make_setup(tmp_path, "--question").returncode == 1
+
+
+def stage(deps: dict[str, str], outs: dict[str, str], **settings: object) -> dict:
+    return {
+        "cmd": "run",
+        "deps": [{"path": path, "md5": md5} for path, md5 in deps.items()],
+        "params": {"params.yaml": settings},
+        "outs": [{"path": path, "md5": md5} for path, md5 in outs.items()],
+    }
+
+
+COMMITTED = {
+    "generate": stage({"higgs/serve": "a", "data": "b"}, {"results/generate": "c"}, seed=0),
+    "evaluate": stage({"results/generate": "c"}, {"metrics.json": "d", "reports/x.html": "e"}),
+}
+
+
+def test_equal_locks_have_nothing_to_report():
+    assert lock.compare(COMMITTED, COMMITTED) == [
+        "dvc.lock: all 3 outputs have the hashes of the commit"
+    ]
+
+
+def test_another_machine_is_told_apart_from_another_input():
+    now = {
+        "generate": stage({"higgs/serve": "a", "data": "b"}, {"results/generate": "C"}, seed=0),
+        "evaluate": stage({"results/generate": "C"}, {"metrics.json": "D", "reports/x.html": "e"}),
+    }
+    lines = lock.compare(COMMITTED, now)
+    assert lines[0] == "dvc.lock: 2 of 3 outputs have other hashes than the commit:"
+    assert "  metrics.json: d -> D" in lines and "  results/generate: c -> C" in lines
+    assert not any("also changed" in line for line in lines)
+
+    now["generate"] = stage({"higgs/serve": "A", "data": "b"}, {"results/generate": "C"}, seed=1)
+    lines = lock.compare(COMMITTED, now)
+    assert "    generate was also changed here: higgs/serve, seed" in lines
+    assert sum("also changed" in line for line in lines) == 1
+
+
+def test_lock_report_in_a_repository(tmp_path):
+    def git(*arguments: str) -> None:
+        identity = ["-c", "user.name=n", "-c", "user.email=e", "-c", "commit.gpgsign=false"]
+        subprocess.run(
+            ["git", *identity, *arguments], cwd=tmp_path, check=True, capture_output=True
+        )
+
+    def report() -> str:
+        command = [sys.executable, "-m", "higgs.lock"]
+        path = os.pathsep.join([str(ROOT), os.environ.get("PYTHONPATH", "")])
+        environment = {**os.environ, "PYTHONPATH": path}
+        options = {"cwd": tmp_path, "env": environment, "check": True}
+        return subprocess.run(command, capture_output=True, text=True, **options).stderr
+
+    (tmp_path / "dvc.yaml").write_text("stages: {}\n")
+    (tmp_path / "dvc.lock").write_text("stages: {s: {cmd: run, outs: [{path: o, md5: one}]}}\n")
+    git("init")
+    assert report() == "dvc.lock: no committed one to compare with\n"
+    git("add", "dvc.lock")
+    git("commit", "-m", "lock")
+    assert report() == "dvc.lock: all 1 outputs have the hashes of the commit\n"
+    (tmp_path / "dvc.lock").write_text("stages: {s: {cmd: run, outs: [{path: o, md5: two}]}}\n")
+    assert "  o: one -> two\n" in report()
