@@ -1,0 +1,225 @@
+"""The generation model: equal to the original and to the port on the golden numbers, in both layouts."""
+
+import json
+
+import pytest
+import torch
+from conftest import assert_close
+from safetensors.torch import load_file
+from tiny import random_weights, write_model, write_original_model
+
+from higgs import HiggsAudio
+from higgs.batch import Batch
+from higgs.config import ConfigError, ModelConfig, RopeConfig
+from higgs.model.kv_cache import KVCache
+from higgs.model.llama import rope_frequencies
+
+AUDIO, DELAY = 272, 270  # the port writes a second placeholder for the last columns of a segment
+
+
+@pytest.fixture(scope="module")
+def config(golden) -> dict:
+    return json.loads((golden / "gen" / "config.json").read_text())
+
+
+@pytest.fixture(scope="module")
+def model(config, tmp_path_factory) -> HiggsAudio:
+    return HiggsAudio.from_pretrained(write_model(tmp_path_factory.mktemp("gen"), config))
+
+
+@pytest.fixture(scope="module")
+def prompts(golden):
+    return load_file(golden / "prompts.safetensors")
+
+
+def prompt_batch(prompts: dict[str, torch.Tensor], name: str, labels: bool = False) -> Batch:
+    """A golden prompt, already spread out, as our batch."""
+    ids = prompts[f"{name}.input_ids"]
+    audio = (ids == AUDIO) | (ids == DELAY)
+    codes = torch.zeros(*ids.shape, 8, dtype=torch.long)
+    code_labels = torch.full_like(codes, -100)
+    if f"{name}.audio_input_ids" in prompts:
+        real = prompts[f"{name}.audio_input_ids_mask"]
+        codes[audio] = prompts[f"{name}.audio_input_ids"][real]
+        if labels:
+            code_labels[audio] = prompts[f"{name}.audio_labels"][real]
+    return Batch(
+        torch.where(audio, AUDIO, ids),
+        codes,
+        audio,
+        audio,
+        prompts[f"{name}.attention_mask"].bool(),
+        prompts[f"{name}.labels"] if labels else None,
+        code_labels if labels else None,
+    )
+
+
+@pytest.mark.parametrize("name", ["smart_voice", "clone", "multi_scene", "batch2"])
+def test_logits_equal_the_port(model, prompts, golden, name):
+    expected = load_file(golden / "port.safetensors")[f"{name}.logits"]
+    hidden, _ = model.hidden(prompt_batch(prompts, name))
+    actual = model.audio_head(hidden[:, -expected.shape[1] :])
+    assert_close(actual, expected)
+
+
+def test_hidden_states_and_text_logits_equal_the_port(model, prompts, golden):
+    port = load_file(golden / "port.safetensors")
+    output = model(prompt_batch(prompts, "clone"))
+    for index, state in enumerate(output.hidden_states):
+        expected = port[f"clone.hidden.{index}"]
+        assert_close(state[:, -expected.shape[1] :], expected)
+    assert_close(output.text_logits[:, -20:], port["clone.text_logits"])
+
+
+@pytest.mark.parametrize("name", ["smart_voice", "clone", "multi_scene"])
+def test_logits_equal_the_original(model, prompts, golden, name):
+    original = load_file(golden / "original.safetensors")
+    hidden, _ = model.hidden(prompt_batch(prompts, name))
+    assert_close(model.text_head(hidden[:, -4:]), original[f"{name}.text_logits_last"])
+    if f"{name}.audio_logits_last" in original:
+        batch = prompt_batch(prompts, name)
+        spoken = model.audio_logits(hidden[batch.audio_out_mask])
+        assert_close(spoken[-4:], original[f"{name}.audio_logits_last"])
+
+
+def test_loss_under_the_port_s_labels(model, prompts, golden):
+    expected = load_file(golden / "port.safetensors")["train.loss_audio_only"]
+    output = model(prompt_batch(prompts, "train", labels=True))
+    assert_close(output.codebook_losses.sum()[None], expected, rtol=2e-5)
+
+
+def test_audio_logits_stand_at_audio_out_positions_only(model, prompts):
+    batch = prompt_batch(prompts, "clone")
+    logits = model(batch).audio_logits
+    assert logits.shape == (*batch.input_ids.shape, 8, 1026)
+    assert (logits[~batch.audio_out_mask] == 0).all()
+    assert (logits[batch.audio_out_mask] != 0).any(-1).all()
+
+
+def test_both_layouts_load_to_equal_models(model, golden, config, tmp_path):
+    original = json.loads((golden / "original-gen" / "config.json").read_text())
+    tensors = random_weights(ModelConfig.from_json(config))
+    other = HiggsAudio.from_pretrained(write_original_model(tmp_path, original, tensors))
+    # The rope of one schema is the other's with all lengths divided by eight.
+    assert other.config.vocab_size == model.config.vocab_size
+    for (name, a), (same, b) in zip(model.state_dict().items(), other.state_dict().items(), strict=True):
+        assert name == same and torch.equal(a, b)
+
+
+def test_split_embeddings_are_joined(config, tmp_path):
+    folder = write_model(tmp_path / "whole", config)
+    tensors = load_file(folder / "model.safetensors")
+    whole = tensors.pop("text_lm_head.weight")
+    tensors["text_lm_head.linear_frozen.weight"] = whole[:500].clone()
+    tensors["text_lm_head.linear_trainable.weight"] = whole[500:].clone()
+    from safetensors.torch import save_file
+
+    save_file(tensors, folder / "model.safetensors")
+    assert torch.equal(HiggsAudio.from_pretrained(folder).text_head.weight, whole)
+
+
+def test_released_sizes_on_the_meta_device():
+    with torch.device("meta"):
+        model = HiggsAudio(ModelConfig())
+    shapes = {name: tuple(tensor.shape) for name, tensor in model.state_dict().items()}
+    assert len(shapes) == 397
+    assert sum(p.numel() for p in model.parameters()) == 5_771_283_456
+    from tiny import original_model_name
+
+    from higgs.model.weights import convert, to_transformers
+
+    names = {original_model_name(n): n for n in to_transformers(model.state_dict())}
+    expected = {
+        "embed_tokens.weight": (128256, 3072),
+        "norm.weight": (3072,),
+        "audio_codebook_embeddings.weight": (8208, 3072),
+        "audio_decoder_proj.text_lm_head.weight": (128256, 3072),
+        "audio_decoder_proj.audio_lm_head.weight": (8208, 3072),
+    }
+    for layer in range(28):
+        top = f"layers.{layer}"
+        for projection, rows in (("q_proj", 3072), ("k_proj", 1024), ("v_proj", 1024), ("o_proj", 3072)):
+            expected[f"{top}.self_attn.{projection}.weight"] = (rows, 3072)
+        for mlp in ("mlp", "audio_mlp"):
+            expected[f"{top}.{mlp}.gate_proj.weight"] = (8192, 3072)
+            expected[f"{top}.{mlp}.up_proj.weight"] = (8192, 3072)
+            expected[f"{top}.{mlp}.down_proj.weight"] = (3072, 8192)
+        for norm in ("input_layernorm", "post_attention_layernorm"):
+            expected[f"{top}.{norm}.weight"] = expected[f"{top}.audio_{norm}.weight"] = (3072,)
+    assert set(names) == set(expected)
+    with torch.device("meta"):
+        loaded = convert({name: torch.empty(shape) for name, shape in expected.items()})
+    assert {name: tuple(tensor.shape) for name, tensor in loaded.items()} == shapes
+
+
+def test_prefill_and_steps_equal_one_forward(model, prompts):
+    batch = prompt_batch(prompts, "multi_scene")
+    with torch.inference_mode():
+        whole, _ = model.hidden(batch)
+        length, start = batch.input_ids.shape[1], 100
+        cache = KVCache(model.config, 1, length)
+        head = Batch(**{k: v if v is None else v[:, :start] for k, v in vars(batch).items()})
+        last = model.prefill(head, cache)
+        assert_close(last, whole[:, start - 1])
+        for position in range(start, length):
+            audio = bool(batch.audio_mask[0, position])
+            one = slice(position, position + 1)
+            x = model.embed_codes(batch.codes[:, one]) if audio else model.text_embedding(batch.input_ids[:, one])
+            assert_close(model.decode_step(x, audio, cache), whole[:, position])
+    with pytest.raises(ValueError, match="cache holds"):
+        model.decode_step(x, audio, cache)
+
+
+def test_padding_changes_nothing(model, prompts):
+    short, long = prompt_batch(prompts, "smart_voice"), prompt_batch(prompts, "clone")
+    extra = long.input_ids.shape[1] - short.input_ids.shape[1]
+
+    def pad(value: torch.Tensor) -> torch.Tensor:
+        return torch.cat([value, value.new_zeros(1, extra, *value.shape[2:])], dim=1)
+
+    fields = ("input_ids", "codes", "audio_mask", "audio_out_mask", "attention_mask")
+    together = Batch(*(torch.cat([pad(getattr(short, f)), getattr(long, f)]) for f in fields))
+    hidden, _ = model.hidden(together)
+    assert_close(hidden[:1, : short.input_ids.shape[1]], model.hidden(short)[0])
+    assert_close(hidden[1:], model.hidden(long)[0])
+
+
+def test_dual_ffn_is_plain_llama_for_each_kind(model, prompts):
+    """With all positions of one kind, the mask path and the all-of-one-kind path agree."""
+    from higgs.model.llama import Kind
+
+    x = torch.randn(1, 12, 96)
+    positions, mask = torch.arange(12)[None], torch.ones(12, 12, dtype=torch.bool).tril()
+    for audio in (True, False):
+        by_mask, _ = model.run_layers(x, Kind(torch.full((1, 12), audio)), positions, mask)
+        assert_close(by_mask, model.run_layers(x, Kind(audio), positions, mask)[0])
+
+
+def test_rope_frequencies():
+    """Values of the release: head dim 128, theta 500,000, Llama-3 scaling by 32."""
+    f = rope_frequencies(RopeConfig(), 128, torch.device("cpu"))
+    for index, value in {
+        0: 1.0, 1: 0.8146172, 28: 3.211446e-3, 29: 2.118407e-3, 30: 1.290548e-3,
+        34: 9.708288e-5, 35: 2.389053e-5, 63: 7.672315e-8,
+    }.items():  # fmt: skip
+        assert f[index].item() == pytest.approx(value, rel=1e-6)
+    scaled = RopeConfig(low_factor=0.125, high_factor=0.5, original_context=1024)
+    assert torch.equal(f, rope_frequencies(scaled, 128, torch.device("cpu")))
+
+
+@pytest.mark.parametrize(
+    ("key", "value"),
+    [("audio_adapter_type", "stack"), ("skip_audio_tower", False), ("use_audio_out_self_attention", True)],
+)
+def test_parts_that_the_release_does_not_use_are_refused(golden, key, value):
+    config = json.loads((golden / "original-gen" / "config.json").read_text())
+    assert ModelConfig.from_json(config).num_layers == 3
+    with pytest.raises(ConfigError, match=key):
+        ModelConfig.from_json(config | {key: value})
+
+
+def test_saved_model_loads_again(model, tmp_path):
+    model.save_pretrained(tmp_path, {"pad_token_id": 257})
+    again = HiggsAudio.from_pretrained(tmp_path)
+    assert again.config == model.config
+    assert all(torch.equal(a, b) for a, b in zip(model.parameters(), again.parameters(), strict=True))

@@ -1,0 +1,117 @@
+"""A tiny Higgs Audio V2 with random weights, made again from names and a seed: for parity tests only.
+
+The golden numbers in `tests/golden/` were computed with exactly these weights, by the original code (`original.*`) and by the
+port in transformers (`port.*`).
+"""
+
+import hashlib
+import json
+from pathlib import Path
+
+import torch
+from safetensors.torch import save_file
+from torch import Tensor
+
+from higgs.config import ModelConfig
+from higgs.model.higgs_audio import HiggsAudio
+from higgs.model.weights import to_transformers
+
+
+def noise(name: str, shape: torch.Size, seed: int = 0) -> Tensor:
+    digest = hashlib.sha256(f"{seed}/{name}".encode()).digest()
+    generator = torch.Generator().manual_seed(int.from_bytes(digest[:8], "little") % (1 << 63))
+    return torch.randn(shape, generator=generator)
+
+
+def random_weights(config: ModelConfig, seed: int = 0) -> dict[str, Tensor]:
+    """Every tensor of the generation model, under the names of transformers."""
+    with torch.device("meta"):
+        shapes = {k: v.shape for k, v in to_transformers(HiggsAudio(config).state_dict()).items()}
+    tensors = {}
+    for name, shape in shapes.items():
+        draw = noise(name, shape, seed)
+        if len(shape) == 1:
+            tensors[name] = 1 + 0.2 * draw
+        elif "embed" in name:
+            tensors[name] = 0.3 * draw
+        else:
+            tensors[name] = draw / shape[1] ** 0.5 * (2.0 if "lm_head" in name else 1.0)
+    return tensors
+
+
+def write_model(folder: Path, config: dict, seed: int = 0) -> Path:
+    """The layout of transformers."""
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / "config.json").write_text(json.dumps(config))
+    tensors = random_weights(ModelConfig.from_json(config), seed)
+    save_file(tensors, folder / "model.safetensors")
+    return folder
+
+
+def original_model_name(name: str) -> str:
+    name = name.removeprefix("model.")
+    name = name.replace("embed_audio_tokens.embed_audio_tokens", "audio_codebook_embeddings")
+    return f"audio_decoder_proj.{name}" if "lm_head" in name else name
+
+
+def write_original_model(folder: Path, config: dict, tensors: dict[str, Tensor]) -> Path:
+    """The layout of the original release: two shards and an index."""
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / "config.json").write_text(json.dumps(config))
+    renamed = sorted((original_model_name(name), tensor) for name, tensor in tensors.items())
+    index, half = {}, len(renamed) // 2
+    for number, part in enumerate((renamed[:half], renamed[half:]), start=1):
+        shard = f"model-0000{number}-of-00002.safetensors"
+        save_file(dict(part), folder / shard)
+        index |= {name: shard for name, _ in part}
+    (folder / "model.safetensors.index.json").write_text(json.dumps({"weight_map": index}))
+    return folder
+
+
+def original_codec_names(tensors: dict[str, Tensor], strides: int = 5) -> dict[str, str]:
+    """transformers' names -> the original's, written out apart from the loader that reads them."""
+    names = {"fc": "fc_prior", "fc1": "fc_post1", "fc2": "fc_post2"}
+    parts = {"snake1": 0, "conv1": 1, "snake2": 2, "conv2": 3}
+    renamed = {}
+    for key in tensors:
+        head, *rest = key.split(".")
+        if head in names:
+            renamed[key] = ".".join([names[head], *rest])
+        elif head in ("acoustic_encoder", "acoustic_decoder"):
+            top = "encoder.block" if head == "acoustic_encoder" else "decoder_2.model"
+            if rest[0] != "block":
+                place = {"conv1": 0, "snake1": strides + 1, "conv2": strides + 2}[rest[0]]
+                renamed[key] = f"{top}.{place}.{rest[1]}"
+            elif rest[2].startswith("res_unit"):
+                unit = int(rest[2][-1]) - 1 + (0 if head == "acoustic_encoder" else 2)
+                renamed[key] = f"{top}.{int(rest[1]) + 1}.block.{unit}.block.{parts[rest[3]]}.{rest[4]}"
+            else:
+                inner = {"snake1": 3, "conv1": 4} if head == "acoustic_encoder" else {"snake1": 0, "conv_t1": 1}
+                renamed[key] = f"{top}.{int(rest[1]) + 1}.block.{inner[rest[2]]}.{rest[3]}"
+        elif head == "quantizer":
+            renamed[key] = key.replace("quantizers", "vq.layers").replace(".codebook.", "._codebook.")
+        elif head == "encoder_semantic":
+            renamed[key] = key.replace(".conv1.", ".conv1.conv.") if ".conv1." in key else key
+            if key.split(".")[-2] == "conv":
+                renamed[key] = key.replace(f".conv.{rest[-1]}", f".conv.conv.{rest[-1]}")
+        else:
+            renamed[key] = key
+    return renamed
+
+
+def write_original_codec(folder: Path, config: dict, tensors: dict[str, Tensor]) -> Path:
+    """The layout of the original release: `model.pth` with weight norm unfolded (|v| is not g) and nine config keys."""
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / "config.json").write_text(json.dumps(config))
+    unfolded = {}
+    for key, name in original_codec_names(tensors).items():
+        tensor = tensors[key]
+        if name.startswith(("encoder.", "decoder_2.")) and name.endswith(".weight"):
+            g = tensor.flatten(1).norm(dim=1).view(-1, *[1] * (tensor.dim() - 1))
+            unfolded[f"{name}_g"] = g
+            # |v| is twice or half of g: exact in floating point, and wrong by far if the norm is forgotten
+            unfolded[f"{name}_v"] = tensor * torch.where(noise(name, g.shape) > 0, 2.0, 0.5)
+        else:
+            unfolded[name] = tensor
+    torch.save(unfolded, folder / "model.pth")
+    return folder
