@@ -27,8 +27,12 @@ def speak(arguments: argparse.Namespace) -> None:
         reference = AudioContent(arguments.reference)
         sample = voice_clone(arguments.text, arguments.reference_text, reference, arguments.scene)
     else:
-        sample = find_voice(arguments.voices, arguments.voice).prompt(arguments.text, arguments.scene)
-    sampling = SamplingConfig(arguments.temperature, arguments.top_k, arguments.top_p, seed=arguments.seed)
+        sample = find_voice(arguments.voices, arguments.voice).prompt(
+            arguments.text, arguments.scene
+        )
+    sampling = SamplingConfig(
+        arguments.temperature, arguments.top_k, arguments.top_p, seed=arguments.seed
+    )
     engine = Engine.from_pretrained(
         checkpoint.model, checkpoint.codec, device=checkpoint.device, dtype=checkpoint.dtype
     )
@@ -48,17 +52,27 @@ def voices(arguments: argparse.Namespace) -> None:
     from higgs.data.voices import list_voices
 
     for voice in list_voices(arguments.voices).values():
-        kind = f"described: {voice.description}" if voice.description else f"recording: {voice.audio}"
+        kind = (
+            f"described: {voice.description}" if voice.description else f"recording: {voice.audio}"
+        )
         print(f"{voice.name:12} {kind}")
 
 
 def parser() -> argparse.ArgumentParser:
-    top = argparse.ArgumentParser(prog="python -m higgs", description="Higgs Audio V2, text to speech.")
+    top = argparse.ArgumentParser(
+        prog="python -m higgs", description="Higgs Audio V2, text to speech."
+    )
     commands = top.add_subparsers(dest="command", required=True, metavar="COMMAND")
-    say = commands.add_parser("speak", help="speak a text into an audio file", description=speak.__doc__)
+    say = commands.add_parser(
+        "speak", help="speak a text into an audio file", description=speak.__doc__
+    )
     say.add_argument("text", help="what to say")
-    say.add_argument("--voice", default=DEFAULT_VOICE, help="a name that `voices` lists (default: %(default)s)")
-    say.add_argument("--reference", metavar="FILE", help="imitate the voice of this recording instead")
+    say.add_argument(
+        "--voice", default=DEFAULT_VOICE, help="a name that `voices` lists (default: %(default)s)"
+    )
+    say.add_argument(
+        "--reference", metavar="FILE", help="imitate the voice of this recording instead"
+    )
     say.add_argument("--reference-text", metavar="TEXT", help="what is said in that recording")
     say.add_argument("--scene", help="a description of the scene, as the model knows them")
     say.add_argument(
@@ -67,16 +81,22 @@ def parser() -> argparse.ArgumentParser:
         help="nano, organisation/name@revision, or a folder with model/ and codec/ (default: %(default)s)",
     )
     say.add_argument("--out", type=Path, required=True, metavar="FILE", help=".wav, .flac, ...")
-    say.add_argument("--temperature", type=float, default=0.6, help="0 is greedy (default: %(default)s)")
+    say.add_argument(
+        "--temperature", type=float, default=0.6, help="0 is greedy (default: %(default)s)"
+    )
     say.add_argument("--top-k", type=int, default=30, help="default: %(default)s")
     say.add_argument("--top-p", type=float, default=1.0, help="default: %(default)s")
     say.add_argument("--seed", type=int, default=0, help="default: %(default)s")
-    say.add_argument("--max-new-tokens", type=int, default=500, help="25 are a second (default: %(default)s)")
+    say.add_argument(
+        "--max-new-tokens", type=int, default=500, help="25 are a second (default: %(default)s)"
+    )
     say.set_defaults(run=speak)
     listing = commands.add_parser("voices", help="list the voices", description=voices.__doc__)
     listing.set_defaults(run=voices)
     for command in (say, listing):
-        command.add_argument("--voices", type=Path, default=VOICES, help="voice folder (default: %(default)s)")
+        command.add_argument(
+            "--voices", type=Path, default=VOICES, help="voice folder (default: %(default)s)"
+        )
     return top
 
 

@@ -125,7 +125,11 @@ def magnitude(waveform: Tensor, n_fft: int, hop: int) -> Tensor:
 
 
 def log_mel(
-    waveform: Tensor, sample_rate: int = 24_000, n_fft: int = 1024, hop: int = 240, num_mels: int = 80
+    waveform: Tensor,
+    sample_rate: int = 24_000,
+    n_fft: int = 1024,
+    hop: int = 240,
+    num_mels: int = 80,
 ) -> Tensor:
     """[..., L] -> [..., num_mels, L / hop]: natural log of mel magnitudes, floored at 1e-4.
 
@@ -134,7 +138,9 @@ def log_mel(
     pad = (n_fft - hop) // 2
     flat = waveform.reshape(-1, 1, waveform.shape[-1])
     padded = torch.nn.functional.pad(flat, (pad, pad), mode="reflect")[:, 0]
-    mel = mel_filterbank(n_fft, num_mels, sample_rate).to(waveform.device).T @ magnitude(padded, n_fft, hop)
+    mel = mel_filterbank(n_fft, num_mels, sample_rate).to(waveform.device).T @ magnitude(
+        padded, n_fft, hop
+    )
     return mel.clamp(min=1e-4).log().reshape(*waveform.shape[:-1], num_mels, mel.shape[-1])
 
 

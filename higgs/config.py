@@ -173,9 +173,7 @@ def _codec_from_transformers(config: dict[str, Any]) -> CodecConfig:
     )
 
 
-def _codec_from_original(
-    config: dict[str, Any], shapes: dict[str, tuple[int, ...]]
-) -> CodecConfig:
+def _codec_from_original(config: dict[str, Any], shapes: dict[str, tuple[int, ...]]) -> CodecConfig:
     what = "codec config (original)"
     require(config, what, "D", "bins", "codebook_dim", "n_q", "ratios", "sample_rate")
     expect(config, what, semantic_techer="hubert_base_general", merge_mode="concat", vq_scale=1)
@@ -184,7 +182,9 @@ def _codec_from_original(
         raise ConfigError(f"{what}: bins is {config['bins']!r}: only RVQ (one integer) is run")
     layers = "semantic_model.encoder.layers"
     hidden = shapes["semantic_model.encoder.layer_norm.weight"][0]
-    per_group = shapes["semantic_model.encoder.pos_conv_embed.conv.parametrizations.weight.original1"]
+    per_group = shapes[
+        "semantic_model.encoder.pos_conv_embed.conv.parametrizations.weight.original1"
+    ]
     return CodecConfig(
         sample_rate=config["sample_rate"],
         strides=tuple(config["ratios"]),
@@ -396,6 +396,8 @@ class SamplingConfig:
         if not 0 < self.top_p <= 1:
             raise ValueError(f"top_p must be in (0, 1], got {self.top_p}")
         if self.ras_window is not None and self.ras_window < 1:
-            raise ValueError(f"ras_window must be at least 1, or None for off, got {self.ras_window}")
+            raise ValueError(
+                f"ras_window must be at least 1, or None for off, got {self.ras_window}"
+            )
         if self.ras_max_repeats < 1:
             raise ValueError(f"ras_max_repeats must be at least 1, got {self.ras_max_repeats}")

@@ -1,4 +1,4 @@
-"""Where checkpoints come from: "local folder | hub id @ revision | s3://bucket/prefix" -> a local folder, and what is in it."""
+"""Checkpoints: "local folder | hub id @ revision | s3://bucket/prefix" -> a local folder, and what is in it."""
 
 import hashlib
 import json
@@ -32,7 +32,9 @@ def resolve(source: str | Path, revision: str | None = None) -> Path:
     from huggingface_hub import snapshot_download
 
     return Path(
-        snapshot_download(name, revision=revision or pinned or None, allow_patterns=CHECKPOINT_FILES)
+        snapshot_download(
+            name, revision=revision or pinned or None, allow_patterns=CHECKPOINT_FILES
+        )
     )
 
 
@@ -61,7 +63,9 @@ def _from_s3(url: str) -> Path:
 def read_config(folder: Path) -> dict[str, Any]:
     path = folder / "config.json"
     if not path.is_file():
-        raise FileNotFoundError(f"{folder} holds no config.json: not a checkpoint, or only half of one")
+        raise FileNotFoundError(
+            f"{folder} holds no config.json: not a checkpoint, or only half of one"
+        )
     return json.loads(path.read_text())
 
 
@@ -74,11 +78,15 @@ def weight_files(folder: Path) -> list[Path]:
         names = sorted(set(json.loads(index.read_text())["weight_map"].values()))
         missing = [name for name in names if not (folder / name).is_file()]
         if missing:
-            raise FileNotFoundError(f"{folder}: {index.name} names shards that are not there: {missing}")
+            raise FileNotFoundError(
+                f"{folder}: {index.name} names shards that are not there: {missing}"
+            )
         return [folder / name for name in names]
     if (folder / "model.pth").is_file():
         return [folder / "model.pth"]
-    raise FileNotFoundError(f"{folder} holds no model.safetensors, shards with an index, or model.pth")
+    raise FileNotFoundError(
+        f"{folder} holds no model.safetensors, shards with an index, or model.pth"
+    )
 
 
 def read_tensors(folder: Path) -> dict[str, Tensor]:

@@ -1,4 +1,4 @@
-"""Figures: the only place that imports matplotlib. Each function returns a figure; the same data give the same bytes."""
+"""Figures, the only place that imports matplotlib. Functions return figures; equal data give equal bytes."""
 
 from collections.abc import Mapping, Sequence
 
@@ -35,7 +35,9 @@ def _finish(figure: Figure) -> Figure:
 
 def mel_comparison(waveforms: Mapping[str, Tensor], sample_rate: int = 24_000) -> Figure:
     """Mel spectrograms one above the other on one scale of time and level; names become titles."""
-    mels = {name: log_mel(w, sample_rate).numpy() / np.log(10) * 20 for name, w in waveforms.items()}
+    mels = {
+        name: log_mel(w, sample_rate).numpy() / np.log(10) * 20 for name, w in waveforms.items()
+    }
     top = max(mel.max() for mel in mels.values())
     figure, axes = plt.subplots(
         len(mels), 1, figsize=(9, 1.9 * len(mels)), sharex=True, squeeze=False, layout="constrained"
@@ -89,22 +91,38 @@ def delay_picture(delayed: Tensor, codebook_size: int, title: str = "") -> Figur
     figure, axis = plt.subplots(figsize=(9, 1.9), layout="constrained")
     # codes in between, so that the staircase at both ends stands out
     axis.imshow(
-        kinds.numpy(), aspect="auto", cmap=ListedColormap([PALE, SECOND, ACCENT]), vmin=0, vmax=2, interpolation="nearest"
+        kinds.numpy(),
+        aspect="auto",
+        cmap=ListedColormap([PALE, SECOND, ACCENT]),
+        vmin=0,
+        vmax=2,
+        interpolation="nearest",
     )
     handles = [plt.Rectangle((0, 0), 1, 1, color=c) for c in (SECOND, PALE, ACCENT)]
     axis.legend(
-        handles, ["stream bos", "codes", "stream eos"], ncols=3, loc="lower right", bbox_to_anchor=(1, 1), frameon=False
+        handles,
+        ["stream bos", "codes", "stream eos"],
+        ncols=3,
+        loc="lower right",
+        bbox_to_anchor=(1, 1),
+        frameon=False,
     )
     axis.set(xlabel="column", ylabel="codebook", title=title, yticks=range(delayed.shape[0]))
     return _finish(figure)
 
 
 def lines_by_group(
-    x: Sequence[float], groups: Mapping[str, Sequence[float]], xlabel: str, ylabel: str, title: str = ""
+    x: Sequence[float],
+    groups: Mapping[str, Sequence[float]],
+    xlabel: str,
+    ylabel: str,
+    title: str = "",
 ) -> Figure:
     """One line for each group over the same x."""
     figure, axis = plt.subplots(figsize=(6.5, 3.2), layout="constrained")
-    for (name, values), colour in zip(groups.items(), plt.cm.viridis(np.linspace(0.1, 0.8, len(groups))), strict=True):
+    for (name, values), colour in zip(
+        groups.items(), plt.cm.viridis(np.linspace(0.1, 0.8, len(groups))), strict=True
+    ):
         axis.plot(x, values, "o-", color=colour, label=name, linewidth=1.5, markersize=4)
     axis.set(xlabel=xlabel, ylabel=ylabel, title=title, xticks=x)
     axis.legend(frameon=False)
@@ -119,7 +137,14 @@ def intervals(
     for place, (estimate, low, high) in enumerate(rows.values()):
         axis.plot([low, high], [place, place], color=SECOND, linewidth=2)
         axis.plot([estimate], [place], "o", color=ACCENT)
-        axis.annotate(f"{estimate:.1f}", (estimate, place), (0, 7), textcoords="offset points", ha="center", fontsize=8)
+        axis.annotate(
+            f"{estimate:.1f}",
+            (estimate, place),
+            (0, 7),
+            textcoords="offset points",
+            ha="center",
+            fontsize=8,
+        )
     axis.set(yticks=range(len(rows)), yticklabels=list(rows), xlabel=xlabel, title=title)
     axis.set_ylim(len(rows) - 0.5, -0.7)
     axis.set_xlim(left=0)
@@ -127,7 +152,9 @@ def intervals(
     return _finish(figure)
 
 
-def histogram(groups: Mapping[str, Sequence[float]], xlabel: str, title: str = "", bins: int = 20) -> Figure:
+def histogram(
+    groups: Mapping[str, Sequence[float]], xlabel: str, title: str = "", bins: int = 20
+) -> Figure:
     """The distributions of several groups, side by side on common bins."""
     figure, axis = plt.subplots(figsize=(7.5, 2.8), layout="constrained")
     colours = plt.cm.viridis(np.linspace(0.1, 0.8, len(groups)))

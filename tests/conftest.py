@@ -1,12 +1,16 @@
 """Fixtures: the tiny checkpoint with its golden numbers, and the default checkpoint."""
 
+import json
 from pathlib import Path
 
 import pytest
 import torch
+from safetensors.torch import load_file
+from tiny import write_model
 
 # Before any test imports transformers: this is the import that makes torchaudio harmless.
 import higgs.audio  # noqa: F401
+from higgs import HiggsAudio
 
 ROOT = Path(__file__).resolve().parent.parent
 GOLDEN = Path(__file__).resolve().parent / "golden"
@@ -34,7 +38,24 @@ def nano() -> Path:
     return NANO
 
 
-def assert_close(actual: torch.Tensor, expected: torch.Tensor, atol: float = 1e-5, rtol: float = 1e-5) -> None:
+@pytest.fixture(scope="session")
+def config(golden) -> dict:
+    return json.loads((golden / "gen" / "config.json").read_text())
+
+
+@pytest.fixture(scope="session")
+def model(config, tmp_path_factory) -> HiggsAudio:
+    return HiggsAudio.from_pretrained(write_model(tmp_path_factory.mktemp("gen"), config))
+
+
+@pytest.fixture(scope="session")
+def prompts(golden):
+    return load_file(golden / "prompts.safetensors")
+
+
+def assert_close(
+    actual: torch.Tensor, expected: torch.Tensor, atol: float = 1e-5, rtol: float = 1e-5
+) -> None:
     assert actual.shape == expected.shape, f"{tuple(actual.shape)} is not {tuple(expected.shape)}"
     error = (actual - expected).abs()
     worst = (error - rtol * expected.abs()).max().item()

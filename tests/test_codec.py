@@ -61,14 +61,20 @@ def test_both_layouts_load_to_equal_codecs(codec, original_folder, numbers):
     """Weight norm with |v| far from g, so that a forgotten norm shows."""
     other = AudioTokenizer.from_pretrained(original_folder)
     assert other.config == codec.config
-    for (name, a), (same, b) in zip(codec.state_dict().items(), other.state_dict().items(), strict=True):
+    for (name, a), (same, b) in zip(
+        codec.state_dict().items(), other.state_dict().items(), strict=True
+    ):
         assert name == same
         assert (a - b).abs().max() <= 1e-7, name
     for length in LENGTHS:
-        assert torch.equal(other.encode(numbers[f"n{length}.wave"]), numbers[f"n{length}.codes"].long())
+        assert torch.equal(
+            other.encode(numbers[f"n{length}.wave"]), numbers[f"n{length}.codes"].long()
+        )
 
 
-@pytest.mark.parametrize(("samples", "frames"), [(960, 1), (1078, 1), (1079, 2), (1591, 2), (1592, 2), (700, 1)])
+@pytest.mark.parametrize(
+    ("samples", "frames"), [(960, 1), (1078, 1), (1079, 2), (1591, 2), (1592, 2), (700, 1)]
+)
 def test_number_of_frames(codec, samples, frames):
     assert codec.encode(torch.randn(samples) * 0.1).shape == (8, frames)
     assert frames == (samples + 841) // 960
@@ -146,7 +152,11 @@ def test_released_sizes_on_the_meta_device():
     )  # weight_g and weight_v
     training_only = [
         *(f"decoder_semantic.conv{i}.conv.weight" for i in (1, 2)),
-        *(f"decoder_semantic.conv_blocks.{b}.conv.conv.{p}" for b in (0, 1) for p in ("weight", "bias")),
+        *(
+            f"decoder_semantic.conv_blocks.{b}.conv.conv.{p}"
+            for b in (0, 1)
+            for p in ("weight", "bias")
+        ),
         *(
             f"decoder_semantic.conv_blocks.{b}.res_units.{u}.{c}.weight"
             for b in (0, 1)
@@ -156,7 +166,11 @@ def test_released_sizes_on_the_meta_device():
         "fc_post1.weight",
         "fc_post1.bias",
         "semantic_model.masked_spec_embed",
-        *(f"quantizer.vq.layers.{i}._codebook.{p}" for i in range(8) for p in ("cluster_size", "embed_avg")),
+        *(
+            f"quantizer.vq.layers.{i}._codebook.{p}"
+            for i in range(8)
+            for p in ("cluster_size", "embed_avg")
+        ),
     ]
     assert all(TRAINING_ONLY.fullmatch(name) for name in training_only)
     inited = 8  # read, and checked to be 1
@@ -164,7 +178,10 @@ def test_released_sizes_on_the_meta_device():
     assert ours["acoustic_encoder.blocks.4.down.weight"].shape == (2048, 1024, 6)
     assert ours["acoustic_decoder.blocks.0.up.weight"].shape == (1024, 512, 16)
     assert ours["quantizer.layers.7.embed"].shape == (1024, 64)
-    assert ours["fuse.weight"].shape == (1024, 1024) and ours["to_acoustic.weight"].shape == (256, 1024)
+    assert ours["fuse.weight"].shape == (1024, 1024) and ours["to_acoustic.weight"].shape == (
+        256,
+        1024,
+    )
     positions = "semantic_encoder.teacher.encoder.pos_conv_embed.conv.parametrizations.weight"
     assert ours[f"{positions}.original0"].shape == (1, 1, 128)
     assert ours[f"{positions}.original1"].shape == (768, 48, 128)

@@ -6,7 +6,7 @@ import pytest
 import torch
 from conftest import assert_close
 from safetensors.torch import load_file
-from test_model import config, model, prompt_batch, prompts  # noqa: F401  fixtures
+from tiny import prompt_batch
 
 from higgs.batch import Batch
 from higgs.config import SamplingConfig
@@ -50,9 +50,13 @@ def golden_prompt(case: dict, numbers: dict, ids: TokenIds, config) -> Batch:
         references[placeholder] = [delayed[:, a:b] for a, b in zip(starts, ends, strict=False)]
     input_ids = numbers[f"{name}.input_ids"].tolist()
     codes = [
-        revert_delay(references[token].pop(0))[:, 1:-1] for token in input_ids if token in references and references[token]
+        revert_delay(references[token].pop(0))[:, 1:-1]
+        for token in input_ids
+        if token in references and references[token]
     ]
-    return collate([spread(Tokens(input_ids, [-100] * len(input_ids)), codes, ids, config, False)], ids)
+    return collate(
+        [spread(Tokens(input_ids, [-100] * len(input_ids)), codes, ids, config, False)], ids
+    )
 
 
 CASES = (
@@ -71,7 +75,9 @@ CASES = (
 def test_hard_runs_equal_the_original(model, ids, golden, name):
     """RAS in greedy mode, seeded sampling, text first, several segments, references heard and spoken."""
     numbers = load_file(golden / "original.generate.safetensors")
-    cases = {case["name"]: case for case in json.loads((golden / "original.generate.json").read_text())}
+    cases = {
+        case["name"]: case for case in json.loads((golden / "original.generate.json").read_text())
+    }
     assert set(cases) == set(CASES)
     case = cases[name]
     sampling = SamplingConfig(
@@ -102,7 +108,9 @@ def test_step_logits_equal_the_original(model, prompts, ids, original):
         model.prefill(prompt, cache)
         first = original["smart_voice.step_logits_first"]
         steps = [
-            model.audio_logits(model.decode_step(model.embed_codes(columns[:, c][None, None]), True, cache))[0]
+            model.audio_logits(
+                model.decode_step(model.embed_codes(columns[:, c][None, None]), True, cache)
+            )[0]
             for c in range(len(first))
         ]
     assert_close(torch.stack(steps), first)
@@ -111,7 +119,9 @@ def test_step_logits_equal_the_original(model, prompts, ids, original):
 def test_one_seed_repeats_and_another_differs(model, prompts, ids):
     prompt = prompt_batch(prompts, "clone")
     runs = [
-        generate(model, prompt, ids, SamplingConfig(seed=seed), 40, (ids.audio_eos,)).segments[0].delayed
+        generate(model, prompt, ids, SamplingConfig(seed=seed), 40, (ids.audio_eos,))
+        .segments[0]
+        .delayed
         for seed in (3, 3, 4)
     ]
     assert torch.equal(runs[0], runs[1])
@@ -126,7 +136,10 @@ def test_a_draw_depends_on_seed_step_and_codebook_alone():
     noise.codes(6, shape, None)
     assert torch.equal(noise.codes(5, shape, None), later)
     assert torch.equal(make_noise(SamplingConfig(seed=7), device).codes(5, shape, None), later)
-    others = [noise.codes(6, shape, None), make_noise(SamplingConfig(seed=8), device).codes(5, shape, None)]
+    others = [
+        noise.codes(6, shape, None),
+        make_noise(SamplingConfig(seed=8), device).codes(5, shape, None),
+    ]
     others += [noise.codes(5, shape, torch.ones(8, dtype=torch.bool)), later.roll(1, 0)]
     for other in others:
         assert (other == later).float().mean() < 0.01
@@ -135,12 +148,18 @@ def test_a_draw_depends_on_seed_step_and_codebook_alone():
 def test_counter_noise_is_exponential():
     """Mean and variance 1, and no correlation between steps, codebooks or neighbours."""
     noise = make_noise(SamplingConfig(seed=0), torch.device("cpu"))
-    draws = torch.stack([noise.codes(step, torch.Size([8, 1026]), None) for step in range(64)]).double()
+    draws = torch.stack(
+        [noise.codes(step, torch.Size([8, 1026]), None) for step in range(64)]
+    ).double()
     assert draws.min() > 0
     assert draws.mean().item() == pytest.approx(1, abs=0.01)
     assert draws.var().item() == pytest.approx(1, abs=0.03)
     centred = draws - 1
-    for a, b in ((centred[1:], centred[:-1]), (centred[:, 1:], centred[:, :-1]), (centred[..., 1:], centred[..., :-1])):
+    for a, b in (
+        (centred[1:], centred[:-1]),
+        (centred[:, 1:], centred[:, :-1]),
+        (centred[..., 1:], centred[..., :-1]),
+    ):
         assert abs((a * b).mean().item()) < 0.01
 
 
@@ -149,9 +168,13 @@ def test_sampling_follows_the_distribution():
     history = torch.zeros(8, 0, dtype=torch.long)
 
     def shares(**settings) -> torch.Tensor:
-        config = SamplingConfig(**{"temperature": 1.0, "top_k": None, "top_p": 1.0, "ras_window": None} | settings)
+        config = SamplingConfig(
+            **{"temperature": 1.0, "top_k": None, "top_p": 1.0, "ras_window": None} | settings
+        )
         noise = make_noise(config, torch.device("cpu"))
-        draws = torch.stack([sample_codes(logits, history, step, config, noise) for step in range(2500)])
+        draws = torch.stack(
+            [sample_codes(logits, history, step, config, noise) for step in range(2500)]
+        )
         return torch.bincount(draws.flatten(), minlength=4) / draws.numel()
 
     assert_close(shares(), torch.tensor([0.5, 0.3, 0.15, 0.05]), atol=0.012)
@@ -212,7 +235,9 @@ def test_text_mode_never_chooses_a_placeholder(model, prompts, ids):
     weight = model.text_head.weight.clone()
     try:
         model.text_head.weight[[ids.audio_in, ids.audio_out]] *= 1e3
-        made = generate(model, prompt, ids, SamplingConfig(temperature=1.0, seed=2), 60, (ids.end_of_turn,))
+        made = generate(
+            model, prompt, ids, SamplingConfig(temperature=1.0, seed=2), 60, (ids.end_of_turn,)
+        )
     finally:
         model.text_head.weight.copy_(weight)
     assert ids.audio_in not in made.ids
@@ -221,7 +246,14 @@ def test_text_mode_never_chooses_a_placeholder(model, prompts, ids):
 
 @pytest.mark.parametrize(
     "wrong",
-    [{"temperature": -1}, {"temperature": float("nan")}, {"top_k": 0}, {"top_p": 0.0}, {"top_p": 1.5}, {"ras_window": 0}],
+    [
+        {"temperature": -1},
+        {"temperature": float("nan")},
+        {"top_k": 0},
+        {"top_p": 0.0},
+        {"top_p": 1.5},
+        {"ras_window": 0},
+    ],
 )
 def test_bad_sampling_settings_are_refused(wrong):
     with pytest.raises(ValueError, match=next(iter(wrong))):

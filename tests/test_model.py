@@ -6,52 +6,13 @@ import pytest
 import torch
 from conftest import assert_close
 from safetensors.torch import load_file
-from tiny import random_weights, write_model, write_original_model
+from tiny import prompt_batch, random_weights, write_model, write_original_model
 
 from higgs import HiggsAudio
 from higgs.batch import Batch
 from higgs.config import ConfigError, ModelConfig, RopeConfig
 from higgs.model.kv_cache import KVCache
 from higgs.model.llama import rope_frequencies
-
-AUDIO, DELAY = 272, 270  # the port writes a second placeholder for the last columns of a segment
-
-
-@pytest.fixture(scope="module")
-def config(golden) -> dict:
-    return json.loads((golden / "gen" / "config.json").read_text())
-
-
-@pytest.fixture(scope="module")
-def model(config, tmp_path_factory) -> HiggsAudio:
-    return HiggsAudio.from_pretrained(write_model(tmp_path_factory.mktemp("gen"), config))
-
-
-@pytest.fixture(scope="module")
-def prompts(golden):
-    return load_file(golden / "prompts.safetensors")
-
-
-def prompt_batch(prompts: dict[str, torch.Tensor], name: str, labels: bool = False) -> Batch:
-    """A golden prompt, already spread out, as our batch."""
-    ids = prompts[f"{name}.input_ids"]
-    audio = (ids == AUDIO) | (ids == DELAY)
-    codes = torch.zeros(*ids.shape, 8, dtype=torch.long)
-    code_labels = torch.full_like(codes, -100)
-    if f"{name}.audio_input_ids" in prompts:
-        real = prompts[f"{name}.audio_input_ids_mask"]
-        codes[audio] = prompts[f"{name}.audio_input_ids"][real]
-        if labels:
-            code_labels[audio] = prompts[f"{name}.audio_labels"][real]
-    return Batch(
-        torch.where(audio, AUDIO, ids),
-        codes,
-        audio,
-        audio,
-        prompts[f"{name}.attention_mask"].bool(),
-        prompts[f"{name}.labels"] if labels else None,
-        code_labels if labels else None,
-    )
 
 
 @pytest.mark.parametrize("name", ["smart_voice", "clone", "multi_scene", "batch2"])
@@ -102,7 +63,9 @@ def test_both_layouts_load_to_equal_models(model, golden, config, tmp_path):
     other = HiggsAudio.from_pretrained(write_original_model(tmp_path, original, tensors))
     # The rope of one schema is the other's with all lengths divided by eight.
     assert other.config.vocab_size == model.config.vocab_size
-    for (name, a), (same, b) in zip(model.state_dict().items(), other.state_dict().items(), strict=True):
+    for (name, a), (same, b) in zip(
+        model.state_dict().items(), other.state_dict().items(), strict=True
+    ):
         assert name == same and torch.equal(a, b)
 
 
@@ -138,7 +101,12 @@ def test_released_sizes_on_the_meta_device():
     }
     for layer in range(28):
         top = f"layers.{layer}"
-        for projection, rows in (("q_proj", 3072), ("k_proj", 1024), ("v_proj", 1024), ("o_proj", 3072)):
+        for projection, rows in (
+            ("q_proj", 3072),
+            ("k_proj", 1024),
+            ("v_proj", 1024),
+            ("o_proj", 3072),
+        ):
             expected[f"{top}.self_attn.{projection}.weight"] = (rows, 3072)
         for mlp in ("mlp", "audio_mlp"):
             expected[f"{top}.{mlp}.gate_proj.weight"] = (8192, 3072)
@@ -164,7 +132,11 @@ def test_prefill_and_steps_equal_one_forward(model, prompts):
         for position in range(start, length):
             audio = bool(batch.audio_mask[0, position])
             one = slice(position, position + 1)
-            x = model.embed_codes(batch.codes[:, one]) if audio else model.text_embedding(batch.input_ids[:, one])
+            x = (
+                model.embed_codes(batch.codes[:, one])
+                if audio
+                else model.text_embedding(batch.input_ids[:, one])
+            )
             assert_close(model.decode_step(x, audio, cache), whole[:, position])
     with pytest.raises(ValueError, match="cache holds"):
         model.decode_step(x, audio, cache)
@@ -209,7 +181,11 @@ def test_rope_frequencies():
 
 @pytest.mark.parametrize(
     ("key", "value"),
-    [("audio_adapter_type", "stack"), ("skip_audio_tower", False), ("use_audio_out_self_attention", True)],
+    [
+        ("audio_adapter_type", "stack"),
+        ("skip_audio_tower", False),
+        ("use_audio_out_self_attention", True),
+    ],
 )
 def test_parts_that_the_release_does_not_use_are_refused(golden, key, value):
     config = json.loads((golden / "original-gen" / "config.json").read_text())
@@ -222,4 +198,6 @@ def test_saved_model_loads_again(model, tmp_path):
     model.save_pretrained(tmp_path, {"pad_token_id": 257})
     again = HiggsAudio.from_pretrained(tmp_path)
     assert again.config == model.config
-    assert all(torch.equal(a, b) for a, b in zip(model.parameters(), again.parameters(), strict=True))
+    assert all(
+        torch.equal(a, b) for a, b in zip(model.parameters(), again.parameters(), strict=True)
+    )

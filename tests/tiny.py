@@ -1,7 +1,7 @@
 """A tiny Higgs Audio V2 with random weights, made again from names and a seed: for parity tests only.
 
-The golden numbers in `tests/golden/` were computed with exactly these weights, by the original code (`original.*`) and by the
-port in transformers (`port.*`).
+The golden numbers in `tests/golden/` were computed with exactly these weights, by the original code (`original.*`) and
+by the port in transformers (`port.*`).
 """
 
 import hashlib
@@ -12,6 +12,7 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor
 
+from higgs.batch import Batch
 from higgs.config import ModelConfig
 from higgs.model.higgs_audio import HiggsAudio
 from higgs.model.weights import to_transformers
@@ -84,12 +85,20 @@ def original_codec_names(tensors: dict[str, Tensor], strides: int = 5) -> dict[s
                 renamed[key] = f"{top}.{place}.{rest[1]}"
             elif rest[2].startswith("res_unit"):
                 unit = int(rest[2][-1]) - 1 + (0 if head == "acoustic_encoder" else 2)
-                renamed[key] = f"{top}.{int(rest[1]) + 1}.block.{unit}.block.{parts[rest[3]]}.{rest[4]}"
+                renamed[key] = (
+                    f"{top}.{int(rest[1]) + 1}.block.{unit}.block.{parts[rest[3]]}.{rest[4]}"
+                )
             else:
-                inner = {"snake1": 3, "conv1": 4} if head == "acoustic_encoder" else {"snake1": 0, "conv_t1": 1}
+                inner = (
+                    {"snake1": 3, "conv1": 4}
+                    if head == "acoustic_encoder"
+                    else {"snake1": 0, "conv_t1": 1}
+                )
                 renamed[key] = f"{top}.{int(rest[1]) + 1}.block.{inner[rest[2]]}.{rest[3]}"
         elif head == "quantizer":
-            renamed[key] = key.replace("quantizers", "vq.layers").replace(".codebook.", "._codebook.")
+            renamed[key] = key.replace("quantizers", "vq.layers").replace(
+                ".codebook.", "._codebook."
+            )
         elif head == "encoder_semantic":
             renamed[key] = key.replace(".conv1.", ".conv1.conv.") if ".conv1." in key else key
             if key.split(".")[-2] == "conv":
@@ -115,3 +124,28 @@ def write_original_codec(folder: Path, config: dict, tensors: dict[str, Tensor])
             unfolded[name] = tensor
     torch.save(unfolded, folder / "model.pth")
     return folder
+
+
+AUDIO, DELAY = 272, 270  # the port writes a second placeholder for the last columns of a segment
+
+
+def prompt_batch(prompts: dict[str, torch.Tensor], name: str, labels: bool = False) -> Batch:
+    """A golden prompt, already spread out, as our batch."""
+    ids = prompts[f"{name}.input_ids"]
+    audio = (ids == AUDIO) | (ids == DELAY)
+    codes = torch.zeros(*ids.shape, 8, dtype=torch.long)
+    code_labels = torch.full_like(codes, -100)
+    if f"{name}.audio_input_ids" in prompts:
+        real = prompts[f"{name}.audio_input_ids_mask"]
+        codes[audio] = prompts[f"{name}.audio_input_ids"][real]
+        if labels:
+            code_labels[audio] = prompts[f"{name}.audio_labels"][real]
+    return Batch(
+        torch.where(audio, AUDIO, ids),
+        codes,
+        audio,
+        audio,
+        prompts[f"{name}.attention_mask"].bool(),
+        prompts[f"{name}.labels"] if labels else None,
+        code_labels if labels else None,
+    )

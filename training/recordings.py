@@ -1,7 +1,9 @@
 """Makes data/recordings: recorded human speech with transcripts, from Debian's Asterisk prompts.
 
-The codec is judged on these clips and the speech recogniser is anchored on them, so they must be recordings of people, with words that are known
-and a licence that lets anyone copy them. Eight packages hold them, four languages with the sound (-g722) and the list of what is said:
+The codec is judged on these clips and the speech recogniser is anchored on them, so they must be recordings of
+people, with words that are known
+and a licence that lets anyone copy them. Eight packages hold them, four languages with the sound (-g722) and
+the list of what is said:
 
     for language in en es fr it; do
         apt-get download asterisk-core-sounds-$language asterisk-core-sounds-$language-g722
@@ -9,8 +11,10 @@ and a licence that lets anyone copy them. Eight packages hold them, four languag
     for package in *.deb; do dpkg -x "$package" unpacked; done
     python training/recordings.py --source unpacked --out data/recordings
 
-Which clips, and their words, stand in recordings.txt beside this file. The script writes the FLAC files and manifest.jsonl; README.md and
-LICENSE.txt in that folder are written by hand and left alone. It needs an ffmpeg with libsoxr on the PATH (Debian's has it).
+Which clips, and their words, stand in recordings.txt beside this file. The script writes the FLAC files and
+manifest.jsonl; README.md and
+LICENSE.txt in that folder are written by hand and left alone. It needs an ffmpeg with libsoxr on the PATH
+(Debian's has it).
 """
 
 import argparse
@@ -65,7 +69,9 @@ def read_clips(path: Path) -> list[Clip]:
     clips.sort(key=lambda clip: clip.id)
     ids = [clip.id for clip in clips]
     if len(set(ids)) != len(ids):
-        raise ValueError(f"{path} names a clip twice: {sorted({i for i in ids if ids.count(i) > 1})}")
+        raise ValueError(
+            f"{path} names a clip twice: {sorted({i for i in ids if ids.count(i) > 1})}"
+        )
     return clips
 
 
@@ -85,27 +91,56 @@ def letters(text: str) -> str:
 
 def check_text(clip: Clip, transcript: str) -> None:
     """Refuses a clip whose words are not those of its package's list (spelling and punctuation may differ)."""
-    agreement = difflib.SequenceMatcher(None, letters(clip.text), letters(transcript), autojunk=False).ratio()
+    agreement = difflib.SequenceMatcher(
+        None, letters(clip.text), letters(transcript), autojunk=False
+    ).ratio()
     if agreement < MIN_AGREEMENT:
-        raise ValueError(f"{clip.id}: text agrees to {agreement:.3f}, at least {MIN_AGREEMENT} is wanted: {clip.text!r} and {transcript!r}")
+        raise ValueError(
+            f"{clip.id}: text agrees to {agreement:.3f}, at least {MIN_AGREEMENT} is wanted: {clip.text!r} and {transcript!r}"  # noqa: E501
+        )
 
 
 def ffmpeg(*arguments: str, data: bytes | None = None) -> bytes:
     """Runs ffmpeg on one thread and returns its standard output; its own message is the error."""
-    command = ["ffmpeg", "-nostdin" if data is None else "-y", "-v", "error", "-threads", "1", *arguments]
+    command = [
+        "ffmpeg",
+        "-nostdin" if data is None else "-y",
+        "-v",
+        "error",
+        "-threads",
+        "1",
+        *arguments,
+    ]
     result = subprocess.run(command, input=data, capture_output=True)
     if result.returncode != 0:
-        raise RuntimeError(f"{' '.join(command)} ended with {result.returncode}: {result.stderr.decode().strip()}")
+        raise RuntimeError(
+            f"{' '.join(command)} ended with {result.returncode}: {result.stderr.decode().strip()}"
+        )
     return result.stdout
 
 
 def decode(path: Path) -> np.ndarray:
-    """G.722 file at 16 kHz -> int16 [L] at 24 kHz, mono. Nothing is trimmed, filtered or made louder; above 8 kHz there is nothing to hear.
+    """G.722 file at 16 kHz -> int16 [L] at 24 kHz, mono. Nothing is trimmed, filtered or made louder; above 8
+    kHz there is nothing to hear.
 
-    soxr hands over floats, which are rounded here: asked for 16 bits it adds random dither, and no two runs would give the same bytes.
+    soxr hands over floats, which are rounded here: asked for 16 bits it adds random dither, and no two runs
+    would give the same bytes.
     """
     resample = f"aresample={SAMPLE_RATE}:resampler=soxr:precision=28:osf=flt"
-    out = ffmpeg("-f", "g722", "-i", str(path), "-ac", "1", "-af", resample, "-f", "f32le", "-bitexact", "pipe:1")
+    out = ffmpeg(
+        "-f",
+        "g722",
+        "-i",
+        str(path),
+        "-ac",
+        "1",
+        "-af",
+        resample,
+        "-f",
+        "f32le",
+        "-bitexact",
+        "pipe:1",
+    )
     return np.rint(np.frombuffer(out, dtype="<f4") * 32768).clip(-32768, 32767).astype("<i2")
 
 
@@ -117,14 +152,28 @@ def check_sound(clip: Clip, samples: np.ndarray) -> None:
     waveform = samples.astype(np.float64) / 32768
     peak, rms_dbfs = np.abs(waveform).max(), 10 * np.log10(np.mean(waveform**2) + 1e-12)
     if peak >= 32767 / 32768 or rms_dbfs < MIN_RMS_DBFS:
-        raise ValueError(f"{clip.id}: peak {peak:.4f} (below 1 is wanted), RMS {rms_dbfs:.1f} dBFS (above {MIN_RMS_DBFS} is wanted)")
+        raise ValueError(
+            f"{clip.id}: peak {peak:.4f} (below 1 is wanted), RMS {rms_dbfs:.1f} dBFS (above {MIN_RMS_DBFS} is wanted)"
+        )
 
 
 def encode(samples: np.ndarray, path: Path) -> None:
-    """int16 [L] at 24 kHz -> a FLAC file without tags of time or tool, so that the same samples give the same bytes."""
+    """int16 [L] at 24 kHz -> a FLAC file without tags of time or tool, so that the same samples give the same
+    bytes."""
     path.parent.mkdir(parents=True, exist_ok=True)
     read = ["-f", "s16le", "-ar", str(SAMPLE_RATE), "-ac", "1", "-i", "pipe:0"]
-    write = ["-c:a", "flac", "-compression_level", "12", "-sample_fmt", "s16", "-map_metadata", "-1", "-bitexact", str(path)]
+    write = [
+        "-c:a",
+        "flac",
+        "-compression_level",
+        "12",
+        "-sample_fmt",
+        "s16",
+        "-map_metadata",
+        "-1",
+        "-bitexact",
+        str(path),
+    ]
     ffmpeg(*read, *write, data=samples.tobytes())
 
 
@@ -148,8 +197,18 @@ def make_clip(clip: Clip, source: Path, out: Path) -> dict:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--source", type=Path, required=True, help="folder into which the packages were unpacked (it holds usr/)")
-    parser.add_argument("--out", type=Path, default=Path("data/recordings"), help="folder to write; paths in the manifest start at its parent")
+    parser.add_argument(
+        "--source",
+        type=Path,
+        required=True,
+        help="folder into which the packages were unpacked (it holds usr/)",
+    )
+    parser.add_argument(
+        "--out",
+        type=Path,
+        default=Path("data/recordings"),
+        help="folder to write; paths in the manifest start at its parent",
+    )
     arguments = parser.parse_args()
 
     clips = read_clips(Path(__file__).with_name("recordings.txt"))

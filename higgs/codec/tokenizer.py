@@ -124,7 +124,9 @@ class AudioTokenizer(nn.Module):
             raise ValueError("codes hold no frame (T = 0): there is nothing to decode")
         low, high = int(codes.min()), int(codes.max())
         if low < 0 or high >= self.codebook_size:
-            raise ValueError(f"codes must be in 0 ... {self.codebook_size - 1}, got {low} ... {high}")
+            raise ValueError(
+                f"codes must be in 0 ... {self.codebook_size - 1}, got {low} ... {high}"
+            )
         device = next(self.parameters()).device
         batch = codes.to(device) if codes.dim() == 3 else codes.to(device)[None]
         waveform = self.synthesize(self.quantizer.decode(batch))

@@ -137,7 +137,9 @@ def to_transformers(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
             key,
         )
         key = re.sub(r"^semantic_encoder\.blocks\.", "encoder_semantic.conv_blocks.", key)
-        key = re.sub(r"^quantizer\.layers\.(\d+)\.embed$", r"quantizer.layers.\1.codebook.embed", key)
+        key = re.sub(
+            r"^quantizer\.layers\.(\d+)\.embed$", r"quantizer.layers.\1.codebook.embed", key
+        )
         key = re.sub(r"^quantizer\.layers\.", "quantizer.quantizers.", key)
         key = re.sub(r"^fuse\.", "fc.", key)
         renamed[re.sub(r"^to_acoustic\.", "fc2.", key)] = tensor.contiguous()

@@ -42,9 +42,7 @@ def read_recordings(
         if not row["text"].strip():
             raise ValueError(f"{where}: the transcript is empty")
         recordings.append(
-            Recording(
-                row["id"], path, row["text"], row["language"], row["speaker"], row["seconds"]
-            )
+            Recording(row["id"], path, row["text"], row["language"], row["speaker"], row["seconds"])
         )
     known = {recording.language for recording in recordings}
     if unknown := sorted(set(languages or known) - known):

@@ -1,8 +1,9 @@
 """Scripts to speak: JSON Lines, each row one request in one of the prompt forms.
 
-    {"id": "a", "form": "smart_voice", "voice": "ada", "text": "Hello.", "scene": "A quiet room."}
-    {"id": "b", "form": "voice_clone", "voice": "cleo", "text": "Hello."}
-    {"id": "c", "form": "dialogue", "speakers": {"0": "feminine", "1": "masculine"}, "lines": [[0, "Hi."], [1, "Hello."]]}
+{"id": "a", "form": "smart_voice", "voice": "ada", "text": "Hello.", "scene": "A quiet room."}
+{"id": "b", "form": "voice_clone", "voice": "cleo", "text": "Hello."}
+{"id": "c", "form": "dialogue", "speakers": {"0": "feminine", "1": "masculine"},
+     "lines": [[0, "Hi."], [1, "Hello."]]}
 """
 
 import json
@@ -31,7 +32,7 @@ class Script:
 
 
 def read_scripts(path: str | Path, voices: str | Path) -> list[Script]:
-    """-> the scripts in order. Raises ValueError naming the line for wrong keys, forms, voices, or an id that returns."""
+    """-> the scripts in order. Raises ValueError naming the line of a wrong key, form, voice or id."""
     scripts: list[Script] = []
     for number, line in enumerate(Path(path).read_text(encoding="utf-8").splitlines(), start=1):
         row, where = json.loads(line), f"{path}, line {number}"

@@ -58,7 +58,9 @@ def byte_tokenizer(phrases: Sequence[str] = ()) -> Tokenizer:
     tokenizer.add_special_tokens(
         [AddedToken(t, special=True, normalized=False) for t in SPECIAL_TOKENS.values()]
     )
-    tokenizer.add_tokens([AddedToken(phrase, special=False, normalized=False) for phrase in phrases])
+    tokenizer.add_tokens(
+        [AddedToken(phrase, special=False, normalized=False) for phrase in phrases]
+    )
     return tokenizer
 
 

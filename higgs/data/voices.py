@@ -1,7 +1,7 @@
 """Voices: a folder of reference recordings and descriptions.
 
-`NAME.flac` (or `.wav`) with its transcript in `NAME.txt` is a voice to imitate. `profiles.json` maps names to descriptions
-("feminine"), for voices that the model knows by their description.
+`NAME.flac` (or `.wav`) with its transcript in `NAME.txt` is a voice to imitate. `profiles.json` maps names to
+descriptions ("feminine"), for voices that the model knows by their description.
 """
 
 import json

@@ -72,9 +72,7 @@ def gather(results: Results, manifest: str | Path, languages: list[str]) -> list
     for row in results.utterances:
         group = f"{GENERATED}: {row['form']}" + (f", {row['voice']}" if row["voice"] else "")
         path = results.folder / "generate" / "audio" / f"{row['name']}.flac"
-        found.append(
-            Utterance(group, row["name"], row["text"], path if path.is_file() else None)
-        )
+        found.append(Utterance(group, row["name"], row["text"], path if path.is_file() else None))
     return found
 
 

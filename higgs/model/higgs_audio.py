@@ -25,7 +25,9 @@ class ModelOutput:
     loss: Tensor | None = None  # text_loss + the mean of codebook_losses
     text_loss: Tensor | None = None
     codebook_losses: Tensor | None = None  # [K]
-    hidden_states: tuple[Tensor, ...] = ()  # embeddings, after each layer; the last one is normalised
+    hidden_states: tuple[
+        Tensor, ...
+    ] = ()  # embeddings, after each layer; the last one is normalised
 
 
 class HiggsAudio(nn.Module):

@@ -1,15 +1,15 @@
 """Llama's parts, and the layer that Higgs makes of them: shared attention, one FFN for text and one for audio.
 
-             x [B, S, D]
-             |------------------------------.
-    text: RMSNorm      audio: RMSNorm       |     each position takes the norm of its kind
-             '-------. .-------'            |
-                 attention                  |     shared: one causal attention, one KV cache
-                     + <--------------------'
-                     |----------------------.
-    text: RMSNorm, FFN   audio: RMSNorm, FFN|     each position takes the FFN of its kind
-             '-------. .-------'            |
-                     + <--------------------'
+         x [B, S, D]
+         |------------------------------.
+text: RMSNorm      audio: RMSNorm       |     each position takes the norm of its kind
+         '-------. .-------'            |
+             attention                  |     shared: one causal attention, one KV cache
+                 + <--------------------'
+                 |----------------------.
+text: RMSNorm, FFN   audio: RMSNorm, FFN|     each position takes the FFN of its kind
+         '-------. .-------'            |
+                 + <--------------------'
 """
 
 import math

@@ -102,7 +102,9 @@ class Engine:
     def reference_codes(self, audio: AudioContent) -> Tensor:
         """-> [K, T] of a file. Raises ValueError for references of more than a minute."""
         if not audio.audio_url:
-            raise ValueError("the conversation holds audio without a file, and no reference_codes for it")
+            raise ValueError(
+                "the conversation holds audio without a file, and no reference_codes for it"
+            )
         waveform, _ = load_audio(audio.audio_url, self.tokenizer.sample_rate)
         seconds = len(waveform) / self.tokenizer.sample_rate
         if seconds > MAX_REFERENCE_SECONDS:

@@ -84,8 +84,16 @@ class Loop:
         noise: Noise,
         heard: Tensor,
     ):
-        self.model, self.ids, self.sampling, self.cache, self.noise = model, ids, sampling, cache, noise
-        self.history = heard  # [K, columns] of the assistant's audio so far, which repetition counting sees
+        self.model, self.ids, self.sampling, self.cache, self.noise = (
+            model,
+            ids,
+            sampling,
+            cache,
+            noise,
+        )
+        self.history = (
+            heard  # [K, columns] of the assistant's audio so far, which repetition counting sees
+        )
         self.made = Generation()
         self.delay: DelayState | None = None
         # Placeholders have no embedding of their own: the text head must not choose them.
@@ -110,7 +118,9 @@ class Loop:
             logits = logits.index_fill(0, self.forbidden, -torch.inf)
         token = int(sample_text(logits, self.made.steps, self.sampling, self.noise))
         if token == self.ids.audio_in or (token == self.ids.audio_out and not self.made.segments):
-            raise ValueError("the text head chose an audio placeholder, and there is no audio for it")
+            raise ValueError(
+                "the text head chose an audio placeholder, and there is no audio for it"
+            )
         if token == self.ids.audio_out:
             # As in the original: the last segment goes on behind its own last column.
             self.delay, self.made.segments[-1].finished = self.new_delay(), False
@@ -179,4 +189,3 @@ def generate(
         if step + 1 < max_new_tokens:
             hidden = loop.feed(last)
     return loop.made
-

@@ -74,7 +74,7 @@ class CounterNoise:
 
 
 class GeneratorNoise:
-    """Noise from one `torch.Generator`, in the order and shapes of the original: [1, V], [K, N + 2], then [r, N + 2]."""
+    """Noise from one `torch.Generator`, in the original's order and shapes: [1, V], [K, N + 2], then [r, N + 2]."""
 
     def __init__(self, seed: int, device: torch.device):
         self.generator = torch.Generator(device=device).manual_seed(seed)
@@ -129,9 +129,9 @@ def sample_codes(
 ) -> Tensor:
     """logits [K, N + 2] float32, history [K, columns so far] -> one code for each codebook [K].
 
-    Repetition-aware sampling (Chen et al. 2024, VALL-E 2): a code that already stands `ras_max_repeats` times in the last
-    `ras_window` columns is drawn again from the untempered, unfiltered distribution; in greedy mode too, as in the
-    original.
+    Repetition-aware sampling (Chen et al. 2024, VALL-E 2): a code that already stands `ras_max_repeats` times in
+    the last `ras_window` columns is drawn again from the untempered, unfiltered distribution; in greedy mode too, as in
+    the original.
     """
     if config.temperature == 0:
         codes = logits.argmax(-1)

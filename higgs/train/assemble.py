@@ -29,7 +29,9 @@ def assemble_codec(folder: Path) -> AudioTokenizer:
     tensors = part(folder, "decoder", "smooth") | part(folder, "encoder", "smooth")
     wanted = {k for k in codec.state_dict() if not k.startswith("quantizer.")}
     if wanted != set(tensors):
-        raise ValueError(f"decoder and encoder do not make a codec: {sorted(wanted ^ set(tensors))[:5]}")
+        raise ValueError(
+            f"decoder and encoder do not make a codec: {sorted(wanted ^ set(tensors))[:5]}"
+        )
     codec.load_state_dict(tensors, strict=False)
     return codec.eval()
 
@@ -60,7 +62,10 @@ def main() -> None:
     arguments = parser.parse_args()
     assemble_codec(arguments.parts).save_pretrained(arguments.out / "codec", half=True)
     save_model(arguments.parts, arguments.out / "model")
-    sizes = {str(p.relative_to(arguments.out)): p.stat().st_size for p in arguments.out.rglob("*.safetensors")}
+    sizes = {
+        str(p.relative_to(arguments.out)): p.stat().st_size
+        for p in arguments.out.rglob("*.safetensors")
+    }
     (arguments.out / "sizes.json").write_text(json.dumps(sizes, indent=2) + "\n")
 
 

@@ -83,7 +83,9 @@ def run(
     step: Callable[[], tuple[Tensor, dict[str, float]]],
 ) -> None:
     """The loop of both jobs: the module's running average is what counts, saved as `folder/NAME.pt`."""
-    optimizer = torch.optim.AdamW(module.parameters(), lr=rate, betas=(0.8, 0.99), weight_decay=0.01)
+    optimizer = torch.optim.AdamW(
+        module.parameters(), lr=rate, betas=(0.8, 0.99), weight_decay=0.01
+    )
     clock, averages = Clock(minutes), Averages()
     smooth = {k: v.clone() for k, v in module.state_dict().items()}
     if state := load_state(folder / f"{name}.pt"):
@@ -106,7 +108,12 @@ def run(
             for key, value in module.state_dict().items():
                 smooth[key].lerp_(value, keep)
         if clock.step % 50 == 0:
-            log(folder / f"{name}.jsonl", step=clock.step, seconds=round(clock.spent), **averages.read())
+            log(
+                folder / f"{name}.jsonl",
+                step=clock.step,
+                seconds=round(clock.spent),
+                **averages.read(),
+            )
         if clock.spent - saved > 180 or clock.done:
             saved = clock.spent
             save_state(
@@ -128,7 +135,9 @@ def train_decoder(folder: Path, crops: Crops, minutes: float, batch: int) -> Non
     """Codes -> waveform: `to_acoustic` and `acoustic_decoder`."""
     quantizer = frozen_teacher(folder).quantizer.quantizer
     codec = AudioTokenizer(NANO_CODEC)
-    module = nn.ModuleDict({"to_acoustic": codec.to_acoustic, "acoustic_decoder": codec.acoustic_decoder})
+    module = nn.ModuleDict(
+        {"to_acoustic": codec.to_acoustic, "acoustic_decoder": codec.acoustic_decoder}
+    )
     initialise(codec.acoustic_decoder)
     codec.acoustic_decoder.conv_out.weight.data.mul_(0.2)
     edge = EDGE * 960
@@ -191,7 +200,9 @@ def main() -> None:
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--batch", type=int, default=6)
     parser.add_argument("--frames", type=int, default=36)
-    parser.add_argument("--eager", action="store_true", help="without compiling Snake (no C++ compiler)")
+    parser.add_argument(
+        "--eager", action="store_true", help="without compiling Snake (no C++ compiler)"
+    )
     arguments = parser.parse_args()
     torch.set_num_threads(arguments.threads)
     torch.manual_seed(0)

@@ -53,7 +53,7 @@ def initialise_from_codebooks(model: HiggsAudio, quantizer: ResidualVectorQuanti
 
 
 def corrupt(batch: Batch, most: float, codebook_size: int) -> Batch:
-    """Replaces whole columns by random codes, a share of 0 ... `most` per sequence, so that history cannot replace text."""
+    """Replaces 0 ... `most` of a sequence's columns by random codes, so that history cannot replace text."""
     rate = most * torch.rand(len(batch.input_ids), 1)
     columns = (torch.rand(batch.input_ids.shape) < rate) & batch.audio_out_mask
     noise = torch.randint(0, codebook_size, batch.codes.shape)

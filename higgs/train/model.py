@@ -12,7 +12,16 @@ from tqdm import tqdm
 
 from higgs.batch import Batch
 from higgs.config import ModelConfig
-from higgs.data.chatml import QUIET_ROOM, AudioContent, ChatMLSample, Message, dialogue, smart_voice, tokenize, voice_clone
+from higgs.data.chatml import (
+    QUIET_ROOM,
+    AudioContent,
+    ChatMLSample,
+    Message,
+    dialogue,
+    smart_voice,
+    tokenize,
+    voice_clone,
+)
 from higgs.data.collator import collate, spread
 from higgs.data.text import TextTokenizer, byte_tokenizer
 from higgs.model.higgs_audio import HiggsAudio
@@ -103,7 +112,9 @@ class Corpus:
         tokens = tokenize(ChatMLSample([*item.sample.messages, answer]), self.tokenizer)
         codes = [self.codes[i] for i in item.utterances]
         together = len(item.sample.audios) + 1 < len(codes)  # a dialogue is one segment
-        row = spread(tokens, [torch.cat(codes, dim=1)] if together else codes, self.ids, config, True)
+        row = spread(
+            tokens, [torch.cat(codes, dim=1)] if together else codes, self.ids, config, True
+        )
         row["spoken"] = self.spoken(row, item, together)
         return row
 
@@ -157,7 +168,9 @@ def make_batch(corpus: Corpus, items: list[Item], config: ModelConfig) -> tuple[
     return batch, spoken
 
 
-def losses(model: HiggsAudio, helps: Helps, batch: Batch, spoken: Tensor, noise: float) -> dict[str, Tensor]:
+def losses(
+    model: HiggsAudio, helps: Helps, batch: Batch, spoken: Tensor, noise: float
+) -> dict[str, Tensor]:
     """-> text loss, codebook losses [K], and those of the helps; heads run only where something is predicted."""
     config = helps.config
     inputs = corrupt(batch, noise, model.config.codebook_size) if noise else batch
@@ -169,11 +182,16 @@ def losses(model: HiggsAudio, helps: Helps, batch: Batch, spoken: Tensor, noise:
         code_logits = model.audio_head(hidden[:, :-1][code_rows])
         parts = {}
         if config.character_layer is not None:
-            parts["characters"] = helps.character_loss(states[config.character_layer + 1], batch, spoken)
+            parts["characters"] = helps.character_loss(
+                states[config.character_layer + 1], batch, spoken
+            )
     targets = code_labels[code_rows]
     # Flat: a strided softmax over the codebook axis is twice as slow on a CPU.
     each = torch.nn.functional.cross_entropy(
-        code_logits.float().view(-1, model.config.code_vocab_size), targets.reshape(-1), reduction="none", ignore_index=-100
+        code_logits.float().view(-1, model.config.code_vocab_size),
+        targets.reshape(-1),
+        reduction="none",
+        ignore_index=-100,
     ).view(targets.shape)
     parts["codebooks"] = each.sum(0) / (targets >= 0).sum(0)
     parts["text"] = torch.nn.functional.cross_entropy(text_logits.float(), text_labels[text_rows])
@@ -198,7 +216,11 @@ def initialise(model: HiggsAudio) -> None:
             torch.nn.init.normal_(parameter, 0, 0.02)
     for layer in model.layers:
         scale = (2 * len(model.layers)) ** -0.5
-        for last in (layer.attention.o_proj, layer.text_ffn[1].down_proj, layer.audio_ffn[1].down_proj):
+        for last in (
+            layer.attention.o_proj,
+            layer.text_ffn[1].down_proj,
+            layer.audio_ffn[1].down_proj,
+        ):
             last.weight.data.mul_(scale * 2)
 
 
@@ -209,7 +231,9 @@ def optimizer_for(model: HiggsAudio, helps: Helps, rate: float) -> torch.optim.O
     return torch.optim.AdamW(groups, lr=rate, betas=(0.9, 0.95), fused=True)
 
 
-def train(folder: Path, corpus: Corpus, minutes: float, rate: float, config: HelpConfig) -> HiggsAudio:
+def train(
+    folder: Path, corpus: Corpus, minutes: float, rate: float, config: HelpConfig
+) -> HiggsAudio:
     """Trains (or goes on training) the model; the checkpoint is `folder/model.pt`."""
     torch.manual_seed(0)
     train_on, held_out = split(len(corpus.texts), HELD_OUT)
@@ -220,7 +244,11 @@ def train(folder: Path, corpus: Corpus, minutes: float, rate: float, config: Hel
         teacher.load_state_dict(torch.load(folder / "teacher.pt", weights_only=True)["teacher"])
         initialise_from_codebooks(model, teacher.quantizer.quantizer)
     helps = Helps(model, config)
-    optimizer, clock, averages = optimizer_for(model, helps, rate), Clock(minutes, 150, 0.02), Averages()
+    optimizer, clock, averages = (
+        optimizer_for(model, helps, rate),
+        Clock(minutes, 150, 0.02),
+        Averages(),
+    )
     if state := load_state(folder / "model.pt"):
         model.load_state_dict(state["model"])
         helps.load_state_dict(state["helps"])
@@ -244,9 +272,17 @@ def train(folder: Path, corpus: Corpus, minutes: float, rate: float, config: Hel
         clock.tick()
         hours += float(batch.audio_out_mask.sum()) / 25 / 3600
         books = parts.pop("codebooks").detach()
-        averages.add(cb0=books[0], cb1=books[1], cb7=books[7], **{k: v.detach() for k, v in parts.items()})
+        averages.add(
+            cb0=books[0], cb1=books[1], cb7=books[7], **{k: v.detach() for k, v in parts.items()}
+        )
         if clock.step % 100 == 0:
-            log(folder / "model.jsonl", step=clock.step, seconds=round(clock.spent), hours=round(hours, 2), **averages.read())
+            log(
+                folder / "model.jsonl",
+                step=clock.step,
+                seconds=round(clock.spent),
+                hours=round(hours, 2),
+                **averages.read(),
+            )
         if clock.step % 1000 == 0 or clock.done:
             with torch.no_grad():
                 held = [losses(model, helps, b, s, 0.0)["codebooks"] for b, s in checks]
@@ -271,13 +307,21 @@ def main() -> None:
     parser.add_argument("--minutes", type=float, default=60.0)
     parser.add_argument("--rate", type=float, default=2e-3)
     parser.add_argument("--threads", type=int, default=2)
-    parser.add_argument("--plain", action="store_true", help="without the helps: the plain model's loss")
+    parser.add_argument(
+        "--plain", action="store_true", help="without the helps: the plain model's loss"
+    )
     arguments = parser.parse_args()
     torch.set_num_threads(arguments.threads)
     plain = HelpConfig(False, (), 0.0, None, 0.0, 0.0, (1,) * 8)
     tokenizer = TextTokenizer(byte_tokenizer(NANO_PHRASES))
     corpus = Corpus(Shards(arguments.corpus), arguments.out / "codes.pt", tokenizer)
-    train(arguments.out, corpus, arguments.minutes, arguments.rate, plain if arguments.plain else HelpConfig())
+    train(
+        arguments.out,
+        corpus,
+        arguments.minutes,
+        arguments.rate,
+        plain if arguments.plain else HelpConfig(),
+    )
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""The sizes of higgs-nano, the default checkpoint: the architecture of the release, small enough to travel with the code."""
+"""The sizes of higgs-nano, the default checkpoint: the release's architecture, small enough to travel with the code."""
 
 from higgs.config import CodecConfig, ModelConfig, SemanticConfig
 from higgs.data.chatml import GENERATE, MULTI_SPEAKER, QUIET_ROOM

@@ -17,7 +17,11 @@ from higgs.train.teacher import MEL_PER_FRAME, NUM_MELS, MelTeacher, characters
 HELD_OUT = 200
 WARM_STEPS = 60  # steps without quantisation: codes of a moving latent mean nothing
 SILENCE = -9.2103  # log of the mel floor
-DROPOUT = ((1, 0.12), (2, 0.12), (4, 0.16))  # utterances that use the first codebooks only, and how many
+DROPOUT = (
+    (1, 0.12),
+    (2, 0.12),
+    (4, 0.16),
+)  # utterances that use the first codebooks only, and how many
 
 
 def pad_mels(teacher: MelTeacher, mels: list[Tensor]) -> tuple[Tensor, Tensor]:
@@ -41,7 +45,9 @@ def drop_codebooks(real: Tensor, num_codebooks: int) -> Tensor:
     return real[..., None] & (torch.arange(num_codebooks) < kept[:, None, None])
 
 
-def losses(teacher: MelTeacher, mels: list[Tensor], texts: list[str], quantise: bool) -> dict[str, Tensor]:
+def losses(
+    teacher: MelTeacher, mels: list[Tensor], texts: list[str], quantise: bool
+) -> dict[str, Tensor]:
     """The teacher's losses on a batch: reconstruction (L1 + L2 / 2), commitment, characters."""
     mel, real = pad_mels(teacher, mels)
     with torch.autocast("cpu", dtype=torch.bfloat16):
@@ -74,7 +80,9 @@ def compute_mels(shards: Shards, indices: range) -> list[Tensor]:
     ]
 
 
-def train(folder: Path, corpus: Path, config: CodecConfig, minutes: float, limit: int) -> MelTeacher:
+def train(
+    folder: Path, corpus: Path, config: CodecConfig, minutes: float, limit: int
+) -> MelTeacher:
     """Trains (or goes on training) the teacher; the checkpoint is `folder/teacher.pt`."""
     torch.manual_seed(0)
     shards = Shards(corpus)
@@ -87,7 +95,9 @@ def train(folder: Path, corpus: Path, config: CodecConfig, minutes: float, limit
     sample = torch.cat([mel.float() for mel in mels[::20]], dim=1)
     teacher.mel_mean.copy_(sample.mean())
     teacher.mel_std.copy_(sample.std())
-    optimizer = torch.optim.AdamW(teacher.parameters(), lr=1e-3, betas=(0.9, 0.98), weight_decay=0.01)
+    optimizer = torch.optim.AdamW(
+        teacher.parameters(), lr=1e-3, betas=(0.9, 0.98), weight_decay=0.01
+    )
     clock, averages = Clock(minutes), Averages()
     if state := load_state(folder / "teacher.pt"):
         teacher.load_state_dict(state["teacher"])
@@ -97,7 +107,9 @@ def train(folder: Path, corpus: Path, config: CodecConfig, minutes: float, limit
         set_rate(optimizer, clock.rate())
         at = int(torch.randint(0, len(order) - 16, ()))
         rows = order[at : at + 16]
-        parts = losses(teacher, [mels[i] for i in rows], [texts[i] for i in rows], clock.step >= WARM_STEPS)
+        parts = losses(
+            teacher, [mels[i] for i in rows], [texts[i] for i in rows], clock.step >= WARM_STEPS
+        )
         loss = parts["l1"] + 0.5 * parts["l2"] + 0.1 * parts["commitment"] + 0.1 * parts["ctc"]
         optimizer.zero_grad()
         loss.backward()
@@ -107,7 +119,13 @@ def train(folder: Path, corpus: Path, config: CodecConfig, minutes: float, limit
         averages.add(**{name: part.detach() for name, part in parts.items()})
         if clock.step % 100 == 0:
             used = [int((a.count > 0.3).sum()) for a in teacher.quantizer.averages]
-            log(folder / "quantizer.jsonl", step=clock.step, seconds=round(clock.spent), used=used, **averages.read())
+            log(
+                folder / "quantizer.jsonl",
+                step=clock.step,
+                seconds=round(clock.spent),
+                used=used,
+                **averages.read(),
+            )
         if clock.step % 500 == 0 or clock.done:
             save_state(
                 folder / "teacher.pt",
@@ -132,7 +150,9 @@ def code_corpus(teacher: MelTeacher, shards: Shards, path: Path) -> None:
     groups = [rows[at : at + 16] for rows in by_length.values() for at in range(0, len(rows), 16)]
     for group in tqdm(groups, desc="codes", mininterval=10, miniters=50):
         mel = log_mel(torch.stack([shards.waveform(index) for index in group]))
-        ids = teacher.quantizer.quantizer.encode(teacher.encode(teacher.normalise(mel)).transpose(1, 2))
+        ids = teacher.quantizer.quantizer.encode(
+            teacher.encode(teacher.normalise(mel)).transpose(1, 2)
+        )
         first = teacher.quantizer.quantizer.decode(ids[:, :1]).transpose(1, 2)
         read = teacher.read(first).log_softmax(-1).half()
         for index, row, posterior in zip(group, ids.short(), read, strict=True):

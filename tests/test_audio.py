@@ -1,0 +1,122 @@
+"""Audio files, resampling, and the one guarded import of torchaudio."""
+
+import os
+import subprocess
+import sys
+import textwrap
+
+import numpy as np
+import pytest
+import soundfile
+import torch
+from conftest import ROOT, assert_close
+from safetensors.torch import load_file
+
+from higgs.audio import check_waveform, load_audio, log_mel, resample, save_audio
+
+
+def run_python(code: str, *path: str) -> str:
+    environment = os.environ | {"PYTHONPATH": os.pathsep.join([*path, str(ROOT)])}
+    done = subprocess.run(
+        [sys.executable, "-c", textwrap.dedent(code)],
+        env=environment,
+        capture_output=True,
+        text=True,
+        cwd=ROOT,
+    )
+    assert done.returncode == 0, done.stderr
+    return done.stdout.strip()
+
+
+def fake_torchaudio(folder, native: bool) -> str:
+    """A stand-in package whose native library loads, or does not."""
+    package = folder / "torchaudio"
+    (package / "_extension").mkdir(parents=True)
+    (package / "__init__.py").write_text(
+        "from . import _extension\nfrom ._extension import _IS_TORCHAUDIO_EXT_AVAILABLE\n"
+    )
+    fails = "" if native else "raise OSError('libc10_cuda.so: cannot open shared object file')\n"
+    (package / "_extension" / "__init__.py").write_text(
+        fails + "_IS_TORCHAUDIO_EXT_AVAILABLE = True\n"
+    )
+    return str(folder)
+
+
+@pytest.mark.parametrize("native", [True, False])
+def test_torchaudio_is_imported_with_and_without_its_native_library(tmp_path, native):
+    """Where the native library loads it is used; where it does not, the package is imported without it."""
+    code = """
+        from higgs.audio import torchaudio
+        print(torchaudio._IS_TORCHAUDIO_EXT_AVAILABLE)
+    """
+    assert run_python(code, fake_torchaudio(tmp_path, native)) == str(native)
+
+
+def test_transformers_imports_behind_the_guard():
+    code = """
+        import higgs.audio
+        from transformers import HiggsAudioV2TokenizerModel, HubertModel
+        print("imported")
+    """
+    assert run_python(code) == "imported"
+
+
+def test_resampling_equals_the_golden_signal(golden):
+    waveform = load_file(golden / "original.safetensors")["n24000.wave"]
+    expected = load_file(golden / "port.safetensors")["n24000.wave16k"]
+    assert_close(resample(waveform, 24_000, 16_000).view(expected.shape), expected)
+
+
+@pytest.mark.parametrize("suffix", [".wav", ".flac"])
+def test_save_and_load(tmp_path, suffix):
+    waveform = torch.linspace(-1.2, 1.2, 4800)
+    path = tmp_path / "folder" / f"ramp{suffix}"
+    save_audio(path, waveform, 24_000)
+    loaded, rate = load_audio(path)
+    assert rate == 24_000
+    assert (loaded - waveform.clamp(-1, 1)).abs().max() < 1e-4
+    assert load_audio(path, 16_000)[0].shape == (3200,)
+    assert [p.name for p in path.parent.iterdir()] == [path.name]
+
+
+def test_channels_are_averaged(tmp_path):
+    soundfile.write(tmp_path / "stereo.wav", np.stack([np.full(100, 0.5), np.zeros(100)], 1), 8000)
+    waveform, rate = load_audio(tmp_path / "stereo.wav")
+    assert rate == 8000 and waveform.shape == (100,)
+    assert_close(waveform, torch.full((100,), 0.25), atol=1e-4)
+
+
+def test_bad_files(tmp_path):
+    with pytest.raises(FileNotFoundError, match="nothing.wav"):
+        load_audio(tmp_path / "nothing.wav")
+    (tmp_path / "text.wav").write_text("this is no audio")
+    with pytest.raises(ValueError, match="not an audio file"):
+        load_audio(tmp_path / "text.wav")
+    soundfile.write(tmp_path / "empty.wav", np.zeros(0), 8000)
+    with pytest.raises(ValueError, match="empty"):
+        load_audio(tmp_path / "empty.wav")
+    soundfile.write(tmp_path / "long.wav", np.zeros(3602 * 10, np.float32), 10)
+    with pytest.raises(ValueError, match="longer than 3600 s"):
+        load_audio(tmp_path / "long.wav")
+
+
+def test_a_failed_write_leaves_nothing(tmp_path):
+    with pytest.raises(ValueError, match="NaN"):
+        save_audio(tmp_path / "a.wav", torch.tensor([0.0, float("nan")]), 24_000)
+    with pytest.raises(Exception, match="(?i)format|type"):
+        save_audio(tmp_path / "a.nonsense", torch.zeros(10), 24_000)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_check_waveform_counts():
+    with pytest.raises(ValueError, match="2 of 4"):
+        check_waveform(torch.tensor([0.0, float("inf"), float("nan"), 1.0]))
+
+
+def test_log_mel_of_a_tone():
+    """One frame for 240 samples; the loudest band is the tone's."""
+    tone = torch.sin(2 * torch.pi * 1000 * torch.arange(24_000) / 24_000)
+    mel = log_mel(tone)
+    assert mel.shape == (80, 100)
+    centre = 2595 * np.log10(1 + 1000 / 700) / (2595 * np.log10(1 + 12_000 / 700)) * 81 - 1
+    assert abs(int(mel[:, 50].argmax()) - centre) <= 1
