@@ -4,6 +4,7 @@ import argparse
 import random
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -231,73 +232,87 @@ def optimizer_for(model: HiggsAudio, helps: Helps, rate: float) -> torch.optim.O
     return torch.optim.AdamW(groups, lr=rate, betas=(0.9, 0.95), fused=True)
 
 
-def train(
-    folder: Path, corpus: Corpus, minutes: float, rate: float, config: HelpConfig
-) -> HiggsAudio:
-    """Trains (or goes on training) the model; the checkpoint is `folder/model.pt`."""
-    torch.manual_seed(0)
-    train_on, held_out = split(len(corpus.texts), HELD_OUT)
-    model = HiggsAudio(NANO_MODEL)
-    initialise(model)
-    if config.codebook_init:
-        teacher = MelTeacher(NANO_CODEC)
-        teacher.load_state_dict(torch.load(folder / "teacher.pt", weights_only=True)["teacher"])
-        initialise_from_codebooks(model, teacher.quantizer.quantizer)
-    helps = Helps(model, config)
-    optimizer, clock, averages = (
-        optimizer_for(model, helps, rate),
-        Clock(minutes, 150, 0.02),
-        Averages(),
-    )
-    if state := load_state(folder / "model.pt"):
-        model.load_state_dict(state["model"])
-        helps.load_state_dict(state["helps"])
-        optimizer.load_state_dict(state["optimizer"])
-        clock.load_state_dict(state["clock"])
-    checks = [make_batch(corpus, items, NANO_MODEL) for items in plan(corpus, held_out, 0)[:6]]
-    epoch, hours, saved = clock.step, 0.0, clock.spent
-    batches: list[list[Item]] = []
-    while not clock.done:
-        if not batches:
-            epoch += 1
-            batches = plan(corpus, train_on, epoch)
-        batch, spoken = make_batch(corpus, batches.pop(), NANO_MODEL)
-        set_rate(optimizer, clock.rate())
-        parts = losses(model, helps, batch, spoken, config.input_noise)
-        loss = total(parts, config)
-        optimizer.zero_grad()
-        loss.backward()
-        torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
-        optimizer.step()
-        clock.tick()
-        hours += float(batch.audio_out_mask.sum()) / 25 / 3600
-        books = parts.pop("codebooks").detach()
-        averages.add(
-            cb0=books[0], cb1=books[1], cb7=books[7], **{k: v.detach() for k, v in parts.items()}
+class Training:
+    """One run: the model, what helps it, and how far it is. `folder/model.pt` holds all of it."""
+
+    def __init__(self, folder: Path, corpus: Corpus, clock: Clock, rate: float, config: HelpConfig):
+        torch.manual_seed(0)
+        self.folder, self.corpus, self.clock = folder, corpus, clock
+        self.train_on, held_out = split(len(corpus.texts), HELD_OUT)
+        self.checks = [
+            make_batch(corpus, items, NANO_MODEL) for items in plan(corpus, held_out, 0)[:6]
+        ]
+        self.model = HiggsAudio(NANO_MODEL)
+        initialise(self.model)
+        if config.codebook_init:
+            teacher = MelTeacher(NANO_CODEC)
+            stored = torch.load(folder / "teacher.pt", weights_only=True)
+            teacher.load_state_dict(stored["teacher"])
+            initialise_from_codebooks(self.model, teacher.quantizer.quantizer)
+        self.helps = Helps(self.model, config)
+        self.optimizer = optimizer_for(self.model, self.helps, rate)
+        self.averages, self.hours = Averages(), 0.0
+
+    @property
+    def parts(self) -> dict[str, Any]:
+        return {
+            "model": self.model,
+            "helps": self.helps,
+            "optimizer": self.optimizer,
+            "clock": self.clock,
+        }
+
+    def resume(self) -> None:
+        if state := load_state(self.folder / "model.pt"):
+            for name, part in self.parts.items():
+                part.load_state_dict(state[name])
+
+    def save(self) -> None:
+        save_state(
+            self.folder / "model.pt", **{k: part.state_dict() for k, part in self.parts.items()}
         )
-        if clock.step % 100 == 0:
-            log(
-                folder / "model.jsonl",
-                step=clock.step,
-                seconds=round(clock.spent),
-                hours=round(hours, 2),
-                **averages.read(),
-            )
-        if clock.step % 1000 == 0 or clock.done:
+
+    def step(self, batch: Batch, spoken: Tensor) -> None:
+        config = self.helps.config
+        set_rate(self.optimizer, self.clock.rate())
+        parts = losses(self.model, self.helps, batch, spoken, config.input_noise)
+        self.optimizer.zero_grad()
+        total(parts, config).backward()
+        torch.nn.utils.clip_grad_norm_(self.model.parameters(), 1.0)
+        self.optimizer.step()
+        self.clock.tick()
+        self.hours += float(batch.audio_out_mask.sum()) / 25 / 3600
+        books = parts.pop("codebooks").detach()
+        shown = {name: part.detach() for name, part in parts.items()}
+        self.averages.add(cb0=books[0], cb1=books[1], cb7=books[7], **shown)
+
+    def report(self) -> None:
+        """Every 100 steps the losses of training, every 1000 those of held-out speech by codebook."""
+        row = {"step": self.clock.step, "seconds": round(self.clock.spent)}
+        if self.clock.step % 100 == 0:
+            row |= {"hours": round(self.hours, 2)} | self.averages.read()
+        if self.clock.step % 1000 == 0 or self.clock.done:
             with torch.no_grad():
-                held = [losses(model, helps, b, s, 0.0)["codebooks"] for b, s in checks]
-            books = [round(float(x), 3) for x in torch.stack(held).mean(0)]
-            log(folder / "model.jsonl", step=clock.step, held_out=books)
-        if clock.spent - saved > 240 or clock.done:
-            saved = clock.spent
-            save_state(
-                folder / "model.pt",
-                model=model.state_dict(),
-                helps=helps.state_dict(),
-                optimizer=optimizer.state_dict(),
-                clock=clock.state_dict(),
-            )
-    return model
+                held = [
+                    losses(self.model, self.helps, b, s, 0.0)["codebooks"] for b, s in self.checks
+                ]
+            row["held_out"] = [round(float(x), 3) for x in torch.stack(held).mean(0)]
+        if len(row) > 2:
+            log(self.folder / "model.jsonl", **row)
+
+    def run(self) -> HiggsAudio:
+        """Trains until the clock is done, saving every four minutes."""
+        epoch, saved, batches = self.clock.step, self.clock.spent, []
+        while not self.clock.done:
+            if not batches:
+                epoch += 1
+                batches = plan(self.corpus, self.train_on, epoch)
+            self.step(*make_batch(self.corpus, batches.pop(), NANO_MODEL))
+            self.report()
+            if self.clock.spent - saved > 240 or self.clock.done:
+                saved = self.clock.spent
+                self.save()
+        return self.model
 
 
 def main() -> None:
@@ -315,13 +330,11 @@ def main() -> None:
     plain = HelpConfig(False, (), 0.0, None, 0.0, 0.0, (1,) * 8)
     tokenizer = TextTokenizer(byte_tokenizer(NANO_PHRASES))
     corpus = Corpus(Shards(arguments.corpus), arguments.out / "codes.pt", tokenizer)
-    train(
-        arguments.out,
-        corpus,
-        arguments.minutes,
-        arguments.rate,
-        plain if arguments.plain else HelpConfig(),
-    )
+    clock = Clock(arguments.minutes, warmup_steps=150, floor=0.02)
+    config = plain if arguments.plain else HelpConfig()
+    training = Training(arguments.out, corpus, clock, arguments.rate, config)
+    training.resume()
+    training.run()
 
 
 if __name__ == "__main__":

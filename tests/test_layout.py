@@ -1,0 +1,106 @@
+"""The shape of the house: who may import whom, which doors libraries enter by, and how big a room may grow."""
+
+import ast
+import re
+from pathlib import Path
+
+import pytest
+from conftest import ROOT
+
+PACKAGE = ROOT / "higgs"
+BASE = "base"
+# Packages -> what of higgs they may import, besides themselves and the base files.
+ARROWS = {
+    "data": set(),
+    "codec": set(),
+    "model": set(),
+    "serve": {"codec", "model", "data"},
+    "train": {"codec", "model", "data"},
+    "evaluate": {"data"},
+}
+EVERYTHING = {"__main__.py"}
+DOORS = {
+    "torchaudio": {"audio.py"},
+    "soundfile": {"audio.py"},
+    "matplotlib": {"plots.py"},
+    "huggingface_hub": {"hub.py"},
+    "s3fs": {"hub.py"},
+    "transformers": {"codec/semantic.py", "data/text.py", "evaluate/text.py"},
+    "tokenizers": {"data/text.py"},
+    "papermill": {"notebook.py"},
+    "onnxruntime": {"evaluate/judges.py"},
+}
+MAY_PRINT = {"__main__.py", "notebook.py"}
+MAX_LINES, MAX_FUNCTION, MAX_ARGUMENTS = 430, 62, 8
+
+FILES = sorted(path for path in PACKAGE.rglob("*.py"))
+
+
+def imported(tree: ast.AST) -> set[str]:
+    names = set()
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Import):
+            names |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, f"line {node.lineno}: relative import"
+            names |= {node.module} | {f"{node.module}.{alias.name}" for alias in node.names}
+    return names
+
+
+def room(module: str) -> str:
+    """`higgs.codec.weights` -> codec; a file at the top -> base."""
+    parts = module.split(".")
+    return parts[1] if len(parts) > 1 and (PACKAGE / parts[1]).is_dir() else BASE
+
+
+@pytest.mark.parametrize("path", FILES, ids=lambda p: str(p.relative_to(PACKAGE)))
+def test_imports_follow_the_arrows_and_the_doors(path: Path):
+    place = str(path.relative_to(PACKAGE))
+    names = imported(ast.parse(path.read_text()))
+    own = place.split("/")[0] if "/" in place else BASE
+    allowed = {BASE, own} | ARROWS.get(own, set())
+    if place not in EVERYTHING:
+        for name in names:
+            if name.startswith("higgs."):
+                assert room(name) in allowed, f"{place} imports {name}"
+    for library, doors in DOORS.items():
+        if any(name.split(".")[0] == library for name in names):
+            assert place in doors, f"{place} imports {library}"
+
+
+@pytest.mark.parametrize("path", FILES, ids=lambda p: str(p.relative_to(PACKAGE)))
+def test_rooms_are_small_and_quiet(path: Path):
+    place, text = str(path.relative_to(PACKAGE)), path.read_text()
+    assert len(text.splitlines()) <= MAX_LINES
+    for node in ast.walk(ast.parse(text)):
+        if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef):
+            assert node.end_lineno - node.lineno < MAX_FUNCTION, f"{place}: {node.name} is long"
+            arguments = [*node.args.posonlyargs, *node.args.args, *node.args.kwonlyargs]
+            counted = [a for a in arguments if a.arg not in ("self", "cls")]
+            assert len(counted) <= MAX_ARGUMENTS, f"{place}: {node.name} takes {len(counted)}"
+        if isinstance(node, ast.Call) and getattr(node.func, "id", "") == "print":
+            assert place in MAY_PRINT, f"{place}, line {node.lineno}: print"
+    assert path.stem != "utils"
+
+
+def test_pickles_are_read_with_weights_only():
+    for path in [*FILES, *(ROOT / "training").glob("*.py")]:
+        for call in re.findall(r"torch\.load\([^)]*\)", path.read_text()):
+            assert "weights_only=True" in call, f"{path.name}: {call}"
+
+
+def test_every_file_is_in_the_tree_of_the_readme():
+    """The README's tree names every module of the package and every folder of the top level, and nothing else."""
+    readme = (ROOT / "README.md").read_text()
+    tree = re.search(r"```\nhiggs/\n(.*?)```", readme, re.DOTALL)
+    assert tree, "README.md has no tree"
+    named = set(re.findall(r"[\w.]+\.py\b", tree[1])) | {
+        f"{n}/" for n in re.findall(r"(\w+)/ ", tree[1])
+    }
+    modules = {path.name for path in FILES if path.name != "__init__.py"}
+    folders = {f"{path.parent.name}/" for path in FILES if path.parent != PACKAGE}
+    assert modules - named == set(), "not in the README's tree"
+    assert {n for n in named if n.endswith(".py")} - modules - {"__init__.py"} == set(), (
+        "only in the README"
+    )
+    assert folders <= named
