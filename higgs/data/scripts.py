@@ -30,6 +30,17 @@ class Script:
     text: str
     sample: ChatMLSample
 
+    def row(self, seed: int) -> dict[str, str | int]:
+        """What a table says of this request; `name` tells apart the seeds of one script."""
+        name = f"{self.id}-s{seed}"
+        return {
+            "name": name,
+            "form": self.form,
+            "voice": self.voice,
+            "seed": seed,
+            "text": self.text,
+        }
+
 
 def read_scripts(path: str | Path, voices: str | Path) -> list[Script]:
     """-> the scripts in order. Raises ValueError naming the line of a wrong key, form, voice or id."""
