@@ -142,6 +142,8 @@ def stage_environment(stage: str, threads: int) -> Iterator[Path]:
         changes = {
             STAGE_VARIABLE: stage,
             "PYTHONHASHSEED": "0",
+            # tqdm misses its widgets, which a stage has no use for.
+            "PYTHONWARNINGS": "ignore:IProgress not found",
             "JUPYTER_RUNTIME_DIR": scratch,
             # A kernel named python3 in the home folder may belong to another Python, and a profile
             # may run anything.

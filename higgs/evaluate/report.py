@@ -2,7 +2,7 @@
 
 import csv
 import json
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -133,6 +133,41 @@ def summarise(rows: Sequence[dict], resamples: int, seed: int) -> list[dict[str,
             }
         )
     return summary
+
+
+def shown(summary: Sequence[dict]) -> list[dict[str, Any]]:
+    """The summary as people read it."""
+    return [
+        {
+            "group": row["group"],
+            "n": row["n"],
+            "words": row["words"],
+            "WER %": f"{row['wer_percent']:.1f}",
+            "95 % interval": f"{row['wer_low']:.1f} to {row['wer_high']:.1f}"
+            if row["n"] > 1
+            else None,
+            "CER %": f"{row['cer_percent']:.1f}",
+            "without sound": row["without_sound"],
+            "WER above 50 %": row[GUARD],
+        }
+        for row in summary
+    ]
+
+
+def judged_table(
+    results: "Results", rows: Sequence[dict], player: Callable
+) -> list[dict[str, Any]]:
+    """Utterances with what was said, what was heard, and a player; `player` makes one of (waveform, sample rate)."""
+    return [
+        {
+            "name": row["name"],
+            "said": row["text"],
+            "heard": row["heard"],
+            "WER %": f"{row['wer_percent']:.0f}",
+            "listen": player(*results.audio(row)) if row["seconds"] else None,
+        }
+        for row in rows
+    ]
 
 
 def worst(rows: Sequence[dict], count: int) -> list[dict]:

@@ -43,6 +43,8 @@ def initialise_from_codebooks(model: HiggsAudio, quantizer: ResidualVectorQuanti
         return vectors @ basis.T * math.sqrt(width / dim)
 
     for k, layer in enumerate(quantizer.layers):
+        if not layer.embed.std() > 0:
+            raise ValueError(f"codebook {k} holds one vector only: train the quantiser first")
         vectors = (layer.embed - layer.embed.mean(0)) / layer.embed.std()
         place = slice(k * rows, k * rows + len(vectors))
         scale = (0.08, 0.05)[k] if k < 2 else 0.03

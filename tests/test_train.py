@@ -1,0 +1,194 @@
+"""Training: its parts against hand-made cases, and each job for a few steps on a corpus of noise."""
+
+import json
+
+import numpy as np
+import pytest
+import torch
+from conftest import assert_close
+
+from higgs.codec.quantizer import ResidualVectorQuantizer
+from higgs.data.text import TextTokenizer, byte_tokenizer
+from higgs.train.align import spoken_byte, viterbi
+from higgs.train.codebooks import CodebookAverages, QuantizerTrainer
+from higgs.train.nano import NANO_MODEL, NANO_PHRASES
+from higgs.train.schedule import Averages, Clock, load_state, save_state, set_rate
+from higgs.train.shards import Shards, split
+from higgs.train.teacher import characters
+
+
+def test_characters_and_their_places():
+    symbols, places = characters("Hi,  you!")
+    assert [" 'abcdefghijklmnopqrstuvwxyz"[s - 1] for s in symbols] == list("hi you")
+    assert places == [0, 1, 2, 5, 6, 7]
+
+
+def test_viterbi_finds_the_only_good_path():
+    text = [3, 4, 4]
+    said = [0, 3, 3, 0, 4, 0, 4, 0]  # a repeated character needs a blank between
+    log_probs = np.full((len(said), 6), -20.0)
+    log_probs[np.arange(len(said)), said] = -0.01
+    assert viterbi(log_probs, text).tolist() == [0, 1, 1, 2, 3, 4, 5, 6]
+
+
+def test_spoken_byte():
+    """Two slots a frame; frames before a character count as the character to come."""
+    symbols, _ = characters("ab")
+    slots = [symbols[0], symbols[0], 0, 0, symbols[1], symbols[1], 0, 0]
+    posteriors = np.full((8, 30), -20.0)
+    posteriors[np.arange(8), slots] = -0.01
+    assert spoken_byte(posteriors, "ab").tolist() == [0, 1, 1, 1]
+
+
+def test_averages_follow_their_vectors_and_revive_dead_codes():
+    torch.manual_seed(0)
+    averages, embed = CodebookAverages(2, 2), torch.tensor([[1.0, 0.0], [-1.0, 0.0]])
+    averages.count.fill_(1.0)
+    averages.total.copy_(embed)
+    x = torch.tensor([[2.0, 0.0], [2.0, 0.0]])
+    averages.update(x, embed)
+    assert_close(averages.count, torch.tensor([0.99 + 0.02, 0.99]))
+    assert embed[0, 0].item() == pytest.approx((0.99 + 0.04) / 1.01, rel=1e-3)
+    assert embed[1, 0].item() == pytest.approx(-1.0, rel=1e-3)
+    averages.count[1] = 0.1
+    averages.update(x, embed)
+    assert embed[1].tolist() == [2.0, 0.0] and averages.count[1] == 0.5
+
+
+def test_quantizer_training_equals_the_quantizer_that_is_shipped():
+    torch.manual_seed(0)
+    trainer = QuantizerTrainer(ResidualVectorQuantizer(3, 12, 16, 4))
+    z = torch.randn(4, 30, 12)
+    used = torch.ones(4, 30, 3, dtype=torch.bool)
+    trainer.train()
+    trainer(z, used)
+    assert all(averages.ready for averages in trainer.averages)
+    trainer.eval()
+    z_q, first, commitment = trainer(z, used)
+    shipped = trainer.quantizer
+    codes = shipped.encode(z.transpose(1, 2))
+    assert_close(z_q, shipped.decode(codes).transpose(1, 2))
+    assert_close(first, shipped.decode(codes[:, :1]).transpose(1, 2))
+    assert commitment > 0
+    used[..., 1:] = False
+    assert_close(trainer(z, used)[0], first)
+
+
+def test_snake_has_the_gradient_of_autograd():
+    from higgs.codec import acoustic
+    from higgs.train import snake as fast
+
+    x = torch.randn(2, 3, 5, requires_grad=True)
+    alpha = (torch.rand(1, 3, 1) + 0.5).requires_grad_()
+    weight = torch.randn(2, 3, 5)
+    plain = torch.autograd.grad((acoustic.snake(x, alpha) * weight).sum(), (x, alpha))
+    assert_close(fast._Snake.apply(x, alpha), acoustic.snake(x, alpha))
+    quick = torch.autograd.grad((fast._Snake.apply(x, alpha) * weight).sum(), (x, alpha))
+    for a, b in zip(quick, plain, strict=True):
+        assert_close(a, b, atol=1e-4)
+
+
+def test_clock_and_rate():
+    clock = Clock(minutes=1, warmup_steps=10, floor=0.0)
+    assert clock.rate() == pytest.approx(0.1)
+    clock.step = 100
+    assert clock.rate() == pytest.approx(1.0)
+    clock.spent = 30.0
+    assert clock.rate() == pytest.approx(0.5)
+    clock.spent = 60.0
+    assert clock.done and clock.rate() == pytest.approx(0.0, abs=1e-12)
+    parameter = torch.nn.Parameter(torch.zeros(1))
+    optimizer = torch.optim.SGD([parameter], lr=2.0)
+    for rate in (0.5, 0.25):
+        set_rate(optimizer, rate)
+        assert optimizer.param_groups[0]["lr"] == pytest.approx(2.0 * rate)
+
+
+def test_state_is_whole_or_absent(tmp_path):
+    assert load_state(tmp_path / "a.pt") is None
+    save_state(tmp_path / "a.pt", x=torch.ones(2))
+    assert load_state(tmp_path / "a.pt")["x"].tolist() == [1, 1]
+    assert [path.name for path in tmp_path.iterdir()] == ["a.pt"]
+    averages = Averages()
+    averages.add(loss=1.0)
+    averages.add(loss=3.0)
+    assert averages.read() == {"loss": 2.0} and averages.read() == {}
+
+
+@pytest.fixture(scope="module")
+def corpus(tmp_path_factory):
+    """260 utterances of noise by the two named speakers and by others."""
+    folder = tmp_path_factory.mktemp("corpus")
+    rng, rows, pieces, offset = np.random.default_rng(0), [], [], 0
+    for index in range(260):
+        length = 960 * int(rng.integers(20, 44))
+        pieces.append((rng.standard_normal(length) * 3000).astype(np.int16))
+        speaker = ("ada", "ben", "p0.80f0.94")[index % 3]
+        rows.append(
+            {
+                "offset": offset,
+                "length": length,
+                "text": f"Hello number {'abcdefghij'[index % 10]}.",
+                "speaker": speaker,
+            }
+        )
+        offset += length
+    (folder / "shard-00.pcm").write_bytes(np.concatenate(pieces).tobytes())
+    (folder / "shard-00.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return folder
+
+
+def test_shards(corpus, tmp_path):
+    shards = Shards(corpus)
+    assert len(shards) == 260
+    whole = shards.waveform(5)
+    assert torch.equal(shards.waveform(5, 960, 1920), whole[960:2880])
+    with pytest.raises(ValueError, match="of an utterance of"):
+        shards.waveform(5, 0, len(whole) + 1)
+    train_on, held_out = split(260, 200)
+    assert list(train_on) == list(range(60)) and len(held_out) == 200
+    with pytest.raises(FileNotFoundError, match="make the corpus first"):
+        Shards(tmp_path)
+
+
+@pytest.mark.slow
+def test_every_job_runs_and_the_checkpoint_speaks(corpus, tmp_path, monkeypatch):
+    """A few steps each, on noise: what is tested is that the parts fit, and that a job resumes."""
+    from higgs import Engine
+    from higgs.config import SamplingConfig
+    from higgs.data.chatml import smart_voice
+    from higgs.train import assemble, codec, quantizer
+    from higgs.train.helps import HelpConfig
+    from higgs.train.model import Corpus, Training
+
+    minute = 0.02
+    monkeypatch.setattr(quantizer, "WARM_STEPS", 0)
+    teacher = quantizer.train(tmp_path, corpus, quantizer.NANO_CODEC, minute, 60)
+    quantizer.code_corpus(teacher, Shards(corpus), tmp_path / "codes.pt")
+    codes = torch.load(tmp_path / "codes.pt", weights_only=True)["codes"]
+    assert all(
+        c.shape[1] * 960 == u.length for c, u in zip(codes, Shards(corpus).utterances, strict=True)
+    )
+    crops = codec.Crops(corpus, codes, 14)
+    codec.train_decoder(tmp_path, crops, minute, 2)
+    codec.train_encoder(tmp_path, crops, minute, 2)
+    texts = Corpus(
+        Shards(corpus), tmp_path / "codes.pt", TextTokenizer(byte_tokenizer(NANO_PHRASES))
+    )
+    first = Training(tmp_path, texts, Clock(minute), 1e-3, HelpConfig())
+    first.run()
+    again = Training(tmp_path, texts, Clock(2 * minute), 1e-3, HelpConfig())
+    again.resume()
+    assert again.clock.step == first.clock.step > 0
+    for a, b in zip(first.model.parameters(), again.model.parameters(), strict=True):
+        assert torch.equal(a, b)
+    again.run()
+    assert again.clock.step > first.clock.step
+    assemble.assemble_codec(tmp_path).save_pretrained(tmp_path / "nano" / "codec", half=True)
+    assemble.save_model(tmp_path, tmp_path / "nano" / "model")
+    engine = Engine.from_pretrained(
+        tmp_path / "nano" / "model", tmp_path / "nano" / "codec", device="cpu"
+    )
+    assert engine.model.config == NANO_MODEL
+    response = engine.generate(smart_voice("Hello."), SamplingConfig(seed=1), 20)
+    assert response.usage.audio_columns <= 20
