@@ -60,10 +60,10 @@ def read_results(folder: str | Path) -> Results:
     return Results(folder, summaries["tokenize"], summaries["generate"], rows)
 
 
-def gather(results: Results, manifest: str | Path, languages: list[str]) -> list[Utterance]:
+def gather(results: Results, languages: list[str]) -> list[Utterance]:
     """Recordings in the judge's languages, their reconstructions, and everything generated."""
     found = []
-    for recording in read_recordings(manifest, languages):
+    for recording in read_recordings(results.tokenized["recordings"], languages):
         found.append(Utterance(RECORDED, recording.id, recording.text, recording.path))
     for item in list(found):
         rebuilt = results.folder / "tokenize" / "audio" / f"{item.name}.flac"
