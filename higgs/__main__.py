@@ -13,11 +13,12 @@ def speak(arguments: argparse.Namespace) -> None:
     from tqdm import tqdm
 
     from higgs import Engine, SamplingConfig
-    from higgs.audio import save_audio
+    from higgs.audio import check_writable, save_audio
     from higgs.data.chatml import AudioContent, voice_clone
     from higgs.data.voices import find_voice
     from higgs.params import Checkpoint
 
+    check_writable(arguments.out)
     if not arguments.text.strip():
         raise ValueError("there is no text to speak")
     if (arguments.reference is None) != (arguments.reference_text is None):

@@ -42,6 +42,7 @@ def import_torchaudio() -> types.ModuleType:
 torchaudio = import_torchaudio()
 
 MAX_SECONDS = 3600.0
+WRITABLE = (".wav", ".flac", ".aiff")
 
 
 def check_waveform(waveform: Tensor, what: str = "waveform") -> Tensor:
@@ -70,22 +71,30 @@ def load_audio(path: str | Path, sample_rate: int | None = None) -> tuple[Tensor
     if not path.is_file():
         raise FileNotFoundError(f"audio file {path} does not exist")
     try:
+        seconds = soundfile.info(path).duration
+        if seconds > MAX_SECONDS:
+            raise ValueError(
+                f"{path}: {seconds:.0f} s is longer than {MAX_SECONDS:.0f} s; split it first"
+            )
         samples, rate = soundfile.read(path, dtype="float32", always_2d=True)
     except soundfile.LibsndfileError as error:
         raise ValueError(f"{path} is not an audio file that libsndfile reads: {error}") from error
-    if len(samples) > MAX_SECONDS * rate:
-        raise ValueError(
-            f"{path}: {len(samples) / rate:.0f} s is longer than {MAX_SECONDS:.0f} s; split it first"
-        )
     waveform = check_waveform(torch.from_numpy(samples).mean(dim=1), str(path))
     if sample_rate is not None:
         return resample(waveform, rate, sample_rate), sample_rate
     return waveform, rate
 
 
+def check_writable(path: str | Path) -> None:
+    """Raises ValueError when the suffix names no format that `save_audio` writes."""
+    if Path(path).suffix.lower() not in WRITABLE:
+        raise ValueError(f"{path}: audio is written as {', '.join(WRITABLE)}")
+
+
 def save_audio(path: str | Path, waveform: Tensor, sample_rate: int) -> None:
     """[L] float -> 16-bit file of the type that the suffix names, clipped to [-1, 1]; written whole or not at all."""
     path = Path(path)
+    check_writable(path)
     if waveform.dim() != 1:
         raise ValueError(f"save_audio takes [L], got shape {tuple(waveform.shape)}")
     samples = check_waveform(waveform).clamp(-1, 1).cpu().numpy()

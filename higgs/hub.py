@@ -39,19 +39,23 @@ def resolve(source: str | Path, revision: str | None = None) -> Path:
 
 
 def _from_s3(url: str) -> Path:
-    """Copies the prefix into the cache folder; files of the right size are not fetched again."""
+    """Copies the prefix into the cache folder; what is there already is not fetched again."""
     import s3fs
 
     cache = Path(os.environ.get("HIGGS_CACHE", Path.home() / ".cache" / "higgs"))
-    folder = cache / url.removeprefix("s3://").rstrip("/")
     files = s3fs.S3FileSystem()
-    found = files.find(url)
+    found = files.find(url, detail=True)
     if not found:
         raise FileNotFoundError(f"{url}: nothing there")
     prefix = url.removeprefix("s3://").rstrip("/") + "/"
-    for key in found:
+    # Another version under the same name has other tags, and gets a folder of its own.
+    tags = json.dumps(
+        [(key, info.get("ETag"), info["size"]) for key, info in sorted(found.items())]
+    )
+    folder = cache / prefix / hashlib.sha256(tags.encode()).hexdigest()[:16]
+    for key, info in found.items():
         target = folder / key.removeprefix(prefix)
-        if target.exists() and target.stat().st_size == files.size(key):
+        if target.exists() and target.stat().st_size == info["size"]:
             continue
         target.parent.mkdir(parents=True, exist_ok=True)
         partial = target.with_name(target.name + ".part")
@@ -66,7 +70,7 @@ def read_config(folder: Path) -> dict[str, Any]:
         raise FileNotFoundError(
             f"{folder} holds no config.json: not a checkpoint, or only half of one"
         )
-    return json.loads(path.read_text())
+    return json.loads(path.read_text(encoding="utf-8"))
 
 
 def weight_files(folder: Path) -> list[Path]:

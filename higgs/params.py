@@ -148,7 +148,8 @@ class Checkpoint:
         ParamsError.
         """
         if text == "nano":
-            return cls._from_folder(text, "data/checkpoints/nano")
+            # float32 on the CPU: this is where its codes repeat bit by bit.
+            return cls._from_folder(text, "data/checkpoints/nano", "float32", "cpu")
         if text.startswith("s3://") or Path(text).is_dir():
             return cls._from_folder(text, text.rstrip("/"))
         name, _, revision = text.partition("@")
@@ -166,16 +167,10 @@ class Checkpoint:
         return cls(name=text, model=text, codec=RELEASED_CODEC, dtype="bfloat16", device="auto")
 
     @classmethod
-    def _from_folder(cls, name: str, folder: str) -> "Checkpoint":
-        # float32 on the CPU: small checkpoints live in folders, and this is where their codes
-        # repeat bit by bit.
-        return cls(
-            name=name,
-            model=f"{folder}/model",
-            codec=f"{folder}/codec",
-            dtype="float32",
-            device="cpu",
-        )
+    def _from_folder(
+        cls, name: str, folder: str, dtype: str = "auto", device: str = "auto"
+    ) -> "Checkpoint":
+        return cls(name, f"{folder}/model", f"{folder}/codec", dtype, device)
 
 
 def parse_yaml(text: str, what: str = "YAML") -> Any:

@@ -36,7 +36,8 @@ def _finish(figure: Figure) -> Figure:
 def mel_comparison(waveforms: Mapping[str, Tensor], sample_rate: int = 24_000) -> Figure:
     """Mel spectrograms one above the other on one scale of time and level; names become titles."""
     mels = {
-        name: log_mel(w, sample_rate).numpy() / np.log(10) * 20 for name, w in waveforms.items()
+        name: log_mel(w.detach().cpu(), sample_rate).numpy() / np.log(10) * 20
+        for name, w in waveforms.items()
     }
     top = max(mel.max() for mel in mels.values())
     figure, axes = plt.subplots(
@@ -59,20 +60,12 @@ def mel_comparison(waveforms: Mapping[str, Tensor], sample_rate: int = 24_000) -
     return _finish(figure)
 
 
-def waveform_plot(waveform: Tensor, sample_rate: int, title: str = "") -> Figure:
-    """[L] over time."""
-    figure, axis = plt.subplots(figsize=(9, 1.6), layout="constrained")
-    axis.plot(np.arange(len(waveform)) / sample_rate, waveform.numpy(), color=INK, linewidth=0.4)
-    axis.set(xlabel="seconds", ylim=(-1, 1), title=title)
-    return _finish(figure)
-
-
 def codes_map(codes: Tensor, codebook_size: int, frame_rate: float, title: str = "") -> Figure:
     """Codes [K, T] as colours: one row for each codebook, one column for each frame."""
     figure, axis = plt.subplots(figsize=(9, 1.9), layout="constrained")
     num_codebooks, frames = codes.shape
     image = axis.imshow(
-        codes.numpy(),
+        codes.cpu().numpy(),
         aspect="auto",
         cmap="viridis",
         vmin=0,
@@ -91,7 +84,7 @@ def delay_picture(delayed: Tensor, codebook_size: int, title: str = "") -> Figur
     figure, axis = plt.subplots(figsize=(9, 1.9), layout="constrained")
     # codes in between, so that the staircase at both ends stands out
     axis.imshow(
-        kinds.numpy(),
+        kinds.cpu().numpy(),
         aspect="auto",
         cmap=ListedColormap([PALE, SECOND, ACCENT]),
         vmin=0,

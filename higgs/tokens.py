@@ -1,10 +1,7 @@
-"""Special tokens by name. Ids are looked up by string in a text tokenizer; the stream ids follow the codes."""
+"""Special tokens by name; ids are looked up by string in a text tokenizer."""
 
 from dataclasses import dataclass, fields
 from typing import Protocol
-
-STREAM_BOS = 1024
-STREAM_EOS = 1025
 
 SPECIAL_TOKENS = {
     "begin_of_text": "<|begin_of_text|>",

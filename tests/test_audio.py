@@ -103,7 +103,7 @@ def test_bad_files(tmp_path):
 def test_a_failed_write_leaves_nothing(tmp_path):
     with pytest.raises(ValueError, match="NaN"):
         save_audio(tmp_path / "a.wav", torch.tensor([0.0, float("nan")]), 24_000)
-    with pytest.raises(Exception, match="(?i)format|type"):
+    with pytest.raises(ValueError, match="written as"):
         save_audio(tmp_path / "a.nonsense", torch.zeros(10), 24_000)
     assert list(tmp_path.iterdir()) == []
 

@@ -1,17 +1,18 @@
 """The codec: equal to the original code on its golden numbers, in both layouts; clear about bad input."""
 
 import json
+import math
 from pathlib import Path
 
 import pytest
 import torch
 from conftest import assert_close
 from safetensors.torch import load_file
-from tiny import write_original_codec
+from tiny import original_codec_names, write_original_codec
 
 from higgs import AudioTokenizer
 from higgs.codec.acoustic import AcousticDecoder
-from higgs.codec.weights import TRAINING_ONLY
+from higgs.codec.weights import convert, to_transformers
 from higgs.config import CodecConfig, ConfigError
 
 LENGTHS = (12345, 23040, 24000, 24500, 24959, 25000, 48000)
@@ -65,7 +66,8 @@ def test_both_layouts_load_to_equal_codecs(codec, original_folder, numbers):
         codec.state_dict().items(), other.state_dict().items(), strict=True
     ):
         assert name == same
-        assert (a - b).abs().max() <= 1e-7, name
+        folded = name.startswith("acoustic_") and name.endswith("weight")
+        assert torch.equal(a, b) or (folded and (a - b).abs().max() <= 1e-7), name
     for length in LENGTHS:
         assert torch.equal(
             other.encode(numbers[f"n{length}.wave"]), numbers[f"n{length}.codes"].long()
@@ -142,49 +144,66 @@ def test_bad_codes_are_refused(codec, codes, message):
         codec.decode(codes)
 
 
+def released_shapes(codec: AudioTokenizer) -> dict[str, tuple[int, ...]]:
+    """The names and shapes of the release's `model.pth`, made from ours by the test's own table."""
+    theirs = to_transformers(codec.state_dict())
+    shapes = {}
+    for name, original in original_codec_names(theirs).items():
+        shape = tuple(theirs[name].shape)
+        if original.startswith(("encoder.", "decoder_2.")) and original.endswith(".weight"):
+            shapes[f"{original}_g"] = (shape[0], *(1 for _ in shape[1:]))
+            shapes[f"{original}_v"] = shape
+        else:
+            shapes[original] = shape
+    width, hidden = codec.config.embedding_dim, codec.config.semantic.hidden_size
+    for i in range(8):
+        shapes[f"quantizer.vq.layers.{i}._codebook.cluster_size"] = (1024,)
+        shapes[f"quantizer.vq.layers.{i}._codebook.embed_avg"] = (1024, 64)
+    shapes |= {f"decoder_semantic.conv{i}.conv.weight": (hidden, hidden, 3) for i in (1, 2)}
+    for block in ("decoder_semantic.conv_blocks.0", "decoder_semantic.conv_blocks.1"):
+        shapes |= {
+            f"{block}.conv.conv.weight": (hidden, hidden, 3),
+            f"{block}.conv.conv.bias": (hidden,),
+        }
+        for unit in (0, 1):
+            shapes[f"{block}.res_units.{unit}.conv1.conv.weight"] = (hidden, hidden, 3)
+            shapes[f"{block}.res_units.{unit}.conv2.weight"] = (hidden, hidden, 1)
+    shapes |= {"fc_post1.weight": (hidden, width), "fc_post1.bias": (hidden,)}
+    return shapes | {"semantic_model.masked_spec_embed": (hidden,)}
+
+
 def test_released_sizes_on_the_meta_device():
-    """The tensors of the release: 602, each loaded or on the list of what only training uses."""
+    """602 tensors of 201,426,474 elements, each loaded or on the list of what only training uses."""
     with torch.device("meta"):
         codec = AudioTokenizer(CodecConfig())
-    ours = codec.state_dict()
-    folded = sum(
-        name.startswith("acoustic_") and name.endswith(".weight") for name in ours
-    )  # weight_g and weight_v
-    training_only = [
-        *(f"decoder_semantic.conv{i}.conv.weight" for i in (1, 2)),
-        *(
-            f"decoder_semantic.conv_blocks.{b}.conv.conv.{p}"
-            for b in (0, 1)
-            for p in ("weight", "bias")
+    shapes = released_shapes(codec)
+    assert len(shapes) == 602
+    assert sum(math.prod(shape) for shape in shapes.values()) == 201_426_474
+    inited = {name for name in shapes if name.endswith("inited")}
+    with torch.device("meta"):
+        tensors = {name: torch.empty(shape) for name, shape in shapes.items() if name not in inited}
+    ours, left_out = convert(tensors | {name: torch.ones(1) for name in inited}, num_strides=5)
+    assert {k: v.shape for k, v in ours.items()} == {
+        k: v.shape for k, v in codec.state_dict().items()
+    }
+    assert len(left_out) == 16 + 2 + 4 + 8 + 2 + 1
+    for name, shape in {
+        "encoder.block.5.block.4.weight_v": (2048, 1024, 6),
+        "encoder.block.7.weight_v": (256, 2048, 3),
+        "decoder_2.model.1.block.1.weight_g": (1024, 1, 1),
+        "decoder_2.model.5.block.4.block.1.weight_v": (32, 32, 7),
+        "semantic_model.encoder.pos_conv_embed.conv.parametrizations.weight.original1": (
+            768,
+            48,
+            128,
         ),
-        *(
-            f"decoder_semantic.conv_blocks.{b}.res_units.{u}.{c}.weight"
-            for b in (0, 1)
-            for u in (0, 1)
-            for c in ("conv1.conv", "conv2")
-        ),
-        "fc_post1.weight",
-        "fc_post1.bias",
-        "semantic_model.masked_spec_embed",
-        *(
-            f"quantizer.vq.layers.{i}._codebook.{p}"
-            for i in range(8)
-            for p in ("cluster_size", "embed_avg")
-        ),
-    ]
-    assert all(TRAINING_ONLY.fullmatch(name) for name in training_only)
-    inited = 8  # read, and checked to be 1
-    assert len(ours) + folded + len(training_only) + inited == 602
-    assert ours["acoustic_encoder.blocks.4.down.weight"].shape == (2048, 1024, 6)
-    assert ours["acoustic_decoder.blocks.0.up.weight"].shape == (1024, 512, 16)
-    assert ours["quantizer.layers.7.embed"].shape == (1024, 64)
-    assert ours["fuse.weight"].shape == (1024, 1024) and ours["to_acoustic.weight"].shape == (
-        256,
-        1024,
-    )
-    positions = "semantic_encoder.teacher.encoder.pos_conv_embed.conv.parametrizations.weight"
-    assert ours[f"{positions}.original0"].shape == (1, 1, 128)
-    assert ours[f"{positions}.original1"].shape == (768, 48, 128)
+        "encoder_semantic.conv_blocks.1.res_units.0.conv1.conv.weight": (768, 768, 3),
+        "encoder_semantic.conv_blocks.0.conv.conv.bias": (768,),
+        "quantizer.vq.layers.7._codebook.embed": (1024, 64),
+        "fc_prior.weight": (1024, 1024),
+        "fc_post2.weight": (256, 1024),
+    }.items():
+        assert shapes[name] == shape
 
 
 def test_untrained_codebooks_are_refused(golden, tmp_path):

@@ -49,9 +49,10 @@ def test_one_seed_repeats(engine):
 
 def test_batch_mates_change_nothing(engine):
     samples = [smart_voice("One."), smart_voice("Two, and a half.")]
-    together = engine.generate_batch(samples, SAMPLING, 60)
-    for sample, response in zip(samples, together, strict=True):
-        assert torch.equal(engine.generate(sample, SAMPLING, 60).codes, response.codes)
+    settings = [SAMPLING, SamplingConfig(0.9, 10, 0.9, seed=8)]
+    together = engine.generate_batch(samples, settings, 60)
+    for sample, sampling, response in zip(samples, settings, together, strict=True):
+        assert torch.equal(engine.generate(sample, sampling, 60).codes, response.codes)
 
 
 def test_a_cut_request_keeps_what_it_has(engine):

@@ -1,6 +1,7 @@
 """The generation model: equal to the original and to the port on the golden numbers, in both layouts."""
 
 import json
+from dataclasses import replace
 
 import pytest
 import torch
@@ -46,7 +47,20 @@ def test_logits_equal_the_original(model, prompts, golden, name):
 def test_loss_under_the_port_s_labels(model, prompts, golden):
     expected = load_file(golden / "port.safetensors")["train.loss_audio_only"]
     output = model(prompt_batch(prompts, "train", labels=True))
-    assert_close(output.codebook_losses.sum()[None], expected, rtol=2e-5)
+    assert_close(output.codebook_losses.sum()[None], expected)
+
+
+def test_text_without_audio_has_a_loss(model, ids_only):
+    output = model(ids_only)
+    assert output.loss.isfinite() and (output.codebook_losses == 0).all()
+    assert_close(output.loss, output.text_loss)
+
+
+@pytest.fixture()
+def ids_only(prompts):
+    batch = prompt_batch(prompts, "smart_voice", labels=False)
+    batch.labels, batch.code_labels = batch.input_ids.clone(), torch.full_like(batch.codes, -100)
+    return batch
 
 
 def test_audio_logits_stand_at_audio_out_positions_only(model, prompts):
@@ -62,7 +76,9 @@ def test_both_layouts_load_to_equal_models(model, golden, config, tmp_path):
     tensors = random_weights(ModelConfig.from_json(config))
     other = HiggsAudio.from_pretrained(write_original_model(tmp_path, original, tensors))
     # The rope of one schema is the other's with all lengths divided by eight.
-    assert other.config.vocab_size == model.config.vocab_size
+    ropes = [rope_frequencies(m.config.rope, 16, torch.device("cpu")) for m in (model, other)]
+    assert torch.equal(*ropes)
+    assert replace(other.config, rope=model.config.rope) == model.config
     for (name, a), (same, b) in zip(
         model.state_dict().items(), other.state_dict().items(), strict=True
     ):

@@ -162,7 +162,7 @@ def test_checkpoint_is_one_key(tmp_path):
     assert released.codec == RELEASED_CODEC
     assert (released.dtype, released.device) == ("bfloat16", "auto")
     folder = Checkpoint.parse(str(tmp_path))
-    assert folder.model == f"{tmp_path}/model" and folder.dtype == "float32"
+    assert folder.model == f"{tmp_path}/model" and (folder.dtype, folder.device) == ("auto", "auto")
     assert Checkpoint.parse("s3://bucket/nano/").codec == "s3://bucket/nano/codec"
 
 

@@ -139,7 +139,7 @@ def clone(tmp_path_factory) -> Path:
 
 
 SMALL = (
-    "tokenize.max_clips=1", "tokenize.languages=[en]", "tokenize.codebook_counts=[8]", "tokenize.players=0",
+    "tokenize.max_clips=1", "tokenize.codebook_counts=[8]", "tokenize.players=0",
     "generate.max_new_tokens=12", "generate.players=0", "evaluate.players=0", "evaluate.bootstrap_resamples=10",
 )  # fmt: skip
 
@@ -164,10 +164,20 @@ def test_experiments_run_and_exploring_leaves_no_trace(clone):
         "metrics.json",
     }
     check_exploring(clone)
+    check_repeating(clone)
+
+
+def check_repeating(clone: Path) -> None:
+    """A second run does nothing; a forced one makes the same bytes."""
+    assert "Running stage" not in run("dvc", "repro", cwd=clone)
+    before = (clone / "dvc.lock").read_bytes()
+    again = run("dvc", "repro", "--force", cwd=clone)
+    assert all(f"Running stage '{stage}'" in again for stage in STAGES)
+    assert (clone / "dvc.lock").read_bytes() == before
 
 
 def check_exploring(clone: Path) -> None:
-    """The notebooks as JupyterLab runs them: started in their own folder, saved through the committed hook."""
+    """The notebooks as JupyterLab runs them, started in their own folder; saving cleans them as its hook does."""
     before = run("git", "status", "--porcelain", cwd=clone)
     for name in ("generate", "explore"):
         path = clone / "notebooks" / f"{name}.ipynb"

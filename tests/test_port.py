@@ -80,10 +80,14 @@ def test_logits_equal_the_port(pair):
         attention_mask=batch.attention_mask.long(),
         audio_input_ids=batch.codes[batch.audio_mask][None],
         audio_input_ids_mask=torch.ones(1, int(batch.audio_mask.sum()), dtype=torch.bool),
+        output_hidden_states=True,
     )
     mask = batch.audio_out_mask
     expected = theirs.logits.view(*mask.shape, 8, 1026)[mask]
     assert_close(output.audio_logits[mask], expected)
+    assert_close(output.text_logits, port.text_lm_head(theirs.hidden_states[-1]))
+    for ours_state, port_state in zip(output.hidden_states, theirs.hidden_states, strict=True):
+        assert_close(ours_state, port_state)
 
 
 @torch.inference_mode()

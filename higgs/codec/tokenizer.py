@@ -122,6 +122,9 @@ class AudioTokenizer(nn.Module):
             )
         if codes.shape[-1] == 0:
             raise ValueError("codes hold no frame (T = 0): there is nothing to decode")
+        if codes.is_floating_point():
+            raise TypeError(f"codes are integers, got {codes.dtype}")
+        codes = codes.long()
         low, high = int(codes.min()), int(codes.max())
         if low < 0 or high >= self.codebook_size:
             raise ValueError(

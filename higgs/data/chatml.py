@@ -112,33 +112,31 @@ def tokenize(
 
 
 def system_message(instruction: str, scene: list[str | AudioContent] | None) -> Message:
-    """The system message: an instruction and, between its tokens, the scene (text, and audio of speakers)."""
+    """The system message: an instruction and, between its tokens, the scene (text, and audio of speakers).
+
+    Only the two tokens of the scene are meant as tokens. They are boundaries that no merge crosses, so that the ids
+    are those of the whole text.
+    """
     if not scene:
         return Message("system", instruction)
-    start, end = SPECIAL_TOKENS["scene_start"], SPECIAL_TOKENS["scene_end"]
-    items = [f"{instruction}\n\n{start}\n", *scene, f"\n{end}"]
-    merged: list[Content] = []
-    for item in items:
-        text_before = merged and isinstance(merged[-1], TextContent)
-        if isinstance(item, str) and text_before:
-            merged[-1] = TextContent(merged[-1].text + item, allow_special=True)
+    start, end = (
+        TextContent(SPECIAL_TOKENS[name], allow_special=True)
+        for name in ("scene_start", "scene_end")
+    )
+    body: list[Content] = []
+    for item in ["\n", *scene, "\n"]:
+        if isinstance(item, str) and body and isinstance(body[-1], str):
+            body[-1] += item
         else:
-            merged.append(TextContent(item, allow_special=True) if isinstance(item, str) else item)
-    return Message("system", merged)
-
-
-def without_special(text: str) -> str:
-    """Text that may stand beside our own special tokens: `<|` of the user's is taken apart."""
-    for token in SPECIAL_TOKENS.values():
-        text = text.replace(token, token[0] + " " + token[1:])
-    return text
+            body.append(item)
+    return Message("system", [f"{instruction}\n\n", start, *body, end])
 
 
 def smart_voice(text: str, scene: str | None = None, speaker: str | None = None) -> ChatMLSample:
     """One speaker, no reference: the model chooses a voice, or takes the one that `speaker` describes."""
-    body = [without_special(scene)] if scene else []
+    body = [scene] if scene else []
     if speaker:
-        body.append(f"SPEAKER0: {without_special(speaker)}")
+        body.append(f"SPEAKER0: {speaker}")
     system = system_message(GENERATE, ["\n\n".join(body)] if body else None)
     return ChatMLSample([system, Message("user", text)])
 
@@ -147,7 +145,7 @@ def voice_clone(
     text: str, reference_text: str, reference: AudioContent, scene: str | None = None
 ) -> ChatMLSample:
     """Speak `text` in the voice of a reference, which stands as an earlier turn. No system message without a scene."""
-    system = [system_message(GENERATE, [without_special(scene)])] if scene else []
+    system = [system_message(GENERATE, [scene])] if scene else []
     turns = [
         Message("user", reference_text),
         Message("assistant", reference),
@@ -166,9 +164,7 @@ def dialogue(
     unknown = sorted({number for number, _ in lines} - set(speakers))
     if unknown:
         raise ValueError(f"lines by speakers {unknown}, but only {sorted(speakers)} are described")
-    described = "\n".join(
-        f"SPEAKER{number}: {without_special(speakers[number])}" for number in sorted(speakers)
-    )
-    body = f"{without_special(scene)}\n\n{described}" if scene else described
+    described = "\n".join(f"SPEAKER{number}: {speakers[number]}" for number in sorted(speakers))
+    body = f"{scene}\n\n{described}" if scene else described
     text = "\n".join(f"[SPEAKER{number}] {line}" for number, line in lines)
     return ChatMLSample([system_message(MULTI_SPEAKER, [body]), Message("user", text)])

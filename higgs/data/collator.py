@@ -40,6 +40,10 @@ def spread(
     for place, segment in zip(placeholders, codes, strict=True):
         if segment.shape[0] != num_codebooks:
             raise ValueError(f"codes [K, T] need K = {num_codebooks}, got {tuple(segment.shape)}")
+        if segment.numel() and not 0 <= int(segment.min()) <= int(segment.max()) < bos:
+            raise ValueError(
+                f"codes must be in 0 ... {bos - 1}, got {int(segment.min())} ... {int(segment.max())}"
+            )
         text(place)
         delayed = delayed_segment(segment.long(), bos, eos).T
         trained = code_labels and tokens.labels[place] != IGNORE

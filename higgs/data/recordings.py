@@ -23,7 +23,7 @@ class Recording:
 def read_recordings(
     manifest: str | Path, languages: list[str] | None = None, max_clips: int | None = None
 ) -> list[Recording]:
-    """-> the recordings in these languages, in the manifest's order.
+    """-> the recordings in these languages, at most `max_clips` of each, in the order of `languages`.
 
     Paths in the manifest are relative to the folder above it. Raises ValueError naming the line for a missing key, a
     missing or changed file or an empty transcript, and for languages that the manifest does not have.
@@ -47,5 +47,6 @@ def read_recordings(
     known = {recording.language for recording in recordings}
     if unknown := sorted(set(languages or known) - known):
         raise ValueError(f"{manifest} has no recordings in {unknown}; it has {sorted(known)}")
-    chosen = [r for r in recordings if languages is None or r.language in languages]
-    return chosen[:max_clips]
+    wanted = languages or list(dict.fromkeys(recording.language for recording in recordings))
+    by_language = ([r for r in recordings if r.language == language] for language in wanted)
+    return [recording for clips in by_language for recording in clips[:max_clips]]

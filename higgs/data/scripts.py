@@ -35,6 +35,7 @@ class Script:
         name = f"{self.id}-s{seed}"
         return {
             "name": name,
+            "script": self.id,
             "form": self.form,
             "voice": self.voice,
             "seed": seed,

@@ -39,10 +39,10 @@ def list_voices(folder: str | Path) -> dict[str, Voice]:
         transcript = path.with_suffix(".txt")
         if not transcript.is_file():
             raise ValueError(f"voice {path.stem}: the transcript {transcript} is missing")
-        voices[path.stem] = Voice(path.stem, path, transcript.read_text().strip())
+        voices[path.stem] = Voice(path.stem, path, transcript.read_text(encoding="utf-8").strip())
     profiles = folder / "profiles.json"
     if profiles.is_file():
-        for name, description in json.loads(profiles.read_text()).items():
+        for name, description in json.loads(profiles.read_text(encoding="utf-8")).items():
             voices[name] = Voice(name, description=description)
     return dict(sorted(voices.items()))
 

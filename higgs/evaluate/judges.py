@@ -7,6 +7,7 @@ repeats.
 """
 
 import math
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Protocol
 
@@ -180,8 +181,12 @@ def read_vocabulary(path: Path) -> list[bytes]:
 JUDGES = {"moonshine-tiny-en": MoonshineTiny}
 
 
-def make_judge(name: str) -> EnglishASR:
-    """A judge by its name in params.yaml. Raises ValueError that lists the names."""
+def make_judge(name: str, languages: Sequence[str]) -> EnglishASR:
+    """A judge by its name in params.yaml. Raises ValueError for other names, and languages that it does not know."""
     if name not in JUDGES:
         raise ValueError(f"no judge {name!r}; there are: {', '.join(JUDGES)}")
+    if foreign := sorted(set(languages) - {JUDGES[name].language}):
+        raise ValueError(
+            f"the judge {name} knows {JUDGES[name].language} only, not {', '.join(foreign)}"
+        )
     return JUDGES[name]()

@@ -18,6 +18,13 @@ def compare(reference: Tensor, estimate: Tensor, sample_rate: int) -> dict[str, 
     }
 
 
+def counts_to_decode(wanted: Sequence[int], num_codebooks: int) -> list[int]:
+    """How many codebooks to decode, in turn: those wanted, and all. Raises ValueError for more than there are."""
+    if max(wanted) > num_codebooks:
+        raise ValueError(f"codebook_counts: {max(wanted)} is more than the codec's {num_codebooks}")
+    return sorted({*wanted, num_codebooks})
+
+
 def mean_of(rows: Sequence[dict], column: str, **where: object) -> float:
     """The mean of a column over the rows that have these values. Raises ValueError when there is none."""
     values = [row[column] for row in rows if all(row[k] == v for k, v in where.items())]

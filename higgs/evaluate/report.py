@@ -25,6 +25,7 @@ class Utterance:
 
     group: str
     name: str
+    script: str
     text: str
     path: Path | None
 
@@ -54,8 +55,8 @@ def read_results(folder: str | Path) -> Results:
         path = folder / stage / "summary.json"
         if not path.is_file():
             raise FileNotFoundError(f"{path} is missing: run `dvc repro {stage}` first")
-        summaries[stage] = json.loads(path.read_text())
-    with (folder / "generate" / "utterances.csv").open(newline="") as file:
+        summaries[stage] = json.loads(path.read_text(encoding="utf-8"))
+    with (folder / "generate" / "utterances.csv").open(newline="", encoding="utf-8") as file:
         rows = list(csv.DictReader(file))
     return Results(folder, summaries["tokenize"], summaries["generate"], rows)
 
@@ -64,15 +65,21 @@ def gather(results: Results, languages: list[str]) -> list[Utterance]:
     """Recordings in the judge's languages, their reconstructions, and everything generated."""
     found = []
     for recording in read_recordings(results.tokenized["recordings"], languages):
-        found.append(Utterance(RECORDED, recording.id, recording.text, recording.path))
+        found.append(
+            Utterance(RECORDED, recording.id, recording.id, recording.text, recording.path)
+        )
     for item in list(found):
         rebuilt = results.folder / "tokenize" / "audio" / f"{item.name}.flac"
         if rebuilt.is_file():
-            found.append(Utterance(ROUND_TRIP, item.name, item.text, rebuilt))
+            found.append(Utterance(ROUND_TRIP, item.name, item.name, item.text, rebuilt))
     for row in results.utterances:
         group = f"{GENERATED}: {row['form']}" + (f", {row['voice']}" if row["voice"] else "")
         path = results.folder / "generate" / "audio" / f"{row['name']}.flac"
-        found.append(Utterance(group, row["name"], row["text"], path if path.is_file() else None))
+        found.append(
+            Utterance(
+                group, row["name"], row["script"], row["text"], path if path.is_file() else None
+            )
+        )
     return found
 
 
@@ -86,6 +93,7 @@ def judge_utterance(judge: EnglishASR, item: Utterance) -> dict[str, Any]:
     return {
         "group": item.group,
         "name": item.name,
+        "script": item.script,
         "text": item.text,
         "heard": heard,
         "seconds": seconds,
@@ -111,11 +119,16 @@ def summarise(rows: Sequence[dict], resamples: int, seed: int) -> list[dict[str,
     summary = []
     for name in names:
         chosen = group_rows(rows, name)
-        errors = [row["word_errors"] for row in chosen]
-        totals = [row["words"] for row in chosen]
+        # Takes of one script are not independent: they are drawn together.
+        pairs: dict[str, list[int]] = {}
+        for row in chosen:
+            pair = pairs.setdefault(row["script"], [0, 0])
+            pair[0] += row["word_errors"]
+            pair[1] += row["words"]
+        errors, totals = zip(*pairs.values(), strict=True)
         rate = 100 * sum(errors) / sum(totals)
         low = high = rate
-        if len(chosen) > 1:
+        if len(pairs) > 1:
             interval = bootstrap_interval(errors, totals, resamples, seed)
             low, high = 100 * interval.low, 100 * interval.high
         characters = sum(row["characters"] for row in chosen)
@@ -144,7 +157,7 @@ def shown(summary: Sequence[dict]) -> list[dict[str, Any]]:
             "words": row["words"],
             "WER %": f"{row['wer_percent']:.1f}",
             "95 % interval": f"{row['wer_low']:.1f} to {row['wer_high']:.1f}"
-            if row["n"] > 1
+            if row["wer_high"] > row["wer_low"]
             else None,
             "CER %": f"{row['cer_percent']:.1f}",
             "without sound": row["without_sound"],

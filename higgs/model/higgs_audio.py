@@ -169,9 +169,8 @@ class HiggsAudio(nn.Module):
 
 
 def shifted_cross_entropy(logits: Tensor, labels: Tensor) -> Tensor:
-    """[B, S, N], [B, S] -> mean over the labels that are not -100 of -log p(label i + 1 | position i)."""
-    return F.cross_entropy(
-        logits[:, :-1].float().reshape(-1, logits.shape[-1]),
-        labels[:, 1:].reshape(-1),
-        ignore_index=IGNORE,
-    )
+    """[B, S, N], [B, S] -> mean of -log p(label i + 1 | position i) over the labels that are not -100, or 0."""
+    targets = labels[:, 1:].reshape(-1)
+    flat = logits[:, :-1].float().reshape(-1, logits.shape[-1])
+    summed = F.cross_entropy(flat, targets, ignore_index=IGNORE, reduction="sum")
+    return summed / (targets != IGNORE).sum().clamp(min=1)

@@ -78,6 +78,11 @@ class Engine:
             raise ValueError(
                 f"the model has {model.config.num_codebooks} codebooks, the codec {tokenizer.num_codebooks}"
             )
+        if model.config.codebook_size != tokenizer.codebook_size:
+            raise ValueError(
+                f"the model has {model.config.codebook_size} codes in a codebook, "
+                f"the codec {tokenizer.codebook_size}"
+            )
 
     @classmethod
     def from_pretrained(

@@ -48,7 +48,8 @@ def hash_uniform(seed: Tensor, step: Tensor, stream: Tensor, width: int) -> Tens
     key = mix(mix(mix(seed * first + 1) + step * first) + stream * second)
     counter = torch.arange(1, width + 1, device=key.device, dtype=torch.int64)
     bits = mix(key[..., None] + counter * first)
-    return (_shift(bits, 40).float() + 0.5) * 2.0**-24
+    # 23 bits: with 24 the largest would round to 1, whose logarithm is 0, and no noise may be 0.
+    return (_shift(bits, 41).float() + 0.5) * 2.0**-23
 
 
 class CounterNoise:

@@ -1,7 +1,6 @@
 """Puts the parts that the training jobs made into a checkpoint. `python -m higgs.train.assemble --help`."""
 
 import argparse
-import json
 from pathlib import Path
 
 import torch
@@ -62,11 +61,6 @@ def main() -> None:
     arguments = parser.parse_args()
     assemble_codec(arguments.parts).save_pretrained(arguments.out / "codec", half=True)
     save_model(arguments.parts, arguments.out / "model")
-    sizes = {
-        str(p.relative_to(arguments.out)): p.stat().st_size
-        for p in arguments.out.rglob("*.safetensors")
-    }
-    (arguments.out / "sizes.json").write_text(json.dumps(sizes, indent=2) + "\n")
 
 
 if __name__ == "__main__":

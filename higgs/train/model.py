@@ -66,7 +66,7 @@ class Corpus:
         self.speakers = [coarse_speaker(u.speaker) for u in shards.utterances]
         self.codes = stored["codes"]
         aligned = codes_path.with_name("aligned.pt")
-        if not aligned.exists():
+        if not aligned.exists() or aligned.stat().st_mtime < codes_path.stat().st_mtime:
             pairs = zip(stored["posteriors"], self.texts, strict=True)
             rows = [
                 torch.from_numpy(spoken_byte(p.float().numpy(), text).astype(np.int16))
