@@ -48,10 +48,12 @@ lab: $(STAMP)
 
 # The store is filled afresh, so that it holds what data.dvc names and nothing else.
 promote: $(STAMP)
+	rm -rf training/out/nano
 	$(WITH) python -m higgs.train.assemble --parts training/out --out training/out/nano
 	rm -rf data/checkpoints/nano
 	mkdir -p data/checkpoints
 	cp -R training/out/nano data/checkpoints/nano
+	cp training/model-card.md data/checkpoints/nano/README.md
 	$(WITH) dvc add data
 	rm -rf .dvc-store/files
 	$(WITH) dvc push --remote embedded data.dvc
