@@ -177,13 +177,12 @@ def check_repeating(clone: Path) -> None:
 
 
 def check_exploring(clone: Path) -> None:
-    """The notebooks as JupyterLab runs them, started in their own folder; saving cleans them as its hook does."""
+    """A notebook as JupyterLab runs it, started in its own folder; saving cleans it as its hook does."""
     before = run("git", "status", "--porcelain", cwd=clone)
-    for name in ("generate", "explore"):
-        path = clone / "notebooks" / f"{name}.ipynb"
-        run("jupyter", "execute", "--inplace", path.name, cwd=path.parent)
-        assert '"output_type"' in path.read_text()
-        run(sys.executable, "-m", "higgs.notebook", "clean", str(path), cwd=clone)
+    path = clone / "notebooks" / "explore.ipynb"
+    run("jupyter", "execute", "--inplace", path.name, cwd=path.parent)
+    assert '"output_type"' in path.read_text()
+    run(sys.executable, "-m", "higgs.notebook", "clean", str(path), cwd=clone)
     assert run("git", "status", "--porcelain", cwd=clone) == before
     assert "up to date" in run("dvc", "status", cwd=clone)
     assert (clone / "results" / "explore").is_dir()
@@ -191,18 +190,19 @@ def check_exploring(clone: Path) -> None:
 
 @pytest.mark.slow
 def test_nbval_repeats_an_executed_notebook(clone):
-    """Run again, a report's notebook gives the outputs that it holds; a changed output is noticed."""
+    """Run again, a report's notebook gives the tables that it holds; a changed one is noticed."""
     executed = clone / "reports" / "evaluate.ipynb"
     if not executed.is_file():
         pytest.skip("the experiments test, which makes the report, did not run")
     assert nbval(clone, executed.read_text(), "check.ipynb") == 0
-    changed = executed.read_text().replace("Checkpoint: nano", "Checkpoint: NANO")
+    changed = executed.read_text().replace("<td>generated_n</td>", "<td>generated_m</td>")
+    assert changed != executed.read_text()
     assert nbval(clone, changed, "changed.ipynb") == 1
 
 
 def nbval(clone: Path, notebook: str, name: str) -> int:
     (clone / "reports" / name).write_text(notebook)
-    command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "--nbval"]
+    command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "--nbval-lax"]
     command += ["--nbval-current-env", f"reports/{name}"]
     environment = os.environ | {"HIGGS_STAGE": "evaluate"}
     return subprocess.run(command, cwd=clone, env=environment, capture_output=True).returncode
