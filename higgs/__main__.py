@@ -83,9 +83,9 @@ def parser() -> argparse.ArgumentParser:
     )
     say.add_argument("--out", type=Path, required=True, metavar="FILE", help=".wav, .flac, ...")
     say.add_argument(
-        "--temperature", type=float, default=0.6, help="0 is greedy (default: %(default)s)"
+        "--temperature", type=float, default=0.4, help="0 is greedy (default: %(default)s)"
     )
-    say.add_argument("--top-k", type=int, default=30, help="default: %(default)s")
+    say.add_argument("--top-k", type=int, default=20, help="default: %(default)s")
     say.add_argument("--top-p", type=float, default=1.0, help="default: %(default)s")
     say.add_argument("--seed", type=int, default=0, help="default: %(default)s")
     say.add_argument(
