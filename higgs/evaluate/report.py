@@ -224,7 +224,7 @@ def checkpoint_note(name: str) -> str:
     """The sentence that opens the report."""
     if name == "nano":
         return (
-            "Checkpoint: nano, the small default, made to show and to test the workflow. It is understood in part, as the "
-            "table says; what the released 3B checkpoint can do is not measured here."
+            "Checkpoint: nano, the small default, made to show and to test the workflow. It is understood in part, "
+            "as the table says; what the released 3B checkpoint can do is not measured here."
         )
     return f"Checkpoint: {name}."
