@@ -7,11 +7,12 @@ import shutil
 import subprocess
 import sys
 import tomllib
-from importlib.metadata import packages_distributions
+from importlib.metadata import distributions, packages_distributions
 from pathlib import Path
 
 import nbformat
 import pytest
+from packaging.specifiers import SpecifierSet
 from ruamel.yaml import YAML
 
 from higgs import lock
@@ -236,3 +237,11 @@ def test_lock_report_in_a_repository(tmp_path):
     assert report() == "dvc.lock: all 1 outputs have the hashes of the commit\n"
     (tmp_path / "dvc.lock").write_text("stages: {s: {cmd: run, outs: [{path: o, md5: two}]}}\n")
     assert "  o: one -> two\n" in report()
+
+
+def test_every_pin_runs_on_the_oldest_python_that_is_promised():
+    """A pin that wants a later patch of Python 3.11 than Debian 12 has would not install there."""
+    for installed in distributions():
+        name = canonical(installed.metadata["Name"])
+        wanted = SpecifierSet(installed.metadata["Requires-Python"] or "")
+        assert name not in VERSIONS or wanted.contains("3.11.0"), f"{name} wants Python {wanted}"
