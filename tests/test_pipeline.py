@@ -134,6 +134,9 @@ def clone(tmp_path_factory) -> Path:
     """The committed tree in a new folder, with its data."""
     folder = tmp_path_factory.mktemp("clone") / "higgs"
     run("git", "clone", "--quiet", str(ROOT), str(folder), cwd=ROOT)
+    # DVC commits experiments, and Git wants to know by whom: a fresh machine does not say.
+    run("git", "config", "user.name", "test", cwd=folder)
+    run("git", "config", "user.email", "test@localhost", cwd=folder)
     run("dvc", "pull", "--quiet", "data.dvc", cwd=folder)
     return folder
 
