@@ -3,29 +3,19 @@
 import argparse
 from pathlib import Path
 
-import torch
-
 from higgs.codec.tokenizer import AudioTokenizer
 from higgs.data.text import TextTokenizer, save_byte_tokenizer
 from higgs.model.higgs_audio import HiggsAudio
 from higgs.tokens import TokenIds
 from higgs.train.nano import NANO_CODEC, NANO_MODEL, NANO_PHRASES
-from higgs.train.teacher import MelTeacher
-
-
-def part(folder: Path, name: str, key: str) -> dict[str, torch.Tensor]:
-    path = folder / f"{name}.pt"
-    if not path.is_file():
-        raise FileNotFoundError(f"{path} is missing: train the {name} first")
-    return torch.load(path, weights_only=True)[key]
+from higgs.train.schedule import read_part
+from higgs.train.teacher import trained_teacher
 
 
 def assemble_codec(folder: Path) -> AudioTokenizer:
     codec = AudioTokenizer(NANO_CODEC)
-    teacher = MelTeacher(NANO_CODEC)
-    teacher.load_state_dict(part(folder, "teacher", "teacher"))
-    codec.quantizer.load_state_dict(teacher.quantizer.quantizer.state_dict())
-    tensors = part(folder, "decoder", "smooth") | part(folder, "encoder", "smooth")
+    codec.quantizer = trained_teacher(folder, NANO_CODEC).quantizer.quantizer
+    tensors = read_part(folder, "decoder", "smooth") | read_part(folder, "encoder", "smooth")
     wanted = {k for k in codec.state_dict() if not k.startswith("quantizer.")}
     if wanted != set(tensors):
         raise ValueError(
@@ -38,7 +28,7 @@ def assemble_codec(folder: Path) -> AudioTokenizer:
 def save_model(folder: Path, target: Path) -> None:
     """The model, its text tokenizer, and the ids that transformers keeps in the config."""
     model = HiggsAudio(NANO_MODEL)
-    model.load_state_dict(part(folder, "model", "model"))
+    model.load_state_dict(read_part(folder, "model", "model"))
     target.mkdir(parents=True, exist_ok=True)
     save_byte_tokenizer(target, NANO_PHRASES)
     ids = TokenIds.of(TextTokenizer.from_pretrained(target))

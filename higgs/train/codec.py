@@ -17,7 +17,7 @@ from higgs.train.nano import NANO_CODEC
 from higgs.train.schedule import Averages, Clock, load_state, log, save_state, set_rate
 from higgs.train.shards import Shards, split
 from higgs.train.snake import use_trainable_snake
-from higgs.train.teacher import MelTeacher
+from higgs.train.teacher import trained_teacher
 
 HELD_OUT = 200
 RESOLUTIONS = ((128, 16), (256, 32), (512, 64), (1024, 80), (2048, 120))  # n_fft, mel bands
@@ -125,15 +125,9 @@ def run(
             )
 
 
-def frozen_teacher(folder: Path) -> MelTeacher:
-    teacher = MelTeacher(NANO_CODEC)
-    teacher.load_state_dict(torch.load(folder / "teacher.pt", weights_only=True)["teacher"])
-    return teacher.eval().requires_grad_(False)
-
-
 def train_decoder(folder: Path, crops: Crops, minutes: float, batch: int) -> None:
     """Codes -> waveform: `to_acoustic` and `acoustic_decoder`."""
-    quantizer = frozen_teacher(folder).quantizer.quantizer
+    quantizer = trained_teacher(folder, NANO_CODEC).quantizer.quantizer
     codec = AudioTokenizer(NANO_CODEC)
     module = nn.ModuleDict(
         {"to_acoustic": codec.to_acoustic, "acoustic_decoder": codec.acoustic_decoder}
@@ -158,7 +152,7 @@ def train_encoder(folder: Path, crops: Crops, minutes: float, batch: int) -> Non
     Errors are weighed twice: against the embedding itself, and by what they change in the mel spectrogram that the
     teacher's decoder makes of the quantised embedding.
     """
-    teacher = frozen_teacher(folder)
+    teacher = trained_teacher(folder, NANO_CODEC)
     codec = AudioTokenizer(NANO_CODEC)
     codec.quantizer = teacher.quantizer.quantizer
     module = nn.ModuleDict(

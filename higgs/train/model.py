@@ -32,7 +32,7 @@ from higgs.train.helps import HelpConfig, Helps, corrupt, initialise_from_codebo
 from higgs.train.nano import NANO_CODEC, NANO_MODEL, NANO_PHRASES
 from higgs.train.schedule import Averages, Clock, load_state, log, save_state, set_rate
 from higgs.train.shards import Shards, split
-from higgs.train.teacher import MelTeacher
+from higgs.train.teacher import trained_teacher
 
 HELD_OUT = 200
 POSITIONS = 2600  # per batch, padding included
@@ -245,9 +245,7 @@ class Training:
         self.model = HiggsAudio(NANO_MODEL)
         initialise(self.model)
         if config.codebook_init:
-            teacher = MelTeacher(NANO_CODEC)
-            stored = torch.load(folder / "teacher.pt", weights_only=True)
-            teacher.load_state_dict(stored["teacher"])
+            teacher = trained_teacher(folder, NANO_CODEC)
             initialise_from_codebooks(self.model, teacher.quantizer.quantizer)
         self.helps = Helps(self.model, config)
         self.optimizer = optimizer_for(self.model, self.helps, rate)

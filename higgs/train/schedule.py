@@ -74,6 +74,14 @@ def load_state(path: Path) -> dict[str, Any] | None:
     return torch.load(path, weights_only=True) if path.is_file() else None
 
 
+def read_part(folder: Path, name: str, key: str) -> dict[str, torch.Tensor]:
+    """One state out of the checkpoint `folder/NAME.pt`. Raises FileNotFoundError that names the job to run."""
+    path = folder / f"{name}.pt"
+    if not path.is_file():
+        raise FileNotFoundError(f"{path} is missing: train the {name} first")
+    return torch.load(path, weights_only=True)[key]
+
+
 def set_rate(optimizer: torch.optim.Optimizer, rate: float) -> None:
     for group in optimizer.param_groups:
         group["lr"] = group.get("base_lr", group["lr"])

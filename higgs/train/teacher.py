@@ -6,12 +6,15 @@ that no longer move. The character head (CTC on the first codebook alone) makes 
 features do in the original, and aligns text and frames for the training of the model.
 """
 
+from pathlib import Path
+
 import torch
 from torch import Tensor, nn
 
 from higgs.codec.quantizer import ResidualVectorQuantizer
 from higgs.config import CodecConfig
 from higgs.train.codebooks import QuantizerTrainer
+from higgs.train.schedule import read_part
 
 NUM_MELS = 80
 MEL_PER_FRAME = 4
@@ -99,3 +102,10 @@ class MelTeacher(nn.Module):
             .permute(0, 3, 1, 2)
             .reshape(batch, 2 * frames, NUM_SYMBOLS)
         )
+
+
+def trained_teacher(folder: Path, config: CodecConfig) -> MelTeacher:
+    """The teacher that the quantiser's job left in `folder`, frozen."""
+    teacher = MelTeacher(config)
+    teacher.load_state_dict(read_part(folder, "teacher", "teacher"))
+    return teacher.eval().requires_grad_(False)
