@@ -177,7 +177,9 @@ def test_every_job_runs_and_the_checkpoint_speaks(corpus, tmp_path, monkeypatch)
     )
     first = Training(tmp_path, texts, Clock(minute), 1e-3, HelpConfig())
     first.run()
-    again = Training(tmp_path, texts, Clock(2 * minute), 1e-3, HelpConfig())
+    # More than the first run spent, however slow the machine: there is at least one step to go.
+    longer = Clock(first.clock.spent / 60 + minute)
+    again = Training(tmp_path, texts, longer, 1e-3, HelpConfig())
     again.resume()
     assert again.clock.step == first.clock.step > 0
     for a, b in zip(first.model.parameters(), again.model.parameters(), strict=True):
