@@ -1,18 +1,26 @@
 """Training: its parts against hand-made cases, and each job for a few steps on a corpus of noise."""
 
 import json
+import random
+from dataclasses import replace
 
 import numpy as np
 import pytest
 import torch
 from conftest import assert_close
 
+from higgs import Engine
 from higgs.codec.quantizer import ResidualVectorQuantizer
+from higgs.config import SamplingConfig
+from higgs.data.chatml import smart_voice
 from higgs.data.text import TextTokenizer, byte_tokenizer
+from higgs.train import assemble, codec, quantizer
 from higgs.train.align import spoken_byte, viterbi
 from higgs.train.codebooks import CodebookAverages, QuantizerTrainer
+from higgs.train.conversations import Corpus
+from higgs.train.model import Training, TrainingConfig
 from higgs.train.nano import NANO_MODEL, NANO_PHRASES
-from higgs.train.schedule import Averages, Clock, load_state, save_state, set_rate
+from higgs.train.schedule import Averages, Clock, load_state, save_state, set_rate, trapezoid
 from higgs.train.shards import Shards, split
 from higgs.train.teacher import characters
 
@@ -123,7 +131,7 @@ def corpus(tmp_path_factory):
     for index in range(260):
         length = 960 * int(rng.integers(20, 44))
         pieces.append((rng.standard_normal(length) * 3000).astype(np.int16))
-        speaker = ("ada", "ben", "p0.80f0.94")[index % 3]
+        speaker = ("ada", "ben", "kit", "p0.80f0.94")[index % 4]
         rows.append(
             {
                 "offset": offset,
@@ -151,46 +159,117 @@ def test_shards(corpus, tmp_path):
         Shards(tmp_path)
 
 
-@pytest.mark.slow
-def test_every_job_runs_and_the_checkpoint_speaks(corpus, tmp_path, monkeypatch):
-    """A few steps each, on noise: what is tested is that the parts fit, and that a job resumes."""
-    from higgs import Engine
-    from higgs.config import SamplingConfig
-    from higgs.data.chatml import smart_voice
-    from higgs.train import assemble, codec, quantizer
-    from higgs.train.helps import HelpConfig
-    from higgs.train.model import Corpus, Training
+SHORT = TrainingConfig(steps=6, warmup_steps=2, positions=500)
 
+
+@pytest.fixture(scope="module")
+def taught(corpus, tmp_path_factory):
+    """A folder with the quantiser and the codes of `corpus`, trained for a moment."""
+    folder = tmp_path_factory.mktemp("taught")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(quantizer, "WARM_STEPS", 0)
+        teacher = quantizer.train(folder, corpus, quantizer.NANO_CODEC, 0.02, 60)
+    quantizer.code_corpus(teacher, Shards(corpus), folder / "codes.pt")
+    return folder
+
+
+@pytest.fixture(scope="module")
+def texts(corpus, taught):
+    tokenizer = TextTokenizer(byte_tokenizer(NANO_PHRASES))
+    return Corpus(Shards(corpus), taught / "codes.pt", tokenizer)
+
+
+def started(taught, folder, texts, config=SHORT):
+    """A training in a folder of its own."""
+    folder.mkdir()
+    (folder / "teacher.pt").symlink_to(taught / "teacher.pt")
+    return Training(folder, texts, config)
+
+
+def same(a, b):
+    pairs = zip(a.model.parameters(), b.model.parameters(), strict=True)
+    return all(torch.equal(x, y) for x, y in pairs)
+
+
+def test_learning_rate_rises_stays_and_falls():
+    rates = [trapezoid(step, 100, 10, 0.25) for step in (0, 9, 50, 75, 99, 100)]
+    assert rates == pytest.approx([0.1, 1.0, 1.0, 1.0, 0.02 + 0.98 * 0.04, 0.02])
+
+
+def test_every_form_of_conversation_is_trained_and_reads_its_own_bytes(texts):
+    """Frame by frame, the byte that a row says is spoken is the one that alignment found in that utterance."""
+    rng, forms = random.Random(0), set()
+    for index in range(60):
+        item = texts.item(index, rng)
+        row = texts.row(item, NANO_MODEL)
+        text = texts.tokenizer.decode(row["input_ids"].tolist())
+        forms.add((item.sample.messages[0].role, len(item.sample.messages), "[SPEAKER" in text))
+        spoken = row["spoken"][row["spoken"] >= 0]
+        wanted = torch.cat(
+            [
+                torch.tensor(list(texts.texts[i].encode()))[texts.aligned[i].long()]
+                for i in item.utterances
+            ]
+        )
+        alphabet = TextTokenizer(byte_tokenizer()).encode(bytes(range(32, 127)).decode())
+        as_id = dict(zip(range(32, 127), alphabet, strict=True))
+        assert row["input_ids"][spoken].tolist() == [as_id[int(byte)] for byte in wanted]
+        assert (row["code_labels"][:, 0] >= 0).sum() == sum(
+            segment.shape[1] + 1 for segment in segments_of(item, texts)
+        )
+    assert {form[1] for form in forms} >= {2, 3, 4, 6} and {True, False} == {f[2] for f in forms}
+
+
+def segments_of(item, texts):
+    codes = [texts.codes[i] for i in item.utterances]
+    return [torch.cat(codes, dim=1)] if len(item.sample.audios) + 1 < len(codes) else codes
+
+
+def test_a_killed_run_ends_with_the_weights_of_an_unbroken_one(taught, texts, tmp_path):
+    whole = started(taught, tmp_path / "whole", texts)
+    whole.run()
+    broken = started(taught, tmp_path / "broken", texts)
+    broken.run(stop_after=3)
+    again = Training(tmp_path / "broken", texts, SHORT)
+    again.resume()
+    assert again.step == 3 and same(again, broken) and not same(again, whole)
+    again.run()
+    assert again.step == 6 and same(again, whole)
+    other = started(taught, tmp_path / "other", texts, replace(SHORT, seed=1))
+    other.run()
+    assert not same(other, whole)
+
+
+def test_a_loss_that_is_not_a_number_stops_and_names_the_batch(taught, texts, tmp_path):
+    training = started(taught, tmp_path / "nan", texts)
+    with torch.no_grad():
+        training.model.audio_head.weight[0, 0] = float("nan")
+    before = [p.clone() for p in training.model.layers.parameters()]
+    with pytest.raises(
+        FloatingPointError, match=r"step 0: the loss is nan; batch: \['Hello number"
+    ):
+        training.run()
+    assert all(map(torch.equal, before, training.model.layers.parameters()))
+    assert not (tmp_path / "nan" / "model.pt").exists()
+
+
+@pytest.mark.slow
+def test_every_job_runs_and_the_checkpoint_speaks(corpus, taught, texts, tmp_path):
+    """A few steps each, on noise: what is tested is that the parts fit."""
     minute = 0.02
-    monkeypatch.setattr(quantizer, "WARM_STEPS", 0)
-    teacher = quantizer.train(tmp_path, corpus, quantizer.NANO_CODEC, minute, 60)
-    quantizer.code_corpus(teacher, Shards(corpus), tmp_path / "codes.pt")
-    codes = torch.load(tmp_path / "codes.pt", weights_only=True)["codes"]
+    codes = torch.load(taught / "codes.pt", weights_only=True)["codes"]
     assert all(
         c.shape[1] * 960 == u.length for c, u in zip(codes, Shards(corpus).utterances, strict=True)
     )
+    training = started(taught, tmp_path / "out", texts)
     crops = codec.Crops(corpus, codes, 14)
-    codec.train_decoder(tmp_path, crops, minute, 2)
-    codec.train_encoder(tmp_path, crops, minute, 2)
-    texts = Corpus(
-        Shards(corpus), tmp_path / "codes.pt", TextTokenizer(byte_tokenizer(NANO_PHRASES))
-    )
-    first = Training(tmp_path, texts, Clock(minute), 1e-3, HelpConfig())
-    first.run()
-    # More than the first run spent, however slow the machine: there is at least one step to go.
-    longer = Clock(first.clock.spent / 60 + minute)
-    again = Training(tmp_path, texts, longer, 1e-3, HelpConfig())
-    again.resume()
-    assert again.clock.step == first.clock.step > 0
-    for a, b in zip(first.model.parameters(), again.model.parameters(), strict=True):
-        assert torch.equal(a, b)
-    again.run()
-    assert again.clock.step > first.clock.step
-    assemble.assemble_codec(tmp_path).save_pretrained(tmp_path / "nano" / "codec", half=True)
-    assemble.save_model(tmp_path, tmp_path / "nano" / "model")
-    engine = Engine.from_pretrained(
-        tmp_path / "nano" / "model", tmp_path / "nano" / "codec", device="cpu"
-    )
+    codec.train_decoder(training.folder, crops, minute, 2)
+    codec.train_encoder(training.folder, crops, minute, 2)
+    training.run(stop_after=2)
+    nano = tmp_path / "nano"
+    assemble.assemble_codec(training.folder).save_pretrained(nano / "codec", half=True)
+    assemble.save_model(training.folder, nano / "model")
+    engine = Engine.from_pretrained(nano / "model", nano / "codec", device="cpu")
     assert engine.model.config == NANO_MODEL
     response = engine.generate(smart_voice("Hello."), SamplingConfig(seed=1), 20)
     assert response.usage.audio_columns <= 20

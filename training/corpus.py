@@ -1,9 +1,11 @@
-"""Make a corpus of synthetic English speech: `python training/corpus.py --wordnet DIR --hours 14`.
+"""Make a corpus of synthetic English speech: `python training/corpus.py --wordnet DIR --frequencies FILE`.
 
 The teacher is hibari-tts (Apache-2.0; one voice, a harmonic-plus-noise vocoder that takes its pitch and
 its spectral envelope as inputs). Scaling the pitch and stretching the envelope gives further speakers of the
-same accent. Texts are WordNet's usage examples (WordNet licence; Debian package `wordnet-base`) and sentences
-from templates of our own. Nothing of this is shipped; the corpus is made again by running this file.
+same accent. Texts are WordNet's usage examples (WordNet licence; Debian package `wordnet-base`), sentences from
+templates of our own, and sentences that bring each of the 10,000 commonest words to five occurrences. What shares a
+run of six words with the sentences of `held_out.txt` is left out. Nothing of this is shipped; the corpus is made again
+by running this file.
 
 Output: `shard-NN.pcm` (int16, 24 kHz, mono, utterances one after another) and `shard-NN.jsonl` (one row each:
 offset, length, text, speaker, pitch, formant).
@@ -20,6 +22,7 @@ from pathlib import Path
 import numpy as np
 from templates import template_sentences
 from tqdm import tqdm
+from words import covering_sentences, words_of
 
 SAMPLE_RATE = 24_000
 HOP_LENGTH = 960
@@ -36,6 +39,8 @@ class Speaker:
 
 ADA = Speaker("ada", 1.0, 1.0)
 BEN = Speaker("ben", 0.58, 0.86)
+KIT = Speaker("kit", 1.3, 1.16)
+RUN = 6  # words
 
 
 def random_speaker(rng: random.Random) -> Speaker:
@@ -90,15 +95,42 @@ def speak(teacher, text: str, speaker: Speaker, speed: float, seed: int) -> np.n
 
 def choose_speaker(rng: random.Random) -> Speaker:
     draw = rng.random()
-    return ADA if draw < 0.5 else BEN if draw < 0.75 else random_speaker(rng)
+    own = ADA if draw < 0.4 else BEN if draw < 0.6 else KIT
+    return own if draw < 0.72 else random_speaker(rng)
 
 
-def make_shard(job: tuple[int, list[str], float, Path]) -> float:
-    """Speak texts until the shard is full; returns its hours. Finished shards are kept."""
-    index, texts, hours, folder = job
+def runs(text: str) -> set[tuple[str, ...]]:
+    """Every run of RUN words, or the whole of a shorter text."""
+    words = words_of(text)
+    return {tuple(words[i : i + RUN]) for i in range(max(1, len(words) - RUN + 1))}
+
+
+def all_texts(wordnet: Path, held_out: Path) -> list[str]:
+    """WordNet's sentences and a quarter of their number from templates, shuffled, without what is judged."""
+    lines = held_out.read_text(encoding="utf-8").splitlines()
+    judged = {run for line in lines if not line.startswith("#") for run in runs(line)}
+    texts = wordnet_sentences(wordnet)
+    texts += template_sentences(len(texts) // 4)
+    texts = [text for text in texts if not runs(text) & judged]
+    random.Random(0).shuffle(texts)
+    return texts
+
+
+def choose_texts(texts: list[str], count: int, wordnet: Path, frequencies: Path) -> list[str]:
+    """`count` texts: as many of `texts` as the sentences that cover the commonest words leave room for."""
+    room = count - len(covering_sentences(texts[: count * 4 // 5], wordnet, frequencies))
+    chosen = texts[:room]
+    chosen += covering_sentences(chosen, wordnet, frequencies)
+    random.Random(1).shuffle(chosen)
+    return chosen
+
+
+def make_shard(job: tuple[int, list[str], Path]) -> float:
+    """Speaks texts into one shard; returns its hours. Finished shards are kept."""
+    index, texts, folder = job
     rows_path = folder / f"shard-{index:02d}.jsonl"
     if rows_path.exists():
-        return hours
+        return sum(json.loads(row)["length"] for row in rows_path.open()) / SAMPLE_RATE / 3600
     from hibari import Hibari
 
     teacher, rng, offset, rows = Hibari(), random.Random(index), 0, []
@@ -121,8 +153,6 @@ def make_shard(job: tuple[int, list[str], float, Path]) -> float:
                 }
             )
             offset += len(audio)
-            if offset >= hours * 3600 * SAMPLE_RATE:
-                break
     partial = rows_path.with_suffix(".tmp")
     partial.write_text("".join(json.dumps(row) + "\n" for row in rows))
     partial.rename(rows_path)
@@ -132,18 +162,18 @@ def make_shard(job: tuple[int, list[str], float, Path]) -> float:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--wordnet", type=Path, required=True, help="folder with data.noun etc.")
-    parser.add_argument("--hours", type=float, default=14.0)
-    parser.add_argument("--shards", type=int, default=14)
+    parser.add_argument("--frequencies", type=Path, required=True, help="large_en.msgpack.gz")
+    parser.add_argument("--held-out", type=Path, default=Path("training/held_out.txt"))
+    parser.add_argument("--utterances", type=int, default=42_000)
+    parser.add_argument("--shards", type=int, default=42)
     parser.add_argument("--workers", type=int, default=2)
     parser.add_argument("--out", type=Path, default=Path("training/out/corpus"))
     arguments = parser.parse_args()
     arguments.out.mkdir(parents=True, exist_ok=True)
-    texts = wordnet_sentences(arguments.wordnet)
-    texts += template_sentences(len(texts) // 2)
-    random.Random(0).shuffle(texts)
-    hours = arguments.hours / arguments.shards
+    texts = all_texts(arguments.wordnet, arguments.held_out)
+    texts = choose_texts(texts, arguments.utterances, arguments.wordnet, arguments.frequencies)
     jobs = [
-        (index, texts[index :: arguments.shards], hours, arguments.out)
+        (index, texts[index :: arguments.shards], arguments.out)
         for index in range(arguments.shards)
     ]
     with multiprocessing.Pool(arguments.workers) as pool:

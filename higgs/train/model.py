@@ -1,172 +1,46 @@
-"""Training the generation model on text and codes. `python -m higgs.train.model --help`."""
+"""Training the generation model on text and codes. `python -m higgs.train.model --help`.
+
+A run is a function of its seed: the learning rate depends on the step, batches on (seed, epoch), noise on (seed, step).
+So a run that was killed and resumed gives the weights of one that was not.
+"""
 
 import argparse
-import random
+import time
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor
 from tqdm import tqdm
 
 from higgs.batch import Batch
-from higgs.config import ModelConfig
-from higgs.data.chatml import (
-    QUIET_ROOM,
-    AudioContent,
-    ChatMLSample,
-    Message,
-    dialogue,
-    smart_voice,
-    tokenize,
-    voice_clone,
-)
-from higgs.data.collator import collate, spread
 from higgs.data.text import TextTokenizer, byte_tokenizer
 from higgs.model.higgs_audio import HiggsAudio
-from higgs.tokens import TokenIds
-from higgs.train.align import spoken_byte
+from higgs.train.conversations import HELD_OUT, Corpus, Item, make_batch, plan
 from higgs.train.helps import HelpConfig, Helps, corrupt, initialise_from_codebooks
 from higgs.train.nano import NANO_CODEC, NANO_MODEL, NANO_PHRASES
-from higgs.train.schedule import Averages, Clock, load_state, log, save_state, set_rate
+from higgs.train.optimizer import Optimizer
+from higgs.train.schedule import Averages, load_state, log, save_state, trapezoid
 from higgs.train.shards import Shards, split
 from higgs.train.teacher import trained_teacher
 
-HELD_OUT = 200
-POSITIONS = 2600  # per batch, padding included
-DESCRIBED = {"ada": "feminine", "ben": "masculine"}
-MAX_REFERENCE_FRAMES = 75
+SAVE_SECONDS = 240
 
 
 @dataclass(frozen=True)
-class Item:
-    """One training conversation: utterances in the order of its audios, and the text that holds each."""
+class TrainingConfig:
+    """`rate` is Muon's (matrices inside the layers), `adam_rate` that of everything else."""
 
-    sample: ChatMLSample
-    utterances: tuple[int, ...]
-    positions: int
-
-
-def coarse_speaker(name: str) -> str:
-    """Speakers drawn at random (`p0.87f0.96`) are rarely drawn twice: those of like pitch and formants count as one."""
-    if name in DESCRIBED:
-        return name
-    pitch, formant = name.removeprefix("p").split("f")
-    return f"p{round(float(pitch) * 16)}f{round(float(formant) * 25)}"
-
-
-class Corpus:
-    """Texts, codes and alignments of all utterances."""
-
-    def __init__(self, shards: Shards, codes_path: Path, tokenizer: TextTokenizer):
-        stored = torch.load(codes_path, weights_only=True)
-        self.texts = [u.text for u in shards.utterances]
-        self.speakers = [coarse_speaker(u.speaker) for u in shards.utterances]
-        self.codes = stored["codes"]
-        aligned = codes_path.with_name("aligned.pt")
-        if not aligned.exists() or aligned.stat().st_mtime < codes_path.stat().st_mtime:
-            pairs = zip(stored["posteriors"], self.texts, strict=True)
-            rows = [
-                torch.from_numpy(spoken_byte(p.float().numpy(), text).astype(np.int16))
-                for p, text in tqdm(pairs, desc="align", total=len(self.texts), mininterval=10)
-            ]
-            save_state(aligned, rows=rows)
-        self.aligned = torch.load(aligned, weights_only=True)["rows"]
-        self.tokenizer = tokenizer
-        self.ids = TokenIds.of(tokenizer)
-        self.by_speaker: dict[str, list[int]] = {}
-        for index in range(len(self.texts) - HELD_OUT):
-            self.by_speaker.setdefault(self.speakers[index], []).append(index)
-
-    def item(self, index: int, rng: random.Random) -> Item:
-        """A conversation that ends in this utterance, in a form that the product renders."""
-        text, speaker, draw = self.texts[index], self.speakers[index], rng.random()
-        others = self.by_speaker.get(speaker, [])
-        if speaker in DESCRIBED and draw < 0.62:
-            scene = QUIET_ROOM if rng.random() < 0.2 else None
-            described = DESCRIBED[speaker] if speaker != "ada" or rng.random() < 0.3 else None
-            sample, utterances = smart_voice(text, scene, described), (index,)
-        elif speaker in DESCRIBED and draw < 0.72:
-            other = "ben" if speaker == "ada" else "ada"
-            second = rng.choice(self.by_speaker[other])
-            order = {"ada": 0, "ben": 1}
-            lines = [(order[speaker], text), (order[other], self.texts[second])]
-            described = {order[name]: word for name, word in DESCRIBED.items()}
-            sample, utterances = dialogue(lines, described), (index, second)
-        else:
-            others = [i for i in rng.sample(others, k=min(6, len(others))) if i != index]
-            short = [i for i in others if self.codes[i].shape[1] <= MAX_REFERENCE_FRAMES]
-            if not others:
-                return self.item(rng.choice(self.by_speaker["ada"]), rng)
-            reference = (short or others)[0]
-            scene = QUIET_ROOM if rng.random() < 0.3 else None
-            sample = voice_clone(text, self.texts[reference], AudioContent(), scene)
-            utterances = (reference, index)
-        size = sum(len(self.texts[i]) + self.codes[i].shape[1] for i in utterances)
-        return Item(sample, utterances, size + 55 * len(utterances))
-
-    def row(self, item: Item, config: ModelConfig) -> dict[str, Tensor]:
-        """-> the conversation's tensors, with `spoken`: the position of the byte spoken at each position, or -1."""
-        answer = Message("assistant", AudioContent())
-        tokens = tokenize(ChatMLSample([*item.sample.messages, answer]), self.tokenizer)
-        codes = [self.codes[i] for i in item.utterances]
-        together = len(item.sample.audios) + 1 < len(codes)  # a dialogue is one segment
-        row = spread(
-            tokens, [torch.cat(codes, dim=1)] if together else codes, self.ids, config, True
-        )
-        row["spoken"] = self.spoken(row, item, together)
-        return row
-
-    def spoken(self, row: dict[str, Tensor], item: Item, together: bool) -> Tensor:
-        ids, spoken = row["input_ids"], torch.full_like(row["input_ids"], -1)
-        audio = (ids == self.ids.audio_out).nonzero()[:, 0]
-        content = ids.tolist()
-        # Segments are runs of the placeholder; column j of a segment predicts frame j of codebook 0.
-        breaks = (audio.diff() > 1).nonzero()[:, 0] + 1
-        segments = list(audio.tensor_split(breaks.tolist()))
-        starts = [int(segment[0]) for segment in segments]
-        search, at = 0, starts[0]
-        for number, index in enumerate(item.utterances):
-            wanted = self.tokenizer.encode(self.texts[index])
-            place = find(content, wanted, search)
-            search = place + len(wanted)
-            aligned = place + self.aligned[index].long()
-            if not together:
-                at = starts[number]
-            spoken[at : at + len(aligned)] = aligned
-            at += len(aligned)
-        return spoken
-
-
-def find(content: list[int], wanted: list[int], start: int) -> int:
-    for place in range(start, len(content) - len(wanted) + 1):
-        if content[place : place + len(wanted)] == wanted:
-            return place
-    raise ValueError("the text of an utterance is not in its conversation")
-
-
-def plan(corpus: Corpus, indices: range, seed: int) -> list[list[Item]]:
-    """One epoch: conversations of like length together, at most POSITIONS in a batch, batches shuffled."""
-    rng = random.Random(seed)
-    items = sorted((corpus.item(i, rng) for i in indices), key=lambda item: item.positions)
-    batches: list[list[Item]] = [[]]
-    for item in items:
-        if (len(batches[-1]) + 1) * item.positions > POSITIONS and batches[-1]:
-            batches.append([])
-        batches[-1].append(item)
-    rng.shuffle(batches)
-    return batches
-
-
-def make_batch(corpus: Corpus, items: list[Item], config: ModelConfig) -> tuple[Batch, Tensor]:
-    rows = [corpus.row(item, config) for item in items]
-    batch = collate(rows, corpus.ids, labels=True)
-    spoken = torch.full_like(batch.input_ids, -1)
-    for index, row in enumerate(rows):
-        spoken[index, : len(row["spoken"])] = row["spoken"]
-    return batch, spoken
+    steps: int = 12_000
+    seed: int = 0
+    rate: float = 4e-3
+    adam_rate: float = 2e-3
+    warmup_steps: int = 150
+    decay_share: float = 0.3
+    positions: int = 2600  # of a batch, padding included
+    helps: HelpConfig = HelpConfig()
 
 
 def losses(
@@ -225,60 +99,61 @@ def initialise(model: HiggsAudio) -> None:
             last.weight.data.mul_(scale * 2)
 
 
-def optimizer_for(model: HiggsAudio, helps: Helps, rate: float) -> torch.optim.Optimizer:
-    matrices = [p for p in model.parameters() if p.dim() == 2]
-    rest = [p for p in model.parameters() if p.dim() < 2] + list(helps.parameters())
-    groups = [{"params": matrices, "weight_decay": 0.05}, {"params": rest, "weight_decay": 0.0}]
-    return torch.optim.AdamW(groups, lr=rate, betas=(0.9, 0.95), fused=True)
-
-
 class Training:
     """One run: the model, what helps it, and how far it is. `folder/model.pt` holds all of it."""
 
-    def __init__(self, folder: Path, corpus: Corpus, clock: Clock, rate: float, config: HelpConfig):
-        torch.manual_seed(0)
-        self.folder, self.corpus, self.clock = folder, corpus, clock
+    def __init__(self, folder: Path, corpus: Corpus, config: TrainingConfig):
+        torch.manual_seed(config.seed)
+        self.folder, self.corpus, self.config = folder, corpus, config
         self.train_on, held_out = split(len(corpus.texts), HELD_OUT)
         self.checks = [
-            make_batch(corpus, items, NANO_MODEL) for items in plan(corpus, held_out, 0)[:6]
+            make_batch(corpus, items, NANO_MODEL)
+            for items in plan(corpus, held_out, 0, config.positions)[:6]
         ]
         self.model = HiggsAudio(NANO_MODEL)
         initialise(self.model)
-        if config.codebook_init:
+        if config.helps.codebook_init:
             teacher = trained_teacher(folder, NANO_CODEC)
             initialise_from_codebooks(self.model, teacher.quantizer.quantizer)
-        self.helps = Helps(self.model, config)
-        self.optimizer = optimizer_for(self.model, self.helps, rate)
-        self.averages, self.hours = Averages(), 0.0
+        self.helps = Helps(self.model, config.helps)
+        self.optimizer = Optimizer(self.model, self.helps, config.rate, config.adam_rate)
+        self.step, self.epoch, self.taken = 0, 0, 0
+        self.seconds, self.hours, self.averages = 0.0, 0.0, Averages()
 
     @property
     def parts(self) -> dict[str, Any]:
-        return {
-            "model": self.model,
-            "helps": self.helps,
-            "optimizer": self.optimizer,
-            "clock": self.clock,
-        }
+        return {"model": self.model, "helps": self.helps, "optimizer": self.optimizer}
 
     def resume(self) -> None:
         if state := load_state(self.folder / "model.pt"):
             for name, part in self.parts.items():
                 part.load_state_dict(state[name])
+            vars(self).update(state["progress"])
 
     def save(self) -> None:
-        save_state(
-            self.folder / "model.pt", **{k: part.state_dict() for k, part in self.parts.items()}
-        )
+        names = ("step", "epoch", "taken", "seconds", "hours")
+        progress = {name: getattr(self, name) for name in names}
+        states = {name: part.state_dict() for name, part in self.parts.items()}
+        save_state(self.folder / "model.pt", **states, progress=progress)
 
-    def step(self, batch: Batch, spoken: Tensor) -> None:
-        config = self.helps.config
-        set_rate(self.optimizer, self.clock.rate())
-        parts = losses(self.model, self.helps, batch, spoken, config.input_noise)
+    def advance(self, items: list[Item]) -> None:
+        """One step. Raises FloatingPointError naming the texts of a batch whose loss is not a number."""
+        config, helps = self.config, self.config.helps
+        torch.manual_seed(config.seed * 1_000_003 + self.step)
+        batch, spoken = make_batch(self.corpus, items, NANO_MODEL)
+        self.optimizer.set_rate(
+            trapezoid(self.step, config.steps, config.warmup_steps, config.decay_share)
+        )
+        parts = losses(self.model, self.helps, batch, spoken, helps.input_noise)
+        loss = total(parts, helps)
+        if not torch.isfinite(loss):
+            texts = [self.corpus.texts[i] for item in items for i in item.utterances]
+            raise FloatingPointError(f"step {self.step}: the loss is {loss.item()}; batch: {texts}")
         self.optimizer.zero_grad()
-        total(parts, config).backward()
+        loss.backward()
         torch.nn.utils.clip_grad_norm_(self.model.parameters(), 1.0)
         self.optimizer.step()
-        self.clock.tick()
+        self.step, self.taken = self.step + 1, self.taken + 1
         self.hours += float(batch.audio_out_mask.sum()) / 25 / 3600
         books = parts.pop("codebooks").detach()
         shown = {name: part.detach() for name, part in parts.items()}
@@ -286,10 +161,10 @@ class Training:
 
     def report(self) -> None:
         """Every 100 steps the losses of training, every 1000 those of held-out speech by codebook."""
-        row = {"step": self.clock.step, "seconds": round(self.clock.spent)}
-        if self.clock.step % 100 == 0:
+        row: dict[str, Any] = {"step": self.step, "seconds": round(self.seconds)}
+        if self.step % 100 == 0:
             row |= {"hours": round(self.hours, 2)} | self.averages.read()
-        if self.clock.step % 1000 == 0 or self.clock.done:
+        if self.step % 1000 == 0 or self.step == self.config.steps:
             with torch.no_grad():
                 held = [
                     losses(self.model, self.helps, b, s, 0.0)["codebooks"] for b, s in self.checks
@@ -298,39 +173,45 @@ class Training:
         if len(row) > 2:
             log(self.folder / "model.jsonl", **row)
 
-    def run(self) -> HiggsAudio:
-        """Trains until the clock is done, saving every four minutes."""
-        epoch, saved, batches = self.clock.step, self.clock.spent, []
-        while not self.clock.done:
-            if not batches:
-                epoch += 1
-                batches = plan(self.corpus, self.train_on, epoch)
-            self.step(*make_batch(self.corpus, batches.pop(), NANO_MODEL))
-            self.report()
-            if self.clock.spent - saved > 240 or self.clock.done:
-                saved = self.clock.spent
-                self.save()
+    def run(self, stop_after: int | None = None) -> HiggsAudio:
+        """Trains to the last step (or to step `stop_after`), saving every four minutes and at the end."""
+        stop = min(self.config.steps, stop_after or self.config.steps)
+        batches: Sequence[list[Item]] = []
+        saved = self.seconds
+        with tqdm(total=stop, initial=self.step, unit="step", mininterval=10) as bar:
+            while self.step < stop:
+                started = time.monotonic()
+                if not batches or self.taken == len(batches):
+                    if batches:
+                        self.epoch, self.taken = self.epoch + 1, 0
+                    seed = self.config.seed * 1000 + self.epoch
+                    batches = plan(self.corpus, self.train_on, seed, self.config.positions)
+                self.advance(batches[self.taken])
+                self.seconds += time.monotonic() - started
+                self.report()
+                bar.update()
+                if self.seconds - saved > SAVE_SECONDS or self.step == stop:
+                    saved = self.seconds
+                    self.save()
         return self.model
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__)
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--corpus", type=Path, default=Path("training/out/corpus"))
     parser.add_argument("--out", type=Path, default=Path("training/out"))
-    parser.add_argument("--minutes", type=float, default=60.0)
-    parser.add_argument("--rate", type=float, default=2e-3)
+    parser.add_argument("--steps", type=int, default=TrainingConfig.steps)
+    parser.add_argument("--seed", type=int, default=TrainingConfig.seed)
     parser.add_argument("--threads", type=int, default=2)
-    parser.add_argument(
-        "--plain", action="store_true", help="without the helps: the plain model's loss"
-    )
+    parser.add_argument("--plain", action="store_true", help="without the helps")
     arguments = parser.parse_args()
     torch.set_num_threads(arguments.threads)
     plain = HelpConfig(False, (), 0.0, None, 0.0, 0.0, (1,) * 8)
+    helps = plain if arguments.plain else HelpConfig()
     tokenizer = TextTokenizer(byte_tokenizer(NANO_PHRASES))
     corpus = Corpus(Shards(arguments.corpus), arguments.out / "codes.pt", tokenizer)
-    clock = Clock(arguments.minutes, warmup_steps=150, floor=0.02)
-    config = plain if arguments.plain else HelpConfig()
-    training = Training(arguments.out, corpus, clock, arguments.rate, config)
+    config = TrainingConfig(arguments.steps, arguments.seed, helps=helps)
+    training = Training(arguments.out, corpus, config)
     training.resume()
     training.run()
 

@@ -18,9 +18,9 @@ NANO_CODEC = CodecConfig(
 )
 
 NANO_MODEL = ModelConfig(
-    vocab_size=320,
+    vocab_size=288,
     hidden_size=192,
-    intermediate_size=512,
+    intermediate_size=448,
     num_layers=7,
     num_heads=3,
     num_kv_heads=3,

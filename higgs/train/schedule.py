@@ -37,6 +37,12 @@ class Clock:
         self.spent, self.step, self.last = state["spent"], state["step"], time.monotonic()
 
 
+def trapezoid(step: int, steps: int, warmup_steps: int, decay_share: float) -> float:
+    """The learning rate's factor: up over `warmup_steps`, flat, down to 2 % over the last share of the run."""
+    left = (steps - step) / max(1.0, decay_share * steps)
+    return min(1.0, (step + 1) / warmup_steps, 0.02 + 0.98 * max(0.0, left))
+
+
 class Averages:
     """Running sums of named numbers, emptied when read."""
 
