@@ -1,4 +1,4 @@
-"""Make a corpus of synthetic English speech: `python training/corpus.py --wordnet DIR --frequencies FILE`.
+"""Make a corpus of synthetic English speech: `python training/corpus.py --wordnet DIR`.
 
 The teacher is hibari-tts (Apache-2.0; one voice, a harmonic-plus-noise vocoder that takes its pitch and
 its spectral envelope as inputs). Scaling the pitch and stretching the envelope gives further speakers of the
@@ -116,11 +116,11 @@ def all_texts(wordnet: Path, held_out: Path) -> list[str]:
     return texts
 
 
-def choose_texts(texts: list[str], count: int, wordnet: Path, frequencies: Path) -> list[str]:
+def choose_texts(texts: list[str], count: int, wordnet: Path) -> list[str]:
     """`count` texts: as many of `texts` as the sentences that cover the commonest words leave room for."""
-    room = count - len(covering_sentences(texts[: count * 4 // 5], wordnet, frequencies))
+    room = count - len(covering_sentences(texts[: count * 4 // 5], wordnet))
     chosen = texts[:room]
-    chosen += covering_sentences(chosen, wordnet, frequencies)
+    chosen += covering_sentences(chosen, wordnet)
     random.Random(1).shuffle(chosen)
     return chosen
 
@@ -162,7 +162,6 @@ def make_shard(job: tuple[int, list[str], Path]) -> float:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--wordnet", type=Path, required=True, help="folder with data.noun etc.")
-    parser.add_argument("--frequencies", type=Path, required=True, help="large_en.msgpack.gz")
     parser.add_argument("--held-out", type=Path, default=Path("training/held_out.txt"))
     parser.add_argument("--utterances", type=int, default=42_000)
     parser.add_argument("--shards", type=int, default=42)
@@ -171,7 +170,7 @@ def main() -> None:
     arguments = parser.parse_args()
     arguments.out.mkdir(parents=True, exist_ok=True)
     texts = all_texts(arguments.wordnet, arguments.held_out)
-    texts = choose_texts(texts, arguments.utterances, arguments.wordnet, arguments.frequencies)
+    texts = choose_texts(texts, arguments.utterances, arguments.wordnet)
     jobs = [
         (index, texts[index :: arguments.shards], arguments.out)
         for index in range(arguments.shards)

@@ -1,15 +1,15 @@
 """The commonest English words, and sentences that make sure each of them is spoken often enough.
 
-Frequencies: the package wordfreq 3.1.1 (its data file is read directly); parts of speech: WordNet's indices.
+Frequencies are those of the package wordfreq, parts of speech those of WordNet's indices.
 """
 
-import gzip
 import random
 import re
 from collections import Counter
+from itertools import islice
 from pathlib import Path
 
-import msgpack
+from wordfreq import iter_wordlist
 
 COMMONEST = 10_000
 ENOUGH = 5
@@ -44,16 +44,14 @@ def words_of(text: str) -> list[str]:
     return re.findall(r"[a-z]+(?:'[a-z]+)?", text.lower())
 
 
-def commonest_words(frequencies: Path, count: int = COMMONEST) -> list[str]:
-    """The words that can be read: letters only, with a vowel. `frequencies`: wordfreq's `large_en.msgpack.gz`."""
-    by_frequency = msgpack.unpackb(gzip.decompress(frequencies.read_bytes()), raw=False)[1:]
-    words = (word for level in by_frequency for word in level)
+def commonest_words(count: int = COMMONEST) -> list[str]:
+    """The words that can be read: letters only, with a vowel."""
     readable = (
         word
-        for word in words
+        for word in iter_wordlist("en")
         if re.fullmatch(r"[a-z]+('[a-z]+)?", word) and re.search("[aeiouy]", word)
     )
-    return [word for word, _ in zip(readable, range(count), strict=False)]
+    return list(islice(readable, count))
 
 
 def parts_of_speech(wordnet: Path) -> dict[str, str]:
@@ -67,12 +65,12 @@ def parts_of_speech(wordnet: Path) -> dict[str, str]:
     return {word: counts.most_common(1)[0][0] for word, counts in senses.items()}
 
 
-def covering_sentences(texts: list[str], wordnet: Path, frequencies: Path) -> list[str]:
+def covering_sentences(texts: list[str], wordnet: Path) -> list[str]:
     """Sentences to add to `texts`, so that each of the commonest words occurs at least ENOUGH times."""
     met = Counter(word for text in texts for word in words_of(text))
     kinds, rng, made = parts_of_speech(wordnet), random.Random(0), []
     missing: dict[str, list[str]] = {kind: [] for kind in FRAMES}
-    for word in commonest_words(frequencies):
+    for word in commonest_words():
         missing[kinds.get(word, "other")] += [word] * max(0, ENOUGH - met[word])
     for kind, words in missing.items():
         rng.shuffle(words)

@@ -107,7 +107,8 @@ class Helps(nn.Module):
     def character_loss(self, state: Tensor, batch: Batch, spoken: Tensor) -> Tensor:
         """state [B, S, D]: what the model knows at the chosen layer."""
         rows = spoken >= 0
-        logits = self.reader(state[rows]).float().view(-1, 256)
+        with torch.autocast(state.device.type, dtype=torch.bfloat16):
+            logits = self.reader(state[rows]).float().view(-1, 256)
         around = spoken[..., None] + torch.tensor(OFFSETS)
         names = batch.input_ids.gather(1, around.clamp(min=0).flatten(1)).view(around.shape)[rows]
         # Beyond the ends of the text stand special tokens, which have no byte.

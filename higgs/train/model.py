@@ -20,6 +20,7 @@ from higgs.data.text import TextTokenizer, byte_tokenizer
 from higgs.model.higgs_audio import HiggsAudio
 from higgs.train.conversations import HELD_OUT, Corpus, Item, make_batch, plan
 from higgs.train.helps import HelpConfig, Helps, corrupt, initialise_from_codebooks
+from higgs.train.losses import speech_losses
 from higgs.train.nano import NANO_CODEC, NANO_MODEL, NANO_PHRASES
 from higgs.train.optimizer import Optimizer
 from higgs.train.schedule import Averages, load_state, log, save_state, trapezoid
@@ -46,30 +47,13 @@ class TrainingConfig:
 def losses(
     model: HiggsAudio, helps: Helps, batch: Batch, spoken: Tensor, noise: float
 ) -> dict[str, Tensor]:
-    """-> text loss, codebook losses [K], and those of the helps; heads run only where something is predicted."""
+    """-> text loss, codebook losses [K], and those of the helps."""
     config = helps.config
     inputs = corrupt(batch, noise, model.config.codebook_size) if noise else batch
-    with torch.autocast("cpu", dtype=torch.bfloat16):
-        hidden, states = model.hidden(inputs)
-        text_labels, code_labels = batch.labels[:, 1:], batch.code_labels[:, 1:]
-        text_rows, code_rows = text_labels >= 0, (code_labels >= 0).any(-1)
-        text_logits = model.text_head(hidden[:, :-1][text_rows])
-        code_logits = model.audio_head(hidden[:, :-1][code_rows])
-        parts = {}
-        if config.character_layer is not None:
-            parts["characters"] = helps.character_loss(
-                states[config.character_layer + 1], batch, spoken
-            )
-    targets = code_labels[code_rows]
-    # Flat: a strided softmax over the codebook axis is twice as slow on a CPU.
-    each = torch.nn.functional.cross_entropy(
-        code_logits.float().view(-1, model.config.code_vocab_size),
-        targets.reshape(-1),
-        reduction="none",
-        ignore_index=-100,
-    ).view(targets.shape)
-    parts["codebooks"] = each.sum(0) / (targets >= 0).sum(0)
-    parts["text"] = torch.nn.functional.cross_entropy(text_logits.float(), text_labels[text_rows])
+    parts, states = speech_losses(model, inputs, batch)
+    if config.character_layer is not None:
+        state = states[config.character_layer + 1]
+        parts["characters"] = helps.character_loss(state, batch, spoken)
     if config.attention_layers:
         parts["attention"] = helps.attention_loss(spoken)
     return parts
