@@ -4,6 +4,7 @@
 # make setup   only install, into .venv
 # make lint    only check the style
 # make promote put the checkpoint that was trained in training/out into data/ and into the store
+# make s3      keep the data in a bucket: make s3 URL=s3://bucket/prefix; make s3 URL= goes back
 #
 # Every target first installs into .venv what constraints.txt says; the second time there is nothing
 # to do. Another Python: make PYTHON=/path/to/python3 TARGET. Packages come from wherever pip is
@@ -21,12 +22,12 @@ export DVC_NO_ANALYTICS        := 1
 export PYTHONHASHSEED          := 0
 export PYTHONDONTWRITEBYTECODE := 1
 
-.PHONY: help setup repro test lint lab promote
+.PHONY: help setup repro test lint lab promote s3
 .NOTPARALLEL:
 .DELETE_ON_ERROR:
 
 help:
-	@sed -n 's/^# \(make [a-z]* .*\)/\1/p' Makefile
+	@sed -n 's/^# \(make [a-z0-9]* .*\)/\1/p' Makefile
 
 setup: $(STAMP)
 
@@ -59,7 +60,22 @@ promote: $(STAMP)
 	$(WITH) dvc push --remote embedded data.dvc
 	@echo "Now: make repro, then commit data.dvc, .dvc-store, dvc.lock and the metrics."
 
-# One command of pip, so that nothing can bring a second build of torch along.
+# Written to .dvc/config.local, which Git ignores; keys are written nowhere. URL has to be in the
+# command, because another URL may be in the environment.
+s3: $(STAMP)
+	@case '$(origin URL):$(URL)' in \
+	  'command line:s3://'?*) \
+	    $(WITH) dvc remote modify --local s3 url '$(URL)' && \
+	    $(WITH) dvc remote modify --local s3 endpointurl $(if $(ENDPOINT),'$(ENDPOINT)',--unset) && \
+	    $(WITH) dvc remote default --local s3 ;; \
+	  'command line:') \
+	    $(WITH) dvc remote default --local --unset ;; \
+	  *) echo 'make s3 URL=s3://bucket/prefix [ENDPOINT=https://...], or make s3 URL= to go back' >&2; exit 1 ;; \
+	esac
+	@echo 'dvc pull and dvc push now use $(or $(URL),the store in the repository).'
+
+# One command of pip for all that has dependencies, so that nothing can bring a second build of torch along, and one
+# for the wheels of the judges, without theirs: only files of them are used. So pip misses some, and is right.
 $(STAMP): constraints.txt pyproject.toml requirements-judges.txt
 	@$(VENV)/bin/python -m pip --version >/dev/null 2>&1 || { \
 	  command -v "$(PYTHON)" >/dev/null \
@@ -71,6 +87,7 @@ $(STAMP): constraints.txt pyproject.toml requirements-judges.txt
 	  echo "$(PYTHON) -m venv $(VENV)"; \
 	  "$(PYTHON)" -m venv --clear $(VENV); }
 	$(VENV)/bin/python -m pip install --no-input --disable-pip-version-check \
-	  -c constraints.txt -r requirements-judges.txt -e '.[test]'
-	$(VENV)/bin/python -m pip check
+	  -c constraints.txt -e '.[test]'
+	$(VENV)/bin/python -m pip install --no-input --disable-pip-version-check --no-deps -r requirements-judges.txt
+	! $(VENV)/bin/python -m pip check | grep -v -i -e '^No broken' -f <(sed -n 's/^\([^#=]*\)==.*/^\1 /p' requirements-judges.txt)
 	@touch $@

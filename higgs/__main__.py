@@ -1,62 +1,241 @@
-"""`python -m higgs speak | voices`: speech from the command line."""
+"""`python -m higgs speak | voices | inspect`: speech from the command line."""
 
 import argparse
+import json
 import sys
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
+from typing import Any
 
 VOICES = Path("data/voices")
+VOICES_HELP = "voice folder (default: data/voices)"
 DEFAULT_VOICE = "ada"
+ONE_SENTENCE = {"max_words": 14, "context_chunks": 0, "alone": True}
+CHUNKS = {
+    "nano": ONE_SENTENCE
+}  # what a checkpoint was trained on, where that is less than long talks
+# The options of long texts: those of `higgs.data.chunks.ChunkOptions`.
+LONG_TEXT = {
+    "max_words": (int, "the most words of a chunk; a text of no more is spoken in one go"),
+    "context_chunks": (int, "how many earlier chunks a chunk hears"),
+    "alone": (bool, "the prompt of a chunk of a dialogue holds its own speaker only"),
+    "retries": (int, "how often a chunk without audio, or one that is cut off, is spoken again"),
+    "sentence_pause": (float, "seconds of silence between chunks"),
+    "paragraph_pause": (float, "the same between paragraphs"),
+    "speaker_pause": (float, "the same between speakers"),
+}
+MISHEARD = 0.3  # the share of wrong words from which a transcript is doubted
+PLAYERS = (
+    ("ffplay", "-nodisp", "-autoexit", "-loglevel", "error"),
+    ("paplay",),
+    ("aplay", "-q"),
+    ("afplay",),
+    ("play", "-q"),
+)
 
 
 def speak(arguments: argparse.Namespace) -> None:
-    """Speaks a text into a file, with progress on the terminal."""
+    """Speaks a text into a file; a text of more than --max-words words in chunks that end with sentences."""
     from tqdm import tqdm
 
     from higgs import Engine, SamplingConfig
     from higgs.audio import check_writable, save_audio
-    from higgs.data.chatml import AudioContent, voice_clone
-    from higgs.data.voices import find_voice
+    from higgs.data.chunks import ChunkOptions, chunk_script, count_words
     from higgs.params import Checkpoint
+    from higgs.serve.long_form import speak_long
 
     check_writable(arguments.out)
-    if not arguments.text.strip():
-        raise ValueError("there is no text to speak")
-    if (arguments.reference is None) != (arguments.reference_text is None):
-        raise ValueError("--reference and --reference-text go together")
     checkpoint = Checkpoint.parse(arguments.checkpoint)
-    if arguments.reference:
-        reference = AudioContent(arguments.reference)
-        sample = voice_clone(arguments.text, arguments.reference_text, reference, arguments.scene)
-    else:
-        sample = find_voice(arguments.voices, arguments.voice).prompt(
-            arguments.text, arguments.scene
-        )
+    text = text_to_speak(arguments)
+    given = {name: getattr(arguments, name) for name in LONG_TEXT}
+    given = {name: value for name, value in given.items() if value is not None}
+    options = ChunkOptions(**CHUNKS.get(checkpoint.name, {}) | given)
+    prompt = prompt_maker(arguments, text, options.alone and not arguments.one_go)
+    split = count_words(text) > options.max_words or (arguments.speaker and options.alone)
+    in_chunks = split and not arguments.one_go
+    chunks = chunk_script(text, options) if in_chunks else []
+    # Before the checkpoint is read, whatever is wrong with the text.
+    samples = [prompt(chunk.text) for chunk in chunks] or [prompt(text)]
     sampling = SamplingConfig(
         arguments.temperature, arguments.top_k, arguments.top_p, seed=arguments.seed
     )
     engine = Engine.from_pretrained(
         checkpoint.model, checkpoint.codec, device=checkpoint.device, dtype=checkpoint.dtype
     )
-    with tqdm(unit="frame", disable=not sys.stderr.isatty()) as bar:
-        response = engine.generate(
-            sample, sampling, arguments.max_new_tokens, on_column=lambda _: bar.update()
-        )
+    quiet, limit = not sys.stderr.isatty(), arguments.max_new_tokens
+    with tqdm(unit="chunk" if chunks else "frame", total=len(chunks) or None, disable=quiet) as bar:
+        if chunks:
+            response = speak_long(
+                engine, chunks, prompt, sampling, options, limit, on_chunk=lambda *_: bar.update()
+            )
+        else:
+            response = engine.generate(
+                samples[0], sampling, limit, on_column=lambda _: bar.update()
+            )
     if not len(response.waveform):
         raise ValueError("the model ended its turn without a frame of audio; try another --seed")
     save_audio(arguments.out, response.waveform, response.sample_rate)
-    seconds = len(response.waveform) / response.sample_rate
+    rate = response.sample_rate
+    for row in response.rows(arguments.out.name) if chunks else ():
+        where = f"{row['start'] / rate:7.2f} to {row['end'] / rate:7.2f} s"
+        print(f"{where}  seed {row['seed']:<10}  {row['stop']:6}  {row['text']}")
+    seconds = len(response.waveform) / rate
     print(f"{arguments.out}: {seconds:.2f} s, stopped by {response.stop_reason}")
 
 
-def voices(arguments: argparse.Namespace) -> None:
+def text_to_speak(arguments: argparse.Namespace) -> str:
+    """The text of the command line or of --file, its figures in words where that is asked for."""
+    from higgs.data.speakable import check_text
+    from higgs.data.spell_out import spell_out
+
+    if (arguments.text is None) == (arguments.file is None):
+        raise ValueError("give a text or --file, one of them")
+    text = arguments.text
+    if arguments.file is not None:
+        try:
+            text = arguments.file.read_text(encoding="utf-8")
+        except UnicodeDecodeError as error:
+            raise ValueError(f"{arguments.file} is not text in UTF-8: {error}") from error
+    check_text(text)
+    return spell_out(text) if arguments.normalize and not arguments.keep_figures else text
+
+
+def prompt_maker(arguments: argparse.Namespace, text: str, alone: bool) -> Callable:
+    """What makes a conversation of each chunk: the voice, the reference or the speakers, and the scene."""
+    from higgs.data.chunks import speaker_turns
+    from higgs.data.normalize import normalize_prompt
+    from higgs.data.voices import Voice, cast_prompt, find_voice, list_voices, speaker_prompt
+
+    turns = speaker_turns(text)
+    if (arguments.reference is None) != (arguments.reference_text is None):
+        raise ValueError("--reference and --reference-text go together")
+    if bool(turns) != bool(arguments.speaker):
+        raise ValueError(
+            "[SPEAKERn] tags in the text and --speaker go together, as in --speaker 0=ada --speaker 1=ben; "
+            f"voices are: {', '.join(list_voices(arguments.voices))}"
+        )
+    if turns:
+        cast = {}
+        for pair in arguments.speaker:
+            number, _, name = pair.partition("=")
+            if not number.isdigit() or not name:
+                raise ValueError(f"--speaker takes NUMBER=VOICE, got {pair!r}")
+            cast[int(number)] = find_voice(arguments.voices, name)
+        form = speaker_prompt if alone else cast_prompt
+        prompt = partial(form, cast, scene=arguments.scene)
+    else:
+        if arguments.reference is not None:
+            voice = Voice("reference", arguments.reference, arguments.reference_text)
+        else:
+            voice = find_voice(arguments.voices, arguments.voice)
+        prompt = partial(voice.prompt, scene=arguments.scene)
+    return (lambda said: normalize_prompt(prompt(said))) if arguments.normalize else prompt
+
+
+def voices_list(arguments: argparse.Namespace) -> None:
     """Lists the voices of the folder."""
+    from higgs.audio import probe
     from higgs.data.voices import list_voices
 
     for voice in list_voices(arguments.voices).values():
-        kind = (
-            f"described: {voice.description}" if voice.description else f"recording: {voice.audio}"
-        )
-        print(f"{voice.name:12} {kind}")
+        kinds = [f"described: {voice.description}"] if voice.description else []
+        if voice.audio is not None:
+            kinds.insert(0, f"recording: {voice.audio} ({probe(voice.audio)[2]:.1f} s)")
+        print(f"{voice.name:12} {'; '.join(kinds)}")
+
+
+def voices_add(arguments: argparse.Namespace) -> None:
+    """Adds a recording and its transcript as a voice: mono, 24 kHz, FLAC. Ask the one who speaks."""
+    from higgs.data.voices import add_voice
+
+    voice, findings = add_voice(
+        arguments.voices, arguments.name, arguments.file, arguments.text, arguments.force
+    )
+    for finding in findings:
+        print(f"{voice.name}: warning: {finding.message}")
+    print(f"{voice.audio}: `python -m higgs voices check {voice.name}` also hears what is said")
+
+
+def voices_play(arguments: argparse.Namespace) -> None:
+    """Plays the recording of a voice, with whatever player the system has."""
+    import shutil
+    import subprocess
+    import tempfile
+
+    from higgs.audio import load_audio, save_audio
+    from higgs.data.voices import find_voice
+
+    voice = find_voice(arguments.voices, arguments.name)
+    if voice.audio is None:
+        raise ValueError(f"{voice.name} is a description ({voice.description}): nothing to play")
+    player = next((command for command in PLAYERS if shutil.which(command[0])), None)
+    if player is None:
+        print(f"{voice.audio}: no player here ({', '.join(p[0] for p in PLAYERS)}); open this file")
+        return
+    with tempfile.TemporaryDirectory() as folder:
+        copy = Path(folder) / f"{voice.name}.wav"  # every player reads it
+        save_audio(copy, *load_audio(voice.audio))
+        if subprocess.run([*player, str(copy)]).returncode:
+            raise ValueError(f"{player[0]} could not play {voice.audio}")
+    print(voice.audio)
+
+
+def voices_check(arguments: argparse.Namespace) -> None:
+    """Checks recordings: length, sample rate, level, silence, clipping, and the transcript against a recogniser."""
+    from higgs.data.voices import check_recording, find_voice, list_voices
+
+    folder = arguments.voices
+    chosen = (
+        [find_voice(folder, arguments.name)] if arguments.name else list_voices(folder).values()
+    )
+    recorded = [voice for voice in chosen if voice.audio is not None]
+    judge = recogniser() if recorded else None
+    unfit = 0
+    for voice in recorded:
+        findings = check_recording(voice.audio, voice.transcript)
+        unfit += any(finding.fatal for finding in findings)
+        said = [f"{'error' if f.fatal else 'warning'}: {f.message}" for f in findings]
+        if judge is not None and not any(finding.fatal for finding in findings):
+            said += misheard(judge, voice)
+        print("\n".join(f"{voice.name}: {line}" for line in said or ["as it should be"]))
+    if unfit:
+        raise ValueError(f"{unfit} of {len(recorded)} recordings cannot serve as a reference")
+
+
+def recogniser() -> Any:
+    """The judge that hears transcripts, or None, and a word on how to install it."""
+    from higgs.evaluate.judges import make_judge
+
+    try:
+        return make_judge("moonshine-tiny-en", ["en"])
+    except RuntimeError as error:
+        print(f"transcripts are not checked: {error}", file=sys.stderr)
+        return None
+
+
+def misheard(judge: Any, voice: Any) -> list[str]:
+    """A warning where the recogniser, which knows English, hears something else than the transcript says."""
+    from higgs.audio import load_audio
+    from higgs.evaluate.text import word_errors
+
+    heard = judge.transcribe(*load_audio(voice.audio))
+    errors = word_errors(voice.transcript, heard)
+    if errors.rate <= MISHEARD:
+        return []
+    return [
+        f"warning: the transcript says {voice.transcript!r}, a recogniser of English heard {heard!r}"
+    ]
+
+
+def inspect(arguments: argparse.Namespace) -> None:
+    """Prints what a checkpoint holds, what it lacks, and the memory it needs, without loading it."""
+    from higgs.inspection import inspect_checkpoint, to_json, to_text
+
+    reports = [r for source in arguments.checkpoints for r in inspect_checkpoint(source)]
+    print(json.dumps(to_json(reports), indent=2) if arguments.json else to_text(reports))
+    if problems := sum(len(report.problems) for report in reports):
+        raise ValueError(f"{problems} problems: this checkpoint does not load")
 
 
 def parser() -> argparse.ArgumentParser:
@@ -67,7 +246,12 @@ def parser() -> argparse.ArgumentParser:
     say = commands.add_parser(
         "speak", help="speak a text into an audio file", description=speak.__doc__
     )
-    say.add_argument("text", help="what to say")
+    say.add_argument(
+        "text", nargs="?", help="what to say; [SPEAKER0] ... [SPEAKER1] ... for several speakers"
+    )
+    say.add_argument(
+        "--file", type=Path, metavar="FILE", help="read the text from this file instead"
+    )
     say.add_argument(
         "--voice", default=DEFAULT_VOICE, help="a name that `voices` lists (default: %(default)s)"
     )
@@ -75,6 +259,12 @@ def parser() -> argparse.ArgumentParser:
         "--reference", metavar="FILE", help="imitate the voice of this recording instead"
     )
     say.add_argument("--reference-text", metavar="TEXT", help="what is said in that recording")
+    say.add_argument(
+        "--speaker",
+        action="append",
+        metavar="NUMBER=VOICE",
+        help="the voice of [SPEAKERn]; once for each",
+    )
     say.add_argument("--scene", help="a description of the scene, as the model knows them")
     say.add_argument(
         "--checkpoint",
@@ -91,14 +281,82 @@ def parser() -> argparse.ArgumentParser:
     say.add_argument(
         "--max-new-tokens", type=int, default=500, help="25 are a second (default: %(default)s)"
     )
+    long_text_arguments(say)
     say.set_defaults(run=speak)
-    listing = commands.add_parser("voices", help="list the voices", description=voices.__doc__)
-    listing.set_defaults(run=voices)
-    for command in (say, listing):
-        command.add_argument(
-            "--voices", type=Path, default=VOICES, help="voice folder (default: %(default)s)"
-        )
+    look = commands.add_parser(
+        "inspect", help="what a checkpoint holds, and what it needs", description=inspect.__doc__
+    )
+    look.add_argument(
+        "checkpoints",
+        nargs="+",
+        metavar="CHECKPOINT",
+        help="nano, a folder, organisation/name@revision or s3://bucket/prefix",
+    )
+    look.add_argument("--json", action="store_true", help="for programs")
+    look.set_defaults(run=inspect)
+    say.add_argument("--voices", type=Path, default=VOICES, help=VOICES_HELP)
+    voices_parser(commands)
     return top
+
+
+def long_text_arguments(say: argparse.ArgumentParser) -> None:
+    from higgs.data.chunks import ChunkOptions
+
+    clean = say.add_argument_group("clean-up")
+    clean.add_argument(
+        "--normalize",
+        action="store_true",
+        help="clean the text up as the original does ([laugh], [music start] and others become sound events), "
+        "and write numbers, dates, times, money and units in words, in English and Chinese",
+    )
+    clean.add_argument(
+        "--keep-figures", action="store_true", help="with --normalize: leave numbers as they are"
+    )
+    group = say.add_argument_group(
+        "long texts",
+        "They are spoken in chunks, which end with sentences, and with pauses between.",
+    )
+    group.add_argument("--one-go", action="store_true", help="no chunks, however long the text is")
+    for name, (kind, what) in LONG_TEXT.items():
+        default = (
+            getattr(ChunkOptions, name)
+            if name not in ONE_SENTENCE
+            else f"{ONE_SENTENCE[name]} for nano, else {getattr(ChunkOptions, name)}"
+        )
+        how = (
+            {"action": argparse.BooleanOptionalAction}
+            if kind is bool
+            else {"type": kind, "metavar": "N"}
+        )
+        group.add_argument(
+            f"--{name.replace('_', '-')}", default=None, help=f"{what} (default: {default})", **how
+        )
+
+
+def voices_parser(commands: argparse._SubParsersAction) -> None:
+    """`voices` alone lists them; the folder may be named before or behind the action."""
+    shelf = commands.add_parser("voices", help="list, add, play and check voices")
+    shelf.add_argument("--voices", type=Path, default=VOICES, help=VOICES_HELP)
+    shelf.set_defaults(run=voices_list)
+    actions = shelf.add_subparsers(metavar="ACTION")
+    for name, run in (
+        ("list", voices_list),
+        ("add", voices_add),
+        ("play", voices_play),
+        ("check", voices_check),
+    ):
+        action = actions.add_parser(name, help=run.__doc__, description=run.__doc__)
+        action.add_argument("--voices", type=Path, default=argparse.SUPPRESS, help=VOICES_HELP)
+        action.set_defaults(run=run)
+        if name == "add":
+            action.add_argument("name", help="letters, figures, '-', '_' and '.'")
+            action.add_argument("file", type=Path, help="a recording of 3 to 30 s")
+            action.add_argument("--text", required=True, help="what is said in it, word by word")
+            action.add_argument(
+                "--force", action="store_true", help="replace the voice of that name"
+            )
+        elif name != "list":
+            action.add_argument("name", nargs="?" if name == "check" else None, help="a voice")
 
 
 def main() -> int:

@@ -6,17 +6,21 @@ imported here, before transformers, and without its native library where that ca
 none of it.
 """
 
+import io
 import math
-import os
+import operator
 import sys
-import tempfile
 import types
+from collections.abc import Iterator
+from contextlib import contextmanager
 from functools import lru_cache
 from pathlib import Path
 
 import soundfile
 import torch
 from torch import Tensor
+
+from higgs.files import replacing
 
 
 def import_torchaudio() -> types.ModuleType:
@@ -42,6 +46,9 @@ def import_torchaudio() -> types.ModuleType:
 torchaudio = import_torchaudio()
 
 MAX_SECONDS = 3600.0
+# What libsndfile or the header says where a stream went through a pipe: more than any file holds.
+UNKNOWN_FRAMES, UNKNOWN_BYTES = 1 << 62, 0x7FFF_F000
+MAX_FILTER = 1 << 22  # taps of a resampling filter, roughly
 WRITABLE = (".wav", ".flac", ".aiff")
 
 
@@ -62,27 +69,66 @@ def check_waveform(waveform: Tensor, what: str = "waveform") -> Tensor:
     return waveform.float()
 
 
-def load_audio(path: str | Path, sample_rate: int | None = None) -> tuple[Tensor, int]:
-    """Audio file -> ([L] float32 in [-1, 1], sample rate). Channels are averaged; `sample_rate` resamples.
-
-    Raises FileNotFoundError, or ValueError for a file that holds no usable audio or more than an hour.
-    """
+@contextmanager
+def opened(path: str | Path) -> Iterator[soundfile.SoundFile]:
+    """An audio file to read. FileNotFoundError, or ValueError that says what is wrong with the file."""
     path = Path(path)
     if not path.is_file():
         raise FileNotFoundError(f"audio file {path} does not exist")
+    check_whole(path)
     try:
-        seconds = soundfile.info(path).duration
-        if seconds > MAX_SECONDS:
+        if path.suffix.lower() == ".raw":
             raise ValueError(
-                f"{path}: {seconds:.0f} s is longer than {MAX_SECONDS:.0f} s; split it first"
+                f"{path}: raw samples do not say what they are; expected a file with a header"
             )
-        samples, rate = soundfile.read(path, dtype="float32", always_2d=True)
+        with soundfile.SoundFile(path) as file:
+            if file.frames > UNKNOWN_FRAMES:
+                raise ValueError(f"{path}: its header does not say how long it is; convert it anew")
+            yield file
     except soundfile.LibsndfileError as error:
         raise ValueError(f"{path} is not an audio file that libsndfile reads: {error}") from error
+
+
+def check_whole(path: Path) -> None:
+    """ValueError for a WAV or AIFF file that is shorter than its header says: libsndfile would read what is there."""
+    with path.open("rb") as file:
+        kind, size = file.read(4), file.read(4)
+    if kind not in (b"RIFF", b"FORM"):
+        return
+    told = 8 + int.from_bytes(size, "little" if kind == b"RIFF" else "big")
+    there = path.stat().st_size
+    if there < told < UNKNOWN_BYTES:
+        raise ValueError(f"{path} is cut off: {there} of {told} bytes are there")
+
+
+def load_audio(path: str | Path, sample_rate: int | None = None) -> tuple[Tensor, int]:
+    """Audio file -> ([L] float32 in [-1, 1], sample rate). Channels are averaged; `sample_rate` resamples.
+
+    Raises FileNotFoundError, or ValueError for a file that holds no usable audio, that is cut off, or that is longer
+    than an hour. (What was cut off an Ogg file is not missed: nothing in it tells how long it was.)
+    """
+    path = Path(path)
+    with opened(path) as file:
+        rate = file.samplerate
+        if file.frames > MAX_SECONDS * rate:
+            raise ValueError(
+                f"{path}: {file.frames / rate:.0f} s is longer than {MAX_SECONDS:.0f} s; split it first"
+            )
+        samples = file.read(dtype="float32", always_2d=True)
+        if len(samples) + rate / 10 < file.frames:  # headers of MP3 files are not exact
+            raise ValueError(
+                f"{path} is cut off: {len(samples) / rate:.2f} of {file.frames / rate:.2f} s are there"
+            )
     waveform = check_waveform(torch.from_numpy(samples).mean(dim=1), str(path))
     if sample_rate is not None:
         return resample(waveform, rate, sample_rate), sample_rate
     return waveform, rate
+
+
+def probe(path: str | Path) -> tuple[int, int, float]:
+    """Audio file -> (sample rate, channels, seconds), without reading its samples. Errors as those of `load_audio`."""
+    with opened(path) as file:
+        return file.samplerate, file.channels, file.frames / file.samplerate
 
 
 def check_writable(path: str | Path) -> None:
@@ -98,23 +144,47 @@ def save_audio(path: str | Path, waveform: Tensor, sample_rate: int) -> None:
     if waveform.dim() != 1:
         raise ValueError(f"save_audio takes [L], got shape {tuple(waveform.shape)}")
     samples = check_waveform(waveform).clamp(-1, 1).cpu().numpy()
-    path.parent.mkdir(parents=True, exist_ok=True)
-    handle, partial = tempfile.mkstemp(dir=path.parent, prefix=f".{path.stem}.", suffix=path.suffix)
-    os.close(handle)
+    # Into memory first: libsndfile does not say what kept it from writing a file.
+    kind, content = path.suffix[1:].upper(), io.BytesIO()
+    soundfile.write(content, samples, check_rate(sample_rate), subtype="PCM_16", format=kind)
+    with replacing(path) as partial:
+        partial.write_bytes(content.getbuffer())
+
+
+def check_rate(sample_rate: int, what: str = "sample rate") -> int:
+    """Samples per second as an int; TypeError for what is no whole number, ValueError for 0 and below."""
     try:
-        soundfile.write(partial, samples, sample_rate, subtype="PCM_16")
-        os.chmod(partial, 0o644)
-        os.replace(partial, path)
-    except BaseException:
-        os.unlink(partial)
-        raise
+        rate = operator.index(sample_rate)
+    except TypeError:
+        raise TypeError(f"{what}: expected a whole number of Hz, got {sample_rate!r}") from None
+    if rate <= 0:
+        raise ValueError(f"{what}: must be positive, got {rate} Hz")
+    return rate
+
+
+@lru_cache(maxsize=32)
+def resampler(source_rate: int, target_rate: int, dtype: torch.dtype, device: str):
+    """The filter of `resample`, made once."""
+    with torch.inference_mode(False):  # it outlives the mode that it was first asked for in
+        return torchaudio.transforms.Resample(source_rate, target_rate, dtype=dtype).to(device)
 
 
 def resample(waveform: Tensor, source_rate: int, target_rate: int) -> Tensor:
-    """[..., L] -> [..., ceil(L * target / source)]: Hann-windowed sinc, width 6, rolloff 0.99."""
-    if source_rate <= 0 or target_rate <= 0:
-        raise ValueError(f"sample rates must be positive, got {source_rate} and {target_rate}")
-    return torchaudio.functional.resample(waveform, source_rate, target_rate)
+    """[..., L] -> [..., ceil(L * target / source)]: Hann-windowed sinc, width 6, rolloff 0.99.
+
+    Raises TypeError for rates that are not whole numbers; ValueError for those of 0 and below, and for a pair whose
+    filter would not fit into memory because they hardly have a common divisor.
+    """
+    source_rate, target_rate = check_rate(source_rate), check_rate(target_rate)
+    if source_rate == target_rate:
+        return waveform
+    divisor = math.gcd(source_rate, target_rate)
+    if (source_rate // divisor) * (target_rate // divisor) > MAX_FILTER:
+        raise ValueError(
+            f"cannot resample from {source_rate} Hz to {target_rate} Hz: their greatest common divisor is {divisor}; "
+            "usual rates are 8000, 16000, 22050, 24000, 32000, 44100 and 48000"
+        )
+    return resampler(source_rate, target_rate, waveform.dtype, str(waveform.device))(waveform)
 
 
 @lru_cache(maxsize=16)

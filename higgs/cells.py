@@ -14,6 +14,7 @@ import math
 import os
 import sys
 import time
+import warnings
 import wave
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
@@ -21,7 +22,12 @@ from typing import Any, TypeVar
 
 import numpy as np
 
+from higgs.files import replacing
+
 T = TypeVar("T")
+
+# tqdm says so wherever ipywidgets is not installed. Nothing here uses its widgets.
+warnings.filterwarnings("ignore", message="IProgress not found")
 
 STAGE_VARIABLE = "HIGGS_STAGE"
 """Set by the runner to the stage's name; its absence means that somebody is exploring."""
@@ -178,11 +184,8 @@ def _columns(rows: Sequence[Mapping[str, Any]]) -> list[str]:
 
 def write_atomically(path: str | Path, content: str | bytes) -> None:
     """Writes beside the target and renames, so that a file is either whole or not there."""
-    path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    part = path.with_name(f".{path.name}.part")
-    part.write_bytes(content.encode("utf-8") if isinstance(content, str) else content)
-    os.replace(part, path)
+    with replacing(path) as partial:
+        partial.write_bytes(content.encode("utf-8") if isinstance(content, str) else content)
 
 
 def write_json(path: str | Path, value: Any, digits: int = DIGITS) -> None:

@@ -1,129 +1,191 @@
-"""Checkpoints: "local folder | hub id @ revision | s3://bucket/prefix" -> a local folder, and what is in it."""
+"""Checkpoints: "local folder | hub id @ revision | s3://bucket/prefix" -> a local folder, complete and verified."""
 
 import hashlib
-import json
-import os
+import re
 from pathlib import Path
-from typing import Any
 
-import torch
-from safetensors import safe_open
-from torch import Tensor
+from higgs.checkpoint import CONFIG, choose_weights, read_config, weight_files
+from higgs.config import ModelConfig
+from higgs.schemas import MODEL, recognise
 
-CHECKPOINT_FILES = ["*.json", "*.safetensors", "*.pth", "*.jinja"]
+SMALL_FILES = ["*.json", "*.jinja"]
+CHECKPOINT_FILES = [*SMALL_FILES, "*.safetensors", "*.pth"]
 
 
-def resolve(source: str | Path, revision: str | None = None) -> Path:
-    """-> a local folder that holds the checkpoint, downloaded (and cached, and resumed) where necessary.
+def resolve(source: str | Path, revision: str | None = None, weights: bool = True) -> Path:
+    """-> a local folder that holds the checkpoint, downloaded (and cached, resumed, verified) where necessary.
 
-    `source` is a folder, `organisation/name`, `organisation/name@revision`, or `s3://bucket/prefix`.
-    Raises FileNotFoundError when it is none of them.
+    `source` is a folder, `organisation/name`, `organisation/name@revision`, or `s3://bucket/prefix`. Of the hub's and
+    S3's, `weights=False` fetches only the small files: configs and the text tokenizer.
+
+    Raises FileNotFoundError when it is none of them, or the hub has no such repository or revision; OSError for a
+    download that failed or arrived damaged; ConfigError, before anything large is fetched, for a config not run here.
     """
     text = str(source)
     if text.startswith("s3://"):
-        return _from_s3(text)
+        from higgs.s3 import download
+
+        return download(text, CHECKPOINT_FILES if weights else SMALL_FILES)
     if Path(text).is_dir():
+        if revision is not None:
+            raise ValueError(f"{text} is a folder: it has no revision {revision!r}")
         return Path(text)
     name, _, pinned = text.partition("@")
     if name.count("/") != 1 or name.startswith((".", "/")):
         raise FileNotFoundError(
             f"checkpoint {text!r}: no such folder, and not a hub id (organisation/name@revision)"
         )
-    from huggingface_hub import snapshot_download
-
-    return Path(
-        snapshot_download(
-            name, revision=revision or pinned or None, allow_patterns=CHECKPOINT_FILES
-        )
-    )
+    if revision and pinned and revision != pinned:
+        raise ValueError(f"{text!r} and revision={revision!r} name two revisions: give one")
+    return _from_hub(name, revision or pinned or "main", weights)
 
 
-def _from_s3(url: str) -> Path:
-    """Copies the prefix into the cache folder; what is there already is not fetched again."""
-    import s3fs
+def _from_hub(name: str, revision: str, weights: bool) -> Path:
+    """The snapshot in the hub's cache: small files first, then the weights in the layout of the config, no others.
 
-    cache = Path(os.environ.get("HIGGS_CACHE", Path.home() / ".cache" / "higgs"))
-    files = s3fs.S3FileSystem()
-    found = files.find(url, detail=True)
-    if not found:
-        raise FileNotFoundError(f"{url}: nothing there")
-    prefix = url.removeprefix("s3://").rstrip("/") + "/"
-    # Another version under the same name has other tags, and gets a folder of its own.
-    tags = json.dumps(
-        [(key, info.get("ETag"), info["size"]) for key, info in sorted(found.items())]
-    )
-    folder = cache / prefix / hashlib.sha256(tags.encode()).hexdigest()[:16]
-    for key, info in found.items():
-        target = folder / key.removeprefix(prefix)
-        if target.exists() and target.stat().st_size == info["size"]:
-            continue
-        target.parent.mkdir(parents=True, exist_ok=True)
-        partial = target.with_name(target.name + ".part")
-        files.get_file(key, str(partial))
-        partial.rename(target)
+    A commit that is in the cache costs no request. Without network, the cache has to do.
+    """
+    from huggingface_hub import get_cached_repo_tree, snapshot_download
+    from huggingface_hub.errors import CachedRepoTreeNotFoundError
+
+    folder = _small_files(name, revision)
+    try:
+        sizes = {f.path: f.size for f in get_cached_repo_tree(name, revision=folder.name)}
+    except CachedRepoTreeNotFoundError:  # no network, and an older library filled the cache
+        sizes = None
+    _check_sizes(folder, sizes or {})
+    config = read_config(folder)
+    if recognise(config, f"{name}@{revision}: {CONFIG}")[0] == MODEL:
+        ModelConfig.from_json(config)
+    if weights and sizes is None:
+        weight_files(folder)
+    elif weights:
+        wanted = choose_weights(folder, sizes.keys())
+        for path in wanted:
+            if not (folder / path).exists():
+                _fetch(name, folder, path)
+        snapshot_download(name, revision=folder.name, allow_patterns=wanted)
     return folder
 
 
-def read_config(folder: Path) -> dict[str, Any]:
-    path = folder / "config.json"
-    if not path.is_file():
-        raise FileNotFoundError(
-            f"{folder} holds no config.json: not a checkpoint, or only half of one"
-        )
-    return json.loads(path.read_text(encoding="utf-8"))
-
-
-def weight_files(folder: Path) -> list[Path]:
-    """The files that together hold the weights: one safetensors file, shards named by an index, or `model.pth`."""
-    single, index = folder / "model.safetensors", folder / "model.safetensors.index.json"
-    if single.is_file():
-        return [single]
-    if index.is_file():
-        names = sorted(set(json.loads(index.read_text())["weight_map"].values()))
-        missing = [name for name in names if not (folder / name).is_file()]
-        if missing:
-            raise FileNotFoundError(
-                f"{folder}: {index.name} names shards that are not there: {missing}"
+def _check_sizes(folder: Path, sizes: dict[str, int]) -> None:
+    """Raises OSError for a file in the cache that is shorter or longer than on the hub."""
+    for name, expected in sizes.items():
+        path = folder / name
+        if path.exists() and (size := path.stat().st_size) != expected:
+            path.resolve().unlink()
+            raise OSError(
+                f"{path} has {size:,} bytes, on the hub {expected:,}. It is deleted here: run it again"
             )
-        return [folder / name for name in names]
-    if (folder / "model.pth").is_file():
-        return [folder / "model.pth"]
-    raise FileNotFoundError(
-        f"{folder} holds no model.safetensors, shards with an index, or model.pth"
+
+
+def _small_files(name: str, revision: str) -> Path:
+    """-> the snapshot's folder with configs and text tokenizer, or an error that says what to do."""
+    from huggingface_hub import constants, snapshot_download
+    from huggingface_hub.errors import (
+        GatedRepoError,
+        HTTPError,
+        LocalEntryNotFoundError,
+        RepositoryNotFoundError,
+        RevisionNotFoundError,
     )
 
+    where = f"{name} on {constants.ENDPOINT}"
+    try:
+        return Path(snapshot_download(name, revision=revision, allow_patterns=SMALL_FILES))
+    except RevisionNotFoundError as error:
+        raise FileNotFoundError(
+            f"{where} has no revision {revision!r}. {constants.ENDPOINT}/{name}/commits/main lists the commits; "
+            f"write {name}@COMMIT"
+        ) from error
+    except GatedRepoError as error:
+        raise PermissionError(
+            f"{where} asks you to accept its terms: do so on its page, then `hf auth login` or set HF_TOKEN"
+        ) from error
+    except RepositoryNotFoundError as error:
+        raise FileNotFoundError(
+            f"there is no folder {name!r} here, and no {where}, or it is private: check the name; for a private one "
+            "`hf auth login` or set HF_TOKEN"
+        ) from error
+    except LocalEntryNotFoundError as error:
+        offline = (
+            "HF_HUB_OFFLINE is set" if constants.HF_HUB_OFFLINE else f"no answer: {_told(error)}"
+        )
+        raise FileNotFoundError(
+            f"{where}: {offline}, and {constants.HF_HUB_CACHE} does not hold all of revision {revision!r}: run it "
+            "once with network, or give a folder"
+        ) from error
+    except HTTPError as error:
+        raise ConnectionError(f"{where}: {_told(error)}") from error
 
-def read_tensors(folder: Path) -> dict[str, Tensor]:
-    """-> every tensor of the checkpoint on the CPU. A damaged file is an error that names it."""
-    tensors: dict[str, Tensor] = {}
-    for path in weight_files(folder):
-        if path.suffix == ".pth":
-            tensors |= torch.load(path, map_location="cpu", weights_only=True)
-            continue
+
+def _told(error: Exception) -> str:
+    """The first line of an error, which the library follows with pages of advice."""
+    return str(error).strip().partition("\n")[0].rstrip(".")
+
+
+def _fetch(name: str, folder: Path, path: str) -> None:
+    """One large file into the hub's cache, by its sha256; what a broken download left is continued.
+
+    The library's own way starts a broken file again with every run. This one puts the blob where that way looks first.
+    """
+    from huggingface_hub import get_hf_file_metadata, hf_hub_url
+    from huggingface_hub.errors import HTTPError
+    from huggingface_hub.file_download import http_get
+    from huggingface_hub.utils import WeakFileLock, build_hf_headers
+
+    url, where = hf_hub_url(name, path, revision=folder.name), f"{name}@{folder.name}: {path}"
+    try:
+        listed = get_hf_file_metadata(url)
+    except (HTTPError, OSError) as error:
+        raise ConnectionError(
+            f"{where} is not in the cache, and cannot be fetched: {_told(error)}. Run it again with network"
+        ) from error
+    if not re.fullmatch("[0-9a-f]{64}", listed.etag or ""):
+        return  # small, so not stored by its sha256: for the library to fetch
+    storage = folder.parent.parent
+    blob = storage / "blobs" / listed.etag
+    partial = blob.with_name(f"{blob.name}.incomplete")
+    lock = storage.parent / ".locks" / storage.name / f"{blob.name}.lock"
+    for place in (blob, lock):
+        place.parent.mkdir(parents=True, exist_ok=True)
+    with WeakFileLock(lock):
+        if blob.exists():
+            return
         try:
-            with safe_open(path, framework="pt") as file:
-                tensors |= {key: file.get_tensor(key) for key in file.keys()}
-        except Exception as error:
-            raise ValueError(f"{path} is damaged or not completely downloaded: {error}") from error
-    return tensors
+            with partial.open("ab") as sink:
+                http_get(
+                    url,
+                    sink,
+                    resume_size=sink.tell(),
+                    headers=build_hf_headers(),
+                    expected_size=listed.size,
+                    displayed_filename=path,
+                )
+        except (HTTPError, OSError) as error:
+            have = partial.stat().st_size
+            if have > listed.size:
+                partial.unlink()
+            raise OSError(
+                f"{where}: {have:,} of {listed.size:,} bytes are here ({_told(error)}). Run it again: it goes on"
+            ) from error
+        with partial.open("rb") as content:
+            found = hashlib.file_digest(content, "sha256").hexdigest()
+        if found != listed.etag:
+            partial.unlink()
+            raise OSError(
+                f"{where} arrived damaged: its sha256 is {found}, on the hub {listed.etag}. It is deleted here: "
+                "run it again"
+            )
+        partial.rename(blob)
 
 
 def fingerprint(source: str | Path) -> str:
     """-> sha256 over the names and bytes of a checkpoint's weights and config: what a report came from."""
     folder = resolve(source)
     digest = hashlib.sha256()
-    for path in [folder / "config.json", *weight_files(folder)]:
+    for path in [folder / CONFIG, *weight_files(folder)]:
         digest.update(path.name.encode())
         with path.open("rb") as file:
             digest.update(hashlib.file_digest(file, "sha256").digest())
     return digest.hexdigest()
-
-
-def check_loaded(result: Any, folder: Path) -> None:
-    """Raises ValueError that lists what `load_state_dict(strict=False)` found missing or unexpected."""
-    missing = [key for key in result.missing_keys]
-    if missing or result.unexpected_keys:
-        raise ValueError(
-            f"{folder}: {len(missing)} tensors missing {missing[:5]}, "
-            f"{len(result.unexpected_keys)} unexpected {list(result.unexpected_keys)[:5]}"
-        )

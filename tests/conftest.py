@@ -1,6 +1,9 @@
-"""Fixtures: the tiny checkpoint with its golden numbers, and the default checkpoint."""
+"""Fixtures: the tiny checkpoint with its golden numbers, the default checkpoint, and a clone whose stages have run."""
 
 import json
+import os
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -51,6 +54,45 @@ def model(config, tmp_path_factory) -> HiggsAudio:
 @pytest.fixture(scope="session")
 def prompts(golden):
     return load_file(golden / "prompts.safetensors")
+
+
+def run(*command: str, cwd: Path, timeout: int = 400) -> str:
+    """What a command writes to stdout, run with the tools of this environment. Fails unless it exits with 0."""
+    environment = os.environ | {
+        "DVC_NO_ANALYTICS": "1",
+        "PYTHONDONTWRITEBYTECODE": "1",
+        "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}",
+    }
+    done = subprocess.run(
+        command, cwd=cwd, env=environment, capture_output=True, text=True, timeout=timeout
+    )
+    assert done.returncode == 0, f"{command}\n{done.stdout[-3000:]}\n{done.stderr[-3000:]}"
+    return done.stdout
+
+
+@pytest.fixture(scope="session")
+def clone(tmp_path_factory) -> Path:
+    """The committed tree in a new folder, with its data."""
+    folder = tmp_path_factory.mktemp("clone") / "higgs"
+    run("git", "clone", "--quiet", str(ROOT), str(folder), cwd=ROOT)
+    # DVC commits experiments, and Git wants to know by whom: a fresh machine does not say.
+    run("git", "config", "user.name", "test", cwd=folder)
+    run("git", "config", "user.email", "test@localhost", cwd=folder)
+    run("dvc", "pull", "--quiet", "data.dvc", cwd=folder)
+    return folder
+
+
+SMALL = (
+    "threads=1", "tokenize.max_clips=1", "tokenize.codebook_counts=[8]", "tokenize.players=0",
+    "generate.max_new_tokens=12", "generate.players=0", "evaluate.players=0", "evaluate.bootstrap_resamples=10",
+)  # fmt: skip
+SMALL_SETTINGS = [word for setting in SMALL for word in ("-S", setting)]
+
+
+@pytest.fixture(scope="session")
+def first_run(clone) -> str:
+    """Every stage run in the clone, as a small experiment; what DVC said. Its results and reports stay there."""
+    return run("dvc", "exp", "run", "-n", "small", *SMALL_SETTINGS, cwd=clone)
 
 
 def assert_close(

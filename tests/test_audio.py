@@ -86,20 +86,6 @@ def test_channels_are_averaged(tmp_path):
     assert_close(waveform, torch.full((100,), 0.25), atol=1e-4)
 
 
-def test_bad_files(tmp_path):
-    with pytest.raises(FileNotFoundError, match="nothing.wav"):
-        load_audio(tmp_path / "nothing.wav")
-    (tmp_path / "text.wav").write_text("this is no audio")
-    with pytest.raises(ValueError, match="not an audio file"):
-        load_audio(tmp_path / "text.wav")
-    soundfile.write(tmp_path / "empty.wav", np.zeros(0), 8000)
-    with pytest.raises(ValueError, match="empty"):
-        load_audio(tmp_path / "empty.wav")
-    soundfile.write(tmp_path / "long.wav", np.zeros(3602 * 10, np.float32), 10)
-    with pytest.raises(ValueError, match="longer than 3600 s"):
-        load_audio(tmp_path / "long.wav")
-
-
 def test_a_failed_write_leaves_nothing(tmp_path):
     with pytest.raises(ValueError, match="NaN"):
         save_audio(tmp_path / "a.wav", torch.tensor([0.0, float("nan")]), 24_000)

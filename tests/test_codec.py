@@ -111,39 +111,6 @@ def test_decoder_reaches_ten_frames_to_each_side():
     assert touched.max() < 960 * 31 + 9433
 
 
-@pytest.mark.parametrize(
-    ("waveform", "message"),
-    [
-        (torch.zeros(0), "empty"),
-        (torch.full((2000,), float("nan")), "NaN"),
-        (torch.zeros(2, 5000), "mono"),
-        (torch.zeros(1, 2, 5000), "mono"),
-        (torch.zeros(631), "too short"),
-    ],
-)
-def test_bad_audio_is_refused(codec, waveform, message):
-    with pytest.raises(ValueError, match=message):
-        codec.encode(waveform)
-
-
-def test_integers_are_refused(codec):
-    with pytest.raises(TypeError, match="floating point"):
-        codec.encode(torch.zeros(5000, dtype=torch.int16))
-
-
-@pytest.mark.parametrize(
-    ("codes", "message"),
-    [
-        (torch.zeros(8, 0, dtype=torch.long), "no frame"),
-        (torch.full((8, 3), 1024), "0 ... 1023"),
-        (torch.zeros(9, 3, dtype=torch.long), "K <= 8"),
-    ],
-)
-def test_bad_codes_are_refused(codec, codes, message):
-    with pytest.raises(ValueError, match=message):
-        codec.decode(codes)
-
-
 def released_shapes(codec: AudioTokenizer) -> dict[str, tuple[int, ...]]:
     """The names and shapes of the release's `model.pth`, made from ours by the test's own table."""
     theirs = to_transformers(codec.state_dict())
@@ -224,7 +191,7 @@ def test_missing_and_damaged_tensors_are_named(golden, tmp_path):
     tensors.pop("fc2.bias")
     save_file(tensors, tmp_path / "model.safetensors")
     (tmp_path / "config.json").write_text((golden / "codec" / "config.json").read_text())
-    with pytest.raises(ValueError, match="to_acoustic.bias"):
+    with pytest.raises(ValueError, match="missing: fc2.bias"):
         AudioTokenizer.from_pretrained(tmp_path)
     whole = (tmp_path / "model.safetensors").read_bytes()
     (tmp_path / "model.safetensors").write_bytes(whole[: len(whole) // 2])

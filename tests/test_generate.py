@@ -16,7 +16,15 @@ from higgs.data.text import TextTokenizer
 from higgs.delay import revert_delay
 from higgs.model.kv_cache import KVCache
 from higgs.serve.generate import DelayState, generate
-from higgs.serve.sampler import hash_uniform, make_noise, sample_codes
+from higgs.serve.noise import (
+    CounterNoise,
+    column_keys,
+    log_uniforms,
+    make_noise,
+    race,
+    symbol_numbers,
+)
+from higgs.serve.sampler import sample_codes
 from higgs.tokens import TokenIds
 
 GREEDY = SamplingConfig(temperature=0, ras_window=None)
@@ -128,48 +136,49 @@ def test_one_seed_repeats_and_another_differs(model, prompts, ids):
 
 
 def test_a_draw_depends_on_seed_step_and_codebook_alone():
-    device = torch.device("cpu")
-    noise = make_noise(SamplingConfig(seed=7), device)
-    shape = torch.Size([8, 1026])
-    later = noise.codes(5, shape, None)
-    noise.codes(6, shape, None)
-    assert torch.equal(noise.codes(5, shape, None), later)
-    assert torch.equal(make_noise(SamplingConfig(seed=7), device).codes(5, shape, None), later)
-    others = [
-        noise.codes(6, shape, None),
-        make_noise(SamplingConfig(seed=8), device).codes(5, shape, None),
-    ]
-    others += [noise.codes(5, shape, torch.ones(8, dtype=torch.bool)), later.roll(1, 0)]
+    logits = torch.zeros(8, 1026)
+    noise = CounterNoise(7, torch.device("cpu"))
+    fifth = noise.codes(logits, 5)
+    noise.codes(logits, 6)
+    assert torch.equal(noise.codes(logits, 5), fifth)
+    assert torch.equal(CounterNoise(7, torch.device("cpu")).codes(logits, 5), fifth)
+    others = [noise.codes(logits, 6), CounterNoise(8, torch.device("cpu")).codes(logits, 5)]
+    others += [noise.codes_again(logits, 5, torch.ones(8, dtype=torch.bool)), fifth.roll(1)]
     for other in others:
-        assert (other == later).float().mean() < 0.01
+        assert (other == fifth).sum() <= 1
 
 
-def test_counter_noise_is_exponential():
-    """Mean and variance 1, and no correlation between steps, codebooks or neighbours."""
-    noise = make_noise(SamplingConfig(seed=0), torch.device("cpu"))
-    draws = torch.stack(
-        [noise.codes(step, torch.Size([8, 1026]), None) for step in range(64)]
-    ).double()
-    assert draws.min() > 0
-    assert draws.mean().item() == pytest.approx(1, abs=0.01)
-    assert draws.var().item() == pytest.approx(1, abs=0.03)
-    centred = draws - 1
-    for a, b in (
-        (centred[1:], centred[:-1]),
-        (centred[:, 1:], centred[:, :-1]),
-        (centred[..., 1:], centred[..., :-1]),
-    ):
-        assert abs((a * b).mean().item()) < 0.01
+def uniforms(seed: int, steps: int, symbols: int = 1) -> torch.Tensor:
+    """[steps, 16, symbols]: of 8 codebooks, and of drawing them again."""
+    keys = column_keys(seed, torch.arange(steps), 8)
+    return log_uniforms(keys, symbol_numbers(symbols, torch.device("cpu"))).double().exp()
 
 
-def test_no_noise_is_zero():
-    """A zero would turn an impossible symbol's 0 / 0 into the winner. This draw holds the largest uniform number."""
-    widest = hash_uniform(*(torch.tensor([n]) for n in (0, 3662, 7)), 1026)
-    assert 0 < widest.min() and widest.max() < 1
-    noise = make_noise(SamplingConfig(), torch.device("cpu"))
-    assert noise.codes(3662, torch.Size([8, 1026]), None).min() > 0
-    wide = torch.stack([noise.text(step, torch.Size([128_256])) for step in range(60)])
-    assert wide.min() > 0 and wide.isfinite().all()
+def test_uniforms_are_uniform():
+    """Mean 1/2, variance 1/12; no correlation of steps, codebooks, seeds, symbols, or a draw and its redraw."""
+    draws = uniforms(0, 20_000)[..., 0]
+    assert 0 < draws.min() and draws.max() <= 1
+    assert draws.mean().item() == pytest.approx(0.5, abs=0.003)
+    assert draws.var().item() == pytest.approx(1 / 12, abs=0.001)
+    centred = draws - 0.5
+    symbols = uniforms(0, 20_000, 2) - 0.5
+    pairs = [(centred[1:], centred[:-1]), (centred[:, 1:], centred[:, :-1])]
+    pairs += [(centred[:, :8], centred[:, 8:]), (uniforms(1, 20_000)[..., 0] - 0.5, centred)]
+    pairs += [(symbols[..., 0], symbols[..., 1])]
+    for a, b in pairs:
+        assert abs((a * b).mean().item()) < 0.0015
+
+
+def test_what_is_impossible_is_never_drawn():
+    """Not against the smallest number and not against the largest; and one candidate alone is always it."""
+    keys = column_keys(0, torch.arange(20_000), 1).flatten(0, 1)
+    numbers = log_uniforms(keys, symbol_numbers(5, torch.device("cpu")))
+    extreme = torch.tensor([2.0**-24, 1 - 2.0**-24]).log()
+    numbers = torch.cat([numbers, torch.cartesian_prod(*[extreme] * 5)])
+    logits = torch.tensor([-torch.inf, 2.0, -torch.inf, 1.0, -torch.inf])
+    assert set(race(logits.softmax(-1), numbers).tolist()) == {1, 3}
+    alone = torch.tensor([-torch.inf, -torch.inf, -3.0, -torch.inf, -torch.inf])
+    assert (race(alone.softmax(-1), numbers) == 2).all()
 
 
 def test_sampling_follows_the_distribution():

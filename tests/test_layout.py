@@ -20,17 +20,25 @@ ARROWS = {
     "train": {"codec", "model", "data"},
     "evaluate": {"data"},
 }
-EVERYTHING = {"__main__.py"}
+EVERYTHING = {"__main__.py", "inspection.py"}
 DOORS = {
     "torchaudio": {"audio.py"},
     "soundfile": {"audio.py"},
     "matplotlib": {"plots.py"},
     "huggingface_hub": {"hub.py"},
-    "s3fs": {"hub.py"},
-    "transformers": {"codec/semantic.py", "data/text.py", "evaluate/text.py"},
+    "s3fs": {"s3.py"},
+    "botocore": {"s3.py"},
+    "transformers": {
+        "codec/semantic.py",
+        "data/text.py",
+        "evaluate/text.py",
+        "evaluate/hub_judges.py",
+        "evaluate/wavlm_ecapa.py",
+    },
     "tokenizers": {"data/text.py"},
     "papermill": {"notebook.py"},
-    "onnxruntime": {"evaluate/judges.py"},
+    "onnxruntime": {"evaluate/wheels.py"},
+    "pyarrow": {"evaluate/tables.py"},
 }
 MAY_PRINT = {"__main__.py", "notebook.py"}
 MAX_LINES, MAX_FUNCTION, MAX_ARGUMENTS = 430, 62, 8

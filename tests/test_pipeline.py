@@ -2,13 +2,11 @@
 
 import ast
 import json
-import os
-import subprocess
 import sys
 from pathlib import Path
 
 import pytest
-from conftest import ROOT
+from conftest import ROOT, SMALL_SETTINGS, run
 from ruamel.yaml import YAML
 
 import higgs
@@ -98,19 +96,6 @@ def test_notebooks_are_letters(stage):
     assert len(tagged) == 1
 
 
-def run(*command: str, cwd: Path, timeout: int = 400) -> str:
-    environment = os.environ | {
-        "DVC_NO_ANALYTICS": "1",
-        "PYTHONDONTWRITEBYTECODE": "1",
-        "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}",
-    }
-    done = subprocess.run(
-        command, cwd=cwd, env=environment, capture_output=True, text=True, timeout=timeout
-    )
-    assert done.returncode == 0, f"{command}\n{done.stdout[-3000:]}\n{done.stderr[-3000:]}"
-    return done.stdout
-
-
 def test_the_store_holds_what_data_names_and_nothing_else():
     (out,) = YAML(typ="safe").load((ROOT / "data.dvc").read_text())["outs"]
     objects = {
@@ -129,33 +114,12 @@ def test_both_remotes_verify_and_hold_no_key():
     assert "secret" not in config and "access_key" not in config and "remote = embedded" in config
 
 
-@pytest.fixture(scope="module")
-def clone(tmp_path_factory) -> Path:
-    """The committed tree in a new folder, with its data."""
-    folder = tmp_path_factory.mktemp("clone") / "higgs"
-    run("git", "clone", "--quiet", str(ROOT), str(folder), cwd=ROOT)
-    # DVC commits experiments, and Git wants to know by whom: a fresh machine does not say.
-    run("git", "config", "user.name", "test", cwd=folder)
-    run("git", "config", "user.email", "test@localhost", cwd=folder)
-    run("dvc", "pull", "--quiet", "data.dvc", cwd=folder)
-    return folder
-
-
-SMALL = (
-    "tokenize.max_clips=1", "tokenize.codebook_counts=[8]", "tokenize.players=0",
-    "generate.max_new_tokens=12", "generate.players=0", "evaluate.players=0", "evaluate.bootstrap_resamples=10",
-)  # fmt: skip
-
-
 @pytest.mark.slow
-def test_experiments_run_and_exploring_leaves_no_trace(clone):
+def test_experiments_run_and_exploring_leaves_no_trace(clone, first_run):
     """`dvc exp run -S`, `dvc exp show`; a parameter of one stage re-runs that stage and those after it."""
-    settings = [word for setting in SMALL for word in ("-S", setting)]
-    first = run("dvc", "exp", "run", "-n", "small", *settings, cwd=clone)
-    assert all(f"Running stage '{stage}'" in first for stage in STAGES)
-    second = run(
-        "dvc", "exp", "run", "-n", "cooler", *settings, "-S", "generate.temperature=0.5", cwd=clone
-    )
+    assert all(f"Running stage '{stage}'" in first_run for stage in STAGES)
+    cooler = [*SMALL_SETTINGS, "-S", "generate.temperature=0.5"]
+    second = run("dvc", "exp", "run", "-n", "cooler", *cooler, cwd=clone)
     assert "Running stage 'tokenize'" not in second
     assert "Running stage 'generate'" in second and "Running stage 'evaluate'" in second
     shown = run("dvc", "exp", "show", "--csv", cwd=clone)
@@ -189,23 +153,3 @@ def check_exploring(clone: Path) -> None:
     assert run("git", "status", "--porcelain", cwd=clone) == before
     assert "up to date" in run("dvc", "status", cwd=clone)
     assert (clone / "results" / "explore").is_dir()
-
-
-@pytest.mark.slow
-def test_nbval_repeats_an_executed_notebook(clone):
-    """Run again, a report's notebook gives the tables that it holds; a changed one is noticed."""
-    executed = clone / "reports" / "evaluate.ipynb"
-    if not executed.is_file():
-        pytest.skip("the experiments test, which makes the report, did not run")
-    assert nbval(clone, executed.read_text(), "check.ipynb") == 0
-    changed = executed.read_text().replace("<td>generated_n</td>", "<td>generated_m</td>")
-    assert changed != executed.read_text()
-    assert nbval(clone, changed, "changed.ipynb") == 1
-
-
-def nbval(clone: Path, notebook: str, name: str) -> int:
-    (clone / "reports" / name).write_text(notebook)
-    command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "--nbval-lax"]
-    command += ["--nbval-current-env", f"reports/{name}"]
-    environment = os.environ | {"HIGGS_STAGE": "evaluate"}
-    return subprocess.run(command, cwd=clone, env=environment, capture_output=True).returncode

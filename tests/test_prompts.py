@@ -1,20 +1,28 @@
 """Prompts: the ids of the released tokenizer's forms, and text that stays text."""
 
+import base64
 import json
 
 import pytest
 import torch
+from llama3 import llama3_tokenizer
 
 from higgs import AudioContent, ChatMLSample, Message, TextContent
+from higgs.audio import save_audio
 from higgs.config import ModelConfig
 from higgs.data.chatml import (
     GENERATE,
     MULTI_SPEAKER,
     QUIET_ROOM,
+    after_chunks,
     dialogue,
+    free_dialogue,
     smart_voice,
+    tagged,
     tokenize,
     voice_clone,
+    voices_clone,
+    voices_in_system,
 )  # fmt: skip
 from higgs.data.collator import collate, spread
 from higgs.data.scripts import read_scripts
@@ -210,3 +218,303 @@ def test_bad_scripts_name_their_line(tmp_path, row, message):
     (tmp_path / "s.jsonl").write_text("\n".join(json.dumps(r) for r in (good, row)))
     with pytest.raises(ValueError, match=f"line 2.*{message}"):
         read_scripts(tmp_path / "s.jsonl", tmp_path)
+
+
+# Ids under stock Llama-3 BPE and the release's special tokens, computed by code that is not ours.
+SUNRISE = (
+    "The sun rises in the east and sets in the west. "
+    "This simple fact has been observed by humans for thousands of years."
+)
+BELINDA = (
+    "Twas the night before my birthday. Hooray! It's almost here! "
+    "It may not be a holiday, but it's the best day of the year."
+)
+SAID = [
+    791, 7160, 38268, 304, 279, 11226, 323, 7437, 304, 279, 9909, 13, 1115, 4382, 2144, 706, 1027, 13468, 555, 12966,
+    369, 9214, 315, 1667, 13,
+]  # fmt: skip
+HEARD = [
+    51, 16514, 279, 3814, 1603, 856, 15553, 13, 473, 10922, 352, 0, 1102, 596, 4661, 1618, 0, 1102, 1253, 539, 387, 264,
+    13560, 11, 719, 433, 596, 279, 1888, 1938, 315, 279, 1060, 13,
+]  # fmt: skip
+EOT, AUDIO_OUT, AUDIO_IN = 128009, [128013, 128016, 128012], [128011, 128015, 128012]
+HEADER = {role: [128006, number, 128007, 271] for role, number in
+          {"system": 9125, "user": 882, "assistant": 78191}.items()}  # fmt: skip
+SCENE = [32215, 7855, 2768, 7754, 382, 128018, 198, 15097, 374, 12715, 505, 264, 11594, 3130]
+QUIET = [
+    128000,
+    *HEADER["system"],
+    *SCENE,
+    627,
+    128019,
+    EOT,
+]  # the system message with the scene QUIET_ROOM
+
+
+def turn(role: str, *parts: list[int]) -> list[int]:
+    return [*HEADER[role], *(token for part in parts for token in part), EOT]
+
+
+SPEAKER_0, SPEAKER_1 = [50, 1777, 77587, 15, 25], [198, 50, 1777, 77587, 16, 25]
+MULTI = [
+    2675, 527, 459, 15592, 18328, 6319, 311, 5625, 1495, 1139, 8982, 627, 2746, 279, 1217, 596, 1984, 5764, 264,
+    510, 50, 1777, 77587, 9, 60, 4877, 11, 656, 539, 1373, 704, 279, 4877, 323, 7068, 8982, 369, 279, 2768,
+    1495, 11, 1701, 279, 5300, 7899, 627, 2746, 912, 19114, 4877, 374, 3118, 11, 3373, 264, 14791, 7899, 389,
+    701, 1866, 382, 128018, 198, 15097, 374, 12715, 505, 264, 11594, 3130, 382,
+]  # fmt: skip
+REFERENCES = [("Hi.", AudioContent("0.wav")), ("Yes.", AudioContent("1.wav"))]
+
+
+def released_ids(sample: ChatMLSample, generate: bool = True) -> list[int]:
+    return tokenize(sample, llama3_tokenizer(), generate=generate, force_audio=False).input_ids
+
+
+def test_released_special_tokens_stand_where_the_release_has_them():
+    """Twenty-two names and their ids."""
+    from higgs.tokens import SPECIAL_TOKENS
+
+    numbers = {name: llama3_tokenizer().token_id(token) for name, token in SPECIAL_TOKENS.items()}
+    assert numbers == {
+        "begin_of_text": 128000, "end_of_text": 128001, "start_header": 128006, "end_header": 128007,
+        "end_of_message": 128008, "end_of_turn": 128009, "audio_bos": 128011, "audio_eos": 128012,
+        "audio_out_bos": 128013, "audio_in": 128015, "audio_out": 128016, "recipient": 128017, "scene_start": 128018,
+        "scene_end": 128019, "instruction_start": 128020, "instruction_end": 128021, "sound_event": 128022,
+        "sound_event_close": 128023, "sound_start": 128024, "sound_start_close": 128025, "sound_stop": 128026,
+        "sound_stop_close": 128027,
+    }  # fmt: skip
+    assert llama3_tokenizer().vocab_size == ModelConfig().vocab_size == 128256
+
+
+def test_released_ids_of_smart_voice():
+    ids = released_ids(smart_voice(SUNRISE, QUIET_ROOM))
+    assert ids == [*QUIET, *turn("user", SAID), *HEADER["assistant"]] and len(ids) == 56
+
+
+def test_released_ids_of_a_clone():
+    """A reference in an earlier turn."""
+    ids = released_ids(voice_clone(SUNRISE, BELINDA, AudioContent("belinda.wav"), QUIET_ROOM))
+    reference = [*turn("user", HEARD), *turn("assistant", AUDIO_OUT)]
+    assert (
+        ids == [*QUIET, *reference, *turn("user", SAID), *HEADER["assistant"]] and len(ids) == 103
+    )
+
+
+def test_released_ids_of_references_in_the_system_message():
+    sample = voices_in_system("x", [audio for _, audio in REFERENCES], QUIET_ROOM)
+    ids = released_ids(ChatMLSample(sample.messages[:1]), generate=False)
+    expected = [
+        128000,
+        *HEADER["system"],
+        *SCENE,
+        382,
+        *SPEAKER_0,
+        220,
+        *AUDIO_IN,
+        *SPEAKER_1,
+        220,
+        *AUDIO_IN,
+    ]
+    assert ids == [*expected, 198, 128019, EOT] and len(ids) == 42
+
+
+def test_released_ids_of_speakers_by_description():
+    """Feminine and masculine by turns, where nobody says how they sound."""
+    sample = dialogue("[SPEAKER1] No?\n[SPEAKER0] Yes.", scene=QUIET_ROOM)
+    ids = released_ids(ChatMLSample(sample.messages[:1]), generate=False)
+    described = [*SPEAKER_0, 46284, *SPEAKER_1, 61165, 198, 128019, EOT]
+    assert ids == [128000, *HEADER["system"], *MULTI, *described] and len(ids) == 92
+    assert released_ids(sample) == released_ids(
+        dialogue([(1, "No?"), (0, "Yes.")], {0: "feminine", 1: "masculine"}, QUIET_ROOM)
+    )
+
+
+def test_released_ids_of_a_long_form_chunk():
+    """References, then the chunks that are spoken already as turns, then the chunk: written out."""
+    sample = voice_clone(SUNRISE, BELINDA, AudioContent("belinda.wav"), QUIET_ROOM)
+    spoken = [(text, AudioContent()) for text in ("It rises.", SUNRISE, BELINDA)]
+    context = [*QUIET, *turn("user", HEARD), *turn("assistant", AUDIO_OUT)]
+    first, second, third = (
+        [*turn("user", text), *turn("assistant", AUDIO_OUT)]
+        for text in ([2181, 38268, 13], SAID, HEARD)
+    )
+    last = [*turn("user", SAID), *HEADER["assistant"]]
+    assert released_ids(after_chunks(sample, [])) == [*context, *last]
+    assert released_ids(after_chunks(sample, spoken)) == [*context, *first, *second, *third, *last]
+    assert released_ids(after_chunks(sample, spoken, keep=2)) == [*context, *second, *third, *last]
+    assert released_ids(after_chunks(sample, spoken, keep=0)) == [*context, *last]
+    assert [a.name for a in after_chunks(sample, spoken, keep=2).audios] == ["belinda.wav", "", ""]
+    with pytest.raises(ValueError, match="keep"):
+        after_chunks(sample, spoken, keep=-1)
+    with pytest.raises(ValueError, match="ends in the user's message"):
+        after_chunks(ChatMLSample(sample.messages[:-1]), spoken)
+
+
+def test_released_ids_of_free_dialogue():
+    sample = free_dialogue({0: "masculine;curious", 1: "feminine;calm"}, "A library.")
+    asked = [
+        128020,
+        198,
+        32215,
+        96068,
+        4234,
+        36815,
+        323,
+        7855,
+        430,
+        40758,
+        369,
+        2212,
+        220,
+        508,
+        6622,
+        627,
+        128021,
+    ]
+    assert released_ids(sample)[-len(asked) - 5 : -5] == asked
+    text = llama3_tokenizer().decode(released_ids(sample))
+    assert text == (
+        f"{SYSTEM}{GENERATE}\n\n<|scene_desc_start|>\nSPEAKER0: masculine;curious\nSPEAKER1: feminine;calm\n\n"
+        f"A library.\n<|scene_desc_end|><|eot_id|>{USER}<|generation_instruction_start|>\nGenerate interleaved "
+        "transcript and audio that lasts for around 20 seconds.\n<|generation_instruction_end|><|eot_id|>"
+        f"{ASSISTANT}"
+    )
+
+
+def test_released_ids_of_small_pieces():
+    tokenizer = llama3_tokenizer()
+    assert tokenizer.encode("<SE>[Laughter]</SE>", allow_special=True) == [
+        128022,
+        58,
+        8921,
+        7490,
+        60,
+        128023,
+    ]
+    assert tokenizer.encode("[SPEAKER0] ") == [43574, 1777, 77587, 15, 60, 220]
+    # The release has no such tokens, whatever its documentation says.
+    assert len(tokenizer.encode("<|speaker_id_start|>", allow_special=True)) == 7
+
+
+def test_a_reference_takes_nine_positions_more_than_its_frames():
+    """[text, text, <|audio_bos|>, <|AUDIO|>, <|audio_eos|>, ...] with 4 frames holds 13 positions of <|AUDIO|>."""
+    tokenizer = llama3_tokenizer()
+    sample = voices_in_system("Hi.", [AudioContent("a")])
+    row = spread(
+        tokenize(sample, tokenizer),
+        [torch.ones(8, 4, dtype=torch.long)],
+        TokenIds.of(tokenizer),
+        ModelConfig(),
+        False,
+    )
+    places = (row["input_ids"] == 128015).nonzero()[:, 0].tolist()
+    assert places == list(range(places[0], places[0] + 13))
+    assert [row["input_ids"][p] for p in (places[0] - 1, places[-1] + 1)] == [128011, 128012]
+
+
+def test_several_references_as_earlier_turns(tokenizer):
+    audio = "<|audio_out_bos|><|AUDIO_OUT|><|audio_eos|>"
+    text = rendered(voices_clone([(1, "Who?"), (0, "Me.")], REFERENCES), tokenizer)
+    first = USER.replace("<|start", "<|begin_of_text|><|start", 1)
+    assert text == (
+        f"{first}[SPEAKER0] Hi.<|eot_id|>{ASSISTANT}{audio}<|eot_id|>{USER}[SPEAKER1] Yes.<|eot_id|>{ASSISTANT}{audio}"
+        f"<|eot_id|>{USER}[SPEAKER1] Who?\n[SPEAKER0] Me.<|eot_id|>{ASSISTANT}<|audio_out_bos|>"
+    )
+    alone = voices_clone("New.", REFERENCES[:1], QUIET_ROOM)
+    assert alone == voice_clone("New.", *REFERENCES[0], QUIET_ROOM)
+
+
+def test_descriptions_and_references_side_by_side_in_the_system_message(tokenizer):
+    sample = voices_in_system("[SPEAKER1] Hi.", ["a calm man", AudioContent("1.wav"), "a child"])
+    assert rendered(sample, tokenizer) == (
+        f"{SYSTEM}{GENERATE}\n\n<|scene_desc_start|>\nSPEAKER0: a calm man\nSPEAKER1: <|audio_bos|><|AUDIO|>"
+        f"<|audio_eos|>\nSPEAKER2: a child\n<|scene_desc_end|><|eot_id|>{USER}[SPEAKER1] Hi.<|eot_id|>{ASSISTANT}"
+        "<|audio_out_bos|>"
+    )
+
+
+def test_speakers_are_sorted_as_numbers():
+    """As strings, SPEAKER10 would come before SPEAKER2."""
+    system = dialogue([(n, "Hi.") for n in (10, 2, 1)]).messages[0]
+    body = next(p.text for p in system.parts if "SPEAKER1:" in p.text)
+    assert body.split("\n")[1:4] == [
+        "SPEAKER1: feminine",
+        "SPEAKER2: masculine",
+        "SPEAKER10: feminine",
+    ]
+
+
+@pytest.mark.parametrize(
+    "build",
+    [
+        lambda text: dialogue(text, {0: "feminine", 1: "masculine"}),
+        lambda text: voices_clone(text, REFERENCES),
+        lambda text: voices_in_system(text, ["a man", "a woman"]),
+    ],
+)
+def test_a_speaker_that_nobody_is_is_refused(build):
+    for text in (
+        [(0, "Hi."), (2, "Ho.")],
+        "[SPEAKER0] Hi. [SPEAKER2] Ho.",
+        [(0, "[SPEAKER2] Ho.")],
+    ):
+        with pytest.raises(ValueError, match=r"speakers \[2\], but only .*0.* are described"):
+            build(text)
+    with pytest.raises(ValueError, match="there is no speaker"):
+        tagged("No tag.", ())
+    assert tagged("No tag.", [0]) == "No tag."
+
+
+def test_recipients_are_trained_with_their_message(tokenizer, ids):
+    """`all<|recipient|>` after the header; not trained before start_index, unlike in the original."""
+    messages = [
+        Message("assistant", "A", recipient="all"),
+        Message("assistant", "B", recipient="ben"),
+    ]
+    tokens = tokenize(ChatMLSample(messages, start_index=1), tokenizer)
+    text = ASSISTANT.replace("<|start", "<|begin_of_text|><|start", 1)
+    assert tokenizer.decode(tokens.input_ids) == (
+        f"{text}all<|recipient|>A<|eom_id|>{ASSISTANT}ben<|recipient|>B<|eot_id|>"
+    )
+    trained = [label for label in tokens.labels if label != -100]
+    assert tokenizer.decode(trained) == "ben<|recipient|>B<|eot_id|>"
+    for role in ("user", "system"):
+        with pytest.raises(ValueError, match="only the assistant's messages have a recipient"):
+            Message(role, "x", recipient="all")
+
+
+def test_audio_is_cut_to_its_stretch(tmp_path):
+    save_audio(tmp_path / "ramp.wav", torch.arange(8000) / 8000, 8000)
+    whole = AudioContent("ramp.wav").load(8000, tmp_path)
+    part = AudioContent("ramp.wav", offset=0.25, duration=0.5)
+    assert torch.equal(part.load(8000, tmp_path), whole[2000:6000])
+    assert (
+        part.name == "ramp.wav#t=0.25,0.75"
+        and AudioContent("ramp.wav", offset=0.0).name == "ramp.wav"
+    )
+    assert torch.equal(AudioContent("ramp.wav", offset=0.5).load(8000, tmp_path), whole[4000:])
+    assert AudioContent("ramp.wav").load(16_000, tmp_path).shape == (16_000,)
+    coded = base64.b64encode((tmp_path / "ramp.wav").read_bytes()).decode()
+    assert torch.equal(AudioContent(raw_audio=coded).load(8000), whole)
+    for wrong, message in (
+        (AudioContent("ramp.wav", offset=0.9, duration=0.2), "0.9 to 1.1 of audio that has 1"),
+        (AudioContent("ramp.wav", offset=1.0), "of audio that has 1"),
+        (AudioContent("placeholder"), "audio without a file"),
+        (AudioContent(raw_audio="???"), "not base64"),
+        (AudioContent(raw_audio="AAAA"), "not an audio file"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            wrong.load(8000, tmp_path)
+    for wrong in (
+        {"offset": -1.0},
+        {"offset": float("nan")},
+        {"duration": 0.0},
+        {"duration": float("inf")},
+    ):
+        with pytest.raises(ValueError, match=next(iter(wrong))):
+            AudioContent("a.wav", **wrong)
+
+
+def test_audio_knows_whom_it_belongs_to():
+    assert ChatMLSample([], speaker="ada", misc={"speaker": "ben"}).speaker_id == "ada"
+    assert ChatMLSample([], misc={"speaker": "ben"}).speaker_id == "ben"
+    assert ChatMLSample([]).speaker_id is None

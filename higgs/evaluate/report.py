@@ -11,7 +11,7 @@ from torch import Tensor
 
 from higgs.audio import load_audio
 from higgs.data.recordings import read_recordings
-from higgs.evaluate.judges import EnglishASR
+from higgs.evaluate.judges import Recogniser
 from higgs.evaluate.statistics import bootstrap_interval
 from higgs.evaluate.text import character_errors, word_errors
 
@@ -83,7 +83,7 @@ def gather(results: Results, languages: list[str]) -> list[Utterance]:
     return found
 
 
-def judge_utterance(judge: EnglishASR, item: Utterance) -> dict[str, Any]:
+def judge_utterance(judge: Recogniser, item: Utterance) -> dict[str, Any]:
     """One row: what was heard, and how many words and characters are wrong."""
     heard, seconds = "", 0.0
     if item.path is not None:

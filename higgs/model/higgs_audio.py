@@ -1,21 +1,20 @@
 """Higgs Audio V2's generation model: text tokens and delayed codes in, logits of both out."""
 
-import json
 from dataclasses import dataclass
 from pathlib import Path
 
 import torch
 import torch.nn.functional as F
-from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from higgs.batch import Batch
+from higgs.checkpoint import read_config, write
 from higgs.config import ModelConfig
 from higgs.delay import IGNORE
-from higgs.hub import check_loaded, read_config, read_tensors, resolve
+from higgs.hub import resolve
 from higgs.model.kv_cache import KVCache
 from higgs.model.llama import DualFFNLayer, Kind, RMSNorm, rope_table
-from higgs.model.weights import convert, to_transformers
+from higgs.model.weights import load_weights, to_transformers
 
 
 @dataclass
@@ -86,14 +85,17 @@ class HiggsAudio(nn.Module):
     def hidden(self, batch: Batch, cache: KVCache | None = None) -> tuple[Tensor, list[Tensor]]:
         """The whole of a batch -> (hidden states [B, S, D] that the heads read, input of each layer).
 
-        With an empty cache this is the prefill: keys and values are kept for `decode_step`.
+        With a cache this is the prefill: keys and values are kept for `decode_step`. A prompt may come in parts, of
+        which only the last is padded.
         """
+        before = 0 if cache is None else cache.length
         seen = batch.attention_mask
-        positions = (seen.long().cumsum(1) - 1).clamp(min=0)
+        positions = before + (seen.long().cumsum(1) - 1).clamp(min=0)
         length = seen.shape[1]
-        causal = torch.ones(length, length, dtype=torch.bool, device=seen.device).tril()
+        causal = torch.ones(length, before + length, dtype=torch.bool, device=seen.device)
         # A padded query sees itself, so that no row of the softmax is empty.
-        mask = causal & seen[:, None, None, :] | torch.eye(length, device=seen.device).bool()
+        itself = causal.tril(before) & ~causal.tril(before - 1)
+        mask = causal.tril(before) & F.pad(seen, (before, 0), value=True)[:, None, None] | itself
         x = self.embed(batch.input_ids, batch.codes, batch.audio_mask)
         return self.run_layers(x, Kind(batch.audio_mask), positions, mask, cache)
 
@@ -123,7 +125,7 @@ class HiggsAudio(nn.Module):
         return output
 
     def prefill(self, batch: Batch, cache: KVCache) -> Tensor:
-        """A prompt of B = 1 into an empty cache -> hidden state of its last position [B, D]."""
+        """A prompt of B = 1, or its next part, into a cache -> hidden state of its last position [B, D]."""
         return self.hidden(batch, cache)[0][:, -1]
 
     def decode_step(self, x: Tensor, audio: bool, cache: KVCache) -> Tensor:
@@ -141,14 +143,14 @@ class HiggsAudio(nn.Module):
     ) -> "HiggsAudio":
         """Folder, hub id (with `revision` or as `id@revision`) or s3:// prefix -> the model.
 
-        Raises ValueError naming the tensors when any is missing or unexpected.
+        Raises ValueError naming the tensors when any is missing, unexpected or misshapen.
         """
         folder = resolve(source, revision)
         config = ModelConfig.from_json(read_config(folder))
         with torch.device("meta"):
             model = cls(config)
-        tensors = {k: v.to(dtype) for k, v in convert(read_tensors(folder)).items()}
-        check_loaded(model.load_state_dict(tensors, strict=False, assign=True), folder)
+        tensors = load_weights(folder, model.state_dict())
+        model.load_state_dict({k: v.to(dtype) for k, v in tensors.items()}, assign=True)
         return model.to(device).eval().requires_grad_(False)
 
     def save_pretrained(
@@ -158,14 +160,10 @@ class HiggsAudio(nn.Module):
 
         `token_ids` are the ids that this schema keeps in the config (`audio_bos_token_id`, `pad_token_id`, ...).
         """
-        folder = Path(folder)
-        folder.mkdir(parents=True, exist_ok=True)
         tensors = to_transformers({k: v.detach().cpu() for k, v in self.state_dict().items()})
         if half:
             tensors = {k: v.half() for k, v in tensors.items()}
-        config = json.dumps(self.config.to_json() | token_ids, indent=2)
-        (folder / "config.json").write_text(config + "\n")
-        save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
+        write(folder, self.config.to_json() | token_ids, tensors)
 
 
 def shifted_cross_entropy(logits: Tensor, labels: Tensor) -> Tensor:

@@ -1,92 +1,141 @@
 """Checkpoints of the generation model, in both layouts, to this package's names. Their names go no further."""
 
 import re
+from collections.abc import Mapping
+from pathlib import Path
 
 import torch
 from torch import Tensor
 
-_LAYER = {
-    "self_attn.": "attention.",
-    "audio_input_layernorm.": "audio_norm.",
-    "input_layernorm.": "text_norm.",
-    "audio_post_attention_layernorm.": "audio_ffn.0.",
-    "post_attention_layernorm.": "text_ffn.0.",
-    "audio_mlp.": "audio_ffn.1.",
-    "mlp.": "text_ffn.1.",
+from higgs.checkpoint import (
+    CheckpointError,
+    Differences,
+    compare,
+    layout_of,
+    read_headers,
+    read_tensors,
+)
+from higgs.schemas import ORIGINAL, TRANSFORMERS
+
+# Ours -> theirs, alike in both layouts.
+LAYER = {
+    "attention.": "self_attn.",
+    "audio_norm.": "audio_input_layernorm.",
+    "text_norm.": "input_layernorm.",
+    "audio_ffn.0.": "audio_post_attention_layernorm.",
+    "text_ffn.0.": "post_attention_layernorm.",
+    "audio_ffn.1.": "audio_mlp.",
+    "text_ffn.1.": "mlp.",
 }
-_TOP = {
-    "embed_tokens.": "text_embedding.",
-    "audio_codebook_embeddings.": "audio_embedding.",
-    "embed_audio_tokens.embed_audio_tokens.": "audio_embedding.",
-    "audio_decoder_proj.text_lm_head.": "text_head.",
-    "audio_decoder_proj.audio_lm_head.": "audio_head.",
-    "text_lm_head.": "text_head.",
-    "audio_lm_head.": "audio_head.",
-    "norm.": "norm.",
-}
-_NOT_WEIGHTS = re.compile(r".*rotary_emb\.\w*inv_freq|audio_codebook_weights")
-_REFUSED = ("audio_tower.", "audio_encoder_proj.", "audio_out_embed_projector.")
-
-
-def our_name(key: str) -> str:
-    """One key of either layout -> ours. Raises ValueError for parts that this package does not run."""
-    if key.startswith(_REFUSED) or ".audio_attn." in key:
-        raise ValueError(f"{key}: the release has no such part, and this package does not run it")
-    name = key.removeprefix("model.")
-    if match := re.match(r"layers\.(\d+)\.(.*)", name):
-        for theirs, ours in _LAYER.items():
-            if match[2].startswith(theirs):
-                return f"layers.{match[1]}.{ours}{match[2].removeprefix(theirs)}"
-    for theirs, ours in _TOP.items():
-        if name.startswith(theirs):
-            return ours + name.removeprefix(theirs)
-    return key
-
-
-def join_split(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
-    """`x.embedding_frozen` + `x.embedding_trainable` (or `linear_...`), written while tuning new rows -> `x`."""
-    joined = {}
-    for key, tensor in tensors.items():
-        if "_trainable." in key:
-            continue
-        if match := re.fullmatch(r"(.*)\.(embedding|linear)_frozen\.weight", key):
-            trained = tensors[f"{match[1]}.{match[2]}_trainable.weight"]
-            joined[f"{match[1]}.weight"] = torch.cat([tensor, trained])
-        else:
-            joined[key] = tensor
-    return joined
-
-
-def convert(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
-    """A checkpoint's tensors -> ours. Head copies that a conversion left under both names must be equal."""
-    ours: dict[str, Tensor] = {}
-    for key, tensor in join_split(tensors).items():
-        if _NOT_WEIGHTS.fullmatch(key):
-            continue
-        name = our_name(key)
-        if name in ours and not torch.equal(ours[name], tensor):
-            raise ValueError(f"{key}: two different tensors for {name}")
-        ours[name] = tensor
-    return ours
-
-
-def to_transformers(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
-    """This package's names -> those of transformers, the layout in which we write checkpoints."""
-    layer = {ours: theirs for theirs, ours in _LAYER.items()}
-    top = {
+TOP = {
+    ORIGINAL: {
+        "text_embedding.": "embed_tokens.",
+        "audio_embedding.": "audio_codebook_embeddings.",
+        "text_head.": "audio_decoder_proj.text_lm_head.",
+        "audio_head.": "audio_decoder_proj.audio_lm_head.",
+        "norm.": "norm.",
+        "layers.": "layers.",
+    },
+    TRANSFORMERS: {
         "text_embedding.": "model.embed_tokens.",
         "audio_embedding.": "model.embed_audio_tokens.embed_audio_tokens.",
         "text_head.": "text_lm_head.",
         "audio_head.": "audio_lm_head.",
         "norm.": "model.norm.",
-    }
-    renamed = {}
+        "layers.": "model.layers.",
+    },
+}
+_NOT_WEIGHTS = re.compile(r".*rotary_emb\.\w*inv_freq|audio_codebook_weights")
+_REFUSED = ("audio_tower.", "audio_encoder_proj.", "audio_out_embed_projector.")
+
+
+def _replace_start(name: str, pairs: Mapping[str, str]) -> str:
+    start = next((start for start in pairs if name.startswith(start)), None)
+    return name if start is None else pairs[start] + name.removeprefix(start)
+
+
+def their_name(name: str, layout: str) -> str:
+    """This package's name -> the layout's; another name stays as it is."""
+    if match := re.match(r"layers\.(\d+)\.(.*)", name):
+        name = f"layers.{match[1]}.{_replace_start(match[2], LAYER)}"
+    return _replace_start(name, TOP[layout])
+
+
+def our_name(key: str) -> str:
+    """One key of either layout -> ours. Raises CheckpointError for parts that this package does not run."""
+    if key.startswith(_REFUSED) or ".audio_attn." in key:
+        raise CheckpointError(
+            f"{key}: the release has no such part, and this package does not run it"
+        )
+    # A conversion may leave names of both layouts in one file, so all are known at once.
+    known = {theirs: ours for top in TOP.values() for ours, theirs in top.items()}
+    name = _replace_start(key, known)
+    if match := re.match(r"layers\.(\d+)\.(.*)", name):
+        layer = {theirs: ours for ours, theirs in LAYER.items()}
+        return f"layers.{match[1]}.{_replace_start(match[2], layer)}"
+    return name
+
+
+def join_split(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """`x.embedding_frozen` + `x.embedding_trainable` (or `linear_...`), written while tuning new rows -> `x`."""
+    joined = {}
     for key, tensor in tensors.items():
-        if match := re.match(r"layers\.(\d+)\.(.*)", key):
-            ours = next(part for part in layer if match[2].startswith(part))
-            name = f"model.layers.{match[1]}.{layer[ours]}{match[2].removeprefix(ours)}"
-        else:
-            ours = next(part for part in top if key.startswith(part))
-            name = top[ours] + key.removeprefix(ours)
-        renamed[name] = tensor.contiguous()
-    return renamed
+        match = re.fullmatch(r"(.*)\.(embedding|linear)_(frozen|trainable)\.weight", key)
+        if match is None:
+            joined[key] = tensor
+            continue
+        halves = [f"{match[1]}.{match[2]}_{half}.weight" for half in ("frozen", "trainable")]
+        if missing := [half for half in halves if half not in tensors]:
+            raise CheckpointError(f"{key} is there, {missing[0]} is missing: they are one matrix")
+        frozen, trainable = (tensors[half] for half in halves)
+        if frozen.shape[1:] != trainable.shape[1:]:
+            raise CheckpointError(
+                f"{halves[0]} is {list(frozen.shape)}, {halves[1]} is {list(trainable.shape)}: "
+                "they are no two parts of one matrix"
+            )
+        if match[3] == "frozen":
+            joined[f"{match[1]}.weight"] = torch.cat([frozen, trainable])
+    return joined
+
+
+def convert(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """A checkpoint's tensors -> ours. Headers are converted alike.
+
+    Head copies that a conversion left under both names must be equal; CheckpointError else.
+    """
+    ours: dict[str, Tensor] = {}
+    for key, tensor in join_split(tensors).items():
+        if _NOT_WEIGHTS.fullmatch(key):
+            continue
+        name = our_name(key)
+        if name in ours and not _same(ours[name], tensor):
+            names = " and ".join(their_name(name, layout) for layout in TOP)
+            raise CheckpointError(f"{names} are one tensor under two names, and differ")
+        ours[name] = tensor
+    return ours
+
+
+def _same(a: Tensor, b: Tensor) -> bool:
+    return a.shape == b.shape if a.is_meta else torch.equal(a, b)
+
+
+def to_transformers(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """This package's names -> those of transformers, the layout in which we write checkpoints."""
+    return {their_name(key, TRANSFORMERS): t.contiguous() for key, t in tensors.items()}
+
+
+def differences(folder: Path, expected: Mapping[str, Tensor]) -> Differences:
+    """Between a checkpoint and the tensors (of the meta device) that its config asks for, by the headers alone."""
+    headers = read_headers(folder)
+    layout = layout_of(headers)
+    return compare(expected, convert(headers), lambda name: their_name(name, layout))
+
+
+def load_weights(folder: Path, expected: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """-> the tensors by this package's names, as they are stored. Nothing is read before all are known to fit.
+
+    Raises CheckpointError that names the tensors which are missing, unexpected or misshapen.
+    """
+    if found := differences(folder, expected):
+        raise CheckpointError(f"{folder}: " + "; ".join(found.lines()))
+    return convert(read_tensors(folder))

@@ -1,44 +1,76 @@
 """From a conversation to audio: the codec, the model and the text tokenizer, put together."""
 
 import time
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from collections import deque
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field, replace
+from functools import cached_property
 from pathlib import Path
 
 import torch
 from torch import Tensor
 
-from higgs.audio import load_audio
 from higgs.batch import Batch
 from higgs.codec.tokenizer import AudioTokenizer
 from higgs.config import SamplingConfig
-from higgs.data.chatml import AudioContent, ChatMLSample, tokenize
+from higgs.data.chatml import AudioContent, ChatMLSample, TextContent, tokenize
 from higgs.data.collator import collate, spread
+from higgs.data.speakable import check_messages
 from higgs.data.text import TextTokenizer
 from higgs.delay import segment_frames
 from higgs.model.higgs_audio import HiggsAudio
-from higgs.serve.generate import Generation, generate
+from higgs.serve.decoder import Decoder
+from higgs.serve.generate import Generation, Segment, generate
+from higgs.serve.guards import GUARD_STOPS, Guards, Watch
+from higgs.serve.scheduler import Request, Scheduler, Ticket
+from higgs.serve.state import RING
+from higgs.serve.stream import CHUNK_FRAMES, AudioStream, Chunk
+from higgs.serve.voice_cache import VoiceCache, fingerprint
 from higgs.tokens import TokenIds
 
 MAX_REFERENCE_SECONDS = 60.0
 
 
 @dataclass(frozen=True)
+class EngineConfig:
+    """How much the engine takes on at once, and how.
+
+    `max_batch` requests run together, each with at most `max_positions` of prompt and columns; `max_waiting` more may
+    wait. The host looks at what was drawn every `burst` steps. `compile` runs the step through torch.compile, which
+    takes a minute when first used. `guards=None` lets speech run on. References, and the model's reading of them, are
+    kept up to `voice_bytes`.
+    """
+
+    max_batch: int = 16
+    max_positions: int = 4096
+    max_waiting: int = 1024
+    burst: int = 4
+    compile: bool = False
+    guards: Guards | None = Guards()
+    voice_bytes: int = 256 << 20
+
+
+@dataclass(frozen=True)
 class Usage:
-    """Positions of the prompt (audio spread out), and what was generated: text tokens, audio columns, frames."""
+    """Positions of the prompt (audio spread out), and what was generated: text tokens, audio columns, frames.
+
+    `guard_stops` counts the takes that a guard ended, this one or those that were made again.
+    """
 
     prompt_positions: int
     text_tokens: int
     audio_columns: int
     audio_frames: int
+    guard_stops: int = 0
 
 
 @dataclass
 class Response:
     """`waveform` [L] float32, not clamped; `codes` [K, T], the segments in a row.
 
-    `stop_reason` is "stop" when the model ended its turn and "length" when `max_new_tokens` cut it off. `timing` holds
-    seconds: prefill and decode together as `generate`, the codec's as `decode`.
+    `stop_reason` is "stop" when the model ended its turn, "length" when `max_new_tokens` cut it off, or the name of
+    the guard that did ("guard_text_length", ...). `timing` holds seconds: waiting, prefill and decode together as
+    `generate`, the codec's as `decode`.
     """
 
     waveform: Tensor
@@ -49,6 +81,39 @@ class Response:
     usage: Usage
     delayed: list[Tensor] = field(default_factory=list)
     timing: dict[str, float] = field(default_factory=dict)
+
+
+@dataclass(eq=False)
+class Take:
+    """A request and what has come of it so far. What a guard ended may be made again, with the next seed."""
+
+    request: Request
+    retries: int = 0
+    ticket: Ticket | None = None
+    columns: list[Tensor] = field(default_factory=list)
+    guard_stops: int = 0
+    seconds: float = 0.0
+
+    def read(self, on_column: Callable[[int], None] | None) -> None:
+        """Collects what is new. `on_column` hears the number of each column that was drawn."""
+        new = self.ticket.take()
+        first = sum(columns.shape[1] for columns in self.columns)
+        self.columns.append(new)
+        if on_column is not None:
+            for number in range(max(first, 1), first + new.shape[1]):
+                on_column(number)
+
+    def again(self) -> bool:
+        """Whether it is to be made again; what there was of it is dropped then."""
+        if self.ticket.stop_reason not in GUARD_STOPS:
+            return False
+        self.guard_stops += 1
+        if self.guard_stops > self.retries:
+            return False
+        sampling = replace(self.request.sampling, seed=self.request.sampling.seed + 1)
+        self.request = replace(self.request, sampling=sampling, watch=self.request.watch.fresh())
+        self.columns.clear()
+        return True
 
 
 def choose_device(name: str) -> torch.device:
@@ -69,10 +134,22 @@ def choose_dtype(name: str | torch.dtype, device: torch.device) -> torch.dtype:
 
 
 class Engine:
-    """`Engine.from_pretrained(model=..., tokenizer=...).generate(sample, sampling)` -> a `Response`."""
+    """`Engine.from_pretrained(model=..., tokenizer=...).generate(sample, sampling)` -> a `Response`.
 
-    def __init__(self, model: HiggsAudio, tokenizer: AudioTokenizer, text_tokenizer: TextTokenizer):
+    Requests of all methods, from any threads, run together. In float32 on the CPU one request's codes are the same to
+    the last bit, whatever runs beside it. The model's weights are taken as they are when the first request comes.
+    """
+
+    def __init__(
+        self,
+        model: HiggsAudio,
+        tokenizer: AudioTokenizer,
+        text_tokenizer: TextTokenizer,
+        config: EngineConfig | None = None,
+    ):
         self.model, self.tokenizer, self.text_tokenizer = model, tokenizer, text_tokenizer
+        self.config = config or EngineConfig()
+        self.voices = VoiceCache(self.config.voice_bytes)
         self.ids = TokenIds.of(text_tokenizer)
         if model.config.num_codebooks != tokenizer.num_codebooks:
             raise ValueError(
@@ -91,6 +168,7 @@ class Engine:
         tokenizer: str | Path,
         device: str = "auto",
         dtype: str | torch.dtype = "auto",
+        config: EngineConfig | None = None,
     ) -> "Engine":
         """Folders, hub ids (`organisation/name@revision`) or s3:// prefixes of the model and of the codec.
 
@@ -102,22 +180,34 @@ class Engine:
             HiggsAudio.from_pretrained(model, device=place, dtype=kind),
             AudioTokenizer.from_pretrained(tokenizer, device=place),
             TextTokenizer.from_pretrained(model),
+            config,
         )
 
+    @cached_property
+    def scheduler(self) -> Scheduler:
+        """The rows in which requests run, set up for the first of them."""
+        config = self.config
+        decoder = Decoder(
+            self.model,
+            config.max_batch,
+            config.max_positions,
+            config.burst,
+            config.compile,
+            self.voices,
+        )
+        return Scheduler(decoder, config.max_waiting)
+
     def reference_codes(self, audio: AudioContent) -> Tensor:
-        """-> [K, T] of a file. Raises ValueError for references of more than a minute."""
-        if not audio.audio_url:
-            raise ValueError(
-                "the conversation holds audio without a file, and no reference_codes for it"
-            )
-        waveform, _ = load_audio(audio.audio_url, self.tokenizer.sample_rate)
+        """-> [K, T] of a file, encoded once. Raises ValueError for references of more than a minute."""
+        waveform = audio.load(self.tokenizer.sample_rate)
         seconds = len(waveform) / self.tokenizer.sample_rate
         if seconds > MAX_REFERENCE_SECONDS:
             raise ValueError(
-                f"{audio.audio_url}: a reference of {seconds:.0f} s; at most {MAX_REFERENCE_SECONDS:.0f} s, "
+                f"{audio.name}: a reference of {seconds:.0f} s; at most {MAX_REFERENCE_SECONDS:.0f} s, "
                 "and 5 to 15 s are enough"
             )
-        return self.tokenizer.encode(waveform)
+        key = fingerprint(waveform)
+        return self.voices.get(key, lambda: [self.tokenizer.encode(waveform).cpu()])[0]
 
     def prepare(
         self,
@@ -125,7 +215,8 @@ class Engine:
         reference_codes: Sequence[Tensor] | None = None,
         force_audio: bool = True,
     ) -> Batch:
-        """A conversation -> the prompt on the model's device. Without codes, its audio files are encoded."""
+        """A conversation -> the prompt, on the CPU. Without codes, its audio files are encoded."""
+        check_messages(sample.messages)
         codes = (
             [self.reference_codes(audio) for audio in sample.audios]
             if reference_codes is None
@@ -133,7 +224,35 @@ class Engine:
         )
         tokens = tokenize(sample, self.text_tokenizer, generate=True, force_audio=force_audio)
         row = spread(tokens, [c.cpu() for c in codes], self.ids, self.model.config, False)
-        return collate([row], self.ids).to(self.model.device)
+        return collate([row], self.ids)
+
+    def request(
+        self,
+        sample: ChatMLSample,
+        sampling: SamplingConfig | None = None,
+        max_new_tokens: int = 1024,
+        reference_codes: Sequence[Tensor] | None = None,
+    ) -> Request:
+        """What `scheduler.submit` takes. Raises ValueError as `generate` does, and for settings of the plain loop."""
+        sampling = sampling or SamplingConfig()
+        if self.plain(sampling):
+            raise ValueError(
+                f"parity=True and a ras_window of more than {RING} columns are for `generate` and `generate_batch`"
+            )
+        if max_new_tokens < 1:
+            raise ValueError(f"max_new_tokens must be at least 1, got {max_new_tokens}")
+        prompt = self.prepare(sample, reference_codes)
+        request = Request(prompt, sampling, max_new_tokens)
+        if guards := self.config.guards:
+            said = [p.text for p in sample.messages[-1].parts if isinstance(p, TextContent)]
+            request.most_frames = guards.most_frames("".join(said), self.tokenizer.frame_rate)
+            request.watch = Watch(guards, self.tokenizer.frame_rate)
+        return request
+
+    @staticmethod
+    def plain(sampling: SamplingConfig, force_audio: bool = True) -> bool:
+        """Whether a request is for the plain loop: text first, the original's draws, or an unusual window."""
+        return sampling.parity or not force_audio or (sampling.ras_window or 0) > RING
 
     def generate(
         self,
@@ -148,21 +267,15 @@ class Engine:
 
         `force_audio=False` lets the model write text first, and stops at the end of its turn; with it, generation
         starts with audio and stops at that audio's end. `max_new_tokens` counts text tokens and columns (25 a second).
-        Raises ValueError for `max_new_tokens` below 1, and for audio that cannot be encoded.
+        Raises ValueError for `max_new_tokens` below 1, for more than the engine's `max_positions`, and for audio that
+        cannot be encoded; RuntimeError when the device has no memory left.
         """
-        if max_new_tokens < 1:
-            raise ValueError(f"max_new_tokens must be at least 1, got {max_new_tokens}")
         sampling = sampling or SamplingConfig()
-        prompt = self.prepare(sample, reference_codes, force_audio)
-        stop = (self.ids.end_of_turn, self.ids.end_of_text)
-        stop += (self.ids.audio_eos,) if force_audio else ()
-        started = time.perf_counter()
-        made = generate(self.model, prompt, self.ids, sampling, max_new_tokens, stop, on_column)
-        generated = time.perf_counter()
-        response = self._respond(made, prompt.input_ids.shape[1])
-        decoded = time.perf_counter()
-        response.timing = {"generate": generated - started, "decode": decoded - generated}
-        return response
+        if self.plain(sampling, force_audio):
+            prompt = self.prepare(sample, reference_codes, force_audio)
+            return self._generate_plainly(prompt, sampling, max_new_tokens, force_audio, on_column)
+        request = self.request(sample, sampling, max_new_tokens, reference_codes)
+        return self._run([request], on_column)[0]
 
     def generate_batch(
         self,
@@ -170,10 +283,99 @@ class Engine:
         sampling: SamplingConfig | Sequence[SamplingConfig] | None = None,
         max_new_tokens: int = 1024,
     ) -> list[Response]:
-        """Several conversations, one after another: no request's codes depend on another's."""
+        """Several conversations together, with one setting or one for each: as `generate` one by one, only sooner."""
         each = sampling if isinstance(sampling, Sequence) else [sampling] * len(samples)
-        pairs = zip(samples, each, strict=True)
-        return [self.generate(sample, config, max_new_tokens) for sample, config in pairs]
+        pairs = list(zip(samples, (s or SamplingConfig() for s in each), strict=True))
+        if any(self.plain(config) for _, config in pairs):
+            return [self.generate(sample, config, max_new_tokens) for sample, config in pairs]
+        return self._run([self.request(sample, config, max_new_tokens) for sample, config in pairs])
+
+    def stream(
+        self,
+        sample: ChatMLSample,
+        sampling: SamplingConfig | None = None,
+        max_new_tokens: int = 1024,
+        reference_codes: Sequence[Tensor] | None = None,
+        chunk_frames: Sequence[int] = CHUNK_FRAMES,
+    ) -> Iterator[Chunk]:
+        """As `generate`, in pieces as soon as they are certain; leaving the loop early ends the request.
+
+        A guard ends a stream without another take: what has been heard cannot be taken back.
+        """
+        request = self.request(sample, sampling, max_new_tokens, reference_codes)
+        return self._stream(request, AudioStream(self.tokenizer, chunk_frames))
+
+    def _stream(self, request: Request, audio: AudioStream) -> Iterator[Chunk]:
+        ticket = self.scheduler.submit(request)
+        try:
+            done = False
+            while not done:
+                self.scheduler.wait(ticket)
+                done = ticket.done  # before `take`, which then yields all there is
+                yield from audio.push(ticket.take())
+            yield audio.finish(ticket.finished, ticket.stop_reason)
+        finally:
+            self.scheduler.cancel(ticket)
+
+    def _run(
+        self, requests: Sequence[Request], on_column: Callable[[int], None] | None = None
+    ) -> list[Response]:
+        """Requests that run together -> their responses, in order."""
+        retries = self.config.guards.retries if self.config.guards else 0
+        takes = [Take(request, retries) for request in requests]
+        started = time.perf_counter()
+        todo, running = deque(takes), []
+        try:
+            while todo or running:
+                while todo and len(self.scheduler.waiting) < self.scheduler.max_waiting:
+                    take = todo.popleft()
+                    take.ticket = self.scheduler.submit(take.request)
+                    running.append(take)
+                self.scheduler.wait(running[0].ticket)
+                ended = [take for take in running if take.ticket.done]
+                for take in running:
+                    take.read(on_column)
+                for take in ended:
+                    running.remove(take)
+                    take.seconds = time.perf_counter() - started
+                todo += [take for take in ended if take.again()]
+        finally:
+            for take in running:
+                self.scheduler.cancel(take.ticket)
+        return [self._respond_to(take) for take in takes]
+
+    def _respond_to(self, take: Take) -> Response:
+        ticket = take.ticket
+        columns = torch.cat(take.columns, dim=1)
+        ids = [self.ids.audio_out, self.ids.audio_eos][: 1 + ticket.finished]
+        segment = Segment(list(columns.unbind(1)), ticket.finished)
+        made = Generation(ids, [segment], columns.shape[1], ticket.stop_reason)
+        started = time.perf_counter()
+        response = self._respond(made, take.request.prompt.input_ids.shape[1])
+        response.usage = replace(response.usage, guard_stops=take.guard_stops)
+        response.timing = {"generate": take.seconds, "decode": time.perf_counter() - started}
+        return response
+
+    def _generate_plainly(
+        self,
+        prompt: Batch,
+        sampling: SamplingConfig,
+        max_new_tokens: int,
+        force_audio: bool,
+        on_column: Callable[[int], None] | None,
+    ) -> Response:
+        if max_new_tokens < 1:
+            raise ValueError(f"max_new_tokens must be at least 1, got {max_new_tokens}")
+        stop = (self.ids.end_of_turn, self.ids.end_of_text)
+        stop += (self.ids.audio_eos,) if force_audio else ()
+        started = time.perf_counter()
+        prompt = prompt.to(self.model.device)
+        made = generate(self.model, prompt, self.ids, sampling, max_new_tokens, stop, on_column)
+        generated = time.perf_counter()
+        response = self._respond(made, prompt.input_ids.shape[1])
+        decoded = time.perf_counter()
+        response.timing = {"generate": generated - started, "decode": decoded - generated}
+        return response
 
     def _respond(self, made: Generation, prompt_positions: int) -> Response:
         size = self.tokenizer.codebook_size

@@ -1,6 +1,7 @@
 """First job of codec training: the quantiser, inside the mel teacher. `python -m higgs.train.quantizer --help`."""
 
 import argparse
+from collections.abc import Sequence
 from pathlib import Path
 
 import torch
@@ -11,7 +12,7 @@ from higgs.audio import log_mel
 from higgs.config import CodecConfig
 from higgs.train.nano import NANO_CODEC
 from higgs.train.schedule import Averages, Clock, load_state, log, save_state, set_rate
-from higgs.train.shards import Shards, split
+from higgs.train.shards import Shards, balanced, split
 from higgs.train.teacher import MEL_PER_FRAME, NUM_MELS, MelTeacher, characters
 
 HELD_OUT = 200
@@ -73,7 +74,7 @@ def losses(
     return {"l1": l1, "l2": error.square().sum() / count, "commitment": commitment, "ctc": ctc}
 
 
-def compute_mels(shards: Shards, indices: range) -> list[Tensor]:
+def compute_mels(shards: Shards, indices: Sequence[int]) -> list[Tensor]:
     return [
         log_mel(shards.waveform(i)).half()
         for i in tqdm(indices, desc="mel", mininterval=10, miniters=500)
@@ -87,10 +88,10 @@ def train(
     torch.manual_seed(0)
     shards = Shards(corpus)
     train_on, _ = split(len(shards), HELD_OUT)
-    train_on = train_on[:limit]
+    train_on = balanced(shards, train_on, limit)
     mels = compute_mels(shards, train_on)
     texts = [shards.utterances[i].text for i in train_on]
-    order = sorted(train_on, key=lambda i: mels[i].shape[1])
+    order = sorted(range(len(mels)), key=lambda i: mels[i].shape[1])
     teacher = MelTeacher(config)
     sample = torch.cat([mel.float() for mel in mels[::20]], dim=1)
     teacher.mel_mean.copy_(sample.mean())
@@ -165,7 +166,7 @@ def main() -> None:
     parser.add_argument("--corpus", type=Path, default=Path("training/out/corpus"))
     parser.add_argument("--out", type=Path, default=Path("training/out"))
     parser.add_argument("--minutes", type=float, default=10.0)
-    parser.add_argument("--limit", type=int, default=8000, help="utterances to train on")
+    parser.add_argument("--limit", type=int, default=10_000, help="utterances to train on")
     parser.add_argument("--threads", type=int, default=2)
     arguments = parser.parse_args()
     torch.set_num_threads(arguments.threads)

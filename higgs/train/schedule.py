@@ -2,12 +2,13 @@
 
 import json
 import math
-import os
 import time
 from pathlib import Path
 from typing import Any
 
 import torch
+
+from higgs.files import replacing
 
 
 class Clock:
@@ -19,7 +20,9 @@ class Clock:
 
     def tick(self) -> None:
         now = time.monotonic()
-        self.spent, self.last, self.step = self.spent + now - self.last, now, self.step + 1
+        # No step takes a minute: a job that was suspended has not spent the time.
+        self.spent += min(now - self.last, 60.0)
+        self.last, self.step = now, self.step + 1
 
     @property
     def done(self) -> bool:
@@ -70,10 +73,9 @@ def log(path: Path, **row: Any) -> None:
 
 def save_state(path: Path, **parts: Any) -> None:
     """Writes a checkpoint whole or not at all."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_suffix(".tmp")
-    torch.save(parts, partial)
-    os.replace(partial, path)
+    # Through a file of ours: given a path, torch does not say what kept it from writing.
+    with replacing(path) as partial, partial.open("wb") as file:
+        torch.save(parts, file)
 
 
 def load_state(path: Path) -> dict[str, Any] | None:

@@ -54,3 +54,17 @@ class Shards:
 def split(count: int, held_out: int) -> tuple[range, range]:
     """Indices to train on and the last `held_out` ones, never trained on."""
     return range(count - held_out), range(count - held_out, count)
+
+
+def balanced(shards: Shards, indices: range, count: int) -> list[int]:
+    """`count` of the indices: as many of each named speaker, and twice as many of all speakers drawn at random.
+
+    A codec that hears one voice half of the time is good for that voice only.
+    """
+    groups: dict[str, list[int]] = {}
+    for index in indices:
+        speaker = shards.utterances[index].speaker
+        groups.setdefault(speaker if speaker.isalpha() else "drawn", []).append(index)
+    shares = {name: 2 if name == "drawn" else 1 for name in groups}
+    unit = count / sum(shares.values())
+    return sorted(i for name, group in groups.items() for i in group[: round(unit * shares[name])])

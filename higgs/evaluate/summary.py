@@ -1,0 +1,191 @@
+"""Rows of utterances -> rates and means with intervals, one row for each group.
+
+Word errors come in two scorings that never share a column: all errors over all words, as Whisper
+normalises text, and SeedTTS-Eval's mean of utterances. Every title names its judge.
+"""
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from higgs.evaluate import seedtts
+from higgs.evaluate.protocols import HEARD, MISSING, NOT_SCORED, SILENT, TOO_LONG, UNREADABLE
+from higgs.evaluate.statistics import Interval, bootstrap_interval, mean_interval, wilson_interval
+from higgs.evaluate.tables import Row
+
+
+@dataclass(frozen=True)
+class Metric:
+    """A column of the summary: the mean of a column of rows, or the ratio of the sums of two.
+
+    `judge` is the kind of judge that it comes from; `better` is "lower", "higher", or "" where
+    neither is. A rate is the share of rows that say True.
+    """
+
+    name: str
+    column: str
+    title: str
+    better: str
+    judge: str = ""
+    per: str = ""
+    scale: float = 1.0
+    rate: bool = False
+
+
+LISTENERS, VOICES, SCORES = "recogniser", "speaker", "naturalness"
+METRICS = (
+    Metric("wer_percent", "word_errors", "WER %, all errors over all words, Whisper's normaliser",
+           "lower", LISTENERS, per="words", scale=100),
+    Metric("cer_percent", "character_errors", "CER %, all errors over all characters, Whisper's normaliser",
+           "lower", LISTENERS, per="characters", scale=100),
+    Metric("seedtts_wer_percent", "seedtts_wer_percent", "WER %, mean of utterances, SeedTTS-Eval's scoring",
+           "lower", LISTENERS),
+    Metric("above_50_percent", "above_50", "utterances with WER above 50 %", "lower", LISTENERS, scale=100, rate=True),
+    Metric("similarity", "similarity", "similarity to the reference voice", "higher", VOICES),
+    Metric("similarity_to_others", "similarity_to_others", "similarity to other voices", "", VOICES),
+    Metric("mos_overall", "mos_overall", "predicted overall quality (1 to 5)", "higher", SCORES),
+    Metric("mos_signal", "mos_signal", "predicted speech quality (1 to 5)", "higher", SCORES),
+    Metric("mos_background", "mos_background", "predicted quietness of background (1 to 5)", "higher", SCORES),
+    Metric("mos_p808", "mos_p808", "predicted quality, P.808 (1 to 5)", "higher", SCORES),
+    Metric("length_ratio", "length_ratio", "length, 1 is the pace of the recordings", ""),
+    Metric("silence_share", "silence_share", "share of silence", ""),
+    Metric("cap_hit_percent", "cap_hit", "stopped by the frame cap, %", "lower", scale=100, rate=True),
+)  # fmt: skip
+
+
+def values_of(metric: Metric, rows: Sequence[Row]) -> tuple[list[float], list[float], list[str]]:
+    """-> numerators, denominators and scripts of the rows that have a value of this metric."""
+    known = [row for row in rows if row.get(metric.column) is not None]
+    known = [row for row in known if not metric.per or row.get(metric.per)]
+    numerators = [metric.scale * float(row[metric.column]) for row in known]
+    denominators = [float(row[metric.per]) if metric.per else 1.0 for row in known]
+    return numerators, denominators, [row["script"] for row in known]
+
+
+def measure(
+    metric: Metric, rows: Sequence[Row], resamples: int, seed: int, method: str = "bca"
+) -> Interval | None:
+    """The metric over the rows, with its 95 % interval over scripts; None where no row has it.
+
+    Rates have Wilson's interval with as many independent cases as there are scripts, which keeps its
+    width where nothing happened. With one script the ends are the estimate.
+    """
+    x, y, scripts = values_of(metric, rows)
+    if not x:
+        return None
+    estimate, independent = sum(x) / sum(y), len(set(scripts))
+    if metric.rate:
+        share = wilson_interval(estimate / metric.scale * independent, independent)
+        return Interval(estimate, metric.scale * share.low, metric.scale * share.high, 0.95)
+    if independent < 2:
+        return Interval(estimate, estimate, estimate, 0.95)
+    if metric.per:
+        return bootstrap_interval(x, y, resamples, seed, clusters=scripts, method=method)
+    return mean_interval(x, resamples, seed, clusters=scripts, method=method)
+
+
+def summarise_group(
+    group: str, rows: Sequence[Row], resamples: int, seed: int, method: str = "bca"
+) -> Row:
+    """One row: how many there are and what became of them, then each metric with `_low` and `_high`."""
+    states = [row["status"] for row in rows]
+    judged = [row for row in rows if row["status"] not in NOT_SCORED]
+    seeds = sorted({row["seed"] for row in rows if row["seed"] is not None})
+    official = [r["seedtts_wer_percent"] for r in judged if r["seedtts_wer_percent"] is not None]
+    summary: Row = {
+        "group": group,
+        "n": len(rows),
+        "scripts": len({row["script"] for row in rows}),
+        "seeds": ", ".join(map(str, seeds)),
+        "heard": sum(state in HEARD for state in states),
+        "missing": states.count(MISSING),
+        "silent": states.count(SILENT),
+        "unreadable": states.count(UNREADABLE),
+        "too_long": states.count(TOO_LONG),
+        "not_scored": len(rows) - len(judged),
+        "empty_transcripts": sum(row["heard"] == "" for row in judged),
+        "above_50": sum(bool(row["above_50"]) for row in judged),
+        "cap_hits": _total(judged, "cap_hit"),
+        "retried": _total(judged, "retries", lambda count: count > 0),
+        "words": sum(row["words"] or 0 for row in judged),
+        "seconds": sum(row["seconds"] or 0.0 for row in judged),
+    }
+    for metric in METRICS:
+        found = measure(metric, judged, resamples, seed, method)
+        summary[metric.name] = found.estimate if found else None
+        summary[f"{metric.name}_low"] = found.low if found else None
+        summary[f"{metric.name}_high"] = found.high if found else None
+    below = seedtts.score([rate / 100 for rate in official]).wer_below_50 if official else None
+    summary["seedtts_wer_below_50_percent"] = None if below is None else 100 * below
+    return summary
+
+
+def summarise(
+    rows: Sequence[Row],
+    resamples: int,
+    seed: int,
+    key: Callable[[Row], str] = lambda row: row["group"],
+    method: str = "bca",
+) -> list[Row]:
+    """One summary for each group, in the order in which groups first appear; `key` says which group a row is in."""
+    groups: dict[str, list[Row]] = {}
+    for row in rows:
+        groups.setdefault(key(row), []).append(row)
+    return [summarise_group(name, some, resamples, seed, method) for name, some in groups.items()]
+
+
+def length_class(row: Mapping[str, Any]) -> str:
+    """How long the text of a row is, as a group."""
+    words = row["words"] or 0
+    return (
+        "up to 5 words" if words <= 5 else "6 to 12 words" if words <= 12 else "13 words and more"
+    )
+
+
+def titles(judges: Mapping[str, str | None]) -> dict[str, str]:
+    """Metric -> the title of its column, which names the judge (`Panel.names(short=True)`)."""
+    return {
+        metric.name: f"{metric.title} ({judges[metric.judge]})"
+        if judges.get(metric.judge)
+        else metric.title
+        for metric in METRICS
+    }
+
+
+def shown(
+    summary: Sequence[Row], judges: Mapping[str, str | None], metrics: Sequence[str] = ()
+) -> list[dict[str, Any]]:
+    """The summary as people read it: under the title of each metric "estimate [low, high]", and the counts.
+
+    `metrics` chooses; without it, all that some group has.
+    """
+    chosen = [
+        metric
+        for metric in METRICS
+        if (not metrics or metric.name in metrics)
+        and any(row[metric.name] is not None for row in summary)
+    ]
+    names = titles(judges)
+    counts = ("n", "scripts", "seeds", "missing", "silent", "unreadable", "too_long", "not_scored")
+    return [
+        {"group": row["group"]}
+        | {names[metric.name]: _with_interval(row, metric) for metric in chosen}
+        | {count.replace("_", " "): row[count] for count in counts}
+        for row in summary
+    ]
+
+
+def _with_interval(row: Row, metric: Metric) -> str | None:
+    estimate, low, high = (row[f"{metric.name}{end}"] for end in ("", "_low", "_high"))
+    if estimate is None:
+        return None
+    digits = 1 if metric.scale == 100 or metric.name.endswith("percent") else 2
+    if low == high:
+        return f"{estimate:.{digits}f}"
+    return f"{estimate:.{digits}f} [{low:.{digits}f}, {high:.{digits}f}]"
+
+
+def _total(rows: Sequence[Row], column: str, holds: Callable[[Any], bool] = bool) -> int | None:
+    """How many rows hold; None where no row says."""
+    known = [row[column] for row in rows if row[column] is not None]
+    return sum(map(holds, known)) if known else None

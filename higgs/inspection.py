@@ -1,0 +1,226 @@
+"""What a checkpoint holds, what it lacks, and the memory it needs: told by config and headers, no weights read."""
+
+import re
+import textwrap
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from higgs.checkpoint import CONFIG, CheckpointError, read_config, read_headers, weight_files
+from higgs.codec import weights as codec_weights
+from higgs.codec.tokenizer import AudioTokenizer
+from higgs.config import CodecConfig, ModelConfig
+from higgs.hub import resolve
+from higgs.model import weights as model_weights
+from higgs.model.higgs_audio import HiggsAudio
+from higgs.params import Checkpoint
+from higgs.schemas import CODEC, MODEL, ORIGINAL, recognise
+
+# The parts of each kind, and the names of this package that belong to them; the first match counts.
+PARTS = {
+    MODEL: {
+        "text embedding": r"text_embedding\.",
+        "audio embedding": r"audio_embedding\.",
+        "attention": r"layers\.\d+\.attention\.",
+        "text FFN": r"layers\.\d+\.text_ffn\.1\.",
+        "audio FFN": r"layers\.\d+\.audio_ffn\.1\.",
+        "norms": r"norm\.|layers\.",
+        "text head": r"text_head\.",
+        "audio head": r"audio_head\.",
+    },
+    CODEC: {
+        "acoustic encoder": r"acoustic_encoder\.",
+        "acoustic decoder": r"acoustic_decoder\.",
+        "semantic teacher": r"semantic_encoder\.teacher\.",
+        "semantic encoder": r"semantic_encoder\.",
+        "quantiser": r"quantizer\.",
+        "projections": r"fuse\.|to_acoustic\.",
+    },
+}
+POSITIONS, BATCHES = 2048, (1, 16)
+BYTES = {"bfloat16": 2, "float32": 4}
+
+
+@dataclass
+class Report:
+    """One model or codec. Of its `files` (bytes), `weights` are read; `dtypes` counts their elements by type.
+
+    `parameters` are those that run, `training_only` counts what the weights hold beside them. `problems` keep it from
+    being loaded. `config` is None where the sizes stand in weights that cannot be read.
+    """
+
+    source: str
+    kind: str
+    layout: str
+    files: dict[str, int]
+    weights: list[str] = field(default_factory=list)
+    dtypes: dict[str, int] = field(default_factory=dict)
+    config: ModelConfig | CodecConfig | None = None
+    parameters: dict[str, int] = field(default_factory=dict)
+    training_only: int = 0
+    problems: list[str] = field(default_factory=list)
+    notes: list[str] = field(default_factory=list)
+
+
+def inspect_checkpoint(source: str | Path) -> list[Report]:
+    """`nano`, a folder, hub id or s3:// prefix of a model or a codec, or of both in `model/` and `codec/`.
+
+    From the hub and S3 only the small files are fetched: where the weights are not in the cache, a note says so.
+    """
+    place = Path(Checkpoint.parse("nano").model).parent if source == "nano" else source
+    folder = resolve(place, weights=False)
+    inside = [folder / name for name in (MODEL, CODEC) if (folder / name / CONFIG).is_file()]
+    folders = inside if inside and not (folder / CONFIG).is_file() else [folder]
+    return [_inspect(each, local=Path(place).is_dir()) for each in folders]
+
+
+def _inspect(folder: Path, local: bool) -> Report:
+    content = read_config(folder)
+    kind, layout = recognise(content, str(folder / CONFIG))
+    files = {p.name: p.stat().st_size for p in sorted(folder.iterdir()) if p.is_file()}
+    report = Report(str(folder), kind, layout, files)
+    headers: dict[str, Tensor] = {}
+    try:
+        report.weights = [path.name for path in weight_files(folder)]
+        headers = read_headers(folder)
+    except (FileNotFoundError, CheckpointError) as error:
+        if local or report.weights:
+            report.problems.append(str(error))
+        else:
+            report.notes.append("the weights are not in the cache: this is what the config says")
+    if kind == MODEL and "tokenizer.json" not in files:
+        report.notes.append("no tokenizer.json: it is needed to speak")
+    if (kind, layout) == (CODEC, ORIGINAL) and not headers:
+        report.notes.append("the sizes stand in the weights, which cannot be read")
+        return report
+    report.config, expected = _expected(kind, content, headers)
+    report.parameters = count(PARTS[kind], expected)
+    for name, tensor in headers.items():
+        dtype = str(tensor.dtype).removeprefix("torch.")
+        report.dtypes[dtype] = report.dtypes.get(dtype, 0) + tensor.numel()
+        if codec_weights.TRAINING_ONLY.fullmatch(name):
+            report.training_only += tensor.numel()
+    if headers:
+        report.problems += _differences(kind, folder, expected)
+    return report
+
+
+def _expected(
+    kind: str, content: dict[str, Any], headers: Mapping[str, Tensor]
+) -> tuple[ModelConfig | CodecConfig, dict[str, Tensor]]:
+    """The sizes, and every tensor that they ask for, on the meta device."""
+    with torch.device("meta"):
+        if kind == MODEL:
+            config = ModelConfig.from_json(content)
+            return config, HiggsAudio(config).state_dict()
+        shapes = {name: tuple(tensor.shape) for name, tensor in headers.items()}
+        config = CodecConfig.from_json(content, shapes)
+        return config, AudioTokenizer(config).state_dict()
+
+
+def _differences(kind: str, folder: Path, expected: Mapping[str, Tensor]) -> list[str]:
+    weights = model_weights if kind == MODEL else codec_weights
+    try:
+        return weights.differences(folder, expected).lines(limit=8)
+    except CheckpointError as error:
+        return [str(error)]
+
+
+def count(parts: Mapping[str, str], tensors: Mapping[str, Tensor]) -> dict[str, int]:
+    """Elements by part, in the order of the parts."""
+    counted = dict.fromkeys(parts, 0)
+    for name, tensor in tensors.items():
+        counted[next(part for part, names in parts.items() if re.match(names, name))] += (
+            tensor.numel()
+        )
+    return counted
+
+
+def cache_bytes(config: ModelConfig, positions: int, bytes_each: int) -> int:
+    """Keys and values of one request."""
+    return 2 * config.num_layers * config.num_kv_heads * config.head_dim * positions * bytes_each
+
+
+def memory(reports: Sequence[Report]) -> dict[str, dict[str, int]]:
+    """Type of the model's weights and cache -> what -> bytes on the device. The codec is float32 always.
+
+    Weights and caches alone: activations, graphs and CUDA itself come on top.
+    """
+    table = {}
+    for dtype, each in BYTES.items():
+        rows = {}
+        for report in reports:
+            size = each if report.kind == MODEL else 4
+            rows[f"{report.kind}'s weights"] = size * sum(report.parameters.values())
+        held = sum(rows.values())
+        for config in (r.config for r in reports if isinstance(r.config, ModelConfig)):
+            rows["KV cache, 1,000 positions"] = cache_bytes(config, 1000, each)
+            for batch in BATCHES:
+                caches = batch * cache_bytes(config, POSITIONS, each)
+                rows[f"together, {batch} x {POSITIONS:,} positions"] = held + caches
+        table[dtype] = rows
+    return table
+
+
+def to_json(reports: Sequence[Report]) -> dict[str, Any]:
+    """The reports and the memory in bytes, as JSON has them."""
+    return {"checkpoints": [asdict(report) for report in reports], "memory": memory(reports)}
+
+
+def to_text(reports: Sequence[Report]) -> str:
+    """The same for people, each checkpoint in a screen."""
+    table = memory(reports)
+    rows = [("memory on the device", *table)]
+    rows += [(what, *(_size(table[dtype][what]) for dtype in table)) for what in table["float32"]]
+    body = [f"{what:34}" + "".join(f"{value:>12}" for value in values) for what, *values in rows]
+    notes = "Activations, graphs and CUDA itself come on top; the codec is float32 always."
+    return "\n\n".join([*map(_text, reports), "\n".join([*body, notes])])
+
+
+def _text(report: Report) -> str:
+    files = ", ".join(f"{name} {_size(size)}" for name, size in report.files.items())
+    dtypes = ", ".join(f"{number:,} {dtype}" for dtype, number in report.dtypes.items())
+    elements = f"{dtypes}, in {', '.join(report.weights)}" if report.weights else "not read"
+    lines = [f"{report.source}: {report.kind}, {report.layout} layout"]
+    lines += _wrapped("files", files) + _wrapped("elements", elements)
+    if report.config is not None:
+        sizes = ", ".join(f"{name} {value}" for name, value in _flat(asdict(report.config)).items())
+        lines += _wrapped("config", sizes)
+        total = sum(report.parameters.values())
+        lines += [f"  {part:18}{number:>16,}" for part, number in report.parameters.items()]
+        lines.append(f"  {'parameters':18}{total:>16,}")
+    if report.training_only:
+        lines.append(f"  {'for training only':18}{report.training_only:>16,}")
+    if report.dtypes and not report.problems:
+        lines.append("  every tensor is there and fits")
+    for kind, messages in (("PROBLEM", report.problems), ("note", report.notes)):
+        for message in messages:
+            lines += _wrapped(kind, message)
+    return "\n".join(lines)
+
+
+def _wrapped(title: str, text: str) -> list[str]:
+    return textwrap.wrap(text, 100, initial_indent=f"  {title:9} ", subsequent_indent=" " * 12)
+
+
+def _flat(sizes: Mapping[str, Any]) -> dict[str, Any]:
+    """Nested names joined by dots."""
+    flat: dict[str, Any] = {}
+    for name, value in sizes.items():
+        if isinstance(value, dict):
+            flat |= {f"{name}.{inner}": v for inner, v in _flat(value).items()}
+        else:
+            flat[name] = value
+    return flat
+
+
+def _size(size: int) -> str:
+    """Bytes -> for people: three digits, in powers of ten as the hub shows them."""
+    for unit, step in (("GB", 1e9), ("MB", 1e6), ("kB", 1e3)):
+        if size >= step:
+            return f"{size / step:.{2 if size < 10 * step else 1}f} {unit}"
+    return f"{size} B"

@@ -1,0 +1,152 @@
+"""The device's side of serving: rows of a batch that take prompts in and give columns of codes out."""
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+
+from higgs.batch import Batch
+from higgs.config import SamplingConfig
+from higgs.model.higgs_audio import HiggsAudio
+from higgs.model.kv_cache import KVCache
+from higgs.serve.cuda_graph import GraphedStep
+from higgs.serve.fused import FusedWeights, fuse
+from higgs.serve.state import NARROW, DecodeState
+from higgs.serve.step import decode_step
+from higgs.serve.voice_cache import VoiceCache, fingerprint
+
+SPAN = 512  # where shapes are fixed, attention reads so many positions, or twice as many, ...
+
+
+def cut(prompt: Batch, start: int, stop: int) -> Batch:
+    """Some positions of a prompt."""
+    parts = {k: v if v is None else v[:, start:stop] for k, v in vars(prompt).items()}
+    return Batch(**parts)
+
+
+def prefix_length(prompt: Batch) -> int:
+    """How many positions of a prompt of B = 1 belong to its voices: all up to the end of the last audio."""
+    spoken = prompt.audio_mask[0].nonzero()
+    return int(spoken[-1]) + 1 if len(spoken) else 0
+
+
+class Decoder:
+    """`rows` requests at once, each at most `positions` long; `burst` steps between two looks of the host.
+
+    Eager on the CPU, every row is computed as if it were alone, to the last bit in float32. Compiled, or recorded as
+    CUDA graphs, shapes are fixed: rows go in powers of two, and attention reads multiples of SPAN positions.
+    """
+
+    def __init__(
+        self,
+        model: HiggsAudio,
+        rows: int,
+        positions: int,
+        burst: int,
+        compiled: bool = False,
+        prefixes: VoiceCache | None = None,
+    ):
+        config, device = model.config, model.device
+        self.model, self.rows, self.positions, self.burst = model, rows, positions, burst
+        self.prefixes = VoiceCache(0) if prefixes is None else prefixes
+        self.cache = KVCache(config, rows, positions, device, model.dtype)
+        self.state = DecodeState.create(config, rows, positions, burst, device)
+        self.weights = fuse(model, positions)
+        self.exact = device.type == "cpu" and not compiled
+        self.step: Callable[..., None] = decode_step
+        if compiled:
+            self.step = torch.compile(decode_step, fullgraph=True, dynamic=False)
+        self.graphed = GraphedStep(self.step) if GraphedStep.runs_on(device) else None
+        self.records = torch.empty_like(
+            self.state.records, device="cpu", pin_memory=device.type != "cpu"
+        )
+        self.filled = [0] * rows  # where each row's newest column goes
+        self.occupied = [False] * rows
+        self.wide = [False] * rows
+        self._views: dict[int, tuple[FusedWeights, list[Tensor], DecodeState]] = {}
+
+    def check_room(self, length: int, limit: int) -> None:
+        """Raises ValueError when no row can hold a prompt of that length and so many columns."""
+        if length + limit > self.positions:
+            raise ValueError(
+                f"a prompt of {length} positions and {limit} new tokens need {length + limit}, but the engine was set "
+                f"up for {self.positions}: ask for fewer, or raise max_positions"
+            )
+
+    @torch.inference_mode()
+    def admit(self, row: int, prompt: Batch, limit: int, sampling: SamplingConfig) -> None:
+        """Reads a prompt of B = 1 into a row, which then makes up to `limit` columns, stream bos included."""
+        length = prompt.input_ids.shape[1]
+        self.check_room(length, limit)
+        self.occupied[row], self.filled[row] = True, length
+        keep = sampling.top_k or self.model.config.code_vocab_size
+        self.wide[row] = sampling.temperature != 0 and keep > NARROW
+        self._prefill(row, prompt)
+        heard = prompt.codes[prompt.audio_out_mask].T.to(self.state.codes.device)
+        self.state.admit(row, length, limit, sampling, heard, self.model.config)
+
+    @torch.inference_mode()
+    def release(self, row: int) -> None:
+        self.state.release(row)
+        self.occupied[row], self.filled[row], self.wide[row] = False, 0, False
+
+    def _prefill(self, row: int, prompt: Batch) -> None:
+        """The voices' part goes by itself, whether it is kept or new, so that the numbers are the same."""
+        cache = self.cache.row(row)
+        length, prefix = prompt.input_ids.shape[1], prefix_length(prompt)
+
+        def read(start: int, stop: int) -> None:
+            self.model.prefill(cut(prompt, start, stop).to(self.model.device), cache)
+
+        if prefix:
+
+            def compute() -> list[Tensor]:
+                read(0, prefix)
+                return [kept[..., :prefix, :].clone() for kept in cache.layers]
+
+            key = fingerprint(prompt.input_ids[:, :prefix], prompt.codes[:, :prefix])
+            for kept, saved in zip(cache.layers, self.prefixes.get(key, compute), strict=True):
+                kept[..., :prefix, :] = saved
+            cache.length = prefix
+        read(prefix, length)
+
+    @torch.inference_mode()
+    def run(self, steps: int) -> Tensor:
+        """At most `burst` steps for the occupied rows -> what they drew, [rows, steps, K + 1], on the CPU.
+
+        See `DecodeState.records`. The host waits for the device here, once.
+        """
+        rows = 1 + max(row for row, taken in enumerate(self.occupied) if taken)
+        if not self.exact:
+            rows = min(1 << (rows - 1).bit_length(), self.rows)
+        weights, cache, state = self._view(rows)
+        wide, longest = any(self.wide), self.positions
+        self.state.tick.zero_()
+        for step in range(steps):
+            if self.exact:
+                span = [min(filled + step + 1, longest) for filled in self.filled[:rows]]
+                self.step(weights, cache, state, span, wide)
+                continue
+            needed = max(self.filled) + step + 1
+            span = min(-(-needed // SPAN) * SPAN, longest)
+            arguments = (weights, cache, state, span, wide)
+            if self.graphed is None:
+                self.step(*arguments)
+            else:
+                self.graphed((rows, span, wide), state.changed(), *arguments)
+        self.filled = [
+            filled + steps * taken for filled, taken in zip(self.filled, self.occupied, strict=True)
+        ]
+        self.records.copy_(self.state.records, non_blocking=True)
+        if self.model.device.type != "cpu":
+            torch.accelerator.current_stream(self.model.device).synchronize()
+        return self.records[:, :steps]
+
+    def _view(self, rows: int) -> tuple[FusedWeights, list[Tensor], DecodeState]:
+        """The first rows of everything, always the same objects."""
+        if rows not in self._views:
+            together = not self.exact or self.model.dtype != torch.float32
+            weights = self.weights if together else self.weights.sheets(rows)
+            cache = [kept[:, :rows] for kept in self.cache.layers]
+            self._views[rows] = weights, cache, self.state.first(rows)
+        return self._views[rows]

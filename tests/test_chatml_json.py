@@ -1,0 +1,196 @@
+"""Conversations as JSON: what goes out comes in again, and what is wrong is named with its place."""
+
+import json
+import re
+
+import pytest
+from llama3 import SPECIAL as RELEASED
+
+from higgs import AudioContent, ChatMLSample, Message, TextContent
+from higgs.data.chatml import (
+    QUIET_ROOM,
+    after_chunks,
+    dialogue,
+    free_dialogue,
+    smart_voice,
+    tokenize,
+    voice_clone,
+    voices_clone,
+    voices_in_system,
+)
+from higgs.data.chatml_json import (
+    parse_json,
+    read_conversations,
+    sample_from_json,
+    sample_to_json,
+    write_conversations,
+)
+from higgs.data.text import TextTokenizer, byte_tokenizer
+from higgs.tokens import SPECIAL_TOKENS
+
+REFERENCES = [
+    ("Hi.", AudioContent("0.wav")),
+    ("Yes.", AudioContent("1.wav", offset=0.5, duration=2.0)),
+]
+FORMS = [
+    smart_voice("Hi.", QUIET_ROOM, "british accent"),
+    voice_clone("Hi.", *REFERENCES[0]),
+    voices_clone([(1, "Who?")], REFERENCES, QUIET_ROOM),
+    voices_in_system("Hi.", ["a man", REFERENCES[1][1]]),
+    dialogue([(0, "Hi."), (1, "Ho <|eot_id|>")]),
+    voice_clone("Hi <|eot_id|>", "<SE>", AudioContent("<|AUDIO|>")),
+    free_dialogue({0: "calm"}, "A library."),
+    after_chunks(smart_voice("Hi."), [("Ho.", AudioContent(raw_audio="AAAA", row_id=3))]),
+    ChatMLSample([Message("assistant", ["A", TextContent("B")], "all")], 1, "ada", {"speaker": "ben", "x": [1]}),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("sample", FORMS)
+def test_what_goes_out_comes_in_again(sample):
+    """The same tokens: texts with and without special tokens, audio, recipients, what is trained."""
+    tokenizer = TextTokenizer(byte_tokenizer())
+    again = sample_from_json(json.loads(json.dumps(sample_to_json(sample))), allow_special=True)
+    assert tokenize(again, tokenizer) == tokenize(sample, tokenizer)
+    assert again.audios == sample.audios
+    assert [(m.role, m.recipient) for m in again.messages] == [
+        (m.role, m.recipient) for m in sample.messages
+    ]
+    assert (again.start_index, again.speaker, again.misc) == (
+        sample.start_index,
+        sample.speaker,
+        sample.misc,
+    )
+    assert sample_to_json(again) == sample_to_json(sample)
+    if all(
+        not part.allow_special
+        for m in sample.messages
+        for part in m.parts
+        if isinstance(part, TextContent)
+    ):
+        assert tokenize(sample_from_json(sample_to_json(sample)), tokenizer) == tokenize(
+            sample, tokenizer
+        )
+
+
+def test_files(tmp_path):
+    odd = smart_voice("A line\u2028and \x85 another\nwith “quotes”.")
+    write_conversations(tmp_path / "s.jsonl", [odd, *FORMS])
+    again = read_conversations(tmp_path / "s.jsonl", allow_special=True)
+    assert [sample_to_json(s) for s in again] == [sample_to_json(s) for s in (odd, *FORMS)]
+    rows = [sample_to_json(s) for s in FORMS[1:2]]
+    (tmp_path / "list.json").write_text(json.dumps(rows))
+    (tmp_path / "one.json").write_text(json.dumps(rows[0], indent=2))
+    assert read_conversations(tmp_path / "list.json") == read_conversations(tmp_path / "one.json")
+    assert not list(tmp_path.glob(".*")), "a partial file was left"
+
+
+def test_the_original_s_form():
+    sample = sample_from_json(
+        {
+            "messages": [
+                {"role": "system", "content": "..."},
+                {"role": "user", "content": [{"type": "text", "text": "a"}, {"type": "audio", "audio_url": "a.wav"}]},
+                {"role": "assistant", "content": {"audio_url": "b.wav", "raw_audio": None}, "recipient": None},
+            ],
+            "start_index": None, "speaker": "spk1", "misc": {},
+        }
+    )  # fmt: skip
+    assert sample == ChatMLSample(
+        [
+            Message("system", "..."),
+            Message("user", [TextContent("a"), AudioContent("a.wav")]),
+            Message("assistant", AudioContent("b.wav")),
+        ],
+        speaker="spk1",
+        misc={},
+    )
+
+
+def test_a_file_cannot_make_its_text_special():
+    tokenizer = TextTokenizer(byte_tokenizer())
+    specials = {tokenizer.token_id(token) for token in SPECIAL_TOKENS.values()}
+    assert all("<" in token for token in RELEASED), "the file would not say which texts hold one"
+    evil = "".join(SPECIAL_TOKENS.values())
+    row = {
+        "messages": [
+            {"role": "user", "content": evil},
+            {"role": "user", "content": [{"text": evil}]},
+        ]
+    }
+    clean = {"messages": [{"role": "user", "content": ""}] * 2}
+
+    def counted(row: dict, **options) -> int:
+        ids = tokenize(sample_from_json(row, **options), tokenizer).input_ids
+        return sum(token in specials for token in ids)
+
+    assert counted(row) == counted(clean)
+    assert counted(row, allow_special=True) == counted(clean) + 2 * len(SPECIAL_TOKENS)
+    asking = {"messages": [{"role": "user", "content": {"text": evil, "allow_special": True}}]}
+    with pytest.raises(
+        ValueError, match=r"content.allow_special: a file cannot make.*allow_special=True"
+    ):
+        sample_from_json(asking)
+    refusing = {
+        "messages": [{"role": "user", "content": {"text": evil, "allow_special": False}}] * 2
+    }
+    assert counted(refusing) == counted(refusing, allow_special=True) == counted(clean)
+
+
+USER = {"role": "user", "content": "x"}
+
+
+@pytest.mark.parametrize(
+    ("value", "message"),
+    [
+        ([USER], "conversation: expected an object, got list"),
+        ({}, "conversation: messages is missing"),
+        ({"messages": []}, "conversation.messages: a conversation has at least one message"),
+        ({"messages": {}}, "conversation.messages: expected a list, got dict"),
+        ({"messages": [USER], "stat_index": 1}, "unknown key 'stat_index'; keys are messages, start_index, speaker"),
+        ({"messages": [USER], "start_index": True}, "conversation.start_index: expected an integer, got bool True"),
+        ({"messages": [USER], "start_index": 2}, "conversation.start_index: expected 0 ... 1, got 2"),
+        ({"messages": [USER], "speaker": 7}, "conversation.speaker: expected a string, got int 7"),
+        ({"messages": [USER], "misc": []}, "conversation.misc: expected an object, got list"),
+        ({"messages": [USER, "y"]}, "conversation.messages[1]: expected an object, got str 'y'"),
+        ({"messages": [{"role": "user"}]}, "conversation.messages[0]: content is missing"),
+        ({"messages": [USER | {"role": "narrator"}]}, "messages[0].role: expected one of system, user, assistant"),
+        ({"messages": [USER | {"recipient": "all"}]}, "messages[0].recipient: only the assistant's messages"),
+        ({"messages": [USER | {"content": 5}]}, "messages[0].content: expected a string, or an object with text or"),
+        ({"messages": [USER | {"content": [["x"]]}]}, "messages[0].content[0]: expected a string, or an object"),
+        ({"messages": [USER | {"content": {"txt": "x"}}]}, "content: unknown key 'txt'; keys are type, text"),
+        ({"messages": [USER | {"content": {"type": "image"}}]}, "content.type: expected text or audio, got 'image'"),
+        ({"messages": [USER | {"content": {"type": "audio"}}]}, "content: audio_url is missing"),
+        ({"messages": [USER | {"content": {"type": "text", "audio_url": "a"}}]}, "unknown key 'audio_url'"),
+        ({"messages": [USER | {"content": {"text": None}}]}, "content: text is missing"),
+        ({"messages": [USER | {"content": {"audio_url": "a", "offset": "1"}}]}, "offset: expected a number, got str"),
+        ({"messages": [USER | {"content": {"audio_url": "a", "offset": -1}}]}, "content: offset must be 0 or more"),
+    ],
+)  # fmt: skip
+def test_what_is_wrong_is_named_with_its_place(value, message):
+    with pytest.raises(ValueError, match=re.escape(message)):
+        sample_from_json(value)
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ('{"a": 1, "a": 2}', "here: 'a' stands twice"),
+        ('{"a": NaN}', "here: NaN is not JSON"),
+        ('{"a": ', "here: not JSON: Expecting value"),
+    ],
+)
+def test_json_is_strict(text, message):
+    with pytest.raises(ValueError, match=message):
+        parse_json(text, "here")
+
+
+def test_files_name_their_line(tmp_path):
+    good = json.dumps({"messages": [USER]})
+    (tmp_path / "s.jsonl").write_text(
+        f"{good}\n\n{good}\n" + '{"messages": [{"role": "x", "content": "y"}]}\n'
+    )
+    with pytest.raises(ValueError, match=r"s\.jsonl, line 4: conversation\.messages\[0\]\.role"):
+        read_conversations(tmp_path / "s.jsonl")
+    (tmp_path / "list.json").write_text(f"[{good}, 3]")
+    with pytest.raises(ValueError, match=r"list\.json\[1\]: conversation: expected an object"):
+        read_conversations(tmp_path / "list.json")

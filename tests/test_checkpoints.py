@@ -1,0 +1,755 @@
+"""Checkpoints in both layouts: whatever is wrong with one is an error that names it; what `inspect` tells."""
+
+import json
+import math
+import os
+import pickle
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+from tiny import (
+    noise,
+    original_codec_names,
+    original_model_name,
+    random_weights,
+    write_model,
+    write_original_codec,
+    write_original_model,
+)
+from torch import Tensor
+
+from higgs import AudioTokenizer, HiggsAudio
+from higgs.__main__ import main
+from higgs.checkpoint import INDEX, PICKLE, SINGLE, CheckpointError, read_headers, read_tensors
+from higgs.codec import weights as codec_weights
+from higgs.config import CodecConfig, ConfigError, ModelConfig, SemanticConfig
+from higgs.inspection import inspect_checkpoint, memory
+from higgs.model import weights as model_weights
+
+SMALL_MODEL = ModelConfig(
+    vocab_size=40, hidden_size=12, intermediate_size=20, num_layers=2, num_heads=4, num_kv_heads=2, head_dim=4,
+    codebook_size=16,
+)  # fmt: skip
+SMALL_CODEC = CodecConfig(
+    encoder_width=2, decoder_width=32, acoustic_dim=6, codebook_size=16, codebook_dim=4,
+    semantic=SemanticConfig(
+        hidden_size=16, intermediate_size=24, num_layers=2, num_heads=4, conv_dim=8, position_kernel=8
+    ),
+)  # fmt: skip
+SHARDS = ["model-00001-of-00002.safetensors", "model-00002-of-00002.safetensors"]
+KINDS = ("model-transformers", "model-original", "codec-transformers", "codec-original")
+
+
+def original_model_config(config: ModelConfig) -> dict:
+    """The original's config.json with the values of the release, at other sizes."""
+    return {
+        "model_type": "higgs_audio", "audio_adapter_type": "dual_ffn_fast_forward", "audio_embed_avg": False,
+        "audio_dual_ffn_layers": list(range(config.num_layers)), "audio_decoder_proj_num_layers": 0,
+        "audio_num_codebooks": config.num_codebooks, "audio_codebook_size": config.codebook_size,
+        "audio_stream_bos_id": config.stream_bos, "audio_stream_eos_id": config.stream_eos,
+        "encode_whisper_embed": False, "encode_audio_in_tokens": True, "use_delay_pattern": True,
+        "skip_audio_tower": True, "use_audio_out_embed_projector": False, "use_audio_out_self_attention": 0,
+        "use_rq_transformer": False, "rq_transformer_hidden_size": None, "pad_token_id": 128001,
+        "text_config": {
+            "model_type": "llama", "vocab_size": config.vocab_size, "hidden_size": config.hidden_size,
+            "intermediate_size": config.intermediate_size, "num_hidden_layers": config.num_layers,
+            "num_attention_heads": config.num_heads, "num_key_value_heads": config.num_kv_heads,
+            "head_dim": config.head_dim, "hidden_act": "silu", "rms_norm_eps": 1e-5, "attention_bias": False,
+            "mlp_bias": False, "tie_word_embeddings": True, "rope_theta": 500000.0,
+            "rope_scaling": {
+                "rope_type": "llama3", "factor": 32.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0,
+                "original_max_position_embeddings": 8192,
+            },
+        },
+    }  # fmt: skip
+
+
+def original_codec_config(config: CodecConfig) -> dict:
+    """The nine keys of the original's config.json."""
+    return {
+        "n_filters": 32, "D": config.acoustic_dim, "codebook_dim": config.codebook_dim,
+        "target_bandwidths": [0.5, 1, 1.5, 2, 4], "ratios": list(config.strides),
+        "sample_rate": config.sample_rate, "bins": config.codebook_size, "n_q": config.num_codebooks,
+        "semantic_techer": "hubert_base_general",
+    }  # fmt: skip
+
+
+def codec_tensors(seed: int = 0) -> dict[str, Tensor]:
+    """A small codec under the names of transformers."""
+    with torch.device("meta"):
+        shapes = AudioTokenizer(SMALL_CODEC).state_dict()
+    drawn = {name: noise(name, tensor.shape, seed) for name, tensor in shapes.items()}
+    return codec_weights.to_transformers(drawn)
+
+
+def write(kind: str, folder: Path, seed: int = 0) -> Path:
+    """A checkpoint of one of the four KINDS."""
+    if kind == "model-transformers":
+        return write_model(folder, SMALL_MODEL.to_json(), seed)
+    if kind == "model-original":
+        tensors = random_weights(SMALL_MODEL, seed)
+        return write_original_model(folder, original_model_config(SMALL_MODEL), tensors)
+    if kind == "codec-original":
+        return write_original_codec(folder, original_codec_config(SMALL_CODEC), codec_tensors(seed))
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / "config.json").write_text(json.dumps(SMALL_CODEC.to_json()))
+    save_file(codec_tensors(seed), folder / SINGLE)
+    return folder
+
+
+def load(folder: Path) -> HiggsAudio | AudioTokenizer:
+    kind = HiggsAudio if "model" in folder.name else AudioTokenizer
+    return kind.from_pretrained(folder)
+
+
+def edit(folder: Path, change: Callable[[dict[str, Tensor]], None]) -> None:
+    """Reads every file of weights, lets `change` work on its tensors, and writes it (and the index) again."""
+    index = {}
+    for path in sorted(folder.glob("*.safetensors")) + sorted(folder.glob("*.pth")):
+        pickled = path.suffix == ".pth"
+        tensors = torch.load(path, weights_only=True) if pickled else load_file(path)
+        change(tensors)
+        partial = path.with_suffix(".new")  # loaded tensors are mapped from the file
+        torch.save(tensors, partial) if pickled else save_file(tensors, partial)
+        partial.replace(path)
+        index |= dict.fromkeys(tensors, path.name)
+    if (folder / INDEX).exists():
+        (folder / INDEX).write_text(json.dumps({"weight_map": index}))
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory) -> dict[str, Path]:
+    folder = tmp_path_factory.mktemp("checkpoints")
+    return {kind: write(kind, folder / kind) for kind in KINDS}
+
+
+@pytest.fixture
+def copy(whole, tmp_path) -> Callable[[str], Path]:
+    return lambda kind: shutil.copytree(whole[kind], tmp_path / kind)
+
+
+def test_both_layouts_hold_the_same(whole):
+    for kind in ("model", "codec"):
+        ours, theirs = (load(whole[f"{kind}-{layout}"]) for layout in ("transformers", "original"))
+        assert ours.config == theirs.config
+        for (name, a), b in zip(
+            ours.state_dict().items(), theirs.state_dict().values(), strict=True
+        ):
+            assert torch.allclose(a, b, rtol=0, atol=1e-6), name
+
+
+# A tensor of each checkpoint, another in its last file, and what a new shape of the first is called.
+TENSORS = {
+    "model-transformers": ("model.layers.1.audio_mlp.up_proj.weight", "[20, 12]"),
+    "model-original": ("layers.1.audio_mlp.up_proj.weight", "[20, 12]"),
+    "codec-transformers": ("acoustic_encoder.block.0.res_unit1.conv1.bias", "[2]"),
+    "codec-original": ("encoder.block.1.block.0.block.1.bias", "[2]"),
+}
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_missing_tensor_is_named(copy, kind):
+    folder, (name, _) = copy(kind), TENSORS[kind]
+    edit(folder, lambda tensors: tensors.pop(name, None))
+    with pytest.raises(CheckpointError, match=rf"{folder}: 1 missing: {name}$"):
+        load(folder)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_an_extra_tensor_is_named(copy, kind):
+    folder = copy(kind)
+    edit(folder, lambda tensors: tensors.update({f"stray.{len(tensors)}": torch.ones(2)}))
+    with pytest.raises(
+        CheckpointError, match=rf"{folder}: \d unexpected: stray\.\d+(, stray\.\d+)?$"
+    ):
+        load(folder)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_misshapen_tensor_is_named_with_both_shapes(copy, kind):
+    folder, (name, shape) = copy(kind), TENSORS[kind]
+    edit(folder, lambda tensors: name in tensors and tensors.update({name: torch.ones(3, 5)}))
+    wanted = f"1 misshapen: {name} is [3, 5], the config asks for {shape}"
+    with pytest.raises(CheckpointError) as error:
+        load(folder)
+    assert str(error.value) == f"{folder}: {wanted}"
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_integers_are_no_weights(copy, kind):
+    folder, (name, _) = copy(kind), TENSORS[kind]
+    edit(
+        folder, lambda t: name in t and t.update({name: torch.ones_like(t[name], dtype=torch.int8)})
+    )
+    with pytest.raises(CheckpointError, match=rf"{name} is torch.int8, a floating point type"):
+        load(folder)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_missing_layer_and_one_too_many_are_named_by_their_layout(copy, kind):
+    """A config of other sizes than the weights: the whole difference at once, before anything is read."""
+    folder = copy(kind)
+    text = (folder / "config.json").read_text()
+    for old, new in (
+        ('"num_hidden_layers": 2', '"num_hidden_layers": 1'),
+        ('"audio_dual_ffn_layers": [0, 1]', '"audio_dual_ffn_layers": [0]'),
+        ('"n_q": 8', '"n_q": 9'),
+    ):
+        text = text.replace(old, new)
+    (folder / "config.json").write_text(text)
+    expected = {
+        "model-transformers": r"14 unexpected: .*model\.layers\.1\.",
+        "model-original": r"14 unexpected: .*layers\.1\.",
+        "codec-transformers": r"16 unexpected: semantic_model\.encoder\.layers\.1\.",
+        "codec-original": r"5 missing: .*quantizer\.vq\.layers\.8\._codebook\.embed",
+    }[kind]
+    with pytest.raises(CheckpointError, match=expected):
+        load(folder)
+
+
+def truncate(path: Path, keep: float) -> None:
+    os.truncate(path, int(path.stat().st_size * keep))
+
+
+@pytest.mark.parametrize("keep", [0.0, 0.001, 0.5, 0.999])
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_truncated_file_is_named(copy, kind, keep):
+    folder = copy(kind)
+    path = folder / {"model-original": SHARDS[1], "codec-original": PICKLE}.get(kind, SINGLE)
+    truncate(path, keep)
+    with pytest.raises(CheckpointError, match=rf"{path} is damaged or not completely downloaded"):
+        load(folder)
+
+
+def test_a_file_that_grew_is_named(copy):
+    folder = copy("model-transformers")
+    with (folder / SINGLE).open("ab") as file:
+        file.write(b"\0" * 8)
+    with pytest.raises(CheckpointError, match=r"[\d,]+ bytes, its header says [\d,]+"):
+        load(folder)
+
+
+class Code:
+    """What a pickle runs when it is read."""
+
+    def __init__(self, marker: Path):
+        self.marker = marker
+
+    def __reduce__(self):
+        return os.system, (f"touch {self.marker}",)
+
+
+@pytest.mark.parametrize("container", ["zip", "pickle"])
+@pytest.mark.parametrize("kind", ["codec-original", "model-original"])
+def test_code_in_a_pickle_is_not_run(copy, tmp_path, kind, container):
+    folder, marker = copy(kind), tmp_path / "marker"
+    for path in (*folder.glob("*.safetensors"), folder / INDEX):
+        path.unlink(missing_ok=True)
+    content = {"fc_prior.weight": torch.ones(2), "more": Code(marker)}
+    if container == "zip":
+        torch.save(content, folder / PICKLE)
+    else:
+        (folder / PICKLE).write_bytes(pickle.dumps({"more": Code(marker)}, protocol=2))
+    with pytest.raises(
+        CheckpointError, match=rf"{folder / PICKLE} holds code \(posix\.system\); it was not"
+    ):
+        load(folder)
+    assert not marker.exists()
+    with (folder / PICKLE).open("rb") as file:  # the same file does run where nobody takes care
+        if container == "pickle":
+            pickle.load(file)
+            assert marker.exists()
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (["a list"], "expected names and tensors, got list"),
+        ({"state_dict": {"a": torch.ones(1)}}, "got dict at 'state_dict'"),
+    ],
+)
+def test_a_pickle_of_something_else_is_refused(copy, content, message):
+    folder = copy("codec-original")
+    torch.save(content, folder / PICKLE)
+    with pytest.raises(CheckpointError, match=message):
+        load(folder)
+
+
+def test_the_old_pickle_format_is_read(copy):
+    folder = copy("codec-original")
+    before = load(folder).state_dict()
+    tensors = torch.load(folder / PICKLE, weights_only=True)
+    (folder / PICKLE).unlink()
+    torch.save(tensors, folder / PICKLE, _use_new_zipfile_serialization=False)
+    after = load(folder).state_dict()
+    assert all(torch.equal(before[name], after[name]) for name in before)
+
+
+@pytest.mark.parametrize("kind", ["model-transformers", "codec-original"])
+def test_a_pointer_of_git_lfs_is_recognised(copy, kind):
+    folder = copy(kind)
+    path = folder / (SINGLE if kind == "model-transformers" else PICKLE)
+    path.write_text("version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 1\n")
+    with pytest.raises(CheckpointError, match=rf"{path} .*pointer of Git LFS"):
+        load(folder)
+
+
+def remove(*names: str) -> Callable[[Path], None]:
+    return lambda folder: [(folder / name).unlink() for name in names]
+
+
+def leave_incomplete(folder: Path) -> None:
+    """As `hf download --local-dir` does."""
+    place = folder / ".cache" / "huggingface" / "download"
+    place.mkdir(parents=True)
+    (folder / SINGLE).rename(place / f"{SINGLE}.1234.incomplete")
+
+
+def wrong_index(weight_map: dict) -> Callable[[Path], None]:
+    return lambda folder: (folder / INDEX).write_text(json.dumps({"weight_map": weight_map}))
+
+
+def drop_from_index(folder: Path) -> None:
+    named = json.loads((folder / INDEX).read_text())["weight_map"]
+    named.pop("norm.weight")
+    wrong_index(named)(folder)
+
+
+def add_to_index(folder: Path) -> None:
+    named = json.loads((folder / INDEX).read_text())["weight_map"]
+    wrong_index(named | {"layers.9.mlp.up_proj.weight": SHARDS[0]})(folder)
+
+
+def repeat_shard(folder: Path) -> None:
+    shutil.copy(folder / SHARDS[0], folder / "model-00003-of-00003.safetensors")
+    named = json.loads((folder / INDEX).read_text())["weight_map"]
+    wrong_index(named | {"more": "model-00003-of-00003.safetensors"})(folder)
+
+
+@pytest.mark.parametrize(
+    ("kind", "damage", "message"),
+    [
+        ("model-transformers", remove("config.json"), "holds no config.json"),
+        ("model-transformers", remove(SINGLE), "holds no model.safetensors, .*only .'config.json'"),
+        ("codec-original", remove(PICKLE), "no model.pth: only .'config.json'"),
+        ("model-original", remove(SHARDS[1]), f"names shards that are not there: .'{SHARDS[1]}'"),
+        ("model-original", remove(INDEX), f"{SHARDS[0]}.*{SHARDS[1]}.* without {INDEX}"),
+        ("model-transformers", leave_incomplete, f"broken off .*{SINGLE}.1234.incomplete"),
+    ],
+)  # fmt: skip
+def test_half_a_download_is_told(copy, kind, damage, message):
+    folder = copy(kind)
+    damage(folder)
+    with pytest.raises(FileNotFoundError, match=message):
+        load(folder)
+
+
+@pytest.mark.parametrize(
+    ("kind", "damage", "message"),
+    [
+        ("codec-original", lambda f: truncate(f / "config.json", 0.5), "config.json is damaged"),
+        ("codec-original", lambda f: (f / "config.json").write_text("[1]"), "expected a JSON object"),
+        ("model-original", lambda f: truncate(f / INDEX, 0.5), f"{INDEX} is damaged"),
+        ("model-original", wrong_index({}), f"{INDEX}: no weight_map"),
+        ("model-original", wrong_index({"norm.weight": "../secret.safetensors"}), "secret.* is no name of a shard"),
+        ("model-original", drop_from_index, "'norm.weight'. are not in the index"),
+        ("model-original", add_to_index, "'layers.9.mlp.up_proj.weight'. are not in the shards"),
+        ("model-original", repeat_shard, "00003-of-00003.safetensors: .* stand in another shard as well"),
+    ],
+)  # fmt: skip
+def test_a_damaged_config_or_index_is_named(copy, kind, damage, message):
+    folder = copy(kind)
+    damage(folder)
+    with pytest.raises(CheckpointError, match=message):
+        load(folder)
+
+
+def test_the_folder_above_is_recognised(whole, tmp_path):
+    (tmp_path / "model").symlink_to(whole["model-transformers"])
+    with pytest.raises(FileNotFoundError, match=f"did you mean {tmp_path / 'model'}"):
+        HiggsAudio.from_pretrained(tmp_path)
+
+
+@pytest.mark.parametrize(("missing", "left"), [("g", "v"), ("v", "g")])
+def test_half_of_a_weight_norm_is_named(copy, missing, left):
+    folder, name = copy("codec-original"), "decoder_2.model.1.block.1.weight"
+    edit(folder, lambda tensors: tensors.pop(f"{name}_{missing}"))
+    with pytest.raises(
+        CheckpointError, match=f"{name}_{left} is there, {name}_{missing} is missing"
+    ):
+        load(folder)
+
+
+@pytest.mark.parametrize("layout", ["transformers", "original"])
+def test_rows_tuned_apart_are_joined(copy, layout):
+    """Frozen and trainable rows of embeddings and heads, as they are saved while new rows are tuned."""
+    folder, join = (
+        copy(f"model-{layout}"),
+        "embed_tokens" if layout == "original" else "model.embed_tokens",
+    )
+    before = load(folder).state_dict()
+    head = "audio_decoder_proj.text_lm_head" if layout == "original" else "text_lm_head"
+
+    def split(tensors: dict[str, Tensor]) -> None:
+        for name, kind in ((join, "embedding"), (head, "linear")):
+            if (tensor := tensors.pop(f"{name}.weight", None)) is not None:
+                tensors[f"{name}.{kind}_frozen.weight"] = tensor[:33].clone()
+                tensors[f"{name}.{kind}_trainable.weight"] = tensor[33:].clone()
+
+    edit(folder, split)
+    after = load(folder).state_dict()
+    assert all(torch.equal(before[name], after[name]) for name in before)
+    edit(folder, lambda tensors: tensors.pop(f"{head}.linear_trainable.weight", None))
+    with pytest.raises(CheckpointError, match=f"{head}.linear_trainable.weight is missing"):
+        load(folder)
+
+
+def test_heads_under_both_names_must_agree(copy):
+    folder, copied = copy("model-transformers"), "audio_decoder_proj.text_lm_head.weight"
+    edit(folder, lambda t: t.update({copied: t["text_lm_head.weight"].clone()}))
+    load(folder)
+    edit(folder, lambda t: t[copied].add_(1))
+    with pytest.raises(
+        CheckpointError, match=f"{copied} and text_lm_head.weight are one .*, and differ"
+    ):
+        load(folder)
+
+
+@pytest.mark.parametrize(
+    "key", ["audio_tower.conv1.weight", "audio_encoder_proj.linear.weight", "layers.0.audio_attn.q_proj.weight"]
+)  # fmt: skip
+def test_parts_that_are_not_run_are_refused_by_name(copy, key):
+    folder = copy("model-original")
+    edit(folder, lambda t: "norm.weight" in t and t.update({key: torch.ones(2)}))
+    with pytest.raises(CheckpointError, match=f"{key}: the release has no such part"):
+        load(folder)
+
+
+# -- both layouts side by side, as the hub's repositories hold them
+
+
+def beside(copy, whole, tmp_path, kind: str, config: str) -> Path:
+    """Both layouts' weights (with different numbers) in one folder, with the config.json of one."""
+    folder = copy(f"{kind}-{config}")
+    other = f"{kind}-{'original' if config == 'transformers' else 'transformers'}"
+    for path in write(other, tmp_path / "other", seed=1).iterdir():
+        if path.name != "config.json":
+            shutil.copy(path, folder / path.name)
+    return folder
+
+
+@pytest.mark.parametrize("config", ["transformers", "original"])
+@pytest.mark.parametrize("kind", ["model", "codec"])
+def test_the_config_decides_between_two_layouts(copy, whole, tmp_path, kind, config):
+    folder = beside(copy, whole, tmp_path, kind, config)
+    expected, loaded = load(whole[f"{kind}-{config}"]).state_dict(), load(folder).state_dict()
+    assert all(torch.equal(expected[name], loaded[name]) for name in expected)
+    (report,) = inspect_checkpoint(folder)
+    assert report.layout == config and not report.problems
+    assert (SINGLE in report.weights) == (config == "transformers") and SINGLE in report.files
+
+
+@pytest.mark.parametrize("config", ["transformers", "original"])
+@pytest.mark.parametrize("kind", ["model", "codec"])
+def test_weights_of_the_other_layout_alone_are_refused(copy, kind, config):
+    other = "original" if config == "transformers" else "transformers"
+    folder = copy(f"{kind}-{config}")
+    shutil.copy(folder / "config.json", folder.parent / "config.json")
+    folder = copy(f"{kind}-{other}")
+    shutil.copy(folder.parent / "config.json", folder / "config.json")
+    message = f"config.json is in the {config} layout, but .* has {other} names"
+    with pytest.raises(CheckpointError, match=message):
+        load(folder)
+
+
+def test_the_layout_is_told_by_the_names_of_the_tensors(copy):
+    """The original's in one file, transformers' in shards: containers that neither uses, and both load."""
+    folder = copy("model-original")
+    before = load(folder).state_dict()
+    tensors = {name: t for shard in SHARDS for name, t in load_file(folder / shard).items()}
+    remove(INDEX, *SHARDS)(folder)
+    save_file(tensors, folder / SINGLE)
+    after = load(folder).state_dict()
+    assert all(torch.equal(before[name], after[name]) for name in before)
+    folder = copy("model-transformers")
+    save_file(load_file(folder / SINGLE), folder / SHARDS[0])
+    remove(SINGLE)(folder)
+    wrong_index(dict.fromkeys(load_file(folder / SHARDS[0]), SHARDS[0]))(folder)
+    load(folder)
+
+
+def test_weights_of_something_else_are_refused(copy):
+    folder = copy("model-transformers")
+    save_file({"bert.pooler.bias": torch.ones(1)}, folder / SINGLE)
+    with pytest.raises(
+        CheckpointError, match="not of Higgs Audio V2: names like .'bert.pooler.bias'"
+    ):
+        load(folder)
+
+
+def test_nothing_is_read_before_all_tensors_are_known_to_fit(copy, monkeypatch):
+    for kind in KINDS:
+        folder = copy(kind)
+        edit(
+            folder,
+            lambda tensors: tensors.update(stray=torch.ones(1)) if len(tensors) > 3 else None,
+        )
+        weights = model_weights if "model" in kind else codec_weights
+        monkeypatch.setattr(weights, "read_tensors", lambda folder: pytest.fail("read"))
+        with pytest.raises(CheckpointError):
+            load(folder)
+
+
+@pytest.mark.parametrize("kind", ["model-transformers", "codec-transformers"])
+def test_saving_over_the_file_that_a_model_is_mapped_from(copy, kind):
+    folder = copy(kind)
+    loaded = load(folder)
+    before = {name: tensor.clone() for name, tensor in loaded.state_dict().items()}
+    loaded.save_pretrained(folder, *([{}] if "model" in kind else []), half=True)
+    assert all(torch.equal(before[name], t) for name, t in loaded.state_dict().items())
+    assert not list(folder.glob("*.part"))
+    loaded.save_pretrained(folder, *([{}] if "model" in kind else []))
+    again = load(folder).state_dict()
+    assert all(torch.equal(before[name], again[name]) for name in before)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_headers_are_the_tensors_without_data(whole, kind):
+    headers, tensors = read_headers(whole[kind]), read_tensors(whole[kind])
+    assert all(tensor.is_meta for tensor in headers.values())
+    shapes = {name: (tensor.shape, tensor.dtype) for name, tensor in tensors.items()}
+    assert {name: (tensor.shape, tensor.dtype) for name, tensor in headers.items()} == shapes
+
+
+# -- configs that are not run
+
+
+@pytest.mark.parametrize(
+    ("key", "value"),
+    [
+        ("audio_adapter_type", "stack"), ("encode_whisper_embed", True), ("skip_audio_tower", False),
+        ("use_audio_out_self_attention", True), ("use_audio_out_embed_projector", True),
+        ("use_rq_transformer", True), ("audio_embed_avg", True), ("use_delay_pattern", False),
+        ("encode_audio_in_tokens", False), ("audio_decoder_proj_num_layers", 2), ("audio_dual_ffn_layers", [0]),
+        ("audio_stream_eos_id", 7),
+    ],
+)  # fmt: skip
+def test_what_the_release_does_not_use_is_refused(key, value):
+    config = original_model_config(SMALL_MODEL)
+    assert ModelConfig.from_json(config) == SMALL_MODEL
+    with pytest.raises(ConfigError) as error:
+        ModelConfig.from_json(config | {key: value})
+    assert f"{key} is {value!r}" in str(error.value)
+
+
+@pytest.mark.parametrize(
+    "key",
+    ["audio_adapter_type", "encode_whisper_embed", "encode_audio_in_tokens", "use_delay_pattern", "skip_audio_tower"],
+)  # fmt: skip
+def test_an_absent_key_has_the_original_default(key):
+    """Which stands for a part that is not run: a plain Llama, a Whisper tower."""
+    config = original_model_config(SMALL_MODEL)
+    del config[key]
+    with pytest.raises(ConfigError, match=key):
+        ModelConfig.from_json(config)
+
+
+def nested(config: dict, path: str, value: object) -> dict:
+    config = json.loads(json.dumps(config))
+    *above, last = path.split(".")
+    inner = config
+    for key in above:
+        inner = inner[key]
+    inner[last] = value
+    return config
+
+
+@pytest.mark.parametrize(
+    ("schema", "path", "value", "message"),
+    [
+        ("model-original", "text_config", None, "lacks text_config"),
+        ("model-original", "text_config.rope_scaling", "llama3", "rope: expected a JSON object, got 'llama3'"),
+        ("model-original", "text_config.rope_scaling.rope_type", "yarn", "rope_type is 'yarn'"),
+        ("model-original", "text_config.hidden_size", "12", "hidden_size must be a whole number .* got '12'"),
+        ("model-original", "text_config.num_key_value_heads", 3, "num_attention_heads is 4: no multiple .* 3"),
+        ("model-transformers", "num_hidden_layers", 0, "num_layers must be a whole number of 1 or more, got 0"),
+        ("model-transformers", "rope_parameters", {}, "lacks rope_theta"),
+        ("model-transformers", "hidden_act", "gelu", "hidden_act is 'gelu'"),
+        ("codec-transformers", "acoustic_model_config", [], "expected a JSON object"),
+        ("codec-transformers", "semantic_model_config.do_stable_layer_norm", True, "do_stable_layer_norm is True"),
+        ("codec-original", "bins", [8, 8], r"bins is \[8, 8\]"),
+        ("codec-original", "semantic_techer", "wavlm_base_plus", "semantic_techer is 'wavlm_base_plus'"),
+    ],
+)  # fmt: skip
+def test_configs_of_other_shape_are_refused(whole, schema, path, value, message):
+    config = nested(json.loads((whole[schema] / "config.json").read_text()), path, value)
+    with pytest.raises(ConfigError, match=message):
+        if "model" in schema:
+            ModelConfig.from_json(config)
+        else:
+            shapes = {name: tuple(t.shape) for name, t in read_headers(whole[schema]).items()}
+            CodecConfig.from_json(config, shapes)
+
+
+def test_a_model_is_no_codec(whole):
+    with pytest.raises(
+        ConfigError, match="config of a codec is needed, and this is that of a model"
+    ):
+        AudioTokenizer.from_pretrained(whole["model-transformers"])
+    with pytest.raises(
+        ConfigError, match="config of a model is needed, and this is that of a codec"
+    ):
+        HiggsAudio.from_pretrained(whole["codec-original"])
+
+
+# -- python -m higgs inspect
+
+
+def run(monkeypatch, capsys, *arguments: str) -> tuple[int, str, str]:
+    monkeypatch.setattr("sys.argv", ["higgs", *arguments])
+    status = main()
+    return status, *capsys.readouterr()
+
+
+def test_inspect_tells_the_default_checkpoint(nano, monkeypatch, capsys):
+    monkeypatch.chdir(nano.parent.parent.parent)
+    status, out, _ = run(monkeypatch, capsys, "inspect", "nano", "--json")
+    told = json.loads(out)
+    assert status == 0
+    model, codec = told["checkpoints"]
+    assert [(r["kind"], r["layout"]) for r in (model, codec)] == [
+        ("model", "transformers"), ("codec", "transformers"),
+    ]  # fmt: skip
+    for report, loaded in (
+        (model, HiggsAudio.from_pretrained(nano / "model")),
+        (codec, AudioTokenizer.from_pretrained(nano / "codec")),
+    ):
+        state = loaded.state_dict().values()
+        assert sum(report["parameters"].values()) == sum(tensor.numel() for tensor in state)
+        assert not report["problems"]
+        assert report["files"][SINGLE] == (Path(report["source"]) / SINGLE).stat().st_size
+    assert model["config"]["num_codebooks"] == 8
+    status, text, _ = run(monkeypatch, capsys, "inspect", "nano")
+    assert status == 0 and text.count("every tensor is there and fits") == 2
+    first = text.split("\n\n")[0].splitlines()
+    assert len(first) < 24 and all(len(line) <= 100 for line in text.splitlines())
+
+
+def test_inspect_lists_what_is_wrong_and_fails(copy, monkeypatch, capsys):
+    folder = copy("codec-original")
+
+    def change(tensors: dict[str, Tensor]) -> None:
+        del tensors["fc_post2.bias"]
+        tensors |= {"stray": torch.ones(1), "fc_prior.bias": torch.ones(3)}
+
+    edit(folder, change)
+    status, out, err = run(monkeypatch, capsys, "inspect", str(folder))
+    assert status == 1 and "3 problems" in err
+    for line in (
+        "1 missing: fc_post2.bias",
+        "1 unexpected: stray",
+        "1 misshapen: fc_prior.bias is [3], the config",
+    ):
+        assert f"PROBLEM   {line}" in out
+    truncate(folder / PICKLE, 0.5)
+    status, out, err = run(monkeypatch, capsys, "inspect", str(folder))
+    assert status == 1 and "not completely downloaded" in out.replace("\n" + " " * 12, " ")
+
+
+def header_only(
+    path: Path, shapes: dict[str, torch.Size], dtype: str = "BF16", size: int = 2
+) -> None:
+    """A safetensors file of any size without its data: a hole in the file takes its place."""
+    header, end = {}, 0
+    for name, shape in shapes.items():
+        start, end = end, end + size * math.prod(shape)
+        header[name] = {"dtype": dtype, "shape": list(shape), "data_offsets": [start, end]}
+    text = json.dumps(header).encode()
+    path.write_bytes(len(text).to_bytes(8, "little") + text)
+    os.truncate(path, 8 + len(text) + end)
+
+
+def released_model(folder: Path, layout: str) -> Path:
+    """The release's config and headers; its 11.5 GB are holes."""
+    folder.mkdir(parents=True)
+    with torch.device("meta"):
+        state = model_weights.to_transformers(HiggsAudio(ModelConfig()).state_dict())
+    shapes = {name: tensor.shape for name, tensor in state.items()}
+    if layout == "transformers":
+        (folder / "config.json").write_text(json.dumps(ModelConfig().to_json()))
+        header_only(folder / SINGLE, shapes)
+        return folder
+    (folder / "config.json").write_text(json.dumps(original_model_config(ModelConfig())))
+    names, index = sorted(shapes), {}
+    for number, some in enumerate((names[:164], names[164:365], names[365:]), start=1):
+        shard = f"model-0000{number}-of-00003.safetensors"
+        header_only(folder / shard, {original_model_name(name): shapes[name] for name in some})
+        index |= {original_model_name(name): shard for name in some}
+    (folder / INDEX).write_text(json.dumps({"weight_map": index}))
+    return folder
+
+
+def released_codec(folder: Path) -> Path:
+    folder.mkdir(parents=True)
+    with torch.device("meta"):
+        state = codec_weights.to_transformers(AudioTokenizer(CodecConfig()).state_dict())
+    (folder / "config.json").write_text(json.dumps(CodecConfig().to_json()))
+    header_only(folder / SINGLE, {name: tensor.shape for name, tensor in state.items()}, "F32", 4)
+    return folder
+
+
+@pytest.mark.parametrize("layout", ["transformers", "original"])
+def test_inspect_needs_no_weights_of_the_release(tmp_path, layout):
+    """5.77 billion parameters by config and headers alone: the files have no data to read."""
+    released_model(tmp_path / "model", layout)
+    released_codec(tmp_path / "codec")
+    held = sum(path.stat().st_blocks * 512 for path in tmp_path.rglob("*.safetensors"))
+    assert held < 10e6
+    model, codec = inspect_checkpoint(tmp_path)
+    assert model.layout == layout and not model.problems and not codec.problems
+    assert model.parameters == {
+        "text embedding": 394_002_432, "audio embedding": 25_214_976, "attention": 704_643_072,
+        "text FFN": 2_113_929_216, "audio FFN": 2_113_929_216, "norms": 172_032 + 172_032 + 3_072,
+        "text head": 394_002_432, "audio head": 25_214_976,
+    }  # fmt: skip
+    assert sum(model.parameters.values()) == 5_771_283_456
+    assert model.dtypes == {"bfloat16": 5_771_283_456}
+    assert sum(model.files[name] for name in model.weights) > 11_542_566_912
+    table = memory([model, codec])
+    assert table["bfloat16"]["model's weights"] == 11_542_566_912
+    assert table["bfloat16"]["KV cache, 1,000 positions"] == 114_688_000
+    codec_bytes = 4 * sum(codec.parameters.values())
+    assert (
+        table["bfloat16"]["codec's weights"] == table["float32"]["codec's weights"] == codec_bytes
+    )
+    for batch in (1, 16):
+        together = 11_542_566_912 + codec_bytes + batch * 2048 * 114_688
+        assert table["bfloat16"][f"together, {batch} x 2,048 positions"] == together
+    assert (
+        table["float32"]["together, 1 x 2,048 positions"]
+        == 2 * 11_542_566_912 + codec_bytes + 2048 * 229_376
+    )
+
+
+def test_the_cache_takes_what_inspect_says():
+    from higgs.inspection import cache_bytes
+    from higgs.model.kv_cache import KVCache
+
+    cache = KVCache(SMALL_MODEL, 1, 100, dtype=torch.bfloat16)
+    held = sum(kept.nbytes for kept in cache.layers)
+    assert cache_bytes(SMALL_MODEL, 100, 2) == held
+
+
+def test_original_codec_names_are_those_of_the_tests(whole):
+    """The loader's table of names against the one that the tests write out apart from it."""
+    theirs = original_codec_names(codec_tensors())
+    original, transformers = (
+        codec_weights.modules(name, 5, 8) for name in ("original", "transformers")
+    )
+    for name in AudioTokenizer.from_pretrained(whole["codec-transformers"]).state_dict():
+        expected = theirs[codec_weights.rename(name, transformers)]
+        assert codec_weights.rename(name, original) == expected

@@ -1,0 +1,417 @@
+"""Training data: codes in shards, manifests, and batches in an order that can be taken up again."""
+
+import json
+import os
+import pickle
+import re
+import signal
+from collections import Counter
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors import SafetensorError
+from torch import Tensor
+
+from higgs import AudioContent, Message
+from higgs.audio import save_audio
+from higgs.config import ModelConfig
+from higgs.data import codes as codes_module
+from higgs.data.chatml import QUIET_ROOM, smart_voice, tokenize, voice_clone, voices_in_system
+from higgs.data.codes import CodesReader, CodesWriter, load_codes, save_codes
+from higgs.data.collator import spread
+from higgs.data.dataset import Batches, DataError, Dataset
+from higgs.data.manifest import FORMS, encode_audio, read_manifest
+from higgs.data.text import TextTokenizer, byte_tokenizer
+
+TOKENIZER = TextTokenizer(byte_tokenizer())
+CONFIG = ModelConfig(vocab_size=TOKENIZER.vocab_size)
+
+
+def clip(index: int, frames: int | None = None) -> Tensor:
+    generator = torch.Generator().manual_seed(index)
+    return torch.randint(0, 1024, (8, frames or 3 + index % 7), generator=generator)
+
+
+def write(folder: Path, count: int, shard_bytes: int = 400) -> Path:
+    with CodesWriter(folder, shard_bytes) as writer:
+        for index in range(count):
+            if f"c{index}" not in writer:
+                writer.add(f"c{index}", clip(index))
+    return folder
+
+
+def test_codes_come_back_from_shards_of_the_stated_size(tmp_path):
+    reader = CodesReader(write(tmp_path, 40, shard_bytes=1000))
+    assert list(reader) == [f"c{index}" for index in range(40)] and len(reader) == 40
+    for index in range(40):
+        assert torch.equal(reader[f"c{index}"], clip(index))
+        assert reader.frames[f"c{index}"] == clip(index).shape[1]
+    assert reader["c0"].dtype == torch.int64 and reader.num_codebooks == 8
+    shards = sorted(tmp_path.glob("*.safetensors"))
+    held = [sum(2 * c.numel() for c in load_codes(path).values()) for path in shards]
+    assert len(held) == 4 and all(1000 <= size < 1000 + 2 * 8 * 10 for size in held[:-1])
+    reader.verify()
+
+
+def test_a_file_of_codes_is_read_like_a_folder(tmp_path):
+    save_codes(tmp_path / "codes.safetensors", {"a": clip(1), "b": clip(2)})
+    reader = CodesReader(tmp_path / "codes.safetensors")
+    assert sorted(reader) == ["a", "b"] and reader.num_codebooks == 8
+    assert torch.equal(reader["b"], clip(2)) and reader.frames["b"] == clip(2).shape[1]
+
+
+def test_reading_opens_only_what_is_asked_for(tmp_path, monkeypatch):
+    write(tmp_path, 40)
+    opened = []
+    real = codes_module.safe_open
+    monkeypatch.setattr(
+        codes_module, "safe_open", lambda path, **how: opened.append(path.name) or real(path, **how)
+    )
+    reader = CodesReader(tmp_path)
+    assert opened == []
+    for name in ("c39", "c39", "c38", "c0"):
+        assert torch.equal(reader[name], clip(int(name[1:])))
+    assert len(opened) == len(set(opened)) == 2
+    again = pickle.loads(pickle.dumps(reader))
+    assert torch.equal(again["c0"], clip(0)) and len(opened) == 3, "another process opens its own"
+
+
+# What a write of 40 clips does, in order: each shard becomes its name, then the index; killed before or after.
+@pytest.mark.parametrize("after", [False, True])
+@pytest.mark.parametrize("moment", [1, 2, 3, 4, 9])
+def test_a_killed_writer_loses_one_shard_at_most(tmp_path, moment, after):
+    child = os.fork()
+    if child == 0:
+        real, calls = os.replace, []
+
+        def replace(source: Path, target: Path) -> None:
+            calls.append(target)
+            if len(calls) == moment and not after:
+                os.kill(os.getpid(), signal.SIGKILL)
+            real(source, target)
+            if len(calls) == moment:
+                os.kill(os.getpid(), signal.SIGKILL)
+
+        os.replace = replace
+        write(tmp_path, 40)
+        os._exit(0)
+    assert os.WTERMSIG(os.waitpid(child, 0)[1]) == signal.SIGKILL
+    shards = (moment - 1 + after) // 2  # those whose index was written
+    safe = list(CodesReader(tmp_path)) if shards else []
+    with CodesWriter(tmp_path) as writer:
+        assert len(writer.written) == len(safe)
+        assert len(writer.index["shards"]) == shards
+    reader = CodesReader(write(tmp_path, 40))
+    reader.verify()
+    assert all(torch.equal(reader[f"c{index}"], clip(index)) for index in range(40))
+    whole = CodesReader(write(tmp_path / "whole", 40))
+    assert reader.hashes == whole.hashes, "as if nothing had happened"
+    assert not list(tmp_path.glob(".*")), "a partial file was left"
+
+
+def test_missing_and_damaged_shards_are_named(tmp_path):
+    write(tmp_path, 40)
+    second, third = (tmp_path / f"codes-0000{n}.safetensors" for n in (1, 2))
+    whole = second.read_bytes()
+    second.unlink()
+    third.write_bytes(third.read_bytes()[:-1])
+    with pytest.raises(
+        ValueError, match=r"codes-00001\.safetensors: missing; codes-00002.*bytes where"
+    ):
+        CodesReader(tmp_path)
+    third.unlink()
+    second.write_bytes(whole)
+    with pytest.raises(ValueError, match=r"codes-00002\.safetensors: missing; fetch"):
+        CodesReader(tmp_path)
+    write(tmp_path / "other", 40)
+    shard = tmp_path / "other" / "codes-00001.safetensors"
+    altered = bytearray(shard.read_bytes())
+    altered[-1] ^= 1
+    shard.write_bytes(altered)
+    with pytest.raises(ValueError, match=r"damaged: codes-00001\.safetensors; fetch"):
+        CodesReader(tmp_path / "other").verify()
+    shard.write_bytes(b"x" * len(altered))
+    reader = CodesReader(tmp_path / "other")
+    assert torch.equal(reader["c0"], clip(0)), "the other shards are read all the same"
+    name = next(iter(load_names(tmp_path / "other", 1)))
+    with pytest.raises(ValueError, match=r"codes-00001\.safetensors is damaged") as caught:
+        reader[name]
+    assert isinstance(caught.value.__cause__, SafetensorError)
+
+
+def load_names(folder: Path, shard: int) -> dict[str, int]:
+    return json.loads((folder / "index.json").read_text())["shards"][shard]["clips"]
+
+
+def test_a_shard_in_another_s_place_is_named(tmp_path):
+    write(
+        tmp_path, 14, shard_bytes=1
+    )  # clips i and i + 7 have as many frames, c10 and c3 differ in name
+    a, b = (tmp_path / f"codes-0000{n}.safetensors" for n in (1, 8))
+    a.write_bytes(b.read_bytes())
+    with pytest.raises(ValueError, match=r"codes-00001\.safetensors is damaged"):
+        CodesReader(tmp_path)["c1"]
+
+
+def test_codes_that_are_not_here_are_named(tmp_path):
+    reader = CodesReader(write(tmp_path, 3))
+    assert reader.missing(["c1", "d", "c2", "e"]) == ["d", "e"]
+    with pytest.raises(KeyError, match="has no codes for 'd'"):
+        reader["d"]
+    with pytest.raises(FileNotFoundError, match=r"there is no index\.json"):
+        CodesReader(tmp_path / "nowhere")
+    (tmp_path / "index.json").write_text('{"shards": [')
+    for open_codes in (CodesReader, CodesWriter):
+        with pytest.raises(ValueError, match=r"index\.json is damaged"):
+            open_codes(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("name", "codes", "message"),
+    [
+        ("c0", clip(0), "codes for 'c0' already"),
+        ("x", clip(0)[:4], "'x' has 4 codebooks, the clips before it 8"),
+        ("x", torch.zeros(8, 0, dtype=torch.long), "T at least 1"),
+        ("x", torch.full((8, 2), 32768), "0 ... 32767"),
+        ("x", torch.zeros(8, 2), r"\[K, T\]"),
+        ("x", torch.zeros(8, dtype=torch.long), r"\[K, T\]"),
+        ("__metadata__", clip(0), "safetensors keeps that name"),
+    ],
+)
+def test_codes_that_cannot_be_kept_are_refused(tmp_path, name, codes, message):
+    with CodesWriter(write(tmp_path, 2)) as writer:
+        with pytest.raises(ValueError, match=message):
+            writer.add(name, codes)
+    assert list(CodesReader(tmp_path)) == ["c0", "c1"]
+
+
+def manifest(folder: Path, *rows: dict | str) -> Path:
+    lines = [row if isinstance(row, str) else json.dumps(row) for row in rows]
+    (folder / "train.jsonl").write_text("\n".join(lines) + "\n")
+    return folder / "train.jsonl"
+
+
+A = {"id": "a", "text": "Hello.", "audio": "a.wav", "speaker": "ada"}
+TALK = {"id": "t", "start_index": 1, "messages": [
+    {"role": "user", "content": ["Listen: ", {"type": "audio", "audio_url": "c0"}]},
+    {"role": "assistant", "content": ["Yes.", {"type": "audio", "audio_url": "c1"}]}]}  # fmt: skip
+
+
+def test_rows_become_conversations(tmp_path):
+    answer = Message("assistant", AudioContent("b.wav"))
+    row = {"id": "b", "text": "Hi.", "audio": "b.wav"}
+    path = manifest(tmp_path, A, row | {"scene": QUIET_ROOM, "description": "calm"}, "", TALK)
+    first, second, third = read_manifest(path)[0]
+    assert second.sample.messages == [*smart_voice("Hi.", QUIET_ROOM, "calm").messages, answer]
+    assert (first.sample.speaker_id, first.sample.start_index, first.names) == ("ada", 2, ["a.wav"])
+    assert third.names == ["c0", "c1"] and third.sample.start_index == 1
+    for form, build in (("voice_clone", voice_clone), ("voice_in_system", None)):
+        path = manifest(tmp_path, A, row | {"reference": "a", "form": form, "scene": QUIET_ROOM})
+        example = read_manifest(path)[0][1]
+        heard = AudioContent("a.wav")
+        asked = (
+            build("Hi.", "Hello.", heard, QUIET_ROOM)
+            if build
+            else voices_in_system("Hi.", [heard], QUIET_ROOM)
+        )
+        assert example.sample.messages == [*asked.messages, answer]
+        assert example.sample.start_index == len(asked.messages), "the reference is not trained on"
+    default = read_manifest(manifest(tmp_path, A, row | {"reference": "a"}))[0][1]
+    assert default.sample.messages[:-1] == voice_clone("Hi.", "Hello.", heard).messages
+
+
+def test_ids_may_be_left_to_the_names(tmp_path):
+    rows = [{"text": "Hi.", "codes": "c3"}, {"text": "Ho.", "audio": "b.wav"}]
+    assert [e.id for e in read_manifest(manifest(tmp_path, *rows))[0]] == ["c3", "b.wav"]
+
+
+WRONG = [
+    ("[1]", "wrong row", "expected an object, got list"),
+    ('{"id": "a",', "wrong row", "not JSON"),
+    ('{"id": "a", "id": "b"}', "wrong row", "'id' stands twice"),
+    (A | {"txt": "x"}, "wrong row", "unknown key 'txt'; keys are id, text, audio"),
+    ({"id": "a", "audio": "a.wav"}, "wrong row", "text is missing"),
+    (A | {"text": 5}, "wrong row", "text: expected a string, got int 5"),
+    (A | {"text": " \n"}, "empty text", "'a' has an empty text"),
+    (A | {"codes": "c1"}, "wrong row", "give either audio or codes"),
+    ({"id": "a", "text": "x"}, "wrong row", "give either audio or codes"),
+    (A | {"id": "z"}, "duplicate id", "'z' stands in .*line 1 already"),
+    (A | {"form": "song"}, "wrong row", f"one of {', '.join(FORMS)}, got 'song'"),
+    (A | {"form": "voice_clone"}, "wrong row", "voice_clone needs a reference"),
+    (A | {"reference": "z", "form": "smart_voice"}, "wrong row", "smart_voice takes no reference"),
+    (A | {"reference": "z", "description": "x"}, "wrong row", "in place of a description"),
+    (A | {"reference": "q"}, "wrong row", "no other utterance 'q' in this file"),
+    (A | {"reference": "a"}, "wrong row", "no other utterance 'a' in this file"),
+    (TALK | {"start_index": 2}, "wrong row", "no assistant's message with content"),
+    (TALK | {"messages": [{"role": "narrator", "content": "x"}]}, "wrong row", r"messages\[0\].role: expected one of"),
+    (TALK | {"messages": [{"role": "assistant", "content": {"audio_url": ""}}] * 2}, "wrong row", "a file, or"),
+    (TALK | {"messages": [{"role": "assistant", "content": {"text": "<SE>", "allow_special": True}}]}, "wrong row",
+     "allow_special=True"),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("row", "kind", "message"), WRONG)
+def test_wrong_rows_are_named_and_counted(tmp_path, row, kind, message):
+    good = {"id": "z", "text": "Hi.", "codes": "c0"}
+    examples, report = read_manifest(manifest(tmp_path, good, row))
+    assert [example.id for example in examples] == ["z"]
+    (problem,) = report.problems
+    assert (problem.kind, problem.place) == (kind, f"{tmp_path / 'train.jsonl'}, line 2")
+    assert re.search(message, problem.what), problem.what
+    assert (report.rows, report.left_out, report.counts) == (2, 1, {kind: 1})
+    assert str(report).startswith(f"1 of 2 rows cannot be used: 1 {kind}\n  ")
+
+
+def fake_encode(waveform: Tensor) -> Tensor:
+    if len(waveform) < 632:
+        raise ValueError("too short")
+    return clip(len(waveform), len(waveform) // 960)
+
+
+def test_audio_is_encoded_once_and_what_cannot_be_is_named(tmp_path):
+    for name, samples in (("a", 9600), ("b", 24_000), ("short", 100), ("long", 240_000)):
+        save_audio(tmp_path / f"{name}.wav", torch.rand(samples) * 0.1, 24_000)
+    (tmp_path / "text.wav").write_text("not audio")
+    names = ("a", "b", "short", "long", "text", "gone")
+    rows = [{"id": n, "text": "Hi.", "audio": f"{n}.wav"} for n in names]
+    part = {"type": "audio", "audio_url": "b.wav", "offset": 0.5}
+    rows.append({"id": "part", "messages": [{"role": "assistant", "content": part}]})
+    rows.append({"id": "again", "text": "Hi.", "audio": "a.wav", "reference": "b"})
+    path = manifest(tmp_path, *rows)
+    examples, _ = read_manifest(path)
+    encoded = []
+
+    def encode(waveform: Tensor) -> Tensor:
+        encoded.append(len(waveform))
+        return fake_encode(waveform)
+
+    for expected in ([9600, 24_000, 100, 12_000], [100]):
+        with CodesWriter(tmp_path / "codes") as writer:
+            problems = encode_audio(examples, tmp_path, writer, encode, max_seconds=5)
+        assert encoded == expected, "what has codes is left alone"
+        encoded.clear()
+        assert [(p.kind, p.place.rpartition(" ")[2]) for p in problems] == [
+            ("unusable audio", "3"), ("too long", "4"), ("unusable audio", "5"), ("missing audio", "6"),
+        ]  # fmt: skip
+    told = "\n".join(problem.what for problem in problems)
+    for words in (
+        "too short",
+        "long.wav: 10.0 s, at most 5 s",
+        "text.wav is not an audio",
+        "gone.wav does not exist",
+    ):
+        assert words in told
+    dataset = Dataset(path, CodesReader(tmp_path / "codes"), TOKENIZER, CONFIG, leave_out=True)
+    assert [example.id for example in dataset.examples] == ["a", "b", "part", "again"]
+    assert dataset.report.counts == {"not encoded": 3, "missing audio": 1}
+    assert dataset.report.rows == 8 and dataset.report.left_out == 4
+    assert [list(CodesReader(tmp_path / "codes"))] == [["a.wav", "b.wav", "b.wav#t=0.5"]]
+
+
+@pytest.fixture()
+def data(tmp_path) -> tuple[Path, CodesReader]:
+    """Thirty utterances of different lengths, and a conversation."""
+    rows = [{"id": f"u{i}", "text": "ab " * (1 + i * 5 % 13), "codes": f"c{i}"} for i in range(30)]
+    rows[7] |= {"reference": "u3", "form": "voice_clone"}
+    return manifest(tmp_path, *rows, TALK), CodesReader(write(tmp_path / "codes", 30))
+
+
+def test_rows_are_those_of_the_collator(data):
+    path, codes = data
+    dataset = Dataset(path, codes, TOKENIZER, CONFIG)
+    assert len(dataset) == 31 and str(dataset.report) == "0 of 31 rows cannot be used"
+    for index, example in enumerate(dataset.examples):
+        row = dataset[index]
+        tokens = tokenize(example.sample, TOKENIZER)
+        clips = [codes[name] for name in example.names]
+        wanted = spread(tokens, clips, dataset.ids, CONFIG, True)
+        assert all(torch.equal(row[key], wanted[key]) for key in wanted)
+        assert dataset.positions[index] == len(row["input_ids"])
+    learnt = dataset[7]["code_labels"]
+    assert (learnt == 1025).sum() == 8, "the answer, and not the reference"
+
+
+def test_what_cannot_be_used_stops_the_dataset_unless_told_otherwise(data):
+    path, codes = data
+    lines = path.read_text().splitlines()
+    extra = [{"id": "x", "text": " ", "codes": "c1"}, {"id": "y", "text": "Hi.", "codes": "c99"}]
+    path = manifest(path.parent, *lines, *extra)
+    whole = Dataset(path, codes, TOKENIZER, CONFIG, leave_out=True)
+    longest = max(whole.positions)
+    name = whole.examples[whole.positions.index(longest)].id
+    message = "3 of 33 rows cannot be used: 1 empty text, 1 too long, 1 missing audio"
+    with pytest.raises(DataError, match=message) as caught:
+        Dataset(path, codes, TOKENIZER, CONFIG, max_positions=longest - 1)
+    dataset = Dataset(path, codes, TOKENIZER, CONFIG, max_positions=longest - 1, leave_out=True)
+    assert dataset.report == caught.value.report and len(dataset) == 30
+    assert f"'{name}' takes {longest} positions, at most {longest - 1}" in str(dataset.report)
+    assert "c99 has no codes in" in str(dataset.report)
+    with pytest.raises(ValueError, match="8 codebooks, the model 4"):
+        Dataset(path, codes, TOKENIZER, ModelConfig(vocab_size=400, num_codebooks=4))
+
+
+def same(a: object, b: object) -> bool:
+    return all(torch.equal(x, y) for x, y in zip(vars(a).values(), vars(b).values(), strict=True))
+
+
+def test_an_epoch_has_every_example_once_in_an_order_of_its_own(data):
+    dataset = Dataset(*data, TOKENIZER, CONFIG)
+    batches = Batches(dataset, max_positions=600, seed=3, pool=16)
+    plans = [batches.plan(epoch) for epoch in range(3)]
+    for plan in plans:
+        assert Counter(i for batch in plan for i in batch) == Counter(range(31))
+        for batch in plan:
+            assert len(batch) * max(dataset.positions[i] for i in batch) <= 600
+    assert plans[0] != plans[1] != plans[2] != plans[0]
+    assert Batches(dataset, max_positions=600, seed=4, pool=16).plan(0) != plans[0]
+    assert Batches(dataset, max_positions=600, seed=3, pool=16).plan(2) == plans[2]
+    batch = next(batches)
+    assert batch.input_ids.shape[1] % 8 == 0 and batch.input_ids.numel() <= 600
+    assert batch.labels is not None and (batch.code_labels >= 0).any()
+
+
+def test_resuming_goes_on_exactly(data):
+    """Stopped in the middle of an epoch, past the end of one, and before anything; into the epoch after the next."""
+    dataset = Dataset(*data, TOKENIZER, CONFIG)
+
+    def fresh() -> Batches:
+        return Batches(dataset, max_positions=600, seed=3, pool=16)
+
+    epoch = len(fresh().plan(0))
+    whole, states, source = [], [], fresh()
+    for _ in range(2 * epoch + 4):
+        states.append(json.dumps(source.state_dict()))
+        whole.append(next(source))
+    for start in (0, 2, epoch, epoch + 3):
+        resumed = fresh()
+        resumed.load_state_dict(json.loads(states[start]))
+        assert all(same(next(resumed), batch) for batch in whole[start:])
+
+
+def test_a_state_of_other_data_is_refused(data):
+    dataset = Dataset(*data, TOKENIZER, CONFIG)
+    state = Batches(dataset, max_positions=600, seed=3).state_dict()
+    with pytest.raises(ValueError, match="seed was 3 and is 4"):
+        Batches(dataset, max_positions=600, seed=4).load_state_dict(state)
+    path = data[0]
+    fewer = manifest(path.parent, *path.read_text().splitlines()[:-1])
+    with pytest.raises(ValueError, match="other batches: dataset was"):
+        Batches(
+            Dataset(fewer, data[1], TOKENIZER, CONFIG), max_positions=600, seed=3
+        ).load_state_dict(state)
+
+
+def test_batches_that_cannot_hold_an_example_are_refused(data, tmp_path):
+    with pytest.raises(ValueError, match="longest example takes .* positions.*a batch holds 100"):
+        Batches(Dataset(*data, TOKENIZER, CONFIG), max_positions=100)
+    nothing = Dataset(manifest(tmp_path), data[1], TOKENIZER, CONFIG)
+    with pytest.raises(ValueError, match="the dataset is empty"):
+        Batches(nothing, max_positions=600)
+
+
+def test_a_batch_trains_the_model(model, golden, data):
+    tokenizer = TextTokenizer.from_pretrained(golden / "text_tokenizer")
+    dataset = Dataset(*data, tokenizer, model.config)
+    output = model(next(Batches(dataset, max_positions=600)))
+    assert output.loss.isfinite() and (output.codebook_losses > 0).all() and output.text_loss > 0

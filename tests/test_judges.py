@@ -1,0 +1,528 @@
+"""The judges: on recordings of people, noisy copies and wrong texts, and against the packages that they come from."""
+
+import importlib.metadata
+import itertools
+import json
+import math
+import sys
+import zlib
+from types import ModuleType, SimpleNamespace
+
+import numpy as np
+import pytest
+import torch
+from conftest import GOLDEN
+from spoken import RATE, clip, clips, made_pair, noise, with_noise
+
+from higgs.audio import resample
+from higgs.evaluate import judges, speaker, wheels
+from higgs.evaluate.judges import (
+    make_judge,
+    make_naturalness_predictor,
+    make_panel,
+    make_speaker_encoder,
+)
+from higgs.evaluate.mel import mel_power
+from higgs.evaluate.moonshine import MoonshineTiny, read_vocabulary
+from higgs.evaluate.pieces import split_at_quiet
+from higgs.evaluate.speaker import equal_error_rate, similarity, without_long_silences
+from higgs.evaluate.text import corpus_rate, word_errors
+from higgs.evaluate.wheels import JudgeUnavailable, wheel_file
+
+
+@pytest.fixture(scope="module")
+def recogniser():
+    return made(make_judge, "moonshine-tiny-en")
+
+
+@pytest.fixture(scope="module")
+def encoder():
+    return made(make_speaker_encoder, "ge2e")
+
+
+@pytest.fixture(scope="module")
+def predictor():
+    return made(make_naturalness_predictor, "dnsmos")
+
+
+def made(make, name):
+    try:
+        return make(name)
+    except JudgeUnavailable as error:
+        pytest.skip(str(error))
+
+
+# ---- names and wheels
+
+
+def test_missing_wheels_say_what_to_install(monkeypatch):
+    with pytest.raises(
+        JudgeUnavailable, match=r"numpy 0\.0\.0 is needed.*requirements-judges\.txt"
+    ):
+        wheel_file(("numpy", "0.0.0"), "numpy/__init__.py")
+    with pytest.raises(JudgeUnavailable, match="without numpy/absent"):
+        wheel_file(("numpy", np.__version__), "numpy/absent")
+
+    def absent(name):
+        raise importlib.metadata.PackageNotFoundError(name)
+
+    monkeypatch.setattr(wheels, "distribution", absent)
+    with pytest.raises(
+        JudgeUnavailable, match=r"moonshine-voice 0\.0\.48 is not installed.*--no-deps"
+    ):
+        MoonshineTiny()
+    panel = make_panel("moonshine-tiny-en", "ge2e", "dnsmos")
+    assert panel.names() == {"recogniser": None, "speaker": None, "naturalness": None}
+    assert [line.partition(":")[0] for line in panel.absent] == [
+        "moonshine-tiny-en",
+        "ge2e",
+        "dnsmos",
+    ]
+    assert all("pip install --no-deps -r requirements-judges.txt" in line for line in panel.absent)
+
+
+def test_names_are_checked_before_anything_is_loaded():
+    with pytest.raises(
+        ValueError, match="no judge 'whisper'; there are: moonshine-tiny-en, whisper-large-v3"
+    ):
+        make_judge("whisper")
+    with pytest.raises(ValueError, match="moonshine-tiny-en knows en only, not de, zh"):
+        make_judge("moonshine-tiny-en", ["zh", "en", "de"])
+    with pytest.raises(ValueError, match="no judge 'moonshine-tiny-en'; there are: ge2e"):
+        make_panel(None, "moonshine-tiny-en")
+    with pytest.raises(ValueError, match="takes no folder"):
+        make_speaker_encoder("ge2e:/somewhere")
+    nobody = make_panel(None)
+    assert nobody.absent == () and nobody.recogniser is None
+
+
+def test_what_was_not_run_here_is_named():
+    every = [*judges.RECOGNISERS, *judges.SPEAKER_ENCODERS, *judges.NATURALNESS_PREDICTORS]
+    assert set(every) - set(judges.NOT_RUN_HERE) == {"moonshine-tiny-en", "ge2e", "dnsmos"}
+
+
+# ---- speech recognition
+
+
+def english_clips():
+    return [(clip.text, clip.waveform) for clip in clips("en")]
+
+
+def test_split_cuts_in_the_pauses_and_loses_nothing():
+    rate = 1000
+    waveform = noise(70 * rate)
+    for second in (25, 49):
+        waveform[second * rate : (second + 1) * rate] = 0
+    pieces = split_at_quiet(waveform, rate, max_seconds=30)
+    assert torch.equal(torch.cat(pieces), waveform)
+    assert all(len(piece) <= 30 * rate for piece in pieces)
+    assert 25 * rate <= len(pieces[0]) <= 26 * rate
+    assert 49 * rate <= len(pieces[0]) + len(pieces[1]) <= 50 * rate
+    assert len(pieces) == 3
+    short = split_at_quiet(waveform[: 30 * rate], rate, max_seconds=30)
+    assert len(short) == 1 and len(short[0]) == 30 * rate
+
+
+def test_vocabulary_lengths_of_one_and_two_bytes(tmp_path):
+    file = tmp_path / "tokenizer.bin"
+    entries = [b"<unk>", b"<s>", b"</s>", b"a", b"", b"<<ST_0>>", b"b" * 200, b"c" * 300]
+    one = [bytes([len(entry)]) + entry for entry in entries[:-2]]
+    two = [
+        bytes([128 + 200 % 128, 200 // 128]) + entries[-2],
+        bytes([128 + 300 % 128, 300 // 128]) + entries[-1],
+    ]
+    file.write_bytes(b"".join(one + two))
+    assert read_vocabulary(file) == [b"", b"", b"", b"a", b"", b"", b"b" * 200, b"c" * 300]
+    file.write_bytes(file.read_bytes()[:-1])
+    with pytest.raises(ValueError, match="entry 7 of 300 bytes"):
+        read_vocabulary(file)
+
+
+@pytest.fixture(scope="module")
+def heard(recogniser):
+    """What is heard in each of the English recordings."""
+    return {clip: recogniser.transcribe(clip.waveform, RATE) for clip in clips("en")}
+
+
+def test_judge_understands_recorded_speech(heard):
+    assert len(heard) >= 5
+    assert corpus_rate([word_errors(clip.text, text) for clip, text in heard.items()]) < 0.05
+
+
+def test_judge_repeats_itself(recogniser):
+    waveform = english_clips()[0][1]
+    assert recogniser.transcribe(waveform, RATE) == MoonshineTiny().transcribe(
+        waveform.clone(), RATE
+    )
+
+
+def test_judge_splits_long_clips(recogniser):
+    texts, waveforms, samples = [], [], 0
+    for text, waveform in english_clips():
+        texts.append(text)
+        waveforms += [waveform, torch.zeros(12_000)]
+        samples += len(waveform) + 12_000
+        if samples > 45 * RATE:
+            break
+    assert samples > 30 * RATE
+    heard = recogniser.transcribe(torch.cat(waveforms), RATE)
+    assert word_errors(" ".join(texts), heard).rate < 0.3
+
+
+def test_judge_hears_nothing_in_silence(recogniser):
+    assert recogniser.transcribe(torch.zeros(RATE), RATE) == ""
+    assert recogniser.transcribe(1e-5 * noise(RATE), RATE) == ""
+
+
+def test_judge_stops_a_loop(recogniser, monkeypatch):
+    text, waveform = max(english_clips(), key=lambda clip: len(clip[0].split()))
+    monkeypatch.setattr(recogniser, "TOKENS_PER_SECOND", 1.0)
+    heard = recogniser.transcribe(waveform, RATE)
+    assert 0 < len(heard.split()) <= math.ceil(len(waveform) / RATE + 1) < len(text.split())
+
+
+def test_judge_refuses_bad_waveforms(recogniser):
+    with pytest.raises(ValueError, match="empty"):
+        recogniser.transcribe(torch.zeros(0), RATE)
+    with pytest.raises(ValueError, match="NaN"):
+        recogniser.transcribe(torch.full((RATE,), math.nan), RATE)
+    with pytest.raises(ValueError, match=r"\[L\].*\(1, 24000\)"):
+        recogniser.transcribe(torch.zeros(1, RATE), RATE)
+    # 4 ms is shorter than any window of the encoder, and no error
+    assert isinstance(recogniser.transcribe(noise(100), RATE), str)
+
+
+def test_judge_names_model_and_wheel(recogniser):
+    assert "tiny-en" in recogniser.name and "moonshine-voice 0.0.48" in recogniser.name
+
+
+def test_errors_grow_with_noise_and_with_other_texts(recogniser, heard):
+    some = list(heard)[::4]
+    texts = [clip.text for clip in some]
+
+    def rate(wanted, found):
+        return corpus_rate([word_errors(*pair) for pair in zip(wanted, found, strict=True)])
+
+    def noisy(snr):
+        return [recogniser.transcribe(with_noise(clip.waveform, snr), RATE) for clip in some]
+
+    clean = [heard[clip] for clip in some]
+    rates = [rate(texts, clean), *(rate(texts, noisy(snr)) for snr in (20, 10, 0))]
+    shuffled = rate(texts[1:] + texts[:1], clean)
+    print(f"WER {rates}, shuffled {shuffled:.3f}")
+    assert rates == sorted(rates)
+    assert rates[0] < 0.05 and rates[1] < rates[3] and 0.3 < rates[3] < shuffled
+    assert shuffled > 0.9
+
+
+# ---- speaker encoder
+
+
+def test_mel_spectra_are_those_of_librosa():
+    """librosa 0.11.0: feature.melspectrogram(sr=16000, n_fft=400, hop_length=160, n_mels=40), frame 50."""
+    found = mel_power(made_pair()[0][:16_000].float(), 400, 160, 40, 16_000)
+    assert found.shape == (101, 40)
+    expected = torch.tensor([4.061010837, 0.002313667443, 0.0001985236013, 0.0008314041188])
+    assert torch.allclose(found[50, [0, 7, 20, 39]], expected, rtol=1e-3)
+
+
+@pytest.mark.parametrize(
+    ("name", "expected"),
+    [
+        ("en-tt-weasels", {2: 0.20953, 87: 0.20347, 89: 0.20266, 107: 0.19526, 17: 0.001413}),
+        ("it-ss-noservice", {89: 0.24148, 196: 0.22208, 125: 0.21959, 122: 0.2101, 17: 0.081756}),
+    ],
+)
+def test_embeddings_are_those_of_resemblyzer(encoder, name, expected):
+    """Resemblyzer 0.1.4: embed_utterance(normalize_volume(waveform, -30, increase_only=True)) at 16 kHz."""
+    embedding = encoder.embed(clip(name).waveform, RATE)
+    assert embedding.shape == (256,) and embedding.norm().item() == pytest.approx(1, abs=1e-6)
+    for place, value in expected.items():
+        assert embedding[place].item() == pytest.approx(value, abs=1e-4)
+
+
+def test_quiet_clips_are_raised_as_resemblyzer_does(encoder):
+    waveform = resample(clip("it-ss-noservice").waveform, RATE, 16_000)
+    assert encoder.embed(0.01 * waveform, 16_000)[89].item() == pytest.approx(0.24857, abs=1e-4)
+
+
+def test_one_speaker_sounds_more_alike_than_two(encoder):
+    voices = [(clip, encoder.embed(clip.waveform, RATE)) for clip in clips()]
+    same, different = [], []
+    for (a, x), (b, y) in itertools.combinations(voices, 2):
+        (same if a.speaker == b.speaker else different).append(similarity(x, y))
+    rate, threshold = equal_error_rate(same, different)
+    mean_same, mean_different = sum(same) / len(same), sum(different) / len(different)
+    print(
+        f"{len(same)} pairs of one speaker {mean_same:.3f}, {len(different)} of two {mean_different:.3f}; "
+        f"equal error rate {rate:.3f} at {threshold:.3f}"
+    )
+    assert mean_same > mean_different + 0.15
+    assert rate < 0.15
+    # and within one language, where the language cannot tell them apart, of one speaker who speaks two
+    spanish = [x for c, x in voices if c.language == "es"]
+    others = [x for c, x in voices if c.speaker != "Allison Smith"]
+    english = [x for c, x in voices if c.language == "en"]
+    across = [similarity(x, y) for x in english for y in spanish]
+    apart = [similarity(x, y) for x in spanish for y in others]
+    assert sum(across) / len(across) > sum(apart) / len(apart)
+
+
+def test_equal_error_rate_by_hand():
+    assert equal_error_rate([0.8, 0.9], [0.1, 0.2]) == (0.0, 0.8)
+    assert equal_error_rate([0.1, 0.2], [0.8, 0.9])[0] == 1.0
+    # at 0.5 one of four of one speaker lies below, and one of four of two speakers above
+    assert equal_error_rate([0.4, 0.5, 0.7, 0.9], [0.1, 0.2, 0.3, 0.6]) == (0.25, 0.5)
+    generator = np.random.default_rng(0)
+    same, different = generator.normal(1, 1, 20_000), generator.normal(-1, 1, 20_000)
+    assert equal_error_rate(same, different)[0] == pytest.approx(
+        0.1587, abs=0.005
+    )  # normal tail at 1
+    with pytest.raises(ValueError, match="got 0 and 2"):
+        equal_error_rate([], [1, 2])
+
+
+def test_long_silences_are_no_part_of_a_voice(encoder):
+    waveform = clip("en-tt-weasels").waveform
+    padded = torch.cat([waveform[:RATE], torch.zeros(5 * RATE), waveform[RATE:]])
+    assert len(without_long_silences(padded, RATE)) < len(waveform) + 0.4 * RATE
+    assert similarity(encoder.embed(padded, RATE), encoder.embed(waveform, RATE)) > 0.95
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(speaker, "without_long_silences", lambda samples, rate: samples)
+        assert similarity(encoder.embed(padded, RATE), encoder.embed(waveform, RATE)) < 0.95
+
+
+def test_encoder_repeats_and_refuses(encoder):
+    waveform = clip("en-tt-weasels").waveform
+    assert torch.equal(encoder.embed(waveform, RATE), encoder.embed(waveform.clone(), RATE))
+    assert encoder.embed(waveform[RATE : RATE + 2000], RATE).shape == (256,)  # 0.08 s
+    for silence in (torch.zeros(RATE), 1e-5 * noise()):
+        with pytest.raises(ValueError, match="no voice in silence"):
+            encoder.embed(silence, RATE)
+    with pytest.raises(ValueError, match="NaN"):
+        encoder.embed(torch.full((RATE,), math.nan), RATE)
+
+
+# ---- naturalness
+
+
+def test_scores_are_those_of_speechmos(predictor):
+    """speechmos 0.0.1.1: dnsmos.run(waveform, 16000), which has librosa compute the mel spectra."""
+    scores = predictor.rate(clip("en-tt-weasels").waveform, RATE)
+    assert tuple(scores) == ("signal", "background", "overall", "p808")
+    assert tuple(scores.values()) == pytest.approx((3.50303, 4.0808, 3.23341, 3.52714), abs=1e-3)
+
+
+def test_windows_are_those_of_speechmos(predictor, monkeypatch):
+    """A window each second while 9.01 s are left, without those that its rounding makes a sample short."""
+    lengths: list[int] = []
+    monkeypatch.setattr(predictor, "_rate_window", lambda w: lengths.append(len(w)) or {"x": 0.0})
+    for seconds, windows in ((9.01, 1), (10.99, 1), (11, 2), (16.5, 7), (33.5, 7), (34, 8)):
+        lengths.clear()
+        predictor.rate(noise(round(seconds * 16_000)), 16_000)
+        assert lengths == [144_160] * windows, seconds
+
+
+def test_scores_fall_with_noise(predictor):
+    # 2.3 s are doubled twice and make one window of 9 s
+    speech = clip("en-privacy-prompt").waveform[: round(2.3 * RATE)]
+    rows = [
+        predictor.rate(x, RATE) for x in (speech, *(with_noise(speech, snr) for snr in (20, 10, 0)))
+    ]
+    print([{name: round(value, 2) for name, value in row.items()} for row in rows])
+    for name in ("overall", "background", "p808"):
+        values = [row[name] for row in rows]
+        assert values == sorted(values, reverse=True), name
+    assert rows[0] == predictor.rate(speech.clone(), RATE)
+    with pytest.raises(ValueError, match="empty"):
+        predictor.rate(torch.zeros(0), RATE)
+
+
+# ---- judges from a hub, on small random weights
+
+
+def formula(key: str, shape: list[int]) -> torch.Tensor:
+    """Weights that depend on the name and the place alone; those of norms lie round 1."""
+    count = math.prod(shape)
+    values = np.sin(0.7 * np.arange(count) + zlib.crc32(key.encode()) % 1000)
+    values *= 1.5 / (count / shape[0]) ** 0.5 if len(shape) > 1 else 0.2
+    norms = ("norm.weight", "bn.weight", "running_var", "weight_g")
+    if key.endswith(norms) or (".bns." in key and key.endswith("weight")):
+        values = 1 + 0.3 * values
+    return torch.tensor(values.reshape(shape), dtype=torch.float32)
+
+
+TINY_WAVLM = {
+    "hidden_size": 32,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 2,
+    "intermediate_size": 64,
+    "conv_dim": (16,) * 7,
+}
+
+
+@pytest.fixture(scope="module")
+def seedtts_checkpoint(tmp_path_factory):
+    golden = json.loads((GOLDEN / "wavlm_ecapa.json").read_text())
+    weights = {
+        key: formula(key, shape) if shape else torch.tensor(0)
+        for key, shape in golden["shapes"].items()
+    }
+    path = tmp_path_factory.mktemp("wavlm") / "wavlm_large_finetune.pth"
+    torch.save({"model": weights}, path)
+    return path, golden["embedding"]
+
+
+def test_wavlm_large_sv_computes_what_its_authors_do(seedtts_checkpoint):
+    """The authors' network and s3prl's WavLM, tiny, with the same weights under their own names."""
+    from higgs.evaluate.wavlm_ecapa import WavLMECAPA
+
+    path, expected = seedtts_checkpoint
+    t = torch.arange(24_000) / 16_000
+    waveform = 0.15 * torch.sin(2 * math.pi * 220 * t) * (1 + torch.sin(2 * math.pi * 3 * t))
+    waveform = waveform + 0.05 * torch.sin(2 * math.pi * 1700 * t * t)
+    judge = WavLMECAPA(path, **TINY_WAVLM)
+    embedding = judge.embed(waveform, 16_000)
+    assert embedding.shape == (256,)
+    assert torch.allclose(embedding[::16], torch.tensor(expected), atol=1e-5)
+    with pytest.raises(ValueError, match=r"0\.10 s are too short"):
+        judge.embed(waveform[:1600], 16_000)
+    with pytest.raises(ValueError, match="silence"):
+        judge.embed(torch.zeros(16_000), 16_000)
+
+
+def test_another_file_is_not_taken_for_wavlm_large(seedtts_checkpoint, tmp_path):
+    from higgs.evaluate.wavlm_ecapa import WavLMECAPA
+
+    path, _ = seedtts_checkpoint
+    with pytest.raises(
+        JudgeUnavailable, match=r"20 tensors are missing, unknown or of another shape, layer_w"
+    ):
+        WavLMECAPA(path, **TINY_WAVLM | {"num_hidden_layers": 3})
+    with pytest.raises(JudgeUnavailable, match="no weights at None: get wavlm_large_finetune.pth"):
+        make_speaker_encoder("wavlm-large-sv")
+    (panel := make_panel(None, f"wavlm-large-sv:{tmp_path}/none.pth"))
+    assert panel.speaker is None and "wavlm-large-sv:/path/to/" in panel.absent[0]
+
+
+def test_wavlm_x_vectors(tmp_path):
+    from transformers import Wav2Vec2FeatureExtractor, WavLMConfig, WavLMForXVector
+
+    torch.manual_seed(0)
+    config = WavLMConfig(
+        **TINY_WAVLM,
+        tdnn_dim=(16, 16, 32),
+        tdnn_kernel=(5, 3, 1),
+        tdnn_dilation=(1, 2, 1),
+        xvector_output_dim=24,
+    )
+    network = WavLMForXVector(config).eval()
+    network.save_pretrained(tmp_path)
+    Wav2Vec2FeatureExtractor(do_normalize=True).save_pretrained(tmp_path)
+    judge = make_speaker_encoder(f"wavlm-base-plus-sv:{tmp_path}")
+    waveform = noise(16_000)
+    embedding = judge.embed(waveform, 16_000)
+    normal = (waveform - waveform.mean()) / (waveform.var(unbiased=False) + 1e-7).sqrt()
+    with torch.inference_mode():
+        expected = network(normal[None]).embeddings[0]
+    assert torch.allclose(embedding, expected / expected.norm(), atol=1e-5)
+    assert str(tmp_path) in judge.name
+
+
+@pytest.fixture(scope="module")
+def tiny_whisper(tmp_path_factory):
+    from transformers import (
+        WhisperConfig,
+        WhisperFeatureExtractor,
+        WhisperForConditionalGeneration,
+        WhisperProcessor,
+        WhisperTokenizer,
+    )
+
+    torch.manual_seed(0)
+    folder = tmp_path_factory.mktemp("whisper")
+    special = "<|endoftext|> <|startoftranscript|> <|en|> <|zh|> <|translate|> <|transcribe|> <|notimestamps|>".split()
+    words = ["\u0120the", "\u0120cat", "\u0120sat"]
+    tokenizer = WhisperTokenizer({word: i for i, word in enumerate([*words, *special])}, merges=[])
+    tokenizer.add_special_tokens({"additional_special_tokens": special[1:]})
+    ids = dict(zip(special, tokenizer.convert_tokens_to_ids(special), strict=True))
+    end = ids["<|endoftext|>"]
+    sizes = {
+        f"{side}_{what}": n
+        for side in ("encoder", "decoder")
+        for what, n in (("layers", 1), ("attention_heads", 2), ("ffn_dim", 16))
+    }
+    network = WhisperForConditionalGeneration(
+        WhisperConfig(
+            vocab_size=len(tokenizer), num_mel_bins=8, d_model=16, max_target_positions=32, **sizes,
+            bos_token_id=end, eos_token_id=end, pad_token_id=end, decoder_start_token_id=ids["<|startoftranscript|>"],
+        )
+    )  # fmt: skip
+    settings = network.generation_config
+    settings.update(
+        _from_model_config=False,
+        begin_suppress_tokens=None,
+        suppress_tokens=list(ids.values()),
+        max_length=12,
+        is_multilingual=True,
+    )
+    settings.lang_to_id = {tag: ids[tag] for tag in ("<|en|>", "<|zh|>")}
+    settings.task_to_id = {task: ids[f"<|{task}|>"] for task in ("transcribe", "translate")}
+    settings.no_timestamps_token_id = ids["<|notimestamps|>"]
+    network.save_pretrained(folder)
+    WhisperProcessor(WhisperFeatureExtractor(feature_size=8), tokenizer).save_pretrained(folder)
+    return folder, ids
+
+
+def test_whisper_is_told_the_language_and_hears_all(tiny_whisper):
+    folder, ids = tiny_whisper
+    judge = make_judge(f"whisper-large-v3:{folder}", ["en", "zh"])
+    begun = []
+    judge._model.model.decoder.register_forward_pre_hook(
+        lambda module, args, kwargs: begun.append(kwargs["input_ids"][0].tolist()), with_kwargs=True
+    )
+    waveform = noise(RATE)
+    for language in ("en", "zh"):
+        begun.clear()
+        text = judge.transcribe(waveform, RATE, language)
+        tags = ("<|startoftranscript|>", f"<|{language}|>", "<|transcribe|>", "<|notimestamps|>")
+        assert begun[0][:4] == [ids[tag] for tag in tags]
+        assert text and set(text.split()) <= {"the", "cat", "sat"}
+    long = judge.transcribe(noise(40 * RATE), RATE)
+    assert len(long.split()) > len(text.split())  # two pieces, not the first 30 s
+    assert judge.transcribe(torch.zeros(RATE), RATE) == ""
+
+
+def test_weights_that_cannot_be_had_say_so(monkeypatch, tmp_path):
+    with pytest.raises(JudgeUnavailable, match=rf"cannot be loaded from {tmp_path}.*JUDGE:FOLDER"):
+        make_judge(f"whisper-large-v3:{tmp_path}")
+    monkeypatch.setitem(sys.modules, "zhconv", None)
+    with pytest.raises(
+        JudgeUnavailable, match="zhconv is not installed.*pip install funasr==1.4.16 zhconv==1.4.3"
+    ):
+        make_judge("paraformer-zh", ["zh"])
+
+
+def test_paraformer_gets_16_khz_and_gives_simplified_characters(monkeypatch):
+    heard = []
+
+    class AutoModel:
+        def __init__(self, **settings):
+            assert settings["model"] == "paraformer-zh"
+
+        def generate(self, input, batch_size_s):
+            heard.append(input)
+            return [{"text": "\u6f22\u5b57"}]
+
+    conversion = ModuleType("zhconv")
+    conversion.convert = lambda text, to: (
+        text.replace("\u6f22", "\u6c49") if to == "zh-cn" else text
+    )
+    monkeypatch.setitem(sys.modules, "zhconv", conversion)
+    monkeypatch.setitem(sys.modules, "funasr", SimpleNamespace(AutoModel=AutoModel))
+    judge = make_judge("paraformer-zh", ["zh"])
+    assert judge.transcribe(noise(RATE), RATE, "zh") == "\u6c49\u5b57"
+    assert heard[0].shape == (16_000,) and heard[0].dtype == np.float32
+    assert judge.transcribe(torch.zeros(RATE), RATE, "zh") == ""
+    with pytest.raises(ValueError, match="knows zh, not 'en'"):
+        judge.transcribe(noise(RATE), RATE, "en")

@@ -1,0 +1,436 @@
+"""What the original's code does wrong, one by one, and that it does not happen here.
+
+Each entry of FLAWS says in a sentence what happens there, and is a check of what happens here. Flaws that the
+original's numbers depend on are kept, and are not in this table: the end of a segment and which repetitions count
+(SamplingConfig.strict_eos has the better rules), and clips that are no whole number of frames (pad_to_hop).
+"""
+
+import inspect
+from collections.abc import Callable
+from dataclasses import replace
+
+import pytest
+import torch
+from conftest import assert_close
+from safetensors.torch import load_file, save_file
+from test_strict_eos import begun
+from tiny import prompt_batch
+from torch import Tensor
+
+from higgs import (
+    AudioContent,
+    AudioTokenizer,
+    ChatMLSample,
+    Engine,
+    Message,
+    SamplingConfig,
+    TextContent,
+)
+from higgs.audio import save_audio
+from higgs.config import ModelConfig
+from higgs.data.chatml import dialogue, smart_voice, tokenize, voice_clone, voices_in_system
+from higgs.data.chatml_json import sample_from_json
+from higgs.data.collator import collate, count_positions, spread
+from higgs.data.text import TextTokenizer, byte_tokenizer
+from higgs.data.voices import list_voices
+from higgs.delay import delayed_segment
+from higgs.model.kv_cache import KVCache
+from higgs.serve.generate import generate
+from higgs.serve.long_form import chunk_seed
+from higgs.tokens import SPECIAL_TOKENS, TokenIds
+
+FLAWS: dict[str, Callable] = {}
+BYTES = TextTokenizer(byte_tokenizer())
+IDS = TokenIds.of(BYTES)
+CONFIG = ModelConfig(vocab_size=BYTES.vocab_size)
+GREEDY = SamplingConfig(temperature=0, ras_window=None)
+A, B = AudioContent("a.wav"), AudioContent("b.wav")
+
+
+def flaw(there: str) -> Callable[[Callable], Callable]:
+    def enter(check: Callable) -> Callable:
+        FLAWS[there] = check
+        return check
+
+    return enter
+
+
+class SilentCodec:
+    """In place of a codec: codes of its clip's length, and silence; it keeps the lengths that it was asked for."""
+
+    sample_rate, num_codebooks, codebook_size, hop_length, frame_rate = 24_000, 8, 1024, 960, 25
+
+    def __init__(self) -> None:
+        self.decoded: list[int] = []
+
+    def encode(self, waveform: Tensor) -> Tensor:
+        return torch.full((8, len(waveform) // 960), 7)
+
+    def decode(self, codes: Tensor) -> Tensor:
+        self.decoded.append(codes.shape[1])
+        return torch.zeros(codes.shape[1] * 960)
+
+
+@pytest.fixture()
+def engine(model, golden) -> Engine:
+    return Engine(model, SilentCodec(), TextTokenizer.from_pretrained(golden / "text_tokenizer"))
+
+
+@pytest.fixture(scope="module")
+def codec(golden) -> AudioTokenizer:
+    return AudioTokenizer.from_pretrained(golden / "codec")
+
+
+@pytest.fixture()
+def says(model, monkeypatch) -> Callable[[list[int]], None]:
+    """Makes the text head choose these tokens, one after another."""
+
+    def script(tokens: list[int]) -> None:
+        coming = iter(tokens)
+
+        def forward(hidden: Tensor) -> Tensor:
+            return torch.nn.functional.one_hot(torch.tensor([next(coming)]), 512).float()
+
+        monkeypatch.setattr(model.text_head, "forward", forward)
+
+    return script
+
+
+@pytest.fixture()
+def plays(model, monkeypatch) -> Callable[[list[int]], None]:
+    """Makes the audio head speak segments of so many frames, of code 7."""
+
+    def script(segments: list[int]) -> None:
+        columns = iter(
+            [1025 if column > frames + k else 7 for k in range(8)]
+            for frames in segments
+            for column in range(1, frames + 9)
+        )
+
+        def audio_logits(hidden: Tensor) -> Tensor:
+            return torch.nn.functional.one_hot(torch.tensor([next(columns)]), 1026).float()
+
+        monkeypatch.setattr(model, "audio_logits", audio_logits)
+
+    return script
+
+
+@flaw("the serving engine dropped reference audio in system and user messages without a word")
+def _(engine: Engine) -> None:
+    sample = voices_in_system("Hi.", [A])
+    codes = torch.arange(24).view(8, 3)
+    batch = engine.prepare(sample, [codes])
+    heard = batch.audio_mask & ~batch.audio_out_mask
+    assert torch.equal(batch.codes[heard].T, delayed_segment(codes, 1024, 1025))
+    other = engine.prepare(sample, [codes + 100])
+    states = [engine.model.hidden(b)[0][:, -1] for b in (batch, other)]
+    assert (states[0] - states[1]).abs().max() > 1e-3, "what is heard reaches what is said"
+
+
+@flaw("an answer without audio raised an IndexError, after all the work")
+def _(engine: Engine, says: Callable) -> None:
+    says([*engine.text_tokenizer.encode("Yes."), engine.ids.end_of_turn])
+    response = engine.generate(smart_voice("Hi."), GREEDY, 50, force_audio=False)
+    assert response.waveform.shape == (0,) and response.codes.shape == (8, 0)
+    assert response.text == "Yes.<|eot_id|>" and response.stop_reason == "stop"
+    assert response.usage.audio_frames == 0
+
+
+@flaw("of several segments, the response held and counted only the first")
+def _(engine: Engine, says: Callable, plays: Callable) -> None:
+    ids = engine.ids
+    says([ids.audio_out_bos, ord("-"), ids.audio_out_bos, ids.end_of_turn])
+    plays([3, 5])
+    response = engine.generate(smart_voice("Hi."), GREEDY, 60, force_audio=False)
+    assert response.codes.shape == (8, 8) and len(response.waveform) == 8 * 960
+    assert [columns.shape[1] for columns in response.delayed] == [3 + 9, 5 + 9]
+    assert (response.usage.audio_frames, response.usage.audio_columns) == (8, 26)
+
+
+@flaw(
+    "generation without a cache crashed at the second column, for it took audio positions for sequences"
+)
+def _(engine: Engine, prompts) -> None:
+    prompt, ids = prompt_batch(prompts, "clone"), engine.ids
+    made = generate(engine.model, prompt, ids, GREEDY, 8, (ids.audio_eos,)).segments[0].delayed
+    for column in range(1, 8):  # each step anew, from the whole of what went before
+        logits = engine.model(begun(prompt, made[:, :column], ids)).audio_logits[0, -1]
+        assert torch.equal(logits.argmax(-1)[:column], made[:column, column])
+
+
+@flaw("a prompt that ended inside a segment crashed, unless it held exactly one column of audio")
+def _(engine: Engine, prompts) -> None:
+    prompt, ids = prompt_batch(prompts, "clone"), engine.ids
+    whole = generate(engine.model, prompt, ids, GREEDY, 16, (ids.audio_eos,)).segments[0].delayed
+    rest = begun(prompt, whole[:, :6], ids)
+    made = generate(engine.model, rest, ids, GREEDY, 10, (ids.audio_eos,))
+    assert torch.equal(made.segments[0].delayed, whole)
+
+
+@flaw(
+    "a run that outgrew the largest cache died and lost everything; no one had looked at its size before"
+)
+def _(engine: Engine) -> None:
+    response = engine.generate(voice_clone("Hi.", "Ho.", A), GREEDY, 20, [torch.full((8, 1200), 7)])
+    assert response.usage.prompt_positions > 1200 and response.stop_reason == "length"
+    assert response.codes.shape == (8, 20 - 8), "what there is by then"
+    cache = KVCache(engine.model.config, 1, 4)
+    with pytest.raises(ValueError, match="holds 4 positions, 5 are needed"):
+        cache.update(0, torch.zeros(1, 2, 5, 16), torch.zeros(1, 2, 5, 16))
+
+
+@flaw("in padded batches, positions were wrong, and the mask was that of another column")
+def _(model, golden) -> None:
+    tokenizer = TextTokenizer.from_pretrained(golden / "text_tokenizer")
+    ids = TokenIds.of(tokenizer)
+    samples = [smart_voice("Hi."), voice_clone("A longer text to say.", "Hm.", A)]
+    codes = [[], [torch.full((8, 4), 7)]]
+    rows = [
+        spread(tokenize(s, tokenizer, generate=True), c, ids, model.config, False)
+        for s, c in zip(samples, codes, strict=True)
+    ]
+    together = model(collate(rows, ids)).text_logits
+    for index, row in enumerate(rows):
+        alone = model(collate([row], ids)).text_logits[0]
+        assert_close(together[index, : len(alone)], alone)
+
+
+@flaw(
+    "the cache's length was guessed from rows that are not zero, and all of it was cleared for each request"
+)
+def _(model) -> None:
+    cache = KVCache(model.config, 1, 3)
+    shape = (1, model.config.num_kv_heads, 3, model.config.head_dim)
+    for value in (
+        0.0,
+        torch.nan,
+    ):  # rows of zeros count; and what an earlier request left is never read
+        for layer in range(model.config.num_layers):
+            cache.update(layer, torch.full(shape, value), torch.full(shape, value))
+        cache.advance(3)
+        assert cache.length == 3
+        cache.reset()
+    x = torch.randn(1, 1, model.config.hidden_size)
+    assert model.decode_step(x, False, cache).isfinite().all() and cache.length == 1
+
+
+@flaw("where the audios of a batch begin was noted once for each conversation, not for each audio")
+def _() -> None:
+    samples = [voices_in_system("Hi.", [A, B, A]), smart_voice("Hi."), voice_clone("Hi.", "Ho.", A)]
+    codes = [[torch.full((8, 2 + n), n) for n in range(len(s.audios))] for s in samples]
+    rows = [
+        spread(tokenize(s, BYTES, generate=True), c, IDS, CONFIG, False)
+        for s, c in zip(samples, codes, strict=True)
+    ]
+    batch = collate(rows, IDS)
+    begins = (batch.codes == 1024).all(-1) & batch.audio_mask
+    assert begins.sum(1).tolist() == [3, 0, 1]
+
+
+@flaw("clips whose branches count frames differently could only be encoded one by one")
+def _(codec: AudioTokenizer) -> None:
+    clips = torch.randn(3, 1, 24_000 + 400) * 0.1
+    together = codec.encode(clips)
+    for clip, codes in zip(clips, together, strict=True):
+        assert torch.equal(codec.encode(clip[0]), codes)
+
+
+@flaw("the codec's codebook_size was the width of its latent")
+def _(codec: AudioTokenizer) -> None:
+    assert codec.codebook_size == codec.config.codebook_size == 1024 != codec.config.codebook_dim
+    codec.decode(torch.full((8, 1), codec.codebook_size - 1))
+    with pytest.raises(ValueError, match="1023"):
+        codec.decode(torch.full((8, 1), codec.codebook_size))
+
+
+@flaw("decoding kept what only gradients need")
+def _(codec: AudioTokenizer) -> None:
+    codec.requires_grad_(True)
+    try:
+        assert not codec.decode(torch.full((8, 3), 7)).requires_grad
+    finally:
+        codec.requires_grad_(False)
+
+
+@flaw("a codec checkpoint without some of its weights loaded all the same")
+def _(golden, tmp_path) -> None:
+    tensors = load_file(golden / "codec" / "model.safetensors")
+    (tmp_path / "config.json").write_text((golden / "codec" / "config.json").read_text())
+    save_file({k: v for k, v in tensors.items() if k != "fc.bias"}, tmp_path / "model.safetensors")
+    with pytest.raises(ValueError, match=r"fc\.bias|fuse\.bias"):
+        AudioTokenizer.from_pretrained(tmp_path)
+
+
+@flaw("clips of 119 to 631 samples raised an error, although there is a frame in them")
+def _(codec: AudioTokenizer) -> None:
+    for samples in (119, 400, 631):
+        clip = torch.randn(samples) * 0.1
+        assert codec.encode(clip).shape == codec.encode(clip, pad_to_hop=True).shape == (8, 1)
+
+
+@flaw(
+    "encoding could change the codebooks, and training mode woke the dropout of the frozen teacher"
+)
+def _(codec: AudioTokenizer) -> None:
+    clip = torch.randn(9600) * 0.1
+    before = {name: tensor.clone() for name, tensor in codec.state_dict().items()}
+    codes = codec.encode(clip)
+    codec.train()
+    try:
+        assert torch.equal(codec.encode(clip), codes)
+    finally:
+        codec.eval()
+    assert all(torch.equal(tensor, before[name]) for name, tensor in codec.state_dict().items())
+
+
+@flaw("a conversation that could not be read came back as four Nones")
+def _() -> None:
+    wrong = {"messages": [{"role": "user", "content": [{"type": "audio"}]}]}
+    with pytest.raises(ValueError, match=r"messages\[0\]\.content\[0\]: audio_url is missing"):
+        sample_from_json(wrong)
+
+
+@flaw("recipients were trained on even before start_index")
+def _() -> None:
+    turns = [Message("assistant", "Hi.", recipient="all"), Message("user", "Ho.")]
+    assert set(tokenize(ChatMLSample(turns, start_index=1), BYTES).labels) == {-100}
+
+
+@flaw(
+    "audio of an unknown role was kept without a placeholder, so that all later audios went to the wrong one"
+)
+def _() -> None:
+    with pytest.raises(ValueError, match="role must be one of system, user, assistant, got 'tool'"):
+        Message("tool", A)
+
+
+@flaw("audio without data was left out, so that the audios after it went to the wrong placeholders")
+def _(engine: Engine, tmp_path) -> None:
+    save_audio(tmp_path / "b.wav", torch.zeros(9600), 24_000)
+    here = AudioContent(str(tmp_path / "b.wav"))
+    for absent in (AudioContent(), AudioContent("placeholder")):
+        with pytest.raises(ValueError, match="audio without a file"):
+            engine.generate(voices_in_system("Hi.", [absent, here]), GREEDY, 20)
+    with pytest.raises(ValueError, match="2 audio placeholders, but 1 code tensors"):
+        engine.prepare(voices_in_system("Hi.", [A, here]), [torch.full((8, 3), 7)])
+
+
+@flaw("offset and duration of an audio were read and not applied")
+def _(engine: Engine, tmp_path) -> None:
+    save_audio(tmp_path / "a.wav", torch.zeros(24_000), 24_000)
+    cut = AudioContent(str(tmp_path / "a.wav"), offset=0.2, duration=0.4)
+    assert engine.reference_codes(cut).shape == (8, 10)
+
+
+@flaw("the strings of special tokens in a user's text became those tokens")
+def _() -> None:
+    specials = {BYTES.token_id(token) for token in SPECIAL_TOKENS.values()}
+    evil = "".join(SPECIAL_TOKENS.values())
+    everywhere = [
+        (smart_voice(evil, evil, evil), smart_voice("", "-", "-")),
+        (voice_clone(evil, evil, AudioContent(evil), evil), voice_clone("", "", A, "-")),
+        (voices_in_system(evil, [evil, A], evil), voices_in_system("", ["", A], "-")),
+        (dialogue([(0, evil)], {0: evil}, evil), dialogue([(0, "")], {0: ""}, "-")),
+        (
+            ChatMLSample([Message("assistant", evil, evil)]),
+            ChatMLSample([Message("assistant", "", "")]),
+        ),
+    ]
+    for sample, plain in everywhere:
+        found, wanted = (
+            [token for token in tokenize(s, BYTES, generate=True).input_ids if token in specials]
+            for s in (sample, plain)
+        )
+        assert found == wanted
+    meant = ChatMLSample([Message("user", TextContent("<SE>", allow_special=True))])
+    assert BYTES.token_id("<SE>") in tokenize(meant, BYTES).input_ids
+
+
+@flaw("collating wrote into its input: from the second epoch on, nothing was trained")
+def _() -> None:
+    tokens = tokenize(ChatMLSample([Message("user", "Hi."), Message("assistant", A)]), BYTES)
+    labels = list(tokens.labels)
+    rows = [spread(tokens, [torch.full((8, 4), 7)], IDS, CONFIG, True) for _ in range(2)]
+    epochs = [collate([row], IDS, labels=True).code_labels for row in (rows[0], rows[0], rows[1])]
+    assert tokens.labels == labels
+    assert all(torch.equal(epoch, epochs[0]) for epoch in epochs)
+    assert (epochs[0] >= 0).sum() == 8 * (4 + 1)
+
+
+@flaw("the length of a conversation left out nine positions of each audio")
+def _() -> None:
+    tokens = tokenize(voices_in_system("Hi.", [A, B]), BYTES)
+    row = spread(tokens, [torch.full((8, 4), 7), torch.full((8, 6), 7)], IDS, CONFIG, False)
+    assert count_positions(tokens, [4, 6], 8) == len(row["input_ids"])
+
+
+@flaw("errors while streaming never reached who waited, and nobody could stop a run")
+def _(engine: Engine) -> None:
+    class Stopped(Exception):
+        pass
+
+    def listener(column: int) -> None:
+        if column == 5:
+            raise Stopped
+
+    with pytest.raises(Stopped):
+        engine.generate(smart_voice("Hi."), GREEDY, 400, on_column=listener)
+
+
+@flaw(
+    "text was decoded token by token, so that characters of several bytes broke, and no usage came at the end"
+)
+def _(engine: Engine, says: Callable) -> None:
+    says([*engine.text_tokenizer.encode("Où? 你好 🎉"), engine.ids.end_of_turn])
+    response = engine.generate(smart_voice("Hi."), GREEDY, 60, force_audio=False)
+    assert response.text == "Où? 你好 🎉<|eot_id|>"
+    assert response.usage.text_tokens == len("Où? 你好 🎉".encode()) + 1
+
+
+@flaw("a chunk without a frame of audio crashed the whole text")
+def _(engine: Engine, plays: Callable) -> None:
+    plays([0])
+    response = engine.generate(smart_voice("Hi."), replace(GREEDY, parity=True), 60)
+    assert response.stop_reason == "stop" and response.usage.audio_columns == 9
+    assert response.waveform.shape == (0,) and response.codes.shape == (8, 0)
+
+
+@flaw("every chunk of a long text was drawn with the same seed")
+def _() -> None:
+    seeds = [chunk_seed(0, index) for index in range(50)]
+    assert len(set(seeds)) == 50 and seeds == [chunk_seed(0, index) for index in range(50)]
+
+
+@flaw("where a transcript was missing, its path was spoken")
+def _(tmp_path) -> None:
+    save_audio(tmp_path / "eva.wav", torch.zeros(9600), 24_000)
+    with pytest.raises(ValueError, match=r"eva: the transcript .*eva\.txt is missing"):
+        list_voices(tmp_path)
+
+
+@flaw("a scene given in words, and not as a file, was ignored")
+def _() -> None:
+    text = BYTES.decode(tokenize(smart_voice("Hi.", "A train hall."), BYTES).input_ids)
+    assert "<|scene_desc_start|>\nA train hall.\n<|scene_desc_end|>" in text
+
+
+@flaw("speakers were sorted as strings: the tenth before the second")
+def _() -> None:
+    text = BYTES.decode(tokenize(dialogue([(n, "Hi.") for n in range(11)]), BYTES).input_ids)
+    described = [line for line in text.splitlines() if line.startswith("SPEAKER")]
+    assert [line.partition(":")[0] for line in described] == [f"SPEAKER{n}" for n in range(11)]
+
+
+@flaw("all audio was decoded in one go at the end, so that memory grew with its length")
+def _(engine: Engine, says: Callable, plays: Callable) -> None:
+    ids = engine.ids
+    says([ids.audio_out_bos, ids.audio_out_bos, ids.audio_out_bos, ids.end_of_turn])
+    plays([4, 2, 3])
+    response = engine.generate(smart_voice("Hi."), GREEDY, 80, force_audio=False)
+    assert engine.tokenizer.decoded == [4, 2, 3] and len(response.waveform) == 9 * 960
+
+
+@pytest.mark.parametrize("there", FLAWS, ids=str)
+def test_not_here(there, request):
+    check = FLAWS[there]
+    check(*(request.getfixturevalue(name) for name in inspect.signature(check).parameters))

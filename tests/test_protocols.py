@@ -1,0 +1,705 @@
+"""From files to rows to tables: scoring, bad input, resuming, dialogues, long speech, public sets, comparisons."""
+
+import json
+import math
+
+import numpy as np
+import pytest
+import torch
+from spoken import RATE, clip, clips, noise, sine
+
+from higgs.audio import save_audio
+from higgs.evaluate import seedtts, sets
+from higgs.evaluate.compare import compare
+from higgs.evaluate.dialogue import Turn, judge_dialogue, summarise_dialogues
+from higgs.evaluate.journal import Journal
+from higgs.evaluate.judges import Panel, make_panel
+from higgs.evaluate.longform import align, click_ratio, drift_per_minute, judge_long
+from higgs.evaluate.protocols import Listener, Utterance, pace_of, transcript_fault
+from higgs.evaluate.speaker import similarity
+from higgs.evaluate.summary import METRICS, length_class, shown, summarise, titles
+from higgs.evaluate.tables import find_table, read_rows, write_rows
+
+# ---- SeedTTS-Eval's scoring: text, what was heard, language, WER by process_one of their run_wer.py with zhon 2.1.1
+# and jiwer 4.0.0
+
+SEEDTTS_CASES = [
+    ("Get the trust fund to the bank early.", "get the trust fund to the bank early", "en", 0),
+    ("The price rose to fifty dollars.", "The price rose to 50 dollars.", "en", 1 / 6),
+    ("He paid $50 in 1999.", "He paid fifty dollars in nineteen ninety nine", "en", 1),
+    ("It's 3.5 kilometres.", "It's 35 kilometres", "en", 0),
+    ("I can't believe it's over.", "I cannot believe it is over", "en", 3 / 5),
+    ("I can't believe it's over.", "I can\u2019t believe it\u2019s over", "en", 2 / 5),
+    ("The dogs' owner wasn't there.", "The dogs owner wasn't there", "en", 1 / 5),
+    ("A well-known mother-in-law.", "A well known mother in law", "en", 5 / 3),
+    ("Turn left \u2014 then right.", "Turn left, then right.", "en", 0),
+    ("The colour of grey.", "The color of gray", "en", 1 / 2),
+    ("Dr. Smith and Mrs. Jones", "Doctor Smith and missus Jones", "en", 2 / 5),
+    ("Hello, world!", "", "en", 1),
+    ("Hello, world!", " ... ", "en", 1),
+    ("Stop.", "Stop. Stop. Stop. Stop.", "en", 3),
+    ("WELL... okay", "well okay", "en", 0),
+    ("今天天气很好。", "今天天气很好", "zh", 0),
+    ("今天天气很好。", "今天天汽很好吗", "zh", 2 / 6),
+    ("我有50块钱，你呢？", "我有五十块钱你呢", "zh", 2 / 8),
+    ("他说：“可以！”", "他说 可以", "zh", 0),
+    ("使用GPT模型", "使用 gpt 模型", "zh", 3 / 7),
+    ("你好世界", "", "zh", 1),
+    ("北京——中国的首都", "北京中国首都", "zh", 1 / 7),
+]
+
+
+@pytest.mark.parametrize(("text", "heard", "language", "expected"), SEEDTTS_CASES)
+def test_seedtts_scoring(text, heard, language, expected):
+    assert seedtts.utterance_wer(text, heard, language) == pytest.approx(expected, abs=1e-12)
+
+
+def test_seedtts_means():
+    found = seedtts.score([0, 0, 0.5, 0.6, 3])
+    assert (found.n, found.above_50) == (5, 2)
+    assert (found.wer, found.wer_below_50) == pytest.approx((4.1 / 5, 0.5 / 3))
+    assert seedtts.score([2.0]).wer_below_50 is None
+    with pytest.raises(ValueError, match="en and zh, not 'de'"):
+        seedtts.utterance_wer("Guten Tag", "guten tag", "de")
+    with pytest.raises(ValueError, match="nothing is left"):
+        seedtts.utterance_wer("...", "a", "en")
+
+
+# ---- made-up judges: the length of a clip tells its words, its pitch its voice
+
+
+class Ear:
+    name, short, languages = "Ear 1.0 (made up)", "Ear", frozenset({"en"})
+
+    def __init__(self, texts):
+        self.texts, self.asked = texts, 0
+
+    def transcribe(self, waveform, sample_rate, language="en"):
+        self.asked += 1
+        text = self.texts.get(len(waveform), "")
+        if text == "broken":
+            raise RuntimeError("the model broke")
+        return text
+
+
+class Pitch:
+    name, short = "Pitch 1.0 (made up)", "Pitch"
+
+    def embed(self, waveform, sample_rate):
+        spectrum = torch.fft.rfft(waveform).abs()
+        if spectrum.max() < 1e-3:
+            raise ValueError("no voice")
+        hertz = spectrum.argmax().item() * sample_rate / len(waveform)
+        angle = hertz / 2000 * math.pi / 2
+        return torch.tensor([math.cos(angle), math.sin(angle)])
+
+
+class Taste:
+    name, short = "Taste 1.0 (made up)", "Taste"
+
+    def rate(self, waveform, sample_rate):
+        return {"overall": 3.0, "signal": 4.0, "background": 2.0, "p808": 3.5}
+
+
+@pytest.fixture
+def folder(tmp_path):
+    """Tones of 200 Hz (one voice) and 1800 Hz (another); what is heard in them hangs on their lengths."""
+    for name, hertz, samples in (
+        ("good", 200, 24_000),
+        ("wrong", 1800, 24_100),
+        ("breaks", 200, 24_200),
+    ):
+        save_audio(tmp_path / f"{name}.wav", sine(hertz, 0.3, samples), RATE)
+    save_audio(tmp_path / "long.wav", sine(200, 0.3, 5 * RATE), RATE)
+    save_audio(tmp_path / "slow.wav", sine(200, 0.3, 8_000, 8_000), 8_000)
+    save_audio(tmp_path / "silent.wav", torch.zeros(RATE), RATE)
+    save_audio(tmp_path / "short.wav", sine(200, 0.3, 50), RATE)
+    (tmp_path / "text.wav").write_text("this is no sound")
+    (tmp_path / "empty.wav").touch()
+    return tmp_path
+
+
+TEXTS = {24_000: "Hello there, you!", 24_100: "Hello bear", 24_200: "broken"}
+TEXTS |= {2 * RATE: "hello there", 8_000: "hello there you", 50: "you"}
+
+
+@pytest.fixture
+def listener():
+    return Listener(Panel(Ear(TEXTS), Pitch(), Taste()), max_seconds=2.0, pace={"en": 0.1})
+
+
+def say(folder, name, text="Hello there you", group="generated", **more):
+    return Utterance(group, name, more.pop("script", name), text, folder / f"{name}.wav", **more)
+
+
+def test_a_row_says_what_was_heard_and_who_spoke(folder, listener):
+    more = {
+        "reference": folder / "long.wav",
+        "others": (folder / "wrong.wav",),
+        "seed": 3,
+        "cap_hit": False,
+    }
+    row = listener.judge(say(folder, "good", **more))
+    assert (row["status"], row["note"], row["heard"], row["seed"]) == (
+        "ok",
+        "",
+        "Hello there, you!",
+        3,
+    )
+    assert (row["words"], row["word_errors"], row["wer_percent"], row["seedtts_wer_percent"]) == (
+        3,
+        0,
+        0,
+        0,
+    )
+    assert row["similarity"] == pytest.approx(1)
+    assert row["similarity_to_others"] == pytest.approx(math.cos(0.8 * math.pi / 2), abs=1e-3)
+    assert (row["mos_overall"], row["mos_p808"], row["silence_share"]) == (3.0, 3.5, 0)
+    assert row["seconds"] == 1 and row["length_ratio"] == pytest.approx(1 / (15 * 0.1))
+    assert row["above_50"] is False and row["cap_hit"] is False
+    row = listener.judge(say(folder, "wrong"))
+    assert (row["word_errors"], row["above_50"], row["similarity"]) == (2, True, None)
+
+
+BAD = {
+    "gone": ("missing", "there is no file"),
+    "silent": ("silent", "below -70 dBFS"),
+    "text": ("unreadable", "not an audio file"),
+    "empty": ("unreadable", "empty.wav"),
+    "long": ("too long", "5.0 s long, judged on the first 2 s"),
+    "slow": ("ok", "8000 Hz instead of 24000 Hz"),
+    "short": ("ok", ""),
+    "breaks": ("not judged", "Ear: the model broke"),
+}
+
+
+def test_bad_input_makes_rows_and_no_crash(folder, listener):
+    items = [say(folder, name) for name in ("good", *BAD)]
+    items += [
+        Utterance("generated", "none", "none", "Hello there you", None),
+        say(folder, "good", "你好", group="chinese"),
+        say(folder, "good", "?!", group="marks"),
+        say(folder, "good"),
+    ]
+    rows = list(listener.judge_all(items))
+    by_name = {row["name"]: row for row in rows[1:9]}
+    for name, (status, note) in BAD.items():
+        assert by_name[name]["status"] == status and note in by_name[name]["note"], by_name[name]
+    assert (rows[9]["status"], rows[9]["note"]) == ("missing", "nothing was generated")
+    assert [row["status"] for row in rows[10:]] == ["another script", "no words", "duplicate"]
+    assert "0 of 2 letters" in rows[10]["note"]
+    assert all(list(row) == list(rows[0]) for row in rows)
+    write_rows(folder / "utterances.parquet", rows)
+    for name in ("gone", "silent", "text", "empty"):
+        assert (by_name[name]["word_errors"], by_name[name]["seedtts_wer_percent"]) == (3, 100)
+
+    (summary,) = summarise([row for row in rows if row["group"] == "generated"], 100, 0)
+    counted = ("n", "missing", "silent", "unreadable", "too_long", "not_scored", "heard")
+    assert [summary[name] for name in counted] == [11, 2, 1, 2, 1, 2, 4]
+    # good 0, long 1, slow 0, short 2 deleted, and 3 for each of five without sound: of 9 times 3 words
+    assert summary["wer_percent"] == pytest.approx(100 * 18 / 27)
+    assert summary["seedtts_wer_percent"] == pytest.approx((100 / 3 + 200 / 3 + 500) / 9)
+    assert summary["seedtts_wer_below_50_percent"] == pytest.approx(100 / 3 / 3)
+
+
+def test_a_reference_that_cannot_be_used_is_noted(folder, listener):
+    item = say(
+        folder,
+        "good",
+        reference=folder / "silent.wav",
+        others=(folder / "gone.wav", folder / "wrong.wav"),
+    )
+    row = listener.judge(item)
+    assert row["status"] == "ok" and row["similarity"] is None and row["similarity_to_others"] > 0
+    assert "silent.wav: no voice" in row["note"] and "gone.wav" in row["note"]
+
+
+def test_without_judges_the_rows_remain(folder):
+    rows = list(
+        Listener(Panel()).judge_all(
+            [say(folder, "good"), say(folder, "gone"), say(folder, "silent")]
+        )
+    )
+    assert [row["status"] for row in rows] == ["ok", "missing", "silent"]
+    assert {row["heard"] for row in rows} == {row["wer_percent"] for row in rows} == {None}
+    (summary,) = summarise(rows, 100, 0)
+    assert (summary["n"], summary["missing"], summary["wer_percent"]) == (3, 1, None)
+
+
+def test_transcripts_of_other_scripts():
+    assert transcript_fault("Hello", "en") is None
+    assert transcript_fault("42", "en") is None
+    assert transcript_fault("我用GPT写字", "zh") is None
+    assert transcript_fault("Привет", "en")[0] == "another script"
+    assert transcript_fault("Hello", "ru")[0] == "another script"
+    assert transcript_fault("...", "en")[0] == transcript_fault("[noise]", "en")[0] == "no words"
+    assert transcript_fault("ⴰⵣⵓⵍ", "zgh") is None  # a language whose script is not known here
+
+
+def test_workers_and_one_after_the_other_agree(folder, listener):
+    items = [
+        say(folder, name, reference=folder / "long.wav")
+        for name in ("good", "wrong", "gone", "slow")
+    ] * 2
+    assert list(listener.judge_all(items, workers=3)) == list(listener.judge_all(items))
+
+
+def test_pace_is_that_of_people():
+    assert pace_of([("ab cd", "en", 1.0), ("abcde", "en", 2.0), ("你好", "zh", 1.0)]) == {
+        "en": 0.3,
+        "zh": 0.5,
+    }
+
+
+# ---- summaries
+
+
+def rows_of(errors, words=10, group="generated", seeds=1, **more):
+    rows = []
+    for script, wrong in enumerate(errors):
+        for seed in range(seeds):
+            row = dict.fromkeys(
+                (
+                    "heard",
+                    "similarity",
+                    "similarity_to_others",
+                    "length_ratio",
+                    "silence_share",
+                    "retries",
+                )
+            )
+            row |= {f"mos_{name}": None for name in ("overall", "signal", "background", "p808")}
+            row |= {
+                "group": group,
+                "name": f"{script}-s{seed}",
+                "script": str(script),
+                "text": f"text {script}",
+                "seed": seed,
+            }
+            row |= {
+                "status": "ok",
+                "words": words,
+                "word_errors": wrong,
+                "characters": 5 * words,
+                "seconds": 2.0,
+            }
+            row |= {
+                "character_errors": wrong,
+                "seedtts_wer_percent": 100 * wrong / words,
+                "above_50": 2 * wrong > words,
+            }
+            rows.append(row | {"cap_hit": False} | more)
+    return rows
+
+
+def test_summary_has_both_scorings_with_intervals():
+    rows = rows_of([0] * 20, words=10) + rows_of([8, 8, 8, 8], words=16, group="long")
+    usual, long = summarise(rows, 500, 0)
+    together, *_ = summarise(rows, 500, 0, key=lambda row: "all")
+    assert [row["group"] for row in (usual, long, together)] == ["generated", "long", "all"]
+    assert together["wer_percent"] == pytest.approx(100 * 32 / 264)
+    assert together["seedtts_wer_percent"] == pytest.approx(50 * 4 / 24)
+    assert together["wer_percent_low"] < together["wer_percent"] < together["wer_percent_high"]
+    # nothing above 50 %, but of 20 texts only: Wilson's interval keeps its width
+    assert (usual["above_50_percent"], usual["above_50_percent_low"]) == (0, 0)
+    assert usual["above_50_percent_high"] == pytest.approx(16.11, abs=0.01)
+    takes = summarise(rows_of([0] * 20, seeds=3), 500, 0)[0]
+    assert takes["above_50_percent_high"] == usual["above_50_percent_high"]
+    assert (takes["n"], takes["scripts"], takes["seeds"]) == (60, 20, "0, 1, 2")
+    assert summarise(rows_of([1]), 500, 0)[0]["wer_percent_high"] == 10  # one text has no interval
+
+
+def test_titles_name_the_judge():
+    names = Panel(Ear({}), Pitch()).names(short=True)
+    assert titles(names)["wer_percent"].endswith("(Ear)") and titles(names)["similarity"].endswith(
+        "(Pitch)"
+    )
+    assert "SeedTTS-Eval" in titles(names)["seedtts_wer_percent"]
+    assert len(set(titles(names).values())) == len(METRICS)
+    (line,) = shown(
+        summarise(rows_of([0, 1, 2, 0, 0, 5]), 500, 0), names, ["wer_percent", "cer_percent"]
+    )
+    title = titles(names)["wer_percent"]
+    assert line[title].startswith("13.3 [") and line["n"] == 6 and len(line) == 11
+
+
+def test_texts_by_length():
+    assert [length_class({"words": n}) for n in (None, 5, 6, 12, 13)] == [
+        "up to 5 words", "up to 5 words", "6 to 12 words", "6 to 12 words", "13 words and more",
+    ]  # fmt: skip
+
+
+# ---- files
+
+
+@pytest.mark.parametrize("suffix", [".parquet", ".jsonl"])
+def test_tables_come_back_as_they_were(tmp_path, suffix):
+    rows = [
+        {
+            "name": "a\u2028b\n",
+            "n": 1,
+            "x": 1 / 3,
+            "y": np.float64(0.5),
+            "ok": True,
+            "none": None,
+            "path": tmp_path,
+        },
+        {"name": "", "n": None, "x": None, "y": 2.0, "ok": False, "none": None, "path": "b"},
+    ]
+    path = tmp_path / f"table{suffix}"
+    write_rows(path, rows)
+    first = path.read_bytes()
+    write_rows(path, [{**row, "x": row["x"] and row["x"] * (1 + 1e-15)} for row in rows])
+    assert path.read_bytes() == first
+    found = read_rows(path)
+    assert found[0] == {**rows[0], "x": 0.333333333, "y": 0.5, "path": str(tmp_path)}
+    assert found[1] == rows[1] and type(found[0]["n"]) is int
+    assert find_table(tmp_path, "table") == path
+    assert [p.name for p in tmp_path.iterdir()] == [path.name]
+    path.write_bytes(first[: len(first) // 2])
+    with pytest.raises(ValueError, match=rf"table{suffix} is no {suffix[1:]} table"):
+        read_rows(path)
+
+
+def test_tables_refuse(tmp_path):
+    for rows, message in (
+        ([], "at least one row"),
+        ([{"a": 1}, {"b": 1}], "row 1 and row 0 differ in the columns a, b"),
+        ([{"a": math.nan}], "row 0, a is nan"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            write_rows(tmp_path / "x.parquet", rows)
+    with pytest.raises(ValueError, match=r"tables are \.parquet, \.jsonl"):
+        write_rows(tmp_path / "x.txt", [{"a": 1}])
+    with pytest.raises(FileNotFoundError, match="x.jsonl does not exist"):
+        read_rows(tmp_path / "x.jsonl")
+    with pytest.raises(FileNotFoundError, match="no utterances table"):
+        find_table(tmp_path, "utterances")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_run_cut_short_goes_on(folder, listener):
+    items = [say(folder, name) for name in ("good", "wrong", "gone", "good", "slow")]
+    whole = list(listener.judge_all(items))
+    ear, path = listener.panel.recogniser, folder / "cache" / "journal.jsonl"
+
+    rows = Journal(path).judge_all(listener, items)
+    begun = [next(rows), next(rows)]
+    with path.open("a") as file:
+        file.write('{"key": "cut off in the mid')
+    ear.asked = 0
+    journal = Journal(path)
+    assert len(journal) == 2 and begun == whole[:2]
+    assert list(journal.judge_all(listener, items)) == whole
+    assert ear.asked == 1  # slow; gone is not asked about, the second good is a duplicate
+    assert list(Journal(path).judge_all(listener, items, workers=2)) == whole and ear.asked == 1
+
+    save_audio(
+        folder / "good.wav", sine(300, 0.3, 24_000), RATE
+    )  # another sound under the same name
+    list(Journal(path).judge_all(listener, items))
+    assert ear.asked == 2
+    lines = path.read_text().splitlines()
+    path.write_text("\n".join(["{", *lines[1:]]) + "\n")
+    with pytest.raises(ValueError, match=r"journal\.jsonl, line 1.*delete the file"):
+        Journal(path)
+
+
+# ---- dialogues
+
+
+def dialogue_of(pitches):
+    """A second of a tone for each turn."""
+    turns = [
+        Turn("ann" if i % 2 == 0 else "bob", f"turn {i} of us", i, i + 1)
+        for i in range(len(pitches))
+    ]
+    waveform = torch.cat([sine(hertz, 0.3) if hertz else torch.zeros(RATE) for hertz in pitches])
+    return waveform, turns
+
+
+def test_dialogue_of_two_voices():
+    waveform, turns = dialogue_of([200, 1800] * 3)
+    panel = Panel(Ear({RATE: "turn 0 of us"}), Pitch())
+    rows = judge_dialogue(panel, "d", waveform, RATE, turns)
+    ann, bob, every = summarise_dialogues(rows)
+    assert (ann["speaker"], bob["speaker"], every["speaker"]) == ("ann", "bob", "all")
+    assert (ann["wer_percent"], every["turns"], every["attributed_right_percent"]) == (
+        pytest.approx(100 * 2 / 12),
+        6,
+        100,
+    )
+    apart = 1 - math.cos(0.8 * math.pi / 2)
+    assert every["similarity_within"] == pytest.approx(1)
+    assert every["dissimilarity"] == pytest.approx(apart, abs=1e-3)
+    assert every["voices"] == pytest.approx(apart**0.5, abs=1e-3)
+    assert every["attributed_right_low"] < 70  # six turns are few
+
+
+def test_dialogue_with_voices_exchanged_and_a_turn_without_sound():
+    waveform, turns = dialogue_of([1800, 1800, 200, 0])
+    panel = Panel(Ear({RATE: "turn 0 of us"}), Pitch())
+    voices = {
+        name: panel.speaker.embed(sine(hertz), RATE)
+        for name, hertz in (("ann", 200), ("bob", 1800))
+    }
+    rows = judge_dialogue(
+        panel, "d", waveform, RATE, [*turns, Turn("bob", "behind the end", 9, 10)], voices
+    )
+    assert [row["attributed"] for row in rows] == ["bob", "bob", "ann", None, None]
+    assert [row["attributed_right"] for row in rows] == [False, True, True, None, None]
+    assert rows[0]["similarity"] == pytest.approx(similarity(*voices.values()), abs=1e-3)
+    assert rows[1]["dissimilarity_to_previous"] == pytest.approx(0, abs=1e-6)
+    assert "no voice" in rows[3]["note"] and "no sound" in rows[4]["note"]
+    assert rows[4]["word_errors"] == 3
+    assert summarise_dialogues(rows)[-1]["attributed_right_percent"] == pytest.approx(200 / 3)
+    with pytest.raises(ValueError, match="no turns"):
+        judge_dialogue(panel, "d", waveform, RATE, [])
+
+
+def test_one_speaker_cannot_be_mistaken():
+    waveform, turns = dialogue_of([200, 200])
+    alone = [Turn("ann", turn.text, turn.start, turn.end) for turn in turns]
+    rows = judge_dialogue(Panel(None, Pitch()), "d", waveform, RATE, alone)
+    assert [row["attributed"] for row in rows] == [None, None]
+    every = summarise_dialogues(rows)[-1]
+    assert (
+        every["wer_percent"] is None
+        and every["voices"] is None
+        and every["similarity_within"] == pytest.approx(1)
+    )
+
+
+# ---- long speech
+
+
+def test_errors_belong_to_the_stretch_in_which_they_were_heard():
+    words = "a b c d e f".split()
+    assert align(words, [["a", "b"], ["c", "d"], ["e", "f"]]) == [(2, 0), (2, 0), (2, 0)]
+    assert align(words, [["a", "x"], ["d", "y", "e"], ["f"]]) == [(2, 1), (3, 2), (1, 0)]
+    assert align(words, [["a", "b"], []]) == [(2, 0), (4, 4)]
+    assert align(words, [[], []]) == [(0, 0), (6, 6)]
+
+
+def test_long_speech_is_judged_stretch_by_stretch():
+    voices = [200] * 24 + [700] * 12  # seconds; after two thirds the voice changes
+    waveform = torch.cat(
+        [torch.cat([sine(hertz, 0.3, 21_600), torch.zeros(2_400)]) for hertz in voices]
+    )
+    panel = Panel(Ear({}), Pitch())
+    rows = judge_long(panel, "long", waveform, RATE, "these are words", seams=[36_000, 732_000])
+    assert rows[0]["start"] == 0 and rows[-1]["end"] == 36
+    assert all(a["end"] == b["start"] for a, b in zip(rows, rows[1:], strict=False))
+    assert all(row["end"] - row["start"] <= 10 for row in rows)
+    assert sum(row["words"] for row in rows) == sum(row["word_errors"] for row in rows) == 3
+    assert [row["seams"] for row in rows].count(1) == 2 and sum(row["clicks"] for row in rows) == 0
+    assert rows[0]["similarity"] == pytest.approx(1) and rows[-1]["similarity"] < 0.95
+    assert drift_per_minute(rows, "similarity") < -0.05
+    assert 0.05 < rows[0]["silence_share"] < 0.15
+    with pytest.raises(ValueError, match=r"seams \[0\] lie outside"):
+        judge_long(panel, "long", waveform, RATE, "word", seams=[0])
+    with pytest.raises(ValueError, match="no words"):
+        judge_long(panel, "long", waveform, RATE, "...")
+
+
+def test_drift_by_hand():
+    rows = [{"start": 60 * m, "end": 60 * m, "x": 2 * m + 1, "y": None} for m in range(4)]
+    assert drift_per_minute(rows, "x") == pytest.approx(2)
+    assert drift_per_minute(rows, "y") is None and drift_per_minute(rows[:2], "x") is None
+
+
+def test_a_cut_clicks_and_speech_does_not():
+    speech = clip("en-confbridge-pin").waveform
+    places = range(2000, len(speech) - 4000, 1500)
+    whole = [click_ratio(speech, place, RATE) for place in places]
+    assert max(whole) < 1.5
+    cut = [click_ratio(torch.cat([speech[:p], speech[p + 777 :]]), p, RATE) for p in places]
+    assert sum(ratio > 1.5 for ratio in cut) > len(cut) / 3
+    tone = sine(200, 0.3)
+    assert click_ratio(torch.cat([tone[:12_030], -tone[12_030:]]), 12_030, RATE) > 10
+    assert click_ratio(tone, 1, RATE) < 1.5 and click_ratio(tone[:2], 1, RATE) == 0
+
+
+# ---- public sets
+
+
+@pytest.fixture
+def seed_tts(tmp_path):
+    """A folder that looks like the English one of SeedTTS-Eval, with recordings of ours."""
+    folder = tmp_path / "seedtts_testset" / "en"
+    prompt, first, second = clips("en")[:3]
+    save_audio(folder / "prompt-wavs" / f"{prompt.id}.wav", prompt.waveform, RATE)
+    save_audio(folder / "wavs" / "first.wav", first.waveform, RATE)
+    save_audio(folder / "wavs" / "other-name.wav", second.waveform, RATE)
+    lines = [
+        f"first|{prompt.text}|prompt-wavs/{prompt.id}.wav|{first.text}",
+        f"second|{prompt.text}|prompt-wavs/{prompt.id}.wav|{second.text}|wavs/other-name.wav",
+        f"third|{prompt.text}|prompt-wavs/{prompt.id}.wav|A text that nobody has recorded.",
+    ]
+    (folder / "meta.lst").write_text("\n".join(lines) + "\n")
+    return folder
+
+
+def test_seed_tts_eval_becomes_a_manifest(seed_tts, capsys):
+    assert sets.main(["seed-tts-eval", str(seed_tts)]) == 0
+    assert "3 texts, 2 with a recording" in capsys.readouterr().out
+    first, second, third = sets.read_set(seed_tts / "meta.jsonl")
+    prompt = clips("en")[0]
+    assert (first.id, first.language, first.speaker, first.text) == (
+        "first",
+        "en",
+        prompt.id,
+        clips("en")[1].text,
+    )
+    assert (
+        second.recording == seed_tts.resolve() / "wavs" / "other-name.wav"
+        and third.recording is None
+    )
+    request = third.wanted_voice().prompt(third.text)
+    assert request.messages[-1].role == "user" and third.wanted_voice().transcript == prompt.text
+    assert sets.convert_seed_tts_eval(seed_tts) == read_rows(seed_tts / "meta.jsonl")
+
+    panel = make_panel("moonshine-tiny-en", "ge2e")
+    if panel.absent:
+        pytest.skip(panel.absent[0])
+    items = [item.utterance("recordings", item.recording) for item in (first, second, third)]
+    rows = list(Listener(panel).judge_all(items))
+    assert [row["status"] for row in rows] == ["ok", "ok", "missing"]
+    assert (
+        rows[0]["wer_percent"] == 0
+        and rows[1]["wer_percent"] < 10
+        and rows[2]["wer_percent"] == 100
+    )
+    assert rows[0]["similarity"] > 0.8
+    assert first.utterance("generated", None, seed=2).name == "first-s2"
+
+
+def test_a_set_with_missing_files_is_refused(seed_tts, capsys):
+    (seed_tts / "wavs" / "other-name.wav").unlink()
+    with (seed_tts / "meta.lst").open("a") as file:
+        file.write(
+            "fourth|Words.|prompt-wavs/none.wav|More words.\nfifth|Words.|../../../gone.wav|Words.\n"
+        )
+    assert sets.main(["seed-tts-eval", str(seed_tts)]) == 1
+    said = capsys.readouterr().err
+    assert all(name in said for name in ("other-name.wav", "none.wav", "gone.wav lies outside"))
+    assert not (seed_tts / "meta.jsonl").exists()
+
+
+def test_a_broken_list_is_refused(seed_tts):
+    source = seed_tts / "meta.lst"
+    good = source.read_text()
+    for line, message in (
+        ("first|a|prompt-wavs/x.wav|b", "the id first stands 2 times"),
+        ("a|b|c", r"line 4: expected id\|prompt text"),
+        ("a|b||d", "line 4: expected"),
+        ("../a|b|c|d", "the id '../a' cannot name a file"),
+    ):
+        source.write_text(f"{good}{line}\n")
+        with pytest.raises(ValueError, match=message):
+            sets.convert_seed_tts_eval(seed_tts)
+    source.write_text("\n")
+    with pytest.raises(ValueError, match="it holds no lines"):
+        sets.convert_seed_tts_eval(seed_tts)
+    with pytest.raises(FileNotFoundError, match="hardcase.lst"):
+        sets.convert_seed_tts_eval(seed_tts, "hardcase.lst")
+    with pytest.raises(ValueError, match="not one of en, zh; give --language"):
+        sets.convert_seed_tts_eval(seed_tts.parent)
+
+
+def test_a_changed_set_is_refused(seed_tts):
+    assert sets.main(["seed-tts-eval", str(seed_tts)]) == 0
+    save_audio(seed_tts / "wavs" / "first.wav", noise(RATE), RATE)
+    with pytest.raises(ValueError, match=r"line 1: .*first\.wav is missing or has changed"):
+        sets.read_set(seed_tts / "meta.jsonl")
+    write_rows(seed_tts / "meta.jsonl", [{"id": "a"}])
+    with pytest.raises(ValueError, match="lacks path, text"):
+        sets.read_set(seed_tts / "meta.jsonl")
+
+
+# ---- comparing
+
+
+def run_folder(path, rows, judges=None):
+    path.mkdir()
+    write_rows(path / "utterances.parquet", rows)
+    provenance = {
+        "judges": judges or {"recogniser": "Ear 1.0", "speaker": None, "naturalness": None}
+    }
+    (path / "provenance.json").write_text(json.dumps(provenance))
+    return path
+
+
+def test_two_copies_of_one_run_do_not_differ(tmp_path):
+    errors = np.random.default_rng(0).binomial(10, 0.2, size=40).tolist()
+    rows = rows_of(errors, seeds=3, similarity=0.7)
+    a, b = (run_folder(tmp_path / name, rows) for name in "ab")
+    found = compare(a, b, resamples=500)
+    shared = {"wer_percent", "cer_percent", "seedtts_wer_percent", "above_50_percent"}
+    compared = {row["metric"] for row in found.rows}
+    assert compared >= shared | {"similarity", "cap_hit_percent"}
+    for row in found.rows:
+        assert (row["difference"], row["low"], row["high"], row["p"], row["p_holm"]) == (
+            0,
+            0,
+            0,
+            1,
+            1,
+        )
+        assert (row["verdict"], row["n"]) == ("no difference", 40)
+    assert found.notes == ["The two tables are equal, row by row."]
+
+
+def test_a_worse_run_is_found_and_holm_allows_for_the_others(tmp_path):
+    generator = np.random.default_rng(0)
+    hard = generator.beta(1, 4, size=60)
+    a = rows_of(generator.binomial(10, hard * 0.5).tolist(), seeds=2, length_ratio=1.0)
+    b = rows_of(generator.binomial(10, hard * 0.9).tolist(), seeds=2, length_ratio=1.2)
+    b += rows_of([10] * 5, group="recordings")  # another group is not compared
+    found = compare(run_folder(tmp_path / "a", a), run_folder(tmp_path / "b", b), resamples=2000)
+    rows = {row["metric"]: row for row in found.rows}
+    wer = rows["wer_percent"]
+    assert wer["difference"] == pytest.approx(wer["b"] - wer["a"]) and wer["low"] > 0
+    assert wer["p"] <= wer["p_holm"] < 0.05 and wer["verdict"] == "A is better"
+    assert rows["length_ratio"]["verdict"] == "B is higher"
+    assert rows["cap_hit_percent"]["verdict"] == "no difference"
+    back = compare(tmp_path / "b", tmp_path / "a", resamples=2000)
+    again = next(row for row in back.rows if row["metric"] == "wer_percent")
+    assert (again["difference"], again["verdict"]) == (
+        pytest.approx(-wer["difference"]),
+        "B is better",
+    )
+
+
+def test_what_cannot_be_compared_is_said(tmp_path):
+    a = rows_of([1, 2, 3, 4], similarity=0.5)
+    b = rows_of([1, 2, 3, 4, 5, 6], similarity=0.6)
+    b[3]["text"] = "something else"
+    other = {"recogniser": "Ear 2.0", "speaker": None, "naturalness": None}
+    folders = run_folder(tmp_path / "a", a), run_folder(tmp_path / "b", b, other)
+    found = compare(*folders, resamples=200)
+    assert {row["metric"] for row in found.rows} == {"similarity", "cap_hit_percent"}
+    assert all(row["n"] == 3 for row in found.rows)
+    said = "\n".join(found.notes)
+    assert "2 scripts are in B only and left out: 4, 5." in said
+    assert "1 scripts have different texts" in said
+    assert "Ear 1.0 in A, Ear 2.0 in B" in said and said.count("Ear 2.0") == 1
+    with pytest.raises(ValueError, match="share 0 scripts of the group 'recordings'"):
+        compare(*folders, group="recordings")
+    with pytest.raises(FileNotFoundError, match="no utterances table"):
+        compare(tmp_path, folders[0])
+
+
+def test_failed_takes_count_in_a_comparison(tmp_path):
+    a, b = rows_of([0] * 12), rows_of([0] * 12)
+    for row in b[:8]:
+        row |= {
+            "status": "missing",
+            "word_errors": 10,
+            "seedtts_wer_percent": 100.0,
+            "above_50": True,
+        }
+    b[11] |= {"status": "another script", "word_errors": None, "words": None}
+    found = compare(run_folder(tmp_path / "a", a), run_folder(tmp_path / "b", b), resamples=2000)
+    wer = next(row for row in found.rows if row["metric"] == "wer_percent")
+    assert (wer["n"], wer["b"], wer["verdict"]) == (11, pytest.approx(100 * 8 / 11), "A is better")

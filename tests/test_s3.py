@@ -1,0 +1,640 @@
+"""Data and checkpoints on S3, against a real server: what works, what each fault says, and that nothing wrong stays."""
+
+import contextlib
+import fcntl
+import os
+import re
+import shlex
+import shutil
+import subprocess
+import sys
+import threading
+from pathlib import Path
+
+import pytest
+from conftest import ROOT
+from s3_server import KEYS, Line, Server, environment, free_ports, md5
+
+from higgs import s3
+from higgs.hub import resolve
+
+DOCUMENT = (ROOT / "docs" / "s3.md").read_text()
+BUCKET = "higgs"
+FILES = {"config.json": b'{"marker": 1}', "tokenizer.json": b"{}", "notes.txt": b"not asked for"}
+
+
+@pytest.fixture(scope="module")
+def server(tmp_path_factory):
+    server = Server(tmp_path_factory.mktemp("s3") / "server")
+    try:
+        server.make_bucket(BUCKET)
+        yield server
+    finally:
+        server.stop()
+
+
+def trouble() -> dict[str, list[list[str]]]:
+    """The table of docs/s3.md: what is wrong -> the messages it quotes, of DVC and of `s3://`."""
+    table = DOCUMENT.partition("## Trouble")[2].partition("\n## ")[0]
+    rows = [line.strip("|").split("|") for line in table.splitlines() if line.startswith("| ")][1:]
+    return {
+        row[0].strip(): [re.findall(r"`([^`]+)`", row[1]), re.findall(r"`([^`]+)`", row[2])]
+        for row in rows
+    }
+
+
+def command(text: str) -> list[str]:
+    """A command, as words, that docs/s3.md shows exactly so."""
+    assert re.search(rf"^{re.escape(text)}( +#.*)?$", DOCUMENT, re.MULTILINE), (
+        f"not in docs: {text}"
+    )
+    return shlex.split(text)
+
+
+# Checkpoints by s3://
+
+
+@pytest.fixture
+def surroundings(server, tmp_path, monkeypatch):
+    """The settings of a user with the writer's keys, and an empty cache. -> sets others."""
+
+    def use(endpoint: str, key: str | None = "writer", secret: str | None = None) -> None:
+        for name in [name for name in os.environ if name.startswith("AWS_")]:
+            monkeypatch.delenv(name)
+        for name, value in environment(endpoint, key, secret).items():
+            monkeypatch.setenv(name, value)
+
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.setenv("HIGGS_CACHE", str(tmp_path / "cache"))
+    use(server.endpoint)
+    return use
+
+
+@pytest.fixture
+def prefix(server, request) -> str:
+    """A checkpoint's files under a name that no other test uses. -> `bucket/prefix`."""
+    name = re.sub(r"\W+", "-", request.node.name)
+    for file, content in FILES.items():
+        server.client.put_object(Bucket=BUCKET, Key=f"{name}/{file}", Body=content)
+    return f"{BUCKET}/{name}"
+
+
+def put(server: Server, prefix: str, name: str, content: bytes) -> None:
+    server.client.put_object(Bucket=BUCKET, Key=f"{prefix.split('/')[1]}/{name}", Body=content)
+
+
+def contents(folder: Path) -> dict[str, bytes]:
+    return {str(p.relative_to(folder)): p.read_bytes() for p in folder.rglob("*") if p.is_file()}
+
+
+class Asked:
+    """A hook that lets everything pass and keeps what was read: (name of the object, first byte)."""
+
+    def __init__(self):
+        self.reads: list[tuple[str, int]] = []
+
+    def __call__(self, up: bool, piece: bytes, passed: int) -> bytes | None:
+        if up and (first := re.search(rb"\r\nrange: bytes=(\d+)-", piece, re.IGNORECASE)):
+            self.reads.append((piece.split()[1].decode().split("/")[-1], int(first[1])))
+        return piece
+
+
+def test_a_prefix_becomes_a_folder_and_is_fetched_once(server, surroundings, prefix):
+    asked = Asked()
+    with Line(server.port, asked) as line:
+        surroundings(line.endpoint, "reader")
+        small = resolve(f"s3://{prefix}/", weights=False)
+        assert contents(small) == {name: FILES[name] for name in ("config.json", "tokenizer.json")}
+        assert len(asked.reads) == 2
+        assert resolve(f"s3://{prefix}") == small and len(asked.reads) == 2
+
+
+def test_a_changed_object_is_another_version(server, surroundings, prefix):
+    before = resolve(f"s3://{prefix}")
+    put(server, prefix, "config.json", FILES["config.json"].replace(b"1", b"2"))
+    after = resolve(f"s3://{prefix}")
+    assert after != before
+    assert (after / "config.json").read_bytes() == b'{"marker": 2}'
+    assert (before / "config.json").read_bytes() == b'{"marker": 1}'
+
+
+def test_the_engine_speaks_from_a_bucket(server, surroundings, nano):
+    from higgs import Engine, SamplingConfig
+    from higgs.data.chatml import smart_voice
+
+    for part in ("model", "codec"):
+        server.put(nano / part, BUCKET, f"nano/{part}")
+    place = f"s3://{BUCKET}/nano"
+    for part in ("model", "codec"):
+        assert contents(resolve(f"{place}/{part}")) == contents(nano / part)
+    engine = Engine.from_pretrained(f"{place}/model", f"{place}/codec", device="cpu")
+    prompt = smart_voice("Good morning.", speaker="feminine")
+    codes = engine.generate(prompt, SamplingConfig(seed=0), max_new_tokens=12).codes
+    assert codes.shape[0] == 8 and codes.shape[1] > 0
+
+
+def test_a_broken_download_goes_on_where_it_stopped(server, surroundings, prefix, monkeypatch):
+    monkeypatch.setattr(s3, "BLOCK", 2**16)
+    monkeypatch.setattr(s3, "REQUESTS", 1)
+    weights = os.urandom(10 * 2**16 + 5)
+    put(server, prefix, "model.safetensors", weights)
+    left = 5 * 2**16
+
+    def cut(up: bool, piece: bytes, passed: int) -> bytes | None:
+        nonlocal left
+        left -= 0 if up else len(piece)
+        return piece if left > 0 else None
+
+    with Line(server.port, cut) as line:
+        surroundings(line.endpoint)
+        with pytest.raises(
+            ConnectionError, match=f"s3://{prefix} at {line.endpoint}: no S3 server"
+        ):
+            resolve(f"s3://{prefix}")
+    (partial,) = (Path(os.environ["HIGGS_CACHE"]) / prefix).rglob("*.part")
+    here = partial.stat().st_size
+    assert 0 < here < len(weights) and weights.startswith(partial.read_bytes())
+    asked = Asked()
+    with Line(server.port, asked) as line:
+        surroundings(line.endpoint)
+        folder = resolve(f"s3://{prefix}")
+    assert (folder / "model.safetensors").read_bytes() == weights
+    assert min(first for name, first in asked.reads if name == "model.safetensors") == here
+    assert not list(folder.rglob("*.part"))
+
+
+def test_truncated_answers_are_asked_for_again_and_then_an_error(
+    server, surroundings, prefix, monkeypatch
+):
+    _, broke = trouble()["altered or cut off on the way"][1]
+    put(server, prefix, "model.safetensors", bytes(3 * 2**16))
+    with Line(
+        server.port, lambda up, piece, passed: piece if up or passed < 2**17 else None
+    ) as line:
+        surroundings(line.endpoint)
+        with pytest.raises(ConnectionError, match=f"{broke} .* what has arrived is kept"):
+            resolve(f"s3://{prefix}")
+        assert not list(Path(os.environ["HIGGS_CACHE"]).rglob("model.safetensors"))
+        monkeypatch.setattr(s3, "BLOCK", 2**16)  # now two of three fit through before each cut
+        folder = resolve(f"s3://{prefix}")
+    assert (folder / "model.safetensors").read_bytes() == bytes(3 * 2**16)
+
+
+@pytest.mark.parametrize("parts", [0, 2])
+def test_a_file_that_arrives_altered_is_deleted(server, surroundings, prefix, parts):
+    content = bytes(5 * 2**20) + b"the marker" if parts else FILES["config.json"]
+    if parts:
+        upload_in_parts(server, prefix, "model.safetensors", content)
+        assert contents(resolve(f"s3://{prefix}"))["model.safetensors"] == content
+        shutil.rmtree(os.environ["HIGGS_CACHE"])
+
+    damaged, _ = trouble()["altered or cut off on the way"][1]
+
+    def alter(up: bool, piece: bytes, passed: int) -> bytes:
+        return piece if up else piece.replace(b"marker", b"Marker")
+
+    with Line(server.port, alter) as line:
+        surroundings(line.endpoint)
+        with pytest.raises(OSError, match=rf"s3://{prefix}/\S+ {damaged} .* Run it again"):
+            resolve(f"s3://{prefix}")
+    left = contents(Path(os.environ["HIGGS_CACHE"]))
+    assert not any(b"Marker" in found for found in left.values())
+    surroundings(server.endpoint)
+    assert content in contents(resolve(f"s3://{prefix}")).values()
+
+
+def upload_in_parts(server: Server, prefix: str, name: str, content: bytes) -> None:
+    where = {"Bucket": BUCKET, "Key": f"{prefix.split('/')[1]}/{name}"}
+    upload = server.client.create_multipart_upload(**where)["UploadId"]
+    parts = []
+    for number, start in enumerate(range(0, len(content), 5 * 2**20), start=1):
+        body = content[start : start + 5 * 2**20]
+        part = server.client.upload_part(**where, UploadId=upload, PartNumber=number, Body=body)
+        parts.append({"ETag": part["ETag"], "PartNumber": number})
+    server.client.complete_multipart_upload(
+        **where, UploadId=upload, MultipartUpload={"Parts": parts}
+    )
+
+
+def test_an_object_replaced_while_it_is_read(server, surroundings, prefix):
+    """The listing names one version, the bytes are of another: no mixture gets a name."""
+
+    (replaced,) = trouble()["replaced during the download"][1]
+
+    def replace(up: bool, piece: bytes, passed: int) -> bytes:
+        if up and b"/config.json" in piece.partition(b"\r\n")[0] and piece.startswith(b"GET"):
+            put(server, prefix, "config.json", FILES["config.json"].replace(b"1", b"3"))
+        return piece
+
+    with Line(server.port, replace) as line:
+        surroundings(line.endpoint)
+        with pytest.raises(OSError, match=f"s3://{prefix}/config.json {replaced}"):
+            resolve(f"s3://{prefix}")
+    surroundings(server.endpoint)
+    assert contents(resolve(f"s3://{prefix}"))["config.json"] == b'{"marker": 3}'
+
+
+def test_only_one_process_at_a_time_writes_a_folder(server, surroundings, prefix):
+    def free() -> bool:
+        (path,) = Path(os.environ["HIGGS_CACHE"]).rglob("*.lock")
+        with path.open("w") as lock, contextlib.suppress(BlockingIOError):
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            return True
+        return False
+
+    found = []
+
+    def look(up: bool, piece: bytes, passed: int) -> bytes:
+        if up and b"\r\nrange: bytes=" in piece.lower():
+            found.append(free())
+        return piece
+
+    with Line(server.port, look) as line:
+        surroundings(line.endpoint)
+        resolve(f"s3://{prefix}")
+    assert found == [False, False] and free()
+
+
+class Said:
+    """A file system that answers with what a server said: for what the test's server cannot be brought to say."""
+
+    def __init__(self, **head):
+        self.head = head
+
+    def find(self, url: str, detail: bool) -> dict:
+        return {"b/p/../../x": {"name": "b/p/../../x", "size": 1, "ETag": '"0"'}}
+
+    def split_path(self, path: str) -> tuple:
+        return (*path.split("/", 1), None)
+
+    def call_s3(self, method: str, **_) -> dict:
+        return self.head
+
+
+def test_no_object_is_written_outside_the_folder():
+    with pytest.raises(ValueError, match=r"b/p/\.\./\.\./x"):
+        s3.listed(Said(), "s3://b/p", "b/p/")
+
+
+def test_a_tag_that_is_no_hash_leaves_the_size(tmp_path):
+    """Of an object encrypted with a key of KMS the ETag has the form of an MD5 and is none."""
+    path = tmp_path / "file"
+    path.write_bytes(b"12345")
+    tag = md5(b"of something else")
+    info = {"name": "b/k", "ETag": f'"{tag}"', "size": 5}
+    head = {"ETag": info["ETag"], "ContentLength": 5}
+    assert s3.damage(Said(**head, ServerSideEncryption="aws:kms"), info, path) is None
+    assert "damaged" in s3.damage(Said(**head, ServerSideEncryption="AES256"), info, path)
+    short = info | {"size": 6}
+    assert "damaged" in s3.damage(Said(**head, ServerSideEncryption="aws:kms"), short, path)
+    assert s3.has_tag(path, "made-up-by-the-server", 5)
+    assert s3.has_tag(path, f"{tag}-2", part_size=5)  # five bytes are one part of five, not two
+    assert not s3.has_tag(path, f"{tag}-2", part_size=3)
+    whole = md5(bytes.fromhex(md5(b"123") + md5(b"45")))
+    assert s3.has_tag(path, f"{whole}-2", part_size=3)
+
+
+SETTINGS = {  # what is wrong -> whose key, its secret
+    "wrong secret": ("writer", "wrong"),
+    "unknown key": ("nobody", "wrong"),
+    "no key": (None, None),
+}
+FAULTS = [*SETTINGS, "server down", "bucket missing", "nothing under the prefix"]
+
+
+@pytest.mark.parametrize("fault", FAULTS)
+def test_a_fault_names_the_address_and_what_to_set(server, surroundings, prefix, fault):
+    endpoint = server.endpoint
+    if fault == "server down":
+        endpoint = f"http://127.0.0.1:{free_ports(1)[0]}"
+    surroundings(endpoint, *SETTINGS.get(fault, ()))
+    url = {"bucket missing": "s3://no-such-bucket/p", "nothing under the prefix": f"s3://{prefix}x"}
+    url = url.get(fault, f"s3://{prefix}")
+    kind = PermissionError if fault in SETTINGS else FileNotFoundError
+    with pytest.raises(ConnectionError if fault == "server down" else kind) as caught:
+        resolve(url)
+    said = str(caught.value)
+    assert said.startswith(f"{url} at {endpoint}: ")
+    assert trouble()[fault][1] and all(quote in said for quote in trouble()[fault][1])
+    assert contents(Path(os.environ["HIGGS_CACHE"])) == {}
+
+
+def test_other_mistakes(surroundings, monkeypatch):
+    with pytest.raises(ValueError, match=r"expected s3://bucket/prefix"):
+        resolve("s3:///prefix")
+    monkeypatch.setenv("AWS_PROFILE", "nobody")
+    with pytest.raises(OSError, match=r"^s3://b/p: The config profile \(nobody\) could not be"):
+        resolve("s3://b/p")
+
+
+def test_an_error_of_the_disk_stays_one(server, surroundings, prefix, tmp_path, monkeypatch):
+    (tmp_path / "file").write_text("in the way")
+    monkeypatch.setenv("HIGGS_CACHE", str(tmp_path / "file"))
+    with pytest.raises(NotADirectoryError):
+        resolve(f"s3://{prefix}")
+
+
+# Data by DVC
+
+
+def run(folder: Path, *words: str, settings: dict | None = None) -> tuple[int, str]:
+    """A command with nothing of this machine's settings. -> exit code, what it said."""
+    result = subprocess.run(
+        words, cwd=folder, env=outside(settings or {}), capture_output=True, text=True
+    )
+    return result.returncode, result.stdout + result.stderr
+
+
+def outside(settings: dict) -> dict:
+    home = os.environ["S3_TEST_HOME"]
+    return settings | {
+        "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}",
+        "HOME": home,
+        "DVC_SITE_CACHE_DIR": f"{home}/site",
+        "DVC_NO_ANALYTICS": "1",
+        **{
+            f"GIT_{who}_{what}": "t"
+            for who in ("AUTHOR", "COMMITTER")
+            for what in ("NAME", "EMAIL")
+        },
+    }
+
+
+def done(folder: Path, *words: str, settings: dict | None = None) -> str:
+    code, said = run(folder, *words, settings=settings)
+    assert code == 0, said
+    return said
+
+
+@pytest.fixture(scope="module")
+def repository(server, tmp_path_factory) -> Path:
+    """A small repository with this one's settings of Git, DVC and make; its data are pushed by `make s3`."""
+    home = tmp_path_factory.mktemp("home")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("S3_TEST_HOME", str(home))
+        folder = new_repository(home / "repository")
+        for name in ("Makefile", "constraints.txt", "pyproject.toml", "requirements-judges.txt"):
+            shutil.copy(ROOT / name, folder / name)
+        (folder / ".venv").mkdir()
+        (folder / ".venv" / "bin").symlink_to(Path(sys.executable).parent)
+        (folder / ".venv" / "installed").touch()  # later than what it hangs on
+        for name in ("ada", "ben", "eva"):
+            (folder / "data" / f"{name}.flac").write_bytes(os.urandom(300_000))
+        done(folder, "dvc", "add", "--quiet", "data")
+        done(folder, "git", "add", "--all")
+        done(folder, "git", "commit", "--quiet", "--message", "data")
+        address = [f"URL=s3://{BUCKET}/team", f"ENDPOINT={server.endpoint}"]
+        assert f"now use s3://{BUCKET}/team" in done(folder, "make", "s3", *address)
+        said = done(folder, *command("dvc push"), settings=environment("http://unused"))
+        assert "4 files pushed" in said
+        yield folder
+
+
+def new_repository(folder: Path) -> Path:
+    (folder / ".dvc").mkdir(parents=True)
+    (folder / "data").mkdir()
+    for name in (".gitignore", ".dvcignore", ".dvc/config"):
+        shutil.copy(ROOT / name, folder / name)
+    done(folder, "git", "init", "--quiet", "--initial-branch=main")
+    return folder
+
+
+def point(folder: Path, url: str, endpoint: str) -> Path:
+    """What `make s3` writes."""
+    lines = [
+        "[core]",
+        "remote = s3",
+        "['remote \"s3\"']",
+        f"url = {url}",
+        f"endpointurl = {endpoint}",
+    ]
+    (folder / ".dvc" / "config.local").write_text("\n".join(lines) + "\n")
+    return folder
+
+
+def clone(repository: Path, folder: Path, url: str, endpoint: str) -> Path:
+    """A fresh one: its cache is empty, and it has the data of `url`."""
+    done(repository, "git", "clone", "--quiet", str(repository), str(folder))
+    return point(folder, url, endpoint)
+
+
+def copy(repository: Path, folder: Path, url: str, endpoint: str) -> Path:
+    """One with the data in its cache, about to push them to `url`."""
+    shutil.copytree(repository, folder, symlinks=True)
+    return point(folder, url, endpoint)
+
+
+def data(folder: Path) -> dict[str, bytes]:
+    return contents(folder / "data")
+
+
+def check_cache(folder: Path) -> None:
+    """No object of the cache has bytes other than those its name says."""
+    for name, content in contents(folder / ".dvc" / "cache" / "files" / "md5").items():
+        assert md5(content) == name.replace("/", "").removesuffix(".dir"), name
+
+
+def check_bucket(server: Server, prefix: str) -> dict[str, bytes]:
+    objects = server.objects(BUCKET, f"{prefix}/files/md5/")
+    for key, content in objects.items():
+        assert md5(content) == key.partition("/md5/")[2].replace("/", "").removesuffix(".dir")
+    return objects
+
+
+@pytest.mark.skipif(shutil.which("make") is None, reason="make is not installed")
+def test_the_switch_changes_nothing_tracked_and_has_a_way_back(server, repository, tmp_path):
+    local = (repository / ".dvc" / "config.local").read_text()
+    assert f"url = s3://{BUCKET}/team" in local and "remote = s3" in local
+    assert not any(secret in local for secret in (*KEYS.values(), "key"))
+    assert done(repository, "git", "status", "--porcelain") == ""
+    folder = tmp_path / "clone"
+    shutil.copytree(repository, folder, symlinks=True)
+    for words in (["URL=http://somewhere"], ["URL=s3://"], []):
+        code, said = run(folder, "make", "s3", *words, settings={"URL": "s3://from/outside"})
+        assert code != 0 and "make s3 URL=s3://bucket/prefix" in said
+    assert "now use the store in the repository" in done(folder, "make", "s3", "URL=")
+    assert "remote = " not in (folder / ".dvc" / "config.local").read_text()
+    assert done(folder, "git", "status", "--porcelain") == ""
+
+
+def test_pull_into_a_fresh_clone_with_a_key_that_only_reads(server, repository, tmp_path):
+    folder = clone(repository, tmp_path / "clone", f"s3://{BUCKET}/team", server.endpoint)
+    done(folder, *command("dvc pull data.dvc"), settings=environment("http://unused", "reader"))
+    assert data(folder) == data(repository) and len(data(folder)) == 3
+    check_cache(folder)
+    check_bucket(server, "team")
+
+
+PULLS = ["wrong secret", "no key", "server down", "bucket missing, on pull"]
+
+
+@pytest.mark.parametrize("fault", PULLS)
+def test_a_pull_that_fails_says_so_and_leaves_nothing(server, repository, tmp_path, fault):
+    endpoint = server.endpoint
+    if fault == "server down":
+        endpoint = f"http://127.0.0.1:{free_ports(1)[0]}"
+    bucket = "no-such-bucket" if "bucket" in fault else BUCKET
+    folder = clone(repository, tmp_path / "clone", f"s3://{bucket}/team", endpoint)
+    settings = environment("http://unused", *SETTINGS.get(fault, ()))
+    code, said = run(folder, "dvc", "pull", settings=settings)
+    check_fault(fault, code, said)
+    assert data(folder) == {} and contents(folder / ".dvc" / "cache") == {}
+    if fault == "no key":
+        # Not a check: it compares what is here, which is nothing, and asks nobody.
+        assert "are in sync" in done(folder, "dvc", "status", "-c", settings=settings)
+
+
+@pytest.mark.parametrize("fault", ["key may only read", "bucket missing"])
+def test_a_push_that_fails_says_so_and_leaves_nothing(server, repository, tmp_path, fault):
+    bucket = "no-such-bucket" if "bucket" in fault else BUCKET
+    folder = copy(repository, tmp_path / "copy", f"s3://{bucket}/other", server.endpoint)
+    key = "reader" if "read" in fault else "writer"
+    check_fault(fault, *run(folder, "dvc", "push", settings=environment("http://unused", key)))
+    assert server.objects(BUCKET, "other/") == {}
+    assert data(folder) == data(repository)
+
+
+def check_fault(fault: str, code: int, said: str) -> None:
+    quotes = trouble()[fault][0]
+    assert code != 0, said
+    assert quotes and all(quote in said for quote in quotes), said
+
+
+def test_the_table_has_no_row_that_is_not_tested():
+    pushes = {"key may only read", "bucket missing", "object altered in the bucket"}
+    on_the_way = {"altered or cut off on the way", "replaced during the download"}
+    assert set(trouble()) == {*FAULTS, *PULLS} | pushes | on_the_way
+
+
+def test_an_altered_object_is_noticed_named_and_repaired(server, repository, tmp_path):
+    """Same name, same size, other bytes: `verify = true` is what notices."""
+    settings = environment(server.endpoint)
+    url = f"s3://{BUCKET}/altered"
+    folder = copy(repository, tmp_path / "copy", url, server.endpoint)
+    done(folder, "dvc", "push", settings=settings)
+    good = check_bucket(server, "altered")
+    bad = next(key for key, content in good.items() if len(content) == 300_000)
+    server.client.put_object(Bucket=BUCKET, Key=bad, Body=bytes(300_000))
+
+    fresh = clone(repository, tmp_path / "fresh", url, server.endpoint)
+    code, said = run(fresh, "dvc", "pull", settings=settings)
+    check_fault("object altered in the bucket", code, said)
+    assert data(fresh) == {}
+    check_cache(fresh)
+    words = command("dvc fetch -v 2>&1 | grep 'corrupted cache file'")
+    said = run(fresh, *words[:3], settings=settings)[1]
+    (named,) = re.findall(r"corrupted cache file '.*/(files/md5/\w\w/\w+)'", said)
+    assert bad == f"altered/{named}"
+    check_cache(fresh)
+
+    # A push trusts its notes of what the bucket holds, until the folder's own object is missing.
+    assert "up to date" in done(folder, "dvc", "push", settings=settings)
+    (listing,) = (key for key in good if key.endswith(".dir"))
+    words = command(
+        "python -c \"import s3fs; s3fs.S3FileSystem().rm(['bucket/OBJECT', 'bucket/LISTING'])\""
+    )
+    code = words[2].replace("bucket/OBJECT", f"{BUCKET}/{bad}")
+    code = code.replace("bucket/LISTING", f"{BUCKET}/{listing}")
+    done(folder, sys.executable, "-c", code, settings=settings)
+    assert "2 files pushed" in done(folder, "dvc", "push", settings=settings)
+    assert check_bucket(server, "altered") == good
+    done(fresh, "dvc", "pull", settings=settings)
+    assert data(fresh) == data(repository)
+
+
+def test_a_killed_push_is_pushed_again(server, repository, tmp_path):
+    """Killed while the second of three files is on its way: the bucket holds whole objects only."""
+    url = f"s3://{BUCKET}/killed"
+    halfway, killed = threading.Event(), threading.Event()
+    passed = 0
+
+    def hold(up: bool, piece: bytes, _: int) -> bytes | None:
+        nonlocal passed
+        passed += len(piece) if up else 0
+        if passed > 450_000:
+            halfway.set()
+            killed.wait()
+            return None
+        return piece
+
+    with Line(server.port, hold) as line:
+        folder = copy(repository, tmp_path / "copy", url, line.endpoint)
+        push = subprocess.Popen(
+            ["dvc", "push", "--jobs", "1"],
+            cwd=folder,
+            env=outside(environment(line.endpoint)),
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.DEVNULL,
+        )
+        while not halfway.wait(0.1):
+            assert push.poll() is None
+        push.kill()
+        assert push.wait() != 0
+        killed.set()
+    assert len(check_bucket(server, "killed")) == 1
+
+    fresh = clone(repository, tmp_path / "fresh", url, server.endpoint)
+    code, said = run(fresh, "dvc", "pull", settings=environment(server.endpoint))
+    assert code != 0 and data(fresh) == {}, said
+    check_cache(fresh)
+    point(folder, url, server.endpoint)
+    assert "3 files pushed" in done(folder, "dvc", "push", settings=environment(server.endpoint))
+    assert len(check_bucket(server, "killed")) == 4
+    done(fresh, "dvc", "pull", settings=environment(server.endpoint))
+    assert data(fresh) == data(repository)
+
+
+def test_import_url(server, repository, tmp_path):
+    """Data that others keep in a bucket: a copy of one moment, until `dvc update`."""
+    settings = environment(server.endpoint)
+    folder = clone(repository, tmp_path / "clone", f"s3://{BUCKET}/imported", server.endpoint)
+    for name in ("a", "b"):
+        server.client.put_object(Bucket=BUCKET, Key=f"raw/{name}.flac", Body=name.encode())
+    words = command("dvc import-url s3://their-bucket/recordings recordings")
+    done(folder, *words[:2], f"s3://{BUCKET}/raw", words[3], settings=settings)
+    status = done(folder, "git", "status", "--porcelain").split()
+    assert status == ["M", ".gitignore", "??", "recordings.dvc"]
+    server.client.put_object(Bucket=BUCKET, Key="raw/a.flac", Body=b"A")
+    done(folder, *command("dvc update recordings.dvc"), settings=settings)
+    assert contents(folder / "recordings") == {"a.flac": b"A", "b.flac": b"b"}
+    assert len(server.objects(BUCKET, "imported/")) == 0
+    done(folder, *command("dvc push recordings.dvc"), settings=settings)
+    assert set(check_bucket(server, "imported").values()) >= {b"A", b"b"}
+
+
+def test_garbage_is_collected_and_nothing_else(server, repository, tmp_path):
+    """Versions of an earlier commit and of another branch stay; one that was never committed goes."""
+    settings = environment(server.endpoint)
+    author = new_repository(tmp_path / "author")
+    point(author, f"s3://{BUCKET}/versions", server.endpoint)
+    clip = author / "data" / "clip.flac"
+    for text in ("never committed", "on another branch", "on main"):
+        clip.write_text(text)
+        done(author, "dvc", "add", "--quiet", "data")
+        if text == "never committed":
+            done(author, "dvc", "push", settings=settings)
+            continue
+        done(author, "git", "add", "--all")
+        done(author, "git", "commit", "--quiet", "--message", text)
+        if "branch" in text:
+            done(author, "git", "branch", "--quiet", "other")
+    done(author, *command("dvc push --all-commits --remote s3"), settings=settings)
+    before = check_bucket(server, "versions")
+    assert len(before) == 6 and b"never committed" in before.values()
+
+    # Someone else tidies up, from a clone that has never held the data.
+    folder = clone(author, tmp_path / "clone", f"s3://{BUCKET}/versions", server.endpoint)
+    done(folder, *command("git fetch --all --tags"))
+    done(folder, *command("dvc fetch --all-commits --remote s3"), settings=settings)
+    dry = command("dvc gc --all-commits --cloud --remote s3 --dry")
+    said = done(folder, *dry, settings=settings)
+    assert len(re.findall("^Removing", said, re.MULTILINE)) == 2
+    assert check_bucket(server, "versions") == before
+    done(folder, *command("dvc gc --all-commits --cloud --remote s3 --force"), settings=settings)
+    after = check_bucket(server, "versions")
+    assert len(after) == 4 and {b"on another branch", b"on main"} <= set(after.values())
+    assert b"never committed" not in after.values()
+
+    # Why not `--workspace`, and not in a shallow clone: both would take the version of the branch.
+    said = done(folder, "dvc", "gc", "--workspace", "--cloud", "--dry", settings=settings)
+    assert len(re.findall("^Removing.*versions", said, re.MULTILINE)) == 2

@@ -1,0 +1,296 @@
+"""The decode step: the plain loop's codes, fewer operations than the port's, and none that waits for the device."""
+
+import random
+from collections import Counter
+
+import pytest
+import torch
+from tiny import prompt_batch, write_model
+from torch.utils._python_dispatch import TorchDispatchMode
+from transformers import HiggsAudioV2ForConditionalGeneration
+
+from higgs import HiggsAudio
+from higgs.config import SamplingConfig
+from higgs.data.text import TextTokenizer
+from higgs.serve.decoder import Decoder
+from higgs.serve.generate import DelayState, generate
+from higgs.serve.noise import CounterNoise, column_keys, log_uniforms, symbol_numbers
+from higgs.serve.sampler import process_logits, sample_codes
+from higgs.serve.state import IDLE, NARROW, DecodeState
+from higgs.serve.step import choose, decode_step, delay
+from higgs.tokens import TokenIds
+
+SETTINGS = {
+    "greedy": SamplingConfig(temperature=0, ras_window=None),
+    "greedy, repeats drawn again": SamplingConfig(temperature=0),
+    "the defaults": SamplingConfig(seed=3),
+    "no top-k": SamplingConfig(1.0, None, 0.9, seed=4),
+    "everything": SamplingConfig(1.0, None, 1.0, None, seed=5),
+    "a long window": SamplingConfig(0.8, 64, 1.0, ras_window=64, ras_max_repeats=1, seed=6),
+    "more than are ranked": SamplingConfig(1.2, 65, 0.99, seed=7),
+    "strict end": SamplingConfig(0.9, 20, 0.95, seed=8, strict_eos=True),
+}
+WAITS = (
+    "_local_scalar_dense",
+    "nonzero",
+    "is_nonzero",
+    "item",
+    "masked_select",
+    "equal.",
+    "boolean index",
+)
+VIEWS = {
+    "view", "_unsafe_view", "slice", "select", "unsqueeze", "squeeze", "expand", "transpose", "permute", "t", "split",
+    "unbind", "alias", "as_strided", "lift_fresh", "detach",
+}  # fmt: skip
+
+
+class Operations(TorchDispatchMode):
+    """What reaches the dispatcher, by name."""
+
+    def __init__(self):
+        super().__init__()
+        self.seen: Counter[str] = Counter()
+
+    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+        name = str(function).removeprefix("aten.")
+        if name.startswith("index.") and any(
+            i is not None and i.dtype == torch.bool for i in args[1]
+        ):
+            name = "boolean index"
+        self.seen[name] += 1
+        return function(*args, **(kwargs or {}))
+
+    @property
+    def kernels(self) -> int:
+        return sum(n for name, n in self.seen.items() if name.split(".")[0] not in VIEWS)
+
+
+@pytest.fixture(scope="module")
+def ids(golden) -> TokenIds:
+    return TokenIds.of(TextTokenizer.from_pretrained(golden / "text_tokenizer"))
+
+
+def columns_of(decoder: Decoder, prompt, sampling: SamplingConfig, limit: int, row: int = 0):
+    """-> [K, C], stream bos included"""
+    decoder.admit(row, prompt, limit, sampling)
+    made = [torch.full((8, 1), 1024)]
+    for _ in range(0, limit - 1, decoder.burst):
+        records = decoder.run(decoder.burst)[row]
+        made.append(records[records[:, -1] != IDLE, :-1].T.clone())
+    decoder.release(row)
+    return torch.cat(made, dim=1)
+
+
+@pytest.fixture(scope="module")
+def decoder(model) -> Decoder:
+    return Decoder(model, rows=1, positions=640, burst=8)
+
+
+@pytest.mark.parametrize("name", ["smart_voice", "clone", "multi_scene"])
+@pytest.mark.parametrize("setting", SETTINGS)
+def test_the_step_draws_what_the_plain_loop_draws(model, decoder, prompts, ids, name, setting):
+    prompt, sampling = prompt_batch(prompts, name), SETTINGS[setting]
+    plain = generate(model, prompt, ids, sampling, 120, (ids.audio_eos,)).segments[0]
+    assert torch.equal(columns_of(decoder, prompt, sampling, 120), plain.delayed)
+
+
+def state_of(sampling: list[SamplingConfig], config) -> DecodeState:
+    state = DecodeState.create(config, len(sampling), 32, 1, torch.device("cpu"))
+    for row, setting in enumerate(sampling):
+        state.admit(row, 1, 30, setting, torch.zeros(8, 0, dtype=torch.long), config)
+    return state
+
+
+def test_filters_keep_what_the_sampler_keeps(model):
+    """Random settings and logits, some of them tied: drawn in one batch, and one by one by the sampler."""
+    chance, generator = random.Random(0), torch.Generator().manual_seed(0)
+    for _ in range(25):
+        settings = [
+            SamplingConfig(
+                chance.choice([0, 0.3, 0.7, 1.0, 1.5]),
+                chance.choice([None, 1, 2, 20, 50, NARROW, NARROW + 1, 400, 5000]),
+                chance.choice([1.0, 0.99, 0.8, 0.3, 1e-6]),
+                chance.choice([None, 1, 7]),
+                chance.choice([1, 2]),
+                seed=chance.randrange(1 << 40),
+            )
+            for _ in range(6)
+        ]
+        logits = 3 * torch.randn(6, 8, 1026, generator=generator)
+        logits[0] = logits[0].round()  # ties
+        state = state_of(settings, model.config)
+        keys = torch.stack([column_keys(s.seed, torch.tensor([9]), 8)[0] for s in settings])
+        noise = log_uniforms(keys, symbol_numbers(1026, logits.device))
+        together = choose(logits, state, noise, wide=True)
+        history = torch.full((8, 1), 1024)
+        for row, setting in enumerate(settings):
+            alone = sample_codes(
+                logits[row], history, 9, setting, CounterNoise(setting.seed, logits.device)
+            )
+            if row == 0:  # where codes tie with the last that is ranked, either may stay
+                kept = process_logits(logits[row], setting)
+                least = kept.masked_fill(kept == -torch.inf, torch.inf).amin(-1)
+                scaled = logits[row] / (setting.temperature or 1)
+                assert (scaled.gather(1, together[row][:, None])[:, 0] >= least).all()
+                continue
+            assert torch.equal(together[row], alone), setting
+
+
+@pytest.mark.parametrize("strict", [False, True])
+def test_delay_and_end_are_the_plain_loops(model, strict):
+    """Columns with stream bos and eos anywhere, until the segment ends."""
+    generator = torch.Generator().manual_seed(1)
+    ordinal = torch.arange(1, 9)
+    lengths = set()
+    for _ in range(60):
+        state = state_of([SamplingConfig(strict_eos=strict)], model.config)
+        plain = DelayState(8, 1024, 1025, strict)
+        for column in range(1, 40):
+            drawn = torch.randint(0, 1024, (1, 8), generator=generator)
+            odd = torch.rand(8, generator=generator)
+            if not strict:
+                drawn[0, odd < 0.03] = 1025
+                drawn[0, odd > 0.97] = 1024
+            elif odd[0] < 0.05:
+                drawn[0, 0] = 1025
+            expected, over = plain.apply(drawn[0])
+            codes, ended = delay(drawn, state, ordinal, 1024)
+            assert torch.equal(codes[0], expected)
+            assert bool(ended >= 8) == over
+            state.ended.copy_(ended)
+            state.column += 1
+            if over:
+                lengths.add(column)
+                break
+    assert len(lengths) > 10
+
+
+def test_no_step_waits_for_the_device_and_few_operations_do(model, prompts, config, tmp_path):
+    """Against the port's `generate`, at the settings that both have: top-k 50, top-p 0.95, repeats drawn again."""
+    prompt = prompt_batch(prompts, "smart_voice")
+    decoder = Decoder(model, rows=1, positions=400, burst=4)
+    decoder.admit(0, prompt, 200, SamplingConfig(seed=1))
+    weights, cache, state = decoder._view(1)
+    # Outside of inference mode, as the port runs: there, an operation reaches the dispatcher in its parts.
+    state = DecodeState(**{name: tensor.clone() for name, tensor in vars(state).items()})
+    with torch.no_grad(), Operations() as ours:
+        decode_step(
+            weights, [kept.clone() for kept in cache], state, [prompt.input_ids.shape[1] + 1], False
+        )
+    ours.seen["clone.default"] -= len(cache)
+    assert not [name for name in ours.seen if name.startswith(WAITS)]
+
+    folder = write_model(tmp_path / "model", config)
+    port = HiggsAudioV2ForConditionalGeneration.from_pretrained(folder).eval()
+    port.generation_config.ras_win_len, port.generation_config.ras_win_max_num_repeat = 7, 2
+    counts = []
+    for steps in (12, 22):
+        with Operations() as theirs:
+            port.generate(
+                input_ids=prompt.input_ids, do_sample=True, top_k=50, top_p=0.95, temperature=0.7, max_new_tokens=steps,
+                attention_mask=prompt.attention_mask.long(),
+            )  # fmt: skip
+        counts.append((theirs.kernels, sum(theirs.seen.values())))
+    assert any(name.startswith(WAITS) for name in theirs.seen), "the port's waits are seen"
+    kernels, operations = ((b - a) / 10 for a, b in zip(*counts, strict=True))
+    assert ours.kernels <= 0.6 * kernels, (ours.kernels, kernels)
+    assert sum(ours.seen.values()) <= 0.6 * operations
+
+
+def test_the_step_reads_nothing_of_the_texts(model, prompts, monkeypatch):
+    """Neither its head nor its networks: their memory is not among the step's, and no part of them is called."""
+    decoder = Decoder(model, rows=1, positions=400, burst=8)
+    texts = [model.text_embedding, model.text_head, *(layer.text_ffn for layer in model.layers)]
+    held = [t for layer in decoder.weights.layers for t in layer]
+    held += [t for t in decoder.weights if isinstance(t, torch.Tensor)]
+    memory = {t.untyped_storage().data_ptr() for t in held}
+    assert not memory & {p.untyped_storage().data_ptr() for m in texts for p in m.parameters()}
+    matrices = [t for t in held if t.dim() > 1 and t is not decoder.weights.rope]
+    mine = {p.untyped_storage().data_ptr() for p in model.parameters()}
+    assert all(t.untyped_storage().data_ptr() in mine for t in matrices), "no matrix is held twice"
+    decoder.admit(0, prompt_batch(prompts, "smart_voice"), 20, SamplingConfig())
+    for part in texts:
+        monkeypatch.setattr(part, "forward", lambda *_: pytest.fail("text in an audio step"))
+    monkeypatch.setattr(torch.nn.Linear, "forward", lambda *_: pytest.fail("a module in a step"))
+    assert (decoder.run(8)[0, :, -1] != IDLE).all()
+
+
+@pytest.fixture()
+def as_on_an_accelerator(monkeypatch):
+    """Fixed shapes: rows in powers of two, and a mask over the span; traced in one graph, which no wait may break."""
+    whole = torch.compile
+
+    def trace(function, **options):
+        return whole(function, backend="aot_eager", **options)
+
+    monkeypatch.setattr(torch, "compile", trace)
+
+
+def test_fixed_shapes_draw_the_same(model, prompts, ids, as_on_an_accelerator):
+    decoder = Decoder(model, rows=3, positions=600, burst=8, compiled=True)
+    settings = [SETTINGS[name] for name in ("the defaults", "greedy", "no top-k")]
+    asked = [prompt_batch(prompts, name) for name in ("smart_voice", "clone", "multi_scene")]
+    for row, (prompt, sampling) in enumerate(zip(asked, settings, strict=True)):
+        decoder.admit(row, prompt, 60, sampling)
+    records = torch.cat([decoder.run(8).clone() for _ in range(8)], dim=1)
+    for row, (prompt, sampling) in enumerate(zip(asked, settings, strict=True)):
+        plain = generate(model, prompt, ids, sampling, 60, (ids.audio_eos,)).segments[0]
+        drawn = records[row][records[row, :, -1] != IDLE, :-1].T
+        assert torch.equal(drawn, plain.delayed[:, 1:])
+
+
+def test_bfloat16_is_near_float32(config, prompts, tmp_path_factory):
+    """The logits of one step, teacher-forced: within the rounding of bfloat16, which the plain model has too."""
+    folder = write_model(tmp_path_factory.mktemp("half"), config)
+    seen = {}
+    for dtype in (torch.float32, torch.bfloat16):
+        model = HiggsAudio.from_pretrained(folder, dtype=dtype)
+        decoder = Decoder(model, rows=1, positions=400, burst=4)
+        for name in ("smart_voice", "clone"):
+            decoder.admit(
+                0, prompt_batch(prompts, name), 40, SamplingConfig(temperature=0, ras_window=None)
+            )
+            for step in range(6):
+                decoder.state.codes[:] = 100 + step
+                decoder.run(1)
+            seen[name, dtype] = decoder.cache.layers[-1][:, 0, :, : decoder.filled[0]].float().clone()
+    for name in ("smart_voice", "clone"):
+        exact, near = seen[name, torch.float32], seen[name, torch.bfloat16]
+        assert (near - exact).norm() < 0.02 * exact.norm()
+
+
+@pytest.mark.requires_cuda
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_graphs_draw_what_eager_steps_draw(config, prompts, tmp_path, dtype):
+    """Several rows, of which one comes later, with graphs and without."""
+    model = HiggsAudio.from_pretrained(
+        write_model(tmp_path / "m", config), device="cuda", dtype=dtype
+    )
+    made = []
+    for graphs in (True, False):
+        decoder = Decoder(model, rows=4, positions=600, burst=4)
+        assert decoder.graphed is not None
+        decoder.graphed = decoder.graphed if graphs else None
+        records = []
+        for row, name in enumerate(("smart_voice", "clone", "multi_scene")):
+            decoder.admit(row, prompt_batch(prompts, name), 80, list(SETTINGS.values())[row + 2])
+            records += [decoder.run(4)[:1].clone()]
+        records += [decoder.run(4)[:3].clone() for _ in range(12)]
+        made.append(torch.cat([r.flatten(0, 1) for r in records]))
+    assert torch.equal(*made)
+
+
+@pytest.mark.requires_cuda
+def test_a_burst_on_a_gpu_waits_once(model, prompts):
+    """With synchronisation made an error, only the look at the records is left."""
+    from copy import deepcopy
+
+    decoder = Decoder(deepcopy(model).cuda(), rows=2, positions=400, burst=4)
+    decoder.admit(0, prompt_batch(prompts, "smart_voice"), 60, SamplingConfig())
+    decoder.run(4)  # records the graph
+    torch.cuda.set_sync_debug_mode("error")
+    try:
+        decoder.run(4)
+    finally:
+        torch.cuda.set_sync_debug_mode("default")

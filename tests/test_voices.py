@@ -1,0 +1,203 @@
+"""Voices: the folder, what is said of a recording, and conversations with one voice or a cast."""
+
+import json
+import math
+
+import pytest
+import soundfile
+import torch
+from conftest import ROOT
+
+from higgs.audio import load_audio
+from higgs.data.levels import frame_levels, silence, speech_level
+from higgs.data.voices import (
+    Finding,
+    Voice,
+    add_voice,
+    cast_prompt,
+    check_recording,
+    find_voice,
+    list_voices,
+)
+
+WORDS = "one two three four five six seven eight"
+
+
+def speech(seconds: float = 4.0, rate: int = 24_000, level: float = -20.0) -> torch.Tensor:
+    """[L] noise at a level in dBFS: to the checks, speech."""
+    noise = torch.randn(round(seconds * rate), generator=torch.Generator().manual_seed(0))
+    return noise / noise.square().mean().sqrt() * 10 ** (level / 20)
+
+
+def write(path, waveform: torch.Tensor, rate: int = 24_000, subtype: str | None = None):
+    soundfile.write(path, waveform.numpy().T, rate, subtype=subtype)
+    return path
+
+
+def test_levels_and_silence():
+    rate = 24_000
+    clip = torch.cat([torch.zeros(rate), speech(2.0, rate), torch.zeros(rate // 2)])
+    assert frame_levels(clip, rate).shape == (175,)
+    assert abs(speech_level(clip, rate) + 20) < 0.1
+    before, behind, share = silence(clip, rate)
+    assert before == pytest.approx(1.0) and behind == pytest.approx(0.5)
+    assert share == pytest.approx(75 / 175)
+    assert speech_level(torch.zeros(rate), rate) == -math.inf
+    assert silence(torch.zeros(rate), rate) == (1.0, 1.0, 1.0)
+
+
+NAN = speech()
+NAN[7] = torch.nan
+# What is wrong with a recording: how it is made, whether it cannot be used, what is said.
+BAD = {
+    "half a second": (lambda p: write(p, speech(0.5)), True, "0.50 s long: 1 to 60 s are possible"),
+    "61 s": (lambda p: write(p, speech(61.0)), True, "61.00 s long"),
+    "two seconds": (lambda p: write(p, speech(2.0)), False, "3 to 30 s are good"),
+    "4 kHz": (lambda p: write(p, speech(4, 4000), 4000), True, "4000 Hz"),
+    "8 kHz": (lambda p: write(p, speech(4, 8000), 8000), False, "8000 Hz: 16000 Hz or more"),
+    "stereo": (lambda p: write(p, speech().repeat(2, 1)), False, "2 channels"),
+    "quiet": (lambda p: write(p, speech(level=-50)), False, "speech at -50 dBFS"),
+    "silent": (lambda p: write(p, torch.zeros(96_000)), True, "speech at -inf dBFS"),
+    "clipped": (lambda p: write(p, speech(level=-7.0).clamp(-1, 1)), False, "clipped"),
+    "mostly clipped": (lambda p: write(p, speech(level=3.0).clamp(-1, 1)), True, "clipped"),
+    "late": (lambda p: write(p, torch.cat([torch.zeros(48_000), speech()])), False, "2.0 s of silence before"),
+    "a tail": (lambda p: write(p, torch.cat([speech(), torch.zeros(24_000)])), False, "1.0 s of silence behind"),
+    "gaps": (lambda p: write(p, torch.cat([speech(1), torch.zeros(96_000), speech(1)])), False, "67% of it is silent"),
+    "NaN": (lambda p: write(p, NAN, subtype="FLOAT"), True, "1 of 96000 samples are NaN"),
+    "no audio": (lambda p: p.write_text("hello"), True, "not an audio file"),
+    "empty": (lambda p: write(p, torch.zeros(0)), True, "empty"),
+    "missing": (lambda p: None, True, "does not exist"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", BAD)
+def test_what_is_said_of_a_recording(tmp_path, name):
+    make, fatal, message = BAD[name]
+    make(tmp_path / "clip.wav")
+    findings = check_recording(tmp_path / "clip.wav", WORDS)
+    (found,) = (finding for finding in findings if message in finding.message)
+    assert found.fatal == fatal
+    if fatal:
+        with pytest.raises(ValueError, match="cannot serve as a reference"):
+            add_voice(tmp_path / "voices", "eve", tmp_path / "clip.wav", WORDS)
+        assert not (tmp_path / "voices").exists()
+
+
+def test_a_good_recording(tmp_path):
+    path = write(tmp_path / "clip.wav", speech())
+    assert check_recording(path, WORDS) == []
+    (pace,) = check_recording(path, "word " * 40)
+    assert pace == Finding(
+        False, "10.0 words a second by its transcript: is that what is said, and all of it?"
+    )
+    assert any(finding.fatal for finding in check_recording(path, " "))
+
+
+def test_adding_a_voice(tmp_path):
+    folder = tmp_path / "voices"
+    source = write(tmp_path / "clip.wav", speech(rate=48_000).repeat(2, 1), 48_000)
+    voice, findings = add_voice(folder, "eve", source, f" {WORDS}\n")
+    assert voice == find_voice(folder, "eve") == Voice("eve", folder / "eve.flac", WORDS)
+    assert [finding.message for finding in findings] == ["2 channels: they are averaged"]
+    waveform, rate = load_audio(voice.audio)
+    assert (rate, len(waveform)) == (24_000, 96_000) and soundfile.info(voice.audio).channels == 1
+    assert sorted(path.name for path in folder.iterdir()) == ["eve.flac", "eve.txt"]
+    with pytest.raises(ValueError, match="has a voice 'eve' already; --force"):
+        add_voice(folder, "eve", source, "other words")
+    assert find_voice(folder, "eve").transcript == WORDS
+    write(folder / "fay.wav", speech())
+    (folder / "fay.txt").write_text(WORDS)
+    replaced, _ = add_voice(folder, "fay", source, "quite other words now", force=True)
+    assert replaced.audio.name == "fay.flac" and replaced.transcript == "quite other words now"
+    assert sorted(list_voices(folder)) == ["eve", "fay"]
+
+
+@pytest.mark.parametrize(
+    "name", ["", "..", "a/b", "../a", "a\\b", ".hidden", "a b", "-x", "n" * 65]
+)
+def test_names_that_are_paths_are_refused(tmp_path, name):
+    source = write(tmp_path / "clip.wav", speech())
+    with pytest.raises(ValueError, match="is no name for a voice"):
+        add_voice(tmp_path / "voices", name, source, WORDS)
+    assert not (tmp_path / "voices").exists()
+
+
+def test_a_folder_that_is_not_as_it_should_be(tmp_path):
+    with pytest.raises(FileNotFoundError, match="nowhere"):
+        list_voices(tmp_path / "nowhere")
+    (tmp_path / "profiles.json").write_text('{"ada": "feminine"}')
+    (tmp_path / ".eve.part.flac").write_bytes(b"")  # what a killed `add` may leave
+    assert list_voices(tmp_path) == {"ada": Voice("ada", description="feminine")}
+    with pytest.raises(ValueError, match="has a voice 'ada'"):
+        add_voice(tmp_path, "ada", write(tmp_path / "x.aiff", speech()), WORDS)
+    (tmp_path / "eve.flac").write_bytes(b"")
+    for content in (None, " \n"):
+        if content is not None:
+            (tmp_path / "eve.txt").write_text(content)
+        with pytest.raises(
+            ValueError, match="voice eve: the transcript .*eve.txt is missing; write into it"
+        ):
+            list_voices(tmp_path)
+    (tmp_path / "eve.txt").write_text("Hello.")
+    (tmp_path / "profiles.json").write_text('{"ada": "feminine", "eve": "young"}')
+    assert list_voices(tmp_path)["eve"] == Voice("eve", tmp_path / "eve.flac", "Hello.", "young")
+    with pytest.raises(ValueError, match="no voice 'zoe' in .*; there are: ada, eve"):
+        find_voice(tmp_path, "zoe")
+    (tmp_path / "eve.wav").write_bytes(b"")
+    with pytest.raises(ValueError, match="eve.flac and .*eve.wav; keep one"):
+        list_voices(tmp_path)
+    for wrong in ('["ada"]', '{"ada": 1}', "{"):
+        (tmp_path / "profiles.json").write_text(wrong)
+        with pytest.raises(ValueError, match="profiles.json"):
+            list_voices(tmp_path)
+
+
+def test_the_voices_that_are_shipped():
+    folder = ROOT / "data" / "voices"
+    if not folder.is_dir():
+        pytest.skip("the voices are not here: run `dvc pull data.dvc`")
+    recorded = [voice for voice in list_voices(folder).values() if voice.audio is not None]
+    assert recorded
+    for voice in recorded:
+        assert not any(f.fatal for f in check_recording(voice.audio, voice.transcript))
+
+
+ADA, BEN = Voice("ada", description="feminine"), Voice("ben", description="masculine")
+EVE = Voice("eve", ROOT / "eve.flac", "Old words.")
+
+
+@pytest.mark.parametrize(
+    ("cast", "roles", "audios"),
+    [
+        ({0: ADA, 1: BEN}, ["system", "user"], 0),
+        ({3: ADA, 5: BEN}, ["system", "user"], 0),
+        ({0: EVE, 1: EVE}, ["user", "assistant", "user", "assistant", "user"], 2),
+        ({0: EVE, 1: BEN}, ["system", "user"], 1),
+    ],
+)
+def test_a_cast_becomes_the_form_that_fits(cast, roles, audios):
+    first, second = cast
+    text = f"[SPEAKER{first}] Hi.\n[SPEAKER{second}] Yes?"
+    sample = cast_prompt(cast, text)
+    assert [message.role for message in sample.messages] == roles
+    assert len(sample.audios) == audios
+    assert sample.messages[-1].content == text
+    with pytest.raises(ValueError, match=r"\[7\]"):
+        cast_prompt(cast, "[SPEAKER7] Hi.")
+
+
+def test_recorded_speakers_are_numbered_from_0():
+    with pytest.raises(ValueError, match=r"numbered 0, 1, ..., got \[1, 2\]"):
+        cast_prompt({1: EVE, 2: BEN}, "[SPEAKER1] Hi.")
+
+
+@pytest.mark.parametrize("text", ["", " ", "a\0"])
+def test_voices_do_not_speak_what_is_no_text(text):
+    for prompt in (ADA.prompt, EVE.prompt, lambda said: cast_prompt({0: ADA}, said)):
+        with pytest.raises(ValueError, match="no text|U\\+0000"):
+            prompt(text)
+
+
+def test_profiles_are_json_text(tmp_path):
+    (tmp_path / "profiles.json").write_text(json.dumps({"zoë": "warm, 40 years"}), encoding="utf-8")
+    assert find_voice(tmp_path, "zoë").description == "warm, 40 years"
