@@ -211,7 +211,7 @@ def test_running_out_of_memory_ends_requests_and_not_the_engine(small, monkeypat
     monkeypatch.setattr(decoder, "_prefill", prefill)
 
     with monkeypatch.context() as patch:
-        patch.setattr(decoder, "step", full)
+        patch.setattr(decoder, "run", full)
         with pytest.raises(RuntimeError, match="out of memory"):
             small.generate_batch([smart_voice("Hi.")] * 5, max_new_tokens=40)
     assert small.scheduler.idle

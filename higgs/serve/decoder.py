@@ -1,6 +1,7 @@
 """The device's side of serving: rows of a batch that take prompts in and give columns of codes out."""
 
 from collections.abc import Callable
+from types import FunctionType
 
 import torch
 from torch import Tensor
@@ -10,12 +11,18 @@ from higgs.config import SamplingConfig
 from higgs.model.higgs_audio import HiggsAudio
 from higgs.model.kv_cache import KVCache
 from higgs.serve.cuda_graph import GraphedStep
-from higgs.serve.fused import FusedWeights, fuse
+from higgs.serve.fused import FusedWeights, can_pack, fuse
 from higgs.serve.state import NARROW, DecodeState
 from higgs.serve.step import decode_step
 from higgs.serve.voice_cache import VoiceCache, fingerprint
 
-SPAN = 512  # where shapes are fixed, attention reads so many positions, or twice as many, ...
+SPAN = 256  # where shapes are fixed, attention reads a multiple of so many positions
+
+
+def compiled_copy(step: Callable[..., None]) -> Callable[..., None]:
+    """The step through torch.compile, which keeps what it makes by code object: so each copy has one of its own."""
+    copy = FunctionType(step.__code__.replace(), step.__globals__, step.__name__)
+    return torch.compile(copy, fullgraph=True, dynamic=False)
 
 
 def cut(prompt: Batch, start: int, stop: int) -> Batch:
@@ -34,7 +41,7 @@ class Decoder:
     """`rows` requests at once, each at most `positions` long; `burst` steps between two looks of the host.
 
     Eager on the CPU, every row is computed as if it were alone, to the last bit in float32. Compiled, or recorded as
-    CUDA graphs, shapes are fixed: rows go in powers of two, and attention reads multiples of SPAN positions.
+    CUDA graphs, shapes are fixed: rows go in powers of two, and attention reads what the longest row needs, rounded up.
     """
 
     def __init__(
@@ -52,11 +59,10 @@ class Decoder:
         self.cache = KVCache(config, rows, positions, device, model.dtype)
         self.state = DecodeState.create(config, rows, positions, burst, device)
         self.weights = fuse(model, positions)
-        self.exact = device.type == "cpu" and not compiled
-        self.step: Callable[..., None] = decode_step
-        if compiled:
-            self.step = torch.compile(decode_step, fullgraph=True, dynamic=False)
-        self.graphed = GraphedStep(self.step) if GraphedStep.runs_on(device) else None
+        if not compiled and can_pack(device, model.dtype):
+            self.weights = self.weights.packed()
+        self.compiled, self.exact = compiled, device.type == "cpu" and not compiled
+        self.graphed = GraphedStep() if GraphedStep.runs_on(device) else None
         self.records = torch.empty_like(
             self.state.records, device="cpu", pin_memory=device.type != "cpu"
         )
@@ -64,6 +70,7 @@ class Decoder:
         self.occupied = [False] * rows
         self.wide = [False] * rows
         self._views: dict[int, tuple[FusedWeights, list[Tensor], DecodeState]] = {}
+        self._programs: dict[tuple[int, int, bool], Callable[..., None]] = {}
 
     def check_room(self, length: int, limit: int) -> None:
         """Raises ValueError when no row can hold a prompt of that length and so many columns."""
@@ -120,20 +127,19 @@ class Decoder:
         if not self.exact:
             rows = min(1 << (rows - 1).bit_length(), self.rows)
         weights, cache, state = self._view(rows)
-        wide, longest = any(self.wide), self.positions
+        wide = any(self.wide)
         self.state.tick.zero_()
         for step in range(steps):
+            needed = [min(filled + step + 1, self.positions) for filled in self.filled[:rows]]
             if self.exact:
-                span = [min(filled + step + 1, longest) for filled in self.filled[:rows]]
-                self.step(weights, cache, state, span, wide)
+                decode_step(weights, cache, state, needed, wide)
                 continue
-            needed = max(self.filled) + step + 1
-            span = min(-(-needed // SPAN) * SPAN, longest)
-            arguments = (weights, cache, state, span, wide)
+            span = self._span(max(needed))
+            key, arguments = (rows, span, wide), (weights, cache, state, span, wide)
             if self.graphed is None:
-                self.step(*arguments)
+                self._program(key)(*arguments)
             else:
-                self.graphed((rows, span, wide), state.changed(), *arguments)
+                self.graphed(key, state.changed(), self._program(key), *arguments)
         self.filled = [
             filled + steps * taken for filled, taken in zip(self.filled, self.occupied, strict=True)
         ]
@@ -142,11 +148,23 @@ class Decoder:
             torch.accelerator.current_stream(self.model.device).synchronize()
         return self.records[:, :steps]
 
+    def _span(self, needed: int) -> int:
+        """How many positions attention reads: few different numbers where each one has to be compiled."""
+        if self.compiled:
+            return min(max(2 * SPAN, 1 << (needed - 1).bit_length()), self.positions)
+        return min(-(-needed // SPAN) * SPAN, self.positions)
+
+    def _program(self, key: tuple[int, int, bool]) -> Callable[..., None]:
+        """The step for one set of shapes."""
+        if key not in self._programs:
+            self._programs[key] = compiled_copy(decode_step) if self.compiled else decode_step
+        return self._programs[key]
+
     def _view(self, rows: int) -> tuple[FusedWeights, list[Tensor], DecodeState]:
         """The first rows of everything, always the same objects."""
         if rows not in self._views:
-            together = not self.exact or self.model.dtype != torch.float32
-            weights = self.weights if together else self.weights.sheets(rows)
+            alone = self.model.dtype == torch.float32 and not self.compiled
+            weights = self.weights.sheets(rows) if alone else self.weights
             cache = [kept[:, :rows] for kept in self.cache.layers]
             self._views[rows] = weights, cache, self.state.first(rows)
         return self._views[rows]

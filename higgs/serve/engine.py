@@ -4,7 +4,7 @@ import time
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
 
 import torch
@@ -111,7 +111,7 @@ class Take:
         if self.guard_stops > self.retries:
             return False
         sampling = replace(self.request.sampling, seed=self.request.sampling.seed + 1)
-        self.request = replace(self.request, sampling=sampling, watch=self.request.watch.fresh())
+        self.request = replace(self.request, sampling=sampling)
         self.columns.clear()
         return True
 
@@ -246,7 +246,7 @@ class Engine:
         if guards := self.config.guards:
             said = [p.text for p in sample.messages[-1].parts if isinstance(p, TextContent)]
             request.most_frames = guards.most_frames("".join(said), self.tokenizer.frame_rate)
-            request.watch = Watch(guards, self.tokenizer.frame_rate)
+            request.watch = partial(Watch, guards, self.tokenizer.frame_rate)
         return request
 
     @staticmethod

@@ -4,6 +4,7 @@ Nothing is computed anew: the fused matrices take the place of the model's own, 
 """
 
 import math
+from collections.abc import Callable
 from typing import NamedTuple
 
 import torch
@@ -37,13 +38,25 @@ class FusedWeights(NamedTuple):
     ordinal: Tensor  # [K] int64: 1 ... K
     symbols: Tensor  # [N + 2] int64: what makes the chances of one code differ from another's
 
+    def each_matrix(self, change: Callable[[Tensor], Tensor]) -> "FusedWeights":
+        """The same with all matrices changed."""
+        layers = tuple(
+            FusedLayer(*(change(t) if t.dim() == 2 else t for t in layer)) for layer in self.layers
+        )
+        return self._replace(layers=layers, head=change(self.head))
+
     def sheets(self, rows: int) -> "FusedWeights":
         """The same memory, with every matrix [rows, in, out]: as many equal sheets as a batch has rows."""
-        layers = tuple(
-            FusedLayer(*(t.expand(rows, -1, -1) if t.dim() == 2 else t for t in layer))
-            for layer in self.layers
-        )
-        return self._replace(layers=layers, head=self.head.expand(rows, -1, -1))
+        return self.each_matrix(lambda matrix: matrix.expand(rows, -1, -1))
+
+    def packed(self) -> "FusedWeights":
+        """A second copy in oneDNN's own layout: in bfloat16 on the CPU, products of few rows take half the time."""
+        return self.each_matrix(lambda matrix: torch.ops.mkldnn._reorder_linear_weight(matrix.t()))
+
+
+def can_pack(device: torch.device, dtype: torch.dtype) -> bool:
+    here = device.type == "cpu" and dtype == torch.bfloat16 and torch.backends.mkldnn.is_available()
+    return here and torch.ops.mkldnn._is_mkldnn_bf16_supported()
 
 
 def join(*layers: nn.Linear) -> Tensor:

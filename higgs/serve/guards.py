@@ -44,13 +44,10 @@ class Watch:
     """The guards' eyes on one request."""
 
     def __init__(self, guards: Guards, frame_rate: int):
-        self.guards, self.frame_rate = guards, frame_rate
+        self.guards = guards
         self.window = math.ceil(guards.window_seconds * frame_rate)
         self.seen = torch.zeros(0, dtype=torch.long)
         self.since = 0
-
-    def fresh(self) -> "Watch":
-        return Watch(self.guards, self.frame_rate)
 
     def observe(self, codes: Tensor) -> str | None:
         """The first codebook's next codes [n] -> why to stop, or None. It looks four times in a window."""

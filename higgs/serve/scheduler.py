@@ -6,6 +6,7 @@ any thread. So the same class serves a loop that waits for its own request and a
 
 import threading
 from collections import deque
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
@@ -28,14 +29,15 @@ class Busy(RuntimeError):
 class Request:
     """A prompt of B = 1 on the CPU, and at most `limit` columns, stream bos included.
 
-    `most_frames` is the text's guard: so many frames are enough for what there is to say.
+    `most_frames` is the text's guard: so many frames are enough for what there is to say. `watch` makes the eyes of
+    the other guards, new for each ticket.
     """
 
     prompt: Batch
     sampling: SamplingConfig
     limit: int
     most_frames: int | None = None
-    watch: Watch | None = None
+    watch: Callable[[], Watch] | None = None
 
 
 class Ticket:
@@ -43,6 +45,7 @@ class Ticket:
 
     def __init__(self, request: Request, first: Tensor):
         self.request = request
+        self.watch = request.watch() if request.watch else None
         self.row: int | None = None
         self.made = 1  # columns, stream bos included
         self.finished = False  # whether the segment ended by itself
@@ -194,7 +197,7 @@ class Scheduler:
             self._end(ticket, STOP)
         elif ticket.made >= limit:
             self._end(ticket, LENGTH if limit == request.limit else TEXT_LENGTH)
-        elif request.watch and (reason := request.watch.observe(columns[0])):
+        elif ticket.watch and (reason := ticket.watch.observe(columns[0])):
             self._end(ticket, reason)
 
     def _out_of_memory(self, tickets: list[Ticket], error: Exception) -> None:

@@ -23,7 +23,11 @@ def linear(x: Tensor, weight: Tensor, residual: Tensor | None = None) -> Tensor:
     """
     if weight.dim() == 3:
         return torch.bmm(x, weight) if residual is None else torch.baddbmm(residual, x, weight)
-    return x @ weight if residual is None else residual + x @ weight
+    if weight.is_mkldnn:
+        product = torch.ops.mkldnn._linear_pointwise(x, weight, None, "none", [], "")
+    else:
+        product = x @ weight
+    return product if residual is None else residual + product
 
 
 def rms_norm(x: Tensor, weight: Tensor, floor: Tensor) -> Tensor:
