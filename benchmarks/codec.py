@@ -39,20 +39,17 @@ def cut(source: Tensor, count: int, samples: tuple[int, int], draw: random.Rando
     return [source[start : start + n] for start, n in zip(starts, lengths, strict=True)]
 
 
-def encoders(codec: AudioTokenizer, folder: str, port: bool) -> dict[str, Way]:
+def encoders(codec: AudioTokenizer, folder: str, port: bool, rows: int) -> dict[str, Way]:
     def own_length(clips: list[Tensor]) -> list[Tensor]:
         with torch.inference_mode():
             return [codec.quantizer.encode(codec.embed(clip[None, None]))[0] for clip in clips]
 
-    def together(count: int) -> Way:
-        def encode(clips: list[Tensor]) -> list[Tensor]:
-            codec._rows = lambda samples: count
-            try:
-                return codec.encode(clips)
-            finally:
-                del codec._rows
-
-        return encode
+    def together(clips: list[Tensor]) -> list[Tensor]:
+        codec._rows = lambda samples: rows
+        try:
+            return codec.encode(clips)
+        finally:
+            del codec._rows
 
     ways: dict[str, Way] = {}
     if port:
@@ -67,12 +64,12 @@ def encoders(codec: AudioTokenizer, folder: str, port: bool) -> dict[str, Way]:
                 return [model.encode(clip[None, None]).audio_codes[0] for clip in clips]
 
         ways["transformers, one by one"] = transformers
-    return ways | {
+    ways |= {
         "one by one, each at its own length": own_length,
         "encode(clip) for each": lambda clips: [codec.encode(clip) for clip in clips],
         "encode(list)": codec.encode,
-        "encode(list), 8 rows at once": together(8),
     }
+    return ways | ({f"encode(list), {rows} rows at once": together} if rows else {})
 
 
 def decoders(codec: AudioTokenizer) -> dict[str, Way]:
@@ -128,6 +125,7 @@ def main() -> None:
     )
     parser.add_argument("--repeats", type=int, default=5)
     parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--rows", type=int, default=0, help="also: so many clips in one batch")
     parser.add_argument("--no-port", action="store_true", help="leave transformers out")
     arguments = parser.parse_args()
 
@@ -149,7 +147,7 @@ def main() -> None:
         "repeats": arguments.repeats, "torch": torch.__version__, "machine": platform.machine(),
         "load": load.read_text().split()[0] if load.is_file() else None,
     }))  # fmt: skip
-    ways = encoders(codec, arguments.checkpoint, not arguments.no_port)
+    ways = encoders(codec, arguments.checkpoint, not arguments.no_port, arguments.rows)
     times = compare(ways, clips, lambda clip: len(clip) / rate, arguments.repeats)
     report("encode", times, "one by one, each at its own length")
     frames = tuple(round(value * codec.frame_rate) for value in arguments.seconds)

@@ -14,7 +14,7 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
-import boto3
+import botocore.session
 import pytest
 from botocore.config import Config
 from botocore.exceptions import BotoCoreError, ClientError
@@ -102,7 +102,7 @@ class Server:
         )
         self.port = self.ports["s3.port"]
         self.endpoint = f"http://127.0.0.1:{self.port}"
-        self.client = boto3.client(
+        self.client = botocore.session.Session().create_client(
             "s3",
             endpoint_url=self.endpoint,
             aws_access_key_id="writer",

@@ -18,7 +18,8 @@ from higgs.evaluate.metrics import (
     silence_share,
     stft_distance,
 )
-from higgs.evaluate.reconstruction import by_codebooks, compare, mean_of, pesq
+from higgs.evaluate.pesq import pesq
+from higgs.evaluate.reconstruction import by_codebooks, compare, mean_of
 from higgs.evaluate.stoi import stoi
 from higgs.evaluate.text import (
     CharacterErrors,

@@ -61,7 +61,7 @@ def engine_with(
 ) -> Engine:
     engine = Engine(*parts, EngineConfig(max_batch=2, max_positions=600, guards=guards))
     if code is not None:
-        engine.scheduler = Scheduler(Head(engine.model, code), max_waiting=8)
+        engine._scheduler = Scheduler(Head(engine.model, code), max_waiting=8)
     return engine
 
 
@@ -157,6 +157,7 @@ def test_the_text_is_measured_in_bytes():
     assert guards.most_frames("a" * 40, 25) == (4 + 10) * 25
     assert guards.most_frames("你好", 25) == (4 + 1.5) * 25 + 0.5
     assert replace(guards, seconds_per_byte=None).most_frames("x", 25) is None
+    assert guards.most_frames(" ", 25) is None
 
 
 def observed(codes: torch.Tensor, guards: Guards | None = None) -> tuple[str | None, int]:

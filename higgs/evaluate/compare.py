@@ -30,14 +30,16 @@ def compare(
     resamples: int = 10_000,
     seed: int = 0,
     alpha: float = 0.05,
+    cluster: str = "script",
 ) -> Comparison:
     """Two result folders -> for each metric both values, the difference B - A, its interval and p.
 
     A folder holds `utterances.parquet` (or .jsonl) with the rows of `higgs.evaluate.protocols`, and
     `provenance.json`, whose `judges` say who judged; what different judges said is not compared.
     `group` is a group or the beginning of several ("generated" takes "generated: dialogue" along).
-    Takes of a script are added up, and scripts are paired: those that only one run has, or whose
-    text differs, are left out and counted in the notes. `p_holm` allows for the number of metrics;
+    Takes of a script are added up, and scripts are paired, or what the column `cluster` names
+    ("speaker"): scripts that only one run has, or whose text differs, are left out and counted in
+    the notes. `p_holm` allows for the number of metrics;
     the verdict is "no difference" where it exceeds `alpha`.
 
     Raises FileNotFoundError for a folder without a table, ValueError where no script is in both.
@@ -52,9 +54,12 @@ def compare(
             f"{folder_a} and {folder_b} share {len(shared)} scripts of the group {group!r}: at least 2 are needed"
         )
     metrics = [metric for metric in METRICS if _same_judge(metric, provenance, notes)]
+    clusters = {row["script"]: row[cluster] for row in chosen[0]}
     rows = []
     for metric in metrics:
-        row = _compare_metric(metric, *chosen, shared, resamples, seed)
+        row = _compare_metric(
+            metric, [_sums(metric, table, shared) for table in chosen], clusters, resamples, seed
+        )
         if row is not None:
             rows.append(row)
     adjusted = holm({row["metric"]: row["p"] for row in rows})
@@ -120,21 +125,20 @@ def _same_judge(metric: Metric, provenance: Sequence[dict[str, Any]], notes: lis
 
 def _compare_metric(
     metric: Metric,
-    a: Sequence[Row],
-    b: Sequence[Row],
-    shared: set[str],
+    sums: Sequence[dict[str, list[float]]],
+    clusters: dict[str, str],
     resamples: int,
     seed: int,
 ) -> Row | None:
-    """None where fewer than two scripts have the metric in both runs."""
-    sums = [_sums(metric, rows, shared) for rows in (a, b)]
+    """None where fewer than two clusters have the metric in both runs."""
     scripts = sorted(set(sums[0]) & set(sums[1]))
-    if len(scripts) < 2:
+    labels = [clusters[script] for script in scripts]
+    if len(set(labels)) < 2:
         return None
     (x_a, y_a), (x_b, y_b) = (
         tuple([table[script][part] for script in scripts] for part in (0, 1)) for table in sums
     )
-    found = paired_difference(x_a, x_b, y_a, y_b, num_resamples=resamples, seed=seed)
+    found = paired_difference(x_a, x_b, y_a, y_b, labels, resamples, seed)
     return {
         "metric": metric.name,
         "title": metric.title,

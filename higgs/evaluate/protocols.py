@@ -22,6 +22,7 @@ from higgs.evaluate.metrics import silence_share
 from higgs.evaluate.speaker import similarity
 from higgs.evaluate.tables import Row
 from higgs.evaluate.text import character_errors, normalize, word_errors
+from higgs.evaluate.wheels import ONNX_ERRORS
 
 S, T = TypeVar("S"), TypeVar("T")
 
@@ -35,7 +36,7 @@ NOT_SCORED = (NO_WORDS, ANOTHER_SCRIPT, DUPLICATE, NOT_JUDGED)  # of the set, or
 SILENCE_DBFS = -70.0
 QUALITIES = ("overall", "signal", "background", "p808")
 # What a judge may raise about a waveform; anything else is a fault of ours and stops the run.
-JUDGE_ERRORS = (ValueError, RuntimeError, OSError)
+JUDGE_ERRORS = (ValueError, RuntimeError, OSError, *ONNX_ERRORS)
 
 
 def ask(judge: Any, question: Callable[[Any], T], notes: list[str]) -> T | None:

@@ -4,13 +4,10 @@ from collections.abc import Callable, Sequence
 
 from torch import Tensor
 
-from higgs.audio import resample
-from higgs.evaluate.metrics import log_mel_distance, mono, si_sdr, stft_distance
+from higgs.evaluate.metrics import log_mel_distance, si_sdr, stft_distance
 from higgs.evaluate.stoi import stoi
-from higgs.evaluate.wheels import optional_module
 
 SDR_RANGE = 60.0  # dB: beyond it nothing can be told apart, and silence would be minus infinity
-PESQ_RATE = 16_000
 
 
 def compare(reference: Tensor, estimate: Tensor, sample_rate: int) -> dict[str, float | None]:
@@ -24,23 +21,6 @@ def compare(reference: Tensor, estimate: Tensor, sample_rate: int) -> dict[str, 
         "si_sdr_db": min(SDR_RANGE, max(-SDR_RANGE, si_sdr(reference, estimate))),
         "stoi": stoi(reference, estimate, sample_rate),
     }
-
-
-def pesq(reference: Tensor, estimate: Tensor, sample_rate: int) -> float:
-    """[L], [L] -> wideband PESQ (ITU-T P.862.2), 1.04 to 4.64, by the package `pesq`.
-
-    It is not installed with this project, because it needs a C compiler: JudgeUnavailable says how.
-    Raises ValueError for what it cannot judge: silence, less than a quarter of a second.
-    """
-    package = optional_module("pesq", "pesq==0.0.4")
-    clips = (
-        resample(mono(waveform, what).float(), sample_rate, PESQ_RATE).numpy()
-        for waveform, what in ((reference, "reference"), (estimate, "estimate"))
-    )
-    try:
-        return float(package.pesq(PESQ_RATE, *clips, "wb"))
-    except package.PesqError as error:
-        raise ValueError(f"PESQ: {error}") from error
 
 
 def by_codebooks(

@@ -12,22 +12,12 @@ from torch import Tensor
 from higgs.audio import load_audio
 from higgs.data.recordings import read_recordings
 from higgs.evaluate.judges import Recogniser
+from higgs.evaluate.protocols import Utterance
 from higgs.evaluate.statistics import bootstrap_interval
 from higgs.evaluate.text import character_errors, word_errors
 
 RECORDED, ROUND_TRIP, GENERATED = "recordings", "recordings through the codec", "generated"
 GUARD = "above_50_percent"
-
-
-@dataclass(frozen=True)
-class Utterance:
-    """Something to judge: its sound (None when the model made none) and what should be heard."""
-
-    group: str
-    name: str
-    script: str
-    text: str
-    path: Path | None
 
 
 @dataclass(frozen=True)

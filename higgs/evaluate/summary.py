@@ -53,39 +53,52 @@ METRICS = (
 )  # fmt: skip
 
 
-def values_of(metric: Metric, rows: Sequence[Row]) -> tuple[list[float], list[float], list[str]]:
-    """-> numerators, denominators and scripts of the rows that have a value of this metric."""
+def values_of(
+    metric: Metric, rows: Sequence[Row], cluster: str = "script"
+) -> tuple[list[float], list[float], list[str]]:
+    """-> numerators, denominators and clusters of the rows that have a value of this metric."""
     known = [row for row in rows if row.get(metric.column) is not None]
     known = [row for row in known if not metric.per or row.get(metric.per)]
     numerators = [metric.scale * float(row[metric.column]) for row in known]
     denominators = [float(row[metric.per]) if metric.per else 1.0 for row in known]
-    return numerators, denominators, [row["script"] for row in known]
+    return numerators, denominators, [row[cluster] for row in known]
 
 
 def measure(
-    metric: Metric, rows: Sequence[Row], resamples: int, seed: int, method: str = "bca"
+    metric: Metric,
+    rows: Sequence[Row],
+    resamples: int,
+    seed: int,
+    method: str = "bca",
+    cluster: str = "script",
 ) -> Interval | None:
-    """The metric over the rows, with its 95 % interval over scripts; None where no row has it.
+    """The metric over the rows, with its 95 % interval; None where no row has it.
 
-    Rates have Wilson's interval with as many independent cases as there are scripts, which keeps its
-    width where nothing happened. With one script the ends are the estimate.
+    What is drawn again are clusters: scripts with all of their takes, or what another column names
+    ("speaker"). Rates have Wilson's interval with as many independent cases as there are clusters,
+    which keeps its width where nothing happened. With one cluster the ends are the estimate.
     """
-    x, y, scripts = values_of(metric, rows)
+    x, y, clusters = values_of(metric, rows, cluster)
     if not x:
         return None
-    estimate, independent = sum(x) / sum(y), len(set(scripts))
+    estimate, independent = sum(x) / sum(y), len(set(clusters))
     if metric.rate:
         share = wilson_interval(estimate / metric.scale * independent, independent)
         return Interval(estimate, metric.scale * share.low, metric.scale * share.high, 0.95)
     if independent < 2:
         return Interval(estimate, estimate, estimate, 0.95)
     if metric.per:
-        return bootstrap_interval(x, y, resamples, seed, clusters=scripts, method=method)
-    return mean_interval(x, resamples, seed, clusters=scripts, method=method)
+        return bootstrap_interval(x, y, resamples, seed, clusters=clusters, method=method)
+    return mean_interval(x, resamples, seed, clusters=clusters, method=method)
 
 
 def summarise_group(
-    group: str, rows: Sequence[Row], resamples: int, seed: int, method: str = "bca"
+    group: str,
+    rows: Sequence[Row],
+    resamples: int,
+    seed: int,
+    method: str = "bca",
+    cluster: str = "script",
 ) -> Row:
     """One row: how many there are and what became of them, then each metric with `_low` and `_high`."""
     states = [row["status"] for row in rows]
@@ -111,7 +124,7 @@ def summarise_group(
         "seconds": sum(row["seconds"] or 0.0 for row in judged),
     }
     for metric in METRICS:
-        found = measure(metric, judged, resamples, seed, method)
+        found = measure(metric, judged, resamples, seed, method, cluster)
         summary[metric.name] = found.estimate if found else None
         summary[f"{metric.name}_low"] = found.low if found else None
         summary[f"{metric.name}_high"] = found.high if found else None
@@ -126,12 +139,16 @@ def summarise(
     seed: int,
     key: Callable[[Row], str] = lambda row: row["group"],
     method: str = "bca",
+    cluster: str = "script",
 ) -> list[Row]:
     """One summary for each group, in the order in which groups first appear; `key` says which group a row is in."""
     groups: dict[str, list[Row]] = {}
     for row in rows:
         groups.setdefault(key(row), []).append(row)
-    return [summarise_group(name, some, resamples, seed, method) for name, some in groups.items()]
+    return [
+        summarise_group(name, some, resamples, seed, method, cluster)
+        for name, some in groups.items()
+    ]
 
 
 def length_class(row: Mapping[str, Any]) -> str:

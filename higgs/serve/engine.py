@@ -1,10 +1,11 @@
 """From a conversation to audio: the codec, the model and the text tokenizer, put together."""
 
+import threading
 import time
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
-from functools import cached_property, partial
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -150,6 +151,8 @@ class Engine:
         self.model, self.tokenizer, self.text_tokenizer = model, tokenizer, text_tokenizer
         self.config = config or EngineConfig()
         self.voices = VoiceCache(self.config.voice_bytes)
+        self._lock = threading.Lock()
+        self._scheduler: Scheduler | None = None
         self.ids = TokenIds.of(text_tokenizer)
         if model.config.num_codebooks != tokenizer.num_codebooks:
             raise ValueError(
@@ -183,19 +186,18 @@ class Engine:
             config,
         )
 
-    @cached_property
+    @property
     def scheduler(self) -> Scheduler:
         """The rows in which requests run, set up for the first of them."""
-        config = self.config
-        decoder = Decoder(
-            self.model,
-            config.max_batch,
-            config.max_positions,
-            config.burst,
-            config.compile,
-            self.voices,
-        )
-        return Scheduler(decoder, config.max_waiting)
+        with self._lock:
+            if self._scheduler is None:
+                made = self.config
+                rows, positions = made.max_batch, made.max_positions
+                decoder = Decoder(
+                    self.model, rows, positions, made.burst, made.compile, self.voices
+                )
+                self._scheduler = Scheduler(decoder, made.max_waiting)
+            return self._scheduler
 
     def reference_codes(self, audio: AudioContent) -> Tensor:
         """-> [K, T] of a file, encoded once. Raises ValueError for references of more than a minute."""
@@ -222,7 +224,8 @@ class Engine:
             if reference_codes is None
             else list(reference_codes)
         )
-        tokens = tokenize(sample, self.text_tokenizer, generate=True, force_audio=force_audio)
+        with self._lock:  # the text tokenizer has a switch that is turned for each text
+            tokens = tokenize(sample, self.text_tokenizer, generate=True, force_audio=force_audio)
         row = spread(tokens, [c.cpu() for c in codes], self.ids, self.model.config, False)
         return collate([row], self.ids)
 
@@ -244,8 +247,9 @@ class Engine:
         prompt = self.prepare(sample, reference_codes)
         request = Request(prompt, sampling, max_new_tokens)
         if guards := self.config.guards:
-            said = [p.text for p in sample.messages[-1].parts if isinstance(p, TextContent)]
-            request.most_frames = guards.most_frames("".join(said), self.tokenizer.frame_rate)
+            parts = sample.messages[-1].parts
+            said = "".join(part.text for part in parts if isinstance(part, TextContent))
+            request.most_frames = guards.most_frames(said, self.tokenizer.frame_rate)
             request.watch = partial(Watch, guards, self.tokenizer.frame_rate)
         return request
 

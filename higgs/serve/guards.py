@@ -33,8 +33,8 @@ class Guards:
     retries: int = 0
 
     def most_frames(self, text: str, frame_rate: int) -> int | None:
-        """How many frames the text may take; None is without limit."""
-        if self.seconds_per_byte is None:
+        """How many frames the text may take; None is without limit, as is no text at all."""
+        if self.seconds_per_byte is None or not text.strip():
             return None
         seconds = self.least_seconds + self.seconds_per_byte * len(text.encode())
         return math.ceil(seconds * frame_rate)
