@@ -23,6 +23,8 @@ def resolve(source: str | Path, revision: str | None = None, weights: bool = Tru
     """
     text = str(source)
     if text.startswith("s3://"):
+        if revision is not None:
+            raise ValueError(f"{text} is a prefix of S3: it has no revision {revision!r}")
         from higgs.s3 import download
 
         return download(text, CHECKPOINT_FILES if weights else SMALL_FILES)
