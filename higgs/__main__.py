@@ -291,7 +291,8 @@ def parser() -> argparse.ArgumentParser:
     say.add_argument(
         "--checkpoint",
         default="nano",
-        help="nano, organisation/name@revision, or a folder with model/ and codec/ (default: %(default)s)",
+        help="nano, organisation/name@revision, or a folder or s3:// prefix with model/ and codec/ "
+        "(default: %(default)s)",
     )
     say.add_argument("--out", type=Path, required=True, metavar="FILE", help=".wav, .flac, ...")
     say.add_argument(

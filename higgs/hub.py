@@ -34,8 +34,10 @@ def resolve(source: str | Path, revision: str | None = None, weights: bool = Tru
         return Path(text)
     name, _, pinned = text.partition("@")
     if name.count("/") != 1 or name.startswith((".", "/")):
+        pull = "; in the repository's root `dvc pull data.dvc` fetches it"
         raise FileNotFoundError(
             f"checkpoint {text!r}: no such folder, and not a hub id (organisation/name@revision)"
+            f"{pull if text.startswith('data/') else ''}"
         )
     if revision and pinned and revision != pinned:
         raise ValueError(f"{text!r} and revision={revision!r} name two revisions: give one")

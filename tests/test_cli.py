@@ -119,7 +119,7 @@ WRONG = [
     (["--file", "{latin}"], "latin is not text in UTF-8"),
     (["Hi.", "--voice", "nobody"], "no voice 'nobody' in data/voices; there are: ada, ben, cleo, operator"),
     (["Hi.", "--voices", "{broken}", "--voice", "eve"], "the transcript"),
-    (["Hi.", "--voices", "nowhere"], "nowhere does not exist"),
+    (["Hi.", "--voices", "nowhere"], "nowhere does not exist; name one with --voices"),
     (["Hi.", "--reference", "a.wav"], "go together"),
     (["Hi.", "--reference", "a.wav", "--reference-text", " "], "the recording and its words"),
     (["Hi.", "--reference", "a.wav", "--reference-text", "x"], "a.wav does not exist"),

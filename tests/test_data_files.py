@@ -6,9 +6,10 @@ import json
 import pytest
 from conftest import ROOT
 
+from higgs.data.chunks import count_words
 from higgs.data.manifest import read_manifest
 from higgs.data.recordings import read_recordings
-from higgs.data.scripts import read_scripts
+from higgs.data.scripts import FORMS, read_scripts
 from higgs.data.voices import list_voices
 from higgs.files import read_lines, read_text
 
@@ -156,4 +157,14 @@ def test_a_transcript_of_another_encoding_is_named(tmp_path):
 
 
 def test_the_scripts_that_come_along(nano):
-    assert len(read_scripts(ROOT / "data/scripts/default.jsonl", ROOT / "data/voices")) == 19
+    """Every form; and what is long: 600 words in chunks, and 12 turns by chunk and in one go."""
+    short, long = (
+        read_scripts(ROOT / f"data/scripts/{name}.jsonl", ROOT / "data/voices")
+        for name in ("default", "long")
+    )
+    assert {script.form for script in short} == set(FORMS)
+    text, by_chunk, in_one_go = long
+    assert count_words(text.text) == 600
+    assert max(count_words(chunk.text) for chunk in text.chunks) <= text.options.max_words
+    assert [chunk.speakers for chunk in by_chunk.chunks] == [(0,), (1,)] * 6
+    assert not in_one_go.chunks and in_one_go.text == by_chunk.text

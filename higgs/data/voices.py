@@ -94,7 +94,10 @@ def list_voices(folder: str | Path) -> dict[str, Voice]:
     """
     folder = Path(folder)
     if not folder.is_dir():
-        raise FileNotFoundError(f"voice folder {folder} does not exist")
+        raise FileNotFoundError(
+            f"voice folder {folder} does not exist; name one with --voices. The repository's own is data/voices in its "
+            "root, and `dvc pull data.dvc` fetches it"
+        )
     descriptions, voices = _profiles(folder), {}
     for path in sorted(
         p for p in folder.iterdir() if p.suffix in AUDIO_SUFFIXES and p.name[0] != "."
