@@ -42,10 +42,12 @@ def speak(arguments: argparse.Namespace) -> None:
     from higgs import Engine, SamplingConfig
     from higgs.audio import check_writable, save_audio
     from higgs.data.chunks import ChunkOptions, chunk_script, count_words
+    from higgs.files import check_place
     from higgs.params import Checkpoint
-    from higgs.serve.long_form import speak_long
+    from higgs.serve.long_form import SilentChunk, speak_long
 
     check_writable(arguments.out)
+    check_place(arguments.out)
     checkpoint = Checkpoint.parse(arguments.checkpoint)
     text = text_to_speak(arguments)
     given = {name: getattr(arguments, name) for name in LONG_TEXT}
@@ -66,9 +68,13 @@ def speak(arguments: argparse.Namespace) -> None:
     quiet, limit = not sys.stderr.isatty(), arguments.max_new_tokens
     with tqdm(unit="chunk" if chunks else "frame", total=len(chunks) or None, disable=quiet) as bar:
         if chunks:
-            response = speak_long(
-                engine, chunks, prompt, sampling, options, limit, on_chunk=lambda *_: bar.update()
-            )
+            try:
+                response = speak_long(
+                    engine, chunks, prompt, sampling, options, limit, lambda *_: bar.update()
+                )
+            except SilentChunk as error:
+                keep_what_came_before(error, arguments.out)
+                raise
         else:
             response = engine.generate(
                 samples[0], sampling, limit, on_column=lambda _: bar.update()
@@ -84,32 +90,43 @@ def speak(arguments: argparse.Namespace) -> None:
     print(f"{arguments.out}: {seconds:.2f} s, stopped by {response.stop_reason}")
 
 
+def keep_what_came_before(error: Any, out: Path) -> None:
+    """The chunks before the one that stayed silent go into a file of their own: they may have taken hours."""
+    from higgs.audio import save_audio
+
+    if error.before is not None:
+        path = out.with_stem(f"{out.stem}.before")
+        save_audio(path, error.before.waveform, error.before.sample_rate)
+        error.add_note(f"what came before it is in {path}")
+
+
 def text_to_speak(arguments: argparse.Namespace) -> str:
     """The text of the command line or of --file, its figures in words where that is asked for."""
     from higgs.data.speakable import check_text
     from higgs.data.spell_out import spell_out
+    from higgs.files import read_text
 
     if (arguments.text is None) == (arguments.file is None):
         raise ValueError("give a text or --file, one of them")
     text = arguments.text
     if arguments.file is not None:
-        try:
-            text = arguments.file.read_text(encoding="utf-8")
-        except UnicodeDecodeError as error:
-            raise ValueError(f"{arguments.file} is not text in UTF-8: {error}") from error
+        text = read_text(arguments.file)
     check_text(text)
     return spell_out(text) if arguments.normalize and not arguments.keep_figures else text
 
 
 def prompt_maker(arguments: argparse.Namespace, text: str, alone: bool) -> Callable:
     """What makes a conversation of each chunk: the voice, the reference or the speakers, and the scene."""
+    from higgs.audio import probe
     from higgs.data.chunks import speaker_turns
     from higgs.data.normalize import normalize_prompt
     from higgs.data.voices import Voice, cast_prompt, find_voice, list_voices, speaker_prompt
 
     turns = speaker_turns(text)
-    if (arguments.reference is None) != (arguments.reference_text is None):
-        raise ValueError("--reference and --reference-text go together")
+    if (arguments.reference is None) != (not (arguments.reference_text or "").strip()):
+        raise ValueError(
+            "--reference and --reference-text go together: the recording and its words"
+        )
     if bool(turns) != bool(arguments.speaker):
         raise ValueError(
             "[SPEAKERn] tags in the text and --speaker go together, as in --speaker 0=ada --speaker 1=ben; "
@@ -121,11 +138,16 @@ def prompt_maker(arguments: argparse.Namespace, text: str, alone: bool) -> Calla
             number, _, name = pair.partition("=")
             if not number.isdigit() or not name:
                 raise ValueError(f"--speaker takes NUMBER=VOICE, got {pair!r}")
+            if int(number) in cast:
+                raise ValueError(
+                    f"--speaker {int(number)} is given twice; each speaker has one voice"
+                )
             cast[int(number)] = find_voice(arguments.voices, name)
         form = speaker_prompt if alone else cast_prompt
         prompt = partial(form, cast, scene=arguments.scene)
     else:
         if arguments.reference is not None:
+            probe(arguments.reference)  # an error now, not when the checkpoint is loaded
             voice = Voice("reference", arguments.reference, arguments.reference_text)
         else:
             voice = find_voice(arguments.voices, arguments.voice)
@@ -269,7 +291,8 @@ def parser() -> argparse.ArgumentParser:
     say.add_argument(
         "--checkpoint",
         default="nano",
-        help="nano, organisation/name@revision, or a folder with model/ and codec/ (default: %(default)s)",
+        help="nano, organisation/name@revision, or a folder or s3:// prefix with model/ and codec/ "
+        "(default: %(default)s)",
     )
     say.add_argument("--out", type=Path, required=True, metavar="FILE", help=".wav, .flac, ...")
     say.add_argument(
@@ -364,8 +387,12 @@ def main() -> int:
     try:
         arguments.run(arguments)
     except (ValueError, OSError, KeyError) as error:
-        print(f"{type(error).__name__}: {error}", file=sys.stderr)
+        notes = [note for note in getattr(error, "__notes__", []) if note not in str(error)]
+        print("; ".join([f"{type(error).__name__}: {error}", *notes]), file=sys.stderr)
         return 1
+    except KeyboardInterrupt:
+        print("stopped", file=sys.stderr)
+        return 130
     return 0
 
 

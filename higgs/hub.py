@@ -23,6 +23,8 @@ def resolve(source: str | Path, revision: str | None = None, weights: bool = Tru
     """
     text = str(source)
     if text.startswith("s3://"):
+        if revision is not None:
+            raise ValueError(f"{text} is a prefix of S3: it has no revision {revision!r}")
         from higgs.s3 import download
 
         return download(text, CHECKPOINT_FILES if weights else SMALL_FILES)
@@ -32,8 +34,10 @@ def resolve(source: str | Path, revision: str | None = None, weights: bool = Tru
         return Path(text)
     name, _, pinned = text.partition("@")
     if name.count("/") != 1 or name.startswith((".", "/")):
+        pull = "; in the repository's root `dvc pull data.dvc` fetches it"
         raise FileNotFoundError(
             f"checkpoint {text!r}: no such folder, and not a hub id (organisation/name@revision)"
+            f"{pull if text.startswith('data/') else ''}"
         )
     if revision and pinned and revision != pinned:
         raise ValueError(f"{text!r} and revision={revision!r} name two revisions: give one")

@@ -119,13 +119,16 @@ WRONG = [
     (["--file", "{latin}"], "latin is not text in UTF-8"),
     (["Hi.", "--voice", "nobody"], "no voice 'nobody' in data/voices; there are: ada, ben, cleo, operator"),
     (["Hi.", "--voices", "{broken}", "--voice", "eve"], "the transcript"),
-    (["Hi.", "--voices", "nowhere"], "nowhere does not exist"),
+    (["Hi.", "--voices", "nowhere"], "nowhere does not exist; name one with --voices"),
     (["Hi.", "--reference", "a.wav"], "go together"),
+    (["Hi.", "--reference", "a.wav", "--reference-text", " "], "the recording and its words"),
     (["Hi.", "--reference", "a.wav", "--reference-text", "x"], "a.wav does not exist"),
     (["[SPEAKER0] Hi."], "--speaker 0=ada --speaker 1=ben; voices are: ada, ben, cleo, operator"),
     (["Hi.", "--speaker", "0=ada"], "tags in the text and --speaker go together"),
     (["[SPEAKER0] Hi.", "--speaker", "ada"], "NUMBER=VOICE, got 'ada'"),
     (["[SPEAKER0] Hi.", "--speaker", "0=zoe"], "no voice 'zoe'"),
+    (["[SPEAKER0] Hi.", "--speaker", "0=ada", "--speaker", "0=ben"], "--speaker 0 is given twice"),
+    (["[SPEAKER0] ", "--speaker", "0=ada"], "no text to speak behind the speaker tags"),
     (["[SPEAKER7] Hi.", "--speaker", "0=ada", "--speaker", "1=ben"], "no speaker 7; there are: 0, 1"),
     (["[SPEAKER7] Hi.", "--speaker", "0=ada", "--no-alone"], "[7]"),
     (["[SPEAKER x] Hi."], "unknown speaker tag '[SPEAKER x]'"),
@@ -149,6 +152,50 @@ def test_what_is_wrong_is_said(nano, run, tmp_path, arguments, message):
     )
     assert code == 1 and message in said and len(said.splitlines()) == 1
     assert not (tmp_path / "x.wav").exists()
+
+
+def test_a_place_that_cannot_be_written_is_named_before_the_work(run, tmp_path, monkeypatch):
+    monkeypatch.setattr(Engine, "from_pretrained", lambda *_, **__: pytest.fail("too late"))
+    (tmp_path / "folder.wav").mkdir()
+    (tmp_path / "file").write_text("")
+    for out, message in (
+        (tmp_path / "folder.wav", "folder.wav is a folder"),
+        (tmp_path / "file" / "a.wav", "a.wav cannot be written: File exists"),
+        ("/proc/a.wav", "a.wav cannot be written"),
+        (tmp_path / "a.mp3", "audio is written as .wav"),
+    ):
+        code, _, said = run("speak", "Hi.", "--out", out)
+        assert code == 1 and message in said and len(said.splitlines()) == 1
+
+
+def test_a_silent_chunk_does_not_take_the_others_along(nano, run, tmp_path, monkeypatch):
+    real, calls = Engine.generate, []
+
+    def silent_at_last(self, *arguments, **options):
+        response = real(self, *arguments, **options)
+        calls.append(response)
+        if len(calls) > 1:
+            response.usage = type(response.usage)(10, 0, 0, 0)
+        return response
+
+    monkeypatch.setattr(Engine, "generate", silent_at_last)
+    code, _, said = run(
+        "speak", "It is late. I go.", "--max-words", 3, "--retries", 0,
+        "--max-new-tokens", 12, "--out", tmp_path / "a.wav",
+    )  # fmt: skip
+    assert code == 1 and "chunk 2 of 2, 'I go.': no audio" in said
+    assert f"what came before it is in {tmp_path / 'a.before.wav'}" in said
+    assert [path.name for path in tmp_path.iterdir()] == ["a.before.wav"]
+    waveform, rate = load_audio(tmp_path / "a.before.wav")
+    assert len(waveform) == 960 * calls[0].usage.audio_frames and rate == 24_000
+
+
+def test_a_stopped_command_says_so(run, monkeypatch):
+    def interrupted(*_):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("higgs.data.voices.list_voices", interrupted)
+    assert run("voices") == (130, "", "stopped\n")
 
 
 # Odd text that is spoken all the same: as text, whatever it looks like.

@@ -304,8 +304,10 @@ def test_a_cache_without_listing_is_read_as_it_is(hub, monkeypatch, tmp_path):
         ("no/such/folder", None, FileNotFoundError, "no such folder, and not a hub id"),
         ("nowhere", None, FileNotFoundError, "no such folder, and not a hub id"),
         ("../a/b", None, FileNotFoundError, "no such folder"),
+        ("data/nothing/here", None, FileNotFoundError, "root `dvc pull data.dvc` fetches it"),
         ("a/b@1", "2", ValueError, "two revisions"),
         (".", "1", ValueError, "is a folder: it has no revision"),
+        ("s3://bucket/a", "1", ValueError, "is a prefix of S3: it has no revision"),
         ("a b/c", None, ValueError, "Repo id must"),
     ],
 )

@@ -161,6 +161,16 @@ def test_checkpoint_is_one_key(tmp_path):
     assert released.model == f"{RELEASED_MODEL}@{RELEASED_MODEL_REVISION}"
     assert released.codec == RELEASED_CODEC
     assert (released.dtype, released.device) == ("bfloat16", "auto")
+    for part, said in (
+        ("model", "has no model/ and no codec/ in it$"),
+        ("codec", "has no codec/ in it$"),
+    ):
+        with pytest.raises(ParamsError, match=said):
+            Checkpoint.parse(str(tmp_path))
+        (tmp_path / part).mkdir()
+    (tmp_path / "model" / "config.json").touch()
+    with pytest.raises(ParamsError, match="in it: name the folder above it"):
+        Checkpoint.parse(str(tmp_path / "model"))
     folder = Checkpoint.parse(str(tmp_path))
     assert folder.model == f"{tmp_path}/model" and (folder.dtype, folder.device) == ("auto", "auto")
     assert Checkpoint.parse("s3://bucket/nano/").codec == "s3://bucket/nano/codec"

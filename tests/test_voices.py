@@ -1,5 +1,6 @@
 """Voices: the folder, what is said of a recording, and conversations with one voice or a cast."""
 
+import errno
 import json
 import math
 
@@ -201,3 +202,38 @@ def test_voices_do_not_speak_what_is_no_text(text):
 def test_profiles_are_json_text(tmp_path):
     (tmp_path / "profiles.json").write_text(json.dumps({"zoë": "warm, 40 years"}), encoding="utf-8")
     assert find_voice(tmp_path, "zoë").description == "warm, 40 years"
+
+
+def test_a_voice_is_replaced_whole_or_not_at_all(tmp_path, monkeypatch):
+    """A recording beside the words of another would be a voice that speaks gibberish."""
+    source, folder = tmp_path / "a.wav", tmp_path / "voices"
+    write(source, speech())
+    add_voice(folder, "eve", source, WORDS)
+    before = {path.name: path.read_bytes() for path in folder.iterdir()}
+    with monkeypatch.context() as broken:
+        broken.setattr("higgs.data.voices.save_audio", full_disk)
+        with pytest.raises(OSError, match="No space left"):
+            add_voice(folder, "eve", source, "other words for the same voice", force=True)
+    assert {path.name: path.read_bytes() for path in folder.iterdir()} == before
+    add_voice(folder, "eve", source, "other words for the same voice", force=True)
+    assert find_voice(folder, "eve").transcript == "other words for the same voice"
+
+
+def full_disk(*_):
+    raise OSError(errno.ENOSPC, "No space left on device")
+
+
+def test_the_recording_itself_is_not_replaced(tmp_path):
+    source = tmp_path / "eve.wav"
+    write(source, speech())
+    with pytest.raises(ValueError, match=r"eve.wav is a file of this voice itself.* eve.txt"):
+        add_voice(tmp_path, "eve", source, WORDS, force=True)
+    assert source.exists()
+
+
+@pytest.mark.parametrize("transcript", ["", " \n"])
+def test_a_transcript_is_asked_for(tmp_path, transcript):
+    write(tmp_path / "a.wav", speech())
+    with pytest.raises(ValueError, match="the transcript is empty; write what is said in"):
+        add_voice(tmp_path / "voices", "eve", tmp_path / "a.wav", transcript)
+    assert not (tmp_path / "voices").exists()

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from higgs.data.chatml import ROLES, AudioContent, ChatMLSample, Content, Message, TextContent
-from higgs.files import replacing
+from higgs.files import read_lines, read_text, replacing
 
 # Key -> (type, whether it may be absent or null).
 SAMPLE = {
@@ -173,13 +173,10 @@ def read_conversations(path: str | Path, allow_special: bool = False) -> list[Ch
     Raises ValueError naming file, line and place of what is wrong.
     """
     path = Path(path)
-    text = path.read_text(encoding="utf-8")
     if path.suffix == ".jsonl":
-        lines = enumerate(text.split("\n"), start=1)  # not splitlines: U+2028 may stand in a string
-        rows = [(f"{path}, line {n}", line) for n, line in lines if line.strip()]
-        found = [(where, parse_json(line, where)) for where, line in rows]
+        found = [(where, parse_json(line, where)) for where, line in read_lines(path)]
     else:
-        whole = parse_json(text, str(path))
+        whole = parse_json(read_text(path), str(path))
         several = isinstance(whole, list)
         found = (
             [(f"{path}[{i}]", v) for i, v in enumerate(whole)] if several else [(f"{path}", whole)]

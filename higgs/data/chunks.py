@@ -159,7 +159,8 @@ def chunk_text(text: str, max_words: int = 100) -> list[Chunk]:
 def speaker_turns(text: str) -> list[tuple[int, str]]:
     """ "[SPEAKER0] Hi. [SPEAKER1] Yes?" -> [(0, "Hi."), (1, "Yes?")]; [] for text without tags.
 
-    A turn without words is left out. Raises ValueError for tags that are no speaker's, and for text before the first.
+    A turn without words is left out. Raises ValueError for tags that are no speaker's, for text before the first, and
+    where no turn has words.
     """
     parts = SPEAKER_TAG.split(text)
     if strange := next((tag[0] for part in parts[::2] for tag in LIKE_A_TAG.finditer(part)), None):
@@ -168,8 +169,11 @@ def speaker_turns(text: str) -> list[tuple[int, str]]:
         return []
     if parts[0].strip():
         raise ValueError(f"{parts[0].strip()[:40]!r} stands before the first speaker tag")
-    turns = zip(parts[1::2], parts[2::2], strict=True)
-    return [(int(number), said.strip()) for number, said in turns if said.strip()]
+    pairs = zip(parts[1::2], parts[2::2], strict=True)
+    turns = [(int(number), said.strip()) for number, said in pairs if said.strip()]
+    if not turns:
+        raise ValueError(f"there is no text to speak behind the speaker tags of {text[:40]!r}")
+    return turns
 
 
 def chunk_turns(turns: Iterable[tuple[int, str]], options: ChunkOptions) -> list[Chunk]:

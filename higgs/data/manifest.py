@@ -30,6 +30,8 @@ from higgs.data.chatml import (
 )
 from higgs.data.chatml_json import SAMPLE, fields_of, parse_json, sample_from_json
 from higgs.data.codes import CodesWriter
+from higgs.data.speakable import check_text
+from higgs.files import read_lines
 
 UTTERANCE: dict[str, tuple[type, bool]] = {
     "id": (str, True), "text": (str, False), "audio": (str, True), "codes": (str, True), "speaker": (str, True),
@@ -87,8 +89,8 @@ class Example:
 class _Reader:
     """Rows of one manifest, with their problems."""
 
-    def __init__(self, path: Path, allow_special: bool):
-        self.path, self.allow_special = path, allow_special
+    def __init__(self, allow_special: bool):
+        self.allow_special = allow_special
         self.rows: dict[str, tuple[str, dict[str, Any]]] = {}  # id -> place and fields
         self.problems: list[Problem] = []
         self.count = 0
@@ -130,7 +132,11 @@ class _Reader:
 
     def utterance(self, given: dict[str, Any]) -> ChatMLSample:
         """The conversation that ends in the utterance, which alone is trained on."""
-        text, scene, described = given["text"], given.get("scene"), given.get("description")
+        text, scene, described = (
+            check_text(given["text"]),
+            given.get("scene"),
+            given.get("description"),
+        )
         form = given.get("form", "voice_clone" if "reference" in given else "smart_voice")
         if form not in FORMS:
             raise ValueError(f"row.form: expected one of {', '.join(FORMS)}, got {form!r}")
@@ -173,10 +179,9 @@ def check_spoken(sample: ChatMLSample) -> None:
 
 def read_manifest(path: str | Path, allow_special: bool = False) -> tuple[list[Example], Report]:
     """-> what the rows ask for, in order, and what is wrong with the others. Files and codes are not looked at yet."""
-    reader = _Reader(Path(path), allow_special)
-    for number, line in enumerate(reader.path.read_text(encoding="utf-8").split("\n"), start=1):
-        if line.strip():
-            reader.take(line, f"{path}, line {number}")
+    reader = _Reader(allow_special)
+    for place, line in read_lines(path):
+        reader.take(line, place)
     examples = [example for name in reader.rows if (example := reader.example(name))]
     return examples, Report(reader.count, tuple(reader.problems))
 

@@ -1,11 +1,16 @@
 """Recordings with transcripts: a JSON Lines manifest beside the audio."""
 
 import hashlib
-import json
 from dataclasses import dataclass
 from pathlib import Path
 
-KEYS = ("id", "path", "text", "language", "speaker", "seconds", "sha256")
+from higgs.data.chatml_json import fields_of, parse_json
+from higgs.files import read_lines
+
+KEYS = {
+    "id": (str, False), "path": (str, False), "text": (str, False), "language": (str, False),
+    "speaker": (str, False), "seconds": (float, False), "sha256": (str, False),
+}  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -25,15 +30,15 @@ def read_recordings(
 ) -> list[Recording]:
     """-> the recordings in these languages, at most `max_clips` of each, in the order of `languages`.
 
-    Paths in the manifest are relative to the folder above it. Raises ValueError naming the line for a missing key, a
-    missing or changed file or an empty transcript, and for languages that the manifest does not have.
+    Paths in the manifest are relative to the folder above it. Raises ValueError naming the line for a wrong row, a
+    missing or changed file, an empty transcript or an id that stands twice, and for languages that it does not have.
     """
     manifest = Path(manifest)
-    recordings = []
-    for number, line in enumerate(manifest.read_text(encoding="utf-8").splitlines(), start=1):
-        row, where = json.loads(line), f"{manifest}, line {number}"
-        if missing := [key for key in KEYS if key not in row]:
-            raise ValueError(f"{where}: lacks {', '.join(missing)}")
+    recordings: list[Recording] = []
+    for where, line in read_lines(manifest):
+        row = fields_of(parse_json(line, where), KEYS, where)
+        if any(row["id"] == recording.id for recording in recordings):
+            raise ValueError(f"{where}: the id {row['id']!r} stands twice")
         path = manifest.parent.parent / row["path"]
         if not path.is_file():
             raise ValueError(f"{where}: {path} does not exist")
@@ -44,6 +49,8 @@ def read_recordings(
         recordings.append(
             Recording(row["id"], path, row["text"], row["language"], row["speaker"], row["seconds"])
         )
+    if not recordings:
+        raise ValueError(f"{manifest}: no recording in it")
     known = {recording.language for recording in recordings}
     if unknown := sorted(set(languages or known) - known):
         raise ValueError(f"{manifest} has no recordings in {unknown}; it has {sorted(known)}")

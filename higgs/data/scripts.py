@@ -7,29 +7,34 @@
 {"id": "d", "form": "long_form", "voice": "ada", "text": "...", "chunks": {"max_words": 14}}
 
 A dialogue has `voices` (names) or `speakers` (descriptions). It is spoken in one go, or chunk by chunk where it has
-`chunks`, whose keys are those of `ChunkOptions`. `max_new_tokens` takes the place of the general one.
+`chunks`, whose keys are those of `ChunkOptions`. `max_new_tokens` takes the place of the general one. An id is part of
+file names: letters, figures, "-", "_" and ".".
 """
 
-import json
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 from higgs.data.chatml import ChatMLSample, tagged
-from higgs.data.chunks import Chunk, ChunkOptions, chunk_text, chunk_turns
+from higgs.data.chatml_json import fields_of, parse_json
+from higgs.data.chunks import Chunk, ChunkOptions, chunk_text, chunk_turns, speaker_turns
 from higgs.data.speakable import check_text
-from higgs.data.voices import Voice, cast_prompt, find_voice, speaker_prompt
+from higgs.data.voices import NAME, Voice, cast_prompt, find_voice, speaker_prompt
+from higgs.files import read_lines
 from higgs.params import from_section
 
+# Key -> (type, whether it may be absent or null).
+EVERY = {"id": (str, False), "form": (str, False), "scene": (str, True), "max_new_tokens": (int, True)}  # fmt: skip
+ONE_VOICE = EVERY | {"voice": (str, False), "text": (str, False)}
+CHUNKED = {"chunks": (dict, True)}
 FORMS = {
-    "smart_voice": {"id", "form", "voice", "text"},
-    "voice_clone": {"id", "form", "voice", "text"},
-    "dialogue": {"id", "form", "speakers", "lines"},
-    "long_form": {"id", "form", "voice", "text"},
-}
-OPTIONAL = {"scene", "max_new_tokens"}
-IN_CHUNKS = ("dialogue", "long_form")
+    "smart_voice": ONE_VOICE,
+    "voice_clone": ONE_VOICE,
+    "dialogue": EVERY | CHUNKED | {"speakers": (dict, True), "voices": (dict, True), "lines": (list, False)},
+    "long_form": ONE_VOICE | CHUNKED,
+}  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -64,39 +69,36 @@ class Script:
 
 
 def read_scripts(path: str | Path, voices: str | Path) -> list[Script]:
-    """-> the scripts in order. Raises ValueError naming the line of a wrong key, form, voice or id."""
-    scripts: list[Script] = []
-    for number, line in enumerate(Path(path).read_text(encoding="utf-8").splitlines(), start=1):
-        where = f"{path}, line {number}"
+    """-> the scripts in order. Raises ValueError naming the line and what is wrong in it, or that there is none."""
+    scripts: dict[str, Script] = {}
+    for where, line in read_lines(path):
+        row = parse_json(line, where)
         try:
-            row = json.loads(line)
-        except json.JSONDecodeError as error:
-            raise ValueError(f"{where}: not JSON: {error}") from error
-        form = row.get("form")
-        if form not in FORMS:
-            raise ValueError(f"{where}: form must be one of {', '.join(FORMS)}, got {form!r}")
-        wanted = FORMS[form]
-        if form == "dialogue" and "voices" in row:
-            wanted = wanted - {"speakers"} | {"voices"}
-        allowed = OPTIONAL | ({"chunks"} if form in IN_CHUNKS else set())
-        if wrong := (set(row) - allowed) ^ wanted:
-            raise ValueError(f"{where}: {form} takes {sorted(wanted)}; see {sorted(wrong)}")
-        if any(row["id"] == script.id for script in scripts):
-            raise ValueError(f"{where}: the id {row['id']!r} stands twice")
-        try:
-            scripts.append(_script(row, voices))
-        except (ValueError, TypeError) as error:
+            script = _script(row, voices)
+            if script.id in scripts:
+                raise ValueError(f"the id {script.id!r} stands twice")
+        except ValueError as error:
             raise ValueError(f"{where}: {error}") from error
-    return scripts
+        scripts[script.id] = script
+    if not scripts:
+        raise ValueError(f"{path}: no script in it")
+    return list(scripts.values())
 
 
-def _script(row: dict, voices: str | Path) -> Script:
-    form = row["form"]
+def _script(content: Any, voices: str | Path) -> Script:
+    form = content.get("form") if isinstance(content, dict) else None
+    if not isinstance(form, str) or form not in FORMS:
+        raise ValueError(f"form must be one of {', '.join(FORMS)}, got {form!r} in {content!r:.60}")
+    row = fields_of(content, FORMS[form], form)
+    if not NAME.fullmatch(row["id"]):
+        raise ValueError(f"{row['id']!r} is no id: letters, figures, '-', '_' and '.', and no path")
+    if row.get("max_new_tokens", 1) < 1:
+        raise ValueError(f"max_new_tokens must be at least 1, got {row['max_new_tokens']}")
     options = None
     if "chunks" in row or form == "long_form":
         options = from_section(ChunkOptions, row.get("chunks", {}))
     if form == "dialogue":
-        lines = [(int(number), check_text(text)) for number, text in row["lines"]]
+        lines = [_line(entry) for entry in row["lines"]]
         cast, voice = _cast(row, voices)
         form_of = speaker_prompt if options and options.alone else cast_prompt
         prompt = partial(form_of, cast, scene=row.get("scene"))
@@ -108,6 +110,8 @@ def _script(row: dict, voices: str | Path) -> Script:
             raise ValueError(f"{form} does not go with the voice {found.name!r}")
         voice, prompt = found.name, partial(found.prompt, scene=row.get("scene"))
         text = whole = row["text"]
+        if speaker_turns(text):
+            raise ValueError(f"{form} has one voice; for [SPEAKERn] tags take the form dialogue")
         chunks = chunk_text(text, options.max_words) if options else []
     return Script(
         row["id"], form, voice, text, prompt(chunks[0].text if chunks else whole),
@@ -115,10 +119,25 @@ def _script(row: dict, voices: str | Path) -> Script:
     )  # fmt: skip
 
 
+def _line(entry: Any) -> tuple[int, str]:
+    """One line of a dialogue: who, and what."""
+    match entry:
+        case [int(number), str(text)] if number >= 0 and not isinstance(number, bool):
+            if speaker_turns(f"[SPEAKER{number}] {check_text(text)}") != [(number, text.strip())]:
+                raise ValueError(f"a line is one speaker's, without tags, got {text!r:.60}")
+            return number, text
+    raise ValueError(f"lines: expected [number, text], got {entry!r:.60}")
+
+
 def _cast(row: dict, voices: str | Path) -> tuple[dict[int, Voice], str]:
     """The speakers of a dialogue, and the names of their voices where they have names."""
+    if ("speakers" in row) == ("voices" in row):
+        raise ValueError("a dialogue has speakers (descriptions) or voices (names), one of them")
+    given = row.get("speakers", row.get("voices"))
+    for number, what in given.items():
+        if not number.isdecimal() or not isinstance(what, str):
+            raise ValueError(f'speakers: expected "0": "...", got {number!r}: {what!r:.60}')
     if "speakers" in row:
-        described = {int(number): text for number, text in row["speakers"].items()}
-        return {n: Voice(f"SPEAKER{n}", description=text) for n, text in described.items()}, ""
-    cast = {int(number): find_voice(voices, name) for number, name in row["voices"].items()}
+        return {int(n): Voice(f"SPEAKER{n}", description=text) for n, text in given.items()}, ""
+    cast = {int(number): find_voice(voices, name) for number, name in given.items()}
     return cast, " ".join(cast[number].name for number in sorted(cast))

@@ -22,7 +22,7 @@ from higgs.data.chatml import (
 from higgs.data.chunks import count_words, speaker_turns
 from higgs.data.levels import silence, speech_level
 from higgs.data.speakable import check_text
-from higgs.files import replacing
+from higgs.files import read_text, replacing
 
 AUDIO_SUFFIXES = (".flac", ".wav")
 SAMPLE_RATE = 24_000  # of the recordings that `add_voice` writes: the codec's
@@ -94,7 +94,10 @@ def list_voices(folder: str | Path) -> dict[str, Voice]:
     """
     folder = Path(folder)
     if not folder.is_dir():
-        raise FileNotFoundError(f"voice folder {folder} does not exist")
+        raise FileNotFoundError(
+            f"voice folder {folder} does not exist; name one with --voices. The repository's own is data/voices in its "
+            "root, and `dvc pull data.dvc` fetches it"
+        )
     descriptions, voices = _profiles(folder), {}
     for path in sorted(
         p for p in folder.iterdir() if p.suffix in AUDIO_SUFFIXES and p.name[0] != "."
@@ -102,7 +105,7 @@ def list_voices(folder: str | Path) -> dict[str, Voice]:
         name, transcript = path.stem, path.with_suffix(".txt")
         if name in voices:
             raise ValueError(f"voice {name}: {voices[name].audio} and {path}; keep one of them")
-        if not transcript.is_file() or not (said := transcript.read_text(encoding="utf-8").strip()):
+        if not transcript.is_file() or not (said := read_text(transcript).strip()):
             raise ValueError(
                 f"voice {name}: the transcript {transcript} is missing; write into it what is said in {path.name}"
             )
@@ -117,7 +120,7 @@ def _profiles(folder: Path) -> dict[str, str]:
     if not path.is_file():
         return {}
     try:
-        profiles = json.loads(path.read_text(encoding="utf-8"))
+        profiles = json.loads(read_text(path))
     except json.JSONDecodeError as error:
         raise ValueError(f"{path} is not JSON: {error}") from error
     if not isinstance(profiles, dict) or not all(isinstance(v, str) for v in profiles.values()):
@@ -193,17 +196,25 @@ def add_voice(
         raise ValueError(
             f"{name!r} is no name for a voice: letters, figures, '-', '_' and '.', and no path"
         )
+    if not (said := transcript.strip()):
+        raise ValueError(f"the transcript is empty; write what is said in {source}")
+    check_text(said)
+    described = _profiles(folder).get(name)
     taken = [folder / f"{name}{suffix}" for suffix in (*AUDIO_SUFFIXES, ".txt")]
-    if not force and (name in _profiles(folder) or any(path.exists() for path in taken)):
+    if not force and (described is not None or any(path.exists() for path in taken)):
         raise ValueError(f"{folder} has a voice {name!r} already; --force replaces it")
-    findings = check_recording(source, transcript)
+    if Path(source).resolve() in [path.resolve() for path in taken]:
+        raise ValueError(
+            f"{source} is a file of this voice itself, and would be lost: write {name}.txt beside it, or move it first"
+        )
+    findings = check_recording(source, said)
     if fatal := [finding.message for finding in findings if finding.fatal]:
         raise ValueError(f"{source} cannot serve as a reference: {'; '.join(fatal)}")
     waveform, _ = load_audio(source, SAMPLE_RATE)
     folder.mkdir(parents=True, exist_ok=True)
-    # The transcript first: a folder with a recording and no transcript is an error, the other way round it is none.
+    # Both are written before one is replaced: a full disk leaves the voice that was there, not halves of two.
     with replacing(folder / f"{name}.txt") as partial:
-        partial.write_text(f"{check_text(transcript).strip()}\n", encoding="utf-8")
-    save_audio(folder / f"{name}.flac", waveform, SAMPLE_RATE)
+        partial.write_text(f"{said}\n", encoding="utf-8")
+        save_audio(folder / f"{name}.flac", waveform, SAMPLE_RATE)
     (folder / f"{name}.wav").unlink(missing_ok=True)
-    return find_voice(folder, name), findings
+    return Voice(name, folder / f"{name}.flac", said, described), findings

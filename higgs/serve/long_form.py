@@ -73,6 +73,14 @@ class LongResponse(Response):
         ]
 
 
+class SilentChunk(ValueError):
+    """A chunk that never brought audio. `before` is what was spoken before it, or None."""
+
+    def __init__(self, message: str, before: LongResponse | None):
+        super().__init__(message)
+        self.before = before
+
+
 @dataclass
 class Take:
     """What became of one chunk; `seconds` sums the timing of all attempts."""
@@ -104,7 +112,7 @@ def speak_long(
 
     References are encoded once. `max_new_tokens` holds for each chunk. A chunk without audio, or one that is cut off,
     is made again with another seed, `options.retries` times; `on_chunk` gets the index and the take that is kept.
-    Raises ValueError for no chunks, and for a chunk that never brought audio, naming it.
+    Raises ValueError for no chunks, and SilentChunk for one that never brought audio, naming it.
     """
     options, sampling = options or ChunkOptions(), sampling or SamplingConfig()
     if not chunks:
@@ -132,9 +140,10 @@ def speak_long(
         seeds = [chunk_seed(sampling.seed, index, n) for n in range(options.retries + 1)]
         take = first_whole_take(speak, seeds)
         if not take.response.usage.audio_frames:
-            raise ValueError(
+            raise SilentChunk(
                 f"chunk {index + 1} of {len(chunks)}, {chunk.text[:60]!r}: no audio after {take.attempts} attempts; "
-                "try another seed, or shorter chunks"
+                "try another seed, or shorter chunks",
+                _joined(chunks[:index], takes, options) if takes else None,
             )
         takes.append(take)
         asked.append(sample.messages[-1].content)

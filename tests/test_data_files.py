@@ -1,0 +1,170 @@
+"""Scripts, manifests and transcripts as people write them: what is wrong is named with its line, and nothing passes."""
+
+import hashlib
+import json
+
+import pytest
+from conftest import ROOT
+
+from higgs.data.chunks import count_words
+from higgs.data.manifest import read_manifest
+from higgs.data.recordings import read_recordings
+from higgs.data.scripts import FORMS, read_scripts
+from higgs.data.voices import list_voices
+from higgs.files import read_lines, read_text
+
+GOOD = {"id": "a", "form": "smart_voice", "voice": "ada", "text": "Hi."}
+DUO = {
+    "id": "a",
+    "form": "dialogue",
+    "speakers": {"0": "old", "1": "young"},
+    "lines": [[0, "Hi."], [1, "Yes?"]],
+}
+
+
+@pytest.fixture
+def scripts(tmp_path):
+    """The scripts of a file with this content (bytes, or rows to write), in a folder with two voices."""
+    (tmp_path / "profiles.json").write_text('{"ada": "feminine", "ben": "masculine"}')
+
+    def read(content):
+        if isinstance(content, dict):
+            content = json.dumps(content, ensure_ascii=False).encode()
+        (tmp_path / "s.jsonl").write_bytes(content)
+        return read_scripts(tmp_path / "s.jsonl", tmp_path)
+
+    return read
+
+
+# What is wrong with the one line -> what is said of it.
+BAD_SCRIPTS = {
+    "a list": (b"[1]", "form must be one of"),
+    "a number": (b"5", "form must be one of"),
+    "half a line": (b'{"id": "a"', "not JSON"),
+    "a key twice": (b'{"id": "a", "id": "b"}', "'id' stands twice"),
+    "form": (GOOD | {"form": ["smart_voice"]}, "form must be one of"),
+    "text": (GOOD | {"text": 5}, "text: expected a string, got int 5"),
+    "NUL": (GOOD | {"text": "a\0b"}, r"U\+0000 at character 1"),
+    "no text": (GOOD | {"text": " "}, "no text to speak"),
+    "voice": (GOOD | {"voice": ["ada"]}, "voice: expected a string, got list"),
+    "scene": (GOOD | {"scene": 5}, "scene: expected a string, got int 5"),
+    "limit in words": (GOOD | {"max_new_tokens": "5"}, "expected an integer, got str '5'"),
+    "limit of nothing": (GOOD | {"max_new_tokens": 0}, "max_new_tokens must be at least 1, got 0"),
+    "id": (GOOD | {"id": 5}, "id: expected a string, got int 5"),
+    "id with a path": (GOOD | {"id": "../a"}, "'../a' is no id"),
+    "no id": (GOOD | {"id": ""}, "'' is no id"),
+    "a misspelt key": (GOOD | {"scenes": "x"}, "unknown key 'scenes'; keys are id, form, scene"),
+    "tags": (GOOD | {"text": "[SPEAKER0] Hi."}, "one voice; .* take the form dialogue"),
+    "a misspelt tag": (GOOD | {"text": "[speaker 0] Hi."}, "unknown speaker tag"),
+    "lines of text": (DUO | {"lines": "Hi."}, "lines: expected a list, got str"),
+    "half a line of speech": (DUO | {"lines": [[0]]}, r"expected \[number, text\], got \[0\]"),
+    "a line by nobody": (DUO | {"lines": [[-1, "Hi."]]}, r"got \[-1, 'Hi.'\]"),
+    "no lines": (DUO | {"lines": []}, "no text to speak"),
+    "a tag in a line": (DUO | {"lines": [[0, "Hi. [SPEAKER1] Yes?"]]}, "one speaker's, without"),
+    "speakers in a list": (DUO | {"speakers": ["old"]}, "speakers: expected an object, got list"),
+    "a speaker's number": (DUO | {"speakers": {"zero": "old"}}, "got 'zero': 'old'"),
+    "a speaker's words": (DUO | {"speakers": {"0": 5}}, "got '0': 5"),
+    "two casts": (DUO | {"voices": {"0": "ada", "1": "ben"}}, "speakers .* or voices"),
+    "chunks": (GOOD | {"form": "long_form", "chunks": [1]}, "chunks: expected an object, got list"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("case", BAD_SCRIPTS)
+def test_scripts_that_are_refused(scripts, case):
+    content, message = BAD_SCRIPTS[case]
+    with pytest.raises(ValueError, match=f"s.jsonl, line 1: .*{message}"):
+        scripts(content)
+
+
+def test_scripts_in_files_of_every_make(scripts, tmp_path):
+    """The mark of some editors, blank lines, and U+2028 in a string, where `str.splitlines` would cut."""
+    odd = GOOD | {"text": "Hi.\u2028You."}
+    content = f"\ufeff\n{json.dumps(odd, ensure_ascii=False)}\r\n\r\n".encode()
+    assert [script.text for script in scripts(content)] == ["Hi.\u2028You."]
+    with pytest.raises(ValueError, match="s.jsonl is not text in UTF-8"):
+        scripts("é".encode("latin-1"))
+    with pytest.raises(ValueError, match="s.jsonl: no script in it"):
+        scripts(b"\n")
+
+
+def test_lines_keep_their_numbers(tmp_path):
+    (tmp_path / "a.txt").write_text("\ufeffone\n\n  \nfour", encoding="utf-8")
+    path = tmp_path / "a.txt"
+    assert read_lines(path) == [(f"{path}, line 1", "one"), (f"{path}, line 4", "four")]
+    assert read_text(path).startswith("one")
+
+
+@pytest.fixture
+def recording(tmp_path) -> dict:
+    """A row of a manifest, whose file is in its place."""
+    (tmp_path / "recordings").mkdir()
+    (tmp_path / "recordings" / "a.flac").write_bytes(b"sound")
+    return {
+        "id": "a", "path": "recordings/a.flac", "text": "Hi.", "language": "en", "speaker": "eve",
+        "seconds": 1.0, "sha256": hashlib.sha256(b"sound").hexdigest(),
+    }  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ([1], "line 1: expected an object, got list"),
+        ({"text": None}, "line 1: text is missing"),
+        ({"text": 5}, "line 1.text: expected a string, got int 5"),
+        ({"text": " "}, "line 1: the transcript is empty"),
+        ({"seconds": "1"}, "line 1.seconds: expected a number, got str '1'"),
+        ({"txt": "Hi."}, "line 1: unknown key 'txt'; keys are id, path, text"),
+        ({"path": "recordings/b.flac"}, r"line 1: .*b.flac does not exist"),
+        ({"sha256": "0" * 64}, r"line 1: .*a.flac is not the file"),
+    ],
+)
+def test_recordings_that_are_refused(recording, tmp_path, change, message):
+    path = tmp_path / "recordings" / "manifest.jsonl"
+    row = change if isinstance(change, list) else recording | change
+    path.write_text(json.dumps(row))
+    with pytest.raises(ValueError, match=message):
+        read_recordings(path)
+
+
+def test_recordings_are_named_once(recording, tmp_path):
+    """Names are those of files: the second of a name would overwrite the first."""
+    path = tmp_path / "recordings" / "manifest.jsonl"
+    path.write_text(json.dumps(recording) + "\n\n" + json.dumps(recording))
+    with pytest.raises(ValueError, match="line 3: the id 'a' stands twice"):
+        read_recordings(path)
+    path.write_text("\n")
+    with pytest.raises(ValueError, match="no recording in it"):
+        read_recordings(path)
+
+
+def test_a_manifest_of_training_data(tmp_path):
+    path = tmp_path / "m.jsonl"
+    row = '{{"id": "{0}", "text": "a{1}b", "audio": "{0}.wav"}}'
+    path.write_text("\ufeff" + row.format("a", "") + "\n" + row.format("b", "\\u0000"))
+    examples, report = read_manifest(path)
+    assert [example.id for example in examples] == ["a"]
+    assert [(p.kind, p.place) for p in report.problems] == [("wrong row", f"{path}, line 2")]
+    assert "U+0000" in report.problems[0].what
+
+
+def test_a_transcript_of_another_encoding_is_named(tmp_path):
+    (tmp_path / "eve.wav").write_bytes(b"")
+    (tmp_path / "eve.txt").write_bytes("é".encode("latin-1"))
+    with pytest.raises(ValueError, match="eve.txt is not text in UTF-8"):
+        list_voices(tmp_path)
+    (tmp_path / "eve.txt").write_text("\ufeffOne.", encoding="utf-8")
+    assert list_voices(tmp_path)["eve"].transcript == "One."
+
+
+def test_the_scripts_that_come_along(nano):
+    """Every form; and what is long: 600 words in chunks, and 12 turns by chunk and in one go."""
+    short, long = (
+        read_scripts(ROOT / f"data/scripts/{name}.jsonl", ROOT / "data/voices")
+        for name in ("default", "long")
+    )
+    assert {script.form for script in short} == set(FORMS)
+    text, by_chunk, in_one_go = long
+    assert count_words(text.text) == 600
+    assert max(count_words(chunk.text) for chunk in text.chunks) <= text.options.max_words
+    assert [chunk.speakers for chunk in by_chunk.chunks] == [(0,), (1,)] * 6
+    assert not in_one_go.chunks and in_one_go.text == by_chunk.text
