@@ -305,12 +305,16 @@ def parser() -> argparse.ArgumentParser:
     look.set_defaults(run=inspect)
     say.add_argument("--voices", type=Path, default=VOICES, help=VOICES_HELP)
     voices_parser(commands)
+    server_parser(commands)
+    return top
+
+
+def server_parser(commands: argparse._SubParsersAction) -> None:
     server = commands.add_parser(
         "serve", help="speech over HTTP, as OpenAI's interface has it", description=serve.__doc__
     )
     add_options(server, VOICES)
     server.set_defaults(run=serve)
-    return top
 
 
 def long_text_arguments(say: argparse.ArgumentParser) -> None:
