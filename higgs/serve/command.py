@@ -54,6 +54,9 @@ def add_options(parser: argparse.ArgumentParser, voices: Path) -> None:
     parser.add_argument(
         "--compile", action="store_true", help="the step through torch.compile: a slower start"
     )
+    parser.add_argument(
+        "--int8", action="store_true", help="a byte for each weight of the step; with bfloat16"
+    )
     parser.add_argument("--threads", type=int, metavar="N", help="of the CPU for each operation")
     parser.add_argument("--no-guards", action="store_true", help="let speech run on")
     limits = parser.add_argument_group("limits")
@@ -89,6 +92,7 @@ def start(arguments: argparse.Namespace) -> None:
         max_positions=arguments.max_positions,
         max_waiting=arguments.max_waiting,
         compile=arguments.compile,
+        int8=arguments.int8,
     )
     if arguments.no_guards:
         engine = replace(engine, guards=None)
