@@ -1,4 +1,4 @@
-"""`python -m higgs speak | voices | inspect`: speech from the command line."""
+"""`python -m higgs speak | serve | voices | inspect`: speech from the command line."""
 
 import argparse
 import json
@@ -7,6 +7,8 @@ from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 from typing import Any
+
+from higgs.serve.command import add_options
 
 VOICES = Path("data/voices")
 VOICES_HELP = "voice folder (default: data/voices)"
@@ -260,6 +262,13 @@ def inspect(arguments: argparse.Namespace) -> None:
         raise ValueError(f"{problems} problems: this checkpoint does not load")
 
 
+def serve(arguments: argparse.Namespace) -> None:
+    """Serves speech over HTTP, in the form of OpenAI's interface."""
+    from higgs.serve.command import start
+
+    start(arguments)
+
+
 def parser() -> argparse.ArgumentParser:
     top = argparse.ArgumentParser(
         prog="python -m higgs", description="Higgs Audio V2, text to speech."
@@ -319,7 +328,16 @@ def parser() -> argparse.ArgumentParser:
     look.set_defaults(run=inspect)
     say.add_argument("--voices", type=Path, default=VOICES, help=VOICES_HELP)
     voices_parser(commands)
+    server_parser(commands)
     return top
+
+
+def server_parser(commands: argparse._SubParsersAction) -> None:
+    server = commands.add_parser(
+        "serve", help="speech over HTTP, as OpenAI's interface has it", description=serve.__doc__
+    )
+    add_options(server, VOICES)
+    server.set_defaults(run=serve)
 
 
 def long_text_arguments(say: argparse.ArgumentParser) -> None:

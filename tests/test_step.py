@@ -5,6 +5,7 @@ from collections import Counter
 
 import pytest
 import torch
+import torch.nn.functional as F
 from tiny import prompt_batch, write_model
 from torch.utils._python_dispatch import TorchDispatchMode
 from transformers import HiggsAudioV2ForConditionalGeneration
@@ -13,11 +14,12 @@ from higgs import HiggsAudio
 from higgs.config import SamplingConfig
 from higgs.data.text import TextTokenizer
 from higgs.serve.decoder import Decoder
+from higgs.serve.fused import quantize
 from higgs.serve.generate import DelayState, generate
 from higgs.serve.noise import CounterNoise, column_keys, log_uniforms, symbol_numbers
 from higgs.serve.sampler import process_logits, sample_codes
 from higgs.serve.state import IDLE, NARROW, DecodeState
-from higgs.serve.step import choose, decode_step, delay
+from higgs.serve.step import choose, decode_step, delay, linear
 from higgs.tokens import TokenIds
 
 SETTINGS = {
@@ -263,6 +265,50 @@ def test_bfloat16_is_near_float32(config, prompts, tmp_path_factory):
     for name in ("smart_voice", "clone"):
         exact, near = seen[name, torch.float32], seen[name, torch.bfloat16]
         assert (near - exact).norm() < 0.02 * exact.norm()
+
+
+def test_int8_is_the_product_with_rounded_weights():
+    """Each weight within half a step of its row, and the kernel against the plain product with what is stored."""
+    generator = torch.Generator().manual_seed(0)
+    matrix = torch.randn(96, 160, generator=generator).bfloat16()
+    stored = quantize(matrix)
+    back = (stored.rows.float() * stored.scales.float()[:, None]).t()
+    assert stored.rows.dtype == torch.int8 and stored.rows.abs().amax() == 127
+    assert ((back - matrix.float()).abs() <= 0.51 * stored.scales.float() + 1e-2 * back.abs()).all()
+    for rows in (1, 3, 16):
+        x = torch.randn(rows, 1, 96, generator=generator).bfloat16()
+        made, residual = linear(x, stored), torch.ones(rows, 1, 160).bfloat16()
+        exact = x.float() @ back
+        assert made.shape == (rows, 1, 160) and (made.float() - exact).norm() < 0.01 * exact.norm()
+        assert torch.equal(linear(x, stored, residual), residual + made)
+        twin = F.linear(x, stored.rows.to(x.dtype)) * stored.scales  # what other devices do
+        assert (twin.float() - exact).norm() < 0.01 * exact.norm()
+
+
+@pytest.mark.parametrize("compiled", [False, True])
+def test_int8_is_near_bfloat16(config, prompts, tmp_path, compiled, as_on_an_accelerator):
+    """Keys and values of the last layer after some steps; the model's own weights are left alone."""
+    model = HiggsAudio.from_pretrained(write_model(tmp_path / "m", config), dtype=torch.bfloat16)
+    before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
+    seen = []
+    for int8 in (False, True):
+        decoder = Decoder(model, 2, 400, burst=4, compiled=compiled, int8=int8)
+        for row, name in enumerate(("smart_voice", "clone")):
+            decoder.admit(row, prompt_batch(prompts, name), 40, SamplingConfig(seed=1))
+        for step in range(6):
+            decoder.state.codes[:] = 100 + step
+            decoder.run(1)
+        seen.append(
+            [decoder.cache.layers[-1][:, r, :, : decoder.filled[r]].float() for r in (0, 1)]
+        )
+    for near, exact in zip(*seen, strict=True):
+        assert 0 < (near - exact).norm() < 0.05 * exact.norm()
+    assert all(torch.equal(before[name], tensor) for name, tensor in model.state_dict().items())
+
+
+def test_int8_wants_bfloat16(model):
+    with pytest.raises(ValueError, match="int8 weights go with dtype bfloat16"):
+        Decoder(model, 1, 100, burst=1, int8=True)
 
 
 @pytest.mark.requires_cuda

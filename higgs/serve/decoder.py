@@ -11,7 +11,7 @@ from higgs.config import SamplingConfig
 from higgs.model.higgs_audio import HiggsAudio
 from higgs.model.kv_cache import KVCache
 from higgs.serve.cuda_graph import GraphedStep
-from higgs.serve.fused import FusedWeights, can_pack, fuse
+from higgs.serve.fused import FusedWeights, can_pack, fuse, pack
 from higgs.serve.state import NARROW, DecodeState
 from higgs.serve.step import decode_step
 from higgs.serve.voice_cache import VoiceCache, fingerprint
@@ -37,6 +37,11 @@ def prefix_length(prompt: Batch) -> int:
     return int(spoken[-1]) + 1 if len(spoken) else 0
 
 
+def check_int8(dtype: torch.dtype) -> None:
+    if dtype != torch.bfloat16:
+        raise ValueError(f"int8 weights go with dtype bfloat16, and the model is in {dtype}")
+
+
 class Decoder:
     """`rows` requests at once, each at most `positions` long; `burst` steps between two looks of the host.
 
@@ -52,6 +57,7 @@ class Decoder:
         burst: int,
         compiled: bool = False,
         prefixes: VoiceCache | None = None,
+        int8: bool = False,
     ):
         config, device = model.config, model.device
         self.model, self.rows, self.positions, self.burst = model, rows, positions, burst
@@ -59,7 +65,12 @@ class Decoder:
         self.cache = KVCache(config, rows, positions, device, model.dtype)
         self.state = DecodeState.create(config, rows, positions, burst, device)
         self.weights = fuse(model, positions)
-        if not compiled and can_pack(device, model.dtype):
+        packs = not compiled and can_pack(device, model.dtype)
+        if int8:
+            check_int8(model.dtype)
+            head = pack(self.weights.head) if packs else self.weights.head
+            self.weights = self.weights.quantized()._replace(head=head)
+        elif packs:
             self.weights = self.weights.packed()
         self.compiled, self.exact = compiled, device.type == "cpu" and not compiled
         self.graphed = GraphedStep() if GraphedStep.runs_on(device) else None

@@ -38,7 +38,8 @@ class EngineConfig:
 
     `max_batch` requests run together, each with at most `max_positions` of prompt and columns; `max_waiting` more may
     wait. The host looks at what was drawn every `burst` steps. `compile` runs the step through torch.compile, which
-    takes a minute when first used. `guards=None` lets speech run on. References, and the model's reading of them, are
+    takes a minute when first used; `int8` keeps its matrices, but for the head, in a byte for each weight, beside the
+    model's own in bfloat16. `guards=None` lets speech run on. References, and the model's reading of them, are
     kept up to `voice_bytes`.
     """
 
@@ -47,6 +48,7 @@ class EngineConfig:
     max_waiting: int = 1024
     burst: int = 4
     compile: bool = False
+    int8: bool = False
     guards: Guards | None = Guards()
     voice_bytes: int = 256 << 20
 
@@ -194,7 +196,7 @@ class Engine:
                 made = self.config
                 rows, positions = made.max_batch, made.max_positions
                 decoder = Decoder(
-                    self.model, rows, positions, made.burst, made.compile, self.voices
+                    self.model, rows, positions, made.burst, made.compile, self.voices, made.int8
                 )
                 self._scheduler = Scheduler(decoder, made.max_waiting)
             return self._scheduler

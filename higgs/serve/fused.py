@@ -15,15 +15,25 @@ from higgs.model.llama import rope_table
 from higgs.serve.noise import symbol_numbers
 
 
+class Int8(NamedTuple):
+    """A matrix [in, out] in one byte for each weight: the weights of one output are multiples of its scale."""
+
+    rows: Tensor  # [out, in] int8
+    scales: Tensor  # [out]
+
+
+Matrix = Tensor | Int8
+
+
 class FusedLayer(NamedTuple):
     """One layer for audio positions. Matrices stand as [in, out]."""
 
     attention_norm: Tensor  # [D]
-    qkv: Tensor  # [D, (H + 2 kv heads) d]
-    out: Tensor  # [H d, D]
+    qkv: Matrix  # [D, (H + 2 kv heads) d]
+    out: Matrix  # [H d, D]
     ffn_norm: Tensor  # [D]
-    gate_up: Tensor  # [D, 2 F]
-    down: Tensor  # [F, D]
+    gate_up: Matrix  # [D, 2 F]
+    down: Matrix  # [F, D]
 
 
 class FusedWeights(NamedTuple):
@@ -38,12 +48,16 @@ class FusedWeights(NamedTuple):
     ordinal: Tensor  # [K] int64: 1 ... K
     symbols: Tensor  # [N + 2] int64: what makes the chances of one code differ from another's
 
-    def each_matrix(self, change: Callable[[Tensor], Tensor]) -> "FusedWeights":
-        """The same with all matrices changed."""
+    def in_layers(self, change: Callable[[Tensor], Matrix]) -> "FusedWeights":
+        """The same with the matrices of the layers changed."""
         layers = tuple(
             FusedLayer(*(change(t) if t.dim() == 2 else t for t in layer)) for layer in self.layers
         )
-        return self._replace(layers=layers, head=change(self.head))
+        return self._replace(layers=layers)
+
+    def each_matrix(self, change: Callable[[Tensor], Tensor]) -> "FusedWeights":
+        """The same with all matrices changed."""
+        return self.in_layers(change)._replace(head=change(self.head))
 
     def sheets(self, rows: int) -> "FusedWeights":
         """The same memory, with every matrix [rows, in, out]: as many equal sheets as a batch has rows."""
@@ -51,7 +65,23 @@ class FusedWeights(NamedTuple):
 
     def packed(self) -> "FusedWeights":
         """A second copy in oneDNN's own layout: in bfloat16 on the CPU, products of few rows take half the time."""
-        return self.each_matrix(lambda matrix: torch.ops.mkldnn._reorder_linear_weight(matrix.t()))
+        return self.each_matrix(pack)
+
+    def quantized(self) -> "FusedWeights":
+        """A second copy of the layers' matrices in a byte for each weight. The head stays: it chooses the codes."""
+        return self.in_layers(quantize)
+
+
+def pack(matrix: Tensor) -> Tensor:
+    return torch.ops.mkldnn._reorder_linear_weight(matrix.t())
+
+
+def quantize(matrix: Tensor) -> Int8:
+    """[in, out]: what an output weighs most becomes 127 or -127."""
+    rows = matrix.t().float()
+    scales = (rows.abs().amax(1).clamp(min=1e-12) / 127).to(matrix.dtype)
+    steps = (rows / scales.float()[:, None]).round().clamp(-127, 127)
+    return Int8(steps.to(torch.int8).contiguous(), scales)
 
 
 def can_pack(device: torch.device, dtype: torch.dtype) -> bool:

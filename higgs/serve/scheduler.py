@@ -84,10 +84,9 @@ class Scheduler:
     def submit(self, request: Request) -> Ticket:
         """Raises ValueError for a request that no row can hold, and Busy when too many wait."""
         self.decoder.check_room(request.prompt.input_ids.shape[1], request.limit)
-        if len(self.waiting) >= self.max_waiting:
-            raise Busy(
-                f"{len(self.waiting)} requests wait already; the engine takes {self.max_waiting}"
-            )
+        waiting = len(self.waiting) + len(self.running) - self.decoder.rows
+        if waiting >= self.max_waiting:
+            raise Busy(f"{waiting} requests wait already; the engine takes {self.max_waiting}")
         bos = self.decoder.model.config.stream_bos
         ticket = Ticket(request, torch.full((request.prompt.codes.shape[-1], 1), bos))
         self.waiting.append(ticket)

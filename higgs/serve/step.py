@@ -10,17 +10,27 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from higgs.serve.fused import FusedLayer, FusedWeights
+from higgs.serve.fused import FusedLayer, FusedWeights, Int8, Matrix
 from higgs.serve.noise import log_uniforms, race
 from higgs.serve.state import NARROW, RUNNING, DecodeState
 
 
-def linear(x: Tensor, weight: Tensor, residual: Tensor | None = None) -> Tensor:
+def times_int8(x: Tensor, weight: Int8) -> Tensor:
+    """x [B, 1, in] -> [B, 1, out]. On the CPU, one kernel; elsewhere, what torch.compile makes one of."""
+    if x.device.type == "cpu":
+        return torch._weight_int8pack_mm(x[:, 0], *weight)[:, None]
+    return F.linear(x, weight.rows.to(x.dtype)) * weight.scales
+
+
+def linear(x: Tensor, weight: Matrix, residual: Tensor | None = None) -> Tensor:
     """x [B, 1, in] times [in, out], or times B sheets of it [B, in, out] -> [B, 1, out], added to `residual`.
 
     Over sheets, each row is multiplied by itself, and its bits do not depend on how many there are: one matrix product
     of all rows is faster, and rounds otherwise for every height.
     """
+    if isinstance(weight, Int8):
+        product = times_int8(x, weight)
+        return product if residual is None else residual + product
     if weight.dim() == 3:
         return torch.bmm(x, weight) if residual is None else torch.baddbmm(residual, x, weight)
     if weight.is_mkldnn:
