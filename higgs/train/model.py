@@ -16,6 +16,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from higgs.batch import Batch
+from higgs.data.lexicon import Lexicon
 from higgs.data.text import TextTokenizer, byte_tokenizer
 from higgs.model.higgs_audio import HiggsAudio
 from higgs.train.conversations import HELD_OUT, Corpus, Item, make_batch, plan
@@ -192,7 +193,9 @@ def main() -> None:
     torch.set_num_threads(arguments.threads)
     plain = HelpConfig(False, (), 0.0, None, 0.0, 0.0, (1,) * 8)
     helps = plain if arguments.plain else HelpConfig()
-    tokenizer = TextTokenizer(byte_tokenizer(NANO_PHRASES))
+    lexicon = Lexicon.read(arguments.out)
+    phrases = (*NANO_PHRASES, *(lexicon.tokens if lexicon else ()))
+    tokenizer = TextTokenizer(byte_tokenizer(phrases), lexicon)
     corpus = Corpus(Shards(arguments.corpus), arguments.out / "codes.pt", tokenizer)
     config = TrainingConfig(arguments.steps, arguments.seed, helps=helps)
     training = Training(arguments.out, corpus, config)
