@@ -26,7 +26,9 @@ class TextTokenizer:
         if lexicon is not None:
             tokens = [token.content for token in backend.get_added_tokens_decoder().values()]
             if missing := set(lexicon.tokens) - set(tokens):
-                raise ValueError(f"the text tokenizer lacks {len(missing)} of the lexicon's phonemes")
+                raise ValueError(
+                    f"the text tokenizer lacks {len(missing)} of the lexicon's phonemes"
+                )
             # What is a token as it stands (a phrase of every prompt) is not pronounced.
             whole = sorted(set(tokens) - set(lexicon.tokens), key=len, reverse=True)
             self._whole = re.compile("(" + "|".join(map(re.escape, whole)) + ")")

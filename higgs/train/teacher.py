@@ -46,7 +46,9 @@ def symbols_of(text: str, lexicon: Lexicon | None) -> tuple[list[int], list[int]
                 for n, p in enumerate(piece.phonemes)
             ]
         for symbol, place in pairs:
-            if symbol != 1 or (symbols and symbols[-1] != 1):  # one blank between words, none before
+            if symbol != 1 or (
+                symbols and symbols[-1] != 1
+            ):  # one blank between words, none before
                 symbols.append(symbol)
                 places.append(place)
         short = piece.phonemes is not None and not piece.spelled
