@@ -1,6 +1,7 @@
 """Text tokenizers: the released one and the byte-level one of the default checkpoint, through the same library."""
 
 import json
+import re
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -9,30 +10,49 @@ from higgs.audio import torchaudio  # noqa: F401  isort: skip
 from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers
 from transformers import AutoTokenizer
 
+from higgs.data.lexicon import Lexicon
 from higgs.hub import resolve
 from higgs.tokens import SPECIAL_TOKENS
 
 
 class TextTokenizer:
-    """Text <-> ids. Special tokens in a text are text, unless the caller says that it means them."""
+    """Text <-> ids. Special tokens in a text are text, unless the caller says that it means them.
 
-    def __init__(self, backend: Tokenizer):
-        self.backend = backend
+    With a lexicon, words that it knows are read as phonemes (see `higgs.data.lexicon`).
+    """
+
+    def __init__(self, backend: Tokenizer, lexicon: Lexicon | None = None):
+        self.backend, self.lexicon = backend, lexicon
+        if lexicon is not None:
+            tokens = [token.content for token in backend.get_added_tokens_decoder().values()]
+            if missing := set(lexicon.tokens) - set(tokens):
+                raise ValueError(
+                    f"the text tokenizer lacks {len(missing)} of the lexicon's phonemes"
+                )
+            # What is a token as it stands (a phrase of every prompt) is not pronounced.
+            whole = sorted(set(tokens) - set(lexicon.tokens), key=len, reverse=True)
+            self._whole = re.compile("(" + "|".join(map(re.escape, whole)) + ")")
 
     @classmethod
     def from_pretrained(cls, source: str | Path, revision: str | None = None) -> "TextTokenizer":
         """Folder or hub id of a checkpoint that holds a `tokenizer.json`."""
         folder = resolve(source, revision, weights=False)
-        return cls(AutoTokenizer.from_pretrained(folder).backend_tokenizer)
+        backend = AutoTokenizer.from_pretrained(folder).backend_tokenizer
+        return cls(backend, Lexicon.read(Path(folder)))
 
     def encode(self, text: str, allow_special: bool = False) -> list[int]:
         """-> ids, nothing added. `allow_special` reads `<|...|>` strings as the tokens that they name."""
+        if self.lexicon is not None:
+            parts = self._whole.split(text)
+            parts[::2] = map(self.lexicon.pronounce, parts[::2])
+            text = "".join(parts)
         self.backend.encode_special_tokens = not allow_special
         return self.backend.encode(text, add_special_tokens=False).ids
 
     def decode(self, ids: list[int]) -> str:
-        """-> text, special tokens included."""
-        return self.backend.decode(ids, skip_special_tokens=False)
+        """-> text, special tokens included; phonemes as such."""
+        text = self.backend.decode(ids, skip_special_tokens=False)
+        return text if self.lexicon is None else self.lexicon.readable(text)
 
     def token_id(self, token: str) -> int:
         """The id of one token. Raises KeyError naming it."""
@@ -64,8 +84,13 @@ def byte_tokenizer(phrases: Sequence[str] = ()) -> Tokenizer:
     return tokenizer
 
 
-def save_byte_tokenizer(folder: Path, phrases: Sequence[str] = ()) -> None:
-    """Writes the two files that `AutoTokenizer` reads."""
+def save_byte_tokenizer(
+    folder: Path, phrases: Sequence[str] = (), lexicon: Lexicon | None = None
+) -> None:
+    """Writes the two files that `AutoTokenizer` reads, and the lexicon."""
+    if lexicon is not None:
+        phrases = (*phrases, *lexicon.tokens)
+        lexicon.write(folder)
     byte_tokenizer(phrases).save(str(folder / "tokenizer.json"))
     config = {
         "tokenizer_class": "PreTrainedTokenizerFast",

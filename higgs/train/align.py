@@ -1,8 +1,9 @@
-"""Which character is being spoken in each frame: the best path through the character head's posteriors."""
+"""Which token of the text is being spoken in each frame: the best path through the reader's posteriors."""
 
 import numpy as np
 
-from higgs.train.teacher import characters
+from higgs.data.lexicon import Lexicon
+from higgs.train.teacher import symbols_of
 
 
 def viterbi(log_probs: np.ndarray, symbols: list[int]) -> np.ndarray:
@@ -33,8 +34,8 @@ def viterbi(log_probs: np.ndarray, symbols: list[int]) -> np.ndarray:
     return path
 
 
-def spoken_byte(posteriors: np.ndarray, text: str) -> np.ndarray:
-    """CTC log posteriors [2 T, symbols] and an ASCII text -> the byte of the text spoken in each frame [T]."""
-    symbols, places = characters(text)
+def spoken_token(posteriors: np.ndarray, text: str, lexicon: Lexicon | None) -> np.ndarray:
+    """CTC log posteriors [2 T, symbols] and an ASCII text -> the token of the text spoken in each frame [T]."""
+    symbols, places = symbols_of(text, lexicon)
     path = viterbi(posteriors.astype(np.float64), symbols)[::2]
     return np.asarray(places)[np.minimum(path // 2, len(places) - 1)]

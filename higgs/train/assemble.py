@@ -4,6 +4,7 @@ import argparse
 from pathlib import Path
 
 from higgs.codec.tokenizer import AudioTokenizer
+from higgs.data.lexicon import Lexicon
 from higgs.data.text import TextTokenizer, save_byte_tokenizer
 from higgs.model.higgs_audio import HiggsAudio
 from higgs.tokens import TokenIds
@@ -30,7 +31,7 @@ def save_model(folder: Path, target: Path) -> None:
     model = HiggsAudio(NANO_MODEL)
     model.load_state_dict(read_part(folder, "model", "model"))
     target.mkdir(parents=True, exist_ok=True)
-    save_byte_tokenizer(target, NANO_PHRASES)
+    save_byte_tokenizer(target, NANO_PHRASES, Lexicon.read(folder))
     ids = TokenIds.of(TextTokenizer.from_pretrained(target))
     names = {
         "bos_token_id": ids.begin_of_text,

@@ -23,9 +23,10 @@ from higgs.data.chatml import (
     voice_clone,
 )
 from higgs.data.collator import collate, spread
+from higgs.data.lexicon import SPELL, WORD
 from higgs.data.text import TextTokenizer
 from higgs.tokens import TokenIds
-from higgs.train.align import spoken_byte
+from higgs.train.align import spoken_token
 from higgs.train.schedule import save_state
 from higgs.train.shards import Shards
 
@@ -33,6 +34,7 @@ HELD_OUT = 200
 DESCRIBED = {"ada": "feminine", "ben": "masculine", "kit": "childlike"}
 MAX_REFERENCE_FRAMES = 75
 TEMPLATE_POSITIONS = 55  # of a conversation beside its texts and frames, for each utterance
+SPELLED = 0.12  # share of the words that are left as letters, so that unknown ones can be read too
 
 
 @dataclass(frozen=True)
@@ -52,19 +54,29 @@ def coarse_speaker(name: str) -> str:
     return f"p{round(float(pitch) * 16)}f{round(float(formant) * 25)}"
 
 
+def spell_some(text: str, rng: random.Random) -> str:
+    """Marks a few words of the text to be read as letters."""
+    return WORD.sub(lambda word: (SPELL if rng.random() < SPELLED else "") + word[0], text)
+
+
 class Corpus:
     """Texts, codes and alignments of all utterances."""
 
     def __init__(self, shards: Shards, codes_path: Path, tokenizer: TextTokenizer):
         stored = torch.load(codes_path, weights_only=True)
         self.texts = [u.text for u in shards.utterances]
+        if tokenizer.lexicon:
+            self.texts = [spell_some(text, random.Random(i)) for i, text in enumerate(self.texts)]
+        self.lengths = [len(tokenizer.encode(text)) for text in self.texts]
         self.speakers = [coarse_speaker(u.speaker) for u in shards.utterances]
         self.codes = stored["codes"]
         aligned = codes_path.with_name("aligned.pt")
         if not aligned.exists() or aligned.stat().st_mtime < codes_path.stat().st_mtime:
             pairs = zip(stored["posteriors"], self.texts, strict=True)
             rows = [
-                torch.from_numpy(spoken_byte(p.float().numpy(), text).astype(np.int16))
+                torch.from_numpy(
+                    spoken_token(p.float().numpy(), text, tokenizer.lexicon).astype(np.int16)
+                )
                 for p, text in tqdm(pairs, desc="align", total=len(self.texts), mininterval=10)
             ]
             save_state(aligned, rows=rows)
@@ -89,7 +101,7 @@ class Corpus:
         return self.clone(index, rng)
 
     def sized(self, sample: ChatMLSample, utterances: Sequence[int]) -> Item:
-        size = sum(len(self.texts[i]) + self.codes[i].shape[1] for i in utterances)
+        size = sum(self.lengths[i] + self.codes[i].shape[1] for i in utterances)
         return Item(sample, tuple(utterances), size + TEMPLATE_POSITIONS * len(utterances))
 
     def single(self, index: int, rng: random.Random) -> ChatMLSample:
@@ -141,7 +153,7 @@ class Corpus:
         return self.sized(sample, (reference, index))
 
     def row(self, item: Item, config: ModelConfig) -> dict[str, Tensor]:
-        """-> the conversation's tensors, with `spoken`: the position of the byte spoken at each position, or -1."""
+        """-> the conversation's tensors, with `spoken`: the place of the text token spoken at each position, or -1."""
         answer = Message("assistant", AudioContent())
         tokens = tokenize(ChatMLSample([*item.sample.messages, answer]), self.tokenizer)
         codes = [self.codes[i] for i in item.utterances]

@@ -13,8 +13,8 @@ from higgs.batch import Batch
 from higgs.codec.quantizer import ResidualVectorQuantizer
 from higgs.model.higgs_audio import HiggsAudio
 
-AHEAD = 3  # bytes: text is read causally, so a second head looks a little ahead
-OFFSETS = (-1, 0, 1, 2)  # bytes around the spoken one that the character head names
+AHEAD = 3  # tokens: text is read causally, so a second head looks a little ahead
+OFFSETS = (-1, 0, 1, 2)  # tokens around the spoken one that the reader names
 
 
 @dataclass(frozen=True)
@@ -89,7 +89,7 @@ class Helps(nn.Module):
         for index, layer in enumerate(model.layers):
             layer.attention.attend = Attend(index in config.attention_layers)
             self.attends.append(layer.attention.attend)
-        self.reader = nn.Linear(model.config.hidden_size, len(OFFSETS) * 256)
+        self.reader = nn.Linear(model.config.hidden_size, len(OFFSETS) * model.config.vocab_size)
 
     def attention_loss(self, spoken: Tensor) -> Tensor:
         """spoken [B, S]: position of the byte spoken at each position, -1 where none is."""
@@ -108,9 +108,7 @@ class Helps(nn.Module):
         """state [B, S, D]: what the model knows at the chosen layer."""
         rows = spoken >= 0
         with torch.autocast(state.device.type, dtype=torch.bfloat16):
-            logits = self.reader(state[rows]).float().view(-1, 256)
+            logits = self.reader(state[rows]).float().unflatten(-1, (len(OFFSETS), -1))
         around = spoken[..., None] + torch.tensor(OFFSETS)
         names = batch.input_ids.gather(1, around.clamp(min=0).flatten(1)).view(around.shape)[rows]
-        # Beyond the ends of the text stand special tokens, which have no byte.
-        targets = torch.where(names < 256, names, -100).view(-1)
-        return nn.functional.cross_entropy(logits, targets, ignore_index=-100)
+        return nn.functional.cross_entropy(logits.flatten(0, 1), names.flatten())

@@ -16,6 +16,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from higgs.batch import Batch
+from higgs.data.lexicon import Lexicon
 from higgs.data.text import TextTokenizer, byte_tokenizer
 from higgs.model.higgs_audio import HiggsAudio
 from higgs.train.conversations import HELD_OUT, Corpus, Item, make_batch, plan
@@ -41,6 +42,7 @@ class TrainingConfig:
     warmup_steps: int = 150
     decay_share: float = 0.3
     positions: int = 2600  # of a batch, padding included
+    compile: bool = False  # the layers: two minutes once, then a third quicker
     helps: HelpConfig = HelpConfig()
 
 
@@ -100,6 +102,9 @@ class Training:
             teacher = trained_teacher(folder, NANO_CODEC)
             initialise_from_codebooks(self.model, teacher.quantizer.quantizer)
         self.helps = Helps(self.model, config.helps)
+        if config.compile:
+            for layer in self.model.layers:
+                layer.compile(dynamic=True)
         self.optimizer = Optimizer(self.model, self.helps, config.rate, config.adam_rate)
         self.step, self.epoch, self.taken = 0, 0, 0
         self.seconds, self.hours, self.averages = 0.0, 0.0, Averages()
@@ -187,14 +192,19 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=TrainingConfig.steps)
     parser.add_argument("--seed", type=int, default=TrainingConfig.seed)
     parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--eager", action="store_true", help="without compiling (no C++ compiler)")
     parser.add_argument("--plain", action="store_true", help="without the helps")
     arguments = parser.parse_args()
     torch.set_num_threads(arguments.threads)
     plain = HelpConfig(False, (), 0.0, None, 0.0, 0.0, (1,) * 8)
     helps = plain if arguments.plain else HelpConfig()
-    tokenizer = TextTokenizer(byte_tokenizer(NANO_PHRASES))
+    lexicon = Lexicon.read(arguments.out)
+    phrases = (*NANO_PHRASES, *(lexicon.tokens if lexicon else ()))
+    tokenizer = TextTokenizer(byte_tokenizer(phrases), lexicon)
     corpus = Corpus(Shards(arguments.corpus), arguments.out / "codes.pt", tokenizer)
-    config = TrainingConfig(arguments.steps, arguments.seed, helps=helps)
+    config = TrainingConfig(
+        arguments.steps, arguments.seed, helps=helps, compile=not arguments.eager
+    )
     training = Training(arguments.out, corpus, config)
     training.resume()
     training.run()

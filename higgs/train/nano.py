@@ -18,10 +18,10 @@ NANO_CODEC = CodecConfig(
 )
 
 NANO_MODEL = ModelConfig(
-    vocab_size=288,
+    vocab_size=336,
     hidden_size=192,
     intermediate_size=448,
-    num_layers=7,
+    num_layers=6,
     num_heads=3,
     num_kv_heads=3,
     head_dim=64,

@@ -10,10 +10,11 @@ from tqdm import tqdm
 
 from higgs.audio import log_mel
 from higgs.config import CodecConfig
+from higgs.data.lexicon import Lexicon
 from higgs.train.nano import NANO_CODEC
 from higgs.train.schedule import Averages, Clock, load_state, log, save_state, set_rate
 from higgs.train.shards import Shards, balanced, split
-from higgs.train.teacher import MEL_PER_FRAME, NUM_MELS, MelTeacher, characters
+from higgs.train.teacher import MEL_PER_FRAME, NUM_MELS, MelTeacher, symbols_of
 
 HELD_OUT = 200
 WARM_STEPS = 60  # steps without quantisation: codes of a moving latent mean nothing
@@ -49,7 +50,7 @@ def drop_codebooks(real: Tensor, num_codebooks: int) -> Tensor:
 def losses(
     teacher: MelTeacher, mels: list[Tensor], texts: list[str], quantise: bool
 ) -> dict[str, Tensor]:
-    """The teacher's losses on a batch: reconstruction (L1 + L2 / 2), commitment, characters."""
+    """The teacher's losses on a batch: reconstruction (L1 + L2 / 2), commitment, phonemes."""
     mel, real = pad_mels(teacher, mels)
     with torch.autocast("cpu", dtype=torch.bfloat16):
         z = teacher.encode(mel)
@@ -62,7 +63,7 @@ def losses(
         rebuilt, logits = teacher.decode(z_q), teacher.read(first)
     error = (rebuilt.float() - mel) * real.repeat_interleave(MEL_PER_FRAME, 1)[:, None]
     count = real.sum() * MEL_PER_FRAME * NUM_MELS
-    symbols = [torch.tensor(characters(text)[0]) for text in texts]
+    symbols = [torch.tensor(symbols_of(text, teacher.lexicon)[0]) for text in texts]
     ctc = torch.nn.functional.ctc_loss(
         logits.float().log_softmax(-1).transpose(0, 1),
         torch.cat(symbols),
@@ -92,7 +93,7 @@ def train(
     mels = compute_mels(shards, train_on)
     texts = [shards.utterances[i].text for i in train_on]
     order = sorted(range(len(mels)), key=lambda i: mels[i].shape[1])
-    teacher = MelTeacher(config)
+    teacher = MelTeacher(config, Lexicon.read(folder))
     sample = torch.cat([mel.float() for mel in mels[::20]], dim=1)
     teacher.mel_mean.copy_(sample.mean())
     teacher.mel_std.copy_(sample.std())
@@ -139,7 +140,7 @@ def train(
 
 @torch.inference_mode()
 def code_corpus(teacher: MelTeacher, shards: Shards, path: Path) -> None:
-    """Writes the codes of every utterance and the character posteriors of its frames.
+    """Writes the codes of every utterance and what the reader makes of its frames.
 
     Utterances of equal length go through together: padding would change codes near the ends.
     """

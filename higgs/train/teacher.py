@@ -1,8 +1,8 @@
-"""A throw-away teacher for the quantiser: log-mel in, codes, log-mel out, and characters from the first codebook.
+"""A throw-away teacher for the quantiser: log-mel in, codes, log-mel out, and phonemes from the first codebook.
 
 Training a codec end to end makes the waveform stacks, the quantiser and the losses chase each other. Here the
 quantiser learns first, between two small networks on mel spectrograms; decoder and encoder are then trained on codes
-that no longer move. The character head (CTC on the first codebook alone) makes that codebook phonetic, as HuBERT's
+that no longer move. The reader (CTC on the first codebook alone) makes that codebook phonetic, as HuBERT's
 features do in the original, and aligns text and frames for the training of the model.
 """
 
@@ -13,24 +13,46 @@ from torch import Tensor, nn
 
 from higgs.codec.quantizer import ResidualVectorQuantizer
 from higgs.config import CodecConfig
+from higgs.data.lexicon import Lexicon, Piece
 from higgs.train.codebooks import QuantizerTrainer
 from higgs.train.schedule import read_part
 
 NUM_MELS = 80
 MEL_PER_FRAME = 4
 CHARACTERS = " 'abcdefghijklmnopqrstuvwxyz"
-NUM_SYMBOLS = 1 + len(CHARACTERS)  # and the CTC blank, 0
 
 
-def characters(text: str) -> tuple[list[int], list[int]]:
-    """-> the CTC symbols of a text, and the byte of the text that each stands for."""
-    symbols, places = [], []
-    for place, character in enumerate(text.lower()):
-        character = character if character in CHARACTERS else " "
-        if character == " " and (not symbols or symbols[-1] == 1):
-            continue
-        symbols.append(1 + CHARACTERS.index(character))
-        places.append(place)
+def num_symbols(lexicon: Lexicon | None) -> int:
+    """What the reader tells apart: the CTC blank (0), characters, phonemes."""
+    return 1 + len(CHARACTERS) + (len(lexicon.phonemes) if lexicon else 0)
+
+
+def symbols_of(text: str, lexicon: Lexicon | None) -> tuple[list[int], list[int]]:
+    """-> the CTC symbols of a text (ASCII), and the place of the text token that each stands for.
+
+    Words that the lexicon knows are phonemes even where they are spelled: that is how they sound. Their phonemes
+    then stand for the letters at the same share of the word.
+    """
+    symbols, places, at = [], [], 0
+    for piece in lexicon.split(text) if lexicon else [Piece(text)]:
+        if piece.phonemes is None:
+            found = [CHARACTERS.find(character) for character in piece.text.lower()]
+            pairs = [(1 + max(0, index), at + n) for n, index in enumerate(found)]
+        else:
+            spread = len(piece.text) / len(piece.phonemes) if piece.spelled else 1
+            first = 1 + len(CHARACTERS)
+            pairs = [
+                (first + lexicon.phonemes.index(p), at + int(n * spread))
+                for n, p in enumerate(piece.phonemes)
+            ]
+        for symbol, place in pairs:
+            if symbol != 1 or (
+                symbols and symbols[-1] != 1
+            ):  # one blank between words, none before
+                symbols.append(symbol)
+                places.append(place)
+        short = piece.phonemes is not None and not piece.spelled
+        at += len(piece.phonemes) if short else len(piece.text)
     while symbols and symbols[-1] == 1:
         symbols.pop()
         places.pop()
@@ -49,10 +71,13 @@ class Residual(nn.Module):
 
 
 class MelTeacher(nn.Module):
-    """Encoder, the quantiser that is kept, decoder and character head. Mels are [B, 80, 4 T], normalised."""
+    """Encoder, the quantiser that is kept, decoder and reader. Mels are [B, 80, 4 T], normalised."""
 
-    def __init__(self, config: CodecConfig, narrow: int = 160, wide: int = 320):
+    def __init__(
+        self, config: CodecConfig, lexicon: Lexicon | None, narrow: int = 160, wide: int = 320
+    ):
         super().__init__()
+        self.lexicon, self.num_symbols = lexicon, num_symbols(lexicon)
         width = config.embedding_dim
         self.register_buffer("mel_mean", torch.zeros(()))
         self.register_buffer("mel_std", torch.ones(()))
@@ -79,7 +104,7 @@ class MelTeacher(nn.Module):
             nn.Conv1d(width, wide, 5, padding=2),
             nn.GELU(),
             Residual(wide, 5),
-            nn.Conv1d(wide, 2 * NUM_SYMBOLS, 1),
+            nn.Conv1d(wide, 2 * self.num_symbols, 1),
         )
 
     def normalise(self, log_mel: Tensor) -> Tensor:
@@ -98,14 +123,14 @@ class MelTeacher(nn.Module):
         logits = self.reader(first.transpose(1, 2))
         batch, _, frames = logits.shape
         return (
-            logits.view(batch, 2, NUM_SYMBOLS, frames)
+            logits.view(batch, 2, self.num_symbols, frames)
             .permute(0, 3, 1, 2)
-            .reshape(batch, 2 * frames, NUM_SYMBOLS)
+            .reshape(batch, 2 * frames, self.num_symbols)
         )
 
 
 def trained_teacher(folder: Path, config: CodecConfig) -> MelTeacher:
     """The teacher that the quantiser's job left in `folder`, frozen."""
-    teacher = MelTeacher(config)
+    teacher = MelTeacher(config, Lexicon.read(folder))
     teacher.load_state_dict(read_part(folder, "teacher", "teacher"))
     return teacher.eval().requires_grad_(False)
