@@ -163,7 +163,11 @@ def voices_list(arguments: argparse.Namespace) -> None:
     for voice in list_voices(arguments.voices).values():
         kinds = [f"described: {voice.description}"] if voice.description else []
         if voice.audio is not None:
-            kinds.insert(0, f"recording: {voice.audio} ({probe(voice.audio)[2]:.1f} s)")
+            try:
+                length = f"{probe(voice.audio)[2]:.1f} s"
+            except (ValueError, OSError) as error:  # the others are listed all the same
+                length = f"cannot be read: {error}"
+            kinds.insert(0, f"recording: {voice.audio} ({length})")
         print(f"{voice.name:12} {'; '.join(kinds)}")
 
 
@@ -212,7 +216,12 @@ def voices_check(arguments: argparse.Namespace) -> None:
         [find_voice(folder, arguments.name)] if arguments.name else list_voices(folder).values()
     )
     recorded = [voice for voice in chosen if voice.audio is not None]
-    judge = recogniser() if recorded else None
+    if not recorded:
+        what = (
+            f"{arguments.name} is a description" if arguments.name else f"no recording in {folder}"
+        )
+        raise ValueError(f"{what}: nothing to check")
+    judge = recogniser()
     unfit = 0
     for voice in recorded:
         findings = check_recording(voice.audio, voice.transcript)
