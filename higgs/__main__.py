@@ -47,7 +47,6 @@ def speak(arguments: argparse.Namespace) -> None:
     from higgs.serve.long_form import SilentChunk, speak_long
 
     check_writable(arguments.out)
-    check_place(arguments.out)
     checkpoint = Checkpoint.parse(arguments.checkpoint)
     text = text_to_speak(arguments)
     given = {name: getattr(arguments, name) for name in LONG_TEXT}
@@ -57,8 +56,9 @@ def speak(arguments: argparse.Namespace) -> None:
     split = count_words(text) > options.max_words or (arguments.speaker and options.alone)
     in_chunks = split and not arguments.one_go
     chunks = chunk_script(text, options) if in_chunks else []
-    # Before the checkpoint is read, whatever is wrong with the text.
+    # Before the checkpoint is read, whatever is wrong with the text or the place.
     samples = [prompt(chunk.text) for chunk in chunks] or [prompt(text)]
+    check_place(arguments.out)
     sampling = SamplingConfig(
         arguments.temperature, arguments.top_k, arguments.top_p, seed=arguments.seed
     )

@@ -140,11 +140,8 @@ class _Reader:
 
     def utterance(self, given: dict[str, Any]) -> ChatMLSample:
         """The conversation that ends in the utterance, which alone is trained on."""
-        text, scene, described = (
-            check_text(given["text"]),
-            given.get("scene"),
-            given.get("description"),
-        )
+        text, scene = check_text(given["text"]), given.get("scene")
+        described = given.get("description")
         form = given.get("form", "voice_clone" if "reference" in given else "smart_voice")
         if form not in FORMS:
             raise ValueError(f"row.form: expected one of {', '.join(FORMS)}, got {form!r}")
