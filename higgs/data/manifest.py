@@ -28,9 +28,10 @@ from higgs.data.chatml import (
     voice_clone,
     voices_in_system,
 )
-from higgs.data.chatml_json import SAMPLE, fields_of, parse_json, sample_from_json
+from higgs.data.chatml_json import SAMPLE, sample_from_json
 from higgs.data.codes import CodesWriter
 from higgs.data.speakable import check_text
+from higgs.data.strict_json import fields_of, parse_json
 from higgs.files import read_lines, read_text
 
 UTTERANCE: dict[str, tuple[type, bool]] = {
