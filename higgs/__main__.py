@@ -49,7 +49,6 @@ def speak(arguments: argparse.Namespace) -> None:
     from higgs.serve.long_form import SilentChunk, speak_long
 
     check_writable(arguments.out)
-    check_place(arguments.out)
     checkpoint = Checkpoint.parse(arguments.checkpoint)
     text = text_to_speak(arguments)
     given = {name: getattr(arguments, name) for name in LONG_TEXT}
@@ -59,8 +58,9 @@ def speak(arguments: argparse.Namespace) -> None:
     split = count_words(text) > options.max_words or (arguments.speaker and options.alone)
     in_chunks = split and not arguments.one_go
     chunks = chunk_script(text, options) if in_chunks else []
-    # Before the checkpoint is read, whatever is wrong with the text.
+    # Before the checkpoint is read, whatever is wrong with the text or the place.
     samples = [prompt(chunk.text) for chunk in chunks] or [prompt(text)]
+    check_place(arguments.out)
     sampling = SamplingConfig(
         arguments.temperature, arguments.top_k, arguments.top_p, seed=arguments.seed
     )
@@ -165,7 +165,11 @@ def voices_list(arguments: argparse.Namespace) -> None:
     for voice in list_voices(arguments.voices).values():
         kinds = [f"described: {voice.description}"] if voice.description else []
         if voice.audio is not None:
-            kinds.insert(0, f"recording: {voice.audio} ({probe(voice.audio)[2]:.1f} s)")
+            try:
+                length = f"{probe(voice.audio)[2]:.1f} s"
+            except (ValueError, OSError) as error:  # the others are listed all the same
+                length = f"cannot be read: {error}"
+            kinds.insert(0, f"recording: {voice.audio} ({length})")
         print(f"{voice.name:12} {'; '.join(kinds)}")
 
 
@@ -214,7 +218,12 @@ def voices_check(arguments: argparse.Namespace) -> None:
         [find_voice(folder, arguments.name)] if arguments.name else list_voices(folder).values()
     )
     recorded = [voice for voice in chosen if voice.audio is not None]
-    judge = recogniser() if recorded else None
+    if not recorded:
+        what = (
+            f"{arguments.name} is a description" if arguments.name else f"no recording in {folder}"
+        )
+        raise ValueError(f"{what}: nothing to check")
+    judge = recogniser()
     unfit = 0
     for voice in recorded:
         findings = check_recording(voice.audio, voice.transcript)

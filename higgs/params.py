@@ -150,15 +150,15 @@ class Checkpoint:
         if text == "nano":
             # float32 on the CPU: this is where its codes repeat bit by bit.
             return cls._from_folder(text, "data/checkpoints/nano", "float32", "cpu")
-        if text.startswith("s3://") or Path(text).is_dir():
-            parts = ("model", "codec")
-            lacking = [part for part in parts if not Path(text, part).is_dir()]
-            if lacking and not text.startswith("s3://"):
+        if Path(text).is_dir():
+            if lacking := [part for part in ("model", "codec") if not Path(text, part).is_dir()]:
                 above = Path(text, "config.json").is_file()
                 raise ParamsError(
                     f"checkpoint: {text!r} has no {'/ and no '.join(lacking)}/ in it"
                     f"{': name the folder above it' if above else ''}"
                 )
+            return cls._from_folder(text, text.rstrip("/"))
+        if text.startswith("s3://"):
             return cls._from_folder(text, text.rstrip("/"))
         name, _, revision = text.partition("@")
         if not re.fullmatch(r"[\w-][\w.-]*/[\w.-]+", name):

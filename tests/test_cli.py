@@ -263,6 +263,17 @@ def test_voices_are_added_and_listed(run, voices, clip):
         assert code == 1 and message in said
 
 
+def test_one_broken_recording_does_not_hide_the_others(run, voices, clip):
+    run("voices", "add", "eve", clip, "--text", WORDS, "--voices", voices)
+    (voices / "bad.wav").write_bytes(b"no sound")
+    (voices / "bad.txt").write_text(WORDS)
+    code, printed, _ = run("voices", "--voices", voices)
+    assert code == 0 and [line.split()[0] for line in printed.splitlines()] == [
+        "ada", "bad", "ben", "eve"
+    ]  # fmt: skip
+    assert f"{voices / 'bad.wav'} (cannot be read: " in printed
+
+
 def test_voices_are_checked(run, voices, clip, monkeypatch):
     run("voices", "add", "eve", clip, "--text", WORDS, "--voices", voices)
 
@@ -272,6 +283,8 @@ def test_voices_are_checked(run, voices, clip, monkeypatch):
             return heard
 
     monkeypatch.setattr("higgs.evaluate.judges.make_judge", lambda *_: Judge())
+    code, _, said = run("voices", "check", "ada", "--voices", voices)
+    assert code == 1 and "ada is a description: nothing to check" in said
     heard = WORDS
     assert run("voices", "check", "--voices", voices)[:2] == (0, "eve: as it should be\n")
     heard = "something else"

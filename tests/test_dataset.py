@@ -18,6 +18,7 @@ from higgs.audio import save_audio
 from higgs.config import ModelConfig
 from higgs.data import codes as codes_module
 from higgs.data.chatml import QUIET_ROOM, smart_voice, tokenize, voice_clone, voices_in_system
+from higgs.data.chatml_json import read_conversations
 from higgs.data.codes import CodesReader, CodesWriter, load_codes, save_codes
 from higgs.data.collator import spread
 from higgs.data.dataset import Batches, DataError, Dataset
@@ -219,6 +220,22 @@ def test_rows_become_conversations(tmp_path):
         assert example.sample.start_index == len(asked.messages), "the reference is not trained on"
     default = read_manifest(manifest(tmp_path, A, row | {"reference": "a"}))[0][1]
     assert default.sample.messages[:-1] == voice_clone("Hi.", "Hello.", heard).messages
+
+
+def test_conversations_come_as_the_original_has_them(tmp_path):
+    """One `.json` with a list of conversations, which have no ids."""
+    path = tmp_path / "talks.json"
+    talk = {key: value for key, value in TALK.items() if key != "id"}
+    path.write_text(json.dumps([talk, talk, {"messages": []}], indent=1))
+    examples, report = read_manifest(path)
+    assert [(e.id, e.place) for e in examples] == [("1", f"{path}[0]"), ("2", f"{path}[1]")]
+    assert [problem.place for problem in report.problems] == [f"{path}[2]"] and report.rows == 3
+    path.write_text(json.dumps(talk))
+    (example,) = read_manifest(path)[0]
+    assert [example.sample] == read_conversations(path)
+    path.write_text("[")
+    with pytest.raises(ValueError, match="talks.json: not JSON"):
+        read_manifest(path)
 
 
 def test_ids_may_be_left_to_the_names(tmp_path):

@@ -292,10 +292,11 @@ def test_prompting_is_measured_rightly():
 
 
 def test_what_was_measured_is_the_checkpoint_that_is_here():
-    """After another checkpoint: `python docs/measure_prompting.py`, and its table into docs/prompting.md."""
-    table = re.search(r"<!-- measured -->(.*?)<!-- /measured -->", read("prompting"), re.DOTALL)[1]
+    """After another checkpoint: measure again with the commands that stand before the tables, in two pages."""
     provenance = json.loads((ROOT / "metrics.json").read_text())["provenance"]
-    assert f"model `{provenance['model']}`, codec `{provenance['codec']}`" in table
+    for page in ("prompting", "architecture"):
+        (table,) = re.findall(r"<!-- measured -->(.*?)<!-- /measured -->", read(page), re.DOTALL)
+        assert f"model `{provenance['model']}`, codec `{provenance['codec']}`" in table, page
 
 
 def test_no_page_is_longer_than_three_screens():

@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from higgs.data.chatml import ROLES, AudioContent, ChatMLSample, Content, Message, TextContent
+from higgs.data.strict_json import fields_of, parse_json
 from higgs.files import read_lines, read_text, replacing
 
 # Key -> (type, whether it may be absent or null).
@@ -28,30 +29,6 @@ AUDIO = {
     "type": (str, True), "audio_url": (str, False), "raw_audio": (str, True), "offset": (float, True),
     "duration": (float, True), "row_id": (int, True),
 }  # fmt: skip
-NAMES = {
-    list: "a list", dict: "an object", str: "a string", int: "an integer", float: "a number", bool: "true or false",
-}  # fmt: skip
-
-
-def fields_of(value: Any, keys: dict[str, tuple[type, bool]], where: str) -> dict[str, Any]:
-    """A JSON object -> its fields without nulls. Raises ValueError naming the place, what is wrong and the choices."""
-    if not isinstance(value, dict):
-        raise ValueError(f"{where}: expected an object, got {type(value).__name__} {value!r:.60}")
-    if unknown := sorted(set(value) - set(keys)):
-        raise ValueError(
-            f"{where}: unknown key {', '.join(map(repr, unknown))}; keys are {', '.join(keys)}"
-        )
-    if missing := [k for k, (_, optional) in keys.items() if not optional and value.get(k) is None]:
-        raise ValueError(f"{where}: {', '.join(missing)} is missing")
-    given = {key: entry for key, entry in value.items() if entry is not None}
-    for key, entry in given.items():
-        kind = keys[key][0]
-        fits = isinstance(entry, int | float if kind is float else kind)
-        if not fits or (isinstance(entry, bool) and kind not in (bool, object)):
-            raise ValueError(
-                f"{where}.{key}: expected {NAMES[kind]}, got {type(entry).__name__} {entry!r:.60}"
-            )
-    return given
 
 
 def sample_from_json(
@@ -147,24 +124,6 @@ def sample_to_json(sample: ChatMLSample) -> dict[str, Any]:
         "misc": sample.misc,
     }
     return row | {key: value for key, value in rest.items() if value is not None}
-
-
-def parse_json(text: str, where: str) -> Any:
-    """Strict JSON: a key that stands twice, NaN and broken syntax are a ValueError that names `where`."""
-
-    def once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-        if len(keys := dict(pairs)) < len(pairs):
-            names = [key for key, _ in pairs]
-            raise ValueError(f"{where}: {max(names, key=names.count)!r} stands twice")
-        return keys
-
-    def number(word: str) -> None:
-        raise ValueError(f"{where}: {word} is not JSON")
-
-    try:
-        return json.loads(text, object_pairs_hook=once, parse_constant=number)
-    except json.JSONDecodeError as error:
-        raise ValueError(f"{where}: not JSON: {error}") from error
 
 
 def read_conversations(path: str | Path, allow_special: bool = False) -> list[ChatMLSample]:

@@ -1,4 +1,4 @@
-"""What to train on: JSON Lines, each row an utterance or a whole conversation, and what is wrong with any of them.
+"""What to train on: rows in JSON, each an utterance or a whole conversation, and what is wrong with any of them.
 
     {"id": "a1", "text": "Good morning.", "audio": "a1.flac"}                    an utterance in a recording
     {"id": "a2", "text": "Good evening.", "codes": "a2", "description": "calm", "scene": "A quiet room."}
@@ -28,16 +28,17 @@ from higgs.data.chatml import (
     voice_clone,
     voices_in_system,
 )
-from higgs.data.chatml_json import SAMPLE, fields_of, parse_json, sample_from_json
+from higgs.data.chatml_json import SAMPLE, sample_from_json
 from higgs.data.codes import CodesWriter
 from higgs.data.speakable import check_text
-from higgs.files import read_lines
+from higgs.data.strict_json import fields_of, parse_json
+from higgs.files import read_lines, read_text
 
 UTTERANCE: dict[str, tuple[type, bool]] = {
     "id": (str, True), "text": (str, False), "audio": (str, True), "codes": (str, True), "speaker": (str, True),
     "form": (str, True), "scene": (str, True), "description": (str, True), "reference": (str, True),
 }  # fmt: skip
-CONVERSATION = {"id": (str, False)} | SAMPLE
+CONVERSATION = {"id": (str, True)} | SAMPLE
 # Form -> whether it takes a reference.
 FORMS = {"smart_voice": False, "voice_clone": True, "voice_in_system": True}
 
@@ -98,18 +99,26 @@ class _Reader:
     def problem(self, kind: str, place: str, what: str) -> None:
         self.problems.append(Problem(kind, place, what))
 
-    def take(self, line: str, place: str) -> None:
-        """A line -> its fields, filed by id."""
-        self.count += 1
+    def line(self, line: str, place: str) -> None:
         try:
             row = parse_json(line, "row")
+        except ValueError as error:
+            self.count += 1
+            return self.problem("wrong row", place, str(error))
+        self.take(row, place)
+
+    def take(self, row: Any, place: str) -> None:
+        """A row -> its fields, filed by id; a conversation without one goes by its number."""
+        self.count += 1
+        try:
             talk = isinstance(row, dict) and "messages" in row
             given = fields_of(row, CONVERSATION if talk else UTTERANCE, "row")
             if not talk and ("audio" in given) == ("codes" in given):
                 raise ValueError("row: give either audio or codes")
         except ValueError as error:
             return self.problem("wrong row", place, str(error))
-        name = given.setdefault("id", given.get("audio", given.get("codes")))
+        unnamed = str(self.count) if talk else given.get("audio", given.get("codes"))
+        name = given.setdefault("id", unnamed)
         if name in self.rows:
             self.problem("duplicate id", place, f"{name!r} stands in {self.rows[name][0]} already")
         else:
@@ -132,11 +141,8 @@ class _Reader:
 
     def utterance(self, given: dict[str, Any]) -> ChatMLSample:
         """The conversation that ends in the utterance, which alone is trained on."""
-        text, scene, described = (
-            check_text(given["text"]),
-            given.get("scene"),
-            given.get("description"),
-        )
+        text, scene = check_text(given["text"]), given.get("scene")
+        described = given.get("description")
         form = given.get("form", "voice_clone" if "reference" in given else "smart_voice")
         if form not in FORMS:
             raise ValueError(f"row.form: expected one of {', '.join(FORMS)}, got {form!r}")
@@ -178,10 +184,18 @@ def check_spoken(sample: ChatMLSample) -> None:
 
 
 def read_manifest(path: str | Path, allow_special: bool = False) -> tuple[list[Example], Report]:
-    """-> what the rows ask for, in order, and what is wrong with the others. Files and codes are not looked at yet."""
+    """JSON Lines, or a `.json` with a list of rows -> what they ask for, in order, and what is wrong with the others.
+
+    Files and codes are not looked at yet. Raises ValueError for a `.json` that is none.
+    """
     reader = _Reader(allow_special)
-    for place, line in read_lines(path):
-        reader.take(line, place)
+    if Path(path).suffix == ".json":
+        whole = parse_json(read_text(path), str(path))
+        for index, row in enumerate(whole if isinstance(whole, list) else [whole]):
+            reader.take(row, f"{path}[{index}]")
+    else:
+        for place, line in read_lines(path):
+            reader.line(line, place)
     examples = [example for name in reader.rows if (example := reader.example(name))]
     return examples, Report(reader.count, tuple(reader.problems))
 

@@ -4,7 +4,7 @@ import hashlib
 from dataclasses import dataclass
 from pathlib import Path
 
-from higgs.data.chatml_json import fields_of, parse_json
+from higgs.data.strict_json import fields_of, parse_json
 from higgs.files import read_lines
 
 KEYS = {
@@ -35,10 +35,12 @@ def read_recordings(
     """
     manifest = Path(manifest)
     recordings: list[Recording] = []
+    ids: set[str] = set()
     for where, line in read_lines(manifest):
         row = fields_of(parse_json(line, where), KEYS, where)
-        if any(row["id"] == recording.id for recording in recordings):
+        if row["id"] in ids:
             raise ValueError(f"{where}: the id {row['id']!r} stands twice")
+        ids.add(row["id"])
         path = manifest.parent.parent / row["path"]
         if not path.is_file():
             raise ValueError(f"{where}: {path} does not exist")

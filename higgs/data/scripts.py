@@ -18,9 +18,9 @@ from pathlib import Path
 from typing import Any
 
 from higgs.data.chatml import ChatMLSample, tagged
-from higgs.data.chatml_json import fields_of, parse_json
 from higgs.data.chunks import Chunk, ChunkOptions, chunk_text, chunk_turns, speaker_turns
 from higgs.data.speakable import check_text
+from higgs.data.strict_json import fields_of, parse_json
 from higgs.data.voices import NAME, Voice, cast_prompt, find_voice, speaker_prompt
 from higgs.files import read_lines
 from higgs.params import from_section
