@@ -221,13 +221,22 @@ def test_the_step_reads_nothing_of_the_texts(model, prompts, monkeypatch):
     assert (decoder.run(8)[0, :, -1] != IDLE).all()
 
 
+def test_a_model_can_be_saved_behind_an_engine(model, config, tmp_path):
+    """Whose weights lie as the step reads them: the file has them as ever."""
+    Decoder(model, rows=1, positions=50, burst=1)
+    model.save_pretrained(tmp_path, {k: v for k, v in config.items() if k.endswith("token_id")})
+    saved = HiggsAudio.from_pretrained(tmp_path).state_dict()
+    for name, tensor in model.state_dict().items():
+        assert torch.equal(tensor, saved[name]), name
+
+
 @pytest.fixture()
 def as_on_an_accelerator(monkeypatch):
     """Fixed shapes: rows in powers of two, and a mask over the span; traced in one graph, which no wait may break."""
     whole = torch.compile
 
-    def trace(function, **options):
-        return whole(function, backend="aot_eager", **options)
+    def trace(function, options=None, **how):
+        return whole(function, backend="aot_eager", **how)
 
     monkeypatch.setattr(torch, "compile", trace)
 
