@@ -51,8 +51,9 @@ def main() -> None:
         if frames // 1500 > len(held) or chunk.stop_reason:
             gc.collect()
             held.append(resident())
-            spent = time.perf_counter() - started, time.process_time() - busy
-            print(f"{frames / 1500:5.1f} min of audio: {held[-1] / 1e6:.1f} MB, {spent[0]:.0f} s, CPU {spent[1]:.0f} s", flush=True)  # fmt: skip
+            wall, cpu = time.perf_counter() - started, time.process_time() - busy
+            told = f"{held[-1] / 1e6:.1f} MB, {wall:.0f} s, CPU {cpu:.0f} s"
+            print(f"{frames / 1500:5.1f} min of audio: {told}", flush=True)
     print(f"from the first minute to the end: {held[-1] / held[0] - 1:+.2%}")
 
 

@@ -28,7 +28,13 @@ from higgs.serve.async_engine import AsyncEngine
 from higgs.serve.engine import EngineConfig
 from higgs.serve.scheduler import Busy
 
-TEXTS = ("Good morning.", "The train is late.", "We walked along the river, and it was cold.", "Seven.")
+PAUSE = 0.05  # seconds between two arrivals, on average; a full engine makes them wait
+TEXTS = (
+    "Good morning.",
+    "The train is late.",
+    "We walked along the river, and it was cold.",
+    "Seven.",
+)
 
 
 def resident() -> int:
@@ -111,7 +117,6 @@ async def bad(front: AsyncEngine, kind: int) -> str:
 async def run(engine: Engine, asked: Sequence[Question], count: int, seed: int) -> Report:
     chance, report, started = random.Random(seed), Report(), time.monotonic()
     front = AsyncEngine(engine)
-    pause = (time.monotonic() - started) + 0.05
 
     async def one(number: int, kind: float, pick: int, leave: int) -> None:
         try:
@@ -140,7 +145,7 @@ async def run(engine: Engine, asked: Sequence[Question], count: int, seed: int) 
     for number in range(count):
         drawn = chance.random(), chance.randrange(1000), chance.randrange(1, 4)
         tasks.append(asyncio.create_task(one(number, *drawn)))
-        await asyncio.sleep(chance.expovariate(1 / pause))
+        await asyncio.sleep(chance.expovariate(1 / PAUSE))
         while front.open > front.most // 2:
             await asyncio.sleep(0.01)
     await asyncio.gather(*tasks)
@@ -174,7 +179,9 @@ def main() -> None:
     first, last = report.resident[len(report.resident) // 6], report.resident[-1]
     print(f"{arguments.requests} requests in {report.seconds:.0f} s: {dict(report.outcomes)}")
     print(f"rows still taken: {report.taken_rows}, requests still open: {report.open_requests}")
-    print(f"memory: {first / 1e6:.1f} MB after the first sixth, {last / 1e6:.1f} at the end ({report.growth:+.1%})")
+    print(
+        f"memory: {first / 1e6:.1f} MB after the first sixth, {last / 1e6:.1f} at the end ({report.growth:+.1%})"
+    )
     print("\n".join(report.wrong) or "nothing went wrong")
     if arguments.json:
         arguments.json.write_text(json.dumps(asdict(report), indent=2) + "\n")

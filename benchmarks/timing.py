@@ -141,7 +141,8 @@ class Table:
     def show(self, rows: list[Row]) -> None:
         for row in rows:
             self.rows.append(row)
-            peer = f"{row.peer_ms_per_step:9.3f}{row.ratio:6.2f}x" if row.ratio else " " * 16
+            peer = f"{row.peer_ms_per_step:9.3f}" if row.peer_ms_per_step is not None else " " * 9
+            peer += f"{row.ratio:6.2f}x" if row.ratio else " " * 7
             cpu = f"{row.ours_cpu_ms_per_step:11.3f}" if row.ours_cpu_ms_per_step else " " * 11
             ratio = f"{row.cpu_ratio:6.2f}x" if row.cpu_ratio else " " * 7
             case = f"{row.case:30}{row.mode:52}{row.ours_ms_per_step:11.3f}"
