@@ -61,8 +61,8 @@ def attend(q: Tensor, kept: Tensor, span: int | Sequence[int], mask: Tensor | No
     if mask is None:
         rows = []
         for b, length in enumerate(span):
-            k, v = kept[:, b : b + 1, :, :length]
-            rows.append(F.scaled_dot_product_attention(q[b : b + 1], k, v))
+            k, v = kept.narrow(1, b, 1).narrow(3, 0, length).unbind()
+            rows.append(F.scaled_dot_product_attention(q.narrow(0, b, 1), k, v))
         return rows[0] if len(rows) == 1 else torch.cat(rows)
     k, v = kept[:, :, :, :span]
     if q.device.type != "cpu":
@@ -85,7 +85,7 @@ def keep(
         kept[:, row, :, position] = new
         return
     for b, length in enumerate(span):
-        kept[:, b, :, length - 1] = new[b]
+        kept.select(1, b).select(2, length - 1).copy_(new[b])
 
 
 def draw(
@@ -198,7 +198,7 @@ def decode_step(
         x = run_layer(x, layer, kept, place, rope, weights.floor, span, mask)
     logits = linear(rms_norm(x, weights.norm, weights.floor), weights.head)
     logits = logits.float().view(rows, K, -1)
-    logits[..., -2:] += state.barred
+    logits[..., -2:].add_(state.barred)
     log_uniform = log_uniforms(state.keys[state.rows, state.column], weights.symbols)
     codes = choose(logits, state, log_uniform, wide)
     move_on(state, *delay(codes, state, weights.ordinal, logits.shape[-1] - 2))
