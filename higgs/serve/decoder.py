@@ -19,10 +19,19 @@ from higgs.serve.voice_cache import VoiceCache, fingerprint
 SPAN = 256  # where shapes are fixed, attention reads a multiple of so many positions
 
 
-def compiled_copy(step: Callable[..., None]) -> Callable[..., None]:
+# Without Python around the kernels, and without a look at arguments that are always the same objects.
+CPU_OPTIONS = {
+    "cpp_wrapper": True,
+    "size_asserts": False,
+    "guard_filter_fn": lambda guards: [False] * len(guards),
+}
+
+
+def compiled_copy(step: Callable[..., None], device: torch.device) -> Callable[..., None]:
     """The step through torch.compile, which keeps what it makes by code object: so each copy has one of its own."""
     copy = FunctionType(step.__code__.replace(), step.__globals__, step.__name__)
-    return torch.compile(copy, fullgraph=True, dynamic=False)
+    options = CPU_OPTIONS if device.type == "cpu" else None
+    return torch.compile(copy, fullgraph=True, dynamic=False, options=options)
 
 
 def cut(prompt: Batch, start: int, stop: int) -> Batch:
@@ -168,7 +177,8 @@ class Decoder:
     def _program(self, key: tuple[int, int, bool]) -> Callable[..., None]:
         """The step for one set of shapes."""
         if key not in self._programs:
-            self._programs[key] = compiled_copy(decode_step) if self.compiled else decode_step
+            made = compiled_copy(decode_step, self.model.device) if self.compiled else decode_step
+            self._programs[key] = made
         return self._programs[key]
 
     def _view(self, rows: int) -> tuple[FusedWeights, list[Tensor], DecodeState]:

@@ -90,8 +90,13 @@ def can_pack(device: torch.device, dtype: torch.dtype) -> bool:
 
 
 def join(*layers: nn.Linear) -> Tensor:
-    """[out_i, in] each -> [in, sum of out_i], over one memory that the layers share from now on."""
+    """[out_i, in] each -> [in, sum of out_i], over one memory that the layers share from now on.
+
+    In float32 on the CPU it lies in that order, and a product with one row reads it up to a third faster.
+    """
     joined = torch.cat([layer.weight.data for layer in layers])
+    if joined.device.type == "cpu" and joined.dtype == torch.float32:
+        joined = joined.t().contiguous().t()
     pieces = joined.split([layer.out_features for layer in layers])
     for layer, piece in zip(layers, pieces, strict=True):
         layer.weight = nn.Parameter(piece, requires_grad=False)
@@ -122,10 +127,10 @@ def fuse(model: HiggsAudio, positions: int) -> FusedWeights:
         FusedLayer(
             norm_weight(layer.audio_norm.weight),
             join(layer.attention.q_proj, layer.attention.k_proj, layer.attention.v_proj),
-            layer.attention.o_proj.weight.data.t(),
+            join(layer.attention.o_proj),
             norm_weight(layer.audio_ffn[0].weight),
             join(layer.audio_ffn[1].gate_proj, layer.audio_ffn[1].up_proj),
-            layer.audio_ffn[1].down_proj.weight.data.t(),
+            join(layer.audio_ffn[1].down_proj),
         )
         for layer in model.layers
     )
@@ -136,7 +141,7 @@ def fuse(model: HiggsAudio, positions: int) -> FusedWeights:
         layers,
         model.audio_embedding.weight.data.unflatten(0, (config.num_codebooks, -1)),
         norm_weight(model.norm.weight),
-        model.audio_head.weight.data.t(),
+        join(model.audio_head),
         rope_rows(model, positions),
         still=heads >= config.num_heads + config.num_kv_heads,
         floor=torch.tensor(floor, device=device),

@@ -58,16 +58,34 @@ def attend(q: Tensor, kept: Tensor, span: int | Sequence[int], mask: Tensor | No
     The queries that share a head of keys go as if they were positions. `span` is how many positions are read, with a
     mask [B, 1, 1, span] over them; or how many each row has filled, which needs none.
     """
-    k, v = kept
-    if mask is not None:
-        return F.scaled_dot_product_attention(q, k[:, :, :span], v[:, :, :span], attn_mask=mask)
-    rows = [
-        F.scaled_dot_product_attention(
-            q[b : b + 1], k[b : b + 1, :, :length], v[b : b + 1, :, :length]
-        )
-        for b, length in enumerate(span)
-    ]
-    return rows[0] if len(rows) == 1 else torch.cat(rows)
+    if mask is None:
+        rows = []
+        for b, length in enumerate(span):
+            k, v = kept.narrow(1, b, 1).narrow(3, 0, length).unbind()
+            rows.append(F.scaled_dot_product_attention(q.narrow(0, b, 1), k, v))
+        return rows[0] if len(rows) == 1 else torch.cat(rows)
+    k, v = kept[:, :, :, :span]
+    if q.device.type != "cpu":
+        return F.scaled_dot_product_attention(q, k, v, attn_mask=mask)
+    # Written out, it is compiled into what stands around it.
+    scores = (q * q.shape[-1] ** -0.5) @ k.transpose(-1, -2)
+    return scores.masked_fill(~mask, -torch.inf).softmax(-1) @ v
+
+
+def keep(
+    new: Tensor, kept: Tensor, place: tuple[Tensor, Tensor], span: int | Sequence[int]
+) -> None:
+    """Writes keys and values [B, 2, kv heads, d] to their places (rows [B], positions [B]).
+
+    Where `span` is exact, the newest position is its last: that of a row which has ended is beyond its end, and is not
+    read.
+    """
+    if isinstance(span, int):
+        row, position = place
+        kept[:, row, :, position] = new
+        return
+    for b, length in enumerate(span):
+        kept.select(1, b).select(2, length - 1).copy_(new[b])
 
 
 def draw(
@@ -131,8 +149,7 @@ def run_layer(
     qkv = linear(rms_norm(x, layer.attention_norm, floor), layer.qkv).view(rows, -1, d)
     turned = rotate(qkv, *rope)
     heads = turned.shape[1] - 2 * kv_heads
-    row, position = place
-    kept[:, row, :, position] = turned[:, heads:].view(rows, 2, kv_heads, d)
+    keep(turned[:, heads:].view(rows, 2, kv_heads, d), kept, place, span)
     mixed = attend(turned[:, :heads].view(rows, kv_heads, -1, d), kept, span, mask)
     x = linear(mixed.reshape(rows, 1, -1), layer.out, x)
     gate, up = linear(rms_norm(x, layer.ffn_norm, floor), layer.gate_up).chunk(2, dim=-1)
@@ -181,7 +198,7 @@ def decode_step(
         x = run_layer(x, layer, kept, place, rope, weights.floor, span, mask)
     logits = linear(rms_norm(x, weights.norm, weights.floor), weights.head)
     logits = logits.float().view(rows, K, -1)
-    logits[..., -2:] += state.barred
+    logits[..., -2:].add_(state.barred)
     log_uniform = log_uniforms(state.keys[state.rows, state.column], weights.symbols)
     codes = choose(logits, state, log_uniform, wide)
     move_on(state, *delay(codes, state, weights.ordinal, logits.shape[-1] - 2))

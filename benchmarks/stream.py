@@ -1,0 +1,121 @@
+"""Speech of the default checkpoint from text to waveform: how fast, how soon, how smoothly, and how much at once.
+
+    python -m benchmarks.stream --threads 2
+
+"times real time" is seconds of work for a second of audio, codec included. The first packet is four exact frames
+(0.16 s). With several listeners, a piece is late when what was heard before it has been played to the end. `generate
+_batch` is told in seconds of audio for each second of the machine.
+"""
+
+import threading
+import time
+from pathlib import Path
+
+import torch
+
+import higgs.audio  # noqa: F401  before transformers: the import that makes torchaudio harmless
+from benchmarks.timing import Row, Table, Times, arguments_of, clock, row_of, since, take_turns
+from higgs import Engine, SamplingConfig
+from higgs.data.chatml import smart_voice
+from higgs.serve.engine import EngineConfig
+
+SPOKEN = "The train to the city leaves at seven in the morning, and it is late on Sundays."
+TEXTS = (SPOKEN, "Good morning.", "We walked along the river.", "Is there a doctor in the house?")
+SAMPLING = SamplingConfig(0.4, 20, 1.0, seed=0)
+
+
+def load(folder: Path, rows: int = 16) -> Engine:
+    config = EngineConfig(max_batch=rows, max_positions=1024)
+    return Engine.from_pretrained(folder / "model", folder / "codec", device="cpu", config=config)
+
+
+def alone(engine: Engine, case: str, repeats: int) -> list[Row]:
+    def whole() -> Times:
+        started = clock("cpu")
+        response = engine.generate(smart_voice(SPOKEN), SAMPLING)
+        wall, cpu = since(started)
+        seconds = 1000 * len(response.waveform) / response.sample_rate
+        return wall / seconds, cpu / seconds
+
+    def first() -> Times:
+        started = clock("cpu")
+        stream = engine.stream(smart_voice(SPOKEN), SAMPLING)
+        next(stream)
+        taken = since(started)
+        stream.close()
+        return taken
+
+    measures = {"times real time": whole, "first packet, ms": first}
+    return [row_of(case, name, t) for name, t in take_turns(measures, repeats).items()]
+
+
+def batches(engine: Engine, case: str, sizes: tuple[int, ...], repeats: int) -> list[Row]:
+    """The same 16 utterances, so many at a time: seconds of work for a second of audio."""
+    asked = [smart_voice(TEXTS[n % len(TEXTS)]) for n in range(16)]
+    settings = [SamplingConfig(0.4, 20, 1.0, seed=n) for n in range(16)]
+
+    def batched(size: int) -> Times:
+        started, samples = clock("cpu"), 0
+        for first in range(0, 16, size):
+            some = slice(first, first + size)
+            for response in engine.generate_batch(asked[some], settings[some], 300):
+                samples += len(response.waveform)
+        seconds = 1000 * samples / engine.tokenizer.sample_rate
+        wall, cpu = since(started)
+        return wall / seconds, cpu / seconds
+
+    measures = {f"batch of {n}, times real time": lambda n=n: batched(n) for n in sizes}
+    times = take_turns(measures, repeats)
+    rows = [row_of(case, name, values) for name, values in times.items()]
+    for row in rows:
+        row.mode += f": {1 / row.ours_ms_per_step:.1f} audio s/s"
+    return rows
+
+
+def listeners(engine: Engine, case: str, count: int) -> list[Row]:
+    """So many streams at once -> gaps between their pieces, and how many came late."""
+    gaps: list[float] = []
+    late = [0, 0]
+
+    def listen(number: int) -> None:
+        sample = smart_voice(TEXTS[number % len(TEXTS)])
+        played_to, before = None, time.perf_counter()
+        for chunk in engine.stream(sample, SamplingConfig(0.4, 20, 1.0, seed=number), 300):
+            now = time.perf_counter()
+            if not len(chunk.waveform):
+                continue
+            if played_to is not None:
+                gaps.append(1000 * (now - before))
+                late[0] += now > played_to
+                late[1] += 1
+            start = now if played_to is None else max(now, played_to)
+            played_to, before = start + len(chunk.waveform) / chunk.sample_rate, now
+
+    threads = [threading.Thread(target=listen, args=(number,)) for number in range(count)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    gaps.sort()
+    half, most = gaps[len(gaps) // 2], gaps[int(0.99 * (len(gaps) - 1))]
+    told = f"{count} listeners: gap p50, ms; late {late[0]}/{late[1]}"
+    return [Row(case, told, half), Row(case, f"{count} listeners: gap p99, ms", most)]
+
+
+def main() -> None:
+    parser = arguments_of(__doc__)
+    parser.add_argument("--checkpoint", type=Path, default=Path("data/checkpoints/nano"))
+    parser.add_argument("--no-batches", action="store_true")
+    arguments = parser.parse_args()
+    table = Table(arguments)
+    engine, case = load(arguments.checkpoint), f"nano, {torch.get_num_threads()} threads"
+    table.show(alone(engine, case, arguments.repeats))
+    if not arguments.no_batches:
+        table.show(batches(engine, case, (1, 8, 16), max(1, arguments.repeats // 3)))
+    for count in (1, 4):
+        table.show(listeners(engine, case, count))
+    table.write()
+
+
+if __name__ == "__main__":
+    main()
