@@ -1,6 +1,6 @@
 """How fast the codec is on many short clips: one by one at their own lengths, and through `encode` and `decode`.
 
-    python benchmarks/codec.py --threads 2
+    python -m benchmarks.codec --threads 2
 
 Every timing gets clips of lengths that were not seen before, as a corpus has them, and the ways take turns within one
 run. Numbers are per second of audio; CPU time is the steadier one where other programs run beside. The last lines say
@@ -14,12 +14,14 @@ import random
 import statistics
 import time
 from collections.abc import Callable
+from dataclasses import asdict
 from pathlib import Path
 
 import torch
 from torch import Tensor
 
 import higgs.audio  # noqa: F401  before transformers: the import that makes torchaudio harmless
+from benchmarks.timing import Row, rows_of
 from higgs import AudioTokenizer
 from higgs.data.recordings import read_recordings
 
@@ -102,6 +104,14 @@ def compare(
     return times
 
 
+def rows_per_frame(
+    case: str, times: dict[str, list[tuple[float, float]]], peer: str, frame_rate: int
+) -> list[Row]:
+    """For --json: a frame, 40 ms of audio, is what a step is to the model."""
+    each = {n: [(w / frame_rate, c / frame_rate) for w, c in rows] for n, rows in times.items()}
+    return rows_of(case, each, [(name, peer) for name in times if name != peer])
+
+
 def report(title: str, times: dict[str, list[tuple[float, float]]], baseline: str) -> None:
     print(f"\n{title}: median (and range) in ms per second of audio")
     print(f"{'':38}{'wall':>7} {'':15}{'ratio':>6}{'CPU':>9} {'':15}{'ratio':>6}")
@@ -127,6 +137,7 @@ def main() -> None:
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--rows", type=int, default=0, help="also: so many clips in one batch")
     parser.add_argument("--no-port", action="store_true", help="leave transformers out")
+    parser.add_argument("--json", type=Path, metavar="FILE", help="also write one row per case")
     arguments = parser.parse_args()
 
     torch.set_num_threads(arguments.threads)
@@ -150,6 +161,8 @@ def main() -> None:
     ways = encoders(codec, arguments.checkpoint, not arguments.no_port, arguments.rows)
     times = compare(ways, clips, lambda clip: len(clip) / rate, arguments.repeats)
     report("encode", times, "one by one, each at its own length")
+    peer = "one by one, each at its own length" if arguments.no_port else "transformers, one by one"
+    rows = rows_per_frame("codec encode", times, peer, codec.frame_rate)
     frames = tuple(round(value * codec.frame_rate) for value in arguments.seconds)
 
     def codes() -> list[Tensor]:
@@ -161,6 +174,10 @@ def main() -> None:
         decoders(codec), codes, lambda c: c.shape[1] / codec.frame_rate, arguments.repeats
     )
     report("decode", times, "one by one, each at its own length")
+    alone = "one by one, each at its own length"
+    rows += rows_per_frame("codec decode", times, alone, codec.frame_rate)
+    if arguments.json:
+        arguments.json.write_text(json.dumps([asdict(row) for row in rows], indent=2) + "\n")
 
     same = clips()
     results = {name: ways[name](same) for name in ways if "transformers" not in name}

@@ -15,7 +15,7 @@ import time
 from collections import Counter
 from collections.abc import Sequence
 from contextlib import aclosing
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import torch
@@ -184,7 +184,8 @@ def main() -> None:
     )
     print("\n".join(report.wrong) or "nothing went wrong")
     if arguments.json:
-        arguments.json.write_text(json.dumps(asdict(report), indent=2) + "\n")
+        found = vars(report) | {"outcomes": dict(report.outcomes)}
+        arguments.json.write_text(json.dumps(found, indent=2) + "\n")
     if report.wrong or report.taken_rows or report.open_requests or report.growth > 0.05:
         raise SystemExit(1)
 

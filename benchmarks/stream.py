@@ -25,7 +25,7 @@ SAMPLING = SamplingConfig(0.4, 20, 1.0, seed=0)
 
 
 def load(folder: Path, rows: int = 16) -> Engine:
-    config = EngineConfig(max_batch=rows, max_positions=1024)
+    config = EngineConfig(max_batch=rows, max_positions=2048)
     return Engine.from_pretrained(folder / "model", folder / "codec", device="cpu", config=config)
 
 
