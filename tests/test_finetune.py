@@ -12,7 +12,8 @@ from higgs.batch import Batch
 from higgs.codec.tokenizer import AudioTokenizer
 from higgs.config import ModelConfig, SamplingConfig
 from higgs.data.chatml import smart_voice
-from higgs.data.text import TextTokenizer
+from higgs.data.lexicon import Lexicon
+from higgs.data.text import TextTokenizer, save_byte_tokenizer
 from higgs.model.higgs_audio import HiggsAudio
 from higgs.serve.engine import Engine
 from higgs.tokens import TokenIds
@@ -225,6 +226,16 @@ def test_two_utterances_are_learnt_by_heart(encoded, tmp_path):
         response = engine.generate(sample, SamplingConfig(temperature=0), 80)
         assert response.stop_reason == "stop"
         assert torch.equal(response.codes, wanted)
+
+
+def test_the_tuned_checkpoint_reads_text_as_its_source_does(tmp_path):
+    source, lexicon = tmp_path / "source", Lexicon("kæt", {"cat": "kæt"})
+    model = small_model()
+    model.save_pretrained(source, {"bos_token_id": 1}, half=True)
+    save_byte_tokenizer(source, lexicon=lexicon)
+    save_tuned(model, source, tmp_path / "tuned")
+    files = [{p.name: p.read_bytes() for p in f.iterdir()} for f in (source, tmp_path / "tuned")]
+    assert files[0].keys() >= {"lexicon.json", "tokenizer.json"} and files[0] == files[1]
 
 
 def test_a_loss_that_is_not_a_number_stops(encoded, tmp_path):

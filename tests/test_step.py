@@ -184,7 +184,9 @@ def test_no_step_waits_for_the_device_and_few_operations_do(model, prompts, conf
     folder = write_model(tmp_path / "model", config)
     port = HiggsAudioV2ForConditionalGeneration.from_pretrained(folder).eval()
     port.generation_config.ras_win_len, port.generation_config.ras_win_max_num_repeat = 7, 2
-    port.audio_lm_head.weight.data.view(8, 1026, -1)[:, 1025] = 0  # its segments must not end by chance
+    port.audio_lm_head.weight.data.view(8, 1026, -1)[:, 1025] = (
+        0  # its segments must not end by chance
+    )
     counts = []
     for steps in (12, 22):
         with Operations() as theirs:
@@ -255,7 +257,9 @@ def test_bfloat16_is_near_float32(config, prompts, tmp_path_factory):
             for step in range(6):
                 decoder.state.codes[:] = 100 + step
                 decoder.run(1)
-            seen[name, dtype] = decoder.cache.layers[-1][:, 0, :, : decoder.filled[0]].float().clone()
+            seen[name, dtype] = (
+                decoder.cache.layers[-1][:, 0, :, : decoder.filled[0]].float().clone()
+            )
     for name in ("smart_voice", "clone"):
         exact, near = seen[name, torch.float32], seen[name, torch.bfloat16]
         assert (near - exact).norm() < 0.02 * exact.norm()
