@@ -14,7 +14,8 @@ from higgs.codec.quantizer import ResidualVectorQuantizer
 from higgs.config import SamplingConfig
 from higgs.data.chatml import smart_voice
 from higgs.data.lexicon import SPELL, Lexicon
-from higgs.data.text import TextTokenizer, byte_tokenizer
+from higgs.data.text import TextTokenizer, byte_tokenizer, save_byte_tokenizer
+from higgs.model.higgs_audio import HiggsAudio
 from higgs.train import assemble, codec, quantizer
 from higgs.train.align import spoken_token, viterbi
 from higgs.train.codebooks import CodebookAverages, QuantizerTrainer
@@ -42,7 +43,7 @@ def test_symbols_and_their_places():
         symbols[3] > len(CHARACTERS) >= symbols[0]
     )  # a phoneme is no letter, whatever it looks like
     assert places == [0, 1, 2, 4, 5, 6, 8, 9, 10, 11]
-    assert max(symbols) < num_symbols(LEXICON) == num_symbols(None) + 11
+    assert max(symbols) < num_symbols(LEXICON) == num_symbols(None) + 10
 
 
 def test_a_spelled_word_sounds_as_its_phonemes_at_its_letters():
@@ -278,6 +279,33 @@ def test_a_killed_run_ends_with_the_weights_of_an_unbroken_one(taught, texts, tm
     other = started(taught, tmp_path / "other", texts, replace(SHORT, seed=1))
     other.run()
     assert not same(other, whole)
+
+
+def test_training_goes_on_from_a_finished_checkpoint(taught, texts, tmp_path):
+    first = started(taught, tmp_path / "first", texts, replace(SHORT, steps=2))
+    first.run()
+    finished = tmp_path / "finished"
+    assemble.save_model(first.folder, finished)
+    second = started(taught, tmp_path / "second", texts)
+    assert not same(first, second)
+    second.start_from(finished)
+    for a, b in zip(first.model.parameters(), second.model.parameters(), strict=True):
+        assert torch.equal(a.half().float(), b)
+    assert second.step == 0
+    second.run(stop_after=1)
+    assert not same(first, second)
+
+
+def test_a_checkpoint_of_other_sizes_or_other_text_is_not_gone_on_from(taught, texts, tmp_path):
+    training = started(taught, tmp_path / "new", texts)
+    other = tmp_path / "other"
+    HiggsAudio(replace(NANO_MODEL, num_layers=2)).save_pretrained(other, {}, half=True)
+    with pytest.raises(ValueError, match="num_layers=2"):
+        training.start_from(other)
+    HiggsAudio(NANO_MODEL).save_pretrained(other, {}, half=True)
+    save_byte_tokenizer(other, (*NANO_PHRASES,), LEXICON)
+    with pytest.raises(ValueError, match="reads text in another way: copy its lexicon.json"):
+        training.start_from(other)
 
 
 def test_a_loss_that_is_not_a_number_stops_and_names_the_batch(taught, texts, tmp_path):
