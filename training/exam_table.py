@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from higgs.files import replacing
+from higgs.hub import fingerprint
 
 START, END = "<!-- exam -->", "<!-- /exam -->"
 
@@ -77,19 +78,22 @@ def rows(content: dict[str, Any]) -> list[tuple[str, str]]:
     return table
 
 
-def markdown(content: dict[str, Any]) -> str:
-    """-> the table, and under it what it came from."""
+def provenance(content: dict[str, Any]) -> str:
+    """What the numbers came from."""
     about = content["about"]
     sizes, setting = about["sizes"], about["setting"]
+    return (
+        f"Sentences: {sizes['sentences']} held out, {sizes['seeds']} seeds from 0 in the first voice; "
+        f"temperature {setting['temperature']}, top-k {setting['top_k']}, at most {setting['max_new_tokens']} "
+        "columns, no guards, nothing spoken twice. In brackets 95 % intervals (bootstrap over sentences; Wilson). "
+        f"Judges: {'; '.join(about['judges'])}. Model {about['model'][:12]}, codec {about['codec'][:12]}."
+    )
+
+
+def markdown(content: dict[str, Any]) -> str:
+    """-> the table, and under it what it came from."""
     lines = ["| | |", "|---|---|", *(f"| {name} | {value} |" for name, value in rows(content))]
-    lines += [
-        "",
-        f"Sentences: {sizes['sentences']} held out, {sizes['seeds']} seeds from 0; "
-        f"temperature {setting['temperature']}, top-k {setting['top_k']}, at most {setting['max_new_tokens']} columns, no guards. In brackets 95 % intervals "
-        "(bootstrap over sentences; Wilson). "
-        f"Judges: {'; '.join(about['judges'])}. Model {about['model'][:12]}, codec {about['codec'][:12]}.",
-    ]
-    return "\n".join(lines) + "\n"
+    return "\n".join([*lines, "", provenance(content)]) + "\n"
 
 
 def fill(card: str, table: str) -> str:
@@ -105,9 +109,15 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--exam", type=Path, default=Path("training/out/exam/exam.json"))
     parser.add_argument("--card", type=Path, default=Path("training/model-card.md"))
+    parser.add_argument("--checkpoint", type=Path, default=Path("training/out/nano"))
     arguments = parser.parse_args()
-    table = markdown(json.loads(arguments.exam.read_text(encoding="utf-8")))
-    filled = fill(arguments.card.read_text(encoding="utf-8"), table)
+    content = json.loads(arguments.exam.read_text(encoding="utf-8"))
+    for part in ("model", "codec"):
+        if content["about"][part] != fingerprint(arguments.checkpoint / part):
+            parser.error(
+                f"{arguments.exam} examined another {part} than that in {arguments.checkpoint}"
+            )
+    filled = fill(arguments.card.read_text(encoding="utf-8"), markdown(content))
     with replacing(arguments.card) as partial:
         partial.write_text(filled, encoding="utf-8")
 

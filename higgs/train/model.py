@@ -127,9 +127,9 @@ class Training:
         given = HiggsAudio.from_pretrained(source)
         if given.config != NANO_MODEL:
             raise ValueError(f"{source} is {given.config}; to go on from it takes {NANO_MODEL}")
-        theirs = TextTokenizer.from_pretrained(source)
-        ours = self.corpus.tokenizer
-        if theirs.backend.to_str() != ours.backend.to_str() or theirs.lexicon != ours.lexicon:
+        theirs, ours = TextTokenizer.from_pretrained(source), self.corpus.tokenizer
+        same_tokens = theirs.backend.get_vocab() == ours.backend.get_vocab()
+        if not same_tokens or theirs.lexicon != ours.lexicon:
             raise ValueError(
                 f"{source} reads text in another way: copy its lexicon.json, if it has one, to {self.folder}, "
                 "and delete aligned.pt there"
