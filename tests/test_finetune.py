@@ -133,6 +133,17 @@ def test_the_memory_plan_of_the_released_size():
     assert 12e9 < lora.total < 16e9 < 80e9 < full.total
 
 
+def test_the_plan_in_the_documents_is_the_plan():
+    page = (ROOT / "docs/training.md").read_text()
+    for rank in (None, 16):
+        for recompute in (False, True):
+            p = memory_plan(ModelConfig(), 4096, rank, recompute)
+            sizes = (p.weights, p.gradients, p.optimizer, p.activations, p.total)
+            name = "all weights" if rank is None else f"LoRA of rank {rank}"
+            label = name + (", layers recomputed" if recompute else "")
+            assert f"| {label} | " + " | ".join(f"{size / 1e9:.1f}" for size in sizes) in page
+
+
 @pytest.fixture(scope="module")
 def speech(tmp_path_factory):
     """A manifest of two short clips of a recording, and five rows that cannot be used."""

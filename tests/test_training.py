@@ -176,7 +176,7 @@ def test_the_card_holds_the_exam_of_its_checkpoint_and_of_no_other(
     monkeypatch.setattr("sys.argv", arguments)
     table.main()
     filled = card.read_text()
-    assert "12.3 % (8.0 to 16.0) A judge" in filled and "9 of 10: 90 % (60 to 98)" in filled
+    assert "12.3 % (8.0 to 16.0) |" in filled and "9 of 10: 90 % (60 to 98)" in filled
     assert "cloning" not in filled.partition(table.START)[2]  # was not examined
     table.main()
     assert card.read_text() == filled

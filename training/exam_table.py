@@ -12,12 +12,13 @@ START, END = "<!-- exam -->", "<!-- /exam -->"
 
 
 def rate(found: dict[str, Any]) -> str:
-    """WER by each judge, with its interval."""
+    """WER with its interval; by whom, where there are several."""
     told = []
     for judge, row in found.items():
         low, high = row.get("wer_interval", (None, None))
         interval = "" if low is None else f" ({low:.1f} to {high:.1f})"
-        told.append(f"{row['wer_percent']:.1f} %{interval} {judge}")
+        by = f" {judge}" if len(found) > 1 else ""
+        told.append(f"{row['wer_percent']:.1f} %{interval}{by}")
     return "; ".join(told)
 
 
