@@ -3,6 +3,7 @@
 # make lab     JupyterLab on the notebooks; saving one leaves Git and DVC clean
 # make setup   only install, into .venv
 # make lint    only check the style
+# make train   make the default checkpoint again, from nothing: hours (training/dvc.yaml)
 # make promote put the checkpoint that was trained in training/out into data/ and into the store
 # make s3      keep the data in a bucket: make s3 URL=s3://bucket/prefix; make s3 URL= goes back
 #
@@ -22,7 +23,7 @@ export DVC_NO_ANALYTICS        := 1
 export PYTHONHASHSEED          := 0
 export PYTHONDONTWRITEBYTECODE := 1
 
-.PHONY: help setup repro test lint lab promote s3
+.PHONY: help setup repro test lint lab train promote s3
 .NOTPARALLEL:
 .DELETE_ON_ERROR:
 
@@ -47,6 +48,12 @@ lab: $(STAMP)
 	@[ -e data ] || $(WITH) dvc pull data.dvc
 	JUPYTER_CONFIG_PATH="$(CURDIR)/.jupyter" $(WITH) jupyter lab
 
+# A job that was stopped goes on; what is finished stays until its file in training/out is deleted.
+train: $(STAMP)
+	$(VENV)/bin/python -m pip install --no-input --disable-pip-version-check \
+	  -c constraints.txt -e '.[test,train]'
+	$(WITH) dvc --cd training repro
+
 # The store is filled afresh, so that it holds what data.dvc names and nothing else.
 promote: $(STAMP)
 	rm -rf training/out/nano
@@ -54,6 +61,7 @@ promote: $(STAMP)
 	rm -rf data/checkpoints/nano
 	mkdir -p data/checkpoints
 	cp -R training/out/nano data/checkpoints/nano
+	$(WITH) python training/exam_table.py --card training/model-card.md --checkpoint training/out/nano
 	cp training/model-card.md data/checkpoints/nano/README.md
 	$(WITH) dvc add data
 	rm -rf .dvc-store/files

@@ -14,6 +14,8 @@ from higgs.checkpoint import CONFIG, CheckpointError, read_config, read_headers,
 from higgs.codec import weights as codec_weights
 from higgs.codec.tokenizer import AudioTokenizer
 from higgs.config import CodecConfig, ModelConfig
+from higgs.data.lexicon import FILE as LEXICON
+from higgs.data.lexicon import Lexicon
 from higgs.hub import resolve
 from higgs.model import weights as model_weights
 from higgs.model.higgs_audio import HiggsAudio
@@ -94,6 +96,12 @@ def _inspect(folder: Path, local: bool) -> Report:
             report.notes.append("the weights are not in the cache: this is what the config says")
     if kind == MODEL and "tokenizer.json" not in files:
         report.notes.append("no tokenizer.json: it is needed to speak")
+    if kind == MODEL and LEXICON in files:
+        try:
+            words = len(Lexicon.read(folder).words)
+            report.notes.append(f"{LEXICON}: {words:,} words are read as phonemes")
+        except ValueError as error:
+            report.problems.append(str(error))
     if (kind, layout) == (CODEC, ORIGINAL) and not headers:
         report.notes.append("the sizes stand in the weights, which cannot be read")
         return report

@@ -122,6 +122,20 @@ def lines_by_group(
     return _finish(figure)
 
 
+def curves(
+    rows: Sequence[Mapping[str, float]], x: str, names: Sequence[str], ylabel: str, title: str = ""
+) -> Figure:
+    """The columns `names` of a log over its column `x`; rows without a column are left out of its curve."""
+    figure, axis = plt.subplots(figsize=(7.5, 3.2), layout="constrained")
+    for name, colour in zip(names, plt.cm.viridis(np.linspace(0.1, 0.8, len(names))), strict=True):
+        points = [(row[x], row[name]) for row in rows if name in row]
+        axis.plot(*zip(*points, strict=True), color=colour, label=name, linewidth=1.5)
+    axis.set(xlabel=x, ylabel=ylabel, title=title)
+    axis.grid(color=PALE)
+    axis.legend(frameon=False)
+    return _finish(figure)
+
+
 def intervals(
     rows: Mapping[str, tuple[float, float, float]], xlabel: str, title: str = ""
 ) -> Figure:

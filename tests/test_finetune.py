@@ -12,7 +12,8 @@ from higgs.batch import Batch
 from higgs.codec.tokenizer import AudioTokenizer
 from higgs.config import ModelConfig, SamplingConfig
 from higgs.data.chatml import smart_voice
-from higgs.data.text import TextTokenizer
+from higgs.data.lexicon import Lexicon
+from higgs.data.text import TextTokenizer, save_byte_tokenizer
 from higgs.model.higgs_audio import HiggsAudio
 from higgs.serve.engine import Engine
 from higgs.tokens import TokenIds
@@ -132,6 +133,17 @@ def test_the_memory_plan_of_the_released_size():
     assert 12e9 < lora.total < 16e9 < 80e9 < full.total
 
 
+def test_the_plan_in_the_documents_is_the_plan():
+    page = (ROOT / "docs/training.md").read_text()
+    for rank in (None, 16):
+        for recompute in (False, True):
+            p = memory_plan(ModelConfig(), 4096, rank, recompute)
+            sizes = (p.weights, p.gradients, p.optimizer, p.activations, p.total)
+            name = "all weights" if rank is None else f"LoRA of rank {rank}"
+            label = name + (", layers recomputed" if recompute else "")
+            assert f"| {label} | " + " | ".join(f"{size / 1e9:.1f}" for size in sizes) in page
+
+
 @pytest.fixture(scope="module")
 def speech(tmp_path_factory):
     """A manifest of two short clips of a recording, and five rows that cannot be used."""
@@ -225,6 +237,16 @@ def test_two_utterances_are_learnt_by_heart(encoded, tmp_path):
         response = engine.generate(sample, SamplingConfig(temperature=0), 80)
         assert response.stop_reason == "stop"
         assert torch.equal(response.codes, wanted)
+
+
+def test_the_tuned_checkpoint_reads_text_as_its_source_does(tmp_path):
+    source, lexicon = tmp_path / "source", Lexicon("kæt", {"cat": "kæt"})
+    model = small_model()
+    model.save_pretrained(source, {"bos_token_id": 1}, half=True)
+    save_byte_tokenizer(source, lexicon=lexicon)
+    save_tuned(model, source, tmp_path / "tuned")
+    files = [{p.name: p.read_bytes() for p in f.iterdir()} for f in (source, tmp_path / "tuned")]
+    assert files[0].keys() >= {"lexicon.json", "tokenizer.json"} and files[0] == files[1]
 
 
 def test_a_loss_that_is_not_a_number_stops(encoded, tmp_path):

@@ -32,6 +32,7 @@ def files(tmp_path_factory) -> dict[str, dict[str, bytes]]:
     folder = tmp_path_factory.mktemp("repository")
     text = {
         "tokenizer.json": b"{}",
+        "lexicon.json": b"{}",
         "chat_template.jinja": b"{{ x }}",
         "README.md": b"# Higgs",
         "LICENSE": b"...",
@@ -88,7 +89,7 @@ def test_of_two_layouts_only_that_of_the_config_is_fetched(hub, files):
     folder = resolve(NAME)
     assert folder.name == SECOND
     assert {path.name for path in folder.iterdir()} == {
-        "config.json", INDEX, SINGLE, "tokenizer.json", "chat_template.jinja",
+        "config.json", INDEX, SINGLE, "tokenizer.json", "lexicon.json", "chat_template.jinja",
     }  # fmt: skip
     large = {sha256(files["both"][name]): name for name in files["both"] if is_large(name)}
     assert {large[name] for name in hub.fetched() & large.keys()} == {SINGLE}
@@ -122,7 +123,7 @@ def test_a_branch_is_followed(hub, files):
 def test_without_weights_only_small_files_are_fetched(hub, files):
     folder = resolve(NAME, weights=False)
     assert {path.name for path in folder.iterdir()} == {
-        "config.json", INDEX, "tokenizer.json", "chat_template.jinja",
+        "config.json", INDEX, "tokenizer.json", "lexicon.json", "chat_template.jinja",
     }  # fmt: skip
     assert not {sha256(content) for content in files["both"].values()} & hub.fetched()
 

@@ -20,7 +20,7 @@ from higgs.hub import resolve
 
 DOCUMENT = (ROOT / "docs" / "s3.md").read_text()
 BUCKET = "higgs"
-FILES = {"config.json": b'{"marker": 1}', "tokenizer.json": b"{}", "notes.txt": b"not asked for"}
+FILES = {"config.json": b'{"marker": 1}', "lexicon.json": b"{}", "notes.txt": b"not asked for"}
 
 
 @pytest.fixture(scope="module")
@@ -104,7 +104,7 @@ def test_a_prefix_becomes_a_folder_and_is_fetched_once(server, surroundings, pre
     with Line(server.port, asked) as line:
         surroundings(line.endpoint, "reader")
         small = resolve(f"s3://{prefix}/", weights=False)
-        assert contents(small) == {name: FILES[name] for name in ("config.json", "tokenizer.json")}
+        assert contents(small) == {name: FILES[name] for name in ("config.json", "lexicon.json")}
         assert len(asked.reads) == 2
         assert resolve(f"s3://{prefix}") == small and len(asked.reads) == 2
 

@@ -215,7 +215,9 @@ def test_bfloat16_is_near_float32(config, prompts, tmp_path_factory):
             for step in range(6):
                 decoder.state.codes[:] = 100 + step
                 decoder.run(1)
-            seen[name, dtype] = decoder.cache.layers[-1][:, 0, :, : decoder.filled[0]].float().clone()
+            seen[name, dtype] = (
+                decoder.cache.layers[-1][:, 0, :, : decoder.filled[0]].float().clone()
+            )
     for name in ("smart_voice", "clone"):
         exact, near = seen[name, torch.float32], seen[name, torch.bfloat16]
         assert (near - exact).norm() < 0.02 * exact.norm()

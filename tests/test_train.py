@@ -13,22 +13,63 @@ from higgs import Engine
 from higgs.codec.quantizer import ResidualVectorQuantizer
 from higgs.config import SamplingConfig
 from higgs.data.chatml import smart_voice
-from higgs.data.text import TextTokenizer, byte_tokenizer
+from higgs.data.lexicon import SPELL, Lexicon
+from higgs.data.text import TextTokenizer, byte_tokenizer, save_byte_tokenizer
+from higgs.model.higgs_audio import HiggsAudio
 from higgs.train import assemble, codec, quantizer
-from higgs.train.align import spoken_byte, viterbi
+from higgs.train.align import spoken_token, viterbi
 from higgs.train.codebooks import CodebookAverages, QuantizerTrainer
 from higgs.train.conversations import Corpus
 from higgs.train.model import Training, TrainingConfig
 from higgs.train.nano import NANO_MODEL, NANO_PHRASES
 from higgs.train.schedule import Averages, Clock, load_state, save_state, set_rate, trapezoid
 from higgs.train.shards import Shards, split
-from higgs.train.teacher import characters
+from higgs.train.teacher import CHARACTERS, num_symbols, symbols_of
+
+LEXICON = Lexicon("həlOjnʌmbɚ", {"hello": "həlO", "you": "jO", "number": "nʌmbɚ"})
 
 
-def test_characters_and_their_places():
-    symbols, places = characters("Hi,  you!")
-    assert [" 'abcdefghijklmnopqrstuvwxyz"[s - 1] for s in symbols] == list("hi you")
-    assert places == [0, 1, 2, 5, 6, 7]
+def heard(symbols, lexicon=None):
+    """CTC symbols as what they stand for."""
+    return "".join((CHARACTERS + (lexicon.phonemes if lexicon else ""))[s - 1] for s in symbols)
+
+
+def test_symbols_and_their_places():
+    symbols, places = symbols_of("Hi,  you!", None)
+    assert heard(symbols) == "hi you" and places == [0, 1, 2, 5, 6, 7]
+    symbols, places = symbols_of("Hi, you  hello!", LEXICON)
+    assert heard(symbols, LEXICON) == "hi jO həlO"
+    assert (
+        symbols[3] > len(CHARACTERS) >= symbols[0]
+    )  # a phoneme is no letter, whatever it looks like
+    assert places == [0, 1, 2, 4, 5, 6, 8, 9, 10, 11]
+    assert max(symbols) < num_symbols(LEXICON) == num_symbols(None) + 10
+
+
+def test_a_spelled_word_sounds_as_its_phonemes_at_its_letters():
+    symbols, places = symbols_of(f"A {SPELL}number, you.", LEXICON)
+    assert heard(symbols, LEXICON) == "a nʌmbɚ jO"
+    assert places == [0, 1, 2, 3, 4, 5, 6, 8, 10, 11]  # five phonemes for six letters
+    symbols, places = symbols_of(f"{SPELL}Xylem.", LEXICON)  # unknown: its letters as they are
+    assert heard(symbols, LEXICON) == "xylem" and places == [0, 1, 2, 3, 4]
+
+
+@pytest.mark.parametrize(
+    "text", ["Hello, you!", f"A {SPELL}number 5, you", "Zany [SPEAKER1] hello"]
+)
+def test_places_count_the_tokens_of_the_text(text):
+    """Where a phoneme or a letter is said to stand, the text tokenizer has the token of it."""
+    tokenizer = TextTokenizer(byte_tokenizer(LEXICON.tokens), LEXICON)
+    ids = tokenizer.encode(text)
+    symbols, places = symbols_of(text, LEXICON)
+    assert max(places) < len(ids)
+    spelled = SPELL in text
+    for symbol, place in zip(symbols, places, strict=True):
+        read = tokenizer.decode([ids[place]])
+        if symbol > len(CHARACTERS) and not spelled:
+            assert read == LEXICON.phonemes[symbol - 1 - len(CHARACTERS)]
+        elif 1 < symbol <= len(CHARACTERS):
+            assert read.lower() == CHARACTERS[symbol - 1]
 
 
 def test_viterbi_finds_the_only_good_path():
@@ -39,13 +80,13 @@ def test_viterbi_finds_the_only_good_path():
     assert viterbi(log_probs, text).tolist() == [0, 1, 1, 2, 3, 4, 5, 6]
 
 
-def test_spoken_byte():
+def test_spoken_token():
     """Two slots a frame; frames before a character count as the character to come."""
-    symbols, _ = characters("ab")
+    symbols, _ = symbols_of("ab", None)
     slots = [symbols[0], symbols[0], 0, 0, symbols[1], symbols[1], 0, 0]
     posteriors = np.full((8, 30), -20.0)
     posteriors[np.arange(8), slots] = -0.01
-    assert spoken_byte(posteriors, "ab").tolist() == [0, 1, 1, 1]
+    assert spoken_token(posteriors, "ab", None).tolist() == [0, 1, 1, 1]
 
 
 def test_averages_follow_their_vectors_and_revive_dead_codes():
@@ -238,6 +279,33 @@ def test_a_killed_run_ends_with_the_weights_of_an_unbroken_one(taught, texts, tm
     other = started(taught, tmp_path / "other", texts, replace(SHORT, seed=1))
     other.run()
     assert not same(other, whole)
+
+
+def test_training_goes_on_from_a_finished_checkpoint(taught, texts, tmp_path):
+    first = started(taught, tmp_path / "first", texts, replace(SHORT, steps=2))
+    first.run()
+    finished = tmp_path / "finished"
+    assemble.save_model(first.folder, finished)
+    second = started(taught, tmp_path / "second", texts)
+    assert not same(first, second)
+    second.start_from(finished)
+    for a, b in zip(first.model.parameters(), second.model.parameters(), strict=True):
+        assert torch.equal(a.half().float(), b)
+    assert second.step == 0
+    second.run(stop_after=1)
+    assert not same(first, second)
+
+
+def test_a_checkpoint_of_other_sizes_or_other_text_is_not_gone_on_from(taught, texts, tmp_path):
+    training = started(taught, tmp_path / "new", texts)
+    other = tmp_path / "other"
+    HiggsAudio(replace(NANO_MODEL, num_layers=2)).save_pretrained(other, {}, half=True)
+    with pytest.raises(ValueError, match="num_layers=2"):
+        training.start_from(other)
+    HiggsAudio(NANO_MODEL).save_pretrained(other, {}, half=True)
+    save_byte_tokenizer(other, (*NANO_PHRASES,), LEXICON)
+    with pytest.raises(ValueError, match="reads text in another way: copy its lexicon.json"):
+        training.start_from(other)
 
 
 def test_a_loss_that_is_not_a_number_stops_and_names_the_batch(taught, texts, tmp_path):

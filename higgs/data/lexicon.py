@@ -37,19 +37,21 @@ class Lexicon:
     words: dict[str, str] = field(repr=False)
 
     def __post_init__(self) -> None:
+        if len(set(self.phonemes)) < len(self.phonemes):
+            raise ValueError(f"the lexicon lists a phoneme twice: {self.phonemes}")
         used = set("".join(self.words.values()))
         if unknown := sorted(used - set(self.phonemes)):
             raise ValueError(f"the lexicon uses phonemes that it does not list: {unknown}")
 
     @classmethod
     def read(cls, folder: Path) -> "Lexicon | None":
-        """The lexicon of a checkpoint's folder, if it has one."""
+        """The lexicon of a checkpoint's folder, if it has one. Raises ValueError for one that is damaged."""
         path = folder / FILE
         if not path.is_file():
             return None
         try:
             return cls(**json.loads(path.read_text(encoding="utf-8")))
-        except (TypeError, json.JSONDecodeError) as error:
+        except (TypeError, AttributeError, ValueError) as error:
             raise ValueError(f"{path} is no lexicon ({error})") from error
 
     def write(self, folder: Path) -> None:

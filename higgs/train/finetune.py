@@ -20,6 +20,7 @@ from higgs.cells import say
 from higgs.codec.tokenizer import AudioTokenizer
 from higgs.data.chatml import AudioContent, ChatMLSample, Message, smart_voice, tokenize
 from higgs.data.collator import Row, collate, spread
+from higgs.data.lexicon import FILE as LEXICON
 from higgs.data.text import TextTokenizer
 from higgs.hub import read_config, resolve
 from higgs.model.higgs_audio import HiggsAudio
@@ -130,11 +131,11 @@ class FineTuning:
 
 
 def save_tuned(model: HiggsAudio, source: Path, target: Path) -> None:
-    """A checkpoint like its source: the same text tokenizer, the same ids in the config."""
+    """A checkpoint like its source: the same text tokenizer and lexicon, the same ids in the config."""
     config: dict[str, Any] = read_config(source)
     ids = {key: value for key, value in config.items() if key.endswith("_token_id")}
     model.save_pretrained(target, ids, half=True)
-    for path in source.glob("tokenizer*.json"):
+    for path in [*source.glob("tokenizer*.json"), *source.glob(LEXICON)]:
         shutil.copyfile(path, target / path.name)
 
 

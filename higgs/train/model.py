@@ -120,6 +120,23 @@ class Training:
                 part.load_state_dict(state[name])
             vars(self).update(state["progress"])
 
+    def start_from(self, source: Path) -> None:
+        """Takes the weights of a finished checkpoint; the optimiser and what helps start anew.
+
+        Raises ValueError for one of other sizes, or one whose text tokens are not those of this corpus.
+        """
+        given = HiggsAudio.from_pretrained(source)
+        if given.config != NANO_MODEL:
+            raise ValueError(f"{source} is {given.config}; to go on from it takes {NANO_MODEL}")
+        theirs, ours = TextTokenizer.from_pretrained(source), self.corpus.tokenizer
+        same_tokens = theirs.backend.get_vocab() == ours.backend.get_vocab()
+        if not same_tokens or theirs.lexicon != ours.lexicon:
+            raise ValueError(
+                f"{source} reads text in another way: copy its lexicon.json, if it has one, to {self.folder}, "
+                "and delete aligned.pt there"
+            )
+        self.model.load_state_dict(given.state_dict())
+
     def save(self) -> None:
         names = ("step", "epoch", "taken", "seconds", "hours")
         progress = {name: getattr(self, name) for name in names}
@@ -195,6 +212,12 @@ def main() -> None:
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--eager", action="store_true", help="without compiling (no C++ compiler)")
     parser.add_argument("--plain", action="store_true", help="without the helps")
+    parser.add_argument(
+        "--from",
+        dest="source",
+        type=Path,
+        help="folder of a finished model whose weights to start with",
+    )
     arguments = parser.parse_args()
     torch.set_num_threads(arguments.threads)
     plain = HelpConfig(False, (), 0.0, None, 0.0, 0.0, (1,) * 8, 1.0)
@@ -207,6 +230,8 @@ def main() -> None:
         arguments.steps, arguments.seed, helps=helps, compile=not arguments.eager
     )
     training = Training(arguments.out, corpus, config)
+    if arguments.source and not (arguments.out / "model.pt").is_file():
+        training.start_from(arguments.source)
     training.resume()
     training.run()
 

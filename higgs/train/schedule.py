@@ -71,6 +71,12 @@ def log(path: Path, **row: Any) -> None:
         file.write(json.dumps(row) + "\n")
 
 
+def read_log(path: Path) -> list[dict[str, Any]]:
+    """The rows of a log by step. A run that was killed may have told a step twice: the last time counts."""
+    rows = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+    return [row for _, row in sorted({row["step"]: row for row in rows}.items())]
+
+
 def save_state(path: Path, **parts: Any) -> None:
     """Writes a checkpoint whole or not at all."""
     # Through a file of ours: given a path, torch does not say what kept it from writing.

