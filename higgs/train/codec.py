@@ -15,7 +15,7 @@ from higgs.audio import log_mel, magnitude, mel_filterbank
 from higgs.codec.tokenizer import AudioTokenizer
 from higgs.train.nano import NANO_CODEC
 from higgs.train.schedule import Averages, Clock, load_state, log, save_state, set_rate
-from higgs.train.shards import Shards, split
+from higgs.train.shards import Shards, balance, group_of, split
 from higgs.train.snake import use_trainable_snake
 from higgs.train.teacher import trained_teacher
 
@@ -60,7 +60,8 @@ class Crops:
         self.shards, self.codes, self.frames = Shards(corpus), codes, frames
         train_on, self.held_out = split(len(self.shards), HELD_OUT)
         self.usable = [i for i in train_on if codes[i].shape[1] >= frames + 1]
-        self.weights = torch.tensor([float(codes[i].shape[1]) for i in self.usable])
+        groups = [group_of(self.shards.utterances[i].speaker) for i in self.usable]
+        self.weights = torch.tensor(balance(groups, [codes[i].shape[1] for i in self.usable]))
 
     def draw(self, batch: int, aligned: bool) -> tuple[Tensor, Tensor]:
         """-> waveforms [B, frames * 960], codes [B, K, frames] (of no use unless `aligned`)."""

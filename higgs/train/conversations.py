@@ -153,7 +153,7 @@ class Corpus:
         return self.sized(sample, (reference, index))
 
     def row(self, item: Item, config: ModelConfig) -> dict[str, Tensor]:
-        """-> the conversation's tensors, with `spoken`: the position of the text token spoken there, or -1."""
+        """-> the conversation's tensors, with `spoken`: the place of the text token spoken at each position, or -1."""
         answer = Message("assistant", AudioContent())
         tokens = tokenize(ChatMLSample([*item.sample.messages, answer]), self.tokenizer)
         codes = [self.codes[i] for i in item.utterances]

@@ -26,6 +26,7 @@ class HelpConfig:
     character_weight: float = 0.3
     input_noise: float = 0.5
     codebook_weights: tuple[float, ...] = (4, 2, 1, 0.6, 0.5, 0.4, 0.3, 0.3)
+    fine_share: float = 0.25  # of the positions, at which codebooks beyond the second are predicted
 
 
 @torch.no_grad()

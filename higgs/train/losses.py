@@ -7,30 +7,45 @@ from higgs.batch import Batch
 from higgs.delay import IGNORE
 from higgs.model.higgs_audio import HiggsAudio
 
+WHOLE = 2  # codebooks that hold nearly all of the words, and are predicted at every position
+
+
+def code_losses(model: HiggsAudio, hidden: Tensor, targets: Tensor, share: float) -> Tensor:
+    """hidden [R, D], targets [R, K] -> nats [K]. The finer codebooks from a random `share` of the rows alone."""
+    if share >= 1:
+        return book_losses(hidden, model.audio_head.weight, targets)
+    size, some = model.config.code_vocab_size, torch.rand(len(hidden)) < share
+    coarse, fine = model.audio_head.weight.split([WHOLE * size, (targets.shape[1] - WHOLE) * size])
+    first = book_losses(hidden, coarse, targets[:, :WHOLE])
+    return torch.cat([first, book_losses(hidden[some], fine, targets[some, WHOLE:])])
+
+
+def book_losses(hidden: Tensor, head: Tensor, targets: Tensor) -> Tensor:
+    """hidden [R, D], head [k (N + 2), D], targets [R, k] -> nats [k]"""
+    logits = torch.nn.functional.linear(hidden, head).float()
+    # Flat: a strided softmax over the codebook axis is twice as slow on a CPU.
+    each = torch.nn.functional.cross_entropy(
+        logits.view(targets.numel(), -1),
+        targets.reshape(-1),
+        reduction="none",
+        ignore_index=IGNORE,
+    ).view(targets.shape)
+    return each.sum(0) / (targets >= 0).sum(0)
+
 
 def speech_losses(
-    model: HiggsAudio, inputs: Batch, labels: Batch
+    model: HiggsAudio, inputs: Batch, labels: Batch, share: float = 1.0
 ) -> tuple[dict[str, Tensor], list[Tensor]]:
     """-> `text` and `codebooks` [K], nats; and the input of each layer. In bfloat16 by autocast.
 
-    The heads run only where something is predicted: over all positions they would cost more than the layers.
+    The heads run only where something is predicted: over all positions they would cost more than the layers. `share`
+    as in `code_losses`.
     """
     with torch.autocast(inputs.input_ids.device.type, dtype=torch.bfloat16):
         hidden, states = model.hidden(inputs)
         text_labels, code_labels = labels.labels[:, 1:], labels.code_labels[:, 1:]
         text_rows, code_rows = text_labels >= 0, (code_labels >= 0).any(-1)
         text_logits = model.text_head(hidden[:, :-1][text_rows])
-        code_logits = model.audio_head(hidden[:, :-1][code_rows])
-    targets = code_labels[code_rows]
-    # Flat: a strided softmax over the codebook axis is twice as slow on a CPU.
-    each = torch.nn.functional.cross_entropy(
-        code_logits.float().view(-1, model.config.code_vocab_size),
-        targets.reshape(-1),
-        reduction="none",
-        ignore_index=IGNORE,
-    ).view(targets.shape)
-    parts = {
-        "codebooks": each.sum(0) / (targets >= 0).sum(0),
-        "text": torch.nn.functional.cross_entropy(text_logits.float(), text_labels[text_rows]),
-    }
-    return parts, states
+        codebooks = code_losses(model, hidden[:, :-1][code_rows], code_labels[code_rows], share)
+    text = torch.nn.functional.cross_entropy(text_logits.float(), text_labels[text_rows])
+    return {"codebooks": codebooks, "text": text}, states

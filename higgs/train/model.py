@@ -52,7 +52,8 @@ def losses(
     """-> text loss, codebook losses [K], and those of the helps."""
     config = helps.config
     inputs = corrupt(batch, noise, model.config.codebook_size) if noise else batch
-    parts, states = speech_losses(model, inputs, batch)
+    share = config.fine_share if noise else 1.0
+    parts, states = speech_losses(model, inputs, batch, share)
     if config.character_layer is not None:
         state = states[config.character_layer + 1]
         parts["characters"] = helps.character_loss(state, batch, spoken)
@@ -219,7 +220,7 @@ def main() -> None:
     )
     arguments = parser.parse_args()
     torch.set_num_threads(arguments.threads)
-    plain = HelpConfig(False, (), 0.0, None, 0.0, 0.0, (1,) * 8)
+    plain = HelpConfig(False, (), 0.0, None, 0.0, 0.0, (1,) * 8, 1.0)
     helps = plain if arguments.plain else HelpConfig()
     lexicon = Lexicon.read(arguments.out)
     phrases = (*NANO_PHRASES, *(lexicon.tokens if lexicon else ()))

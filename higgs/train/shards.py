@@ -1,6 +1,7 @@
 """Reading a corpus of speech: shards of int16 samples with one JSON row for each utterance."""
 
 import json
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -9,6 +10,7 @@ import torch
 from torch import Tensor
 
 SAMPLE_RATE = 24_000
+DRAWN = "drawn"
 
 
 @dataclass(frozen=True)
@@ -56,15 +58,28 @@ def split(count: int, held_out: int) -> tuple[range, range]:
     return range(count - held_out), range(count - held_out, count)
 
 
-def balanced(shards: Shards, indices: range, count: int) -> list[int]:
-    """`count` of the indices: as many of each named speaker, and twice as many of all speakers drawn at random.
+def group_of(speaker: str) -> str:
+    """A named speaker is a group; all that were drawn at random are one."""
+    return speaker if speaker.isalpha() else DRAWN
+
+
+def balance(groups: Sequence[str], sizes: Sequence[float]) -> list[float]:
+    """Group and size of each utterance -> weights that give each named speaker as much, and those drawn twice that.
 
     A codec that hears one voice half of the time is good for that voice only.
     """
+    totals: dict[str, float] = {}
+    for group, size in zip(groups, sizes, strict=True):
+        totals[group] = totals.get(group, 0.0) + size
+    shares = {name: (2.0 if name == DRAWN else 1.0) / total for name, total in totals.items()}
+    return [shares[group] * size for group, size in zip(groups, sizes, strict=True)]
+
+
+def balanced(shards: Shards, indices: range, count: int) -> list[int]:
+    """`count` of the indices, as many of each named speaker, and twice as many of those drawn."""
     groups: dict[str, list[int]] = {}
     for index in indices:
-        speaker = shards.utterances[index].speaker
-        groups.setdefault(speaker if speaker.isalpha() else "drawn", []).append(index)
-    shares = {name: 2 if name == "drawn" else 1 for name in groups}
+        groups.setdefault(group_of(shards.utterances[index].speaker), []).append(index)
+    shares = {name: 2 if name == DRAWN else 1 for name in groups}
     unit = count / sum(shares.values())
     return sorted(i for name, group in groups.items() for i in group[: round(unit * shares[name])])
