@@ -18,7 +18,7 @@ from higgs.model.higgs_audio import HiggsAudio
 from higgs.serve.engine import Engine
 from higgs.tokens import TokenIds
 from higgs.train.clips import encode_clips, read_clips
-from higgs.train.finetune import FineTuning, TuneConfig, rows_of, save_tuned
+from higgs.train.finetune import FineTuning, TuneConfig, choose_device, rows_of, save_tuned
 from higgs.train.lora import add_lora, merge_lora, recompute_layers
 from higgs.train.losses import speech_losses
 from higgs.train.memory import layer_activations, memory_plan
@@ -81,6 +81,21 @@ def test_adapters_change_nothing_at_first_and_merged_equals_applied():
     assert_close(merged(batch).audio_logits, applied, atol=1e-4)
     with pytest.raises(ValueError, match="at least 1, got 0"):
         add_lora(small_model(), 0)
+
+
+def test_adapters_of_a_model_in_bfloat16_are_float32():
+    model = small_model().bfloat16()
+    handle = add_lora(model, rank=4)
+    trained = [p for p in model.parameters() if p.requires_grad]
+    assert {p.dtype for p in trained} == {torch.float32}
+    loss_of(model, small_batch()).backward()
+    assert all(torch.isfinite(p.grad).all() for p in trained)
+    assert {p.dtype for p in merge_lora(handle).parameters()} == {torch.bfloat16}
+
+
+def test_a_device_is_chosen():
+    assert choose_device("cpu") == torch.device("cpu")
+    assert choose_device("auto").type in ("cpu", "cuda", "mps", "xpu")
 
 
 def test_recomputed_layers_have_the_same_gradients():
@@ -253,6 +268,11 @@ def test_a_loss_that_is_not_a_number_stops(encoded, tmp_path):
     tuning, rows = tuning_in(tmp_path, encoded, steps=4, rank=2)
     with torch.no_grad():
         tuning.model.norm.weight.fill_(float("nan"))
-    with pytest.raises(FloatingPointError, match="step 0: the loss is nan"):
+    with pytest.raises(
+        FloatingPointError, match=r"step 0: the loss is nan; .*batch: \[[01], [01]\]"
+    ):
+        tuning.run(rows)
+    tuning.names = ("a.wav", "b.wav")
+    with pytest.raises(FloatingPointError, match=r"batch: .*'a\.wav'"):
         tuning.run(rows)
     assert not (tmp_path / "tuning.pt").exists()

@@ -2,6 +2,9 @@
 
 import json
 import random
+import signal
+import subprocess
+import sys
 from dataclasses import replace
 
 import numpy as np
@@ -261,6 +264,27 @@ def test_every_form_of_conversation_is_trained_and_reads_its_own_bytes(texts):
     assert {form[1] for form in forms} >= {2, 3, 4, 6} and {True, False} == {f[2] for f in forms}
 
 
+def test_conversations_of_phonemes_know_what_is_spoken(corpus, taught, tmp_path):
+    """As above with a lexicon, whose words are now and then spelled: the token at a frame is the one aligned."""
+    stored = torch.load(taught / "codes.pt", weights_only=True)
+    size, seeded = num_symbols(LEXICON), torch.Generator().manual_seed(0)
+    read = [torch.randn(len(p), size, generator=seeded).half() for p in stored["posteriors"]]
+    save_state(tmp_path / "codes.pt", codes=stored["codes"], posteriors=read)
+    tokenizer = TextTokenizer(byte_tokenizer((*NANO_PHRASES, *LEXICON.tokens)), LEXICON)
+    speech, rng = Corpus(Shards(corpus), tmp_path / "codes.pt", tokenizer), random.Random(0)
+    spelled = [index for index, text in enumerate(speech.texts) if SPELL in text]
+    assert 0.05 < len(spelled) / len(speech.texts) < 0.5
+    for index in [*spelled[:10], *range(20)]:
+        item = speech.item(index, rng)
+        row = speech.row(item, NANO_MODEL)
+        spoken = row["spoken"][row["spoken"] >= 0]
+        wanted = [
+            torch.tensor(tokenizer.encode(speech.texts[i]))[speech.aligned[i].long()]
+            for i in item.utterances
+        ]
+        assert torch.equal(row["input_ids"][spoken], torch.cat(wanted))
+
+
 def segments_of(item, texts):
     codes = [texts.codes[i] for i in item.utterances]
     return [torch.cat(codes, dim=1)] if len(item.sample.audios) + 1 < len(codes) else codes
@@ -279,6 +303,54 @@ def test_a_killed_run_ends_with_the_weights_of_an_unbroken_one(taught, texts, tm
     other = started(taught, tmp_path / "other", texts, replace(SHORT, seed=1))
     other.run()
     assert not same(other, whole)
+
+
+# Runs as a program of its own, saves after every step, and is killed while it writes the state of the fourth.
+KILLED = """
+import os, signal, sys
+from dataclasses import replace
+from pathlib import Path
+import torch
+from higgs.data.text import TextTokenizer, byte_tokenizer
+from higgs.train import model
+from higgs.train.conversations import Corpus
+from higgs.train.nano import NANO_PHRASES
+from higgs.train.shards import Shards
+
+corpus, folder, threads = Path(sys.argv[1]), Path(sys.argv[2]), int(sys.argv[3])
+torch.set_num_threads(threads)
+write = torch.save
+
+def save(state, file):
+    if state["progress"]["step"] == 4:
+        file.write(b"half of it")
+        file.flush()
+        os.kill(os.getpid(), signal.SIGKILL)
+    write(state, file)
+
+torch.save, model.SAVE_SECONDS = save, -1
+texts = Corpus(Shards(corpus), folder / "codes.pt", TextTokenizer(byte_tokenizer(NANO_PHRASES)))
+config = model.TrainingConfig(steps=6, warmup_steps=2, positions=500)
+model.Training(folder, texts, config).run()
+"""
+
+
+@pytest.mark.slow
+def test_kill_9_while_the_state_is_written_costs_one_step(corpus, taught, texts, tmp_path):
+    whole = started(taught, tmp_path / "whole", texts)
+    whole.run()
+    broken = tmp_path / "broken"
+    broken.mkdir()
+    for name in ("teacher.pt", "codes.pt", "aligned.pt"):
+        (broken / name).symlink_to(taught / name)
+    arguments = [str(corpus), str(broken), str(torch.get_num_threads())]
+    killed = subprocess.run([sys.executable, "-c", KILLED, *arguments], capture_output=True)
+    assert killed.returncode == -signal.SIGKILL, killed.stderr.decode()
+    again = Training(broken, texts, SHORT)
+    again.resume()
+    assert again.step == 3
+    again.run()
+    assert same(again, whole)
 
 
 def test_training_goes_on_from_a_finished_checkpoint(taught, texts, tmp_path):

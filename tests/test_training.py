@@ -10,6 +10,7 @@ import torch
 from conftest import ROOT, run
 from ruamel.yaml import YAML
 
+from higgs.audio import save_audio
 from higgs.config import SamplingConfig
 from higgs.hub import fingerprint
 from higgs.train.schedule import log, read_log
@@ -188,3 +189,32 @@ def test_the_card_holds_the_exam_of_its_checkpoint_and_of_no_other(
     assert "examined another model" in capsys.readouterr().err and card.read_text() == filled
     with pytest.raises(ValueError, match="has no <!-- exam -->"):
         table.fill("nothing", "table")
+
+
+def test_the_notebook_of_the_report_is_clean():
+    from higgs.notebook import clean_files
+
+    assert clean_files([HERE / "report.ipynb"], check=True) == []
+
+
+@pytest.mark.slow
+def test_the_report_is_one_page_of_what_there_is(nano, tmp_path):
+    """Logs and an examination made by hand: the curves, the table and the player are there, nothing from outside."""
+    for job, names in {
+        "quantizer": ("l1", "ctc"),
+        "decoder": ("loss",),
+        "encoder": ("relative", "mel_l1"),
+        "model": ("cb0", "cb1", "cb7", "characters", "attention"),
+    }.items():
+        for step in (100, 200):
+            row = {"step": step, "seconds": step, **dict.fromkeys(names, 100 / step)}
+            log(tmp_path / f"{job}.jsonl", **row, held_out=[1.0] * 8)
+    clips = tmp_path / "exam/clips"
+    clips.mkdir(parents=True)
+    (tmp_path / "exam/exam.json").write_text(json.dumps(content(nano)))
+    save_audio(clips / "ada-0.flac", torch.zeros(2400), 24_000)
+    (clips / "ada-0.txt").write_text("What the clip says.\n")
+    page = importlib.import_module("report").write_report(tmp_path, 1).read_text()
+    assert page.count("data:image/png;base64") == 6 and page.count("<audio") == 1
+    assert "What the clip says." in page and "12.3 % (8.0 to 16.0)" in page
+    assert (tmp_path / "report.ipynb").is_file() and not (tmp_path / "report.failed.ipynb").exists()

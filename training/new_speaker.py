@@ -16,7 +16,8 @@ from typing import Any
 
 import torch
 from corpus import SAMPLE_RATE, Speaker, all_texts, speak
-from exam import Setting, error_rates, mean, write_json
+from exam import Setting
+from measures import error_rates, mean, write_json
 from torch import Tensor
 
 from higgs.audio import save_audio

@@ -72,7 +72,7 @@ class FineTuning:
             recompute_layers(model)
         self.trained = {n: p for n, p in model.named_parameters() if p.requires_grad}
         self.optimizer = torch.optim.AdamW(self.trained.values(), lr=config.rate, weight_decay=0.01)
-        self.step = 0
+        self.step, self.names = 0, ()
         if state := load_state(folder / "tuning.pt"):
             for name, value in state["trained"].items():
                 self.trained[name].data.copy_(value)
@@ -84,8 +84,8 @@ class FineTuning:
         state = {"trained": trained, "optimizer": self.optimizer.state_dict(), "step": self.step}
         save_state(self.folder / "tuning.pt", **state)
 
-    def batch(self, rows: list[Row]) -> Batch:
-        """The batch of this step: a function of the seed and the step alone."""
+    def chosen(self, rows: list[Row]) -> list[int]:
+        """Which rows are the batch of this step: a function of the seed and the step alone."""
         order = list(range(len(rows)))
         rng = random.Random(self.config.seed * 1_000_003 + self.step)
         rng.shuffle(order)
@@ -94,21 +94,26 @@ class FineTuning:
             longest = max(longest, len(rows[index]["input_ids"]))
             if taken and longest * (len(taken) + 1) > self.config.positions:
                 break
-            taken.append(rows[index])
-        return collate(taken, self.ids, labels=True).to(self.model.device)
+            taken.append(index)
+        return taken
+
+    def batch(self, rows: list[Row], chosen: list[int]) -> Batch:
+        return collate([rows[i] for i in chosen], self.ids, labels=True).to(self.model.device)
 
     def advance(self, rows: list[Row]) -> dict[str, float]:
-        """One step -> its losses. Raises FloatingPointError when they are not numbers."""
+        """One step -> its losses. Raises FloatingPointError naming the clips of a batch whose loss is not a number."""
         factor = trapezoid(self.step, self.config.steps, 10, 0.5)
         for group in self.optimizer.param_groups:
             group["lr"] = self.config.rate * factor
-        batch = self.batch(rows)
+        chosen = self.chosen(rows)
+        batch = self.batch(rows, chosen)
         parts, _ = speech_losses(self.model, batch, batch)
         weights = torch.tensor(CODEBOOK_WEIGHTS, device=parts["codebooks"].device)
         loss = (parts["codebooks"] * weights).sum() / weights.sum() + 0.1 * parts["text"]
         if not torch.isfinite(loss):
+            clips = [self.names[i] if self.names else i for i in chosen]
             raise FloatingPointError(
-                f"step {self.step}: the loss is {loss.item()}; a lower --rate may help"
+                f"step {self.step}: the loss is {loss.item()}; a lower --rate may help; batch: {clips}"
             )
         self.optimizer.zero_grad()
         loss.backward()
@@ -139,6 +144,13 @@ def save_tuned(model: HiggsAudio, source: Path, target: Path) -> None:
         shutil.copyfile(path, target / path.name)
 
 
+def choose_device(name: str) -> torch.device:
+    """ "auto" is the accelerator where there is one, else the CPU."""
+    if name != "auto":
+        return torch.device(name)
+    return torch.accelerator.current_accelerator(check_available=True) or torch.device("cpu")
+
+
 def tell(clips: list[Clip], problems: list[Problem]) -> None:
     seconds = sum(clip.seconds for clip in clips)
     say(f"{len(clips)} clips, {seconds / 60:.1f} minutes; {len(problems)} that cannot be used")
@@ -163,10 +175,14 @@ def main() -> None:
     clips, problems = read_clips(arguments.manifest)
     tell(clips, problems)
     folder = resolve(source.model)
-    codec = AudioTokenizer.from_pretrained(source.codec, device=source.device)
+    device = choose_device(source.device)
+    codec = AudioTokenizer.from_pretrained(source.codec, device=device)
     codes = encode_clips(codec, clips, arguments.out / "codes")
     text_tokenizer = TextTokenizer.from_pretrained(folder)
-    model = HiggsAudio.from_pretrained(folder, device=source.device)
+    # Adapters are float32 whatever they adapt; weights that are trained themselves need float32.
+    frozen = arguments.rank > 0 and device.type != "cpu"
+    dtype = torch.bfloat16 if frozen else torch.float32
+    model = HiggsAudio.from_pretrained(folder, device=device, dtype=dtype)
     config = TuneConfig(
         arguments.description,
         arguments.steps,
@@ -177,6 +193,7 @@ def main() -> None:
         arguments.recompute,
     )
     tuning = FineTuning(model, TokenIds.of(text_tokenizer), arguments.out, config)
+    tuning.names = tuple(str(clip.path) for clip in clips)
     tuned = tuning.run(rows_of(clips, codes, tuning, text_tokenizer))
     save_tuned(tuned, folder, arguments.out / "model")
     codec.save_pretrained(arguments.out / "codec", half=True)
