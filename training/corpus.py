@@ -117,8 +117,14 @@ def all_texts(wordnet: Path, held_out: Path) -> list[str]:
 
 
 def choose_texts(texts: list[str], count: int, wordnet: Path) -> list[str]:
-    """`count` texts: as many of `texts` as the sentences that cover the commonest words leave room for."""
+    """`count` texts: as many of `texts` as the sentences that cover the commonest words leave room for.
+
+    A corpus that is too small for those, made to try the pipeline, does without them.
+    """
     room = count - len(covering_sentences(texts[: count * 4 // 5], wordnet))
+    if room <= 0:
+        print(f"{count} utterances: the commonest words are not all in them")
+        return texts[:count]
     chosen = texts[:room]
     chosen += covering_sentences(chosen, wordnet)
     random.Random(1).shuffle(chosen)
