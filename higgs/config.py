@@ -241,7 +241,9 @@ class SamplingConfig:
 
     def __post_init__(self) -> None:
         if self.parity and self.strict_eos:
-            raise ValueError("strict_eos leaves the original's rules, which parity asks for: choose one")
+            raise ValueError(
+                "strict_eos leaves the original's rules, which parity asks for: choose one"
+            )
         if not self.temperature >= 0:
             raise ValueError(f"temperature must be >= 0, got {self.temperature}")
         if self.top_k is not None and self.top_k < 1:

@@ -20,6 +20,7 @@ from higgs.train.shards import Shards
 
 ASSETS = Path(hibari.__file__).parent / "assets"
 COMMONEST = 60_000
+KEPT = 31_500
 PUNCTUATION = " ,.;:!?—…\"()“”'-"
 
 
@@ -54,13 +55,19 @@ def listed() -> dict[str, str]:
     return found
 
 
+def most(words: dict[str, str], count: int) -> dict[str, str]:
+    """The `count` commonest of the words, in the order of the alphabet."""
+    ranked = list(islice((word for word in iter_wordlist("en") if word in words), count))
+    return {word: words[word] for word in sorted(ranked)}
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--corpus", type=Path, default=Path("training/out/corpus"))
     parser.add_argument("--out", type=Path, default=Path("training/out"))
     arguments = parser.parse_args()
     texts = [u.text for u in Shards(arguments.corpus).utterances]
-    words = dict(sorted((listed() | heard(texts)).items()))
+    words = most(listed() | heard(texts), KEPT)
     phonemes = "".join(sorted(set("".join(words.values()))))
     Lexicon(phonemes, words).write(arguments.out)
     print(f"{len(words)} words, {len(phonemes)} phonemes: {phonemes}")

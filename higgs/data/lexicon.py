@@ -57,7 +57,8 @@ class Lexicon:
     def write(self, folder: Path) -> None:
         content = {"phonemes": self.phonemes, "words": self.words}
         with replacing(folder / FILE) as partial:
-            partial.write_text(json.dumps(content, ensure_ascii=False, indent=0) + "\n", "utf-8")
+            text = json.dumps(content, ensure_ascii=False, separators=(",", ":"))
+            partial.write_text(text + "\n", "utf-8")
 
     @property
     def tokens(self) -> list[str]:
