@@ -20,7 +20,7 @@ from higgs.train.shards import Shards
 
 ASSETS = Path(hibari.__file__).parent / "assets"
 COMMONEST = 60_000
-KEPT = 31_500
+KEPT = 30_500
 PUNCTUATION = " ,.;:!?—…\"()“”'-"
 
 

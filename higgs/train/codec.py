@@ -147,6 +147,21 @@ def train_decoder(folder: Path, crops: Crops, minutes: float, batch: int) -> Non
     run("decoder", folder, module, minutes, 1e-3, step)
 
 
+def in_float32(module: nn.Module) -> None:
+    """Keeps a convolution of few channels out of autocast.
+
+    In bfloat16 the first downsampling and HuBERT's grouped convolution are wrong on a CPU with AMX (torch 2.13): some
+    taps are left out. An encoder that was trained on that is of no use in float32.
+    """
+    forward = module.forward
+
+    def whole(x: Tensor) -> Tensor:
+        with torch.autocast(x.device.type, enabled=False):
+            return forward(x.float())
+
+    module.forward = whole
+
+
 def train_encoder(folder: Path, crops: Crops, minutes: float, batch: int) -> None:
     """Waveform -> the teacher's embedding: acoustic branch, semantic branch, `fuse`.
 
@@ -164,6 +179,8 @@ def train_encoder(folder: Path, crops: Crops, minutes: float, batch: int) -> Non
         }
     )
     initialise(codec.acoustic_encoder)
+    in_float32(codec.acoustic_encoder.blocks[0].down)
+    in_float32(codec.semantic_encoder.teacher.encoder.pos_conv_embed.conv)
     module.train()
 
     def step() -> tuple[Tensor, dict[str, float]]:
