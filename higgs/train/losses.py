@@ -1,6 +1,7 @@
 """What a model is trained on: text, and the codes of each codebook."""
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from higgs.batch import Batch
@@ -12,20 +13,19 @@ WHOLE = 2  # codebooks that hold nearly all of the words, and are predicted at e
 
 def code_losses(model: HiggsAudio, hidden: Tensor, targets: Tensor, share: float) -> Tensor:
     """hidden [R, D], targets [R, K] -> nats [K]. The finer codebooks from a random `share` of the rows alone."""
-    if share >= 1:
-        return book_losses(hidden, model.audio_head.weight, targets)
+    if share >= 1:  # by the head itself, which may have adapters
+        return book_losses(model.audio_head(hidden), targets)
     size, some = model.config.code_vocab_size, torch.rand(len(hidden)) < share
     coarse, fine = model.audio_head.weight.split([WHOLE * size, (targets.shape[1] - WHOLE) * size])
-    first = book_losses(hidden, coarse, targets[:, :WHOLE])
-    return torch.cat([first, book_losses(hidden[some], fine, targets[some, WHOLE:])])
+    first = book_losses(F.linear(hidden, coarse), targets[:, :WHOLE])
+    return torch.cat([first, book_losses(F.linear(hidden[some], fine), targets[some, WHOLE:])])
 
 
-def book_losses(hidden: Tensor, head: Tensor, targets: Tensor) -> Tensor:
-    """hidden [R, D], head [k (N + 2), D], targets [R, k] -> nats [k]"""
-    logits = torch.nn.functional.linear(hidden, head).float()
+def book_losses(logits: Tensor, targets: Tensor) -> Tensor:
+    """logits [R, k (N + 2)], targets [R, k] -> nats [k]"""
     # Flat: a strided softmax over the codebook axis is twice as slow on a CPU.
-    each = torch.nn.functional.cross_entropy(
-        logits.view(targets.numel(), -1),
+    each = F.cross_entropy(
+        logits.float().view(targets.numel(), -1),
         targets.reshape(-1),
         reduction="none",
         ignore_index=IGNORE,
@@ -47,5 +47,5 @@ def speech_losses(
         text_rows, code_rows = text_labels >= 0, (code_labels >= 0).any(-1)
         text_logits = model.text_head(hidden[:, :-1][text_rows])
         codebooks = code_losses(model, hidden[:, :-1][code_rows], code_labels[code_rows], share)
-    text = torch.nn.functional.cross_entropy(text_logits.float(), text_labels[text_rows])
+    text = F.cross_entropy(text_logits.float(), text_labels[text_rows])
     return {"codebooks": codebooks, "text": text}, states
