@@ -9,8 +9,6 @@ from collections import Counter
 from itertools import islice
 from pathlib import Path
 
-from wordfreq import iter_wordlist
-
 COMMONEST = 10_000
 ENOUGH = 5
 FRAMES = {
@@ -46,6 +44,8 @@ def words_of(text: str) -> list[str]:
 
 def commonest_words(count: int = COMMONEST) -> list[str]:
     """The words that can be read: letters only, with a vowel."""
+    from wordfreq import iter_wordlist  # of the extra `train`: an examination needs no word list
+
     readable = (
         word
         for word in iter_wordlist("en")
