@@ -77,9 +77,11 @@ def test_every_import_is_a_dependency():
 def test_one_set_of_versions_for_every_way_in():
     makefile = (ROOT / "Makefile").read_text().replace("\\\n", " ")
     installs = re.findall(r"pip install.*", makefile)
+    training, *installs = (install.replace("'", "") for install in installs)
     assert len(installs) == 2 and installs[1].endswith("--no-deps -r requirements-judges.txt")
     wanted = {"-c constraints.txt", "-e .[test]"}
-    assert all(option in installs[0].replace("'", "") for option in wanted)
+    assert all(option in installs[0] for option in wanted)
+    assert "-c constraints.txt" in training and "-e .[test,train]" in training
 
     conda = YAML(typ="safe").load((ROOT / "environment.yml").read_text())
     (by_pip,) = [entry["pip"] for entry in conda["dependencies"] if isinstance(entry, dict)]

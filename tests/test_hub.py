@@ -32,7 +32,7 @@ def files(tmp_path_factory) -> dict[str, dict[str, bytes]]:
     folder = tmp_path_factory.mktemp("repository")
     text = {
         "tokenizer.json": b"{}",
-        "lexicon.json": b"{}",
+        "lexicon.json": b'{"phonemes": "", "words": {}}',
         "chat_template.jinja": b"{{ x }}",
         "README.md": b"# Higgs",
         "LICENSE": b"...",
