@@ -35,6 +35,7 @@ setup: $(STAMP)
 repro: $(STAMP)
 	$(WITH) dvc pull data.dvc
 	$(WITH) dvc repro
+	@$(WITH) python -m higgs.evaluate.speed
 	@$(WITH) python -m higgs.lock
 
 test: lint

@@ -27,7 +27,6 @@ LONG_TEXT = {
     "paragraph_pause": (float, "the same between paragraphs"),
     "speaker_pause": (float, "the same between speakers"),
 }
-MISHEARD = 0.3  # the share of wrong words from which a transcript is doubted
 PLAYERS = (
     ("ffplay", "-nodisp", "-autoexit", "-loglevel", "error"),
     ("paplay",),
@@ -223,6 +222,8 @@ def voices_check(arguments: argparse.Namespace) -> None:
             f"{arguments.name} is a description" if arguments.name else f"no recording in {folder}"
         )
         raise ValueError(f"{what}: nothing to check")
+    from higgs.evaluate.transcripts import misheard, recogniser
+
     judge = recogniser()
     unfit = 0
     for voice in recorded:
@@ -236,31 +237,6 @@ def voices_check(arguments: argparse.Namespace) -> None:
         raise ValueError(f"{unfit} of {len(recorded)} recordings cannot serve as a reference")
 
 
-def recogniser() -> Any:
-    """The judge that hears transcripts, or None, and a word on how to install it."""
-    from higgs.evaluate.judges import make_judge
-
-    try:
-        return make_judge("moonshine-tiny-en", ["en"])
-    except RuntimeError as error:
-        print(f"transcripts are not checked: {error}", file=sys.stderr)
-        return None
-
-
-def misheard(judge: Any, voice: Any) -> list[str]:
-    """A warning where the recogniser, which knows English, hears something else than the transcript says."""
-    from higgs.audio import load_audio
-    from higgs.evaluate.text import word_errors
-
-    heard = judge.transcribe(*load_audio(voice.audio))
-    errors = word_errors(voice.transcript, heard)
-    if errors.rate <= MISHEARD:
-        return []
-    return [
-        f"warning: the transcript says {voice.transcript!r}, a recogniser of English heard {heard!r}"
-    ]
-
-
 def inspect(arguments: argparse.Namespace) -> None:
     """Prints what a checkpoint holds, what it lacks, and the memory it needs, without loading it."""
     from higgs.inspection import inspect_checkpoint, to_json, to_text
@@ -269,6 +245,13 @@ def inspect(arguments: argparse.Namespace) -> None:
     print(json.dumps(to_json(reports), indent=2) if arguments.json else to_text(reports))
     if problems := sum(len(report.problems) for report in reports):
         raise ValueError(f"{problems} problems: this checkpoint does not load")
+
+
+def compare(arguments: argparse.Namespace) -> None:
+    """Compares two runs text by text: differences with intervals, tests, and a page."""
+    from higgs.evaluate.compare_page import start
+
+    print(start(arguments))
 
 
 def serve(arguments: argparse.Namespace) -> None:
@@ -336,9 +319,29 @@ def parser() -> argparse.ArgumentParser:
     look.add_argument("--json", action="store_true", help="for programs")
     look.set_defaults(run=inspect)
     say.add_argument("--voices", type=Path, default=VOICES, help=VOICES_HELP)
+    compare_parser(commands)
     voices_parser(commands)
     server_parser(commands)
     return top
+
+
+def compare_parser(commands: argparse._SubParsersAction) -> None:
+    where = "a folder with utterances.parquet, a Git revision, an experiment, or `workspace`"
+    pair = commands.add_parser(
+        "compare", help="whether two runs differ by more than chance", description=compare.__doc__
+    )
+    pair.add_argument("a", metavar="A", help=where)
+    pair.add_argument("b", metavar="B", help=where)
+    for name, default, what in (
+        ("--group", "generated", "which utterances"),
+        ("--cluster", "script", "what is drawn again: script, or speaker"),
+        ("--resamples", 10_000, "of texts"),
+        ("--seed", 0, "of the resampling"),
+        ("--out", Path("reports/compare.html"), "the page"),
+    ):
+        kind = Path if isinstance(default, Path) else type(default)
+        pair.add_argument(name, type=kind, default=default, help=f"{what} (default: %(default)s)")
+    pair.set_defaults(run=compare)
 
 
 def server_parser(commands: argparse._SubParsersAction) -> None:

@@ -145,6 +145,14 @@ def audio_player(waveform: Any, sample_rate: int, label: str = ""):
     )
 
 
+def picture(content: bytes, description: str):
+    """PNG bytes -> an <img> element that carries them."""
+    from IPython.display import HTML
+
+    data = base64.b64encode(content).decode("ascii")
+    return HTML(f'<img alt="{html.escape(description)}" src="data:image/png;base64,{data}">')
+
+
 def table(rows: Sequence[Mapping[str, Any]], caption: str = "", digits: int = 4):
     """Rows with equal keys -> an HTML table; a cell may be a player or any other HTML object."""
     from IPython.display import HTML

@@ -27,6 +27,7 @@ from higgs.cells import STAGE_VARIABLE, find_root, record_timing, say, write_ato
 from higgs.notebook_clean import clean_executed, clean_source, dump
 from higgs.notebook_html import NotSelfContained, to_html
 from higgs.params import (
+    BORROWED,
     SECTIONS,
     ParamsError,
     check_keys,
@@ -90,14 +91,16 @@ def stage_values(params: Mapping[str, Any], stage: str, settings: Sequence[str])
 
 
 def apply_setting(values: dict[str, Any], stage: str, setting: str) -> None:
-    """Puts `seed=1` or `<stage>.key=value` (in YAML) into `values`. Unknown key: ParamsError."""
+    """Puts `seed=1` or `<section>.key=value` (in YAML) into `values`. Unknown key: ParamsError."""
     key, equals, text = setting.partition("=")
     if not equals:
         raise ParamsError(f"--set {setting}: expected key=value")
     section = values[stage] if isinstance(values[stage], dict) else {}
-    known = [name for name in values if name != stage] + [f"{stage}.{name}" for name in section]
+    owner = BORROWED.get(stage, {})
+    inside = {f"{owner.get(name, stage)}.{name}": name for name in section}
+    known = [name for name in values if name != stage] + list(inside)
     check_keys([key], known, required=(), what=f"--set {setting}")
-    target, name = (section, key.removeprefix(f"{stage}.")) if "." in key else (values, key)
+    target, name = (section, inside[key]) if key in inside else (values, key)
     target[name] = parse_yaml(text, f"--set {setting}")
 
 

@@ -41,8 +41,16 @@ figure.player { margin: .3rem 0; }
 figure.player figcaption { font-size: .85rem; color: #47515b; }
 audio { display: block; width: 22rem; max-width: 100%; height: 2.4rem; }
 td audio { width: 15rem; min-width: 9rem; }
+.card { display: grid; grid-template-columns: 1fr 18rem; gap: .2rem 1.2rem; padding: .7rem 0;
+  border-bottom: 1px solid #e3e6ea; break-inside: avoid; }
+.card p { margin: .2rem 0; }
+.card small { color: #5a646e; }
+.card audio, .card img { width: 100%; }
+del { color: #a3301f; }
+ins { color: #0b5cad; text-decoration: none; font-style: italic; }
 @media (max-width: 40rem) { body { font-size: 15px; } main { padding: .6rem .7rem 3rem; }
-  h1 { font-size: 1.5rem; } td audio { width: 12rem; } }
+  h1 { font-size: 1.5rem; } td audio { width: 12rem; }
+  .card { grid-template-columns: 1fr; } }
 @media print { main { max-width: none; padding: 0; } details.code:not([open]) { display: none; }
   figure, tr, img, .output_area { break-inside: avoid; } h2, h3 { break-after: avoid; } }
 """

@@ -77,9 +77,12 @@ class TokenizeParams(StageParams):
 
 @dataclass(frozen=True)
 class GenerateParams(StageParams):
-    """scripts -> speech. The ranges of the sampling settings are SamplingConfig's to check."""
+    """scripts -> speech. The ranges of the sampling settings are SamplingConfig's to check.
 
-    scripts: str
+    `set` is written in the section `evaluate`: what is spoken is what is judged.
+    """
+
+    set: str
     temperature: float
     top_k: int | None
     top_p: float
@@ -92,17 +95,28 @@ class GenerateParams(StageParams):
     def __post_init__(self) -> None:
         super().__post_init__()
         _require_choices("seeds", self.seeds)
+        _require(bool(self.set), "set", "the name of a set or a file", self.set)
         _require(self.max_new_tokens >= 1, "max_new_tokens", "1 or more", self.max_new_tokens)
         _require(self.players >= 0, "players", "0 or more", self.players)
 
 
 @dataclass(frozen=True)
 class EvaluateParams(StageParams):
-    """speech -> how good it is, with the languages that the judge understands."""
+    """speech -> how good it is, with the languages that the judge understands.
 
-    judge: str
+    Judges that are null, and what they would say, are left out. Of each script the first
+    `naturalness_takes` takes have their naturalness predicted.
+    """
+
+    set: str
+    judge: str | None
+    speaker_encoder: str | None
+    naturalness: str | None
+    naturalness_takes: int
     languages: list[str]
+    second_system: str | None
     bootstrap_resamples: int
+    coverage_trials: int
     players: int
 
     def __post_init__(self) -> None:
@@ -114,6 +128,10 @@ class EvaluateParams(StageParams):
             "1 or more",
             self.bootstrap_resamples,
         )
+        _require(
+            self.naturalness_takes >= 0, "naturalness_takes", "0 or more", self.naturalness_takes
+        )
+        _require(self.coverage_trials >= 1, "coverage_trials", "1 or more", self.coverage_trials)
         _require(self.players >= 0, "players", "0 or more", self.players)
 
 
@@ -122,6 +140,8 @@ SECTIONS: dict[str, type[StageParams]] = {
     "generate": GenerateParams,
     "evaluate": EvaluateParams,
 }
+# Stage -> keys that it reads in the section of another one.
+BORROWED = {"generate": {"set": "evaluate"}}
 SCALARS = tuple(field.name for field in fields(StageParams))
 
 RELEASED_MODEL = "bosonai/higgs-audio-v2-generation-3B-base"
@@ -202,13 +222,20 @@ def read_params(path: str | Path = "params.yaml") -> dict[str, Any]:
 def select(params: Mapping[str, Any], stage: str) -> dict[str, Any]:
     """The scalars and the section of one stage, as `{"seed": ..., ..., stage: {...}}`.
 
-    Raises ParamsError for a stage without a section here, and for unknown or missing keys at the
-    top.
+    With what the stage borrows from another section. Raises ParamsError for a stage without a
+    section here, and for unknown or missing keys at the top.
     """
     if stage not in SECTIONS:
         raise ParamsError(f"unknown stage {stage!r}{_choices(stage, SECTIONS)}")
     check_keys(params, (*SCALARS, *SECTIONS), required=(*SCALARS, stage), what="params.yaml")
-    return {name: params[name] for name in (*SCALARS, stage)}
+    values = {name: params[name] for name in (*SCALARS, stage)}
+    for key, owner in BORROWED.get(stage, {}).items():
+        section, other = values[stage], params.get(owner)
+        if isinstance(section, Mapping) and key in section:
+            raise ParamsError(f"{stage}.{key}: belongs into the section {owner}")
+        if isinstance(section, Mapping) and isinstance(other, Mapping) and key in other:
+            values[stage] = {**section, key: other[key]}
+    return values
 
 
 def load_section(stage: str, path: str | Path = "params.yaml") -> StageParams:

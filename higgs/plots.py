@@ -1,6 +1,8 @@
 """Figures, the only place that imports matplotlib. Functions return figures; equal data give equal bytes."""
 
+import io
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 import matplotlib.pyplot as plt
 import numpy as np
@@ -169,3 +171,74 @@ def histogram(
     axis.set(xlabel=xlabel, ylabel="utterances", title=title)
     axis.legend(frameon=False)
     return _finish(figure)
+
+
+def strips(
+    panels: Mapping[str, Mapping[str, Sequence[float]]], title: str = "", columns: int = 2
+) -> Figure:
+    """What is measured -> group -> values: a point for each value, a line at the median, one panel for each measure."""
+    count = -(-len(panels) // columns)
+    most = max(len(groups) for groups in panels.values())
+    figure, axes = plt.subplots(
+        count, columns, figsize=(9, count * (0.9 + 0.5 * most)), squeeze=False, layout="constrained"
+    )
+    for axis in axes.flat[len(panels) :]:
+        axis.set_visible(False)
+    for axis, (name, groups) in zip(axes.flat, panels.items(), strict=False):
+        for place, values in enumerate(groups.values()):
+            # Spread by their order, not at random: equal data give equal pictures.
+            spread = 0.3 * np.sin(np.arange(len(values)) * 2.4)
+            axis.plot(
+                values,
+                place + spread,
+                "o",
+                color=SECOND,
+                alpha=0.35,
+                markersize=4,
+                markeredgewidth=0,
+            )
+            middle = float(np.median(values)) if len(values) else None
+            if middle is not None:
+                axis.plot([middle, middle], [place - 0.4, place + 0.4], color=ACCENT, linewidth=2)
+        axis.set(yticks=range(len(groups)), yticklabels=list(groups), xlabel=name)
+        axis.set_ylim(len(groups) - 0.4, -0.6)
+        axis.grid(axis="x", color=PALE)
+    figure.suptitle(title, x=0.01, ha="left", fontsize=10)
+    return _finish(figure)
+
+
+def differences(rows: Sequence[Mapping[str, Any]]) -> Figure:
+    """Rows of a comparison: each difference with its interval on a scale of its own; the line is no difference."""
+    figure, axes = plt.subplots(
+        len(rows), 1, figsize=(8, 0.75 * len(rows) + 0.3), squeeze=False, layout="constrained"
+    )
+    for axis, row in zip(axes[:, 0], rows, strict=True):
+        axis.axvline(0, color=INK, linewidth=1)
+        axis.plot([row["low"], row["high"]], [0, 0], color=SECOND, linewidth=2)
+        axis.plot([row["difference"]], [0], "o", color=ACCENT)
+        reach = 1.15 * max(abs(row["low"]), abs(row["high"]), 1e-6)
+        axis.set_xlim(-reach, reach)
+        axis.set_yticks([0], [row["metric"]])
+        axis.tick_params(axis="x", labelsize=7)
+        axis.spines["left"].set_visible(False)
+    axes[-1, 0].set_xlabel("B - A")
+    return _finish(figure)
+
+
+def small_spectrogram(waveform: Tensor, sample_rate: int = 24_000) -> Figure:
+    """Mel spectrogram without axes, to stand beside a player; its length is that of the sound."""
+    mel = log_mel(waveform.detach().cpu(), sample_rate).numpy() / np.log(10) * 20
+    figure, axis = plt.subplots(figsize=(3.4, 1.0), dpi=80)
+    axis.imshow(
+        mel, origin="lower", aspect="auto", cmap="magma", vmin=mel.max() - 80, vmax=mel.max()
+    )
+    axis.set_axis_off()
+    figure.subplots_adjust(0, 0, 1, 1)
+    return _finish(figure)
+
+
+def png(figure: Figure) -> bytes:
+    """The figure as a picture file, without the date and the version of what drew it."""
+    buffer = io.BytesIO()
+    figure.savefig(buffer, format="png", metadata={"Software": None})
+    return buffer.getvalue()

@@ -30,14 +30,14 @@ seed: 0
 threads: 1
 checkpoint: nano
 tokenize: {}
-generate: {scripts: "é 'single' \\"double\\" \\\\ back", temperature: 1e-4, top_k: null, top_p: 1,
-  ras_window: 7, ras_max_repeats: 2, max_new_tokens: 400, seeds: [0, 1], players: 2}
-evaluate: {}
+generate: {temperature: 1e-4, top_k: null, top_p: 1, ras_window: 7, ras_max_repeats: 2, max_new_tokens: 400,
+  seeds: [0, 1], players: 2}
+evaluate: {set: "é 'single' \\"double\\" \\\\ back"}
 """
 SETUP = """from higgs.cells import *
 from higgs.params import *
 
-values = read_params(enter_root() / 'params.yaml')"""
+values = select(read_params(enter_root() / 'params.yaml'), 'generate')"""
 PARAMETERS = "\n".join(
     f"{name} = values['{name}']" for name in ("seed", "threads", "checkpoint", "generate")
 )
@@ -131,7 +131,7 @@ def test_a_stage_gets_its_parameters_and_repeats_byte_for_byte(repository, monke
         and params["raw"]["temperature"] == 1e-4
     )
     assert params["top_k"] is None and params["raw"]["top_k"] is None and params["seeds"] == [0, 1]
-    assert params["scripts"] == "é 'single' \"double\" \\ back"
+    assert params["set"] == "é 'single' \"double\" \\ back"
     timing = json.loads((repository.root / "results/generate/timing.json").read_text())
     assert timing["rtf"] == 1.25 and timing["stage_seconds"] > 0
 
@@ -257,8 +257,8 @@ def test_settings_are_yaml_and_leave_the_file_values_alone(repository):
     )
     assert values["generate"]["temperature"] == 0.5 and values["generate"]["top_k"] == 50
     assert values["seed"] == 3 and params["seed"] == 0 and params["generate"]["top_k"] is None
-    apply_setting(values, "generate", "generate.scripts=a=b")
-    assert values["generate"]["scripts"] == "a=b"
+    apply_setting(values, "generate", "evaluate.set=a=b")  # which generate reads in that section
+    assert values["generate"]["set"] == "a=b" and params["evaluate"]["set"] != "a=b"
 
 
 def test_saving_in_jupyter_leaves_the_committed_bytes(repository):

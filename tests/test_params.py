@@ -23,9 +23,10 @@ threads: 2
 checkpoint: nano
 tokenize: {recordings: a, languages: [en], max_clips: null, pad_to_hop: true,
   codebook_counts: [1, 8], players: 3}
-generate: {scripts: b, temperature: 1e-4, top_k: null, top_p: 1, ras_window: 7, ras_max_repeats: 2,
+generate: {temperature: 1e-4, top_k: null, top_p: 1, ras_window: 7, ras_max_repeats: 2,
   max_new_tokens: 400, seeds: [0, 1], players: 2}
-evaluate: {judge: moonshine-tiny-en, languages: [en], bootstrap_resamples: 1000, players: 6}
+evaluate: {set: default, judge: moonshine-tiny-en, speaker_encoder: ge2e, naturalness: null, naturalness_takes: 1,
+  languages: [en], second_system: null, bootstrap_resamples: 1000, coverage_trials: 100, players: 6}
 """
 
 
@@ -71,6 +72,7 @@ def test_every_section_loads_with_its_scalars(write):
     assert (generate.seed, generate.threads, generate.checkpoint) == (0, 2, "nano")
     assert load_section("tokenize", path).pad_to_hop is True
     assert load_section("evaluate", path).bootstrap_resamples == 1000
+    assert generate.set == load_section("evaluate", path).set == "default"  # it is written once
     with pytest.raises(FrozenInstanceError):
         generate.seed = 1
 
@@ -97,8 +99,9 @@ def test_every_section_loads_with_its_scalars(write):
         ("threads: 2", "threads: 0", "threads: expected 1 or more, got 0"),
         ("seed: 0", "seeed: 0", "unknown key 'seeed'.*did you mean 'seed'.*missing key 'seed'"),
         ("seed: 0", "seed: 0\nseed: 1", 'duplicate key "seed"'),
-        ("scripts: b", "scripts: b, scripts: c", 'duplicate key "scripts"'),
-        ("{scripts: b", "{seed: 4, scripts: b", "seed belongs beside the section"),
+        ("set: default", "set: default, set: c", 'duplicate key "set"'),
+        ("{temperature", "{seed: 4, temperature", "seed belongs beside the section"),
+        ("{temperature", "{set: b, temperature", "generate.set: belongs into the section evaluate"),
         ("generate: {", "generate: [], other: {", "params.yaml"),
     ],
 )

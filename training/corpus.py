@@ -1,11 +1,12 @@
 """Make a corpus of synthetic English speech: `python training/corpus.py --wordnet DIR`.
 
-The teacher is hibari-tts (Apache-2.0; one voice, a harmonic-plus-noise vocoder that takes its pitch and
-its spectral envelope as inputs). Scaling the pitch and stretching the envelope gives further speakers of the
-same accent. Texts are WordNet's usage examples (WordNet licence; Debian package `wordnet-base`), sentences from
-templates of our own, and sentences that bring each of the 10,000 commonest words to five occurrences. What shares a
-run of six words with the sentences of `held_out.txt` is left out. Nothing of this is shipped; the corpus is made again
-by running this file.
+The teacher is hibari-tts (Apache-2.0; one voice, a harmonic-plus-noise vocoder that takes its pitch and its
+spectral envelope as inputs). Played faster or slower, at a tempo that makes up for it, it has the vocal tract of
+another speaker, and its pitch is an input: further speakers of the same accent, as well understood. Texts are
+WordNet's usage examples (WordNet licence; Debian package `wordnet-base`), sentences from templates of our own, and
+sentences that bring each of the 10,000 commonest words to five occurrences. What shares a run of six words with
+the sentences of `held_out.txt` is left out. Nothing of this is shipped; the corpus is made again by running this
+file.
 
 Output: `shard-NN.pcm` (int16, 24 kHz, mono, utterances one after another) and `shard-NN.jsonl` (one row each:
 offset, length, text, speaker, pitch, formant).
@@ -20,9 +21,12 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
+import torch
 from templates import template_sentences
 from tqdm import tqdm
 from words import covering_sentences, words_of
+
+from higgs.audio import resample
 
 SAMPLE_RATE = 24_000
 HOP_LENGTH = 960
@@ -38,16 +42,16 @@ class Speaker:
 
 
 ADA = Speaker("ada", 1.0, 1.0)
-BEN = Speaker("ben", 0.58, 0.86)
-KIT = Speaker("kit", 1.3, 1.16)
+BEN = Speaker("ben", 0.76, 0.84)
+KIT = Speaker("kit", 1.3, 1.18)
 RUN = 6  # words
 
 
 def random_speaker(rng: random.Random) -> Speaker:
     """Low voices have long vocal tracks: pitch and formant scale are correlated."""
-    pitch = rng.uniform(0.52, 1.35)
-    formant = min(1.16, max(0.82, 0.98 + 0.28 * (pitch - 0.95) + rng.gauss(0, 0.035)))
-    return Speaker(f"p{pitch:.2f}f{formant:.2f}", round(pitch, 3), round(formant, 3))
+    pitch = rng.uniform(0.6, 1.4)
+    formant = min(1.22, max(0.8, 0.98 + 0.42 * (pitch - 0.98) + rng.gauss(0, 0.04)))
+    return Speaker(f"p{pitch:.2f}f{formant:.2f}", round(pitch, 3), round(formant, 2))
 
 
 def wordnet_sentences(folder: Path) -> list[str]:
@@ -63,14 +67,6 @@ def wordnet_sentences(folder: Path) -> list[str]:
     return sorted(found)
 
 
-def stretch(envelope: np.ndarray, factor: float) -> np.ndarray:
-    """[bins, frames]: the envelope at `factor` times its frequencies (linear interpolation)."""
-    position = np.minimum(np.arange(len(envelope)) / factor, len(envelope) - 1)
-    low = np.minimum(position.astype(int), len(envelope) - 2)
-    weight = (position - low)[:, None].astype(np.float32)
-    return envelope[low] * (1 - weight) + envelope[low + 1] * weight
-
-
 def speak(teacher, text: str, speaker: Speaker, speed: float, seed: int) -> np.ndarray:
     """-> int16 [L], L a multiple of the codec's hop, peak at -3 dBFS."""
     from hibari import dsp
@@ -79,15 +75,14 @@ def speak(teacher, text: str, speaker: Speaker, speed: float, seed: int) -> np.n
     for phonemes in teacher.phonemize(text):
         feeds = {
             "ids": np.asarray([teacher.ids(phonemes)], np.int64),
-            "speed": np.asarray([speed], np.float32),
+            "speed": np.asarray([speed / speaker.formant], np.float32),
         }
         lh, th, ln, lr, phi, f0 = (output[0] for output in teacher.sess.run(None, feeds))
-        if speaker.formant != 1.0:
-            lh, ln, lr = (stretch(part, speaker.formant) for part in (lh, ln, lr))
-        if speaker.pitch != 1.0:
-            lr = lr - 3.0  # the free-phase branch carries remains of the old pitch
-        parts.append(dsp.synth(lh, th, ln, lr, phi, f0 * speaker.pitch, rng))
+        parts.append(dsp.synth(lh, th, ln, lr, phi, f0 * (speaker.pitch / speaker.formant), rng))
     audio = np.concatenate(parts) if parts else np.zeros(0, np.float32)
+    if speaker.formant != 1.0:
+        played_at = round(SAMPLE_RATE * speaker.formant)
+        audio = resample(torch.from_numpy(audio), played_at, SAMPLE_RATE).numpy()
     audio = np.pad(audio, (0, -len(audio) % HOP_LENGTH))
     peak = max(float(np.abs(audio).max(initial=0.0)), 1e-6)
     return (audio * (0.7 * 32767 / peak)).astype(np.int16)
@@ -139,6 +134,7 @@ def make_shard(job: tuple[int, list[str], Path]) -> float:
         return sum(json.loads(row)["length"] for row in rows_path.open()) / SAMPLE_RATE / 3600
     from hibari import Hibari
 
+    torch.set_num_threads(1)
     teacher, rng, offset, rows = Hibari(), random.Random(index), 0, []
     pcm_path = folder / f"shard-{index:02d}.pcm"
     with pcm_path.open("wb") as pcm:

@@ -8,7 +8,8 @@
 
 A dialogue has `voices` (names) or `speakers` (descriptions). It is spoken in one go, or chunk by chunk where it has
 `chunks`, whose keys are those of `ChunkOptions`. `max_new_tokens` takes the place of the general one. An id is part of
-file names: letters, figures, "-", "_" and ".".
+file names: letters, figures, "-", "_" and ".". Rows of a public test set, as `higgs.evaluate.sets` writes them, have a
+`reference` with its `reference_text` in place of form and voice.
 """
 
 from collections.abc import Callable
@@ -35,6 +36,10 @@ FORMS = {
     "dialogue": EVERY | CHUNKED | {"speakers": (dict, True), "voices": (dict, True), "lines": (list, False)},
     "long_form": ONE_VOICE | CHUNKED,
 }  # fmt: skip
+# What is used of a row of a test set; it has more, which `higgs.evaluate.sets.read_set` checks.
+OF_A_SET = {key: (str, False) for key in ("id", "text", "language", "speaker", "reference", "reference_text")} | {
+    "path": (str, True)
+}  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -42,7 +47,8 @@ class Script:
     """One request: its conversation, and the words that should be heard.
 
     `prompt` makes a conversation of a text. Where the script is spoken chunk by chunk, `chunks` are its pieces, and
-    `sample` is the conversation of the first.
+    `sample` is the conversation of the first. `reference` is a recording of the voice that is to speak, `recording` a
+    person saying the text; None where there is none.
     """
 
     id: str
@@ -54,6 +60,9 @@ class Script:
     chunks: tuple[Chunk, ...]
     options: ChunkOptions | None
     prompt: Callable[[str], ChatMLSample]
+    language: str = "en"
+    reference: Path | None = None
+    recording: Path | None = None
 
     def row(self, seed: int) -> dict[str, str | int]:
         """What a table says of this request; `name` tells apart the seeds of one script."""
@@ -65,7 +74,21 @@ class Script:
             "voice": self.voice,
             "seed": seed,
             "text": self.text,
+            "language": self.language,
+            "reference": str(self.reference) if self.reference else "",
+            "recording": str(self.recording) if self.recording else "",
         }
+
+
+def script_file(name: str, folder: str | Path = "data/scripts") -> Path:
+    """The name of a set, or a file -> the file. Raises FileNotFoundError that lists the sets."""
+    path = Path(name) if name.endswith(".jsonl") else Path(folder) / f"{name}.jsonl"
+    if not path.is_file():
+        known = ", ".join(sorted(entry.stem for entry in Path(folder).glob("*.jsonl")))
+        raise FileNotFoundError(
+            f"there is no set {name!r}; there are: {known}; or name a .jsonl file"
+        )
+    return path
 
 
 def read_scripts(path: str | Path, voices: str | Path) -> list[Script]:
@@ -74,7 +97,8 @@ def read_scripts(path: str | Path, voices: str | Path) -> list[Script]:
     for where, line in read_lines(path):
         row = parse_json(line, where)
         try:
-            script = _script(row, voices)
+            of_a_set = isinstance(row, dict) and "form" not in row and set(OF_A_SET) <= set(row)
+            script = _set_script(row, Path(path)) if of_a_set else _script(row, voices)
             if script.id in scripts:
                 raise ValueError(f"the id {script.id!r} stands twice")
         except ValueError as error:
@@ -94,7 +118,7 @@ def _script(content: Any, voices: str | Path) -> Script:
         raise ValueError(f"{row['id']!r} is no id: letters, figures, '-', '_' and '.', and no path")
     if row.get("max_new_tokens", 1) < 1:
         raise ValueError(f"max_new_tokens must be at least 1, got {row['max_new_tokens']}")
-    options = None
+    options = reference = None
     if "chunks" in row or form == "long_form":
         options = from_section(ChunkOptions, row.get("chunks", {}))
     if form == "dialogue":
@@ -108,6 +132,8 @@ def _script(content: Any, voices: str | Path) -> Script:
         found = find_voice(voices, row["voice"])
         if form != "long_form" and (form == "voice_clone") != (found.audio is not None):
             raise ValueError(f"{form} does not go with the voice {found.name!r}")
+        example = Path(voices) / "profiles" / f"{found.name}.flac"
+        reference = found.audio or (example if example.is_file() else None)
         voice, prompt = found.name, partial(found.prompt, scene=row.get("scene"))
         text = whole = row["text"]
         if speaker_turns(text):
@@ -115,7 +141,21 @@ def _script(content: Any, voices: str | Path) -> Script:
         chunks = chunk_text(text, options.max_words) if options else []
     return Script(
         row["id"], form, voice, text, prompt(chunks[0].text if chunks else whole),
-        row.get("max_new_tokens"), tuple(chunks), options, prompt,
+        row.get("max_new_tokens"), tuple(chunks), options, prompt, reference=reference,
+    )  # fmt: skip
+
+
+def _set_script(content: dict, manifest: Path) -> Script:
+    """A row of a test set's manifest, whose paths are relative to the folder above the manifest's own."""
+    above = manifest.resolve().parent.parent
+    row = fields_of({key: content[key] for key in OF_A_SET}, OF_A_SET, "a row of a test set")
+    check_text(row["text"])
+    reference = above / row["reference"]
+    recording = above / row["path"] if row.get("path") else None
+    voice = Voice(row["speaker"], reference, row["reference_text"])
+    return Script(
+        row["id"], "voice_clone", voice.name, row["text"], voice.prompt(row["text"]), None, (), None, voice.prompt,
+        row["language"], reference, recording,
     )  # fmt: skip
 
 

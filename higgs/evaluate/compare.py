@@ -46,7 +46,7 @@ def compare(
     """
     tables = [read_rows(find_table(folder, TABLE)) for folder in (folder_a, folder_b)]
     provenance = tuple(_provenance(folder) for folder in (folder_a, folder_b))
-    chosen = [_chosen(table, group) for table in tables]
+    chosen = [chosen_rows(table, group) for table in tables]
     notes = _set_aside(*chosen, group)
     shared = _shared_scripts(*chosen, notes)
     if len(shared) < 2:
@@ -76,7 +76,8 @@ def _provenance(folder: str | Path) -> dict[str, Any]:
     return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
 
 
-def _chosen(table: Sequence[Row], group: str) -> list[Row]:
+def chosen_rows(table: Sequence[Row], group: str) -> list[Row]:
+    """The scored rows of a group, or of all that begin with it."""
     return [
         row
         for row in table

@@ -55,8 +55,9 @@ class Utterance:
     """Something to judge: its sound (None when there is none) and what should be heard.
 
     Rows of one `script` are takes of one text, and statistics keep them together. `reference` is a
-    recording of the voice that was wanted, `others` are recordings of other voices. `cap_hit` and
-    `retries` are the generator's, None where nobody generated.
+    recording of the voice that was wanted, `others` are recordings of other voices. `form`, `cap_hit`
+    and `retries` are the generator's, empty where nobody generated. Without `predict` its naturalness
+    is not predicted.
     """
 
     group: str
@@ -67,11 +68,13 @@ class Utterance:
     language: str = "en"
     speaker: str = ""
     voice: str = ""
+    form: str = ""
     seed: int | None = None
     reference: Path | None = None
     others: tuple[Path, ...] = ()
     cap_hit: bool | None = None
     retries: int | None = None
+    predict: bool = True
 
 
 @dataclass
@@ -159,7 +162,9 @@ class Listener:
         voice = ask(panel.speaker, lambda j: j.embed(waveform, rate), notes)
         if voice is not None:
             found |= self._compare_voices(item, voice, notes)
-        if scores := ask(panel.naturalness, lambda j: j.rate(waveform, rate), notes):
+        if item.predict and (
+            scores := ask(panel.naturalness, lambda j: j.rate(waveform, rate), notes)
+        ):
             found |= {f"mos_{name}": scores.get(name) for name in QUALITIES}
         return found
 
@@ -190,7 +195,17 @@ class Listener:
     def _blank(self, item: Utterance, status: str) -> Row:
         row: Row = {
             name: getattr(item, name)
-            for name in ("group", "name", "script", "language", "speaker", "voice", "seed", "text")
+            for name in (
+                "group",
+                "name",
+                "script",
+                "language",
+                "speaker",
+                "voice",
+                "form",
+                "seed",
+                "text",
+            )
         }
         row |= {"heard": None, "status": status, "note": ""}
         row |= {"path": str(item.path) if item.path else "", "seconds": None, "sample_rate": None}

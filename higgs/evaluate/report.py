@@ -1,220 +1,263 @@
-"""What the evaluate notebook shows: results of the other stages, gathered, judged and summed up."""
+"""What the evaluate notebook shows: tables as people read them, utterances to hear, and the closing numbers."""
 
-import csv
-import json
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+import hashlib
+import html
+from collections.abc import Mapping, Sequence
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-from torch import Tensor
+import jiwer
 
 from higgs.audio import load_audio
-from higgs.data.recordings import read_recordings
-from higgs.evaluate.judges import Recogniser
-from higgs.evaluate.protocols import Utterance
-from higgs.evaluate.statistics import bootstrap_interval
-from higgs.evaluate.text import character_errors, word_errors
+from higgs.cells import audio_player, picture
+from higgs.evaluate.gather import GENERATED, RECORDED, ROUND_TRIP, Results, read_csv
+from higgs.evaluate.judges import Panel
+from higgs.evaluate.protocols import FAILED, NOT_SCORED
+from higgs.evaluate.summary import METRICS, length_class, summarise, titles, with_interval
+from higgs.evaluate.tables import Row
+from higgs.evaluate.text import normalize
+from higgs.plots import png, small_spectrogram
 
-RECORDED, ROUND_TRIP, GENERATED = "recordings", "recordings through the codec", "generated"
-GUARD = "above_50_percent"
-
-
-@dataclass(frozen=True)
-class Results:
-    """What the stages tokenize and generate left in `folder`."""
-
-    folder: Path
-    tokenized: dict[str, Any]
-    generated: dict[str, Any]
-    utterances: list[dict[str, str]]
-
-    def reconstruction_summary(self) -> list[dict[str, Any]]:
-        return self.tokenized["languages"]
-
-    def audio(self, row: dict[str, Any]) -> tuple[Tensor, int]:
-        """The sound of a judged row."""
-        return load_audio(row["path"])
-
-
-def read_results(folder: str | Path) -> Results:
-    """Raises FileNotFoundError that names the stage to run."""
-    folder = Path(folder)
-    summaries = {}
-    for stage in ("tokenize", "generate"):
-        path = folder / stage / "summary.json"
-        if not path.is_file():
-            raise FileNotFoundError(f"{path} is missing: run `dvc repro {stage}` first")
-        summaries[stage] = json.loads(path.read_text(encoding="utf-8"))
-    with (folder / "generate" / "utterances.csv").open(newline="", encoding="utf-8") as file:
-        rows = list(csv.DictReader(file))
-    return Results(folder, summaries["tokenize"], summaries["generate"], rows)
+PACKAGES = ("torch", "transformers", "onnxruntime", "jiwer")
+COUNTS = {
+    "n": "utterances", "scripts": "texts", "seeds": "seeds", "words": "words", "seconds": "seconds of sound",
+    "missing": "missing", "silent": "silent", "unreadable": "unreadable", "too_long": "too long, judged in part",
+    "not_scored": "not scored: a fault of the set or the judge", "empty_transcripts": "nothing was heard",
+    "above_50": "WER above 50 %", "cap_hits": "stopped by the frame cap", "retried": "spoken again by a guard",
+}  # fmt: skip
+BRIEF = {
+    "wer_percent": "WER %", "cer_percent": "CER %", "similarity": "similarity", "similarity_to_others": "to others",
+    "mos_overall": "quality", "length_ratio": "length", "cap_hit_percent": "cap %",
+}  # fmt: skip
+SHORT = {RECORDED: "recordings", ROUND_TRIP: "codec", GENERATED: "generated"}
+FLAT = (
+    "wer_percent", "cer_percent", "seedtts_wer_percent", "above_50_percent", "similarity", "similarity_to_others",
+    "mos_overall", "length_ratio", "cap_hit_percent",
+)  # fmt: skip
 
 
-def gather(results: Results, languages: list[str]) -> list[Utterance]:
-    """Recordings in the judge's languages, their reconstructions, and everything generated."""
-    found = []
-    for recording in read_recordings(results.tokenized["recordings"], languages):
-        found.append(
-            Utterance(RECORDED, recording.id, recording.id, recording.text, recording.path)
-        )
-    for item in list(found):
-        rebuilt = results.folder / "tokenize" / "audio" / f"{item.name}.flac"
-        if rebuilt.is_file():
-            found.append(Utterance(ROUND_TRIP, item.name, item.name, item.text, rebuilt))
-    for row in results.utterances:
-        group = f"{GENERATED}: {row['form']}" + (f", {row['voice']}" if row["voice"] else "")
-        path = results.folder / "generate" / "audio" / f"{row['name']}.flac"
-        found.append(
-            Utterance(
-                group, row["name"], row["script"], row["text"], path if path.is_file() else None
-            )
-        )
-    return found
+class Html:
+    """Ready-made HTML as a cell of a table, or the value of a notebook's cell."""
+
+    def __init__(self, content: str):
+        self.content = content
+
+    def _repr_html_(self) -> str:
+        return self.content
 
 
-def judge_utterance(judge: Recogniser, item: Utterance) -> dict[str, Any]:
-    """One row: what was heard, and how many words and characters are wrong."""
-    heard, seconds = "", 0.0
-    if item.path is not None:
-        waveform, sample_rate = load_audio(item.path)
-        heard, seconds = judge.transcribe(waveform, sample_rate), len(waveform) / sample_rate
-    words, characters = word_errors(item.text, heard), character_errors(item.text, heard)
-    return {
-        "group": item.group,
-        "name": item.name,
-        "script": item.script,
-        "text": item.text,
-        "heard": heard,
-        "seconds": seconds,
-        "words": words.words,
-        "word_errors": words.errors,
-        "characters": characters.characters,
-        "character_errors": characters.errors,
-        "wer_percent": 100 * words.rate,
-        "path": str(item.path) if item.path else "",
+def provenance(results: Results, panel: Panel, recordings: str | Path) -> dict[str, Any]:
+    """Everything that the numbers depend on, by name or by hash."""
+    given = results.generated
+    return given["provenance"] | {
+        "recordings": hashlib.sha256(Path(recordings).read_bytes()).hexdigest()[:16],
+        "sampling": {k: v for k, v in given["sampling"].items() if k != "seed"},
+        "seeds": given["seeds"],
+        "judges": panel.names(),
+        "versions": {name: version(name) for name in PACKAGES},
     }
 
 
-def group_rows(rows: Sequence[dict], group: str) -> list[dict]:
-    """The rows of a group; `generated` covers all forms."""
-    return [row for row in rows if row["group"] == group or row["group"].startswith(f"{group}: ")]
+def opening(origin: Mapping[str, Any], absent: Sequence[str]) -> Html:
+    """What was run, by whom it was judged, and what is missing."""
+    judges = [name for name in origin["judges"].values() if name]
+    what = (
+        "the small default, made to show and to test the workflow. What the released 3B checkpoint can do is not "
+        "measured here"
+        if origin["checkpoint"] == "nano"
+        else "as named in params.yaml"
+    )
+    seeds = ", ".join(map(str, origin["seeds"]))
+    lines = [
+        f"<b>Checkpoint: {html.escape(origin['checkpoint'])}</b>, {what}.",
+        f"Set <code>{html.escape(str(origin['set']))}</code>, seeds {seeds}; first samples count.",
+        f"Judges: {html.escape('; '.join(judges)) or 'none'}. Numbers of other judges do not compare.",
+        *(f"<b>Not judged</b>, {html.escape(note)}" for note in absent),
+    ]
+    return Html("".join(f"<p>{line}</p>" for line in lines))
 
 
-def summarise(rows: Sequence[dict], resamples: int, seed: int) -> list[dict[str, Any]]:
-    """One row for each group, generated speech as a whole first and then by form and voice."""
-    names = list(dict.fromkeys(row["group"] for row in rows))
-    if any(name.startswith(f"{GENERATED}: ") for name in names):
-        names.insert(next(i for i, n in enumerate(names) if n.startswith(GENERATED)), GENERATED)
-    summary = []
-    for name in names:
-        chosen = group_rows(rows, name)
-        # Takes of one script are not independent: they are drawn together.
-        pairs: dict[str, list[int]] = {}
-        for row in chosen:
-            pair = pairs.setdefault(row["script"], [0, 0])
-            pair[0] += row["word_errors"]
-            pair[1] += row["words"]
-        errors, totals = zip(*pairs.values(), strict=True)
-        rate = 100 * sum(errors) / sum(totals)
-        low = high = rate
-        if len(pairs) > 1:
-            interval = bootstrap_interval(errors, totals, resamples, seed)
-            low, high = 100 * interval.low, 100 * interval.high
-        characters = sum(row["characters"] for row in chosen)
-        summary.append(
-            {
-                "group": name,
-                "n": len(chosen),
-                "words": sum(totals),
-                "wer_percent": rate,
-                "wer_low": low,
-                "wer_high": high,
-                "cer_percent": 100 * sum(row["character_errors"] for row in chosen) / characters,
-                "without_sound": sum(not row["path"] for row in chosen),
-                GUARD: sum(row["wer_percent"] > 50 for row in chosen),
-            }
-        )
-    return summary
-
-
-def shown(summary: Sequence[dict]) -> list[dict[str, Any]]:
-    """The summary as people read it."""
+def by_metric(summary: Sequence[Row], judges: Mapping[str, str | None]) -> list[Row]:
+    """The summary turned round: a row for each metric that some group has, a column for each group."""
+    names = titles(judges)
+    chosen = [metric for metric in METRICS if any(row[metric.name] is not None for row in summary)]
     return [
-        {
-            "group": row["group"],
-            "n": row["n"],
-            "words": row["words"],
-            "WER %": f"{row['wer_percent']:.1f}",
-            "95 % interval": f"{row['wer_low']:.1f} to {row['wer_high']:.1f}"
-            if row["wer_high"] > row["wer_low"]
-            else None,
-            "CER %": f"{row['cer_percent']:.1f}",
-            "without sound": row["without_sound"],
-            "WER above 50 %": row[GUARD],
-        }
+        {"metric": names[metric.name]} | {row["group"]: with_interval(row, metric) for row in summary}
+        for metric in chosen
+    ]  # fmt: skip
+
+
+def by_group(summary: Sequence[Row], judges: Mapping[str, str | None]) -> tuple[list[Row], str]:
+    """A row for each group under short titles -> the rows, and the caption that says what the titles mean."""
+    used = {m.name: m for m in METRICS if m.name in BRIEF and known(summary, m.name)}
+    rows = [
+        {"group": row["group"], "n": row["n"], "texts": row["scripts"]}
+        | {BRIEF[name]: with_interval(row, metric) for name, metric in used.items()}
         for row in summary
     ]
+    heard = [judges[kind] for kind in dict.fromkeys(m.judge for m in used.values()) if kind]
+    return rows, f"estimate [95 % interval]; judges: {', '.join(map(str, heard))}"
 
 
-def judged_table(
-    results: "Results", rows: Sequence[dict], player: Callable
-) -> list[dict[str, Any]]:
-    """Utterances with what was said, what was heard, and a player; `player` makes one of (waveform, sample rate)."""
+def by_count(summary: Sequence[Row]) -> list[Row]:
+    """How many utterances there are, and what became of them, a column for each group."""
+    rows = [
+        {"count": title} | {row["group"]: row[name] for row in summary}
+        for name, title in COUNTS.items()
+    ]
+    for row in rows:
+        row |= {k: round(v) for k, v in row.items() if isinstance(v, float)}
+    return rows
+
+
+def of_group(rows: Sequence[Row], group: str) -> list[Row]:
+    return [row for row in rows if row["group"] == group]
+
+
+def known(rows: Sequence[Row], column: str) -> list[float]:
+    return [float(row[column]) for row in rows if row[column] is not None]
+
+
+def ranked(rows: Sequence[Row]) -> list[Row]:
+    """The generated utterances that are scored, from the worst WER down; longer texts first among equals."""
+    scored = [
+        row
+        for row in of_group(rows, GENERATED)
+        if row["wer_percent"] is not None and row["status"] not in NOT_SCORED
+    ]
+    return sorted(scored, key=lambda row: (-row["wer_percent"], -row["words"], row["name"]))
+
+
+def faults(rows: Sequence[Row]) -> list[Row]:
+    """Utterances that something is said of: what is missing, could not be judged, or was judged in part."""
     return [
-        {
-            "name": row["name"],
-            "said": row["text"],
-            "heard": row["heard"],
-            "WER %": f"{row['wer_percent']:.0f}",
-            "listen": player(*results.audio(row)) if row["seconds"] else None,
-        }
+        {name: row[name] for name in ("group", "name", "status", "note")}
         for row in rows
+        if row["note"] or row["status"] in (*FAILED, *NOT_SCORED)
     ]
 
 
-def worst(rows: Sequence[dict], count: int) -> list[dict]:
-    """The generated utterances with the highest word error rates, ties by name."""
-    return sorted(group_rows(rows, GENERATED), key=lambda r: (-r["wer_percent"], r["name"]))[:count]
+def transcript_diff(text: str, heard: str | None, language: str = "en") -> Html:
+    """What was said, with words that were not heard struck out and what was heard instead behind them."""
+    wanted, got = (normalize(words or "", language).split() for words in (text, heard))
+    if not wanted or not got:
+        return Html(
+            f"<del>{html.escape(' '.join(wanted) or text)}</del> <ins>{html.escape(' '.join(got))}</ins>"
+        )
+    (parts,) = jiwer.process_words(" ".join(wanted), " ".join(got)).alignments
+    pieces = []
+    for part in parts:
+        old = html.escape(" ".join(wanted[part.ref_start_idx : part.ref_end_idx]))
+        new = html.escape(" ".join(got[part.hyp_start_idx : part.hyp_end_idx]))
+        if part.type == "equal":
+            pieces.append(old)
+            continue
+        pieces += [f"<del>{old}</del>"] if old else []
+        pieces += [f"<ins>{new}</ins>"] if new else []
+    return Html(" ".join(pieces))
 
 
-def best(rows: Sequence[dict], count: int) -> list[dict]:
-    """The generated utterances with the lowest word error rates, the longer texts first among equals."""
-    return sorted(
-        group_rows(rows, GENERATED), key=lambda r: (r["wer_percent"], -r["words"], r["name"])
-    )[:count]
+def card(row: Row, player: Any, picture: Any) -> str:
+    """One utterance to read and to hear; without sound there is no player."""
+    numbers = [f"WER {row['wer_percent']:.0f} %"]
+    if row["similarity"] is not None:
+        numbers.append(f"similarity {row['similarity']:.2f}")
+    if row["length_ratio"] is not None:
+        numbers.append(f"length {row['length_ratio']:.2f}")
+    facts = ", ".join(
+        [row["form"], row["voice"], *numbers] if row["voice"] else [row["form"], *numbers]
+    )
+    sound = f"{player._repr_html_()}{picture._repr_html_()}" if player else "<p>no sound</p>"
+    words = transcript_diff(row["text"], row["heard"], row["language"])._repr_html_()
+    return (
+        f'<div class="card"><div><b>{html.escape(row["name"])}</b> <small>{html.escape(facts)}</small>'
+        f"<p>{html.escape(row['text'])}</p><p>{words}</p></div><div>{sound}</div></div>"
+    )
 
 
-def metrics(results: Results, summary: Sequence[dict], judge: str) -> dict[str, Any]:
+def cards(rows: Sequence[Row]) -> Html:
+    """Utterances one below the other, with a player and a spectrogram where there is sound."""
+    made = []
+    for row in rows:
+        if not row["seconds"]:
+            made.append(card(row, None, None))
+            continue
+        sound = load_audio(row["path"])
+        drawn = picture(png(small_spectrogram(*sound)), f"spectrogram of {row['name']}")
+        made.append(card(row, audio_player(*sound), drawn))
+    return Html("".join(made))
+
+
+def parts_of(rows: Sequence[Row], resamples: int, seed: int) -> dict[str, list[Row]]:
+    """The generated utterances summed up by voice, by form of prompt, and by length of text."""
+    keys = {
+        "voice": lambda row: row["voice"] or "described, two speakers",
+        "form": lambda row: row["form"],
+        "length": length_class,
+    }
+    generated = of_group(rows, GENERATED)
+    return {
+        name: summarise(sorted(generated, key=key), resamples, seed, key)
+        for name, key in keys.items()
+    }
+
+
+def headline(summary: Sequence[Row]) -> Html:
+    """The one sentence that somebody in a hurry reads."""
+    rates = {row["group"]: row for row in summary}
+    said = [
+        f"{group} {row['wer_percent']:.1f} % ({row['wer_percent_low']:.1f} to {row['wer_percent_high']:.1f})"
+        for group, row in rates.items()
+        if row["wer_percent"] is not None
+    ]
+    if not said:
+        return Html("<p>No words were judged.</p>")
+    return Html(f"<p><b>Words misheard</b> (95 % interval), {html.escape(', '.join(said))}.</p>")
+
+
+def coverage_note(row: Row) -> Html:
+    """What an interval over so few texts is worth, measured on data whose truth is known."""
+    held, narrow = row["bca_coverage_percent"], ""
+    if held < 94:
+        narrow = " With so few texts it is narrower than its name says."
+    return Html(
+        f"<p>An interval over {row['n']} texts that is called 95 % held the true rate in {held:.0f} % of "
+        f"{row['trials']} simulated sets (many texts without an error, a long tail, 1.5 % run-aways, three seeds)."
+        f"{narrow} See <code>notebooks/statistics.ipynb</code>.</p>"
+    )
+
+
+def metrics(results: Results, summary: Sequence[Row], origin: Mapping[str, Any]) -> dict[str, Any]:
     """The flat numbers that `dvc metrics` and `dvc exp show` list, and where they come from."""
-    by_group = {row["group"]: row for row in summary}
     flat: dict[str, Any] = {}
-    for group, name in (
-        (RECORDED, "recordings"),
-        (ROUND_TRIP, "codec"),
-        (GENERATED, "generated"),
-    ):
-        if row := by_group.get(group):
-            flat[f"{name}_wer_percent"] = row["wer_percent"]
-            flat[f"{name}_cer_percent"] = row["cer_percent"]
-            flat[f"{name}_n"] = row["n"]
+    for row in summary:
+        name = SHORT.get(row["group"], row["group"].replace(": ", "_").replace(" ", "_"))
+        flat |= {f"{name}_{metric}": row[metric] for metric in FLAT if row[metric] is not None}
+        flat[f"{name}_n"] = row["n"]
     languages = results.tokenized["languages"]
     clips = sum(row["clips"] for row in languages)
     for column in ("mel_db", "stft", "si_sdr_db"):
         flat[f"codec_{column}"] = sum(row[column] * row["clips"] for row in languages) / clips
     flat["generated_without_sound"] = results.generated["empty"]
-    flat["generated_stopped_by_length"] = results.generated["stopped_by_length"]
-    return flat | {
-        "provenance": results.generated["provenance"]
-        | {"judge": judge, "seeds": results.generated["seeds"]}
-    }
+    flat["generated_mean_seconds"] = results.generated["mean_seconds"]
+    return flat | {"provenance": dict(origin)}
 
 
-def checkpoint_note(name: str) -> str:
-    """The sentence that opens the report."""
-    if name == "nano":
-        return (
-            "Checkpoint: nano, the small default, made to show and to test the workflow. It is understood in part, "
-            "as the table says; what the released 3B checkpoint can do is not measured here."
-        )
-    return f"Checkpoint: {name}."
+def codec_tables(results: Results) -> tuple[list[Row], list[Row]]:
+    """What the tokenize stage measured: mean distances by the number of codebooks, and how evenly codes are used."""
+    folder, columns = results.folder / "tokenize", ("mel_db", "stft", "si_sdr_db", "stoi")
+    rows = read_csv(folder / "reconstruction.csv")
+    distances = []
+    for count in sorted({int(row["codebooks"]) for row in rows}):
+        some = [row for row in rows if int(row["codebooks"]) == count]
+        means: Row = {"codebooks": count, "clips": len(some)}
+        for name in columns:
+            values = [float(row[name]) for row in some if row[name]]
+            means[name] = sum(values) / len(values) if values else None
+        distances.append(means)
+    usage = [
+        {name: float(row[name]) if "." in row[name] else int(row[name]) for name in row}
+        for row in read_csv(folder / "usage.csv")
+    ]
+    return distances, usage

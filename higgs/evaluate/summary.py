@@ -169,30 +169,8 @@ def titles(judges: Mapping[str, str | None]) -> dict[str, str]:
     }
 
 
-def shown(
-    summary: Sequence[Row], judges: Mapping[str, str | None], metrics: Sequence[str] = ()
-) -> list[dict[str, Any]]:
-    """The summary as people read it: under the title of each metric "estimate [low, high]", and the counts.
-
-    `metrics` chooses; without it, all that some group has.
-    """
-    chosen = [
-        metric
-        for metric in METRICS
-        if (not metrics or metric.name in metrics)
-        and any(row[metric.name] is not None for row in summary)
-    ]
-    names = titles(judges)
-    counts = ("n", "scripts", "seeds", "missing", "silent", "unreadable", "too_long", "not_scored")
-    return [
-        {"group": row["group"]}
-        | {names[metric.name]: _with_interval(row, metric) for metric in chosen}
-        | {count.replace("_", " "): row[count] for count in counts}
-        for row in summary
-    ]
-
-
-def _with_interval(row: Row, metric: Metric) -> str | None:
+def with_interval(row: Row, metric: Metric) -> str | None:
+    """ "estimate [low, high]" as people read it; None where the group has no such metric."""
     estimate, low, high = (row[f"{metric.name}{end}"] for end in ("", "_low", "_high"))
     if estimate is None:
         return None

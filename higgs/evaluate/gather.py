@@ -1,0 +1,209 @@
+"""What there is to judge: recordings, their way through the codec, generated speech, and a second system's."""
+
+import csv
+import json
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from higgs.audio import load_audio
+from higgs.data.recordings import Recording, read_recordings
+from higgs.evaluate.dialogue import Turn, judge_dialogue
+from higgs.evaluate.judges import Panel
+from higgs.evaluate.longform import judge_long
+from higgs.evaluate.protocols import JUDGE_ERRORS, Utterance
+from higgs.evaluate.tables import Row
+
+RECORDED, ROUND_TRIP, GENERATED = "recordings", "recordings through the codec", "generated"
+OF_THE_SET = "recordings of the set"
+SUFFIXES = (".flac", ".wav")
+SPEAKER_TAG = re.compile(r"\[SPEAKER\d+\]\s*")
+
+
+@dataclass(frozen=True)
+class Results:
+    """What the stages tokenize and generate left in `folder`: two summaries, takes, and borders of chunks."""
+
+    folder: Path
+    tokenized: dict[str, Any]
+    generated: dict[str, Any]
+    takes: list[dict[str, str]]
+    chunks: list[dict[str, str]]
+
+    def audio(self, name: str) -> Path | None:
+        """The sound of a take; None where nothing was spoken."""
+        path = self.folder / "generate" / "audio" / f"{name}.flac"
+        return path if path.is_file() else None
+
+
+def read_results(folder: str | Path) -> Results:
+    """Raises FileNotFoundError that names the stage to run."""
+    folder, summaries = Path(folder), {}
+    for stage in ("tokenize", "generate"):
+        path = folder / stage / "summary.json"
+        if not path.is_file():
+            raise FileNotFoundError(f"{path} is missing: run `dvc repro {stage}` first")
+        summaries[stage] = json.loads(path.read_text(encoding="utf-8"))
+    takes = read_csv(folder / "generate" / "utterances.csv")
+    chunks = folder / "generate" / "chunks.csv"
+    return Results(folder, *summaries.values(), takes, read_csv(chunks) if chunks.is_file() else [])
+
+
+def read_csv(path: Path) -> list[dict[str, str]]:
+    """A table as `higgs.cells.write_table` writes it, every cell a text."""
+    with path.open(newline="", encoding="utf-8") as file:
+        return list(csv.DictReader(file))
+
+
+def gather(
+    results: Results,
+    languages: Sequence[str],
+    naturalness_takes: int = 1,
+    second_system: str | Path | None = None,
+) -> list[Utterance]:
+    """Everything to judge, group by group; recordings only in `languages`, which the recogniser knows."""
+    recordings = read_recordings(results.tokenized["recordings"])
+    found = [_recorded(r, recordings) for r in recordings if r.language in languages]
+    for item in list(found):
+        rebuilt = results.folder / "tokenize" / "audio" / f"{item.name}.flac"
+        if rebuilt.is_file():
+            found.append(_beside(item, ROUND_TRIP, rebuilt))
+    generated = _generated(results, naturalness_takes)
+    found += _of_the_set(results.takes, generated)
+    found += _second(Path(second_system), generated) if second_system is not None else []
+    return found + generated
+
+
+def _recorded(recording: Recording, all_of_them: Sequence[Recording]) -> Utterance:
+    """Beside another recording of its speaker, and one of each other speaker."""
+    own = [r.path for r in all_of_them if r.speaker == recording.speaker and r != recording]
+    others = {r.speaker: r.path for r in reversed(all_of_them) if r.speaker != recording.speaker}
+    return Utterance(
+        RECORDED, recording.id, recording.id, recording.text, recording.path, recording.language,
+        speaker=recording.speaker, voice=recording.speaker, reference=own[0] if own else None,
+        others=tuple(sorted(others.values())),
+    )  # fmt: skip
+
+
+def _beside(item: Utterance, group: str, path: Path | None, **changes: Any) -> Utterance:
+    """The same text and voices in another group."""
+    kept = {**vars(item), "form": "", "cap_hit": None, "retries": None, "predict": True}
+    return Utterance(**(kept | {"group": group, "path": path} | changes))
+
+
+def _generated(results: Results, naturalness_takes: int) -> list[Utterance]:
+    voices = {row["reference"] for row in results.takes if row["reference"]}
+    taken: dict[str, int] = {}
+    found = []
+    for row in results.takes:
+        own = row["reference"]
+        take = taken[row["script"]] = taken.get(row["script"], -1) + 1
+        found.append(
+            Utterance(
+                GENERATED, row["name"], row["script"], row["text"], results.audio(row["name"]), row["language"],
+                speaker=row["voice"], voice=row["voice"], form=row["form"], seed=int(row["seed"]),
+                reference=Path(own) if own else None,
+                others=tuple(Path(voice) for voice in sorted(voices - {own})) if own else (),
+                cap_hit=row["stop"] == "length", retries=int(row["retries"]),
+                predict=take < naturalness_takes,
+            )
+        )  # fmt: skip
+    return found
+
+
+def _of_the_set(takes: Sequence[dict[str, str]], generated: Sequence[Utterance]) -> list[Utterance]:
+    """People saying what was generated, once for each script, where a test set has them."""
+    found = {}
+    for row, item in zip(takes, generated, strict=True):
+        if row["recording"]:
+            path = Path(row["recording"])
+            found[item.script] = _beside(item, OF_THE_SET, path, name=item.script, seed=None)
+    return list(found.values())
+
+
+def _second(folder: Path, generated: Sequence[Utterance]) -> list[Utterance]:
+    """Another system's speech: `SCRIPT-sSEED.flac` for each take, or `SCRIPT.flac` once; .wav as well.
+
+    A text that it has no file for is missing, and counts. Raises FileNotFoundError without the folder.
+    """
+    if not folder.is_dir():
+        raise FileNotFoundError(
+            f"evaluate.second_system: {folder} is no folder; it should hold SCRIPT.flac or SCRIPT-sSEED.flac for each "
+            "script of the set"
+        )
+    group, found = f"second system: {folder.name}", {}
+    for item in generated:
+        takes = [folder / f"{item.name}{suffix}" for suffix in SUFFIXES]
+        once = [folder / f"{item.script}{suffix}" for suffix in SUFFIXES]
+        path = next((path for path in takes if path.is_file()), None)
+        if path is not None:
+            found[item.name] = _beside(item, group, path, predict=item.predict)
+            continue
+        single = next((path for path in once if path.is_file()), None)
+        if single is not None or not any(i.script == item.script for i in found.values()):
+            found[item.script] = _beside(item, group, single, name=item.script, seed=None)
+    return list(found.values())
+
+
+def judge_dialogues(results: Results, panel: Panel) -> list[Row]:
+    """One row for each turn of the dialogues that were spoken turn by turn, whose borders are known."""
+    rows: list[Row] = []
+    for take in results.takes:
+        chunks = [chunk for chunk in results.chunks if chunk["name"] == take["name"]]
+        path = results.audio(take["name"])
+        single = all(len(chunk["speaker"].split()) == 1 for chunk in chunks)
+        if take["form"] != "dialogue" or not chunks or path is None or not single:
+            continue
+        waveform, rate = load_audio(path)
+        names = take["voice"].split()
+        turns = [
+            Turn(
+                _voice_of(int(chunk["speaker"]), names), SPEAKER_TAG.sub("", chunk["text"]),
+                int(chunk["start"]) / rate, int(chunk["end"]) / rate,
+            )
+            for chunk in chunks
+        ]  # fmt: skip
+        rows += judge_dialogue(
+            panel, take["name"], waveform, rate, turns, _references(results, panel, names), take["language"]
+        )  # fmt: skip
+    return rows
+
+
+def _voice_of(number: int, names: Sequence[str]) -> str:
+    return names[number] if number < len(names) else f"SPEAKER{number}"
+
+
+def _references(results: Results, panel: Panel, names: Sequence[str]) -> dict[str, Any]:
+    """Embeddings of the voices of a dialogue, out of the references of takes in one voice."""
+    found = {}
+    for row in results.takes:
+        if (
+            row["voice"] in names
+            and row["reference"]
+            and row["voice"] not in found
+            and panel.speaker
+        ):
+            try:
+                found[row["voice"]] = panel.speaker.embed(*load_audio(row["reference"]))
+            except JUDGE_ERRORS:  # the table of utterances has a note of it
+                continue
+    return found
+
+
+def judge_long_forms(results: Results, panel: Panel) -> list[Row]:
+    """One row for each stretch of at most 10 s of what was spoken in chunks by one voice."""
+    rows: list[Row] = []
+    for take in results.takes:
+        path = results.audio(take["name"])
+        if take["form"] != "long_form" or path is None:
+            continue
+        waveform, rate = load_audio(path)
+        starts = [int(c["start"]) for c in results.chunks if c["name"] == take["name"]]
+        seams = [start for start in starts if 0 < start < len(waveform)]
+        reference = _references(results, panel, [take["voice"]]).get(take["voice"])
+        rows += judge_long(
+            panel, take["name"], waveform, rate, take["text"], reference, seams, take["language"]
+        )
+    return rows

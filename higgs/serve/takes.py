@@ -1,0 +1,153 @@
+"""Many requests, spoken together; each is kept as soon as it is there, so that a run that was killed goes on.
+
+What is kept lies in a folder of its own for each set of settings: another checkpoint, another temperature or another
+text begins anew.
+"""
+
+import hashlib
+import json
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor
+
+from higgs.config import SamplingConfig
+from higgs.data.scripts import Script
+from higgs.files import replacing
+from higgs.serve.engine import Engine, Response, Usage
+from higgs.serve.guards import GUARD_STOPS
+from higgs.serve.long_form import LongResponse, speak_script
+
+AT_ONCE = 32  # requests between two visits to the disk
+FAILED = "error"
+Request = tuple[Script, int]
+
+
+@dataclass
+class Spoken:
+    """One take of a script: its row, the borders of its chunks, and what was made. Nothing spoken: both empty.
+
+    `waveform` is [L], `codes` [K, T], `delayed` the first segment [K, C]; `fresh` is False where it was kept from
+    an earlier run.
+    """
+
+    row: dict[str, Any]
+    waveform: Tensor
+    codes: Tensor
+    delayed: Tensor
+    chunks: list[dict[str, Any]] = field(default_factory=list)
+    fresh: bool = True
+
+    @property
+    def name(self) -> str:
+        return self.row["name"]
+
+
+def content_hash(files: Sequence[Path]) -> str:
+    """Files -> a hash of their names and bytes, in the order of their names."""
+    digest = hashlib.sha256()
+    for path in sorted(files):
+        digest.update(path.name.encode() + path.read_bytes())
+    return digest.hexdigest()[:16]
+
+
+def work_folder(above: str | Path, settings: Mapping[str, Any]) -> Path:
+    """A folder below `above` whose name is a hash of the settings."""
+    said = json.dumps(settings, sort_keys=True, default=str)
+    return Path(above) / hashlib.sha256(said.encode()).hexdigest()[:16]
+
+
+def speak_all(
+    engine: Engine,
+    requests: Sequence[Request],
+    sampling: SamplingConfig,
+    max_new_tokens: int,
+    folder: str | Path,
+) -> Iterator[Spoken]:
+    """Scripts with their seeds -> their takes, in the order in which they are done.
+
+    What lies in `folder` is not spoken again. Requests in one go run in batches, those in chunks one by one. A request
+    that cannot be spoken becomes an empty take that says why in `note`.
+    """
+    folder = Path(folder)
+    todo: dict[int, list[Request]] = {}
+    for request in requests:
+        script, seed = request
+        kept = read_take(folder / f"{script.row(seed)['name']}.safetensors")
+        if kept is not None:
+            yield kept
+        else:
+            limit = 0 if script.chunks else script.max_new_tokens or max_new_tokens
+            todo.setdefault(limit, []).append(request)
+    for limit, group in todo.items():
+        for start in range(0, len(group), AT_ONCE if limit else 1):
+            some = group[start : start + (AT_ONCE if limit else 1)]
+            for spoken in _speak(engine, some, sampling, limit or max_new_tokens):
+                write_take(folder / f"{spoken.name}.safetensors", spoken)
+                yield spoken
+
+
+def _speak(
+    engine: Engine, requests: Sequence[Request], sampling: SamplingConfig, limit: int
+) -> list[Spoken]:
+    """Several together; where one of them is refused, one by one, so that the others are spoken."""
+    drawn = [replace(sampling, seed=seed) for _, seed in requests]
+    try:
+        if len(requests) > 1:
+            samples = [script.sample for script, _ in requests]
+            made = engine.generate_batch(samples, drawn, limit)
+        else:
+            made = [speak_script(engine, requests[0][0], drawn[0], limit)]
+    except (ValueError, OSError) as error:
+        if len(requests) > 1:
+            return [t for request in requests for t in _speak(engine, [request], sampling, limit)]
+        return [_failed(engine, *requests[0], str(error))]
+    return [_take(*request, response) for request, response in zip(requests, made, strict=True)]
+
+
+def _take(script: Script, seed: int, response: Response) -> Spoken:
+    usage, stop = asdict(response.usage), response.stop_reason
+    long = isinstance(response, LongResponse)
+    retries = (
+        sum(chunk.attempts - 1 for chunk in response.chunks)
+        if long
+        else max(0, usage["guard_stops"] - (stop in GUARD_STOPS))
+    )
+    row = script.row(seed) | usage | {"retries": retries, "stop": stop, "note": ""}
+    delayed = response.delayed[0] if response.delayed else torch.zeros(len(response.codes), 0)
+    chunks = response.rows(row["name"]) if long else []
+    return Spoken(row, response.waveform, response.codes, delayed.long(), chunks)
+
+
+def _failed(engine: Engine, script: Script, seed: int, note: str) -> Spoken:
+    row = script.row(seed) | asdict(Usage(0, 0, 0, 0))
+    empty = torch.zeros(engine.tokenizer.num_codebooks, 0, dtype=torch.long)
+    return Spoken(
+        row | {"retries": 0, "stop": FAILED, "note": note}, torch.zeros(0), empty, empty.clone()
+    )
+
+
+def write_take(path: Path, spoken: Spoken) -> None:
+    """Whole or not at all."""
+    tensors = {
+        name: getattr(spoken, name).contiguous() for name in ("waveform", "codes", "delayed")
+    }
+    said = json.dumps({"row": spoken.row, "chunks": spoken.chunks})
+    with replacing(path) as partial:
+        save_file(tensors, partial, metadata={"take": said})
+
+
+def read_take(path: Path) -> Spoken | None:
+    """What `write_take` wrote; None where there is nothing, or nothing whole."""
+    try:
+        with safe_open(path, framework="pt") as file:
+            said = json.loads(file.metadata()["take"])
+            tensors = {name: file.get_tensor(name) for name in ("waveform", "codes", "delayed")}
+    except (OSError, SafetensorError, KeyError, TypeError, ValueError):
+        return None
+    return Spoken(said["row"], **tensors, chunks=said["chunks"], fresh=False)

@@ -1,0 +1,319 @@
+"""The evaluate report's parts: what is gathered, what it shows, and two runs compared on a page."""
+
+import json
+import subprocess
+import sys
+from collections import Counter
+
+import pytest
+import torch
+from conftest import ROOT
+from spoken import RATE, sine
+
+from higgs.audio import save_audio
+from higgs.cells import write_json, write_table
+from higgs.evaluate import compare_page, report, speed
+from higgs.evaluate.gather import (
+    GENERATED,
+    RECORDED,
+    ROUND_TRIP,
+    gather,
+    judge_dialogues,
+    judge_long_forms,
+    read_results,
+)
+from higgs.evaluate.judges import Panel
+from higgs.evaluate.protocols import Listener
+from higgs.evaluate.summary import summarise
+from higgs.evaluate.tables import write_rows
+
+
+class Ear:
+    """Hears two words in everything below 500 Hz, and one elsewhere."""
+
+    name, short, languages = "Ear 1.0 (made up)", "Ear", frozenset({"en"})
+
+    def transcribe(self, waveform, sample_rate, language="en"):
+        return "hello there" if tone(waveform, sample_rate) < 500 else "hello"
+
+
+class Pitch:
+    name, short = "Pitch 1.0 (made up)", "Pitch"
+
+    def embed(self, waveform, sample_rate):
+        angle = torch.tensor(tone(waveform, sample_rate) / 1000)
+        return torch.stack([angle.cos(), angle.sin()])
+
+
+def tone(waveform, sample_rate) -> float:
+    return torch.fft.rfft(waveform).abs().argmax().item() * sample_rate / len(waveform)
+
+
+PANEL = Panel(Ear(), Pitch())
+TAKES = {
+    "a-s0": ("a", "smart_voice", "ada", 200, "stop"),
+    "a-s1": ("a", "smart_voice", "ada", 1000, "length"),
+    "b-s0": ("b", "smart_voice", "ben", 300, "stop"),
+    "b-s1": ("b", "smart_voice", "ben", None, "error"),
+    "talk-s0": ("talk", "dialogue", "ada ben", 200, "stop"),
+    "long-s0": ("long", "long_form", "ada", 200, "stop"),
+}
+
+
+def flac(path, hertz, seconds=1.0):
+    path.parent.mkdir(parents=True, exist_ok=True)
+    save_audio(path, sine(hertz, 0.3, round(seconds * RATE)), RATE)
+    return path
+
+
+@pytest.fixture
+def results(tmp_path):
+    """Folders as the stages tokenize and generate leave them, small."""
+    references = {
+        name: flac(tmp_path / f"{name}.flac", hertz) for name, hertz in (("ada", 200), ("ben", 300))
+    }
+    manifest = []
+    for name, speaker, hertz in (("r1", "one", 210), ("r2", "one", 220), ("r3", "two", 400)):
+        path = flac(tmp_path / "recordings" / f"{name}.flac", hertz)
+        flac(tmp_path / "results/tokenize/audio" / f"{name}.flac", hertz + 400)
+        row = {
+            "id": name,
+            "path": f"recordings/{path.name}",
+            "text": "Hello there.",
+            "language": "en",
+        }
+        manifest.append(row | {"speaker": speaker, "seconds": 1.0, "sha256": sha(path)})
+    listing = tmp_path / "recordings" / "manifest.jsonl"
+    listing.write_text("".join(json.dumps(row) + "\n" for row in manifest))
+    rows = []
+    for name, (script, form, voice, hertz, stop) in TAKES.items():
+        if hertz:
+            flac(
+                tmp_path / "results/generate/audio" / f"{name}.flac",
+                hertz,
+                4 if form == "dialogue" else 1,
+            )
+        rows.append(
+            {
+                "name": name, "script": script, "form": form, "voice": voice, "seed": int(name[-1]),
+                "text": "Hello there." if form != "dialogue" else "Hello there. Hello there.", "language": "en",
+                "reference": str(references.get(voice, "")), "recording": "", "stop": stop, "retries": 0,
+            }
+        )  # fmt: skip
+    generate = tmp_path / "results/generate"
+    write_table(generate / "utterances.csv", rows)
+    chunks = [
+        {"name": "talk-s0", "speaker": "0", "start": 0, "end": 2 * RATE, "text": "[SPEAKER0] Hello there."},
+        {"name": "talk-s0", "speaker": "1", "start": 2 * RATE, "end": 4 * RATE, "text": "[SPEAKER1] Hello there."},
+        {"name": "long-s0", "speaker": "", "start": 0, "end": RATE, "text": "Hello there."},
+    ]  # fmt: skip
+    write_table(generate / "chunks.csv", chunks)
+    origin = {"checkpoint": "nano", "model": "m", "codec": "c", "set": "default", "data": "d"}
+    said = {
+        "provenance": origin,
+        "sampling": {"temperature": 0.4, "seed": 0},
+        "seeds": [0, 1],
+        "empty": 1,
+    }
+    write_json(generate / "summary.json", said | {"mean_seconds": 1.0})
+    distances = {"language": "en", "clips": 3, "mel_db": 1.0, "stft": 2.0, "si_sdr_db": 3.0}
+    tokenized = {"recordings": str(listing), "languages": [distances]}
+    write_json(tmp_path / "results/tokenize/summary.json", tokenized)
+    return read_results(tmp_path / "results")
+
+
+def sha(path) -> str:
+    import hashlib
+
+    return hashlib.sha256(path.read_bytes()).hexdigest()
+
+
+@pytest.fixture
+def rows(results):
+    return list(Listener(PANEL, pace={"en": 0.1}).judge_all(gather(results, ["en"])))
+
+
+def test_anchors_stand_beside_what_was_generated(results, rows):
+    assert Counter(row["group"] for row in rows) == {RECORDED: 3, ROUND_TRIP: 3, GENERATED: 6}
+    by_name = {(row["group"], row["name"]): row for row in rows}
+    human = by_name[RECORDED, "r1"]
+    assert human["similarity"] > 0.99 and human["similarity_to_others"] < human["similarity"]
+    assert by_name[RECORDED, "r3"]["similarity"] is None  # the only recording of its speaker
+    assert by_name[ROUND_TRIP, "r1"]["similarity"] < 0.95
+    take = by_name[GENERATED, "a-s0"]
+    assert (take["voice"], take["form"], take["seed"], take["cap_hit"]) == (
+        "ada",
+        "smart_voice",
+        0,
+        False,
+    )
+    assert take["similarity"] == pytest.approx(1, abs=1e-3) and take["similarity_to_others"] < 1
+    assert by_name[GENERATED, "a-s1"]["cap_hit"] is True
+    assert by_name[GENERATED, "b-s1"]["status"] == "missing"
+    assert by_name[GENERATED, "talk-s0"]["similarity"] is None  # two speakers have no reference
+    predicted = {
+        item.name: item.predict for item in gather(results, ["en"], 1) if item.group == GENERATED
+    }
+    assert predicted["a-s0"] and not predicted["a-s1"]
+
+
+def test_a_second_system_is_judged_beside(results, tmp_path):
+    other = tmp_path / "theirs"
+    flac(other / "a-s0.flac", 200)
+    flac(other / "a-s1.flac", 200)
+    flac(other / "b.flac", 900)
+    (group,) = {i.group for i in gather(results, ["en"], second_system=other)} - {
+        RECORDED,
+        ROUND_TRIP,
+        GENERATED,
+    }
+    items = [i for i in gather(results, ["en"], second_system=other) if i.group == group]
+    assert group == "second system: theirs"
+    assert [i.name for i in items] == ["a-s0", "a-s1", "b", "talk", "long"]
+    judged = list(Listener(PANEL).judge_all(items))
+    assert [row["status"] for row in judged] == ["ok", "ok", "ok", "missing", "missing"]
+    with pytest.raises(
+        FileNotFoundError, match=r"nowhere is no folder; it should hold SCRIPT\.flac"
+    ):
+        gather(results, ["en"], second_system=tmp_path / "nowhere")
+
+
+def test_missing_stages_are_named(tmp_path):
+    with pytest.raises(FileNotFoundError, match="run `dvc repro tokenize` first"):
+        read_results(tmp_path)
+
+
+def test_turns_and_stretches(results):
+    first, second = judge_dialogues(results, PANEL)
+    assert (first["speaker"], second["speaker"]) == ("ada", "ben")
+    assert first["text"] == "Hello there." and first["wer_percent"] == 0
+    assert (
+        first["attributed_right"] is True and second["attributed_right"] is False
+    )  # ada speaks both
+    (stretch,) = judge_long_forms(results, PANEL)
+    assert (stretch["name"], stretch["wer_percent"], stretch["seams"]) == ("long-s0", 0, 0)
+
+
+def test_what_is_shown(results, rows, tmp_path):
+    summary = summarise(rows, 200, 0)
+    judges = PANEL.names(short=True)
+    lines = {line["metric"]: line for line in report.by_metric(summary, judges)}
+    wer = next(line for title, line in lines.items() if title.startswith("WER %, all errors"))
+    assert set(wer) == {"metric", RECORDED, ROUND_TRIP, GENERATED} and wer[RECORDED] == "0.0"
+    assert not any("predicted" in title for title in lines)  # nobody predicted
+    counts = {line["count"]: line[GENERATED] for line in report.by_count(summary)}
+    assert (counts["utterances"], counts["missing"], counts["stopped by the frame cap"]) == (
+        6,
+        1,
+        1,
+    )
+    made, caption = report.by_group(summary, judges)
+    assert "Ear, Pitch" in caption and made[0]["WER %"] == "0.0"
+    order = report.ranked(rows)
+    assert order[0]["name"] == "b-s1" and order[0]["wer_percent"] == 100
+    assert [fault["name"] for fault in report.faults(rows)] == ["b-s1"]
+    origin = report.provenance(results, PANEL, results.tokenized["recordings"])
+    assert origin["sampling"] == {"temperature": 0.4} and origin["judges"]["recogniser"] == Ear.name
+    closing = report.metrics(results, summary, origin)
+    assert closing["recordings_wer_percent"] == 0 and closing["codec_mel_db"] == 1
+    assert closing["generated_n"] == 6 and closing["provenance"]["data"] == "d"
+    assert "Words misheard" in report.headline(summary)._repr_html_()
+    opening = report.opening(origin, ["dnsmos: install <it>"])._repr_html_()
+    assert "the small default" in opening and "install &lt;it&gt;" in opening
+
+
+@pytest.mark.parametrize(
+    ("text", "heard", "shown"),
+    [
+        ("The cat sat.", "the cat sat", "the cat sat"),
+        (
+            "The cat sat.",
+            "the dog sat down",
+            "the <del>cat</del> <ins>dog</ins> sat <ins>down</ins>",
+        ),
+        ("The cat sat.", "the sat", "the <del>cat</del> sat"),
+        ("The cat.", "", "<del>the cat</del> <ins></ins>"),
+        ("The cat.", None, "<del>the cat</del> <ins></ins>"),
+    ],
+)
+def test_transcript_diff(text, heard, shown):
+    assert report.transcript_diff(text, heard)._repr_html_() == shown
+
+
+def test_cards_have_what_was_said_and_a_player(rows):
+    page = report.cards(report.ranked(rows))._repr_html_()
+    assert page.count('class="card"') == 6 and page.count("<audio") == 5 and "no sound" in page
+    assert page.count("<img alt=") == 5
+
+
+def test_parts_of_what_was_generated(rows):
+    parts = report.parts_of(rows, 100, 0)
+    assert [row["group"] for row in parts["voice"]] == ["ada", "ada ben", "ben"]
+    assert [row["n"] for row in parts["form"]] == [1, 1, 4] and len(parts["length"]) == 1
+
+
+@pytest.fixture
+def two_runs(rows, tmp_path):
+    """A run, and the same with one text heard wrong; each with its provenance."""
+    worse = [dict(row) for row in rows]
+    for row in worse:
+        if row["script"] == "a":
+            row |= {"word_errors": 2, "wer_percent": 100.0, "heard": "no"}
+    for name, table in (("one", rows), ("two", worse)):
+        folder = tmp_path / name
+        folder.mkdir()
+        write_rows(folder / "utterances.parquet", table)
+        origin = {
+            "judges": PANEL.names(),
+            "sampling": {"temperature": 0.4 if name == "one" else 1.2},
+        }
+        write_json(folder / "provenance.json", origin)
+    return tmp_path / "one", tmp_path / "two"
+
+
+def compare(*words: str):
+    command = [sys.executable, "-m", "higgs", "compare", *words, "--resamples", "200"]
+    return subprocess.run(command, capture_output=True, text=True, cwd=ROOT)
+
+
+def test_compare_writes_a_page(two_runs, tmp_path):
+    one, two = two_runs
+    out = tmp_path / "pages" / "compare.html"
+    same = compare(str(one), str(one), "--out", str(out))
+    assert same.returncode == 0, same.stderr
+    assert "No difference" in same.stdout and "1.000" in same.stdout
+    done = compare(str(one), str(two), "--out", str(out))
+    assert done.returncode == 0, done.stderr
+    page = out.read_text()
+    assert "temperature" in page and "Texts that changed most" in page and "Hello there." in page
+    assert "data:image/png" in page and "http" not in page.replace("http-equiv", "")
+
+
+def test_compare_says_what_it_cannot_find(two_runs, tmp_path):
+    gone = compare(str(two_runs[0]), "no-such-revision")
+    assert (
+        gone.returncode == 1 and "no folder, no revision of Git, and no experiment" in gone.stderr
+    )
+    empty = tmp_path / "empty"
+    empty.mkdir()
+    lacking = compare(str(two_runs[0]), str(empty))
+    assert lacking.returncode == 1 and "holds no utterances table" in lacking.stderr
+
+
+def test_verdicts_and_names_of_folders(two_runs, tmp_path, monkeypatch):
+    assert compare_page.find(str(two_runs[0]), tmp_path) == two_runs[0]
+    nested = tmp_path / "run"
+    (nested / "results/evaluate").mkdir(parents=True)
+    assert compare_page.find(str(nested), tmp_path) == nested / "results/evaluate"
+    row = {"metric": "wer_percent", "title": "WER", "a": 1.0, "b": 2.0, "difference": 1.0}
+    row |= {"low": 0.5, "high": 1.5, "p": 0.0001, "p_holm": 0.02, "verdict": "A is better"}
+    assert compare_page.cells(row)[3:6] == ["+1.0 [0.5, 1.5]", "<0.001", "0.020"]
+
+
+def test_speed_has_a_page_of_its_own(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    assert speed.main() == 1 and "run `dvc repro` first" in capsys.readouterr().err
+    write_json("results/generate/timing.json", {"generation_seconds": 12.5, "times_real_time": 3.0})
+    assert speed.main() == 0
+    page = (tmp_path / "reports/speed.html").read_text()
+    assert "12.5" in page and "times real time" in page and "torch" in page
