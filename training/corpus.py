@@ -67,8 +67,18 @@ def wordnet_sentences(folder: Path) -> list[str]:
     return sorted(found)
 
 
+def trimmed(audio: np.ndarray) -> np.ndarray:
+    """[L], whole frames -> the frames from one before to two behind those within 45 dB of the loudest."""
+    frames = audio.astype(np.float32).reshape(-1, HOP_LENGTH)
+    power = (frames**2).mean(1)
+    (loud,) = np.nonzero(power > power.max(initial=0.0) * 10**-4.5)
+    if not len(loud):
+        return audio
+    return frames[max(0, loud[0] - 1) : loud[-1] + 3].reshape(-1)
+
+
 def speak(teacher, text: str, speaker: Speaker, speed: float, seed: int) -> np.ndarray:
-    """-> int16 [L], L a multiple of the codec's hop, peak at -3 dBFS."""
+    """-> int16 [L], L a multiple of the codec's hop, peak at -3 dBFS, without the silence before and behind."""
     from hibari import dsp
 
     rng, parts = np.random.default_rng(seed), []
@@ -83,7 +93,7 @@ def speak(teacher, text: str, speaker: Speaker, speed: float, seed: int) -> np.n
     if speaker.formant != 1.0:
         played_at = round(SAMPLE_RATE * speaker.formant)
         audio = resample(torch.from_numpy(audio), played_at, SAMPLE_RATE).numpy()
-    audio = np.pad(audio, (0, -len(audio) % HOP_LENGTH))
+    audio = trimmed(np.pad(audio, (0, -len(audio) % HOP_LENGTH)))
     peak = max(float(np.abs(audio).max(initial=0.0)), 1e-6)
     return (audio * (0.7 * 32767 / peak)).astype(np.int16)
 
@@ -141,7 +151,7 @@ def make_shard(job: tuple[int, list[str], Path]) -> float:
         for number, text in enumerate(texts):
             speaker = choose_speaker(rng)
             audio = speak(teacher, text, speaker, rng.uniform(0.92, 1.12), index * 100_000 + number)
-            if not 0.6 * SAMPLE_RATE <= len(audio) <= 12 * SAMPLE_RATE:
+            if not 0.3 * SAMPLE_RATE <= len(audio) <= 12 * SAMPLE_RATE:
                 continue
             pcm.write(audio.tobytes())
             rows.append(

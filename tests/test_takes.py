@@ -1,0 +1,138 @@
+"""Many requests: batched equal to one by one, kept as they come, and a public set's path from list to table."""
+
+import json
+
+import pytest
+import torch
+from spoken import clips
+
+from higgs.audio import save_audio
+from higgs.config import SamplingConfig
+from higgs.data.scripts import read_scripts, script_file
+from higgs.evaluate import sets
+from higgs.evaluate.gather import GENERATED, OF_THE_SET, gather, read_results
+from higgs.evaluate.judges import make_panel
+from higgs.evaluate.protocols import Listener
+from higgs.evaluate.summary import summarise
+from higgs.serve import takes
+from higgs.serve.engine import Engine
+from higgs.serve.takes import read_take, speak_all, work_folder
+
+SAMPLING = SamplingConfig(temperature=0.4, top_k=20, top_p=1.0)
+
+
+@pytest.fixture(scope="module")
+def engine(nano):
+    return Engine.from_pretrained(nano / "model", nano / "codec", device="cpu")
+
+
+@pytest.fixture
+def scripts(tmp_path):
+    rows = [
+        {"id": "a", "form": "smart_voice", "voice": "ada", "text": "It is late."},
+        {"id": "b", "form": "smart_voice", "voice": "ben", "text": "Turn left at the light."},
+        {"id": "c", "form": "long_form", "voice": "ada", "text": "One day. Two days.",
+         "chunks": {"max_words": 2, "context_chunks": 0}},
+    ]  # fmt: skip
+    path = tmp_path / "scripts.jsonl"
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return read_scripts(path, "data/voices")
+
+
+def speak(engine, scripts, folder, limit=40):
+    requests = [(script, seed) for script in scripts for seed in (0, 1)]
+    return {take.name: take for take in speak_all(engine, requests, SAMPLING, limit, folder)}
+
+
+def test_a_killed_run_goes_on_and_ends_with_the_same(engine, scripts, tmp_path, monkeypatch):
+    whole = speak(engine, scripts, tmp_path / "whole")
+    assert sorted(whole) == ["a-s0", "a-s1", "b-s0", "b-s1", "c-s0", "c-s1"]
+    assert all(take.fresh and len(take.waveform) for take in whole.values())
+    assert len(whole["c-s0"].chunks) == 2 and not whole["a-s0"].chunks
+
+    monkeypatch.setattr(takes, "AT_ONCE", 1)  # one by one gives what a batch gives
+    requests = [(script, seed) for script in scripts for seed in (0, 1)]
+    first = [next(speak_all(engine, requests, SAMPLING, 40, tmp_path / "cut"))]
+    (tmp_path / "cut" / "b-s0.safetensors").write_bytes(b"half a file")
+    rest = speak(engine, scripts, tmp_path / "cut")
+    assert [name for name, take in rest.items() if not take.fresh] == [first[0].name]
+    for name, take in rest.items():
+        assert torch.equal(take.codes, whole[name].codes) and take.row == whole[name].row
+        assert torch.allclose(take.waveform, whole[name].waveform, atol=1e-5)
+        assert take.chunks == whole[name].chunks
+
+
+def test_a_request_that_cannot_be_spoken_is_an_empty_take(engine, scripts, tmp_path, monkeypatch):
+    for name in ("generate", "generate_batch"):
+        spoken = getattr(Engine, name)
+
+        def refuse(self, asked, *rest, spoken=spoken, **more):
+            if "Turn left" in str(asked):
+                raise ValueError("too long")
+            return spoken(self, asked, *rest, **more)
+
+        monkeypatch.setattr(Engine, name, refuse)
+    made = speak(engine, scripts[:2], tmp_path)
+    assert (made["b-s0"].row["stop"], made["b-s0"].row["note"]) == ("error", "too long")
+    assert not len(made["b-s0"].waveform) and len(made["a-s0"].waveform)
+    assert read_take(tmp_path / "b-s0.safetensors").row == made["b-s0"].row
+
+
+def test_other_settings_have_another_folder(tmp_path):
+    folders = {work_folder(tmp_path, {"temperature": t, "model": m}) for t in (0.4, 0.5) for m in "ab"}  # fmt: skip
+    assert len(folders) == 4 and work_folder("a", {"x": 1}) == work_folder("a", {"x": 1})
+
+
+def test_sets_by_name():
+    assert script_file("default").name == "default.jsonl"
+    with pytest.raises(
+        FileNotFoundError, match=r"no set 'defualt'; there are: default, full, long, quick"
+    ):
+        script_file("defualt")
+
+
+@pytest.mark.parametrize(("name", "count"), [("default", 40), ("full", 120), ("quick", 7)])
+def test_shipped_sets_can_be_spoken(name, count):
+    found = read_scripts(script_file(name), "data/voices")
+    assert len(found) == count and len({script.text for script in found}) == count
+    single = [s for s in found if s.form in ("smart_voice", "voice_clone")]
+    assert all(s.reference and s.reference.is_file() for s in single)
+
+
+def test_a_public_set_from_its_list_to_a_table(engine, tmp_path):
+    """Two recordings as SeedTTS-Eval lays out its own: spoken by the default checkpoint, judged beside the people."""
+    folder = tmp_path / "look-alike" / "en"
+    (folder / "wavs").mkdir(parents=True)
+    (folder / "prompt-wavs").mkdir()
+    chosen, prompt = sorted(clips("en"), key=lambda c: len(c.waveform))[:2], clips("en")[3]
+    save_audio(folder / "prompt-wavs" / "prompt.wav", prompt.waveform[:72_000], 24_000)
+    lines = []
+    for item in chosen:
+        save_audio(folder / "wavs" / f"{item.id}.wav", item.waveform, 24_000)
+        lines.append(f"{item.id}|{prompt.text}|prompt-wavs/prompt.wav|{item.text}")
+    (folder / "meta.lst").write_text("\n".join(lines) + "\n")
+    assert sets.main(["seed-tts-eval", str(folder)]) == 0
+    scripts = read_scripts(folder / "meta.jsonl", "data/voices")
+    made = list(speak_all(engine, [(s, 0) for s in scripts], SAMPLING, 60, tmp_path / "work"))
+    write_results(tmp_path / "results", made)
+    items = gather(read_results(tmp_path / "results"), ["en"])
+    items = [item for item in items if item.group in (GENERATED, OF_THE_SET)]
+    assert [item.group for item in items] == [OF_THE_SET] * 2 + [GENERATED] * 2
+    panel = make_panel("moonshine-tiny-en", "ge2e")
+    rows = list(Listener(panel).judge_all(items))
+    assert all(row["status"] == "ok" and row["similarity"] is not None for row in rows)
+    people, ours = summarise(rows, 100, 0)
+    assert people["seedtts_wer_percent"] < 30 and ours["n"] == 2
+
+
+def write_results(folder, made):
+    """As the stages leave them."""
+    from higgs.cells import write_json, write_table
+
+    write_table(folder / "generate/utterances.csv", [take.row for take in made])
+    for take in made:
+        path = folder / "generate/audio" / f"{take.name}.flac"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        save_audio(path, take.waveform, 24_000)
+    write_json(folder / "generate/summary.json", {})
+    write_json(folder / "tokenize/summary.json", {"recordings": "data/recordings/manifest.jsonl"})
