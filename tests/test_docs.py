@@ -22,7 +22,8 @@ from higgs.cells import STAGE_VARIABLE
 from higgs.config import CodecConfig, ModelConfig
 from higgs.data.chunks import ChunkOptions
 from higgs.delay import add_stream_ids, delayed_segment
-from higgs.params import SCALARS, SECTIONS, parse_yaml, read_params
+from higgs.evaluate.tables import read_rows
+from higgs.params import BORROWED, SCALARS, SECTIONS, parse_yaml, read_params
 from higgs.serve.engine import Response
 
 DOCS = ROOT / "docs"
@@ -146,7 +147,8 @@ def test_the_configuration_is_that_of_the_code(section):
     cls = next(iter(SECTIONS.values())) if section == "scalars" else SECTIONS[section]
     names = SCALARS if section == "scalars" else tuple(params[section])
     hints = typing.get_type_hints(cls)
-    assert {f.name for f in dataclasses.fields(cls)} == {*SCALARS, *names} or section == "scalars"
+    fields = {f.name for f in dataclasses.fields(cls)}
+    assert fields == {*SCALARS, *names, *BORROWED.get(section, {})} or section == "scalars"
     defaults = params if section == "scalars" else params[section]
     table = [
         (key.strip("`"), kind.strip("`"), value.strip("`")) for key, kind, value, _ in rows(part)
@@ -178,6 +180,8 @@ def test_the_result_tables_have_the_columns_of_the_page(clone, first_run):
     written = sorted((clone / "results").glob("*/*.csv"))
     found = {str(p.relative_to(clone / "results")): p.read_text().splitlines()[0] for p in written}
     heads = {name: head.split(",") for name, head in found.items()}
+    judged = "evaluate/utterances.parquet"
+    heads[judged] = list(read_rows(clone / "results" / judged)[0])
     assert heads == {n: c for n, c in described.items() if n in heads or "chunks" not in n}
 
 

@@ -10,6 +10,7 @@ import math
 import statistics
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, fields, replace
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -71,6 +72,18 @@ class LongResponse(Response):
             }
             for index, spoken in enumerate(self.chunks)
         ]
+
+
+def in_seconds(
+    chunks: Sequence[dict[str, Any]], sample_rate: int
+) -> list[dict[str, str | int | float]]:
+    """Rows of chunks -> the columns that people look at, with times in seconds."""
+    columns = ("name", "chunk", "speaker", "border", "start", "end", "stop", "text")
+    return [
+        {key: row[key] for key in columns}
+        | {end: round(row[end] / sample_rate, 2) for end in ("start", "end")}
+        for row in chunks
+    ]
 
 
 class SilentChunk(ValueError):
