@@ -43,6 +43,9 @@ class Html:
     def __init__(self, content: str):
         self.content = content
 
+    def __repr__(self) -> str:
+        return "Html"  # the usual one has an address, which no second run repeats
+
     def _repr_html_(self) -> str:
         return self.content
 
