@@ -54,8 +54,9 @@ def check_int8(dtype: torch.dtype) -> None:
 class Decoder:
     """`rows` requests at once, each at most `positions` long; `burst` steps between two looks of the host.
 
-    Eager on the CPU, every row is computed as if it were alone, to the last bit in float32. Compiled, or recorded as
-    CUDA graphs, shapes are fixed: rows go in powers of two, and attention reads what the longest row needs, rounded up.
+    Eager on the CPU, a row is computed as if it were alone: its numbers agree to the last bits of float32, which some
+    CPUs round by the shape of a product, so that draws agree. Compiled, or recorded as CUDA graphs, shapes are fixed:
+    rows go in powers of two, and attention reads what the longest row needs, rounded up.
     """
 
     def __init__(
@@ -97,7 +98,7 @@ class Decoder:
         if length + limit > self.positions:
             raise ValueError(
                 f"a prompt of {length} positions and {limit} new tokens need {length + limit}, but the engine was set "
-                f"up for {self.positions}: ask for fewer, or raise max_positions"
+                f"up for {self.positions}: ask for fewer, speak it in chunks, or raise max_positions"
             )
 
     @torch.inference_mode()

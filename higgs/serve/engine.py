@@ -139,8 +139,8 @@ def choose_dtype(name: str | torch.dtype, device: torch.device) -> torch.dtype:
 class Engine:
     """`Engine.from_pretrained(model=..., tokenizer=...).generate(sample, sampling)` -> a `Response`.
 
-    Requests of all methods, from any threads, run together. In float32 on the CPU one request's codes are the same to
-    the last bit, whatever runs beside it. The model's weights are taken as they are when the first request comes.
+    Requests of all methods, from any threads, run together. In float32 on the CPU one request's codes do not depend on
+    what runs beside it. The model's weights are taken as they are when the first request comes.
     """
 
     def __init__(
