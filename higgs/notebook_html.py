@@ -50,7 +50,7 @@ del { color: #a3301f; }
 ins { color: #0b5cad; text-decoration: none; font-style: italic; }
 @media (max-width: 40rem) { body { font-size: 15px; } main { padding: .6rem .7rem 3rem; }
   h1 { font-size: 1.5rem; } td audio { width: 12rem; }
-  .card { grid-template-columns: 1fr; } }
+  .card { grid-template-columns: 1fr; } table { font-size: .78rem; } th, td { padding: .2rem .3rem; } }
 @media print { main { max-width: none; padding: 0; } details.code:not([open]) { display: none; }
   figure, tr, img, .output_area { break-inside: avoid; } h2, h3 { break-after: avoid; } }
 """

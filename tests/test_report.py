@@ -13,6 +13,7 @@ from spoken import RATE, sine
 from higgs.audio import save_audio
 from higgs.cells import write_json, write_table
 from higgs.evaluate import compare_page, report, speed
+from higgs.evaluate.dialogue import summarise_dialogues
 from higgs.evaluate.gather import (
     GENERATED,
     RECORDED,
@@ -190,6 +191,8 @@ def test_turns_and_stretches(results):
     assert (
         first["attributed_right"] is True and second["attributed_right"] is False
     )  # ada speaks both
+    lines = report.by_speaker(summarise_dialogues([first, second]))
+    assert lines[0]["right voice %"] == "100 [21, 100]" and lines[-1]["turns"] == 2
     (stretch,) = judge_long_forms(results, PANEL)
     assert (stretch["name"], stretch["wer_percent"], stretch["seams"]) == ("long-s0", 0, 0)
 
@@ -211,6 +214,7 @@ def test_what_is_shown(results, rows, tmp_path):
     assert "Ear, Pitch" in caption and made[0]["WER %"] == "0.0"
     order = report.ranked(rows)
     assert order[0]["name"] == "b-s1" and order[0]["wer_percent"] == 100
+    assert [row["wer_percent"] for row in report.best(order, 2)] == [0, 0]
     assert [fault["name"] for fault in report.faults(rows)] == ["b-s1"]
     origin = report.provenance(results, PANEL, results.tokenized["recordings"])
     assert origin["sampling"] == {"temperature": 0.4} and origin["judges"]["recogniser"] == Ear.name

@@ -132,6 +132,33 @@ def ranked(rows: Sequence[Row]) -> list[Row]:
     return sorted(scored, key=lambda row: (-row["wer_percent"], -row["words"], row["name"]))
 
 
+def best(order: Sequence[Row], count: int) -> list[Row]:
+    """Those heard without an error, the longest texts first."""
+    return sorted(order, key=lambda row: (row["wer_percent"], -row["words"], row["name"]))[:count]
+
+
+def by_speaker(summary: Sequence[Row]) -> list[Row]:
+    """What `summarise_dialogues` says, under short titles."""
+    rows = []
+    for row in summary:
+        share = row["attributed_right_percent"]
+        ends = [row[f"attributed_right_{end}"] for end in ("low", "high")]
+        rows.append(
+            {
+                "speaker": row["speaker"],
+                "turns": row["turns"],
+                "WER %": row["wer_percent"],
+                "similarity": row["similarity"],
+                "within": row["similarity_within"],
+                "apart": row["dissimilarity"],
+                "right voice %": None
+                if share is None
+                else f"{share:.0f} [{ends[0]:.0f}, {ends[1]:.0f}]",
+            }
+        )
+    return rows
+
+
 def faults(rows: Sequence[Row]) -> list[Row]:
     """Utterances that something is said of: what is missing, could not be judged, or was judged in part."""
     return [
@@ -168,9 +195,7 @@ def card(row: Row, player: Any, picture: Any) -> str:
         numbers.append(f"similarity {row['similarity']:.2f}")
     if row["length_ratio"] is not None:
         numbers.append(f"length {row['length_ratio']:.2f}")
-    facts = ", ".join(
-        [row["form"], row["voice"], *numbers] if row["voice"] else [row["form"], *numbers]
-    )
+    facts = ", ".join(fact for fact in (row["form"], row["voice"], *numbers) if fact)
     sound = f"{player._repr_html_()}{picture._repr_html_()}" if player else "<p>no sound</p>"
     words = transcript_diff(row["text"], row["heard"], row["language"])._repr_html_()
     return (
