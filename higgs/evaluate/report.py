@@ -58,7 +58,7 @@ def provenance(results: Results, panel: Panel, recordings: str | Path) -> dict[s
         "sampling": {k: v for k, v in given["sampling"].items() if k != "seed"},
         "seeds": given["seeds"],
         "judges": panel.names(),
-        "versions": {name: version(name) for name in PACKAGES},
+        "versions": {name: version(name).partition("+")[0] for name in PACKAGES},
     }
 
 
