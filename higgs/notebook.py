@@ -189,6 +189,8 @@ def execute(source: Path, values: dict[str, Any], scratch: Path, failed: Path) -
             stderr_file=sys.stderr,
             iopub_timeout=60,
             config=Config({"KernelManager": {"transport": transport}}),
+            # A kernel that is shut down says that it was interrupted, as if something had gone wrong.
+            extra_arguments=["--IPKernelApp.log_level=50"],
         )
     except PapermillExecutionError as error:
         problem = concise_traceback(error.traceback)
