@@ -170,9 +170,14 @@ def test_a_second_system_is_judged_beside(results, tmp_path):
     }
     items = [i for i in gather(results, ["en"], second_system=other) if i.group == group]
     assert group == "second system: theirs"
-    assert [i.name for i in items] == ["a-s0", "a-s1", "b", "talk", "long"]
+    assert [i.name for i in items] == ["a-s0", "a-s1", "b", "talk-s0", "long-s0"]
     judged = list(Listener(PANEL).judge_all(items))
     assert [row["status"] for row in judged] == ["ok", "ok", "ok", "missing", "missing"]
+    (other / "a-s1.flac").unlink()
+    (other / "b.flac").unlink()
+    flac(other / "b-s1.flac", 900)
+    items = [i for i in gather(results, ["en"], second_system=other) if i.group == group]
+    assert [i.name for i in items if i.path is None] == ["a-s1", "b-s0", "talk-s0", "long-s0"]
     with pytest.raises(
         FileNotFoundError, match=r"nowhere is no folder; it should hold SCRIPT\.flac"
     ):

@@ -124,26 +124,29 @@ def _of_the_set(takes: Sequence[dict[str, str]], generated: Sequence[Utterance])
 
 
 def _second(folder: Path, generated: Sequence[Utterance]) -> list[Utterance]:
-    """Another system's speech: `SCRIPT-sSEED.flac` for each take, or `SCRIPT.flac` once; .wav as well.
+    """Another system's speech: `SCRIPT.flac` once, or `SCRIPT-sSEED.flac` for each take; .wav as well.
 
-    A text that it has no file for is missing, and counts. Raises FileNotFoundError without the folder.
+    A seed that it has for one script it should have for all; what it lacks is missing, and counts. Raises
+    FileNotFoundError without the folder.
     """
     if not folder.is_dir():
         raise FileNotFoundError(
             f"evaluate.second_system: {folder} is no folder; it should hold SCRIPT.flac or SCRIPT-sSEED.flac for each "
             "script of the set"
         )
+
+    def sound(name: str) -> Path | None:
+        paths = [folder / f"{name}{suffix}" for suffix in SUFFIXES]
+        return next((path for path in paths if path.is_file()), None)
+
     group, found = f"second system: {folder.name}", {}
+    seeds = {item.seed for item in generated if sound(item.name)}
     for item in generated:
-        takes = [folder / f"{item.name}{suffix}" for suffix in SUFFIXES]
-        once = [folder / f"{item.script}{suffix}" for suffix in SUFFIXES]
-        path = next((path for path in takes if path.is_file()), None)
-        if path is not None:
-            found[item.name] = _beside(item, group, path, predict=item.predict)
-            continue
-        single = next((path for path in once if path.is_file()), None)
-        if single is not None or not any(i.script == item.script for i in found.values()):
-            found[item.script] = _beside(item, group, single, name=item.script, seed=None)
+        once = sound(item.script)
+        if once is None and item.seed in seeds:
+            found[item.name] = _beside(item, group, sound(item.name), predict=item.predict)
+        elif once is not None or not seeds:
+            found[item.script] = _beside(item, group, once, name=item.script, seed=None)
     return list(found.values())
 
 
