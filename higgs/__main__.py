@@ -334,7 +334,7 @@ def compare_parser(commands: argparse._SubParsersAction) -> None:
     pair.add_argument("b", metavar="B", help=where)
     for name, default, what in (
         ("--group", "generated", "which utterances"),
-        ("--cluster", "script", "what is drawn again: script, or speaker"),
+        ("--cluster", "script", "what is drawn again: script, speaker or voice"),
         ("--resamples", 10_000, "of texts"),
         ("--seed", 0, "of the resampling"),
         ("--out", Path("reports/compare.html"), "the page"),

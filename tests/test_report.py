@@ -303,6 +303,8 @@ def test_compare_says_what_it_cannot_find(two_runs, tmp_path):
     assert (
         gone.returncode == 1 and "no folder, no revision of Git, and no experiment" in gone.stderr
     )
+    odd = compare(str(two_runs[0]), str(two_runs[0]), "--cluster", "seed")
+    assert odd.returncode == 1 and "cluster: expected one of script, speaker, voice" in odd.stderr
     empty = tmp_path / "empty"
     empty.mkdir()
     lacking = compare(str(two_runs[0]), str(empty))

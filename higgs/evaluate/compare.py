@@ -11,6 +11,7 @@ from higgs.evaluate.statistics import holm, paired_difference
 from higgs.evaluate.summary import METRICS, Metric, values_of
 from higgs.evaluate.tables import Row, find_table, read_rows
 
+CLUSTERS = ("script", "speaker", "voice")
 TABLE, PROVENANCE = "utterances", "provenance.json"
 
 
@@ -44,6 +45,8 @@ def compare(
 
     Raises FileNotFoundError for a folder without a table, ValueError where no script is in both.
     """
+    if cluster not in CLUSTERS:
+        raise ValueError(f"cluster: expected one of {', '.join(CLUSTERS)}, got {cluster!r}")
     tables = [read_rows(find_table(folder, TABLE)) for folder in (folder_a, folder_b)]
     provenance = tuple(_provenance(folder) for folder in (folder_a, folder_b))
     chosen = [chosen_rows(table, group) for table in tables]
