@@ -16,6 +16,8 @@ from pathlib import Path
 import torch
 import transformers
 
+from higgs.evaluate.speed import cpu_name
+
 Times = tuple[float, float]  # wall and CPU
 Measure = Callable[[], Times]
 
@@ -108,11 +110,10 @@ def rows_of(case: str, times: dict[str, list[Times]], pairs: list[tuple[str, str
 def machine(arguments: argparse.Namespace) -> str:
     gpu = torch.cuda.get_device_name() if torch.cuda.is_available() else None
     about = Path("/proc/cpuinfo").read_text().splitlines()
-    names = [line.split(":")[1].strip() for line in about if "model name" in line]
     flags = next((line.split() for line in about if line.startswith("flags")), [])
     has = [flag for flag in ("avx512_bf16", "avx512_vnni", "amx_bf16") if flag in flags]
     return json.dumps({
-        "cpu": names[0] if names else platform.machine(), "has": has, "gpu": gpu, "torch": torch.__version__,
+        "cpu": cpu_name(), "has": has, "gpu": gpu, "torch": torch.__version__,
         "transformers": transformers.__version__, "python": platform.python_version(),
         "threads": arguments.threads, "repeats": arguments.repeats,
         "load": Path("/proc/loadavg").read_text().split()[0], "date": time.strftime("%Y-%m-%d"),

@@ -103,6 +103,18 @@ def to_html(notebook: NotebookNode, title: str) -> str:
     return page
 
 
+def bare_page(title: str, body: str) -> str:
+    """HTML that is no notebook, as a page of the same looks. Raises NotSelfContained."""
+    page = (
+        '<!doctype html>\n<html lang="en"><head><meta charset="utf-8">'
+        '<meta name="viewport" content="width=device-width, initial-scale=1">'
+        f"<title>{html.escape(title)}</title><style>{page_style()}</style></head>"
+        f"<body><main>{body}</main></body></html>\n"
+    )
+    check_self_contained(page)
+    return page
+
+
 def check_self_contained(page: str) -> None:
     """Raises NotSelfContained, naming each element of the page that would load something.
 

@@ -35,12 +35,14 @@ def _finish(figure: Figure) -> Figure:
     return figure
 
 
+def _decibels(waveform: Tensor, sample_rate: int) -> np.ndarray:
+    """[L] -> mel spectrogram [bands, frames] in dB."""
+    return log_mel(waveform.detach().cpu(), sample_rate).numpy() / np.log(10) * 20
+
+
 def mel_comparison(waveforms: Mapping[str, Tensor], sample_rate: int = 24_000) -> Figure:
     """Mel spectrograms one above the other on one scale of time and level; names become titles."""
-    mels = {
-        name: log_mel(w.detach().cpu(), sample_rate).numpy() / np.log(10) * 20
-        for name, w in waveforms.items()
-    }
+    mels = {name: _decibels(w, sample_rate) for name, w in waveforms.items()}
     top = max(mel.max() for mel in mels.values())
     figure, axes = plt.subplots(
         len(mels), 1, figsize=(9, 1.9 * len(mels)), sharex=True, squeeze=False, layout="constrained"
@@ -161,26 +163,12 @@ def intervals(
     return _finish(figure)
 
 
-def histogram(
-    groups: Mapping[str, Sequence[float]], xlabel: str, title: str = "", bins: int = 20
-) -> Figure:
-    """The distributions of several groups, side by side on common bins."""
-    figure, axis = plt.subplots(figsize=(7.5, 2.8), layout="constrained")
-    colours = plt.cm.viridis(np.linspace(0.1, 0.8, len(groups)))
-    axis.hist(list(groups.values()), bins=bins, label=list(groups), color=colours)
-    axis.set(xlabel=xlabel, ylabel="utterances", title=title)
-    axis.legend(frameon=False)
-    return _finish(figure)
-
-
-def strips(
-    panels: Mapping[str, Mapping[str, Sequence[float]]], title: str = "", columns: int = 2
-) -> Figure:
+def strips(panels: Mapping[str, Mapping[str, Sequence[float]]]) -> Figure:
     """What is measured -> group -> values: a point for each value, a line at the median, one panel for each measure."""
-    count = -(-len(panels) // columns)
+    count = -(-len(panels) // 2)
     most = max(len(groups) for groups in panels.values())
     figure, axes = plt.subplots(
-        count, columns, figsize=(9, count * (0.9 + 0.5 * most)), squeeze=False, layout="constrained"
+        count, 2, figsize=(9, count * (0.9 + 0.5 * most)), squeeze=False, layout="constrained"
     )
     for axis in axes.flat[len(panels) :]:
         axis.set_visible(False)
@@ -197,13 +185,12 @@ def strips(
                 markersize=4,
                 markeredgewidth=0,
             )
-            middle = float(np.median(values)) if len(values) else None
-            if middle is not None:
+            if len(values):
+                middle = float(np.median(values))
                 axis.plot([middle, middle], [place - 0.4, place + 0.4], color=ACCENT, linewidth=2)
         axis.set(yticks=range(len(groups)), yticklabels=list(groups), xlabel=name)
         axis.set_ylim(len(groups) - 0.4, -0.6)
         axis.grid(axis="x", color=PALE)
-    figure.suptitle(title, x=0.01, ha="left", fontsize=10)
     return _finish(figure)
 
 
@@ -227,7 +214,7 @@ def differences(rows: Sequence[Mapping[str, Any]]) -> Figure:
 
 def small_spectrogram(waveform: Tensor, sample_rate: int = 24_000) -> Figure:
     """Mel spectrogram without axes, to stand beside a player; its length is that of the sound."""
-    mel = log_mel(waveform.detach().cpu(), sample_rate).numpy() / np.log(10) * 20
+    mel = _decibels(waveform, sample_rate)
     figure, axis = plt.subplots(figsize=(3.4, 1.0), dpi=80)
     axis.imshow(
         mel, origin="lower", aspect="auto", cmap="magma", vmin=mel.max() - 80, vmax=mel.max()

@@ -190,7 +190,7 @@ def test_missing_stages_are_named(tmp_path):
 
 
 def test_turns_and_stretches(results):
-    first, second = judge_dialogues(results, PANEL)
+    first, second = judge_dialogues(results, Listener(PANEL))
     assert (first["speaker"], second["speaker"]) == ("ada", "ben")
     assert first["text"] == "Hello there." and first["wer_percent"] == 0
     assert (
@@ -198,7 +198,7 @@ def test_turns_and_stretches(results):
     )  # ada speaks both
     lines = report.by_speaker(summarise_dialogues([first, second]))
     assert lines[0]["right voice %"] == "100 [21, 100]" and lines[-1]["turns"] == 2
-    (stretch,) = judge_long_forms(results, PANEL)
+    (stretch,) = judge_long_forms(results, Listener(PANEL))
     assert (stretch["name"], stretch["wer_percent"], stretch["seams"]) == ("long-s0", 0, 0)
 
 
@@ -221,7 +221,7 @@ def test_what_is_shown(results, rows, tmp_path):
     assert order[0]["name"] == "b-s1" and order[0]["wer_percent"] == 100
     assert [row["wer_percent"] for row in report.best(order, 2)] == [0, 0]
     assert [fault["name"] for fault in report.faults(rows)] == ["b-s1"]
-    origin = report.provenance(results, PANEL, results.tokenized["recordings"])
+    origin = report.provenance(results, PANEL)
     assert origin["sampling"] == {"temperature": 0.4} and origin["judges"]["recogniser"] == Ear.name
     closing = report.metrics(results, summary, origin)
     assert closing["recordings_wer_percent"] == 0 and closing["codec_mel_db"] == 1

@@ -22,7 +22,6 @@ import torch
 from corpus import ADA, BEN, KIT, SAMPLE_RATE, Speaker, speak
 from measures import (
     centroid,
-    cpu_name,
     error_rates,
     mean,
     nearest,
@@ -41,6 +40,7 @@ from higgs.data.chunks import Chunk, ChunkOptions, chunk_text
 from higgs.data.recordings import read_recordings
 from higgs.data.voices import Voice, speaker_prompt
 from higgs.evaluate.judges import make_judge, make_speaker_encoder
+from higgs.evaluate.speed import cpu_name
 from higgs.files import replacing
 from higgs.hub import fingerprint
 from higgs.serve.engine import Engine, EngineConfig, Response

@@ -1,7 +1,6 @@
 """What the examination counts: rates with their intervals, nearest voices, and how they are written down."""
 
 import json
-import platform
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -75,14 +74,6 @@ def plain_rate(judge: Any, texts: Sequence[str], clips: Sequence[Tensor]) -> flo
         for text, clip in zip(texts, clips, strict=True)
     ]
     return sum(w.errors for w in words) / sum(w.total for w in words)
-
-
-def cpu_name() -> str:
-    try:
-        lines = Path("/proc/cpuinfo").read_text().splitlines()
-    except OSError:
-        return platform.processor()
-    return next((s.partition(": ")[2] for s in lines if s.startswith("model name")), "unknown")
 
 
 def rounded(value: Any) -> Any:

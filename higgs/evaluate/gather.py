@@ -8,12 +8,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from torch import Tensor
+
 from higgs.audio import load_audio
 from higgs.data.recordings import Recording, read_recordings
 from higgs.evaluate.dialogue import Turn, judge_dialogue
-from higgs.evaluate.judges import Panel
 from higgs.evaluate.longform import judge_long
-from higgs.evaluate.protocols import JUDGE_ERRORS, Utterance
+from higgs.evaluate.protocols import Listener, Utterance
 from higgs.evaluate.tables import Row
 
 RECORDED, ROUND_TRIP, GENERATED = "recordings", "recordings through the codec", "generated"
@@ -150,9 +151,10 @@ def _second(folder: Path, generated: Sequence[Utterance]) -> list[Utterance]:
     return list(found.values())
 
 
-def judge_dialogues(results: Results, panel: Panel) -> list[Row]:
+def judge_dialogues(results: Results, listener: Listener) -> list[Row]:
     """One row for each turn of the dialogues that were spoken turn by turn, whose borders are known."""
     rows: list[Row] = []
+    voices = _references(results, listener)
     for take in results.takes:
         chunks = [chunk for chunk in results.chunks if chunk["name"] == take["name"]]
         path = results.audio(take["name"])
@@ -169,8 +171,8 @@ def judge_dialogues(results: Results, panel: Panel) -> list[Row]:
             for chunk in chunks
         ]  # fmt: skip
         rows += judge_dialogue(
-            panel, take["name"], waveform, rate, turns, _references(results, panel, names), take["language"]
-        )  # fmt: skip
+            listener.panel, take["name"], waveform, rate, turns, voices, take["language"]
+        )
     return rows
 
 
@@ -178,26 +180,19 @@ def _voice_of(number: int, names: Sequence[str]) -> str:
     return names[number] if number < len(names) else f"SPEAKER{number}"
 
 
-def _references(results: Results, panel: Panel, names: Sequence[str]) -> dict[str, Any]:
-    """Embeddings of the voices of a dialogue, out of the references of takes in one voice."""
-    found = {}
-    for row in results.takes:
-        if (
-            row["voice"] in names
-            and row["reference"]
-            and row["voice"] not in found
-            and panel.speaker
-        ):
-            try:
-                found[row["voice"]] = panel.speaker.embed(*load_audio(row["reference"]))
-            except JUDGE_ERRORS:  # the table of utterances has a note of it
-                continue
-    return found
+def _references(results: Results, listener: Listener) -> dict[str, Tensor]:
+    """Embeddings of the voices that takes in one voice have a reference of; one that cannot be used has none."""
+    if listener.panel.speaker is None:
+        return {}
+    paths = {row["voice"]: row["reference"] for row in results.takes if row["reference"]}
+    found = {voice: listener.reference_voice(Path(path)) for voice, path in paths.items()}
+    return {voice: vector for voice, vector in found.items() if not isinstance(vector, str)}
 
 
-def judge_long_forms(results: Results, panel: Panel) -> list[Row]:
+def judge_long_forms(results: Results, listener: Listener) -> list[Row]:
     """One row for each stretch of at most 10 s of what was spoken in chunks by one voice."""
     rows: list[Row] = []
+    voices = _references(results, listener)
     for take in results.takes:
         path = results.audio(take["name"])
         if take["form"] != "long_form" or path is None:
@@ -205,8 +200,8 @@ def judge_long_forms(results: Results, panel: Panel) -> list[Row]:
         waveform, rate = load_audio(path)
         starts = [int(c["start"]) for c in results.chunks if c["name"] == take["name"]]
         seams = [start for start in starts if 0 < start < len(waveform)]
-        reference = _references(results, panel, [take["voice"]]).get(take["voice"])
         rows += judge_long(
-            panel, take["name"], waveform, rate, take["text"], reference, seams, take["language"]
-        )
+            listener.panel, take["name"], waveform, rate, take["text"], voices.get(take["voice"]), seams,
+            take["language"],
+        )  # fmt: skip
     return rows

@@ -171,19 +171,19 @@ class Listener:
     def _compare_voices(self, item: Utterance, voice: Tensor, notes: list[str]) -> Row:
         found: Row = {}
         if item.reference is not None:
-            wanted = self._voice(item.reference)
+            wanted = self.reference_voice(item.reference)
             if isinstance(wanted, str):
                 notes.append(wanted)
             else:
                 found["similarity"] = similarity(voice, wanted)
-        others = [self._voice(path) for path in item.others]
+        others = [self.reference_voice(path) for path in item.others]
         notes += [other for other in others if isinstance(other, str)]
         alike = [similarity(voice, other) for other in others if not isinstance(other, str)]
         if alike:
             found["similarity_to_others"] = sum(alike) / len(alike)
         return found
 
-    def _voice(self, path: Path) -> Tensor | str:
+    def reference_voice(self, path: Path) -> Tensor | str:
         """The embedding of a reference recording, or why there is none."""
         if path not in self._voices:
             try:

@@ -50,11 +50,11 @@ class Html:
         return self.content
 
 
-def provenance(results: Results, panel: Panel, recordings: str | Path) -> dict[str, Any]:
+def provenance(results: Results, panel: Panel) -> dict[str, Any]:
     """Everything that the numbers depend on, by name or by hash."""
-    given = results.generated
+    given, recordings = results.generated, Path(results.tokenized["recordings"])
     return given["provenance"] | {
-        "recordings": hashlib.sha256(Path(recordings).read_bytes()).hexdigest()[:16],
+        "recordings": hashlib.sha256(recordings.read_bytes()).hexdigest()[:16],
         "sampling": {k: v for k, v in given["sampling"].items() if k != "seed"},
         "seeds": given["seeds"],
         "judges": panel.names(),
@@ -124,11 +124,7 @@ def known(rows: Sequence[Row], column: str) -> list[float]:
 
 def ranked(rows: Sequence[Row]) -> list[Row]:
     """The generated utterances that are scored, from the worst WER down; longer texts first among equals."""
-    scored = [
-        row
-        for row in of_group(rows, GENERATED)
-        if row["wer_percent"] is not None and row["status"] not in NOT_SCORED
-    ]
+    scored = [row for row in of_group(rows, GENERATED) if row["wer_percent"] is not None]
     return sorted(scored, key=lambda row: (-row["wer_percent"], -row["words"], row["name"]))
 
 
@@ -188,33 +184,29 @@ def transcript_diff(text: str, heard: str | None, language: str = "en") -> Html:
     return Html(" ".join(pieces))
 
 
-def card(row: Row, player: Any, picture: Any) -> str:
-    """One utterance to read and to hear; without sound there is no player."""
+def cards(rows: Sequence[Row]) -> Html:
+    """Utterances one below the other, to read and to hear."""
+    return Html("".join(_card(row) for row in rows))
+
+
+def _card(row: Row) -> str:
+    """Without sound there is no player and no spectrogram."""
     numbers = [f"WER {row['wer_percent']:.0f} %"]
     if row["similarity"] is not None:
         numbers.append(f"similarity {row['similarity']:.2f}")
     if row["length_ratio"] is not None:
         numbers.append(f"length {row['length_ratio']:.2f}")
     facts = ", ".join(fact for fact in (row["form"], row["voice"], *numbers) if fact)
-    sound = f"{player._repr_html_()}{picture._repr_html_()}" if player else "<p>no sound</p>"
+    sound = "<p>no sound</p>"
+    if row["seconds"]:
+        heard = load_audio(row["path"])
+        drawn = picture(png(small_spectrogram(*heard)), f"spectrogram of {row['name']}")
+        sound = audio_player(*heard)._repr_html_() + drawn._repr_html_()
     words = transcript_diff(row["text"], row["heard"], row["language"])._repr_html_()
     return (
         f'<div class="card"><div><b>{html.escape(row["name"])}</b> <small>{html.escape(facts)}</small>'
         f"<p>{html.escape(row['text'])}</p><p>{words}</p></div><div>{sound}</div></div>"
     )
-
-
-def cards(rows: Sequence[Row]) -> Html:
-    """Utterances one below the other, with a player and a spectrogram where there is sound."""
-    made = []
-    for row in rows:
-        if not row["seconds"]:
-            made.append(card(row, None, None))
-            continue
-        sound = load_audio(row["path"])
-        drawn = picture(png(small_spectrogram(*sound)), f"spectrogram of {row['name']}")
-        made.append(card(row, audio_player(*sound), drawn))
-    return Html("".join(made))
 
 
 def parts_of(rows: Sequence[Row], resamples: int, seed: int) -> dict[str, list[Row]]:
@@ -233,10 +225,9 @@ def parts_of(rows: Sequence[Row], resamples: int, seed: int) -> dict[str, list[R
 
 def headline(summary: Sequence[Row]) -> Html:
     """The one sentence that somebody in a hurry reads."""
-    rates = {row["group"]: row for row in summary}
     said = [
-        f"{group} {row['wer_percent']:.1f} % ({row['wer_percent_low']:.1f} to {row['wer_percent_high']:.1f})"
-        for group, row in rates.items()
+        f"{row['group']} {row['wer_percent']:.1f} % ({row['wer_percent_low']:.1f} to {row['wer_percent_high']:.1f})"
+        for row in summary
         if row["wer_percent"] is not None
     ]
     if not said:
@@ -275,17 +266,27 @@ def metrics(results: Results, summary: Sequence[Row], origin: Mapping[str, Any])
 def codec_tables(results: Results) -> tuple[list[Row], list[Row]]:
     """What the tokenize stage measured: mean distances by the number of codebooks, and how evenly codes are used."""
     folder, columns = results.folder / "tokenize", ("mel_db", "stft", "si_sdr_db", "stoi")
-    rows = read_csv(folder / "reconstruction.csv")
+    rows = [
+        {name: _number(row[name]) for name in ("codebooks", *columns)}
+        for row in read_csv(folder / "reconstruction.csv")
+    ]
     distances = []
-    for count in sorted({int(row["codebooks"]) for row in rows}):
-        some = [row for row in rows if int(row["codebooks"]) == count]
+    for count in sorted({row["codebooks"] for row in rows}):
+        some = [row for row in rows if row["codebooks"] == count]
         means: Row = {"codebooks": count, "clips": len(some)}
         for name in columns:
-            values = [float(row[name]) for row in some if row[name]]
+            values = known(some, name)
             means[name] = sum(values) / len(values) if values else None
         distances.append(means)
     usage = [
-        {name: float(row[name]) if "." in row[name] else int(row[name]) for name in row}
+        {name: _number(value) for name, value in row.items()}
         for row in read_csv(folder / "usage.csv")
     ]
     return distances, usage
+
+
+def _number(cell: str) -> int | float | None:
+    """A cell of a table of numbers; empty where nothing is known."""
+    if not cell:
+        return None
+    return int(cell) if cell.lstrip("-").isdigit() else float(cell)

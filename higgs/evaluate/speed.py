@@ -12,7 +12,7 @@ from importlib.metadata import version
 from pathlib import Path
 
 from higgs.cells import write_atomically
-from higgs.notebook_html import check_self_contained, page_style
+from higgs.notebook_html import bare_page
 
 PAGE = Path("reports/speed.html")
 TITLES = {
@@ -25,17 +25,20 @@ TITLES = {
 }
 
 
-def machine() -> dict[str, str]:
-    """What the times depend on."""
+def cpu_name() -> str:
+    """The processor's model, or its kind where the system does not say."""
     try:
         lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
     except OSError:
         lines = []
-    cpu = next(
-        (s.partition(": ")[2] for s in lines if s.startswith("model name")), platform.machine()
-    )
+    names = (line.partition(": ")[2] for line in lines if line.startswith("model name"))
+    return next(names, platform.machine())
+
+
+def machine() -> dict[str, str]:
+    """What the times depend on."""
     return {
-        "processor": cpu,
+        "processor": cpu_name(),
         "cores that may be used": str(len(os.sched_getaffinity(0))),
         "Python": platform.python_version(),
         "torch": version("torch"),
@@ -64,14 +67,12 @@ def to_page(results: Path) -> str:
     facts = "".join(
         f"<tr><td>{name}</td><td>{html.escape(v)}</td></tr>" for name, v in machine().items()
     )
-    return (
-        '<!doctype html>\n<html lang="en"><head><meta charset="utf-8">'
-        '<meta name="viewport" content="width=device-width, initial-scale=1">'
-        f"<title>Speed</title><style>{page_style()}</style></head><body><main><h1>Speed</h1>"
-        "<p>Times of the last run of each stage, on this machine. A stage that DVC took from its cache keeps those "
-        "of the run that made it, if that was here. For comparisons there is <code>benchmarks/</code>.</p>"
+    return bare_page(
+        "Speed",
+        "<h1>Speed</h1><p>Times of the last run of each stage, on this machine. A stage that DVC took from its cache "
+        "keeps those of the run that made it, if that was here. For comparisons there is <code>benchmarks/</code>.</p>"
         f"<table>{facts}</table><table><thead><tr><th>stage</th><th>what</th><th></th></tr></thead>"
-        f"<tbody>{''.join(rows)}</tbody></table></main></body></html>\n"
+        f"<tbody>{''.join(rows)}</tbody></table>",
     )
 
 
@@ -81,7 +82,6 @@ def main() -> int:
     except FileNotFoundError as error:
         sys.stderr.write(f"{error}\n")
         return 1
-    check_self_contained(page)
     PAGE.parent.mkdir(exist_ok=True)
     write_atomically(PAGE, page)
     sys.stdout.write(f"times: {PAGE}\n")

@@ -75,6 +75,7 @@ def speak_all(
     that cannot be spoken becomes an empty take that says why in `note`.
     """
     folder = Path(folder)
+    # By the limit that a batch shares; 0 is what is spoken in chunks.
     todo: dict[int, list[Request]] = {}
     for request in requests:
         script, seed = request
@@ -85,8 +86,9 @@ def speak_all(
             limit = 0 if script.chunks else script.max_new_tokens or max_new_tokens
             todo.setdefault(limit, []).append(request)
     for limit, group in todo.items():
-        for start in range(0, len(group), AT_ONCE if limit else 1):
-            some = group[start : start + (AT_ONCE if limit else 1)]
+        at_once = AT_ONCE if limit else 1
+        for start in range(0, len(group), at_once):
+            some = group[start : start + at_once]
             for spoken in _speak(engine, some, sampling, limit or max_new_tokens):
                 write_take(folder / f"{spoken.name}.safetensors", spoken)
                 yield spoken
