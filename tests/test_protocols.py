@@ -555,7 +555,7 @@ def test_seed_tts_eval_becomes_a_manifest(seed_tts, capsys):
     assert request.messages[-1].role == "user" and third.wanted_voice().transcript == prompt.text
     assert sets.convert_seed_tts_eval(seed_tts) == read_rows(seed_tts / "meta.jsonl")
 
-    panel = make_panel("moonshine-tiny-en", "ge2e")
+    panel = make_panel("moonshine-tiny-en-float32", "ge2e")
     if panel.absent:
         pytest.skip(panel.absent[0])
     items = [item.utterance("recordings", item.recording) for item in (first, second, third)]
