@@ -99,7 +99,7 @@ class Taste:
     name, short = "Taste 1.0 (made up)", "Taste"
 
     def rate(self, waveform, sample_rate):
-        return {"overall": 3.0, "signal": 4.0, "background": 2.0, "p808": 3.5}
+        return {"overall": 3.0, "signal": 4.0, "background": 2.0, "p808": 3.4999993}
 
 
 @pytest.fixture
