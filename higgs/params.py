@@ -119,6 +119,8 @@ class EvaluateParams(StageParams):
     naturalness_takes: int
     languages: list[str]
     second_system: str | None
+    jitter_clips: int | None
+    jitter_copies: int
     bootstrap_resamples: int
     coverage_trials: int
     players: int
@@ -135,6 +137,13 @@ class EvaluateParams(StageParams):
         _require(
             self.naturalness_takes >= 0, "naturalness_takes", "0 or more", self.naturalness_takes
         )
+        _require(
+            self.jitter_clips is None or self.jitter_clips >= 0,
+            "jitter_clips",
+            "null or 0 or more",
+            self.jitter_clips,
+        )
+        _require(self.jitter_copies >= 1, "jitter_copies", "1 or more", self.jitter_copies)
         _require(self.coverage_trials >= 1, "coverage_trials", "1 or more", self.coverage_trials)
         _require(self.players >= 0, "players", "0 or more", self.players)
 

@@ -34,6 +34,10 @@ HEARD = (OK, TOO_LONG)
 FAILED = (MISSING, SILENT, UNREADABLE)  # of the system: every word is missing
 NOT_SCORED = (NO_WORDS, ANOTHER_SCRIPT, DUPLICATE, NOT_JUDGED)  # of the set, or of the judge
 SILENCE_DBFS = -70.0
+# onnxruntime chooses its arithmetic by the processor, and nothing pins it: of equal input DNSMOS makes scores that differ
+# by 7e-7 between AVX-512 and AVX2. Two decimals hold what is the same on both, but for a score that lies so near to the
+# border of two roundings: one in 15,000, so about one report in a hundred has one. (With three, one report in ten.)
+MOS_DECIMALS = 2
 QUALITIES = ("overall", "signal", "background", "p808")
 # What a judge may raise about a waveform; anything else is a fault of ours and stops the run.
 JUDGE_ERRORS = (ValueError, RuntimeError, OSError, *ONNX_ERRORS)
@@ -165,7 +169,7 @@ class Listener:
         if item.predict and (
             scores := ask(panel.naturalness, lambda j: j.rate(waveform, rate), notes)
         ):
-            found |= {f"mos_{name}": scores.get(name) for name in QUALITIES}
+            found |= {f"mos_{name}": _rounded(scores.get(name)) for name in QUALITIES}
         return found
 
     def _compare_voices(self, item: Utterance, voice: Tensor, notes: list[str]) -> Row:
@@ -217,6 +221,10 @@ class Listener:
 
     def _not_scored(self, item: Utterance, status: str, note: str) -> Row:
         return self._blank(item, status) | {"note": note}
+
+
+def _rounded(score: float | None) -> float | None:
+    return None if score is None else round(score, MOS_DECIMALS)
 
 
 def once(items: Iterable[Utterance]) -> Iterator[tuple[Utterance, bool]]:
