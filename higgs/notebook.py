@@ -148,18 +148,22 @@ def stage_environment(
     Yields a scratch folder, which also holds the kernel's sockets and its IPython profile.
     """
     with tempfile.TemporaryDirectory(prefix="higgs-") as scratch:
-        changes = {
-            STAGE_VARIABLE: stage,
-            "PYTHONHASHSEED": "0",
-            # tqdm misses its widgets, which a stage has no use for.
-            "PYTHONWARNINGS": "ignore:IProgress not found",
-            "JUPYTER_RUNTIME_DIR": scratch,
-            # A kernel named python3 in the home folder may belong to another Python, and a profile
-            # may run anything.
-            "JUPYTER_PREFER_ENV_PATH": "1",
-            "IPYTHONDIR": scratch,
-            "MPLBACKEND": "module://matplotlib_inline.backend_inline",
-        } | environment(repeatable) | ({WORKERS: str(workers)} if workers else {})
+        changes = (
+            {
+                STAGE_VARIABLE: stage,
+                "PYTHONHASHSEED": "0",
+                # tqdm misses its widgets, which a stage has no use for.
+                "PYTHONWARNINGS": "ignore:IProgress not found",
+                "JUPYTER_RUNTIME_DIR": scratch,
+                # A kernel named python3 in the home folder may belong to another Python, and a profile
+                # may run anything.
+                "JUPYTER_PREFER_ENV_PATH": "1",
+                "IPYTHONDIR": scratch,
+                "MPLBACKEND": "module://matplotlib_inline.backend_inline",
+            }
+            | environment(repeatable)
+            | ({WORKERS: str(workers)} if workers else {})
+        )
         saved = {name: os.environ.get(name) for name in (*changes, "COLUMNS")}
         os.environ.update(changes)
         os.environ.pop("COLUMNS", None)

@@ -33,30 +33,57 @@ def usable_cores(quota: Path = Path("/sys/fs/cgroup/cpu.max")) -> int:
     return max(1, cores)
 
 
-def in_order(
-    load: Callable[[], Callable[[S], T]], items: Sequence[S], workers: int | None = None
-) -> Iterator[T]:
-    """As `map(load(), items)`, in so many processes, each of which calls `load` once and computes as this one does.
+class Workers:
+    """Processes that stay: `load` is called once in each, and what it returns maps an item to its result.
 
-    None: as many as params.yaml says, or one for each usable core. With one worker, or one item, everything happens in
-    this process. `load`, items and results are pickled. An error of an item is raised where its result would come;
-    RuntimeError where a process dies.
+    As many as params.yaml says, or one for each usable core. They start with the first items, compute as this process
+    does, and end with it, or with `close`. A single worker is this process itself. `load`, items and results are
+    pickled.
     """
-    wanted = workers or int(os.environ.get(WORKERS, "0")) or usable_cores()
-    workers = min(wanted, len(items))
-    if workers <= 1:
-        yield from map(load(), items) if items else ()
-        return
-    context = multiprocessing.get_context("spawn")
-    pool = ProcessPoolExecutor(workers, context, _start, (load, pinned()))
+
+    def __init__(self, load: Callable[[], Callable[[Any], Any]], count: int | None = None):
+        self.load = load
+        self.count = count or int(os.environ.get(WORKERS, "0")) or usable_cores()
+        self._make: Callable[[Any], Any] | None = None
+        self._pool: ProcessPoolExecutor | None = None
+
+    def map(self, items: Sequence[Any]) -> Iterator[Any]:
+        """-> the results, in the items' order. An item's error is raised where its result would come.
+
+        Raises RuntimeError where a process dies.
+        """
+        if not items:
+            return
+        if self.count == 1:
+            self._make = self._make or self.load()
+            yield from map(self._make, items)
+            return
+        if self._pool is None:
+            context = multiprocessing.get_context("spawn")
+            self._pool = ProcessPoolExecutor(self.count, context, _start, (self.load, pinned()))
+        try:
+            yield from map(pickle.loads, self._pool.map(_run, items))
+        except BrokenProcessPool as error:
+            raise RuntimeError(
+                f"one of {self.count} worker processes died (out of memory?): run again, with fewer `workers`"
+            ) from error
+
+    def close(self) -> None:
+        """Ends the processes; what they have not begun is dropped."""
+        if self._pool is not None:
+            self._pool.shutdown(cancel_futures=True)
+            self._pool = None
+
+
+def in_order(
+    load: Callable[[], Callable[[S], T]], items: Sequence[S], count: int | None = None
+) -> Iterator[T]:
+    """`Workers(load, count).map(items)`, by workers that end with it."""
+    workers = Workers(load, count if len(items) > 1 else 1)
     try:
-        yield from map(pickle.loads, pool.map(_run, items))
-    except BrokenProcessPool as error:
-        raise RuntimeError(
-            f"one of {workers} worker processes died (out of memory?): run again, with fewer `workers`"
-        ) from error
+        yield from workers.map(items)
     finally:
-        pool.shutdown(cancel_futures=True)
+        workers.close()
 
 
 def _start(load: Callable[[], Callable[[S], T]], repeatable: bool) -> None:

@@ -267,7 +267,9 @@ def test_lock_says_by_how_much_contents_differ(tmp_path):
         waveform = torch.full((2400,), 0.25)
         waveform[7] = sample / 32768
         save_audio(folder / "a.flac", waveform, 24_000)
-        save_codes(folder / "c.safetensors", {"x": torch.tensor([[code]]), "y": torch.tensor([[3]])})
+        save_codes(
+            folder / "c.safetensors", {"x": torch.tensor([[code]]), "y": torch.tensor([[3]])}
+        )
         write_rows(folder / "r.parquet", [{"name": "x", "n": 1}, {"name": "y", "n": code}])
         (folder / "t.csv").write_text(f"a\n{code}\n")
         (folder / "same.txt").write_text("same")

@@ -42,7 +42,9 @@ def surroundings():
 def test_results_come_in_order_whatever_the_number_of_workers(workers):
     made = list(in_order(partial(powers, 2), range(8), workers))
     assert [number for number, _ in made] == [x * x for x in range(8)]
-    assert all(torch.equal(tensor, torch.full((2,), float(x))) for x, (_, tensor) in enumerate(made))
+    assert all(
+        torch.equal(tensor, torch.full((2,), float(x))) for x, (_, tensor) in enumerate(made)
+    )
     assert list(in_order(partial(powers, 2), [], workers)) == []
 
 
@@ -109,7 +111,9 @@ def hashes(*emulator: str, options: tuple[str, ...] = ()) -> subprocess.Popen:
 
 @pytest.mark.slow
 @pytest.mark.skipif(not can_pin(), reason="this processor has no AVX2: nothing is pinned")
-@pytest.mark.skipif(shutil.which("qemu-x86_64") is None, reason="needs qemu-x86_64 (Debian: qemu-user)")
+@pytest.mark.skipif(
+    shutil.which("qemu-x86_64") is None, reason="needs qemu-x86_64 (Debian: qemu-user)"
+)
 def test_the_same_bits_on_every_processor(nano):
     """Encode, decode, 25 steps of generation, logits and every judge: here, and on two emulated processors."""
     running = {"here": hashes()} | {

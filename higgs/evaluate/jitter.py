@@ -7,13 +7,14 @@ measured here on the same clips with dither, and never averaged into a rate.
 
 import hashlib
 from collections.abc import Sequence
-from typing import Any
+from dataclasses import dataclass
+from pathlib import Path
 
 import torch
 from torch import Tensor
 
 from higgs.audio import load_audio
-from higgs.evaluate.protocols import OK, ask, in_order, text_scores
+from higgs.evaluate.protocols import OK, Listener, ask, text_scores
 from higgs.evaluate.tables import Row
 
 UNIT = 1 / 32768  # of 16 bits
@@ -43,33 +44,42 @@ def choose(rows: Sequence[Row], count: int | None) -> list[Row]:
     return chosen
 
 
-def jitter(
-    recogniser: Any, clips: Sequence[Row], copies: int, seed: int, workers: int = 1
-) -> list[Row]:
-    """Judged rows -> a row for each of so many dithered copies of each clip: what is heard now, and errors of both.
+@dataclass(frozen=True)
+class NoisyCopy:
+    """A judged row of a clip, to be heard once more with the noise of this `seed` and `copy`."""
 
-    `clips` are as `Listener.judge` makes them; what they say was heard is what a copy is compared with. A copy that
-    the recogniser fails on counts as one in which nothing was heard. Same clips and seed, same noise.
-    """
+    clip: Row
+    copy: int
+    seed: int
 
-    def again(task: tuple[Row, int]) -> Row:
-        clip, copy = task
+    @property
+    def files(self) -> tuple[Path, ...]:
+        return (Path(self.clip["path"]),)
+
+    def judge(self, listener: Listener) -> list[Row]:
+        """One row: what is heard now and what was before, and the errors of both.
+
+        A copy that the recogniser fails on counts as one in which nothing was heard.
+        """
+        clip, recogniser = self.clip, listener.panel.recogniser
         waveform, rate = load_audio(clip["path"])
-        noisy = dithered(waveform, f"{seed}/{clip['group']}/{clip['name']}/{copy}")
+        noisy = dithered(waveform, f"{self.seed}/{clip['group']}/{clip['name']}/{self.copy}")
         heard = ask(recogniser, lambda j: j.transcribe(noisy, rate, clip["language"]), []) or ""
         row = {name: clip[name] for name in ("group", "name", "script", "words", "word_errors")}
-        row |= {"copy": copy, "heard": clip["heard"], "heard_dithered": heard}
+        row |= {"copy": self.copy, "heard": clip["heard"], "heard_dithered": heard}
         row["changed"] = heard != clip["heard"]
         scores = text_scores(clip["text"], heard, clip["language"])
-        return row | {"word_errors_dithered": scores["word_errors"]}
+        return [row | {"word_errors_dithered": scores["word_errors"]}]
 
-    return list(
-        in_order(again, [(clip, copy) for clip in clips for copy in range(copies)], workers)
-    )
+
+def noisy_copies(rows: Sequence[Row], count: int | None, copies: int, seed: int) -> list[NoisyCopy]:
+    """Judged rows -> `copies` of each of the clips that `choose` takes."""
+    clips = choose(rows, count)
+    return [NoisyCopy(clip, copy, seed) for clip in clips for copy in range(copies)]
 
 
 def summarise_jitter(rows: Sequence[Row]) -> list[Row]:
-    """Rows of `jitter` -> one for each group: how many transcripts changed, WER, and its least and largest by copy."""
+    """Rows of noisy copies -> one for each group: transcripts changed, WER, its least and largest by copy."""
     found = []
     for group in dict.fromkeys(row["group"] for row in rows):
         some = [row for row in rows if row["group"] == group]

@@ -69,9 +69,13 @@ def choose_requests(
 ) -> list[Request]:
     """Every script with the first seed, and `repeated` of them (None: all) with the others too, in the scripts' order.
 
-    Those are chosen by a hash of their ids, so that they stay the same where scripts are added or stand in another order.
+    Those are chosen by a hash of their ids, so that another order of the scripts changes nothing.
     """
-    shuffled = sorted((s.id for s in scripts), key=lambda name: hashlib.sha256(name.encode()).digest())
+
+    def by_hash(name: str) -> bytes:
+        return hashlib.sha256(name.encode()).digest()
+
+    shuffled = sorted((s.id for s in scripts), key=by_hash)
     chosen = set(shuffled[:repeated])
     return [(s, seed) for s in scripts for seed in (seeds if s.id in chosen else seeds[:1])]
 
