@@ -16,7 +16,6 @@ from conftest import GOLDEN
 from spoken import RATE, clip, clips, made_pair, noise, with_noise
 
 from higgs.audio import load_audio, resample, save_audio
-from higgs.evaluate import jitter as jitters
 from higgs.evaluate import judges, speaker, wheels
 from higgs.evaluate.jitter import choose, dithered, jitter, jitter_note, summarise_jitter
 from higgs.evaluate.judges import (
@@ -350,7 +349,6 @@ def test_jitter_finds_who_flips_and_nobody_else(tmp_path):
     save_audio(tmp_path / "2.wav", torch.full((240,), 0.95), RATE)  # where the judge fails
     (row,) = jitter(Coin(True), rows[2:3], 1, 0)
     assert row["changed"] and row["heard_dithered"] == "" and row["word_errors_dithered"] == 2
-    assert jitters.UNIT == 2**-15
 
 
 def test_judge_splits_long_clips(recogniser):

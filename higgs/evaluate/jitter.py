@@ -115,8 +115,8 @@ def by_jitter(summary: Sequence[Row]) -> list[Row]:
             "clips": row["clips"],
             "copies of each": row["copies"],
             "transcripts changed, %": row["changed_percent"],
-            "WER % as judged": row["wer_percent"],
-            "WER % of the copies": f"{row['wer_percent_least']:.2f} to {row['wer_percent_largest']:.2f}",
+            "WER % of these clips": row["wer_percent"],
+            "with noise": f"{row['wer_percent_least']:.2f} to {row['wer_percent_largest']:.2f}",
             "moved, points": row["wer_moved"],
         }
         for row in summary

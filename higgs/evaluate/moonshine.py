@@ -121,7 +121,7 @@ class MoonshineTiny(Moonshine):
 
 
 class MoonshineTiny8Bit(Moonshine):
-    """In 8 bits, by onnxruntime: twice as fast, but one transcript in four changes with inaudible noise.
+    """In 8 bits, by onnxruntime: 2.4 times as fast, but one transcript in six changes with inaudible noise.
 
     For comparison with that, and with rates of before; between types of processor its transcripts differ.
     """

@@ -33,9 +33,9 @@ HEARD = (OK, TOO_LONG)
 FAILED = (MISSING, SILENT, UNREADABLE)  # of the system: every word is missing
 NOT_SCORED = (NO_WORDS, ANOTHER_SCRIPT, DUPLICATE, NOT_JUDGED)  # of the set, or of the judge
 SILENCE_DBFS = -70.0
-# onnxruntime chooses its kernels by the processor, and nothing pins it: of equal input DNSMOS makes scores that differ
-# by 7e-7 between AVX-512 and AVX2. Two decimals hold what is the same on both, unless a score lies that near to the
-# border of two roundings: one in 15,000, so one report in a hundred has one. With three decimals, one in ten.
+# onnxruntime chooses its arithmetic by the processor, and nothing pins it: of equal input DNSMOS makes scores that
+# differ by 7e-7 between AVX-512 and AVX2. Two decimals are the same on both, but for a score that lies so near to the
+# border of two roundings: one in 14,000, so about one default report in sixty has one. (With three: one in six.)
 MOS_DECIMALS = 2
 QUALITIES = ("overall", "signal", "background", "p808")
 # What a judge may raise about a waveform; anything else is a fault of ours and stops the run.
