@@ -9,7 +9,7 @@ import pytest
 import torch
 from spoken import RATE, clip, made_pair, noise, sine, with_noise
 
-from higgs.audio import mel_filterbank
+from higgs.audio import mel_filterbank, save_audio
 from higgs.evaluate.metrics import (
     code_usage,
     level_dbfs,
@@ -19,7 +19,7 @@ from higgs.evaluate.metrics import (
     stft_distance,
 )
 from higgs.evaluate.pesq import pesq
-from higgs.evaluate.reconstruction import by_codebooks, compare, mean_of
+from higgs.evaluate.reconstruction import compare, mean_of, round_trips
 from higgs.evaluate.stoi import stoi
 from higgs.evaluate.text import (
     CharacterErrors,
@@ -240,23 +240,32 @@ def test_pesq_is_asked_where_it_is_installed(monkeypatch):
         pesq(x[:5000], x[:5000], RATE)
 
 
-def test_what_each_further_codebook_gives():
-    # A codec whose codebooks are bits of a sample, the first the highest.
-    reference = made_pair(RATE)[0].float()
-    levels = ((reference + 1) * 128).long().clamp(0, 255)
-    codes = torch.stack([(levels >> (7 - bit)) & 1 for bit in range(8)])
+class Bits:
+    """A codec whose codebooks are bits of a sample, the first the highest."""
 
-    def decode(some):
-        place = torch.tensor([2 ** (7 - bit) for bit in range(len(some))])
-        return (some * place[:, None]).sum(dim=0) / 128 - 1 + 0.5 ** len(some)
+    sample_rate = RATE
 
-    rows = by_codebooks(decode, codes, reference[:-10], RATE, [2, 4, 8])
+    def encode(self, waveform, pad_to_hop):
+        assert pad_to_hop
+        levels = ((waveform + 1) * 128).long().clamp(0, 255)
+        return torch.stack([(levels >> (7 - bit)) & 1 for bit in range(8)])
+
+    def decode(self, codes):
+        place = torch.tensor([2 ** (7 - bit) for bit in range(len(codes))])
+        return (codes * place[:, None]).sum(dim=0) / 128 - 1 + 0.5 ** len(codes)
+
+
+def test_what_each_further_codebook_gives(tmp_path):
+    save_audio(tmp_path / "a.wav", made_pair(RATE)[0].float(), RATE)
+    trip = round_trips(Bits, [2, 4, 8], True)(tmp_path / "a.wav")
+    rows = trip.distances
     assert [row["codebooks"] for row in rows] == [2, 4, 8]
     for column, sign in (("mel_db", -1), ("stft", -1), ("si_sdr_db", 1), ("stoi", 1)):
         values = [sign * row[column] for row in rows]
         assert values == sorted(values), column
-    whole = decode(codes)[:-10]
-    assert rows[-1] == {"codebooks": 8} | compare(reference[:-10], whole, RATE)
+    whole = Bits().decode(trip.codes)
+    assert torch.equal(trip.decoded, whole)
+    assert rows[-1] == {"codebooks": 8} | compare(trip.recorded, whole, RATE)
     assert mean_of([*rows, {"codebooks": 8, "stoi": None}], "stoi", codebooks=8) == rows[-1]["stoi"]
     with pytest.raises(ValueError, match="no row has stoi"):
         mean_of([{"codebooks": 8, "stoi": None}], "stoi", codebooks=8)
