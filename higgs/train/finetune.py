@@ -26,10 +26,10 @@ from higgs.hub import read_config, resolve
 from higgs.model.higgs_audio import HiggsAudio
 from higgs.params import Checkpoint
 from higgs.tokens import TokenIds
+from higgs.train.checkpointing import load_state, log, save_state, warmup_stable_decay
 from higgs.train.clips import Clip, Problem, encode_clips, read_clips
 from higgs.train.lora import add_lora, merge_lora, recompute_layers
 from higgs.train.losses import speech_losses
-from higgs.train.schedule import load_state, log, save_state, trapezoid
 
 CODEBOOK_WEIGHTS = (4, 2, 1, 0.6, 0.5, 0.4, 0.3, 0.3)  # as in training from nothing
 
@@ -102,7 +102,7 @@ class FineTuning:
 
     def advance(self, rows: list[Row]) -> dict[str, float]:
         """One step -> its losses. Raises FloatingPointError naming the clips of a batch whose loss is not a number."""
-        factor = trapezoid(self.step, self.config.steps, 10, 0.5)
+        factor = warmup_stable_decay(self.step, self.config.steps, 10, 0.5)
         for group in self.optimizer.param_groups:
             group["lr"] = self.config.rate * factor
         chosen = self.chosen(rows)

@@ -1,7 +1,7 @@
-"""Reading a corpus of speech: shards of int16 samples with one JSON row for each utterance."""
+"""Reading a corpus of speech: shards of int16 samples with one JSON record for each utterance."""
 
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 SAMPLE_RATE = 24_000
-DRAWN = "drawn"
+DRAWN, KOKORO = "drawn", "kokoro"
 
 
 @dataclass(frozen=True)
@@ -25,17 +25,25 @@ class Utterance:
 
 
 class Shards:
-    """`shard-NN.pcm` + `shard-NN.jsonl` in a folder; samples are mapped, not read."""
+    """Every `NAME.pcm` + `NAME.jsonl` in a folder, by name; samples are mapped, not read.
+
+    `training` and `validation` are the indices of utterances; shards for validation are called `validation-*`.
+    """
 
     def __init__(self, folder: str | Path):
-        paths = sorted(Path(folder).glob("shard-*.jsonl"))
+        paths = sorted(Path(folder).glob("*.jsonl"))
         if not paths:
-            raise FileNotFoundError(f"{folder} holds no shard-*.jsonl: make the corpus first")
-        self.samples, self.utterances = [], []
+            raise FileNotFoundError(f"{folder} holds no shards: make the corpus first")
+        self.samples: list[np.ndarray] = []
+        self.utterances: list[Utterance] = []
+        self.training: list[int] = []
+        self.validation: list[int] = []
         for shard, path in enumerate(paths):
             self.samples.append(np.memmap(path.with_suffix(".pcm"), dtype=np.int16, mode="r"))
             for line in path.read_text().splitlines():
                 row = json.loads(line)
+                part = self.validation if path.name.startswith("validation-") else self.training
+                part.append(len(self.utterances))
                 self.utterances.append(
                     Utterance(shard, row["offset"], row["length"], row["text"], row["speaker"])
                 )
@@ -53,33 +61,33 @@ class Shards:
         return torch.from_numpy(piece.astype(np.float32) / 32768)
 
 
-def split(count: int, held_out: int) -> tuple[range, range]:
-    """Indices to train on and the last `held_out` ones, never trained on."""
-    return range(count - held_out), range(count - held_out, count)
-
-
 def group_of(speaker: str) -> str:
-    """A named speaker is a group; all that were drawn at random are one."""
-    return speaker if speaker.isalpha() else DRAWN
+    """A speaker of our own is a group; all of Kokoro's are one (`af_sky+am_onyx@0.9`), and all drawn (`p0.8f0.9`)."""
+    return speaker if speaker.isalpha() else KOKORO if "_" in speaker else DRAWN
 
 
-def balance(groups: Sequence[str], sizes: Sequence[float]) -> list[float]:
-    """Group and size of each utterance -> weights that give each named speaker as much, and those drawn twice that.
+def balance(
+    groups: Sequence[str], sizes: Sequence[float], shares: Mapping[str, float]
+) -> list[float]:
+    """Group and size of each utterance -> weights by which each group is drawn as often as its share (1 by default).
 
     A codec that hears one voice half of the time is good for that voice only.
     """
     totals: dict[str, float] = {}
     for group, size in zip(groups, sizes, strict=True):
         totals[group] = totals.get(group, 0.0) + size
-    shares = {name: (2.0 if name == DRAWN else 1.0) / total for name, total in totals.items()}
-    return [shares[group] * size for group, size in zip(groups, sizes, strict=True)]
+    rates = {name: shares.get(name, 1.0) / total for name, total in totals.items()}
+    return [rates[group] * size for group, size in zip(groups, sizes, strict=True)]
 
 
-def balanced(shards: Shards, indices: range, count: int) -> list[int]:
-    """`count` of the indices, as many of each named speaker, and twice as many of those drawn."""
+def balanced(
+    shards: Shards, indices: Sequence[int], count: int, shares: Mapping[str, float]
+) -> list[int]:
+    """`count` of the indices, or fewer: of each group as many as its share (1 by default), the first ones."""
     groups: dict[str, list[int]] = {}
     for index in indices:
         groups.setdefault(group_of(shards.utterances[index].speaker), []).append(index)
-    shares = {name: 2 if name == DRAWN else 1 for name in groups}
-    unit = count / sum(shares.values())
-    return sorted(i for name, group in groups.items() for i in group[: round(unit * shares[name])])
+    unit = count / sum(shares.get(name, 1.0) for name in groups)
+    return sorted(
+        i for name, group in groups.items() for i in group[: round(unit * shares.get(name, 1.0))]
+    )
