@@ -304,13 +304,29 @@ def taught(corpus, tmp_path_factory):
         patch.setattr(quantizer, "WARM_STEPS", 0)
         made = quantizer_job(folder, corpus)
         made.run()
-    quantizer.code_corpus(made.autoencoder.eval(), Shards(corpus), folder / "codes.pt")
+    quantizer.code_corpus(folder, corpus, TINY_CODEC)
     return folder
+
+
+def test_codes_are_made_once(corpus, taught):
+    """One file for each shard; those of another quantiser are made again."""
+    shards = Shards(corpus)
+    codes, aligned = quantizer.read_codes(taught, shards)
+    for utterance, frames, tokens in zip(shards.utterances, codes, aligned, strict=True):
+        assert frames.shape == (8, utterance.length // 960) and len(tokens) == frames.shape[1]
+    path = taught / "codes/validation-own.pt"
+    before = path.read_bytes()
+    save_state(path, **load_state(path) | {"codes": []})
+    quantizer.code_corpus(taught, corpus, TINY_CODEC)
+    assert load_state(path)["codes"] == []
+    save_state(path, codes=[], aligned=[], made_by="another")
+    quantizer.code_corpus(taught, corpus, TINY_CODEC)
+    assert path.read_bytes() == before
 
 
 @pytest.fixture(scope="module")
 def texts(corpus, taught):
-    return Corpus(Shards(corpus), taught / "codes.pt", text_tokenizer(None))
+    return Corpus(Shards(corpus), taught, text_tokenizer(None))
 
 
 @pytest.fixture
@@ -327,8 +343,8 @@ def started(monkeypatch, corpus, taught, texts):
             (folder / "quantizer.pt").symlink_to(taught / "quantizer.pt")
         if name == "model":
             return ModelJob(folder, texts, steps, seed, config)
-        codes = torch.load(taught / "codes.pt", weights_only=True)["codes"]
-        return codec.JOBS[name](folder, codec.Crops(corpus, codes, 14), steps, seed, 2)
+        codes, _ = quantizer.read_codes(taught, texts.shards)
+        return codec.JOBS[name](folder, codec.Crops(texts.shards, codes, 14), steps, seed, 2)
 
     return start
 
@@ -416,16 +432,23 @@ def test_short_conversations_come_first(started, texts, tmp_path):
 
 def test_conversations_of_phonemes_know_what_is_spoken(corpus, taught, tmp_path):
     """With a lexicon, whose words are now and then spelled: the token at a frame is the one aligned."""
-    stored = torch.load(taught / "codes.pt", weights_only=True)
-    said = marked_texts([u.text for u in Shards(corpus).utterances], LEXICON)
+    shards, said = (
+        Shards(corpus),
+        marked_texts([u.text for u in Shards(corpus).utterances], LEXICON),
+    )
     seeded, size = np.random.default_rng(0), num_symbols(LEXICON)
-    aligned = [
-        torch.from_numpy(spoken_token(seeded.random((2 * c.shape[1], size)), text, LEXICON))
-        for c, text in zip(stored["codes"], said, strict=True)
-    ]
-    save_state(tmp_path / "codes.pt", codes=stored["codes"], aligned=aligned)
+    (tmp_path / "codes").mkdir()
+    for number, name in enumerate(shards.names):
+        codes = load_state(taught / f"codes/{name}.pt")["codes"]
+        mine = [text for text, u in zip(said, shards.utterances, strict=True) if u.shard == number]
+        noise = [seeded.random((2 * c.shape[1], size)) for c in codes]
+        aligned = [
+            torch.from_numpy(spoken_token(p, text, LEXICON))
+            for p, text in zip(noise, mine, strict=True)
+        ]
+        save_state(tmp_path / f"codes/{name}.pt", codes=codes, aligned=aligned)
     tokenizer = text_tokenizer(LEXICON)
-    speech, rng = Corpus(Shards(corpus), tmp_path / "codes.pt", tokenizer), random.Random(0)
+    speech, rng = Corpus(shards, tmp_path, tokenizer), random.Random(0)
     spelled = [index for index in range(50) if SPELL in speech.texts[index]]
     assert 0.05 < len(spelled) / 50 < 0.6
     for index in [*spelled[:10], *range(20)]:
@@ -484,7 +507,7 @@ def save(state, file):
 torch.set_num_threads(int(sys.argv[3]))
 torch.save, job.SAVE_SECONDS = save, -1
 folder = Path(sys.argv[2])
-texts = model.Corpus(model.Shards(sys.argv[1]), folder / "codes.pt", model.text_tokenizer(None))
+texts = model.Corpus(model.Shards(sys.argv[1]), folder, model.text_tokenizer(None))
 model.ModelJob(folder, texts, 4, 0, CONFIG).run()
 """
 
@@ -494,7 +517,7 @@ def test_kill_9_while_the_state_is_written_costs_one_step(corpus, taught, starte
     started("model", tmp_path / "whole").run()
     broken = tmp_path / "broken"
     broken.mkdir()
-    for name in ("quantizer.pt", "codes.pt"):
+    for name in ("quantizer.pt", "codes"):
         (broken / name).symlink_to(taught / name)
     arguments = [str(corpus), str(broken), str(torch.get_num_threads())]
     code = f"import sys; sys.path[:0] = {sys.path!r}\n{KILLED}"

@@ -34,7 +34,7 @@ from higgs.files import replacing
 from higgs.hub import fingerprint
 from higgs.serve.engine import Engine, EngineConfig, Response
 from higgs.serve.long_form import speak_long
-from training.corpus.voices import OWN, SAMPLE_RATE, Speaker, speak
+from training.corpus.voices import DESCRIBED, OWN, SAMPLE_RATE, Speaker, speak
 from training.measures import (
     centroid,
     error_rates,
@@ -45,7 +45,6 @@ from training.measures import (
     told_apart,
     write_json,
 )
-from training.nano.conversations import DESCRIBED
 
 # Pitch and formants between and beyond those of the own voices; in the corpus no speaker has these pairs.
 UNSEEN = tuple(

@@ -34,6 +34,7 @@ class Shards:
         paths = sorted(Path(folder).glob("*.jsonl"))
         if not paths:
             raise FileNotFoundError(f"{folder} holds no shards: make the corpus first")
+        self.names = [path.stem for path in paths]
         self.samples: list[np.ndarray] = []
         self.utterances: list[Utterance] = []
         self.training: list[int] = []

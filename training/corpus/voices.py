@@ -29,6 +29,7 @@ ADA = Speaker("ada", 1.0, 1.0)
 BEN = Speaker("ben", 0.76, 0.84)
 KIT = Speaker("kit", 1.3, 1.18)
 OWN = (ADA, BEN, KIT)
+DESCRIBED = {"ada": "feminine", "ben": "masculine", "kit": "childlike"}  # what asks for them
 SHARES = (0.28, 0.24, 0.24)  # of the utterances; the rest are of speakers drawn at random
 
 

@@ -16,6 +16,7 @@ from higgs.config import CodecConfig
 from training.corpus.shards import DRAWN, KOKORO, Shards, balance, group_of
 from training.nano.job import Job, parser_of
 from training.nano.mel_autoencoder import trained_autoencoder
+from training.nano.quantizer import read_codes
 from training.nano.sizes import NANO_CODEC
 from training.nano.snake import use_trainable_snake
 
@@ -71,8 +72,8 @@ def in_float32(module: nn.Module) -> None:
 class Crops:
     """Random crops of a corpus: waveforms, and the codes of whole frames where a crop starts on one."""
 
-    def __init__(self, corpus: Path, codes: list[Tensor], frames: int):
-        self.shards, self.codes, self.frames = Shards(corpus), codes, frames
+    def __init__(self, shards: Shards, codes: list[Tensor], frames: int):
+        self.shards, self.codes, self.frames = shards, codes, frames
         self.usable = [i for i in self.shards.training if codes[i].shape[1] >= frames + 1]
         groups = [group_of(self.shards.utterances[i].speaker) for i in self.usable]
         sizes = [codes[i].shape[1] for i in self.usable]
@@ -191,8 +192,8 @@ def main() -> None:
     arguments = parser.parse_args()
     torch.set_num_threads(1)
     use_trainable_snake(compiled=not arguments.eager)
-    codes = torch.load(arguments.out / "codes.pt", weights_only=True)["codes"]
-    crops = Crops(arguments.corpus, codes, arguments.frames)
+    shards = Shards(arguments.corpus)
+    crops = Crops(shards, read_codes(arguments.out, shards)[0], arguments.frames)
     job = JOBS[arguments.job](
         arguments.out, crops, arguments.steps, arguments.seed, arguments.batch
     )

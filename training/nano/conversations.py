@@ -24,9 +24,10 @@ from higgs.data.collator import collate, spread
 from higgs.data.text import TextTokenizer
 from higgs.tokens import TokenIds
 from training.corpus.shards import Shards
+from training.corpus.voices import DESCRIBED
 from training.nano.alignment import marked_texts
+from training.nano.quantizer import read_codes
 
-DESCRIBED = {"ada": "feminine", "ben": "masculine", "kit": "childlike"}
 MAX_REFERENCE_FRAMES = 125
 TEMPLATE_POSITIONS = 29  # of a conversation beside its texts and frames, for each utterance
 # Of the own voices' utterances; the rest are dialogues. Those of other speakers are cloned.
@@ -63,11 +64,10 @@ def coarse_speaker(name: str) -> str:
 
 
 class Corpus:
-    """Texts, codes and alignments of all utterances. `codes_path` is what the quantiser's job wrote."""
+    """Texts, codes and alignments of all utterances; `folder` is where the quantiser's job wrote."""
 
-    def __init__(self, shards: Shards, codes_path: Path, tokenizer: TextTokenizer):
-        stored = torch.load(codes_path, weights_only=True)
-        self.codes, self.aligned = stored["codes"], stored["aligned"]
+    def __init__(self, shards: Shards, folder: Path, tokenizer: TextTokenizer):
+        self.codes, self.aligned = read_codes(folder, shards)
         self.shards, self.tokenizer = shards, tokenizer
         self.texts = marked_texts([u.text for u in shards.utterances], tokenizer.lexicon)
         self.lengths = [len(tokenizer.encode(text)) for text in self.texts]

@@ -16,6 +16,7 @@ from higgs.model.higgs_audio import HiggsAudio
 from higgs.train.checkpointing import warmup_stable_decay
 from higgs.train.losses import speech_losses
 from training.corpus.shards import Shards
+from training.corpus.voices import DESCRIBED
 from training.nano.auxiliary_losses import (
     AuxiliaryConfig,
     AuxiliaryLosses,
@@ -23,7 +24,6 @@ from training.nano.auxiliary_losses import (
     initialise_from_codebooks,
 )
 from training.nano.conversations import (
-    DESCRIBED,
     LONG,
     SHORT,
     Corpus,
@@ -225,7 +225,7 @@ def main() -> None:
     arguments = parser_of(__doc__, 16_000).parse_args()
     torch.set_num_threads(1)
     tokenizer = text_tokenizer(Lexicon.read(arguments.out))
-    corpus = Corpus(Shards(arguments.corpus), arguments.out / "codes.pt", tokenizer)
+    corpus = Corpus(Shards(arguments.corpus), arguments.out, tokenizer)
     config = TrainingConfig(compile=not arguments.eager)
     ModelJob(arguments.out, corpus, arguments.steps, arguments.seed, config).run()
 

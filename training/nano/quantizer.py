@@ -3,6 +3,7 @@
 `python -m training.nano.quantizer --help`.
 """
 
+import hashlib
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -13,11 +14,16 @@ from tqdm import tqdm
 from higgs.audio import log_mel
 from higgs.config import CodecConfig
 from higgs.data.lexicon import Lexicon
-from higgs.train.checkpointing import save_state
+from higgs.train.checkpointing import load_state, save_state
 from training.corpus.shards import KOKORO, Shards, balanced
 from training.nano.alignment import marked_texts, spoken_token, symbols_of
 from training.nano.job import Job, parser_of
-from training.nano.mel_autoencoder import MEL_PER_FRAME, NUM_MELS, MelAutoencoder
+from training.nano.mel_autoencoder import (
+    MEL_PER_FRAME,
+    NUM_MELS,
+    MelAutoencoder,
+    trained_autoencoder,
+)
 from training.nano.sizes import NANO_CODEC
 
 WARM_STEPS = 60  # steps without quantisation: codes of a moving latent mean nothing
@@ -122,18 +128,19 @@ class QuantizerJob(Job):
 
 
 @torch.inference_mode()
-def code_corpus(autoencoder: MelAutoencoder, shards: Shards, path: Path) -> None:
-    """Writes the codes of every utterance, and which token of its text is spoken in each frame; in float32.
+def code_shard(
+    autoencoder: MelAutoencoder, shards: Shards, texts: list[str], indices: Sequence[int]
+) -> tuple[list[Tensor], list[Tensor]]:
+    """-> codes [K, T] of each utterance, and which token of its text is spoken in each frame [T]; in float32.
 
     Utterances of equal length go through together: padding would change codes near the ends.
     """
     by_length: dict[int, list[int]] = {}
-    for index, utterance in enumerate(shards.utterances):
-        by_length.setdefault(utterance.length, []).append(index)
-    texts = marked_texts([u.text for u in shards.utterances], autoencoder.lexicon)
-    codes: list[Tensor | None] = [None] * len(shards)
-    aligned: list[Tensor | None] = [None] * len(shards)
-    for group in tqdm(chunks(by_length.values(), 16), desc="codes", mininterval=10, miniters=50):
+    for index in indices:
+        by_length.setdefault(shards.utterances[index].length, []).append(index)
+    codes: dict[int, Tensor] = {}
+    aligned: dict[int, Tensor] = {}
+    for group in by_length.values():
         mel = log_mel(torch.stack([shards.waveform(index) for index in group]))
         quantizer = autoencoder.quantizer.quantizer
         z = autoencoder.encode(autoencoder.normalise(mel))
@@ -143,11 +150,28 @@ def code_corpus(autoencoder: MelAutoencoder, shards: Shards, path: Path) -> None
         for index, frames, posterior in zip(group, ids.short(), posteriors, strict=True):
             tokens = spoken_token(posterior, texts[index], autoencoder.lexicon)
             codes[index], aligned[index] = frames.clone(), torch.from_numpy(tokens).short()
-    save_state(path, codes=codes, aligned=aligned)
+    return [codes[index] for index in indices], [aligned[index] for index in indices]
 
 
-def chunks(groups: Sequence[list[int]], size: int) -> list[list[int]]:
-    return [group[at : at + size] for group in groups for at in range(0, len(group), size)]
+def code_corpus(folder: Path, corpus: Path, config: CodecConfig = NANO_CODEC) -> None:
+    """Writes `folder/codes/SHARD.pt` for each shard, but for those that this quantiser has written already."""
+    shards, autoencoder = Shards(corpus), trained_autoencoder(folder, config)
+    texts = marked_texts([u.text for u in shards.utterances], autoencoder.lexicon)
+    made_by = hashlib.md5((folder / "quantizer.pt").read_bytes()).hexdigest()
+    (folder / "codes").mkdir(exist_ok=True)
+    for number, name in enumerate(tqdm(shards.names, desc="codes", mininterval=10)):
+        path = folder / "codes" / f"{name}.pt"
+        if (done := load_state(path)) and done["made_by"] == made_by:
+            continue
+        indices = [i for i, u in enumerate(shards.utterances) if u.shard == number]
+        codes, aligned = code_shard(autoencoder, shards, texts, indices)
+        save_state(path, codes=codes, aligned=aligned, made_by=made_by)
+
+
+def read_codes(folder: Path, shards: Shards) -> tuple[list[Tensor], list[Tensor]]:
+    """-> what `code_corpus` made of every utterance, in order."""
+    made = [torch.load(folder / "codes" / f"{name}.pt", weights_only=True) for name in shards.names]
+    return sum((m["codes"] for m in made), []), sum((m["aligned"] for m in made), [])
 
 
 def main() -> None:
@@ -159,7 +183,7 @@ def main() -> None:
         arguments.out, arguments.corpus, arguments.steps, arguments.seed, arguments.utterances
     )
     job.run()
-    code_corpus(job.autoencoder.eval(), Shards(arguments.corpus), arguments.out / "codes.pt")
+    code_corpus(arguments.out, arguments.corpus)
 
 
 if __name__ == "__main__":
