@@ -54,12 +54,12 @@ def record(teacher: Any, folder: Path, texts: list[str], minutes: float) -> Path
     return manifest
 
 
-def tune(manifest: Path, checkpoint: Path, out: Path, rank: int, steps: int) -> Path:
+def tune(manifest: Path, checkpoint: Path, out: Path, rank: int, steps: int | None) -> Path:
     """Runs the command of the package; a run that was stopped goes on."""
     if not (out / "model/config.json").is_file():
         command = [sys.executable, "-m", "higgs.train.finetune", str(manifest)]
         command += ["--description", NOVA.name, "--checkpoint", str(checkpoint), "--out", str(out)]
-        command += ["--rank", str(rank), "--steps", str(steps)]
+        command += ["--rank", str(rank), *(["--steps", str(steps)] if steps else [])]
         subprocess.run(command, check=True)
     return out
 
@@ -119,7 +119,7 @@ def main() -> None:
     parser.add_argument("--wordnet", type=Path, default=Path("/usr/share/wordnet"))
     parser.add_argument("--out", type=Path, default=Path("training/out/new-speaker"))
     parser.add_argument("--minutes", type=float, default=5.0)
-    parser.add_argument("--steps", type=int, default=300)
+    parser.add_argument("--steps", type=int, help="default: by the amount of speech")
     parser.add_argument("--sentences", type=int, default=20)
     parser.add_argument("--threads", type=int, default=2)
     arguments = parser.parse_args()

@@ -12,6 +12,19 @@ from higgs.train.precision import autocast, best_dtype
 WHOLE = 2  # codebooks that hold nearly all of the words, and are predicted at every position
 
 
+def corrupt(batch: Batch, most: float, codebook_size: int) -> Batch:
+    """Replaces 0 ... `most` of a sequence's delayed frames by random codes, so that history cannot replace text.
+
+    Random numbers are the CPU's on every device.
+    """
+    device, shape = batch.codes.device, batch.input_ids.shape
+    rate = most * torch.rand(len(batch.input_ids), 1)
+    frames = (torch.rand(shape) < rate).to(device) & batch.audio_out_mask
+    noise = torch.randint(0, codebook_size, batch.codes.shape).to(device)
+    hit = frames[..., None] & (batch.codes < codebook_size)
+    return Batch(**(vars(batch) | {"codes": torch.where(hit, noise, batch.codes)}))
+
+
 def code_losses(model: HiggsAudio, hidden: Tensor, targets: Tensor, share: float) -> Tensor:
     """hidden [R, D], targets [R, K] -> nats [K]. The finer codebooks from a random `share` of the rows alone."""
     if share >= 1:  # by the head itself, which may have adapters

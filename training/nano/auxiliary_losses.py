@@ -55,15 +55,6 @@ def initialise_from_codebooks(model: HiggsAudio, quantizer: ResidualVectorQuanti
         model.audio_head.weight[place] = rotated(vectors) * 0.03 + 0.003 * noise
 
 
-def corrupt(batch: Batch, most: float, codebook_size: int) -> Batch:
-    """Replaces 0 ... `most` of a sequence's columns by random codes, so that history cannot replace text."""
-    rate = most * torch.rand(len(batch.input_ids), 1)
-    columns = (torch.rand(batch.input_ids.shape) < rate) & batch.audio_out_mask
-    noise = torch.randint(0, codebook_size, batch.codes.shape)
-    hit = columns[..., None] & (batch.codes < codebook_size)
-    return Batch(**(vars(batch) | {"codes": torch.where(hit, noise, batch.codes)}))
-
-
 class Attend:
     """Attention by explicit products (quicker than the fused kernel at these lengths on a CPU), kept for the loss."""
 

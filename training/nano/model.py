@@ -14,13 +14,12 @@ from higgs.data.lexicon import Lexicon
 from higgs.data.text import TextTokenizer, byte_tokenizer
 from higgs.model.higgs_audio import HiggsAudio
 from higgs.train.checkpointing import warmup_stable_decay
-from higgs.train.losses import speech_losses
+from higgs.train.losses import corrupt, speech_losses
 from training.corpus.shards import Shards
 from training.corpus.voices import DESCRIBED
 from training.nano.auxiliary_losses import (
     AuxiliaryConfig,
     AuxiliaryLosses,
-    corrupt,
     initialise_from_codebooks,
 )
 from training.nano.conversations import (
