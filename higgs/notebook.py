@@ -23,6 +23,7 @@ from typing import Any
 import nbformat
 from nbformat import NotebookNode
 
+from higgs.arithmetic import environment
 from higgs.cells import STAGE_VARIABLE, find_root, record_timing, say, write_atomically
 from higgs.notebook_clean import clean_executed, clean_source, dump
 from higgs.notebook_html import NotSelfContained, to_html
@@ -35,7 +36,9 @@ from higgs.params import (
     parse_yaml,
     read_params,
     select,
+    worker_count,
 )
+from higgs.workers import WORKERS
 
 ANSI = re.compile(r"\x1b\[[0-9;]*m")
 # The longest socket path that Linux accepts is 107 bytes; the kernel's names take about 50 of them.
@@ -59,13 +62,14 @@ def run_stage(
     is all that is written.
     """
     with contextlib.chdir(find_root()):
-        values = stage_values(read_params(params_path), stage, settings)
+        params = read_params(params_path)
+        values, workers = stage_values(params, stage, settings), worker_count(params)
         source, output_dir = Path("notebooks") / f"{stage}.ipynb", Path(output_dir)
         check_parameters_cell(read_notebook(source), [*values], source)
         Path(f"results/{stage}/timing.json").unlink(missing_ok=True)
         failed = output_dir / f"{stage}.failed.ipynb"
         started = time.monotonic()
-        with stage_environment(stage, values["threads"]) as scratch:
+        with stage_environment(stage, values["repeatable"], workers) as scratch:
             executed = clean_executed(execute(source, values, scratch, failed))
             try:
                 page = to_html(executed, stage)
@@ -136,24 +140,30 @@ def check_parameters_cell(notebook: NotebookNode, expected: Sequence[str], sourc
 
 
 @contextlib.contextmanager
-def stage_environment(stage: str, threads: int) -> Iterator[Path]:
+def stage_environment(
+    stage: str, repeatable: bool = True, workers: int | None = None
+) -> Iterator[Path]:
     """The environment that a stage's kernel inherits, free of a user's own settings.
 
     Yields a scratch folder, which also holds the kernel's sockets and its IPython profile.
     """
     with tempfile.TemporaryDirectory(prefix="higgs-") as scratch:
-        changes = {
-            STAGE_VARIABLE: stage,
-            "PYTHONHASHSEED": "0",
-            # tqdm misses its widgets, which a stage has no use for.
-            "PYTHONWARNINGS": "ignore:IProgress not found",
-            "JUPYTER_RUNTIME_DIR": scratch,
-            # A kernel named python3 in the home folder may belong to another Python, and a profile
-            # may run anything.
-            "JUPYTER_PREFER_ENV_PATH": "1",
-            "IPYTHONDIR": scratch,
-            "MPLBACKEND": "module://matplotlib_inline.backend_inline",
-        } | {f"{library}_NUM_THREADS": str(threads) for library in ("OMP", "MKL", "OPENBLAS")}
+        changes = (
+            {
+                STAGE_VARIABLE: stage,
+                "PYTHONHASHSEED": "0",
+                # tqdm misses its widgets, which a stage has no use for.
+                "PYTHONWARNINGS": "ignore:IProgress not found",
+                "JUPYTER_RUNTIME_DIR": scratch,
+                # A kernel named python3 in the home folder may belong to another Python, and a profile
+                # may run anything.
+                "JUPYTER_PREFER_ENV_PATH": "1",
+                "IPYTHONDIR": scratch,
+                "MPLBACKEND": "module://matplotlib_inline.backend_inline",
+            }
+            | environment(repeatable)
+            | ({WORKERS: str(workers)} if workers else {})
+        )
         saved = {name: os.environ.get(name) for name in (*changes, "COLUMNS")}
         os.environ.update(changes)
         os.environ.pop("COLUMNS", None)

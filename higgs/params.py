@@ -39,12 +39,11 @@ class StageParams:
     """The scalars at the top of params.yaml, which every stage reads."""
 
     seed: int
-    threads: int
+    repeatable: bool
     checkpoint: str
 
     def __post_init__(self) -> None:
         _require(self.seed >= 0, "seed", "0 or more", self.seed)
-        _require(self.threads >= 1, "threads", "1 or more", self.threads)
         Checkpoint.parse(self.checkpoint)
 
 
@@ -90,11 +89,16 @@ class GenerateParams(StageParams):
     ras_max_repeats: int
     max_new_tokens: int
     seeds: list[int]
+    repeated_texts: int | None
     players: int
 
     def __post_init__(self) -> None:
         super().__post_init__()
         _require_choices("seeds", self.seeds)
+        _require(
+            self.repeated_texts is None or self.repeated_texts >= 0,
+            "repeated_texts", "null or 0 or more", self.repeated_texts,
+        )  # fmt: skip
         _require(bool(self.set), "set", "the name of a set or a file", self.set)
         _require(self.max_new_tokens >= 1, "max_new_tokens", "1 or more", self.max_new_tokens)
         _require(self.players >= 0, "players", "0 or more", self.players)
@@ -115,6 +119,8 @@ class EvaluateParams(StageParams):
     naturalness_takes: int
     languages: list[str]
     second_system: str | None
+    jitter_clips: int | None
+    jitter_copies: int
     bootstrap_resamples: int
     coverage_trials: int
     players: int
@@ -131,6 +137,13 @@ class EvaluateParams(StageParams):
         _require(
             self.naturalness_takes >= 0, "naturalness_takes", "0 or more", self.naturalness_takes
         )
+        _require(
+            self.jitter_clips is None or self.jitter_clips >= 0,
+            "jitter_clips",
+            "null or 0 or more",
+            self.jitter_clips,
+        )
+        _require(self.jitter_copies >= 1, "jitter_copies", "1 or more", self.jitter_copies)
         _require(self.coverage_trials >= 1, "coverage_trials", "1 or more", self.coverage_trials)
         _require(self.players >= 0, "players", "0 or more", self.players)
 
@@ -143,6 +156,7 @@ SECTIONS: dict[str, type[StageParams]] = {
 # Stage -> keys that it reads in the section of another one.
 BORROWED = {"generate": {"set": "evaluate"}}
 SCALARS = tuple(field.name for field in fields(StageParams))
+WORKERS = "workers"  # changes no result, so it is the runner's alone
 
 RELEASED_MODEL = "bosonai/higgs-audio-v2-generation-3B-base"
 RELEASED_MODEL_REVISION = "10840182ca4ad5d9d9113b60b9bb3c1ef1ba3f84"
@@ -227,7 +241,8 @@ def select(params: Mapping[str, Any], stage: str) -> dict[str, Any]:
     """
     if stage not in SECTIONS:
         raise ParamsError(f"unknown stage {stage!r}{_choices(stage, SECTIONS)}")
-    check_keys(params, (*SCALARS, *SECTIONS), required=(*SCALARS, stage), what="params.yaml")
+    known = (*SCALARS, WORKERS, *SECTIONS)
+    check_keys(params, known, required=(*SCALARS, WORKERS, stage), what="params.yaml")
     values = {name: params[name] for name in (*SCALARS, stage)}
     for key, owner in BORROWED.get(stage, {}).items():
         section, other = values[stage], params.get(owner)
@@ -236,6 +251,14 @@ def select(params: Mapping[str, Any], stage: str) -> dict[str, Any]:
         if isinstance(section, Mapping) and isinstance(other, Mapping) and key in other:
             values[stage] = {**section, key: other[key]}
     return values
+
+
+def worker_count(params: Mapping[str, Any]) -> int | None:
+    """How many processes share a stage's work; None: one for each usable core."""
+    count = params[WORKERS]
+    if count is not None and (type(count) is not int or count < 1):
+        raise ParamsError(f"{WORKERS}: expected null or 1 or more, got {count!r}")
+    return count
 
 
 def load_section(stage: str, path: str | Path = "params.yaml") -> StageParams:

@@ -1,6 +1,7 @@
 """The frame round the package: one set of versions for every way in, and nothing tied to one place."""
 
 import ast
+import json
 import os
 import re
 import shutil
@@ -12,10 +13,14 @@ from pathlib import Path
 
 import nbformat
 import pytest
+import torch
 from packaging.specifiers import SpecifierSet
 from ruamel.yaml import YAML
 
 from higgs import lock
+from higgs.audio import save_audio
+from higgs.data.codes import save_codes
+from higgs.evaluate.tables import write_rows
 from higgs.notebook_clean import clean_source, dump
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -223,14 +228,20 @@ def test_lock_report_in_a_repository(tmp_path):
             ["git", *identity, *arguments], cwd=tmp_path, check=True, capture_output=True
         )
 
-    def report() -> str:
+    def report(expected: int = 0, **more: str) -> str:
         command = [sys.executable, "-m", "higgs.lock"]
         path = os.pathsep.join([str(ROOT), os.environ.get("PYTHONPATH", "")])
         environment = {**os.environ, "PYTHONPATH": path}
-        options = {"cwd": tmp_path, "env": environment, "check": True}
-        return subprocess.run(command, capture_output=True, text=True, **options).stderr
+        environment.pop("CI", None)
+        environment |= more
+        done = subprocess.run(
+            command, capture_output=True, text=True, cwd=tmp_path, env=environment
+        )
+        assert done.returncode == expected
+        return done.stderr
 
     (tmp_path / "dvc.yaml").write_text("stages: {}\n")
+    (tmp_path / "params.yaml").write_text("repeatable: true\n")
     (tmp_path / "dvc.lock").write_text("stages: {s: {cmd: run, outs: [{path: o, md5: one}]}}\n")
     git("init")
     assert report() == "dvc.lock: no committed one to compare with\n"
@@ -239,6 +250,46 @@ def test_lock_report_in_a_repository(tmp_path):
     assert report() == "dvc.lock: all 1 outputs have the hashes of the commit\n"
     (tmp_path / "dvc.lock").write_text("stages: {s: {cmd: run, outs: [{path: o, md5: two}]}}\n")
     assert "  o: one -> two\n" in report()
+    assert "  o: one -> two\n" in report(expected=1, CI="true")
+    (tmp_path / "params.yaml").write_text("repeatable: false\n")
+    report(CI="true")
+
+
+def test_lock_says_by_how_much_contents_differ(tmp_path):
+    def keep(name: str, content: bytes, md5: str) -> None:
+        path = tmp_path / lock.CACHE / md5[:2] / md5[2:]
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(content)
+
+    here, before = tmp_path / "out", tmp_path / "before"
+    for folder, code, sample in ((before, 1, 100), (here, 2, 103)):
+        folder.mkdir()
+        waveform = torch.full((2400,), 0.25)
+        waveform[7] = sample / 32768
+        save_audio(folder / "a.flac", waveform, 24_000)
+        save_codes(
+            folder / "c.safetensors", {"x": torch.tensor([[code]]), "y": torch.tensor([[3]])}
+        )
+        write_rows(folder / "r.parquet", [{"name": "x", "n": 1}, {"name": "y", "n": code}])
+        (folder / "t.csv").write_text(f"a\n{code}\n")
+        (folder / "same.txt").write_text("same")
+    (here / "new.txt").write_text("new")
+    listing = []
+    for number, path in enumerate(sorted(before.iterdir())):
+        keep(path.name, path.read_bytes(), f"aa{number}")
+        listing.append({"relpath": path.name, "md5": f"aa{number}"})
+    keep("", json.dumps(listing).encode(), "bb.dir")
+    assert lock.describe_output(tmp_path, "out", "bb.dir") == [
+        "new.txt: only here",
+        "a.flac: 1 of 2400 samples differ, by at most 3 of 32768",
+        "c.safetensors: 1 of 2 differ: x",
+        "r.parquet: 2 -> 2 rows; n in rows 1",
+        "t.csv: 2 -> 2 lines; others: 2",
+    ]
+    (unknown,) = lock.describe_output(tmp_path, "out", "cc.dir")
+    assert "not known" in unknown
+    moved = lock._numbers({"a": {"b": 1, "c": 2}}, {"a": {"b": 1, "c": 3}})
+    assert list(moved) == ["a.c: 2 -> 3"]
 
 
 def test_every_pin_runs_on_the_oldest_python_that_is_promised():

@@ -6,6 +6,7 @@ import json
 import math
 import sys
 import zlib
+from concurrent.futures import ThreadPoolExecutor
 from types import ModuleType, SimpleNamespace
 
 import numpy as np
@@ -14,8 +15,9 @@ import torch
 from conftest import GOLDEN
 from spoken import RATE, clip, clips, made_pair, noise, with_noise
 
-from higgs.audio import resample
+from higgs.audio import load_audio, resample, save_audio
 from higgs.evaluate import judges, speaker, wheels
+from higgs.evaluate.jitter import choose, dithered, jitter, jitter_note, summarise_jitter
 from higgs.evaluate.judges import (
     make_judge,
     make_naturalness_predictor,
@@ -23,7 +25,8 @@ from higgs.evaluate.judges import (
     make_speaker_encoder,
 )
 from higgs.evaluate.mel import mel_power
-from higgs.evaluate.moonshine import MoonshineTiny, read_vocabulary
+from higgs.evaluate.moonshine import MoonshineTiny, MoonshineTiny8Bit, read_vocabulary
+from higgs.evaluate.ort_weights import ort_weights
 from higgs.evaluate.pieces import split_at_quiet
 from higgs.evaluate.speaker import equal_error_rate, similarity, without_long_silences
 from higgs.evaluate.text import corpus_rate, word_errors
@@ -32,6 +35,11 @@ from higgs.evaluate.wheels import JudgeUnavailable, wheel_file
 
 @pytest.fixture(scope="module")
 def recogniser():
+    return made(make_judge, "moonshine-tiny-en-float32")
+
+
+@pytest.fixture(scope="module")
+def coarse():
     return made(make_judge, "moonshine-tiny-en")
 
 
@@ -71,10 +79,10 @@ def test_missing_wheels_say_what_to_install(monkeypatch):
         JudgeUnavailable, match=r"moonshine-voice 0\.0\.48 is not installed.*--no-deps"
     ):
         MoonshineTiny()
-    panel = make_panel("moonshine-tiny-en", "ge2e", "dnsmos")
+    panel = make_panel("moonshine-tiny-en-float32", "ge2e", "dnsmos")
     assert panel.names() == {"recogniser": None, "speaker": None, "naturalness": None}
     assert [line.partition(":")[0] for line in panel.absent] == [
-        "moonshine-tiny-en",
+        "moonshine-tiny-en-float32",
         "ge2e",
         "dnsmos",
     ]
@@ -90,7 +98,8 @@ def test_damaged_weights_say_so(monkeypatch, tmp_path):
 
 def test_names_are_checked_before_anything_is_loaded():
     with pytest.raises(
-        ValueError, match="no judge 'whisper'; there are: moonshine-tiny-en, whisper-large-v3"
+        ValueError,
+        match="no judge 'whisper'; there are: moonshine-tiny-en-float32, moonshine-tiny-en, w",
     ):
         make_judge("whisper")
     with pytest.raises(ValueError, match="moonshine-tiny-en knows en only, not de, zh"):
@@ -105,7 +114,15 @@ def test_names_are_checked_before_anything_is_loaded():
 
 def test_what_was_not_run_here_is_named():
     every = [*judges.RECOGNISERS, *judges.SPEAKER_ENCODERS, *judges.NATURALNESS_PREDICTORS]
-    assert set(every) - set(judges.NOT_RUN_HERE) == {"moonshine-tiny-en", "ge2e", "dnsmos"}
+    here = {"moonshine-tiny-en-float32", "moonshine-tiny-en", "ge2e", "dnsmos"}
+    assert set(every) - set(judges.NOT_RUN_HERE) == here
+
+
+def test_the_two_arithmetics_are_two_judges():
+    names = [judge.name for judge in (MoonshineTiny, MoonshineTiny8Bit)]
+    assert "8-bit weights, float32 arithmetic" in names[0] and "float32" not in names[1]
+    assert MoonshineTiny.short != MoonshineTiny8Bit.short
+    assert "float32" in MoonshineTiny.short  # stands in the titles
 
 
 # ---- speech recognition
@@ -161,6 +178,177 @@ def test_judge_repeats_itself(recogniser):
     assert recogniser.transcribe(waveform, RATE) == MoonshineTiny().transcribe(
         waveform.clone(), RATE
     )
+
+
+# ---- the 8-bit weights in float32 arithmetic
+
+
+def test_every_weight_of_the_wheel_is_read_and_no_other(recogniser):
+    """27,092,736 parameters, the tied embedding counted once; 8-bit matrices hold at most 256 values."""
+    network = recogniser._network
+    names, sizes = set(), 0
+    for path, prefix in ((MoonshineTiny.ENCODER, "model.encoder."), (MoonshineTiny.DECODER, "")):
+        weights = ort_weights(wheel_file(MoonshineTiny.WHEEL, path))
+        names |= {prefix + name for name in weights}
+        sizes += sum(w.numel() for name, w in weights.items() if name != "proj_out.weight")
+        matrices = [w for name, w in weights.items() if ".fc" in name and w.dim() == 2]
+        assert len(matrices) == 12
+        assert all(w.unique().numel() <= 256 and w.is_contiguous() for w in matrices)
+        for name, weight in weights.items():
+            assert torch.equal(network.state_dict()[prefix + name], weight), name
+    assert names == set(network.state_dict()) and sizes == 27_092_736
+    assert torch.equal(network.proj_out.weight, network.model.decoder.embed_tokens.weight)
+
+
+def states(judge, samples):
+    """[L] at 16 kHz -> [1, frames, 288]: what the decoder is given."""
+    if isinstance(judge, MoonshineTiny):
+        with torch.inference_mode():
+            return judge._network.model.encoder(samples[None])[0].numpy()
+    mask = np.ones((1, len(samples)), dtype=np.int64)
+    feed = {"input_values": samples[None].numpy(), "attention_mask": mask}
+    return judge._encoder.run(None, feed)[0]
+
+
+def test_float_states_are_those_of_the_wheels_own_arithmetic(recogniser, coarse):
+    """As near as the 8-bit encoder is to itself on a dithered copy: a matrix in a wrong place is far off."""
+    samples = resample(clip("en-tt-weasels").waveform, RATE, 16_000)[:32_000]
+    exact, rounded = (torch.from_numpy(states(judge, samples)) for judge in (recogniser, coarse))
+    alike = torch.nn.functional.cosine_similarity(exact, rounded, dim=-1)
+    assert alike.mean() > 0.997 and (exact - rounded).abs().mean() < 0.02
+
+
+def test_damaged_weights_of_the_recogniser_say_so(monkeypatch, tmp_path):
+    path = tmp_path / "model.ort"
+    path.write_bytes(b"these are no weights, but long enough")
+    with pytest.raises(ValueError, match="model.ort is damaged.*does not begin as one"):
+        ort_weights(path)
+    real = made(lambda _: wheel_file(MoonshineTiny.WHEEL, MoonshineTiny.ENCODER), "")
+    path.write_bytes(real.read_bytes()[:1_000_000])
+    with pytest.raises(ValueError, match="model.ort is damaged"):
+        ort_weights(path)
+    monkeypatch.setattr(
+        MoonshineTiny, "DECODER", MoonshineTiny.ENCODER
+    )  # weights of something else
+    with pytest.raises(JudgeUnavailable, match="Missing key"):
+        MoonshineTiny()
+
+
+def test_making_the_judge_draws_no_random_numbers(recogniser):
+    torch.manual_seed(0)
+    before = torch.random.get_rng_state()
+    MoonshineTiny()
+    assert torch.equal(torch.random.get_rng_state(), before)
+
+
+def test_clips_that_are_judged_at_once_are_judged_alone(recogniser, heard):
+    some = list(heard)[:6]
+    with ThreadPoolExecutor(3) as pool:
+        found = list(pool.map(lambda c: recogniser.transcribe(c.waveform, RATE), some))
+    assert found == [heard[c] for c in some]
+
+
+# ---- jitter
+
+
+def judged(clips, heard):
+    """Rows as `Listener.judge` leaves them, of recordings."""
+    return [
+        {
+            "group": "recordings", "name": c.id, "script": c.id, "status": "ok", "path": str(c.path), "language": "en",
+            "text": c.text, "heard": heard[c], "words": len(c.text.split()),
+            "word_errors": word_errors(c.text, heard[c]).errors,
+        }
+        for c in clips
+    ]  # fmt: skip
+
+
+def test_dither_is_inaudible_and_repeats():
+    silence = torch.zeros(200_000)
+    first = dithered(silence, "a/0") * 32768
+    assert torch.equal(first, dithered(silence, "a/0") * 32768)
+    assert not torch.equal(first, dithered(silence, "a/1") * 32768)
+    assert -1 <= first.min() < -0.98 and 0.98 < first.max() <= 1
+    assert first.mean().abs() < 0.01 and first.var() == pytest.approx(1 / 6, rel=0.02)
+    # triangular: half of the density of a uniform one at half a unit
+    assert (first.abs() < 0.5).double().mean() == pytest.approx(0.75, abs=0.01)
+
+
+def test_no_transcript_of_the_float_judge_hangs_on_inaudible_noise(recogniser, heard):
+    rows = judged(list(heard)[::3], heard)
+    found = jitter(recogniser, rows, copies=2, seed=0)
+    assert len(found) == 2 * len(rows)
+    assert [row["heard_dithered"] for row in found if row["changed"]] == []
+
+
+def test_dither_moves_the_8_bit_states_a_hundred_times_as_far(recogniser, coarse):
+    """Which is why its transcripts change: 0.016 against 0.0001 of states that are 0.3 in the mean."""
+    plain = resample(clip("en-tt-weasels").waveform, RATE, 16_000)[:32_000]
+    noisy = dithered(plain, "en-tt-weasels/0")
+    exact, rounded = (
+        [torch.from_numpy(states(judge, sound)) for sound in (plain, noisy)]
+        for judge in (recogniser, coarse)
+    )
+    moved, moved_8_bit = ((a - b).abs().mean().item() for a, b in (exact, rounded))
+    print(f"float32 {moved:.6f}, 8-bit {moved_8_bit:.6f}")
+    assert 0 < moved < 5e-4 and 0.005 < moved_8_bit < 0.05
+
+
+class Coin:
+    """Hears the last bit of the first sample; `stable`: its first three."""
+
+    name, short, languages = "Coin 1.0 (made up)", "Coin", frozenset({"en"})
+
+    def __init__(self, stable: bool):
+        self.unit = 1 / 8 if stable else 1 / 32768
+
+    def transcribe(self, waveform, sample_rate, language="en"):
+        if waveform[1] > 0.9:
+            raise ValueError("too loud")
+        return ("hello there", "hello")[int((waveform[0] / self.unit).floor()) % 2]
+
+
+def test_jitter_finds_who_flips_and_nobody_else(tmp_path):
+    rows = []
+    for number in range(30):
+        waveform = 0.05 + 0.01 * torch.rand(240, generator=torch.Generator().manual_seed(number))
+        save_audio(tmp_path / f"{number}.wav", waveform, RATE)
+        group = "generated" if number < 20 else "recordings"
+        row = {"group": group, "name": str(number), "script": str(number), "language": "en"}
+        row |= {"text": "Hello there.", "path": str(tmp_path / f"{number}.wav"), "words": 2}
+        rows.append(row | {"status": "ok"})
+
+    def of(judge, count=None):
+        for row in rows:
+            row["heard"] = judge.transcribe(load_audio(row["path"])[0], RATE)
+            row["word_errors"] = 2 - len(row["heard"].split())
+        return jitter(judge, choose(rows, count), copies=3, seed=0)
+
+    quiet = of(Coin(stable=True))
+    assert len(quiet) == 90 and not any(row["changed"] for row in quiet)
+    assert {row["wer_moved"] for row in summarise_jitter(quiet)} == {0}
+    assert "0 of 90 transcripts change and WER moves by at most 0.00" in jitter_note(quiet, "Coin")
+
+    loud = of(Coin(stable=False))
+    assert loud == jitter(Coin(stable=False), rows, copies=3, seed=0, workers=3)  # in order
+    assert loud != jitter(Coin(stable=False), rows, copies=3, seed=1)
+    ours, people = summarise_jitter(loud)
+    assert (ours["group"], ours["clips"], ours["copies"]) == ("generated", 20, 3)
+    assert 30 < ours["changed_percent"] < 70 and people["clips"] == 10
+    rates = [
+        100 * sum(r["word_errors_dithered"] for r in loud if r["copy"] == k and r["group"] == "generated") / 40
+        for k in range(3)
+    ]  # fmt: skip
+    assert (ours["wer_percent_least"], ours["wer_percent_largest"]) == (min(rates), max(rates))
+    assert ours["wer_moved"] == max(abs(rate - ours["wer_percent"]) for rate in rates) > 0
+
+    assert [r["name"] for r in choose(rows, 4)] == "0 5 10 15 20 22 25 27".split()
+    assert choose(rows, 0) == [] and jitter(Coin(True), [], 3, 0) == []
+    rows[0]["status"], rows[1]["heard"] = "too long", None  # heard in part, and not at all
+    assert [r["name"] for r in choose(rows, None)] == [str(n) for n in range(2, 30)]
+    save_audio(tmp_path / "2.wav", torch.full((240,), 0.95), RATE)  # where the judge fails
+    (row,) = jitter(Coin(True), rows[2:3], 1, 0)
+    assert row["changed"] and row["heard_dithered"] == "" and row["word_errors_dithered"] == 2
 
 
 def test_judge_splits_long_clips(recogniser):
@@ -484,6 +672,11 @@ def tiny_whisper(tmp_path_factory):
 def test_whisper_is_told_the_language_and_hears_all(tiny_whisper):
     folder, ids = tiny_whisper
     judge = make_judge(f"whisper-large-v3:{folder}", ["en", "zh"])
+    (spoken,) = (c for c in clips("en") if c.id == "en-tt-weasels")
+    rows = judged([spoken], {spoken: judge.transcribe(spoken.waveform, RATE)})
+    (row,) = jitter(judge, rows, copies=1, seed=0)
+    assert set(row["heard_dithered"].split()) <= {"the", "cat", "sat"}
+    assert row["changed"] == (row["heard_dithered"] != row["heard"])
     begun = []
     judge._model.model.decoder.register_forward_pre_hook(
         lambda module, args, kwargs: begun.append(kwargs["input_ids"][0].tolist()), with_kwargs=True

@@ -26,7 +26,8 @@ tokenize: {recordings: a, languages: [en], max_clips: null, pad_to_hop: true,
 generate: {temperature: 1e-4, top_k: null, top_p: 1, ras_window: 7, ras_max_repeats: 2,
   max_new_tokens: 400, seeds: [0, 1], players: 2}
 evaluate: {set: default, judge: moonshine-tiny-en, speaker_encoder: ge2e, naturalness: null, naturalness_takes: 1,
-  languages: [en], second_system: null, bootstrap_resamples: 1000, coverage_trials: 100, players: 6}
+  languages: [en], second_system: null, jitter_clips: null, jitter_copies: 1,
+  bootstrap_resamples: 1000, coverage_trials: 100, players: 6}
 """
 
 

@@ -118,7 +118,7 @@ def test_a_public_set_from_its_list_to_a_table(engine, tmp_path):
     items = gather(read_results(tmp_path / "results"), ["en"])
     items = [item for item in items if item.group in (GENERATED, OF_THE_SET)]
     assert [item.group for item in items] == [OF_THE_SET] * 2 + [GENERATED] * 2
-    panel = make_panel("moonshine-tiny-en", "ge2e")
+    panel = make_panel("moonshine-tiny-en-float32", "ge2e")
     rows = list(Listener(panel).judge_all(items))
     assert all(row["status"] == "ok" and row["similarity"] is not None for row in rows)
     people, ours = summarise(rows, 100, 0)

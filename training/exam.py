@@ -415,7 +415,7 @@ def main() -> None:
     parser.add_argument(
         "--judge",
         nargs="+",
-        default=["moonshine-tiny-en"],
+        default=["moonshine-tiny-en-float32"],
         help="recognisers; all hear the first voice, the first of them the rest",
     )
     parser.add_argument(

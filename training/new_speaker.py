@@ -69,7 +69,8 @@ class Judge:
 
     def __init__(self, texts: list[str], own: list[Tensor]):
         self.texts = texts
-        self.listener, self.encoder = make_judge("moonshine-tiny-en"), make_speaker_encoder("ge2e")
+        self.listener = make_judge("moonshine-tiny-en-float32")
+        self.encoder = make_speaker_encoder("ge2e")
         self.target = torch.nn.functional.normalize(
             torch.stack([self.encoder.embed(clip, SAMPLE_RATE) for clip in own]).mean(0), dim=0
         )

@@ -8,7 +8,7 @@ from typing import Any
 
 from higgs.evaluate.protocols import NOT_SCORED
 from higgs.evaluate.statistics import holm, paired_difference
-from higgs.evaluate.summary import METRICS, Metric, values_of
+from higgs.evaluate.summary import METRICS, Metric, mean_take, takes_of
 from higgs.evaluate.tables import Row, find_table, read_rows
 
 CLUSTERS = ("script", "speaker", "voice")
@@ -38,10 +38,11 @@ def compare(
     A folder holds `utterances.parquet` (or .jsonl) with the rows of `higgs.evaluate.protocols`, and
     `provenance.json`, whose `judges` say who judged; what different judges said is not compared.
     `group` is a group or the beginning of several ("generated" takes "generated: dialogue" along).
-    Takes of a script are added up, and scripts are paired, or what the column `cluster` names
-    ("speaker"): scripts that only one run has, or whose text differs, are left out and counted in
-    the notes. `p_holm` allows for the number of metrics;
-    the verdict is "no difference" where it exceeds `alpha`.
+    Scripts are paired, or what the column `cluster` names ("speaker"): scripts that only one run has,
+    or whose text differs, are left out and counted in the notes. Of a script the means of the takes
+    that both have are compared, seed by seed, or as many of either, in order, where they share no
+    seed: a mean of three takes beside a single one would not be the same thing by another system.
+    `p_holm` allows for the number of metrics; the verdict is "no difference" where it exceeds `alpha`.
 
     Raises FileNotFoundError for a folder without a table, ValueError where no script is in both.
     """
@@ -60,9 +61,7 @@ def compare(
     clusters = {row["script"]: row[cluster] for row in chosen[0]}
     rows = []
     for metric in metrics:
-        row = _compare_metric(
-            metric, [_sums(metric, table, shared) for table in chosen], clusters, resamples, seed
-        )
+        row = _compare_metric(metric, chosen, {s: clusters[s] for s in shared}, resamples, seed)
         if row is not None:
             rows.append(row)
     adjusted = holm({row["metric"]: row["p"] for row in rows})
@@ -129,18 +128,20 @@ def _same_judge(metric: Metric, provenance: Sequence[dict[str, Any]], notes: lis
 
 def _compare_metric(
     metric: Metric,
-    sums: Sequence[dict[str, list[float]]],
+    tables: Sequence[Sequence[Row]],
     clusters: dict[str, str],
     resamples: int,
     seed: int,
 ) -> Row | None:
     """None where fewer than two clusters have the metric in both runs."""
-    scripts = sorted(set(sums[0]) & set(sums[1]))
+    takes = [takes_of(metric, table) for table in tables]
+    scripts = sorted(set(takes[0]) & set(takes[1]) & set(clusters))
     labels = [clusters[script] for script in scripts]
     if len(set(labels)) < 2:
         return None
+    pairs = [paired_takes(*(some[script] for some in takes)) for script in scripts]
     (x_a, y_a), (x_b, y_b) = (
-        tuple([table[script][part] for script in scripts] for part in (0, 1)) for table in sums
+        tuple(zip(*(mean_take(pair[side]) for pair in pairs), strict=True)) for side in (0, 1)
     )
     found = paired_difference(x_a, x_b, y_a, y_b, labels, resamples, seed)
     return {
@@ -157,15 +158,13 @@ def _compare_metric(
     }
 
 
-def _sums(metric: Metric, rows: Sequence[Row], shared: set[str]) -> dict[str, list[float]]:
-    """Script -> [numerator, denominator], added up over its takes."""
-    sums: dict[str, list[float]] = {}
-    for x, y, script in zip(*values_of(metric, rows), strict=True):
-        if script in shared:
-            pair = sums.setdefault(script, [0.0, 0.0])
-            pair[0] += x
-            pair[1] += y
-    return sums
+def paired_takes(a: Sequence[tuple], b: Sequence[tuple]) -> tuple[list[tuple], list[tuple]]:
+    """Takes of one script, seed first, by two systems -> those with the seeds that both have, else the
+    first of each, as many as both have."""
+    if shared := {seed for seed, *_ in a} & {seed for seed, *_ in b}:
+        a, b = ([take for take in takes if take[0] in shared] for takes in (a, b))
+    count = min(len(a), len(b))
+    return list(a[:count]), list(b[:count])
 
 
 def _verdict(row: Row, alpha: float) -> str:

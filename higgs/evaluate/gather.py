@@ -151,57 +151,106 @@ def _second(folder: Path, generated: Sequence[Utterance]) -> list[Utterance]:
     return list(found.values())
 
 
-def judge_dialogues(results: Results, listener: Listener) -> list[Row]:
-    """One row for each turn of the dialogues that were spoken turn by turn, whose borders are known."""
-    rows: list[Row] = []
-    voices = _references(results, listener)
+@dataclass(frozen=True)
+class DialogueTake:
+    """A dialogue that was spoken turn by turn, and recordings of its voices by name.
+
+    A turn is a speaker, a text, and where it lies in samples.
+    """
+
+    name: str
+    path: Path
+    turns: tuple[tuple[str, str, int, int], ...]
+    voices: tuple[tuple[str, Path], ...]
+    language: str
+
+    @property
+    def files(self) -> tuple[Path, ...]:
+        return (self.path, *(path for _, path in self.voices))
+
+    def judge(self, listener: Listener) -> list[Row]:
+        """A row for each turn."""
+        waveform, rate = load_audio(self.path)
+        voices = known_voices(listener, self.voices)
+        turns = [Turn(who, text, start / rate, end / rate) for who, text, start, end in self.turns]
+        return judge_dialogue(
+            listener.panel, self.name, waveform, rate, turns, voices, self.language
+        )
+
+
+@dataclass(frozen=True)
+class LongTake:
+    """What one voice spoke in chunks, with the samples where they meet, and a recording of that voice."""
+
+    name: str
+    path: Path
+    text: str
+    seams: tuple[int, ...]
+    voices: tuple[tuple[str, Path], ...]
+    language: str
+
+    @property
+    def files(self) -> tuple[Path, ...]:
+        return (self.path, *(path for _, path in self.voices))
+
+    def judge(self, listener: Listener) -> list[Row]:
+        """A row for each stretch of at most 10 s."""
+        waveform, rate = load_audio(self.path)
+        voice = next(iter(known_voices(listener, self.voices).values()), None)
+        seams = [seam for seam in self.seams if 0 < seam < len(waveform)]
+        return judge_long(
+            listener.panel, self.name, waveform, rate, self.text, voice, seams, self.language
+        )
+
+
+def known_voices(listener: Listener, recordings: Sequence[tuple[str, Path]]) -> dict[str, Tensor]:
+    """Names with recordings -> embeddings; a recording that cannot be used has none."""
+    if listener.panel.speaker is None:
+        return {}
+    found = {name: listener.reference_voice(path) for name, path in recordings}
+    return {name: vector for name, vector in found.items() if not isinstance(vector, str)}
+
+
+def dialogue_takes(results: Results) -> list[DialogueTake]:
+    """The dialogues whose turns have known borders."""
+    voices, found = _voices(results), []
     for take in results.takes:
         chunks = [chunk for chunk in results.chunks if chunk["name"] == take["name"]]
         path = results.audio(take["name"])
         single = all(len(chunk["speaker"].split()) == 1 for chunk in chunks)
         if take["form"] != "dialogue" or not chunks or path is None or not single:
             continue
-        waveform, rate = load_audio(path)
         names = take["voice"].split()
-        turns = [
-            Turn(
+        turns = tuple(
+            (
                 _voice_of(int(chunk["speaker"]), names), SPEAKER_TAG.sub("", chunk["text"]),
-                int(chunk["start"]) / rate, int(chunk["end"]) / rate,
+                int(chunk["start"]), int(chunk["end"]),
             )
             for chunk in chunks
-        ]  # fmt: skip
-        rows += judge_dialogue(
-            listener.panel, take["name"], waveform, rate, turns, voices, take["language"]
-        )
-    return rows
+        )  # fmt: skip
+        found.append(DialogueTake(take["name"], path, turns, voices, take["language"]))
+    return found
+
+
+def long_takes(results: Results) -> list[LongTake]:
+    """What was spoken in chunks by one voice."""
+    voices, found = _voices(results), []
+    for take in results.takes:
+        path = results.audio(take["name"])
+        if take["form"] == "long_form" and path is not None:
+            starts = (int(c["start"]) for c in results.chunks if c["name"] == take["name"])
+            own = tuple(pair for pair in voices if pair[0] == take["voice"])
+            found.append(
+                LongTake(take["name"], path, take["text"], tuple(starts), own, take["language"])
+            )
+    return found
+
+
+def _voices(results: Results) -> tuple[tuple[str, Path], ...]:
+    """The voices that takes in one voice have a reference of."""
+    pairs = {row["voice"]: Path(row["reference"]) for row in results.takes if row["reference"]}
+    return tuple(pairs.items())
 
 
 def _voice_of(number: int, names: Sequence[str]) -> str:
     return names[number] if number < len(names) else f"SPEAKER{number}"
-
-
-def _references(results: Results, listener: Listener) -> dict[str, Tensor]:
-    """Embeddings of the voices that takes in one voice have a reference of; one that cannot be used has none."""
-    if listener.panel.speaker is None:
-        return {}
-    paths = {row["voice"]: row["reference"] for row in results.takes if row["reference"]}
-    found = {voice: listener.reference_voice(Path(path)) for voice, path in paths.items()}
-    return {voice: vector for voice, vector in found.items() if not isinstance(vector, str)}
-
-
-def judge_long_forms(results: Results, listener: Listener) -> list[Row]:
-    """One row for each stretch of at most 10 s of what was spoken in chunks by one voice."""
-    rows: list[Row] = []
-    voices = _references(results, listener)
-    for take in results.takes:
-        path = results.audio(take["name"])
-        if take["form"] != "long_form" or path is None:
-            continue
-        waveform, rate = load_audio(path)
-        starts = [int(c["start"]) for c in results.chunks if c["name"] == take["name"]]
-        seams = [start for start in starts if 0 < start < len(waveform)]
-        rows += judge_long(
-            listener.panel, take["name"], waveform, rate, take["text"], voices.get(take["voice"]), seams,
-            take["language"],
-        )  # fmt: skip
-    return rows

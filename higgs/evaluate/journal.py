@@ -1,18 +1,20 @@
 """Judged rows, kept as they come: a run that was cut short goes on where it stopped.
 
-A row is found again by everything that it depends on: the judges, the words, and the bytes of the
-sound and of the references. Another checkpoint's speech under the same name is another row. Only this
+Rows are found again by everything that they depend on: the judges, the words, and the bytes of the
+sound and of the references. Another checkpoint's speech under the same name has other rows. Only this
 code is not part of it: delete the file after a change of what judges or scores.
 """
 
 import hashlib
 import json
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict
 from pathlib import Path
 
-from higgs.evaluate.protocols import Listener, Utterance, in_order, once
+from higgs.arithmetic import pinned
+from higgs.evaluate.protocols import Listener, Task
 from higgs.evaluate.tables import Row
+from higgs.workers import Workers
 
 
 class Journal:
@@ -21,13 +23,13 @@ class Journal:
     def __init__(self, path: str | Path) -> None:
         """Reads what is there. Raises ValueError for a broken line that is not the last."""
         self.path = Path(path)
-        self._rows: dict[str, Row] = {}
+        self._rows: dict[str, list[Row]] = {}
         content = self.path.read_bytes() if self.path.is_file() else b""
         *lines, rest = content.split(b"\n")
         for number, line in enumerate(lines, start=1):
             try:
                 entry = json.loads(line)
-                self._rows[entry["key"]] = entry["row"]
+                self._rows[entry["key"]] = entry["rows"]
             except (ValueError, KeyError, TypeError) as error:
                 raise ValueError(f"{self.path}, line {number}: {error}; delete the file") from error
         if rest:
@@ -38,29 +40,26 @@ class Journal:
         return len(self._rows)
 
     def judge_all(
-        self, listener: Listener, items: Iterable[Utterance], workers: int = 1
-    ) -> Iterator[Row]:
-        """As `Listener.judge_all`; rows that are here are not judged again."""
+        self, tasks: Sequence[Task], listener: Listener, workers: Workers
+    ) -> Iterator[list[Row]]:
+        """The rows of each task, in order. `workers` judge what is not here, with listeners like this one."""
         hashes: dict[Path, str] = {}
-
-        def judged(pair: tuple[Utterance, bool]) -> tuple[str, Row]:
-            key = _key(listener, *pair, hashes)
-            return key, self._rows.get(key) or listener.judge_once(*pair)
-
-        for key, row in in_order(judged, once(items), workers):
+        keys = [_key(listener, task, hashes) for task in tasks]
+        made = workers.map([t for t, key in zip(tasks, keys, strict=True) if key not in self._rows])
+        for key in keys:
             if key not in self._rows:
-                self._append(key, row)
-            yield row
+                self._append(key, next(made))
+            yield self._rows[key]
 
-    def _append(self, key: str, row: Row) -> None:
+    def _append(self, key: str, rows: list[Row]) -> None:
         self.path.parent.mkdir(parents=True, exist_ok=True)
         with self.path.open("a", encoding="utf-8") as file:
-            file.write(json.dumps({"key": key, "row": row}, ensure_ascii=False) + "\n")
-        self._rows[key] = row
+            file.write(json.dumps({"key": key, "rows": rows}, ensure_ascii=False) + "\n")
+        self._rows[key] = rows
 
 
-def _key(listener: Listener, item: Utterance, fresh: bool, hashes: dict[Path, str]) -> str:
-    """-> sha256 over all that the row depends on; `hashes` remembers those of files."""
+def _key(listener: Listener, task: Task, hashes: dict[Path, str]) -> str:
+    """-> sha256 over all that the rows depend on; `hashes` remembers those of files."""
 
     def content(path: Path | None) -> str | None:
         if path is None or not Path(path).is_file():
@@ -72,9 +71,9 @@ def _key(listener: Listener, item: Utterance, fresh: bool, hashes: dict[Path, st
     parts = {
         "judges": listener.panel.names(),
         "listener": [listener.sample_rate, listener.max_seconds, dict(listener.pace)],
-        "item": asdict(item),
-        "fresh": fresh,
-        "files": [content(path) for path in (item.path, item.reference, *item.others)],
+        "arithmetic": pinned(),
+        "task": [type(task).__name__, asdict(task)],
+        "files": [content(path) for path in task.files],
     }
     text = json.dumps(parts, sort_keys=True, default=str)
     return hashlib.sha256(text.encode()).hexdigest()

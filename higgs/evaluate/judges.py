@@ -14,7 +14,7 @@ from typing import Any, Protocol
 from torch import Tensor
 
 from higgs.evaluate.hub_judges import Paraformer, WavLMXVector, Whisper
-from higgs.evaluate.moonshine import MoonshineTiny
+from higgs.evaluate.moonshine import MoonshineTiny, MoonshineTiny8Bit
 from higgs.evaluate.naturalness import DNSMOS
 from higgs.evaluate.speaker import GE2E
 from higgs.evaluate.wavlm_ecapa import WavLMECAPA
@@ -56,7 +56,8 @@ class NaturalnessPredictor(Protocol):
 
 
 RECOGNISERS: dict[str, type] = {
-    "moonshine-tiny-en": MoonshineTiny,
+    "moonshine-tiny-en-float32": MoonshineTiny,
+    "moonshine-tiny-en": MoonshineTiny8Bit,
     "whisper-large-v3": Whisper,
     "paraformer-zh": Paraformer,
 }

@@ -1,6 +1,7 @@
 """How natural speech sounds, as a network predicts what listeners would have said."""
 
-import numpy as np
+from statistics import fmean
+
 import torch
 from torch import Tensor
 
@@ -55,13 +56,13 @@ class DNSMOS:
             window = samples[second * self.SAMPLE_RATE : end]
             if len(window) == length:
                 scores.append(self._rate_window(window))
-        return {name: float(np.mean([row[name] for row in scores])) for name in scores[0]}
+        return {name: fmean(row[name] for row in scores) for name in scores[0]}
 
     def _rate_window(self, window: Tensor) -> dict[str, float]:
         (outputs,) = self._p835.run(None, {"input_1": window[None].numpy()})
         scores = {
-            name: float(np.polyval(curve, float(output)))
-            for (name, curve), output in zip(self.CURVES.items(), outputs[0], strict=True)
+            name: (a * float(output) + b) * float(output) + c
+            for (name, (a, b, c)), output in zip(self.CURVES.items(), outputs[0], strict=True)
         }
         (p808,) = self._p808.run(None, {"input_1": self._decibels(window[:-160])[None].numpy()})
         return scores | {"p808": float(p808[0, 0])}

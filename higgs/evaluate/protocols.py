@@ -8,10 +8,9 @@ without words, in another script, or a name that stands twice, is marked and cou
 
 import unicodedata
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, Protocol, TypeVar
 
 from torch import Tensor
 
@@ -24,7 +23,7 @@ from higgs.evaluate.tables import Row
 from higgs.evaluate.text import character_errors, normalize, word_errors
 from higgs.evaluate.wheels import ONNX_ERRORS
 
-S, T = TypeVar("S"), TypeVar("T")
+T = TypeVar("T")
 
 OK, TOO_LONG = "ok", "too long"
 MISSING, SILENT, UNREADABLE = "missing", "silent", "unreadable"
@@ -34,6 +33,10 @@ HEARD = (OK, TOO_LONG)
 FAILED = (MISSING, SILENT, UNREADABLE)  # of the system: every word is missing
 NOT_SCORED = (NO_WORDS, ANOTHER_SCRIPT, DUPLICATE, NOT_JUDGED)  # of the set, or of the judge
 SILENCE_DBFS = -70.0
+# onnxruntime chooses its arithmetic by the processor, and nothing pins it: of equal input DNSMOS makes scores that
+# differ by 7e-7 between AVX-512 and AVX2. Two decimals are the same on both, but for a score that lies so near to the
+# border of two roundings: one in 14,000, so about one default report in sixty has one. (With three: one in six.)
+MOS_DECIMALS = 2
 QUALITIES = ("overall", "signal", "background", "p808")
 # What a judge may raise about a waveform; anything else is a fault of ours and stops the run.
 JUDGE_ERRORS = (ValueError, RuntimeError, OSError, *ONNX_ERRORS)
@@ -57,7 +60,7 @@ class Utterance:
     Rows of one `script` are takes of one text, and statistics keep them together. `reference` is a
     recording of the voice that was wanted, `others` are recordings of other voices. `form`, `cap_hit`
     and `retries` are the generator's, empty where nobody generated. Without `predict` its naturalness
-    is not predicted.
+    is not predicted. A `duplicate` has the group and name of another one before it.
     """
 
     group: str
@@ -75,6 +78,33 @@ class Utterance:
     cap_hit: bool | None = None
     retries: int | None = None
     predict: bool = True
+    duplicate: bool = False
+
+    @property
+    def files(self) -> tuple[Path | None, ...]:
+        """What the row depends on besides the fields."""
+        return (self.path, self.reference, *self.others)
+
+    def judge(self, listener: "Listener") -> list[Row]:
+        return [listener.judge(self)]
+
+
+class Task(Protocol):
+    """Something to judge whose rows depend on its fields, on the contents of `files`, and on the listener."""
+
+    files: tuple[Path | None, ...]
+
+    def judge(self, listener: "Listener") -> list[Row]: ...
+
+
+def load_listener(make_panel: Callable[[], Panel], pace: Mapping[str, float]) -> "Listener":
+    return Listener(make_panel(), pace=pace)
+
+
+def judging(load_listener: Callable[[], "Listener"]) -> Callable[[Task], list[Row]]:
+    """Loads the judges -> what a worker does with a task. For `higgs.workers.Workers`."""
+    listener = load_listener()
+    return lambda task: task.judge(listener)
 
 
 @dataclass
@@ -91,21 +121,14 @@ class Listener:
     pace: Mapping[str, float] = field(default_factory=dict)
     _voices: dict[Path, Tensor | str] = field(default_factory=dict, init=False, repr=False)
 
-    def judge_all(self, items: Iterable[Utterance], workers: int = 1) -> Iterator[Row]:
-        """One row for each utterance, in order. A second of the same group and name is a duplicate.
-
-        With `workers`, so many utterances are judged at a time; the rows are the same.
-        """
-        yield from in_order(lambda pair: self.judge_once(*pair), once(items), workers)
-
-    def judge_once(self, item: Utterance, fresh: bool) -> Row:
-        """`judge`, or the row of an utterance whose group and name another one has already."""
-        if fresh:
-            return self.judge(item)
-        return self._not_scored(item, DUPLICATE, "the name stands twice")
+    def judge_all(self, items: Iterable[Utterance]) -> Iterator[Row]:
+        """One row for each utterance, in order. A second of the same group and name is a duplicate."""
+        yield from map(self.judge, mark_duplicates(items))
 
     def judge(self, item: Utterance) -> Row:
         """One row, with equal keys for every utterance; `status` and `note` say what was wrong."""
+        if item.duplicate:
+            return self._not_scored(item, DUPLICATE, "the name stands twice")
         if fault := transcript_fault(item.text, item.language):
             return self._not_scored(item, *fault)
         status, note, waveform, rate = self._load(item.path)
@@ -165,7 +188,7 @@ class Listener:
         if item.predict and (
             scores := ask(panel.naturalness, lambda j: j.rate(waveform, rate), notes)
         ):
-            found |= {f"mos_{name}": scores.get(name) for name in QUALITIES}
+            found |= {f"mos_{name}": _rounded(scores.get(name)) for name in QUALITIES}
         return found
 
     def _compare_voices(self, item: Utterance, voice: Tensor, notes: list[str]) -> Row:
@@ -219,21 +242,18 @@ class Listener:
         return self._blank(item, status) | {"note": note}
 
 
-def once(items: Iterable[Utterance]) -> Iterator[tuple[Utterance, bool]]:
-    """Each item, and whether its group and name come for the first time."""
+def _rounded(score: float | None) -> float | None:
+    return None if score is None else round(score, MOS_DECIMALS)
+
+
+def mark_duplicates(items: Iterable[Utterance]) -> list[Utterance]:
+    """The same, those marked whose group and name another one has already."""
     seen: set[tuple[str, str]] = set()
+    marked = []
     for item in items:
-        yield item, (item.group, item.name) not in seen
+        marked.append(replace(item, duplicate=(item.group, item.name) in seen))
         seen.add((item.group, item.name))
-
-
-def in_order(function: Callable[[S], T], items: Iterable[S], workers: int) -> Iterator[T]:
-    """As `map`, with so many threads; onnxruntime and torch leave the interpreter free meanwhile."""
-    if workers == 1:
-        yield from map(function, items)
-        return
-    with ThreadPoolExecutor(workers) as pool:
-        yield from pool.map(function, items)
+    return marked
 
 
 SCORES = (

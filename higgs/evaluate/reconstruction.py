@@ -1,9 +1,13 @@
-"""How far a codec's output is from its input, as rows of a table."""
+"""How far a codec's output is from its input."""
 
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
 
 from torch import Tensor
 
+from higgs.audio import load_audio
 from higgs.evaluate.metrics import log_mel_distance, si_sdr, stft_distance
 from higgs.evaluate.stoi import stoi
 
@@ -23,29 +27,37 @@ def compare(reference: Tensor, estimate: Tensor, sample_rate: int) -> dict[str, 
     }
 
 
-def by_codebooks(
-    decode: Callable[[Tensor], Tensor],
-    codes: Tensor,
-    reference: Tensor,
-    sample_rate: int,
-    counts: Sequence[int],
-) -> list[dict[str, float | None]]:
-    """Codes [K, T] of a clip, the clip [L] -> what its first 1, 2, ... codebooks give back, a row for each count.
+@dataclass(frozen=True)
+class RoundTrip:
+    """A recording, its codes [K, T], and what comes back from all codebooks [L]; distances for each number of them."""
 
-    `decode` makes [k, T] a waveform. Both are cut to the shorter of the two.
-    """
-    rows = []
-    for count in counts:
-        rebuilt = decode(codes[:count])
-        length = min(len(rebuilt), len(reference))
-        rows.append(
-            {"codebooks": count} | compare(reference[:length], rebuilt[:length], sample_rate)
-        )
-    return rows
+    recorded: Tensor
+    codes: Tensor
+    decoded: Tensor
+    distances: list[dict[str, float | None]]
+
+
+def round_trips(
+    load_codec: Callable[[], Any], counts: Sequence[int], pad_to_hop: bool
+) -> Callable[[Path], RoundTrip]:
+    """Loads the codec -> a function of an audio file. For `higgs.workers.in_order`."""
+    codec = load_codec()
+    rate = codec.sample_rate
+
+    def there_and_back(path: Path) -> RoundTrip:
+        recorded, _ = load_audio(path, rate)
+        codes, distances = codec.encode(recorded, pad_to_hop=pad_to_hop), []
+        for count in counts:
+            decoded = codec.decode(codes[:count])[: len(recorded)]
+            found = compare(recorded[: len(decoded)], decoded, rate)
+            distances.append({"codebooks": count} | found)
+        return RoundTrip(recorded, codes, decoded, distances)
+
+    return there_and_back
 
 
 def counts_to_decode(wanted: Sequence[int], num_codebooks: int) -> list[int]:
-    """How many codebooks to decode, in turn: those wanted, and all. Raises ValueError for more than there are."""
+    """How many codebooks to decode, in turn: those wanted, and last all. Raises ValueError for more than there are."""
     if max(wanted) > num_codebooks:
         raise ValueError(f"codebook_counts: {max(wanted)} is more than the codec's {num_codebooks}")
     return sorted({*wanted, num_codebooks})

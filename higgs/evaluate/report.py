@@ -100,7 +100,8 @@ def by_group(summary: Sequence[Row], judges: Mapping[str, str | None]) -> tuple[
         for row in summary
     ]
     heard = [judges[kind] for kind in dict.fromkeys(m.judge for m in used.values()) if kind]
-    return rows, f"estimate [95 % interval]; judges: {', '.join(map(str, heard))}"
+    said = "estimate [95 % interval, run-aways as likely in every group]"
+    return rows, f"{said}; judges: {', '.join(map(str, heard))}"
 
 
 def by_count(summary: Sequence[Row]) -> list[Row]:
@@ -235,16 +236,23 @@ def headline(summary: Sequence[Row]) -> Html:
     return Html(f"<p><b>Words misheard</b> (95 % interval), {html.escape(', '.join(said))}.</p>")
 
 
-def coverage_note(row: Row) -> Html:
-    """What an interval over so few texts is worth, measured on data whose truth is known."""
-    held, narrow = row["bca_coverage_percent"], ""
-    if held < 94:
-        narrow = " With so few texts it is narrower than its name says."
-    return Html(
-        f"<p>An interval over {row['n']} texts that is called 95 % held the true rate in {held:.0f} % of "
-        f"{row['trials']} simulated sets (many texts without an error, a long tail, 1.5 % run-aways, three seeds)."
-        f"{narrow} See <code>notebooks/statistics.ipynb</code>.</p>"
-    )
+def coverage_note(row: Row, seeds: tuple[float | None, int]) -> Html:
+    """What intervals over these texts are worth, on data whose truth is known; what of the variance is the seed's."""
+    held = [f"{row[f'{name}_coverage_percent']:.0f} %" for name in ("wer", "similarity", "rate")]
+    share, several = seeds
+    said = [
+        f"Intervals over {row['n']} texts in {row['takes']} takes that are called 95 % held the true WER in {held[0]} "
+        f"of {row['trials']} made-up sets (many texts without an error, a long tail, 1.5 % run-aways), the "
+        f"similarity in {held[1]}, the share of utterances with an error in {held[2]}. The upper end of a WER allows "
+        "for run-aways that the set does not hold, and the fewer the texts, the more. See "
+        "<code>notebooks/statistics.ipynb</code>."
+    ]
+    if share is not None:
+        said.append(
+            f"Of the variance of word errors from take to take {100 * share:.0f} % is the seed's, the rest that of the "
+            f"text ({several} texts with several takes)."
+        )
+    return Html("".join(f"<p>{line}</p>" for line in said))
 
 
 def metrics(results: Results, summary: Sequence[Row], origin: Mapping[str, Any]) -> dict[str, Any]:

@@ -14,7 +14,7 @@ def recogniser() -> Any:
     from higgs.evaluate.judges import make_judge
 
     try:
-        return make_judge("moonshine-tiny-en", ["en"])
+        return make_judge("moonshine-tiny-en-float32", ["en"])
     except RuntimeError as error:
         sys.stderr.write(f"transcripts are not checked: {error}\n")
         return None

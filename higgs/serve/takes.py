@@ -6,8 +6,9 @@ text begins anew.
 
 import hashlib
 import json
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -22,8 +23,9 @@ from higgs.files import replacing
 from higgs.serve.engine import Engine, Response, Usage
 from higgs.serve.guards import GUARD_STOPS
 from higgs.serve.long_form import LongResponse, speak_script
+from higgs.workers import in_order
 
-AT_ONCE = 32  # requests between two visits to the disk
+BATCH = 16  # requests that run together
 FAILED = "error"
 Request = tuple[Script, int]
 
@@ -62,36 +64,78 @@ def work_folder(above: str | Path, settings: Mapping[str, Any]) -> Path:
     return Path(above) / hashlib.sha256(said.encode()).hexdigest()[:16]
 
 
+def choose_requests(
+    scripts: Sequence[Script], seeds: Sequence[int], repeated: int | None
+) -> list[Request]:
+    """Every script with the first seed, and `repeated` of them (None: all) with the others too, in the scripts' order.
+
+    Those are chosen by a hash of their ids, so that another order of the scripts changes nothing.
+    """
+
+    def by_hash(name: str) -> bytes:
+        return hashlib.sha256(name.encode()).digest()
+
+    shuffled = sorted((s.id for s in scripts), key=by_hash)
+    chosen = set(shuffled[:repeated])
+    return [(s, seed) for s in scripts for seed in (seeds if s.id in chosen else seeds[:1])]
+
+
+def batches(requests: Sequence[Request], max_new_tokens: int) -> list[tuple[int, list[Request]]]:
+    """-> (limit, requests that are spoken together): a function of the requests alone. What has chunks is by itself."""
+    groups: dict[int, list[Request]] = {}
+    for script, seed in requests:
+        limit = 0 if script.chunks else script.max_new_tokens or max_new_tokens
+        groups.setdefault(limit, []).append((script, seed))
+    return [
+        (limit or max_new_tokens, group[start : start + (BATCH if limit else 1)])
+        for limit, group in groups.items()
+        for start in range(0, len(group), BATCH if limit else 1)
+    ]
+
+
 def speak_all(
-    engine: Engine,
+    load_engine: Callable[[], Engine],
     requests: Sequence[Request],
     sampling: SamplingConfig,
     max_new_tokens: int,
     folder: str | Path,
+    workers: int | None = None,
 ) -> Iterator[Spoken]:
-    """Scripts with their seeds -> their takes, in the order in which they are done.
+    """Scripts with their seeds -> their takes, batch by batch, by `workers` as in `in_order`, with an engine each.
 
-    What lies in `folder` is not spoken again. Requests in one go run in batches, those in chunks one by one. A request
-    that cannot be spoken becomes an empty take that says why in `note`.
+    A batch whose takes all lie in `folder` is not spoken again. A request that cannot be spoken becomes an empty take
+    that says why in `note`.
     """
-    folder = Path(folder)
-    # By the limit that a batch shares; 0 is what is spoken in chunks.
-    todo: dict[int, list[Request]] = {}
-    for request in requests:
-        script, seed = request
-        kept = read_take(folder / f"{script.row(seed)['name']}.safetensors")
-        if kept is not None:
-            yield kept
+    folder, todo = Path(folder), []
+    for limit, batch in batches(requests, max_new_tokens):
+        kept = [read_take(_file(folder, script, seed)) for script, seed in batch]
+        if None in kept:
+            todo.append((limit, batch))
         else:
-            limit = 0 if script.chunks else script.max_new_tokens or max_new_tokens
-            todo.setdefault(limit, []).append(request)
-    for limit, group in todo.items():
-        at_once = AT_ONCE if limit else 1
-        for start in range(0, len(group), at_once):
-            some = group[start : start + at_once]
-            for spoken in _speak(engine, some, sampling, limit or max_new_tokens):
-                write_take(folder / f"{spoken.name}.safetensors", spoken)
-                yield spoken
+            yield from kept
+    load = partial(_speaker, load_engine, sampling, folder)
+    for made in in_order(load, todo, workers):
+        yield from made
+
+
+def _file(folder: Path, script: Script, seed: int) -> Path:
+    return folder / f"{script.row(seed)['name']}.safetensors"
+
+
+def _speaker(
+    load_engine: Callable[[], Engine], sampling: SamplingConfig, folder: Path
+) -> Callable[[tuple[int, list[Request]]], list[Spoken]]:
+    """What a process does with a batch: speak it, and keep its takes."""
+    engine = load_engine()
+
+    def speak(batch: tuple[int, list[Request]]) -> list[Spoken]:
+        limit, requests = batch
+        made = _speak(engine, requests, sampling, limit)
+        for (script, seed), spoken in zip(requests, made, strict=True):
+            write_take(_file(folder, script, seed), spoken)
+        return made
+
+    return speak
 
 
 def _speak(
