@@ -5,6 +5,7 @@ import random
 import signal
 import subprocess
 import sys
+import types
 from dataclasses import replace
 
 import numpy as np
@@ -20,6 +21,7 @@ from higgs.data.lexicon import SPELL, Lexicon
 from higgs.data.text import TextTokenizer, byte_tokenizer
 from higgs.train.checkpointing import load_state, save_state, warmup_stable_decay
 from higgs.train.precision import autocast, best_dtype
+from training.corpus import corpus as make_corpus
 from training.corpus.kokoro import KEPT_OUT, blends
 from training.corpus.shards import DRAWN, KOKORO, Shards, balance, balanced, group_of
 from training.corpus.texts import runs
@@ -222,6 +224,31 @@ def test_speakers_of_the_corpus():
     wave = np.sin(np.arange(24_000) / 20).astype(np.float32)
     assert len(finished(wave)) % 960 == 0 and len(finished(wave, 1.1)) < len(finished(wave, 0.9))
     assert runs("One, two three!") == {("one", "two", "three")}
+
+
+def test_a_shard_is_made_once_and_whole_or_not_at_all(tmp_path, monkeypatch):
+    spoken, shard = (
+        [],
+        make_corpus.Shard("hibari-00", 0, ("A text.", "Too short.", "More."), folder=tmp_path),
+    )
+
+    def by_hibari(shard, teacher):
+        for text in shard.texts:
+            spoken.append(text)
+            yield np.full(24_000 if "short" not in text else 99, len(text), np.int16), text, "ada"
+
+    monkeypatch.setitem(sys.modules, "hibari", types.SimpleNamespace(Hibari=lambda: None))
+    monkeypatch.setattr(make_corpus, "by_hibari", by_hibari)
+    assert make_corpus.make_shard(shard) == make_corpus.make_shard(shard) == 2 / 3600
+    assert len(spoken) == 3 and [u.text for u in Shards(tmp_path).utterances] == [
+        "A text.",
+        "More.",
+    ]
+    assert Shards(tmp_path).waveform(1)[0] == 5 / 32768
+    before = (tmp_path / "hibari-00.pcm").read_bytes()
+    (tmp_path / "hibari-00.jsonl").unlink()  # killed between the two files
+    make_corpus.make_shard(shard)
+    assert (tmp_path / "hibari-00.pcm").read_bytes() == before and len(spoken) == 6
 
 
 def test_groups_are_drawn_by_their_shares():
