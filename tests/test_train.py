@@ -450,11 +450,12 @@ def test_short_conversations_come_first(started, texts, tmp_path):
     long = plan(texts, range(50), 0, 500, LONG)
     assert max(len(item.utterances) for batch in long for item in batch) > 2
     training = started("model", tmp_path / "a", steps=10)
-    for step, longest in ((7, 2), (8, 5)):
-        training.planned_at = training.epoch = step
-        training.plan_epoch()
-        most = max(len(item.utterances) for batch in training.batches for item in batch)
-        assert 2 <= most <= longest and (most > 2) == (step == 8)
+    longest = []
+    for training.step in (0, 7, 8, 9):
+        training.next_batch()
+        longest.append(max(len(item.utterances) for batch in training.batches for item in batch))
+    assert training.epoch == 1 and training.planned_at == 8 and training.taken == 2
+    assert longest[:2] == [2, 2] and longest[2] == longest[3] > 2
 
 
 def test_conversations_of_phonemes_know_what_is_spoken(corpus, taught, tmp_path):

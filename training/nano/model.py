@@ -134,18 +134,24 @@ class ModelJob(Job):
     def position(self) -> dict[str, int]:
         return {name: getattr(self, name) for name in ("epoch", "taken", "planned_at", "frames")}
 
+    @property
+    def long_from(self) -> int:
+        """The step at which an epoch of conversations of any length begins."""
+        return round(self.config.short_share * self.steps)
+
     def next_batch(self) -> list[Item]:
         """Batches of an epoch are a function of the seed, the epoch and the step at which it began."""
         if not self.batches and self.epoch >= 0:
             self.plan_epoch()  # a run that goes on
-        if self.taken == len(self.batches):
+        now_long = self.planned_at < self.long_from <= self.step
+        if self.taken == len(self.batches) or now_long:
             self.epoch, self.taken, self.planned_at = self.epoch + 1, 0, self.step
             self.plan_epoch()
         self.taken += 1
         return self.batches[self.taken - 1]
 
     def plan_epoch(self) -> None:
-        limits = SHORT if self.planned_at < self.config.short_share * self.steps else LONG
+        limits = SHORT if self.planned_at < self.long_from else LONG
         seed, indices = self.seed * 1000 + self.epoch, self.corpus.shards.training
         self.batches = plan(self.corpus, indices, seed, self.config.positions, limits)
 
