@@ -58,7 +58,7 @@ train: $(STAMP)
 # The store is filled afresh, so that it holds what data.dvc names and nothing else.
 promote: $(STAMP)
 	rm -rf training/out/nano
-	$(WITH) python -m higgs.train.assemble --parts training/out --out training/out/nano
+	$(WITH) python -m training.nano.assemble --parts training/out --out training/out/nano
 	rm -rf data/checkpoints/nano
 	mkdir -p data/checkpoints
 	cp -R training/out/nano data/checkpoints/nano

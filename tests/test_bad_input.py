@@ -259,7 +259,7 @@ from higgs.audio import save_audio
 from higgs.cells import write_json
 from higgs.data.chatml_json import write_conversations
 from higgs.data.codes import save_codes
-from higgs.train.schedule import save_state
+from higgs.train.checkpointing import save_state
 
 codec = AudioTokenizer.from_pretrained(sys.argv[1])
 noise = torch.rand(48_000) - 0.5

@@ -69,7 +69,10 @@ def test_adapters_change_nothing_at_first_and_merged_equals_applied():
     assert torch.equal(model(batch).audio_logits, before)
     trained = [name for name, p in model.named_parameters() if p.requires_grad]
     assert trained and all("lora_" in name for name in trained)
-    assert not any("text_ffn" in name for name in trained)
+    assert not any("text_ffn" in name or "attention" in name for name in trained)
+    wider = small_model()
+    add_lora(wider, rank=4, attention=True)
+    assert any("attention" in n for n, p in wider.named_parameters() if p.requires_grad)
     with torch.no_grad():
         for name, p in model.named_parameters():
             if "lora_B" in name:
@@ -239,11 +242,49 @@ def test_a_killed_run_goes_on_as_if_nothing_had_happened(encoded, tmp_path):
         assert torch.equal(value, again.trained[name])
 
 
+def test_steps_follow_the_speech_and_clips_are_held_back(encoded, tmp_path):
+    tuning, rows = tuning_in(tmp_path, encoded, rank=2)
+    positions = len(rows[0]["input_ids"])
+    assert tuning.steps(rows) == 20 and tuning.split(rows) == ([0, 1], [])
+    many = rows[:1] * 60
+    assert tuning.steps(many) == -(-10 * 60 * positions // 1500)
+    train_on, held_back = tuning.split(many)
+    assert len(held_back) == 6 and sorted(train_on + held_back) == list(range(60))
+    assert not set(tuning.chosen(many)[0]) & set(held_back) and tuning.chosen(many)[1] == []
+    tuning.replay = rows
+    mine, old = tuning.chosen(many)
+    assert old and (len(mine) + len(old)) * positions <= 1500
+
+
+def test_a_run_ends_at_its_best(encoded, tmp_path, monkeypatch):
+    """Validation that gets worse from the second time on: three more, then the weights of the second."""
+    tuning, rows = tuning_in(tmp_path, encoded, steps=100, rank=2, positions=150)
+    told, weights = iter((3.0, 2.0, 2.5, 2.4, 2.1, 9.9)), {}
+    monkeypatch.setattr("higgs.train.finetune.VALIDATE_EVERY", 1)
+    monkeypatch.setattr(tuning, "split", lambda rows: ([0], [1]))
+    losses = tuning.losses
+
+    def worse(inputs, batch):
+        loss, first = losses(inputs, batch)
+        if inputs is not batch:
+            return loss, first
+        weights[tuning.step] = tuning.weights()
+        return torch.tensor(next(told)), first
+
+    monkeypatch.setattr(tuning, "losses", worse)
+    tuning.run(rows)
+    assert tuning.step == 5 and tuning.best["step"] == 2 and list(told) == [9.9]
+    again, _ = tuning_in(tmp_path, encoded, steps=100, rank=2, positions=150)
+    assert again.over and again.best["loss"] == 2.0
+    again.put(again.best["trained"])
+    assert all(torch.equal(again.trained[n], value) for n, value in weights[2].items())
+
+
 @pytest.mark.slow
 def test_two_utterances_are_learnt_by_heart(encoded, tmp_path):
     """All weights, until greedy speech is the clip itself, to the end; and the saved checkpoint says it too."""
     clips, codec, codes, _ = encoded
-    tuning, rows = tuning_in(tmp_path, encoded, steps=120, rank=None, rate=2e-3)
+    tuning, rows = tuning_in(tmp_path, encoded, steps=120, rank=None, rate=2e-3, noise=0.0)
     model = tuning.run(rows)
     save_tuned(model, NANO / "model", tmp_path / "model")
     engine = Engine.from_pretrained(tmp_path / "model", NANO / "codec", device="cpu")

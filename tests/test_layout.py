@@ -103,7 +103,7 @@ def test_rooms_are_small_and_quiet(path: Path):
 
 
 def test_pickles_are_read_with_weights_only():
-    for path in [*FILES, *(ROOT / "training").glob("*.py")]:
+    for path in [*FILES, *(ROOT / "training").rglob("*.py")]:
         for call in re.findall(r"torch\.load\([^)]*\)", path.read_text()):
             assert "weights_only=True" in call, f"{path.name}: {call}"
 

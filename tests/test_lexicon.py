@@ -9,7 +9,7 @@ from higgs.data.lexicon import FILE, SPELL, Lexicon
 from higgs.data.text import TextTokenizer, byte_tokenizer, save_byte_tokenizer
 from higgs.inspection import inspect_checkpoint
 from higgs.tokens import SPECIAL_TOKENS
-from higgs.train.nano import NANO_PHRASES
+from training.nano.sizes import NANO_PHRASES
 
 LEXICON = Lexicon("təkædOnɪs", {"cat": "kæt", "don't": "dOnt", "it": "ɪt", "speaker": "skɪ"})
 PLAIN = TextTokenizer(byte_tokenizer(NANO_PHRASES))

@@ -1,10 +1,11 @@
-"""Training: its parts against hand-made cases, and each job for a few steps on a corpus of noise."""
+"""Making the default checkpoint: its parts against hand-made cases, and each job for a few steps on noise."""
 
 import json
 import random
 import signal
 import subprocess
 import sys
+import types
 from dataclasses import replace
 
 import numpy as np
@@ -14,34 +15,54 @@ from conftest import assert_close
 
 from higgs import Engine
 from higgs.codec.quantizer import ResidualVectorQuantizer
-from higgs.config import SamplingConfig
-from higgs.data.chatml import smart_voice
+from higgs.config import CodecConfig, SamplingConfig, SemanticConfig
+from higgs.data.chatml import ROLES, smart_voice
 from higgs.data.lexicon import SPELL, Lexicon
-from higgs.data.text import TextTokenizer, byte_tokenizer, save_byte_tokenizer
-from higgs.model.higgs_audio import HiggsAudio
-from higgs.train import assemble, codec, quantizer
-from higgs.train.align import spoken_token, viterbi
-from higgs.train.codebooks import CodebookAverages, QuantizerTrainer
-from higgs.train.conversations import Corpus
-from higgs.train.model import Training, TrainingConfig
-from higgs.train.nano import NANO_MODEL, NANO_PHRASES
-from higgs.train.schedule import Averages, Clock, load_state, save_state, set_rate, trapezoid
-from higgs.train.shards import Shards, split
-from higgs.train.teacher import CHARACTERS, num_symbols, symbols_of
+from higgs.data.text import TextTokenizer, byte_tokenizer
+from higgs.train.checkpointing import load_state, save_state, warmup_stable_decay
+from higgs.train.precision import autocast, best_dtype
+from training.corpus import corpus as make_corpus
+from training.corpus.kokoro import KEPT_OUT, blends
+from training.corpus.shards import DRAWN, KOKORO, Shards, balance, balanced, group_of
+from training.corpus.texts import runs
+from training.corpus.voices import OWN, SHARES, choose_speaker, finished
+from training.nano import assemble, codec, job, quantizer
+from training.nano.alignment import (
+    CHARACTERS,
+    marked_texts,
+    num_symbols,
+    spoken_token,
+    symbols_of,
+    viterbi,
+)
+from training.nano.conversations import LONG, SHORT, Corpus, plan
+from training.nano.model import ModelJob, TrainingConfig, text_tokenizer
+from training.nano.muon import Muon, orthogonalised
+from training.nano.sizes import NANO_MODEL
+from training.nano.vq_ema import CodebookAverages, QuantizerTrainer
 
 LEXICON = Lexicon("həlOjnʌmbɚ", {"hello": "həlO", "you": "jO", "number": "nʌmbɚ"})
 
 
-def heard(symbols, lexicon=None):
+@pytest.fixture(scope="module", autouse=True)
+def one_thread():
+    """As every job has."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
+
+
+def read_as(symbols, lexicon=None):
     """CTC symbols as what they stand for."""
     return "".join((CHARACTERS + (lexicon.phonemes if lexicon else ""))[s - 1] for s in symbols)
 
 
 def test_symbols_and_their_places():
     symbols, places = symbols_of("Hi,  you!", None)
-    assert heard(symbols) == "hi you" and places == [0, 1, 2, 5, 6, 7]
+    assert read_as(symbols) == "hi you" and places == [0, 1, 2, 5, 6, 7]
     symbols, places = symbols_of("Hi, you  hello!", LEXICON)
-    assert heard(symbols, LEXICON) == "hi jO həlO"
+    assert read_as(symbols, LEXICON) == "hi jO həlO"
     assert (
         symbols[3] > len(CHARACTERS) >= symbols[0]
     )  # a phoneme is no letter, whatever it looks like
@@ -51,10 +72,10 @@ def test_symbols_and_their_places():
 
 def test_a_spelled_word_sounds_as_its_phonemes_at_its_letters():
     symbols, places = symbols_of(f"A {SPELL}number, you.", LEXICON)
-    assert heard(symbols, LEXICON) == "a nʌmbɚ jO"
+    assert read_as(symbols, LEXICON) == "a nʌmbɚ jO"
     assert places == [0, 1, 2, 3, 4, 5, 6, 8, 10, 11]  # five phonemes for six letters
     symbols, places = symbols_of(f"{SPELL}Xylem.", LEXICON)  # unknown: its letters as they are
-    assert heard(symbols, LEXICON) == "xylem" and places == [0, 1, 2, 3, 4]
+    assert read_as(symbols, LEXICON) == "xylem" and places == [0, 1, 2, 3, 4]
 
 
 @pytest.mark.parametrize(
@@ -128,7 +149,7 @@ def test_quantizer_training_equals_the_quantizer_that_is_shipped():
 
 def test_snake_has_the_gradient_of_autograd():
     from higgs.codec import acoustic
-    from higgs.train import snake as fast
+    from training.nano import snake as fast
 
     x = torch.randn(2, 3, 5, requires_grad=True)
     alpha = (torch.rand(1, 3, 1) + 0.5).requires_grad_()
@@ -140,20 +161,11 @@ def test_snake_has_the_gradient_of_autograd():
         assert_close(a, b, atol=1e-4)
 
 
-def test_clock_and_rate():
-    clock = Clock(minutes=1, warmup_steps=10, floor=0.0)
-    assert clock.rate() == pytest.approx(0.1)
-    clock.step = 100
-    assert clock.rate() == pytest.approx(1.0)
-    clock.spent = 30.0
-    assert clock.rate() == pytest.approx(0.5)
-    clock.spent = 60.0
-    assert clock.done and clock.rate() == pytest.approx(0.0, abs=1e-12)
-    parameter = torch.nn.Parameter(torch.zeros(1))
-    optimizer = torch.optim.SGD([parameter], lr=2.0)
-    for rate in (0.5, 0.25):
-        set_rate(optimizer, rate)
-        assert optimizer.param_groups[0]["lr"] == pytest.approx(2.0 * rate)
+def test_learning_rates_are_functions_of_the_step():
+    rates = [warmup_stable_decay(step, 100, 10, 0.25) for step in (0, 9, 50, 75, 99, 100)]
+    assert rates == pytest.approx([0.1, 1.0, 1.0, 1.0, 0.02 + 0.98 * 0.04, 0.02])
+    rates = [job.warmup_cosine(step, 100, 10, 0.1) for step in (0, 50, 100)]
+    assert rates == pytest.approx([0.1, 0.55, 0.1])
 
 
 def test_state_is_whole_or_absent(tmp_path):
@@ -161,49 +173,154 @@ def test_state_is_whole_or_absent(tmp_path):
     save_state(tmp_path / "a.pt", x=torch.ones(2))
     assert load_state(tmp_path / "a.pt")["x"].tolist() == [1, 1]
     assert [path.name for path in tmp_path.iterdir()] == ["a.pt"]
-    averages = Averages()
+    averages = job.Averages()
     averages.add(loss=1.0)
-    averages.add(loss=3.0)
+    averages.add(loss=torch.tensor(3.0))
     assert averages.read() == {"loss": 2.0} and averages.read() == {}
+
+
+def test_the_number_format_is_what_the_processor_can(monkeypatch):
+    for avx, amx in ((False, False), (True, False), (False, True)):
+        monkeypatch.setattr(torch.cpu, "_is_avx512_bf16_supported", lambda avx=avx: avx)
+        monkeypatch.setattr(torch.cpu, "_is_amx_tile_supported", lambda amx=amx: amx)
+        wanted = torch.bfloat16 if avx or amx else torch.float32
+        assert best_dtype("cpu") == wanted and best_dtype("cuda") == torch.bfloat16
+        with autocast("cpu", wanted):
+            assert (torch.ones(2, 2) @ torch.ones(2, 2)).dtype == wanted
+
+
+def test_muon_makes_updates_orthogonal_and_is_torchs():
+    torch.manual_seed(0)
+    values = torch.linalg.svdvals(orthogonalised(torch.randn(2, 8, 12)))
+    assert values.min() > 0.6 and values.max() < 1.3
+    shapes = ((8, 12), (12, 8), (8, 12), (6, 6))
+    mine = [torch.nn.Parameter(torch.randn(shape)) for shape in shapes]
+    theirs = [torch.nn.Parameter(p.detach().clone()) for p in mine]
+    ours = Muon(mine, lr=0.02, dtype=torch.float32)
+    options = {"weight_decay": 0.05, "adjust_lr_fn": "match_rms_adamw"}
+    torchs = torch.optim.Muon(theirs, lr=0.02, **options)
+    for _ in range(3):
+        for a, b in zip(mine, theirs, strict=True):
+            a.grad = torch.randn(a.shape)
+            b.grad = a.grad.clone()
+        ours.step(), torchs.step()
+    for a, b in zip(mine, theirs, strict=True):  # torch iterates in bfloat16
+        assert_close(a, b, atol=2e-3)
+    untouched = torch.nn.Parameter(torch.ones(2, 2))
+    Muon([untouched], lr=1.0, dtype=torch.float32).step()
+    assert untouched.tolist() == [[1, 1], [1, 1]]
+
+
+def test_speakers_of_the_corpus():
+    rng = random.Random(0)
+    drawn = [choose_speaker(rng).name for _ in range(4000)]
+    for speaker, share in zip(OWN, SHARES, strict=True):
+        assert drawn.count(speaker.name) / 4000 == pytest.approx(share, abs=0.02)
+    made = blends(["af_a", "am_b", "bm_c"], 2, seed=0)
+    assert len({blend.name for blend in made}) == 5 and made[3].name.count("+") == 1
+    assert made == blends(["af_a", "am_b", "bm_c"], 2, seed=0)
+    assert all(0.86 <= blend.played <= 1.15 and abs(blend.played - 1) > 0.05 for blend in made)
+    assert not set(KEPT_OUT) & {"af_a", "am_b", "bm_c"}
+    wave = np.sin(np.arange(24_000) / 20).astype(np.float32)
+    assert len(finished(wave)) % 960 == 0 and len(finished(wave, 1.1)) < len(finished(wave, 0.9))
+    assert runs("One, two three!") == {("one", "two", "three")}
+
+
+def test_a_shard_is_made_once_and_whole_or_not_at_all(tmp_path, monkeypatch):
+    spoken, shard = (
+        [],
+        make_corpus.Shard("hibari-00", 0, ("A text.", "Too short.", "More."), folder=tmp_path),
+    )
+
+    def by_hibari(shard, teacher):
+        for text in shard.texts:
+            spoken.append(text)
+            yield np.full(24_000 if "short" not in text else 99, len(text), np.int16), text, "ada"
+
+    monkeypatch.setitem(sys.modules, "hibari", types.SimpleNamespace(Hibari=lambda: None))
+    monkeypatch.setattr(make_corpus, "by_hibari", by_hibari)
+    assert make_corpus.make_shard(shard) == make_corpus.make_shard(shard) == 2 / 3600
+    assert len(spoken) == 3 and [u.text for u in Shards(tmp_path).utterances] == [
+        "A text.",
+        "More.",
+    ]
+    assert Shards(tmp_path).waveform(1)[0] == 5 / 32768
+    before = (tmp_path / "hibari-00.pcm").read_bytes()
+    (tmp_path / "hibari-00.jsonl").unlink()  # killed between the two files
+    make_corpus.make_shard(shard)
+    assert (tmp_path / "hibari-00.pcm").read_bytes() == before and len(spoken) == 6
+
+
+def test_groups_are_drawn_by_their_shares():
+    names = ["ada", "p0.87f0.96", "af_sky+am_onyx@0.9", "af_sky"]
+    assert [group_of(name) for name in names] == ["ada", DRAWN, KOKORO, KOKORO]
+    weights = balance(["ada", "ada", KOKORO], [1.0, 3.0, 2.0], {KOKORO: 3.0})
+    assert weights == pytest.approx([0.25, 0.75, 3.0])
+
+
+TINY_CODEC = CodecConfig(
+    encoder_width=4,
+    decoder_width=32,
+    acoustic_dim=8,
+    codebook_dim=8,
+    semantic=SemanticConfig(
+        hidden_size=16, intermediate_size=16, num_layers=1, num_heads=2, conv_dim=8
+    ),
+)
+TINY_MODEL = replace(
+    NANO_MODEL,
+    hidden_size=32,
+    intermediate_size=48,
+    num_layers=6,
+    num_heads=2,
+    num_kv_heads=2,
+    head_dim=16,
+)
+CONFIG = TrainingConfig(warmup_steps=2, positions=500, model=TINY_MODEL, codec=TINY_CODEC)
+SPEAKERS = ("ada", "ben", "kit", "p0.80f0.94", "af_sky")
+
+
+def write_shard(folder, name, speakers, count):
+    """Noise that says a greeting."""
+    rng, rows, pieces, offset = np.random.default_rng(len(name)), [], [], 0
+    for index in range(count):
+        length = 960 * int(rng.integers(20, 44))
+        pieces.append((rng.standard_normal(length) * 3000).astype(np.int16))
+        text = f"Hello number {'abcdefghij'[index % 10]}."
+        speaker = speakers[index % len(speakers)]
+        rows.append({"offset": offset, "length": length, "text": text, "speaker": speaker})
+        offset += length
+    (folder / f"{name}.pcm").write_bytes(np.concatenate(pieces).tobytes())
+    (folder / f"{name}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
 
 
 @pytest.fixture(scope="module")
 def corpus(tmp_path_factory):
-    """260 utterances of noise by the two named speakers and by others."""
     folder = tmp_path_factory.mktemp("corpus")
-    rng, rows, pieces, offset = np.random.default_rng(0), [], [], 0
-    for index in range(260):
-        length = 960 * int(rng.integers(20, 44))
-        pieces.append((rng.standard_normal(length) * 3000).astype(np.int16))
-        speaker = ("ada", "ben", "kit", "p0.80f0.94")[index % 4]
-        rows.append(
-            {
-                "offset": offset,
-                "length": length,
-                "text": f"Hello number {'abcdefghij'[index % 10]}.",
-                "speaker": speaker,
-            }
-        )
-        offset += length
-    (folder / "shard-00.pcm").write_bytes(np.concatenate(pieces).tobytes())
-    (folder / "shard-00.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    write_shard(folder, "hibari-00", SPEAKERS, 50)
+    write_shard(folder, "validation-others", ("af_new",), 3)
+    write_shard(folder, "validation-own", SPEAKERS[:3], 6)
     return folder
 
 
 def test_shards(corpus, tmp_path):
     shards = Shards(corpus)
-    assert len(shards) == 260
+    assert len(shards) == 59 and shards.training == list(range(50))
+    assert shards.validation == list(range(50, 59))
     whole = shards.waveform(5)
     assert torch.equal(shards.waveform(5, 960, 1920), whole[960:2880])
     with pytest.raises(ValueError, match="of an utterance of"):
         shards.waveform(5, 0, len(whole) + 1)
-    train_on, held_out = split(260, 200)
-    assert list(train_on) == list(range(60)) and len(held_out) == 200
+    chosen = balanced(shards, shards.training, 14, {KOKORO: 3.0})
+    assert [shards.utterances[i].speaker for i in chosen].count("af_sky") == 6 and len(chosen) == 14
     with pytest.raises(FileNotFoundError, match="make the corpus first"):
         Shards(tmp_path)
 
 
-SHORT = TrainingConfig(steps=6, warmup_steps=2, positions=500)
+def quantizer_job(folder, corpus, **more):
+    return quantizer.QuantizerJob(
+        folder, corpus, 4, utterances=40, batch=4, config=TINY_CODEC, **more
+    )
 
 
 @pytest.fixture(scope="module")
@@ -212,77 +329,111 @@ def taught(corpus, tmp_path_factory):
     folder = tmp_path_factory.mktemp("taught")
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(quantizer, "WARM_STEPS", 0)
-        teacher = quantizer.train(folder, corpus, quantizer.NANO_CODEC, 0.02, 60)
-    quantizer.code_corpus(teacher, Shards(corpus), folder / "codes.pt")
+        made = quantizer_job(folder, corpus)
+        made.run()
+    quantizer.code_corpus(folder, corpus, TINY_CODEC)
     return folder
+
+
+def test_codes_are_made_once(corpus, taught):
+    """One file for each shard; those of another quantiser are made again."""
+    shards = Shards(corpus)
+    codes, aligned = quantizer.read_codes(taught, shards)
+    for utterance, frames, tokens in zip(shards.utterances, codes, aligned, strict=True):
+        assert frames.shape == (8, utterance.length // 960) and len(tokens) == frames.shape[1]
+    path = taught / "codes/validation-own.pt"
+    before = path.read_bytes()
+    save_state(path, **load_state(path) | {"codes": []})
+    quantizer.code_corpus(taught, corpus, TINY_CODEC)
+    assert load_state(path)["codes"] == []
+    save_state(path, codes=[], aligned=[], made_by="another")
+    quantizer.code_corpus(taught, corpus, TINY_CODEC)
+    assert path.read_bytes() == before
 
 
 @pytest.fixture(scope="module")
 def texts(corpus, taught):
-    tokenizer = TextTokenizer(byte_tokenizer(NANO_PHRASES))
-    return Corpus(Shards(corpus), taught / "codes.pt", tokenizer)
+    return Corpus(Shards(corpus), taught, text_tokenizer(None))
 
 
-def started(taught, folder, texts, config=SHORT):
-    """A training in a folder of its own."""
-    folder.mkdir()
-    (folder / "teacher.pt").symlink_to(taught / "teacher.pt")
-    return Training(folder, texts, config)
+@pytest.fixture
+def started(monkeypatch, corpus, taught, texts):
+    """(name of a job, folder) -> that job, at its first step or where it last was in that folder."""
+    monkeypatch.setattr(quantizer, "WARM_STEPS", 1)
+    monkeypatch.setattr(codec.CodecJob, "config", TINY_CODEC)
+
+    def start(name, folder, seed=0, config=CONFIG, steps=4):
+        folder.mkdir(exist_ok=True)
+        if name == "quantizer":
+            return quantizer_job(folder, corpus, seed=seed)
+        if not (folder / "quantizer.pt").exists():
+            (folder / "quantizer.pt").symlink_to(taught / "quantizer.pt")
+        if name == "model":
+            return ModelJob(folder, texts, steps, seed, config)
+        codes, _ = quantizer.read_codes(taught, texts.shards)
+        return codec.JOBS[name](folder, codec.Crops(texts.shards, codes, 14), steps, seed, 2)
+
+    return start
 
 
-def same(a, b):
-    pairs = zip(a.model.parameters(), b.model.parameters(), strict=True)
-    return all(torch.equal(x, y) for x, y in pairs)
+@pytest.mark.parametrize("name", ["quantizer", "decoder", "encoder", "model"])
+def test_a_job_is_a_function_of_its_seed_whether_stopped_or_not(started, tmp_path, name):
+    """The bytes of what it leaves, and its log but for the seconds."""
+    whole, broken, other = (tmp_path / folder for folder in ("whole", "broken", "other"))
+    started(name, whole).run()
+    started(name, broken).run(stop_after=2)
+    half = (broken / f"{name}.pt").read_bytes()
+    torch.rand(3)  # what else has drawn random numbers does not matter
+    again = started(name, broken)
+    again.run()
+    assert again.step == 4 and again.saved is None
+    assert (whole / f"{name}.pt").read_bytes() == (broken / f"{name}.pt").read_bytes() != half
+    logs = [
+        [
+            {**json.loads(row), "seconds": 0}
+            for row in (f / f"{name}.jsonl").read_text().splitlines()
+        ]
+        for f in (whole, broken)
+    ]
+    assert logs[0] == logs[1]
+    started(name, other, seed=1).run()
+    assert (other / f"{name}.pt").read_bytes() != (whole / f"{name}.pt").read_bytes()
 
 
-def test_learning_rate_rises_stays_and_falls():
-    rates = [trapezoid(step, 100, 10, 0.25) for step in (0, 9, 50, 75, 99, 100)]
-    assert rates == pytest.approx([0.1, 1.0, 1.0, 1.0, 0.02 + 0.98 * 0.04, 0.02])
+def test_a_checkpoint_of_another_run_is_not_gone_on_from(started, tmp_path):
+    started("decoder", tmp_path / "a").run(stop_after=1)
+    with pytest.raises(ValueError, match="of a run of 4 steps with seed 0, not of 4 with seed 1"):
+        started("decoder", tmp_path / "a", seed=1).run()
+    state = load_state(tmp_path / "a/decoder.pt")
+    assert state["record"] | {"torch": ""} == {
+        "steps": 4, "seed": 0, "dtype": str(best_dtype()).removeprefix("torch."),
+        "threads": torch.get_num_threads(), "torch": "",
+    }  # fmt: skip
+    save_state(
+        tmp_path / "a/decoder.pt", **state | {"record": state["record"] | {"dtype": "float32"}}
+    )
+    assert started("decoder", tmp_path / "a").dtype == torch.float32
 
 
 def test_every_form_of_conversation_is_trained_and_reads_its_own_bytes(texts):
-    """Frame by frame, the byte that a row says is spoken is the one that alignment found in that utterance."""
+    """Frame by frame, the byte that is said to be spoken is the one that alignment found in that utterance."""
     rng, forms = random.Random(0), set()
-    for index in range(60):
-        item = texts.item(index, rng)
+    for index in [*range(50)] * 2:
+        item = texts.item(index, rng, LONG)
         row = texts.row(item, NANO_MODEL)
         text = texts.tokenizer.decode(row["input_ids"].tolist())
         forms.add((item.sample.messages[0].role, len(item.sample.messages), "[SPEAKER" in text))
         spoken = row["spoken"][row["spoken"] >= 0]
-        wanted = torch.cat(
-            [
-                torch.tensor(list(texts.texts[i].encode()))[texts.aligned[i].long()]
-                for i in item.utterances
-            ]
-        )
-        alphabet = TextTokenizer(byte_tokenizer()).encode(bytes(range(32, 127)).decode())
-        as_id = dict(zip(range(32, 127), alphabet, strict=True))
-        assert row["input_ids"][spoken].tolist() == [as_id[int(byte)] for byte in wanted]
-        assert (row["code_labels"][:, 0] >= 0).sum() == sum(
-            segment.shape[1] + 1 for segment in segments_of(item, texts)
-        )
-    assert {form[1] for form in forms} >= {2, 3, 4, 6} and {True, False} == {f[2] for f in forms}
-
-
-def test_conversations_of_phonemes_know_what_is_spoken(corpus, taught, tmp_path):
-    """As above with a lexicon, whose words are now and then spelled: the token at a frame is the one aligned."""
-    stored = torch.load(taught / "codes.pt", weights_only=True)
-    size, seeded = num_symbols(LEXICON), torch.Generator().manual_seed(0)
-    read = [torch.randn(len(p), size, generator=seeded).half() for p in stored["posteriors"]]
-    save_state(tmp_path / "codes.pt", codes=stored["codes"], posteriors=read)
-    tokenizer = TextTokenizer(byte_tokenizer((*NANO_PHRASES, *LEXICON.tokens)), LEXICON)
-    speech, rng = Corpus(Shards(corpus), tmp_path / "codes.pt", tokenizer), random.Random(0)
-    spelled = [index for index, text in enumerate(speech.texts) if SPELL in text]
-    assert 0.05 < len(spelled) / len(speech.texts) < 0.5
-    for index in [*spelled[:10], *range(20)]:
-        item = speech.item(index, rng)
-        row = speech.row(item, NANO_MODEL)
-        spoken = row["spoken"][row["spoken"] >= 0]
         wanted = [
-            torch.tensor(tokenizer.encode(speech.texts[i]))[speech.aligned[i].long()]
+            torch.tensor(texts.tokenizer.encode(texts.texts[i]))[texts.aligned[i].long()]
             for i in item.utterances
         ]
         assert torch.equal(row["input_ids"][spoken], torch.cat(wanted))
+        assert (row["code_labels"][:, 0] >= 0).sum() == sum(
+            segment.shape[1] + 1 for segment in segments_of(item, texts)
+        )
+        assert abs(len(row["input_ids"]) - item.positions) < 12 * len(item.utterances)
+    assert {form[1] for form in forms} >= {2, 3, 4, 6, 8} and {f[2] for f in forms} == {True, False}
 
 
 def segments_of(item, texts):
@@ -290,98 +441,125 @@ def segments_of(item, texts):
     return [torch.cat(codes, dim=1)] if len(item.sample.audios) + 1 < len(codes) else codes
 
 
-def test_a_killed_run_ends_with_the_weights_of_an_unbroken_one(taught, texts, tmp_path):
-    whole = started(taught, tmp_path / "whole", texts)
-    whole.run()
-    broken = started(taught, tmp_path / "broken", texts)
-    broken.run(stop_after=3)
-    again = Training(tmp_path / "broken", texts, SHORT)
-    again.resume()
-    assert again.step == 3 and same(again, broken) and not same(again, whole)
-    again.run()
-    assert again.step == 6 and same(again, whole)
-    other = started(taught, tmp_path / "other", texts, replace(SHORT, seed=1))
-    other.run()
-    assert not same(other, whole)
+def test_short_conversations_come_first(started, texts, tmp_path):
+    assert all(
+        len(item.utterances) <= 2 and item.positions <= 300
+        for batch in plan(texts, range(50), 0, 500, SHORT)
+        for item in batch
+    )
+    long = plan(texts, range(50), 0, 500, LONG)
+    assert max(len(item.utterances) for batch in long for item in batch) > 2
+    training = started("model", tmp_path / "a", steps=10)
+    longest = []
+    for training.step in (0, 7, 8, 9):
+        training.next_batch()
+        longest.append(max(len(item.utterances) for batch in training.batches for item in batch))
+    assert training.epoch == 1 and training.planned_at == 8 and training.taken == 2
+    assert longest[:2] == [2, 2] and longest[2] == longest[3] > 2
 
 
-# Runs as a program of its own, saves after every step, and is killed while it writes the state of the fourth.
+def test_conversations_of_phonemes_know_what_is_spoken(corpus, taught, tmp_path):
+    """With a lexicon, whose words are now and then spelled: the token at a frame is the one aligned."""
+    shards, said = (
+        Shards(corpus),
+        marked_texts([u.text for u in Shards(corpus).utterances], LEXICON),
+    )
+    seeded, size = np.random.default_rng(0), num_symbols(LEXICON)
+    (tmp_path / "codes").mkdir()
+    for number, name in enumerate(shards.names):
+        codes = load_state(taught / f"codes/{name}.pt")["codes"]
+        mine = [text for text, u in zip(said, shards.utterances, strict=True) if u.shard == number]
+        noise = [seeded.random((2 * c.shape[1], size)) for c in codes]
+        aligned = [
+            torch.from_numpy(spoken_token(p, text, LEXICON))
+            for p, text in zip(noise, mine, strict=True)
+        ]
+        save_state(tmp_path / f"codes/{name}.pt", codes=codes, aligned=aligned)
+    tokenizer = text_tokenizer(LEXICON)
+    speech, rng = Corpus(shards, tmp_path, tokenizer), random.Random(0)
+    spelled = [index for index in range(50) if SPELL in speech.texts[index]]
+    assert 0.05 < len(spelled) / 50 < 0.6
+    for index in [*spelled[:10], *range(20)]:
+        item = speech.item(index, rng, SHORT)
+        row = speech.row(item, NANO_MODEL)
+        wanted = [
+            torch.tensor(tokenizer.encode(speech.texts[i]))[speech.aligned[i].long()]
+            for i in item.utterances
+        ]
+        assert torch.equal(row["input_ids"][row["spoken"][row["spoken"] >= 0]], torch.cat(wanted))
+
+
+def test_the_name_of_a_role_is_a_token_alone_and_a_word_in_a_text():
+    lexicon = Lexicon("sɪtəmjuzɹ", {"system": "sɪtəm", "user": "juzəɹ", "users": "juzəɹz"})
+    tokenizer = text_tokenizer(lexicon)
+    assert all(len(tokenizer.encode(role)) == 1 for role in ROLES)
+    text = "The user of a system, ecosystem, users."
+    symbols, places = symbols_of(text, lexicon)
+    ids = tokenizer.encode(text)
+    for symbol, place in zip(symbols, places, strict=True):
+        if symbol > 1:
+            assert tokenizer.decode([ids[place]]).lower() == read_as([symbol], lexicon)
+    assert marked_texts(["user " * 99], lexicon) == ["user " * 99]
+    assert NANO_MODEL.vocab_size >= text_tokenizer(None).vocab_size + 48
+
+
+def test_validation_measures_loud_frames_of_each_voice(started, tmp_path):
+    training = started("model", tmp_path / "a")
+    with torch.no_grad():
+        told = training.validate()
+        assert set(told["validation"]) == {"ada", "ben", "kit", "others"}
+        assert all(6 < nats < 8 for nats in told["validation"].values())
+        # A model that knows what comes next has no loss: the targets are those of the places that are judged.
+        voice, batch, loud = training.checks[0]
+        answers = batch.code_labels[..., 0].roll(-1, 1)
+        assert (answers[loud] >= 0).all() and (answers[loud] < 1024).all()
+
+
+# Runs as a program of its own, saves after every step, and is killed while it writes the state of the third.
 KILLED = """
 import os, signal, sys
-from dataclasses import replace
 from pathlib import Path
 import torch
-from higgs.data.text import TextTokenizer, byte_tokenizer
-from higgs.train import model
-from higgs.train.conversations import Corpus
-from higgs.train.nano import NANO_PHRASES
-from higgs.train.shards import Shards
+from test_train import CONFIG
+from training.nano import job, model
 
-corpus, folder, threads = Path(sys.argv[1]), Path(sys.argv[2]), int(sys.argv[3])
-torch.set_num_threads(threads)
 write = torch.save
 
 def save(state, file):
-    if state["progress"]["step"] == 4:
+    if state["progress"]["step"] == 3:
         file.write(b"half of it")
         file.flush()
         os.kill(os.getpid(), signal.SIGKILL)
     write(state, file)
 
-torch.save, model.SAVE_SECONDS = save, -1
-texts = Corpus(Shards(corpus), folder / "codes.pt", TextTokenizer(byte_tokenizer(NANO_PHRASES)))
-config = model.TrainingConfig(steps=6, warmup_steps=2, positions=500)
-model.Training(folder, texts, config).run()
+torch.set_num_threads(int(sys.argv[3]))
+torch.save, job.SAVE_SECONDS = save, -1
+folder = Path(sys.argv[2])
+texts = model.Corpus(model.Shards(sys.argv[1]), folder, model.text_tokenizer(None))
+model.ModelJob(folder, texts, 4, 0, CONFIG).run()
 """
 
 
 @pytest.mark.slow
-def test_kill_9_while_the_state_is_written_costs_one_step(corpus, taught, texts, tmp_path):
-    whole = started(taught, tmp_path / "whole", texts)
-    whole.run()
+def test_kill_9_while_the_state_is_written_costs_one_step(corpus, taught, started, tmp_path):
+    started("model", tmp_path / "whole").run()
     broken = tmp_path / "broken"
     broken.mkdir()
-    for name in ("teacher.pt", "codes.pt", "aligned.pt"):
+    for name in ("quantizer.pt", "codes"):
         (broken / name).symlink_to(taught / name)
     arguments = [str(corpus), str(broken), str(torch.get_num_threads())]
-    killed = subprocess.run([sys.executable, "-c", KILLED, *arguments], capture_output=True)
+    code = f"import sys; sys.path[:0] = {sys.path!r}\n{KILLED}"
+    killed = subprocess.run([sys.executable, "-c", code, *arguments], capture_output=True)
     assert killed.returncode == -signal.SIGKILL, killed.stderr.decode()
-    again = Training(broken, texts, SHORT)
+    again = started("model", broken)
     again.resume()
-    assert again.step == 3
+    assert again.step == 2
     again.run()
-    assert same(again, whole)
+    assert (broken / "model.pt").read_bytes() == (tmp_path / "whole/model.pt").read_bytes()
 
 
-def test_training_goes_on_from_a_finished_checkpoint(taught, texts, tmp_path):
-    first = started(taught, tmp_path / "first", texts, replace(SHORT, steps=2))
-    first.run()
-    finished = tmp_path / "finished"
-    assemble.save_model(first.folder, finished)
-    second = started(taught, tmp_path / "second", texts)
-    assert not same(first, second)
-    second.start_from(finished)
-    for a, b in zip(first.model.parameters(), second.model.parameters(), strict=True):
-        assert torch.equal(a.half().float(), b)
-    assert second.step == 0
-    second.run(stop_after=1)
-    assert not same(first, second)
-
-
-def test_a_checkpoint_of_other_sizes_or_other_text_is_not_gone_on_from(taught, texts, tmp_path):
-    training = started(taught, tmp_path / "new", texts)
-    other = tmp_path / "other"
-    HiggsAudio(replace(NANO_MODEL, num_layers=2)).save_pretrained(other, {}, half=True)
-    with pytest.raises(ValueError, match="num_layers=2"):
-        training.start_from(other)
-    HiggsAudio(NANO_MODEL).save_pretrained(other, {}, half=True)
-    save_byte_tokenizer(other, (*NANO_PHRASES,), LEXICON)
-    with pytest.raises(ValueError, match="reads text in another way: copy its lexicon.json"):
-        training.start_from(other)
-
-
-def test_a_loss_that_is_not_a_number_stops_and_names_the_batch(taught, texts, tmp_path):
-    training = started(taught, tmp_path / "nan", texts)
+def test_a_loss_that_is_not_a_number_stops_and_names_the_batch(started, tmp_path):
+    training = started("model", tmp_path / "nan")
     with torch.no_grad():
         training.model.audio_head.weight[0, 0] = float("nan")
     before = [p.clone() for p in training.model.layers.parameters()]
@@ -393,23 +571,16 @@ def test_a_loss_that_is_not_a_number_stops_and_names_the_batch(taught, texts, tm
     assert not (tmp_path / "nan" / "model.pt").exists()
 
 
-@pytest.mark.slow
-def test_every_job_runs_and_the_checkpoint_speaks(corpus, taught, texts, tmp_path):
+def test_every_part_fits_and_the_checkpoint_speaks(started, taught, tmp_path, monkeypatch):
     """A few steps each, on noise: what is tested is that the parts fit."""
-    minute = 0.02
-    codes = torch.load(taught / "codes.pt", weights_only=True)["codes"]
-    assert all(
-        c.shape[1] * 960 == u.length for c, u in zip(codes, Shards(corpus).utterances, strict=True)
-    )
-    training = started(taught, tmp_path / "out", texts)
-    crops = codec.Crops(corpus, codes, 14)
-    codec.train_decoder(training.folder, crops, minute, 2)
-    codec.train_encoder(training.folder, crops, minute, 2)
-    training.run(stop_after=2)
+    monkeypatch.setattr(assemble, "NANO_CODEC", TINY_CODEC)
+    monkeypatch.setattr(assemble, "NANO_MODEL", TINY_MODEL)
+    for name in ("decoder", "encoder", "model"):
+        started(name, tmp_path / "out").run(stop_after=1)
     nano = tmp_path / "nano"
-    assemble.assemble_codec(training.folder).save_pretrained(nano / "codec", half=True)
-    assemble.save_model(training.folder, nano / "model")
+    assemble.assemble_codec(tmp_path / "out").save_pretrained(nano / "codec", half=True)
+    assemble.save_model(tmp_path / "out", nano / "model")
     engine = Engine.from_pretrained(nano / "model", nano / "codec", device="cpu")
-    assert engine.model.config == NANO_MODEL
+    assert engine.model.config == TINY_MODEL
     response = engine.generate(smart_voice("Hello."), SamplingConfig(seed=1), 20)
     assert response.usage.audio_columns <= 20

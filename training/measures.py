@@ -6,13 +6,13 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from corpus import SAMPLE_RATE
 from torch import Tensor
 from tqdm import tqdm
 
 from higgs.evaluate.statistics import bootstrap_interval, wilson_interval
 from higgs.evaluate.text import character_errors, word_errors
 from higgs.files import replacing
+from training.corpus.voices import SAMPLE_RATE
 
 
 def mean(values: Sequence[float]) -> float:

@@ -1,4 +1,4 @@
-"""Teach the checkpoint a new speaker: `python training/new_speaker.py --checkpoint training/out/nano`.
+"""Teach the checkpoint a new speaker: `python -m training.new_speaker --checkpoint training/out/nano`.
 
 Five minutes of a speaker that the corpus does not have (the teacher with another pitch and other formants), then
 fine-tuning as anyone would do it, `python -m higgs.train.finetune`, with LoRA and with every weight. Before and after:
@@ -15,9 +15,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from corpus import SAMPLE_RATE, Speaker, all_texts, speak
-from exam import Setting
-from measures import error_rates, mean, write_json
 from torch import Tensor
 
 from higgs.audio import save_audio
@@ -27,6 +24,10 @@ from higgs.evaluate.statistics import mean_interval
 from higgs.files import replacing
 from higgs.hub import fingerprint
 from higgs.serve.engine import Engine, EngineConfig
+from training.corpus.texts import all_texts, read_sentences
+from training.corpus.voices import SAMPLE_RATE, Speaker, speak
+from training.exam import Setting
+from training.measures import error_rates, mean, write_json
 
 NOVA = Speaker(
     "nova", 0.76, 1.05
@@ -53,12 +54,12 @@ def record(teacher: Any, folder: Path, texts: list[str], minutes: float) -> Path
     return manifest
 
 
-def tune(manifest: Path, checkpoint: Path, out: Path, rank: int, steps: int) -> Path:
+def tune(manifest: Path, checkpoint: Path, out: Path, rank: int, steps: int | None) -> Path:
     """Runs the command of the package; a run that was stopped goes on."""
     if not (out / "model/config.json").is_file():
         command = [sys.executable, "-m", "higgs.train.finetune", str(manifest)]
         command += ["--description", NOVA.name, "--checkpoint", str(checkpoint), "--out", str(out)]
-        command += ["--rank", str(rank), "--steps", str(steps)]
+        command += ["--rank", str(rank), *(["--steps", str(steps)] if steps else [])]
         subprocess.run(command, check=True)
     return out
 
@@ -119,15 +120,13 @@ def main() -> None:
     parser.add_argument("--wordnet", type=Path, default=Path("/usr/share/wordnet"))
     parser.add_argument("--out", type=Path, default=Path("training/out/new-speaker"))
     parser.add_argument("--minutes", type=float, default=5.0)
-    parser.add_argument("--steps", type=int, default=300)
+    parser.add_argument("--steps", type=int, help="default: by the amount of speech")
     parser.add_argument("--sentences", type=int, default=20)
     parser.add_argument("--threads", type=int, default=2)
     arguments = parser.parse_args()
     torch.set_num_threads(arguments.threads)
-    held_out = HERE / "held_out.txt"
-    lines = held_out.read_text(encoding="utf-8").splitlines()
-    texts = [line for line in lines if line and not line.startswith("#")][: arguments.sentences]
-    teacher, spoken = Hibari(), all_texts(arguments.wordnet, held_out)
+    texts = read_sentences(HERE / "held_out.txt")[: arguments.sentences]
+    teacher, spoken = Hibari(), all_texts(arguments.wordnet)
     random.Random(2).shuffle(spoken)
     manifest = record(teacher, arguments.out / "clips", spoken, arguments.minutes)
     own = [

@@ -10,7 +10,7 @@ from higgs.audio import torchaudio  # noqa: F401  isort: skip
 from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers
 from transformers import AutoTokenizer
 
-from higgs.data.lexicon import Lexicon
+from higgs.data.lexicon import WORD, Lexicon
 from higgs.hub import resolve
 from higgs.tokens import SPECIAL_TOKENS
 
@@ -30,8 +30,11 @@ class TextTokenizer:
                     f"the text tokenizer lacks {len(missing)} of the lexicon's phonemes"
                 )
             # What is a token as it stands (a phrase of every prompt) is not pronounced.
+            # One that is a word, as the name of a role is, is such a phrase only where nothing else is said.
             whole = sorted(set(tokens) - set(lexicon.tokens), key=len, reverse=True)
-            self._whole = re.compile("(" + "|".join(map(re.escape, whole)) + ")")
+            self._alone = {token for token in whole if WORD.fullmatch(token)}
+            within = [token for token in whole if token not in self._alone]
+            self._whole = re.compile("(" + "|".join(map(re.escape, within)) + ")")
 
     @classmethod
     def from_pretrained(cls, source: str | Path, revision: str | None = None) -> "TextTokenizer":
@@ -42,7 +45,7 @@ class TextTokenizer:
 
     def encode(self, text: str, allow_special: bool = False) -> list[int]:
         """-> ids, nothing added. `allow_special` reads `<|...|>` strings as the tokens that they name."""
-        if self.lexicon is not None:
+        if self.lexicon is not None and text not in self._alone:
             parts = self._whole.split(text)
             parts[::2] = map(self.lexicon.pronounce, parts[::2])
             text = "".join(parts)
@@ -78,8 +81,12 @@ def byte_tokenizer(phrases: Sequence[str] = ()) -> Tokenizer:
     tokenizer.add_special_tokens(
         [AddedToken(t, special=True, normalized=False) for t in SPECIAL_TOKENS.values()]
     )
+    # A phrase that is a word ("user") is no part of another ("users").
     tokenizer.add_tokens(
-        [AddedToken(phrase, special=False, normalized=False) for phrase in phrases]
+        [
+            AddedToken(phrase, single_word=phrase.isalpha(), special=False, normalized=False)
+            for phrase in phrases
+        ]
     )
     return tokenizer
 

@@ -17,12 +17,13 @@ SAVE_EVERY = 100  # clips
 
 @dataclass(frozen=True)
 class Clip:
-    """A recording and what is said in it."""
+    """A recording and what is said in it; `description` asks for its voice, where that is not the new one."""
 
     name: str
     path: Path
     text: str
     seconds: float
+    description: str | None = None
 
 
 @dataclass(frozen=True)
@@ -63,7 +64,7 @@ def read_clip(row: dict, folder: Path, name: str) -> Clip:
     seconds = waveform.shape[-1] / sample_rate
     if seconds > MAX_SECONDS:
         raise ValueError(f"{path}: {seconds:.1f} s, at most {MAX_SECONDS:.0f} s: cut it at pauses")
-    return Clip(name, path, row["text"].strip(), seconds)
+    return Clip(name, path, row["text"].strip(), seconds, row.get("description"))
 
 
 def encode_clips(codec: AudioTokenizer, clips: list[Clip], folder: Path) -> list[Tensor]:

@@ -2,11 +2,17 @@
 
 The same losses as in training from nothing, on the conversation that asks for the new voice by a description. Every
 clip is looked at before anything is trained; what cannot be used is named and counted.
+
+A few minutes of speech are soon learned by heart, and reading is lost on the way. So the frames that the model is given
+are corrupted, attention is left as it is, the run is short (`ROUNDS`), and it ends when clips that are held back are
+no longer predicted better.
 """
 
 import argparse
+import math
 import random
 import shutil
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -26,25 +32,41 @@ from higgs.hub import read_config, resolve
 from higgs.model.higgs_audio import HiggsAudio
 from higgs.params import Checkpoint
 from higgs.tokens import TokenIds
+from higgs.train.checkpointing import load_state, log, save_state, warmup_stable_decay
 from higgs.train.clips import Clip, Problem, encode_clips, read_clips
 from higgs.train.lora import add_lora, merge_lora, recompute_layers
-from higgs.train.losses import speech_losses
-from higgs.train.schedule import load_state, log, save_state, trapezoid
+from higgs.train.losses import corrupt, speech_losses
+from higgs.train.precision import best_dtype
 
 CODEBOOK_WEIGHTS = (4, 2, 1, 0.6, 0.5, 0.4, 0.3, 0.3)  # as in training from nothing
+ROUNDS = 10  # over the clips, by default: 100 steps for five minutes of speech
+FEWEST_STEPS = 20
+VALIDATE_EVERY = 10  # steps
+PATIENCE = 3  # validations without a better one
+SAME_NAME = ("rate", "positions", "seed", "recompute", "attention", "noise")  # options and fields
+FEW_CLIPS = 10  # too few to hold any back
 
 
 @dataclass(frozen=True)
 class TuneConfig:
-    """`rank` of LoRA, or None for every weight. `positions` of a batch, padding included."""
+    """`steps` None: as many as ROUNDS over the clips take. `rank` of LoRA, or None for every weight.
+
+    `positions` of a batch, padding included. `attention` adapts attention too. `noise` is the largest share of a
+    clip's frames that are corrupted, `validation_share` that of the clips that are held back, `replay_share` that of
+    a batch for clips of older voices, where there are such.
+    """
 
     description: str
-    steps: int = 300
+    steps: int | None = None
     rank: int | None = 16
-    rate: float = 1e-3
+    rate: float = 6e-4
     positions: int = 1500
     seed: int = 0
     recompute: bool = False
+    attention: bool = False
+    noise: float = 0.5
+    validation_share: float = 0.1
+    replay_share: float = 0.5
 
 
 def rows_of(
@@ -53,11 +75,22 @@ def rows_of(
     """One conversation for each clip: asked for by description, answered by the clip."""
     rows = []
     for clip, frames in zip(clips, codes, strict=True):
-        asked = smart_voice(clip.text, speaker=tuned.config.description)
+        asked = smart_voice(clip.text, speaker=clip.description or tuned.config.description)
         answered = ChatMLSample([*asked.messages, Message("assistant", AudioContent())])
         tokens = tokenize(answered, text_tokenizer)
         rows.append(spread(tokens, [frames], tuned.ids, tuned.model.config, True))
     return rows
+
+
+def pick(rows: list[Row], indices: Sequence[int], positions: int, rng: random.Random) -> list[int]:
+    """Of the indices some at random, at least one, at most `positions` with padding."""
+    chosen, longest = [], 0
+    for index in rng.sample(indices, len(indices)):
+        longest = max(longest, len(rows[index]["input_ids"]))
+        if chosen and longest * (len(chosen) + 1) > positions:
+            break
+        chosen.append(index)
+    return chosen
 
 
 class FineTuning:
@@ -67,51 +100,83 @@ class FineTuning:
         torch.manual_seed(config.seed)
         self.model, self.ids, self.folder, self.config = model, ids, folder, config
         model.requires_grad_(config.rank is None)
-        self.adapters = None if config.rank is None else add_lora(model, config.rank)
+        self.adapters = (
+            None if config.rank is None else add_lora(model, config.rank, config.attention)
+        )
         if config.recompute:
             recompute_layers(model)
         self.trained = {n: p for n, p in model.named_parameters() if p.requires_grad}
         self.optimizer = torch.optim.AdamW(self.trained.values(), lr=config.rate, weight_decay=0.01)
-        self.step, self.names = 0, ()
+        self.step, self.names, self.replay = 0, (), []
+        self.dtype = best_dtype(model.device)
+        self.best: dict[str, Any] = {"loss": math.inf, "step": 0, "trained": {}}
         if state := load_state(folder / "tuning.pt"):
-            for name, value in state["trained"].items():
-                self.trained[name].data.copy_(value)
+            self.put(state["trained"])
             self.optimizer.load_state_dict(state["optimizer"])
-            self.step = state["step"]
+            self.step, self.best = state["step"], state["best"]
+            self.dtype = getattr(torch, state["dtype"])
+
+    def put(self, trained: dict[str, Tensor]) -> None:
+        for name, value in trained.items():
+            self.trained[name].data.copy_(value)
+
+    def weights(self) -> dict[str, Tensor]:
+        return {name: p.detach().clone() for name, p in self.trained.items()}
 
     def save(self) -> None:
-        trained = {name: p.detach() for name, p in self.trained.items()}
-        state = {"trained": trained, "optimizer": self.optimizer.state_dict(), "step": self.step}
+        state = {
+            "trained": self.weights(),
+            "optimizer": self.optimizer.state_dict(),
+            "step": self.step,
+            "best": self.best,
+            "dtype": str(self.dtype).removeprefix("torch."),
+        }
         save_state(self.folder / "tuning.pt", **state)
 
-    def chosen(self, rows: list[Row]) -> list[int]:
-        """Which rows are the batch of this step: a function of the seed and the step alone."""
-        order = list(range(len(rows)))
-        rng = random.Random(self.config.seed * 1_000_003 + self.step)
-        rng.shuffle(order)
-        taken, longest = [], 0
-        for index in order:
-            longest = max(longest, len(rows[index]["input_ids"]))
-            if taken and longest * (len(taken) + 1) > self.config.positions:
-                break
-            taken.append(index)
-        return taken
+    def steps(self, rows: list[Row]) -> int:
+        if self.config.steps is not None:
+            return self.config.steps
+        positions = sum(len(row["input_ids"]) for row in rows)
+        return max(FEWEST_STEPS, math.ceil(ROUNDS * positions / self.config.positions))
 
-    def batch(self, rows: list[Row], chosen: list[int]) -> Batch:
-        return collate([rows[i] for i in chosen], self.ids, labels=True).to(self.model.device)
+    def split(self, rows: list[Row]) -> tuple[list[int], list[int]]:
+        """-> indices to train on, and those held back: a function of the seed."""
+        count = round(len(rows) * self.config.validation_share) if len(rows) >= FEW_CLIPS else 0
+        held_back = random.Random(self.config.seed).sample(range(len(rows)), count)
+        return [i for i in range(len(rows)) if i not in held_back], sorted(held_back)
+
+    def chosen(self, rows: list[Row]) -> tuple[list[int], list[int]]:
+        """Which rows, and which of the replay, are the batch of this step: a function of the seed and the step."""
+        rng = random.Random(self.config.seed * 1_000_003 + self.step)
+        share = self.config.replay_share if self.replay else 0.0
+        positions = self.config.positions
+        mine = pick(rows, self.split(rows)[0], round((1 - share) * positions), rng)
+        if not share:
+            return mine, []
+        return mine, pick(self.replay, range(len(self.replay)), round(share * positions), rng)
+
+    def batch(self, rows: list[Row]) -> Batch:
+        return collate(rows, self.ids, labels=True).to(self.model.device)
+
+    def losses(self, inputs: Batch, batch: Batch) -> tuple[Tensor, Tensor]:
+        """-> what is minimised, and that of codebook 0."""
+        parts, _ = speech_losses(self.model, inputs, batch, dtype=self.dtype)
+        weights = torch.tensor(CODEBOOK_WEIGHTS, device=parts["codebooks"].device)
+        loss = (parts["codebooks"] * weights).sum() / weights.sum() + 0.1 * parts["text"]
+        return loss, parts["codebooks"][0]
 
     def advance(self, rows: list[Row]) -> dict[str, float]:
         """One step -> its losses. Raises FloatingPointError naming the clips of a batch whose loss is not a number."""
-        factor = trapezoid(self.step, self.config.steps, 10, 0.5)
+        torch.manual_seed(self.config.seed * 1_000_003 + self.step)
+        factor = warmup_stable_decay(self.step, self.steps(rows), 10, 0.5)
         for group in self.optimizer.param_groups:
             group["lr"] = self.config.rate * factor
-        chosen = self.chosen(rows)
-        batch = self.batch(rows, chosen)
-        parts, _ = speech_losses(self.model, batch, batch)
-        weights = torch.tensor(CODEBOOK_WEIGHTS, device=parts["codebooks"].device)
-        loss = (parts["codebooks"] * weights).sum() / weights.sum() + 0.1 * parts["text"]
+        mine, old = self.chosen(rows)
+        batch = self.batch([rows[i] for i in mine] + [self.replay[i] for i in old])
+        inputs = corrupt(batch, self.config.noise, self.model.config.codebook_size)
+        loss, first = self.losses(inputs, batch)
         if not torch.isfinite(loss):
-            clips = [self.names[i] if self.names else i for i in chosen]
+            clips = [self.names[i] if self.names else i for i in mine]
             raise FloatingPointError(
                 f"step {self.step}: the loss is {loss.item()}; a lower --rate may help; batch: {clips}"
             )
@@ -120,18 +185,39 @@ class FineTuning:
         torch.nn.utils.clip_grad_norm_(self.trained.values(), 1.0)
         self.optimizer.step()
         self.step += 1
-        return {"loss": float(loss.detach()), "cb0": float(parts["codebooks"][0].detach())}
+        return {"loss": float(loss.detach()), "cb0": float(first.detach())}
+
+    @torch.no_grad()
+    def validate(self, rows: list[Row]) -> dict[str, float]:
+        """The loss of the clips that are held back, not corrupted, one by one; remembers the best weights."""
+        held_back = [self.batch([rows[i]]) for i in self.split(rows)[1]]
+        if not held_back:
+            return {}
+        loss = sum(float(self.losses(one, one)[0]) for one in held_back) / len(held_back)
+        if loss < self.best["loss"]:
+            self.best = {"loss": loss, "step": self.step, "trained": self.weights()}
+        return {"validation": loss}
+
+    @property
+    def over(self) -> bool:
+        """No better validation for a while."""
+        best = self.best
+        return bool(best["trained"]) and self.step - best["step"] >= PATIENCE * VALIDATE_EVERY
 
     def run(self, rows: list[Row]) -> HiggsAudio:
-        """Trains to the last step, saving every 50, and returns the model with the adapters merged."""
-        with tqdm(total=self.config.steps, initial=self.step, unit="step") as bar:
-            while self.step < self.config.steps:
+        """Trains to the last step or to a loss that no longer falls -> the best model, adapters merged."""
+        steps = self.steps(rows)
+        with tqdm(total=steps, initial=self.step, unit="step") as bar:
+            while self.step < steps and not self.over:
                 losses = self.advance(rows)
+                if self.step % VALIDATE_EVERY == 0 or self.step == steps:
+                    losses |= self.validate(rows)
                 bar.set_postfix({name: f"{value:.2f}" for name, value in losses.items()})
                 bar.update()
                 log(self.folder / "tuning.jsonl", step=self.step, **losses)
-                if self.step % 50 == 0 or self.step == self.config.steps:
+                if self.step % VALIDATE_EVERY == 0 or self.step == steps:
                     self.save()
+        self.put(self.best["trained"])
         return self.model if self.adapters is None else merge_lora(self.adapters)
 
 
@@ -164,12 +250,19 @@ def main() -> None:
     parser.add_argument("--description", required=True, help="what asks for the voice from then on")
     parser.add_argument("--checkpoint", default="nano", help="as in params.yaml (default: nano)")
     parser.add_argument("--out", type=Path, required=True, help="folder of the tuned checkpoint")
-    parser.add_argument("--steps", type=int, default=TuneConfig.steps, help="default: %(default)s")
+    parser.add_argument("--steps", type=int, help=f"default: {ROUNDS} rounds over the clips")
     parser.add_argument("--rank", type=int, default=TuneConfig.rank, help="of LoRA; 0: all weights")
     parser.add_argument("--rate", type=float, default=TuneConfig.rate, help="default: %(default)s")
     parser.add_argument("--positions", type=int, default=TuneConfig.positions, help="of a batch")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--recompute", action="store_true", help="gradient checkpointing")
+    parser.add_argument("--attention", action="store_true", help="adapters on attention, too")
+    parser.add_argument(
+        "--noise", type=float, default=TuneConfig.noise, help="default: %(default)s"
+    )
+    parser.add_argument(
+        "--replay", type=Path, help="a manifest of older voices, each with its `description`"
+    )
     arguments = parser.parse_args()
     source = Checkpoint.parse(arguments.checkpoint)
     clips, problems = read_clips(arguments.manifest)
@@ -184,16 +277,18 @@ def main() -> None:
     dtype = torch.bfloat16 if frozen else torch.float32
     model = HiggsAudio.from_pretrained(folder, device=device, dtype=dtype)
     config = TuneConfig(
-        arguments.description,
-        arguments.steps,
-        arguments.rank or None,
-        arguments.rate,
-        arguments.positions,
-        arguments.seed,
-        arguments.recompute,
+        description=arguments.description,
+        steps=arguments.steps,
+        rank=arguments.rank or None,
+        **{name: getattr(arguments, name) for name in SAME_NAME},
     )
     tuning = FineTuning(model, TokenIds.of(text_tokenizer), arguments.out, config)
     tuning.names = tuple(str(clip.path) for clip in clips)
+    if arguments.replay:
+        old, problems = read_clips(arguments.replay)
+        tell(old, problems)
+        old_codes = encode_clips(codec, old, arguments.out / "codes-replay")
+        tuning.replay = rows_of(old, old_codes, tuning, text_tokenizer)
     tuned = tuning.run(rows_of(clips, codes, tuning, text_tokenizer))
     save_tuned(tuned, folder, arguments.out / "model")
     codec.save_pretrained(arguments.out / "codec", half=True)

@@ -8,20 +8,23 @@ from torch.utils.checkpoint import checkpoint
 from higgs.audio import torchaudio  # noqa: F401
 from higgs.model.higgs_audio import HiggsAudio
 
-# What an audio frame passes through. The text FFN only prepares the prompt: it stays as it was released.
-TARGETS = r"layers\.\d+\.(attention\.(q|k|v|o)_proj|audio_ffn\.1\.(gate|up|down)_proj)|audio_head"
+# How frames sound is in the audio FFN and the head. Attention is where text is read: adapted on a few minutes of
+# speech it forgets words. The text FFN only prepares the prompt.
+TARGETS = r"layers\.\d+\.audio_ffn\.1\.(gate|up|down)_proj|audio_head"
+ATTENTION = r"layers\.\d+\.attention\.(q|k|v|o)_proj"
 
 
-def add_lora(model: HiggsAudio, rank: int, alpha: float | None = None) -> nn.Module:
+def add_lora(model: HiggsAudio, rank: int, attention: bool = False) -> nn.Module:
     """Freezes the model and adds adapters of `rank` to it, in place -> peft's handle, for `merge_lora`.
 
-    B starts at 0, so that nothing has changed yet. `alpha` defaults to 2 x rank: updates are scaled by alpha / rank.
+    B starts at 0, so that nothing has changed yet. Updates are scaled by 2. `attention`: adapters there, too.
     """
     from peft import LoraConfig, get_peft_model
 
     if rank < 1:
         raise ValueError(f"the rank of LoRA must be at least 1, got {rank}")
-    config = LoraConfig(r=rank, lora_alpha=alpha or 2 * rank, target_modules=TARGETS)
+    targets = f"{TARGETS}|{ATTENTION}" if attention else TARGETS
+    config = LoraConfig(r=rank, lora_alpha=2 * rank, target_modules=targets)
     return get_peft_model(model, config)
 
 

@@ -7,8 +7,22 @@ from torch import Tensor
 from higgs.batch import Batch
 from higgs.delay import IGNORE
 from higgs.model.higgs_audio import HiggsAudio
+from higgs.train.precision import autocast, best_dtype
 
 WHOLE = 2  # codebooks that hold nearly all of the words, and are predicted at every position
+
+
+def corrupt(batch: Batch, most: float, codebook_size: int) -> Batch:
+    """Replaces 0 ... `most` of a sequence's delayed frames by random codes, so that history cannot replace text.
+
+    Random numbers are the CPU's on every device.
+    """
+    device, shape = batch.codes.device, batch.input_ids.shape
+    rate = most * torch.rand(len(batch.input_ids), 1)
+    frames = (torch.rand(shape) < rate).to(device) & batch.audio_out_mask
+    noise = torch.randint(0, codebook_size, batch.codes.shape).to(device)
+    hit = frames[..., None] & (batch.codes < codebook_size)
+    return Batch(**(vars(batch) | {"codes": torch.where(hit, noise, batch.codes)}))
 
 
 def code_losses(model: HiggsAudio, hidden: Tensor, targets: Tensor, share: float) -> Tensor:
@@ -34,14 +48,20 @@ def book_losses(logits: Tensor, targets: Tensor) -> Tensor:
 
 
 def speech_losses(
-    model: HiggsAudio, inputs: Batch, labels: Batch, share: float = 1.0
+    model: HiggsAudio,
+    inputs: Batch,
+    labels: Batch,
+    share: float = 1.0,
+    dtype: torch.dtype | None = None,
 ) -> tuple[dict[str, Tensor], list[Tensor]]:
-    """-> `text` and `codebooks` [K], nats; and the input of each layer. In bfloat16 by autocast.
+    """-> `text` and `codebooks` [K], nats; and the input of each layer. Products in `dtype`, by default in the
+    format that suits the device.
 
     The heads run only where something is predicted: over all positions they would cost more than the layers. `share`
     as in `code_losses`.
     """
-    with torch.autocast(inputs.input_ids.device.type, dtype=torch.bfloat16):
+    device = inputs.input_ids.device
+    with autocast(device, dtype or best_dtype(device)):
         hidden, states = model.hidden(inputs)
         text_labels, code_labels = labels.labels[:, 1:], labels.code_labels[:, 1:]
         text_rows, code_rows = text_labels >= 0, (code_labels >= 0).any(-1)

@@ -1,4 +1,4 @@
-"""Puts the parts that the training jobs made into a checkpoint. `python -m higgs.train.assemble --help`."""
+"""Puts the parts that the training jobs made into a checkpoint. `python -m training.nano.assemble --help`."""
 
 import argparse
 from pathlib import Path
@@ -8,15 +8,15 @@ from higgs.data.lexicon import Lexicon
 from higgs.data.text import TextTokenizer, save_byte_tokenizer
 from higgs.model.higgs_audio import HiggsAudio
 from higgs.tokens import TokenIds
-from higgs.train.nano import NANO_CODEC, NANO_MODEL, NANO_PHRASES
-from higgs.train.schedule import read_part
-from higgs.train.teacher import trained_teacher
+from training.nano.job import read_part
+from training.nano.mel_autoencoder import trained_autoencoder
+from training.nano.sizes import NANO_CODEC, NANO_MODEL, NANO_PHRASES
 
 
 def assemble_codec(folder: Path) -> AudioTokenizer:
     codec = AudioTokenizer(NANO_CODEC)
-    codec.quantizer = trained_teacher(folder, NANO_CODEC).quantizer.quantizer
-    tensors = read_part(folder, "decoder", "smooth") | read_part(folder, "encoder", "smooth")
+    codec.quantizer = trained_autoencoder(folder, NANO_CODEC).quantizer.quantizer
+    tensors = read_part(folder, "decoder", "ema") | read_part(folder, "encoder", "ema")
     wanted = {k for k in codec.state_dict() if not k.startswith("quantizer.")}
     if wanted != set(tensors):
         raise ValueError(

@@ -1,4 +1,4 @@
-"""Make the lexicon of the default checkpoint: `python training/lexicon.py`.
+"""Make the lexicon of the default checkpoint: `python -m training.corpus.lexicon`.
 
 How hibari-tts, whose voice the corpus has, pronounces words: each word of the corpus as it is pronounced there most
 often, and of the commonest English words those that hibari's own dictionary holds (Apache-2.0, after that of misaki).
@@ -16,7 +16,7 @@ from tqdm import tqdm
 from wordfreq import iter_wordlist
 
 from higgs.data.lexicon import WORD, Lexicon
-from higgs.train.shards import Shards
+from training.corpus.shards import Shards
 
 ASSETS = Path(hibari.__file__).parent / "assets"
 COMMONEST = 60_000
@@ -24,7 +24,7 @@ KEPT = 30_500
 PUNCTUATION = " ,.;:!?—…\"()“”'-"
 
 
-def heard(texts: list[str]) -> dict[str, str]:
+def voted(texts: list[str]) -> dict[str, str]:
     """Word -> its most frequent pronunciation, from the sentences whose words and pronunciations pair up."""
     speaker, votes = hibari.Hibari(), {}
     for text in tqdm(texts, desc="pronounce", mininterval=10):
@@ -66,8 +66,9 @@ def main() -> None:
     parser.add_argument("--corpus", type=Path, default=Path("training/out/corpus"))
     parser.add_argument("--out", type=Path, default=Path("training/out"))
     arguments = parser.parse_args()
-    texts = [u.text for u in Shards(arguments.corpus).utterances]
-    words = most(listed() | heard(texts), KEPT)
+    shards = Shards(arguments.corpus)
+    texts = [shards.utterances[index].text for index in shards.training]
+    words = most(listed() | voted(texts), KEPT)
     phonemes = "".join(sorted(set("".join(words.values()))))
     Lexicon(phonemes, words).write(arguments.out)
     print(f"{len(words)} words, {len(phonemes)} phonemes: {phonemes}")

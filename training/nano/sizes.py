@@ -1,7 +1,7 @@
 """The sizes of higgs-nano, the default checkpoint: the release's architecture, small enough to travel with the code."""
 
 from higgs.config import CodecConfig, ModelConfig, SemanticConfig
-from higgs.data.chatml import GENERATE, MULTI_SPEAKER, QUIET_ROOM
+from higgs.data.chatml import GENERATE, MULTI_SPEAKER, QUIET_ROOM, ROLES
 
 NANO_CODEC = CodecConfig(
     encoder_width=12,
@@ -18,7 +18,7 @@ NANO_CODEC = CodecConfig(
 )
 
 NANO_MODEL = ModelConfig(
-    vocab_size=336,
+    vocab_size=352,
     hidden_size=192,
     intermediate_size=448,
     num_layers=6,
@@ -28,4 +28,8 @@ NANO_MODEL = ModelConfig(
 )
 
 # What every prompt repeats: one token each in the byte-level text tokenizer.
-NANO_PHRASES = (GENERATE, MULTI_SPEAKER, QUIET_ROOM)
+NANO_PHRASES = (
+    *(GENERATE, MULTI_SPEAKER, QUIET_ROOM, *ROLES, "\n\n"),
+    *(f"SPEAKER{n}: {kind}" for n in (0, 1) for kind in ("feminine", "masculine", "childlike")),
+    *(f"[SPEAKER{n}] " for n in (0, 1)),
+)

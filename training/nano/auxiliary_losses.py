@@ -1,4 +1,4 @@
-"""Helps that only training knows. Each can be switched off; none changes the model that is shipped.
+"""Auxiliary losses that only training knows. Each can be switched off; none changes the model that is shipped.
 
 What they teach is reading: an audio frame must find its place in the text long before the loss alone would show it how.
 """
@@ -14,11 +14,11 @@ from higgs.codec.quantizer import ResidualVectorQuantizer
 from higgs.model.higgs_audio import HiggsAudio
 
 AHEAD = 3  # tokens: text is read causally, so a second head looks a little ahead
-OFFSETS = (-1, 0, 1, 2)  # tokens around the spoken one that the reader names
+OFFSETS = (-1, 0, 1, 2)  # tokens around the spoken one that the character head names
 
 
 @dataclass(frozen=True)
-class HelpConfig:
+class AuxiliaryConfig:
     codebook_init: bool = True
     attention_layers: tuple[int, ...] = (2, 4)
     attention_weight: float = 0.2
@@ -55,15 +55,6 @@ def initialise_from_codebooks(model: HiggsAudio, quantizer: ResidualVectorQuanti
         model.audio_head.weight[place] = rotated(vectors) * 0.03 + 0.003 * noise
 
 
-def corrupt(batch: Batch, most: float, codebook_size: int) -> Batch:
-    """Replaces 0 ... `most` of a sequence's columns by random codes, so that history cannot replace text."""
-    rate = most * torch.rand(len(batch.input_ids), 1)
-    columns = (torch.rand(batch.input_ids.shape) < rate) & batch.audio_out_mask
-    noise = torch.randint(0, codebook_size, batch.codes.shape)
-    hit = columns[..., None] & (batch.codes < codebook_size)
-    return Batch(**(vars(batch) | {"codes": torch.where(hit, noise, batch.codes)}))
-
-
 class Attend:
     """Attention by explicit products (quicker than the fused kernel at these lengths on a CPU), kept for the loss."""
 
@@ -80,17 +71,19 @@ class Attend:
         return weights.to(v.dtype) @ v
 
 
-class Helps(nn.Module):
+class AuxiliaryLosses(nn.Module):
     """Watches a model's layers and turns what it sees into losses: attention on the spoken byte, and its name."""
 
-    def __init__(self, model: HiggsAudio, config: HelpConfig):
+    def __init__(self, model: HiggsAudio, config: AuxiliaryConfig):
         super().__init__()
         self.config = config
         self.attends = []
         for index, layer in enumerate(model.layers):
             layer.attention.attend = Attend(index in config.attention_layers)
             self.attends.append(layer.attention.attend)
-        self.reader = nn.Linear(model.config.hidden_size, len(OFFSETS) * model.config.vocab_size)
+        self.character_head = nn.Linear(
+            model.config.hidden_size, len(OFFSETS) * model.config.vocab_size
+        )
 
     def attention_loss(self, spoken: Tensor) -> Tensor:
         """spoken [B, S]: position of the byte spoken at each position, -1 where none is."""
@@ -108,8 +101,7 @@ class Helps(nn.Module):
     def character_loss(self, state: Tensor, batch: Batch, spoken: Tensor) -> Tensor:
         """state [B, S, D]: what the model knows at the chosen layer."""
         rows = spoken >= 0
-        with torch.autocast(state.device.type, dtype=torch.bfloat16):
-            logits = self.reader(state[rows]).float().unflatten(-1, (len(OFFSETS), -1))
+        logits = self.character_head(state[rows]).float().unflatten(-1, (len(OFFSETS), -1))
         around = spoken[..., None] + torch.tensor(OFFSETS)
         names = batch.input_ids.gather(1, around.clamp(min=0).flatten(1)).view(around.shape)[rows]
         return nn.functional.cross_entropy(logits.flatten(0, 1), names.flatten())

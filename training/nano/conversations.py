@@ -5,10 +5,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-import numpy as np
 import torch
 from torch import Tensor
-from tqdm import tqdm
 
 from higgs.batch import Batch
 from higgs.config import ModelConfig
@@ -23,18 +21,18 @@ from higgs.data.chatml import (
     voice_clone,
 )
 from higgs.data.collator import collate, spread
-from higgs.data.lexicon import SPELL, WORD
 from higgs.data.text import TextTokenizer
 from higgs.tokens import TokenIds
-from higgs.train.align import spoken_token
-from higgs.train.schedule import save_state
-from higgs.train.shards import Shards
+from training.corpus.shards import Shards
+from training.corpus.voices import DESCRIBED
+from training.nano.alignment import marked_texts
+from training.nano.quantizer import read_codes
 
-HELD_OUT = 200
-DESCRIBED = {"ada": "feminine", "ben": "masculine", "kit": "childlike"}
-MAX_REFERENCE_FRAMES = 75
-TEMPLATE_POSITIONS = 55  # of a conversation beside its texts and frames, for each utterance
-SPELLED = 0.12  # share of the words that are left as letters, so that unknown ones can be read too
+MAX_REFERENCE_FRAMES = 125
+TEMPLATE_POSITIONS = 29  # of a conversation beside its texts and frames, for each utterance
+# Of the own voices' utterances; the rest are dialogues. Those of other speakers are cloned.
+SINGLE, LONG_FORM = 0.6, 0.2
+ANY_LENGTH = 10**9
 
 
 @dataclass(frozen=True)
@@ -46,59 +44,55 @@ class Item:
     positions: int
 
 
+@dataclass(frozen=True)
+class Limits:
+    """How long a conversation may be: attention over a long one costs its square."""
+
+    positions: int = 300
+    turns: int = 2
+
+
+SHORT, LONG = Limits(), Limits(ANY_LENGTH, 5)
+
+
 def coarse_speaker(name: str) -> str:
     """Speakers drawn at random (`p0.87f0.96`) are rarely drawn twice: those of like pitch and formants count as one."""
-    if name in DESCRIBED:
+    if name.isalpha() or "_" in name:
         return name
     pitch, formant = name.removeprefix("p").split("f")
     return f"p{round(float(pitch) * 16)}f{round(float(formant) * 25)}"
 
 
-def spell_some(text: str, rng: random.Random) -> str:
-    """Marks a few words of the text to be read as letters."""
-    return WORD.sub(lambda word: (SPELL if rng.random() < SPELLED else "") + word[0], text)
-
-
 class Corpus:
-    """Texts, codes and alignments of all utterances."""
+    """Texts, codes and alignments of all utterances; `folder` is where the quantiser's job wrote."""
 
-    def __init__(self, shards: Shards, codes_path: Path, tokenizer: TextTokenizer):
-        stored = torch.load(codes_path, weights_only=True)
-        self.texts = [u.text for u in shards.utterances]
-        if tokenizer.lexicon:
-            self.texts = [spell_some(text, random.Random(i)) for i, text in enumerate(self.texts)]
+    def __init__(self, shards: Shards, folder: Path, tokenizer: TextTokenizer):
+        self.codes, self.aligned = read_codes(folder, shards)
+        self.shards, self.tokenizer = shards, tokenizer
+        self.texts = marked_texts([u.text for u in shards.utterances], tokenizer.lexicon)
         self.lengths = [len(tokenizer.encode(text)) for text in self.texts]
         self.speakers = [coarse_speaker(u.speaker) for u in shards.utterances]
-        self.codes = stored["codes"]
-        aligned = codes_path.with_name("aligned.pt")
-        if not aligned.exists() or aligned.stat().st_mtime < codes_path.stat().st_mtime:
-            pairs = zip(stored["posteriors"], self.texts, strict=True)
-            rows = [
-                torch.from_numpy(
-                    spoken_token(p.float().numpy(), text, tokenizer.lexicon).astype(np.int16)
-                )
-                for p, text in tqdm(pairs, desc="align", total=len(self.texts), mininterval=10)
-            ]
-            save_state(aligned, rows=rows)
-        self.aligned = torch.load(aligned, weights_only=True)["rows"]
-        self.tokenizer = tokenizer
         self.ids = TokenIds.of(tokenizer)
         self.by_speaker: dict[str, list[int]] = {}
-        for index in range(len(self.texts) - HELD_OUT):
+        for index in shards.training:
             self.by_speaker.setdefault(self.speakers[index], []).append(index)
 
-    def item(self, index: int, rng: random.Random) -> Item:
-        """A conversation with this utterance, in a form that the product renders."""
-        speaker, draw = self.speakers[index], rng.random()
-        own = speaker in DESCRIBED
-        if own and draw < 0.55:
-            return self.sized(self.single(index, rng), (index,))
-        if own and draw < 0.68:
-            more = rng.choices(self.by_speaker[speaker], k=rng.choice((1, 1, 2)))
-            return self.turns(self.single(index, rng), [index, *more])
-        if own and draw < 0.86:
-            return self.spoken_dialogue(index, rng, by_turns=draw < 0.78)
-        return self.clone(index, rng)
+    def item(self, index: int, rng: random.Random, limits: Limits) -> Item | None:
+        """A conversation with this utterance, in a form that the product renders; None where none is short enough."""
+        if self.speakers[index] not in DESCRIBED:
+            return self.clone(index, rng, limits)
+        draw = rng.random()
+        alone = self.sized(self.single(index, rng), (index,))
+        if draw < SINGLE:
+            return alone
+        if draw < SINGLE + LONG_FORM:
+            more = rng.choices(
+                self.by_speaker[self.speakers[index]], k=rng.randint(1, limits.turns - 1)
+            )
+            item = self.turns(alone.sample, [index, *more])
+        else:
+            item = self.spoken_dialogue(index, rng, limits)
+        return item if item.positions <= limits.positions else alone
 
     def sized(self, sample: ChatMLSample, utterances: Sequence[int]) -> Item:
         size = sum(self.lengths[i] + self.codes[i].shape[1] for i in utterances)
@@ -111,6 +105,11 @@ class Corpus:
         named = speaker != "ada" or rng.random() < 0.3
         return smart_voice(self.texts[index], scene, DESCRIBED[speaker] if named else None)
 
+    def plain(self, index: int) -> Item:
+        """One of our own voices by its description, for validation."""
+        sample = smart_voice(self.texts[index], None, DESCRIBED[self.speakers[index]])
+        return self.sized(sample, (index,))
+
     def turns(self, first: ChatMLSample, utterances: list[int], tags: Sequence[str] = ()) -> Item:
         """Long form: what has been spoken stands as earlier turns."""
         messages = list(first.messages)
@@ -122,13 +121,12 @@ class Corpus:
             ]
         return self.sized(ChatMLSample(messages), utterances)
 
-    def spoken_dialogue(self, index: int, rng: random.Random, by_turns: bool) -> Item:
-        """Two of our own voices: two lines in one go, or two to four lines as turns."""
-        pair = [
-            self.speakers[index],
-            rng.choice([name for name in DESCRIBED if name != self.speakers[index]]),
-        ]
-        count = rng.choice((2, 3, 4)) if by_turns else 2
+    def spoken_dialogue(self, index: int, rng: random.Random, limits: Limits) -> Item:
+        """Two of our own voices: two lines in one segment of audio, or some lines as turns."""
+        others = [name for name in DESCRIBED if name != self.speakers[index]]
+        pair = [self.speakers[index], rng.choice(others)]
+        by_turns = rng.random() < 0.5
+        count = rng.randint(2, min(4, limits.turns)) if by_turns else 2
         speakers = [pair[place % 2] for place in range(count)]
         utterances = [index, *(rng.choice(self.by_speaker[name]) for name in speakers[1:])]
         rng.shuffle(pair)
@@ -140,17 +138,21 @@ class Corpus:
         tags = [f"[SPEAKER{number}] " for number in numbers]
         return self.turns(dialogue(lines[:1], described), utterances, tags)
 
-    def clone(self, index: int, rng: random.Random) -> Item:
-        """Another utterance of the speaker as the reference, a short one where there is one."""
+    def clone(self, index: int, rng: random.Random, limits: Limits) -> Item | None:
+        """Another utterance of the speaker as the reference, one that is short enough."""
         others = self.by_speaker.get(self.speakers[index], [])
-        others = [i for i in rng.sample(others, k=min(6, len(others))) if i != index]
-        if not others:
-            return self.item(rng.choice(self.by_speaker["ada"]), rng)
-        short = [i for i in others if self.codes[i].shape[1] <= MAX_REFERENCE_FRAMES]
-        reference = (short or others)[0]
         scene = QUIET_ROOM if rng.random() < 0.3 else None
-        sample = voice_clone(self.texts[index], self.texts[reference], AudioContent(), scene)
-        return self.sized(sample, (reference, index))
+        for reference in rng.sample(others, k=min(8, len(others))):
+            if reference == index or self.codes[reference].shape[1] > MAX_REFERENCE_FRAMES:
+                continue
+            item = self.cloned(index, reference, scene)
+            if item.positions <= limits.positions:
+                return item
+        return None
+
+    def cloned(self, index: int, reference: int, scene: str | None = None) -> Item:
+        said = self.texts[index], self.texts[reference]
+        return self.sized(voice_clone(*said, AudioContent(), scene), (reference, index))
 
     def row(self, item: Item, config: ModelConfig) -> dict[str, Tensor]:
         """-> the conversation's tensors, with `spoken`: the position of the text token spoken there, or -1."""
@@ -191,16 +193,25 @@ def find(content: list[int], wanted: list[int], start: int) -> int:
     raise ValueError("the text of an utterance is not in its conversation")
 
 
-def plan(corpus: Corpus, indices: Sequence[int], seed: int, positions: int) -> list[list[Item]]:
+def plan(
+    corpus: Corpus, indices: Sequence[int], seed: int, positions: int, limits: Limits
+) -> list[list[Item]]:
     """One epoch: conversations of like length together, at most `positions` in a batch, batches shuffled."""
     rng = random.Random(seed)
-    items = sorted((corpus.item(i, rng) for i in indices), key=lambda item: item.positions)
+    drawn = (corpus.item(index, rng, limits) for index in indices)
+    items = sorted((item for item in drawn if item), key=lambda item: item.positions)
+    batches = batches_of(items, positions)
+    rng.shuffle(batches)
+    return batches
+
+
+def batches_of(items: Sequence[Item], positions: int) -> list[list[Item]]:
+    """In the order given, at most `positions` in a batch by the longest so far."""
     batches: list[list[Item]] = [[]]
     for item in items:
         if (len(batches[-1]) + 1) * item.positions > positions and batches[-1]:
             batches.append([])
         batches[-1].append(item)
-    rng.shuffle(batches)
     return batches
 
 

@@ -10,7 +10,7 @@ from itertools import islice
 from pathlib import Path
 
 COMMONEST = 10_000
-ENOUGH = 5
+ENOUGH = 3
 FRAMES = {
     "noun": (
         "The {a} and the {b} were near the {c}.|They talked about the {a} {time}.|Is this the {a} or the {b}?|"

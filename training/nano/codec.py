@@ -1,0 +1,204 @@
+"""Second and third job of codec training: decoder and encoder on frozen codes.
+
+`python -m training.nano.codec decoder|encoder --help`. Neither changes codes, so the model can be trained meanwhile.
+"""
+
+import copy
+import math
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+
+from higgs.audio import log_mel, magnitude, mel_filterbank
+from higgs.codec.tokenizer import AudioTokenizer
+from higgs.config import CodecConfig
+from training.corpus.shards import DRAWN, KOKORO, Shards, balance, group_of
+from training.nano.job import Job, parser_of
+from training.nano.mel_autoencoder import trained_autoencoder
+from training.nano.quantizer import read_codes
+from training.nano.sizes import NANO_CODEC
+from training.nano.snake import use_trainable_snake
+
+RESOLUTIONS = ((128, 16), (256, 32), (512, 64), (1024, 80), (2048, 120))  # n_fft, mel bands
+EDGE = 3  # frames at each end of a crop that see beyond it, left out of the loss
+SHARES = {KOKORO: 6.0, DRAWN: 3.0}  # of crops; each of the three own voices 1
+
+
+def spectral_loss(estimate: Tensor, target: Tensor) -> Tensor:
+    """[B, L] twice: mel, relative and log magnitude distances, averaged over five resolutions."""
+    losses = []
+    for n_fft, bands in RESOLUTIONS:
+        filters = mel_filterbank(n_fft, bands, 24_000).T
+        filters = filters / filters.sum(1, keepdim=True).clamp(min=1e-3)
+        a = (magnitude(estimate, n_fft, n_fft // 4).square() + 1e-9).sqrt()
+        b = (magnitude(target, n_fft, n_fft // 4).square() + 1e-9).sqrt()
+        scale = math.sqrt(n_fft * 0.375)
+        mel = ((filters @ a / scale + 1e-4).log() - (filters @ b / scale + 1e-4).log()).abs().mean()
+        relative = (a - b).abs().mean() / b.mean()
+        logarithm = ((a + 1e-2).log() - (b + 1e-2).log()).abs().mean()
+        losses.append(mel + 0.5 * (relative + 0.5 * logarithm))
+    return torch.stack(losses).mean()
+
+
+def initialise(module: nn.Module, gain: float = 0.8) -> None:
+    """Variance-preserving starts; the last convolution of a residual unit starts small."""
+    for name, conv in module.named_modules():
+        if not isinstance(conv, nn.Conv1d | nn.ConvTranspose1d):
+            continue
+        stride = conv.stride[0] if isinstance(conv, nn.ConvTranspose1d) else 1
+        fan = conv.in_channels * conv.kernel_size[0] / stride
+        last_of_unit = ".units." in name and name.endswith("conv2")
+        nn.init.normal_(conv.weight, 0, (0.3 if last_of_unit else gain) / math.sqrt(fan))
+        if conv.bias is not None:
+            nn.init.zeros_(conv.bias)
+
+
+def in_float32(module: nn.Module) -> None:
+    """Keeps a convolution of few channels out of autocast.
+
+    In bfloat16 the first downsampling and HuBERT's grouped convolution are wrong on a CPU with AMX (torch 2.13): some
+    taps are left out. An encoder that was trained on that is of no use in float32.
+    """
+    forward = module.forward
+
+    def whole(x: Tensor) -> Tensor:
+        with torch.autocast(x.device.type, enabled=False):
+            return forward(x.float())
+
+    module.forward = whole
+
+
+class Crops:
+    """Random crops of a corpus: waveforms, and the codes of whole frames where a crop starts on one."""
+
+    def __init__(self, shards: Shards, codes: list[Tensor], frames: int):
+        self.shards, self.codes, self.frames = shards, codes, frames
+        self.usable = [i for i in self.shards.training if codes[i].shape[1] >= frames + 1]
+        groups = [group_of(self.shards.utterances[i].speaker) for i in self.usable]
+        sizes = [codes[i].shape[1] for i in self.usable]
+        self.weights = torch.tensor(balance(groups, sizes, SHARES))
+
+    def draw(self, batch: int, aligned: bool) -> tuple[Tensor, Tensor]:
+        """-> waveforms [B, frames * 960], codes [B, K, frames] (of no use unless `aligned`)."""
+        waves, codes = [], []
+        for pick in torch.multinomial(self.weights, batch, replacement=True).tolist():
+            index = self.usable[pick]
+            start = int(torch.randint(0, self.codes[index].shape[1] - self.frames, ()))
+            phase = 0 if aligned else int(torch.randint(0, 960, ()))
+            waves.append(self.shards.waveform(index, start * 960 + phase, self.frames * 960))
+            codes.append(self.codes[index][:, start : start + self.frames].long())
+        return torch.stack(waves), torch.stack(codes)
+
+
+class CodecJob(Job):
+    """Half of a codec, `module`. Its running average (`ema`) is what is shipped."""
+
+    log_every = 50
+    max_norm = 2.0
+    config: CodecConfig = NANO_CODEC
+
+    def __init__(self, folder: Path, crops: Crops, steps: int, seed: int = 0, batch: int = 6):
+        super().__init__(folder, steps, seed)
+        self.crops, self.batch = crops, batch
+        self.autoencoder = trained_autoencoder(folder, self.config)
+        self.codec = AudioTokenizer(self.config)
+        self.codec.quantizer = self.autoencoder.quantizer.quantizer
+        self.module = self.half_of(self.codec)
+        self.ema = copy.deepcopy(self.module)
+        self.parts = {"module": self.module, "ema": self.ema}
+        self.optimizers = {
+            "optimizer": torch.optim.AdamW(
+                self.module.parameters(), lr=1e-3, betas=(0.8, 0.99), weight_decay=0.01
+            )
+        }
+
+    def half_of(self, codec: AudioTokenizer) -> nn.ModuleDict:
+        raise NotImplementedError
+
+    @torch.no_grad()
+    def after_step(self) -> None:
+        decay = min(0.995, self.step / (self.step + 50))
+        averages = self.ema.state_dict()
+        for key, value in self.module.state_dict().items():
+            averages[key].lerp_(value, 1 - decay)
+
+
+class DecoderJob(CodecJob):
+    """Codes -> waveform: `to_acoustic` and `acoustic_decoder`."""
+
+    name = "decoder"
+
+    def half_of(self, codec: AudioTokenizer) -> nn.ModuleDict:
+        initialise(codec.acoustic_decoder)
+        codec.acoustic_decoder.conv_out.weight.data.mul_(0.2)
+        names = ("to_acoustic", "acoustic_decoder")
+        return nn.ModuleDict({name: getattr(codec, name) for name in names})
+
+    def losses(self) -> tuple[Tensor, dict[str, Tensor]]:
+        waveform, codes = self.crops.draw(self.batch, aligned=True)
+        z_q = self.codec.quantizer.decode(codes)
+        with self.autocast():
+            estimate = self.codec.synthesize(z_q)
+        edge = EDGE * 960
+        loss = spectral_loss(estimate[:, 0, edge:-edge].float(), waveform[:, edge:-edge])
+        return loss, {"loss": loss}
+
+
+class EncoderJob(CodecJob):
+    """Waveform -> the autoencoder's embedding: acoustic branch, semantic branch, `fuse`.
+
+    Errors are weighed twice: against the embedding itself, and by what they change in the mel spectrogram that the
+    autoencoder's decoder makes of the quantised embedding.
+    """
+
+    name = "encoder"
+
+    def half_of(self, codec: AudioTokenizer) -> nn.ModuleDict:
+        initialise(codec.acoustic_encoder)
+        in_float32(codec.acoustic_encoder.blocks[0].down)
+        in_float32(codec.semantic_encoder.teacher.encoder.pos_conv_embed.conv)
+        names = ("acoustic_encoder", "semantic_encoder", "fuse")
+        return nn.ModuleDict({name: getattr(codec, name) for name in names}).train()
+
+    def losses(self) -> tuple[Tensor, dict[str, Tensor]]:
+        autoencoder, codec = self.autoencoder, self.codec
+        waveform, _ = self.crops.draw(self.batch, aligned=False)
+        waveform = waveform * (0.3 + 1.0 * torch.rand(self.batch, 1))
+        with torch.no_grad():
+            mel = autoencoder.normalise(log_mel(waveform))
+            target = autoencoder.encode(mel)[:, EDGE:-EDGE]
+        with self.autocast():
+            z = codec.embed(waveform[:, None]).float()
+        inner = z[..., EDGE:-EDGE].transpose(1, 2)
+        relative = (inner - target).square().mean() / target.var()
+        codes = codec.quantizer.encode(z.detach())
+        quantised = z + (codec.quantizer.decode(codes) - z).detach()
+        with self.autocast():
+            rebuilt = autoencoder.decode(quantised.transpose(1, 2)).float()
+        mel_l1 = (rebuilt - mel)[..., 4 * EDGE : -4 * EDGE].abs().mean()
+        loss = relative + mel_l1
+        return loss, {"loss": loss, "relative": relative, "mel_l1": mel_l1}
+
+
+JOBS = {"decoder": DecoderJob, "encoder": EncoderJob}
+
+
+def main() -> None:
+    parser = parser_of(__doc__, 6000)
+    parser.add_argument("job", choices=list(JOBS))
+    parser.add_argument("--batch", type=int, default=6)
+    parser.add_argument("--frames", type=int, default=36)
+    arguments = parser.parse_args()
+    torch.set_num_threads(1)
+    use_trainable_snake(compiled=not arguments.eager)
+    shards = Shards(arguments.corpus)
+    crops = Crops(shards, read_codes(arguments.out, shards)[0], arguments.frames)
+    job = JOBS[arguments.job](
+        arguments.out, crops, arguments.steps, arguments.seed, arguments.batch
+    )
+    job.run()
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,221 @@
+"""The loop that the four jobs share.
+
+A job is a function of its seed and its number of steps: the learning rate depends on the step, the random numbers of a
+step on (seed, step). So a job that was killed and goes on ends with the bytes of one that was not. That holds for one
+kind of processor: another rounds differently, and may compute in another number format. Format, threads and release of
+torch stand in the record of each checkpoint; a job goes on in the format in which it began.
+"""
+
+import argparse
+import json
+import math
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+from tqdm import tqdm
+
+from higgs.files import replacing
+from higgs.train.checkpointing import load_state, log, save_state
+from higgs.train.precision import autocast, best_dtype
+
+SAVE_SECONDS = 180
+OUT = Path("training/out")
+CORPUS = OUT / "corpus"
+
+
+def warmup_cosine(step: int, steps: int, warmup_steps: int = 100, floor: float = 0.03) -> float:
+    """The learning rate's factor: up over `warmup_steps`, then half a cosine down to `floor`."""
+    cosine = 0.5 * (1 + math.cos(math.pi * min(1.0, step / steps)))
+    return min(1.0, (step + 1) / warmup_steps) * (cosine * (1 - floor) + floor)
+
+
+class Averages:
+    """Running sums of named numbers, emptied when read."""
+
+    def __init__(self) -> None:
+        self.sums: dict[str, float] = {}
+        self.count = 0
+
+    def add(self, **values: float | Tensor) -> None:
+        self.count += 1
+        for name, value in values.items():
+            self.sums[name] = self.sums.get(name, 0.0) + float(value)
+
+    def read(self) -> dict[str, float]:
+        means = {name: round(total / max(1, self.count), 4) for name, total in self.sums.items()}
+        self.sums, self.count = {}, 0
+        return means
+
+
+class Job:
+    """One run: `folder/NAME.pt` holds all of it, `folder/NAME.jsonl` its log.
+
+    A job defines `parts` (whatever has a state), `optimizers` and `losses`, and what it needs of the rest.
+    """
+
+    name = "job"
+    max_norm = 1.0  # of a gradient
+    log_every, validate_every = 100, 1000  # steps
+
+    def __init__(self, folder: Path, steps: int, seed: int = 0):
+        torch.manual_seed(seed)
+        self.folder, self.steps, self.seed = folder, steps, seed
+        self.step, self.seconds, self.averages = 0, 0.0, Averages()
+        self.saved = load_state(self.path)
+        self.dtype = (
+            getattr(torch, self.saved["record"]["dtype"]) if self.saved else best_dtype("cpu")
+        )
+        self.parts: dict[str, Any] = {}
+        self.optimizers: dict[str, torch.optim.Optimizer] = {}
+
+    @property
+    def path(self) -> Path:
+        return self.folder / f"{self.name}.pt"
+
+    @property
+    def record(self) -> dict[str, Any]:
+        """What the result depends on, beside the code and the corpus."""
+        dtype = str(self.dtype).removeprefix("torch.")
+        about = {"steps": self.steps, "seed": self.seed, "dtype": dtype}
+        return about | {"threads": torch.get_num_threads(), "torch": str(torch.__version__)}
+
+    def lr_factor(self) -> float:
+        return warmup_cosine(self.step, self.steps)
+
+    def losses(self) -> tuple[Tensor, dict[str, Tensor]]:
+        """-> what is minimised in this step, and what the log tells of it."""
+        raise NotImplementedError
+
+    def after_step(self) -> None:
+        pass
+
+    def describe_batch(self) -> str:
+        return ""
+
+    def validate(self) -> dict[str, Any]:
+        return {}
+
+    def position(self) -> dict[str, int]:
+        """Where in its data the job is; goes back through `vars(self)`."""
+        return {}
+
+    def autocast(self) -> torch.autocast:
+        return autocast("cpu", self.dtype)
+
+    def save(self) -> None:
+        parts = self.parts | self.optimizers
+        state = {
+            "record": self.record,
+            "progress": {"step": self.step, **self.position()},
+            "averages": vars(self.averages),
+            **{name: part.state_dict() for name, part in parts.items()},
+        }
+        save_state(self.path, **canonical(state))
+
+    def resume(self) -> None:
+        """Goes on from the checkpoint, where there is one. Raises ValueError for that of another run."""
+        if self.saved is None:
+            return
+        given = self.saved["record"]
+        if (given["steps"], given["seed"]) != (self.steps, self.seed):
+            raise ValueError(
+                f"{self.path} is of a run of {given['steps']} steps with seed {given['seed']}, not of "
+                f"{self.steps} with seed {self.seed}: delete it to train again"
+            )
+        for name, part in (self.parts | self.optimizers).items():
+            part.load_state_dict(self.saved[name])
+        vars(self.averages).update(self.saved["averages"])
+        vars(self).update(self.saved["progress"])
+        self.saved = None
+        self.shorten_log()
+
+    def shorten_log(self) -> None:
+        """Drops the rows of steps that were not saved and come again."""
+        path = self.folder / f"{self.name}.jsonl"
+        rows = [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
+        rows = [row for row in rows if row["step"] <= self.step]
+        self.seconds = rows[-1]["seconds"] if rows else 0.0
+        with replacing(path) as partial:
+            partial.write_text("".join(json.dumps(row) + "\n" for row in rows))
+
+    def advance(self) -> None:
+        """One step. Raises FloatingPointError, before anything has changed, where the loss is not a number."""
+        torch.manual_seed(self.seed * 1_000_003 + self.step)
+        factor = self.lr_factor()
+        for group in (g for o in self.optimizers.values() for g in o.param_groups):
+            group["lr"] = group.setdefault("base_lr", group["lr"]) * factor
+        loss, shown = self.losses()
+        if not torch.isfinite(loss):
+            raise FloatingPointError(
+                f"step {self.step}: the loss is {loss.item()}{self.describe_batch()}"
+            )
+        for optimizer in self.optimizers.values():
+            optimizer.zero_grad()
+        loss.backward()
+        trained = [p for o in self.optimizers.values() for g in o.param_groups for p in g["params"]]
+        torch.nn.utils.clip_grad_norm_(trained, self.max_norm)
+        for optimizer in self.optimizers.values():
+            optimizer.step()
+        self.step += 1
+        self.after_step()
+        self.averages.add(**{name: value.detach() for name, value in shown.items()})
+
+    def report(self) -> None:
+        last = self.step == self.steps
+        row: dict[str, Any] = {}
+        if self.step % self.log_every == 0 or last:
+            row |= self.averages.read()
+        if self.step % self.validate_every == 0 or last:
+            with torch.no_grad():
+                row |= self.validate()
+        if row:
+            about = {"step": self.step, "seconds": round(self.seconds)}
+            log(self.folder / f"{self.name}.jsonl", **about, **row)
+
+    def run(self, stop_after: int | None = None) -> None:
+        """Trains to the last step (or to step `stop_after`), saving every few minutes and at the end."""
+        self.resume()
+        stop = min(self.steps, stop_after or self.steps)
+        saved = self.seconds
+        with tqdm(total=stop, initial=self.step, unit="step", mininterval=10) as bar:
+            while self.step < stop:
+                started = time.monotonic()
+                self.advance()
+                self.seconds += time.monotonic() - started
+                self.report()
+                bar.update()
+                if self.seconds - saved > SAVE_SECONDS or self.step == stop:
+                    saved = self.seconds
+                    self.save()
+
+
+def canonical(value: Any) -> Any:
+    """The same content in objects of its own, and strings shared: equal states become equal bytes in a pickle."""
+    if isinstance(value, dict):
+        return {canonical(key): canonical(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return type(value)([canonical(item) for item in value])
+    return sys.intern(value) if isinstance(value, str) else value
+
+
+def read_part(folder: Path, name: str, key: str) -> dict[str, Tensor]:
+    """One state out of the checkpoint `folder/NAME.pt`. Raises FileNotFoundError that names the job to run."""
+    path = folder / f"{name}.pt"
+    if not path.is_file():
+        raise FileNotFoundError(f"{path} is missing: train the {name} first")
+    return torch.load(path, weights_only=True)[key]
+
+
+def parser_of(doc: str, steps: int) -> argparse.ArgumentParser:
+    """The options that every job has."""
+    parser = argparse.ArgumentParser(description=doc.splitlines()[0])
+    parser.add_argument("--corpus", type=Path, default=CORPUS)
+    parser.add_argument("--out", type=Path, default=OUT)
+    parser.add_argument("--steps", type=int, default=steps)
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--eager", action="store_true", help="without compiling (no C++ compiler)")
+    return parser

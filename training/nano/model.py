@@ -1,0 +1,239 @@
+"""Training the generation model on text and codes. `python -m training.nano.model --help`."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from higgs.batch import Batch
+from higgs.config import CodecConfig, ModelConfig
+from higgs.data.lexicon import Lexicon
+from higgs.data.text import TextTokenizer, byte_tokenizer
+from higgs.model.higgs_audio import HiggsAudio
+from higgs.train.checkpointing import warmup_stable_decay
+from higgs.train.losses import corrupt, speech_losses
+from training.corpus.shards import Shards
+from training.corpus.voices import DESCRIBED
+from training.nano.auxiliary_losses import (
+    AuxiliaryConfig,
+    AuxiliaryLosses,
+    initialise_from_codebooks,
+)
+from training.nano.conversations import (
+    LONG,
+    SHORT,
+    Corpus,
+    Item,
+    batches_of,
+    make_batch,
+    plan,
+)
+from training.nano.job import Job, parser_of
+from training.nano.mel_autoencoder import trained_autoencoder
+from training.nano.muon import Muon
+from training.nano.sizes import NANO_CODEC, NANO_MODEL, NANO_PHRASES
+
+LOUD = 10**-4.0  # of the power of an utterance's loudest frame
+OTHERS = "others"  # speakers of the validation set that were not trained on, cloned
+
+
+@dataclass(frozen=True)
+class TrainingConfig:
+    """`lr` is Muon's (matrices inside the layers), `adam_lr` that of everything else."""
+
+    lr: float = 4e-3
+    adam_lr: float = 2e-3
+    warmup_steps: int = 150
+    decay_share: float = 0.3
+    short_share: float = 0.8  # of the run: until then no long conversation
+    positions: int = 2600  # of a batch, padding included
+    compile: bool = False  # the layers
+    model: ModelConfig = NANO_MODEL
+    codec: CodecConfig = NANO_CODEC
+    auxiliary: AuxiliaryConfig = AuxiliaryConfig()
+
+
+def initialise(model: HiggsAudio) -> None:
+    for parameter in model.parameters():
+        if parameter.dim() == 2:
+            torch.nn.init.normal_(parameter, 0, 0.02)
+    scale = 2 * (2 * len(model.layers)) ** -0.5
+    for layer in model.layers:
+        for last in (
+            layer.attention.o_proj,
+            layer.text_ffn[1].down_proj,
+            layer.audio_ffn[1].down_proj,
+        ):
+            last.weight.data.mul_(scale)
+
+
+def loud_frames(waveform: Tensor) -> Tensor:
+    """[T * 960] -> bool [T]: frames within 40 dB of the loudest."""
+    power = waveform.view(-1, 960).square().mean(1)
+    return power > LOUD * power.max()
+
+
+class ModelJob(Job):
+    """The model, what helps it to learn, and how far it is in its data."""
+
+    name = "model"
+
+    def __init__(
+        self,
+        folder: Path,
+        corpus: Corpus,
+        steps: int,
+        seed: int = 0,
+        config: TrainingConfig = TrainingConfig(),
+    ):
+        super().__init__(folder, steps, seed)
+        self.corpus, self.config = corpus, config
+        self.model = HiggsAudio(config.model)
+        initialise(self.model)
+        if config.auxiliary.codebook_init:
+            autoencoder = trained_autoencoder(folder, config.codec)
+            initialise_from_codebooks(self.model, autoencoder.quantizer.quantizer)
+        self.auxiliary = AuxiliaryLosses(self.model, config.auxiliary)
+        self.parts = {"model": self.model, "auxiliary": self.auxiliary}
+        self.optimizers = self.make_optimizers()
+        self.checks = self.validation_batches()
+        if config.compile:
+            self.compile()
+        self.epoch, self.taken, self.planned_at, self.frames = -1, 0, 0, 0
+        self.batches: list[list[Item]] = []
+
+    def compile(self) -> None:
+        """Kernels are made for the first shape that they meet: always the same one, or a resumed run would differ."""
+        for layer in self.model.layers:
+            layer.compile(dynamic=True)
+        batch = self.checks[0][1]
+        parts, _ = speech_losses(self.model, batch, batch, dtype=self.dtype)
+        parts["codebooks"].sum().backward()
+        self.model.zero_grad()
+        with torch.no_grad():
+            speech_losses(self.model, batch, batch, dtype=self.dtype)
+
+    def make_optimizers(self) -> dict[str, torch.optim.Optimizer]:
+        """Muon for matrices inside layers, AdamW for embeddings, heads, norms and auxiliary heads."""
+        inner = [p for layer in self.model.layers for p in layer.parameters() if p.dim() == 2]
+        known = {id(p) for p in inner}
+        outer = [p for p in self.model.parameters() if p.dim() == 2 and id(p) not in known]
+        rest = [p for p in self.model.parameters() if p.dim() < 2]
+        rest += self.auxiliary.parameters()
+        groups = [{"params": outer, "weight_decay": 0.05}, {"params": rest, "weight_decay": 0.0}]
+        adamw = torch.optim.AdamW(groups, lr=self.config.adam_lr, betas=(0.9, 0.95), fused=True)
+        return {"muon": Muon(inner, self.config.lr, self.dtype), "adamw": adamw}
+
+    def lr_factor(self) -> float:
+        config = self.config
+        return warmup_stable_decay(self.step, self.steps, config.warmup_steps, config.decay_share)
+
+    def position(self) -> dict[str, int]:
+        return {name: getattr(self, name) for name in ("epoch", "taken", "planned_at", "frames")}
+
+    @property
+    def long_from(self) -> int:
+        """The step at which an epoch of conversations of any length begins."""
+        return round(self.config.short_share * self.steps)
+
+    def next_batch(self) -> list[Item]:
+        """Batches of an epoch are a function of the seed, the epoch and the step at which it began."""
+        if not self.batches and self.epoch >= 0:
+            self.plan_epoch()  # a run that goes on
+        now_long = self.planned_at < self.long_from <= self.step
+        if self.taken == len(self.batches) or now_long:
+            self.epoch, self.taken, self.planned_at = self.epoch + 1, 0, self.step
+            self.plan_epoch()
+        self.taken += 1
+        return self.batches[self.taken - 1]
+
+    def plan_epoch(self) -> None:
+        limits = SHORT if self.planned_at < self.long_from else LONG
+        seed, indices = self.seed * 1000 + self.epoch, self.corpus.shards.training
+        self.batches = plan(self.corpus, indices, seed, self.config.positions, limits)
+
+    def losses(self) -> tuple[Tensor, dict[str, Tensor]]:
+        items = self.next_batch()
+        config = self.config.auxiliary
+        batch, spoken = make_batch(self.corpus, items, self.config.model)
+        inputs = corrupt(batch, config.input_noise, self.config.model.codebook_size)
+        parts, states = speech_losses(self.model, inputs, batch, config.fine_share, self.dtype)
+        weights = torch.tensor(config.codebook_weights)
+        loss = (parts["codebooks"] * weights).sum() / weights.sum() + 0.1 * parts["text"]
+        shown = {f"cb{k}": parts["codebooks"][k] for k in (0, 1, 7)} | {"text": parts["text"]}
+        if config.character_layer is not None:
+            state = states[config.character_layer + 1]
+            with self.autocast():
+                shown["characters"] = self.auxiliary.character_loss(state, batch, spoken)
+            loss = loss + config.character_weight * shown["characters"]
+        if config.attention_layers:
+            shown["attention"] = self.auxiliary.attention_loss(spoken)
+            loss = loss + config.attention_weight * shown["attention"]
+        self.frames += int(batch.audio_out_mask.sum())
+        self.items = items
+        return loss, shown
+
+    def describe_batch(self) -> str:
+        texts = [self.corpus.texts[i] for item in self.items for i in item.utterances]
+        return f"; batch: {texts}"
+
+    def validation_batches(self) -> list[tuple[str, Batch, Tensor]]:
+        """(voice, batch, where a loud frame of codebook 0 is predicted [B, S]): clean inputs, the last audio alone."""
+        corpus, groups = self.corpus, {}
+        validation = corpus.shards.validation
+        first: dict[str, int] = {}
+        for index in validation:
+            speaker = corpus.speakers[index]
+            reference = first.setdefault(speaker, index)
+            if speaker in DESCRIBED:
+                groups.setdefault(speaker, []).append(corpus.plain(index))
+            elif reference != index:
+                groups.setdefault(OTHERS, []).append(corpus.cloned(index, reference))
+        checks = []
+        for voice, items in groups.items():
+            items.sort(key=lambda item: item.positions)
+            for some in batches_of(items, self.config.positions):
+                batch, spoken = make_batch(corpus, some, self.config.model)
+                loud = torch.zeros_like(spoken, dtype=torch.bool)
+                for row, item in enumerate(some):
+                    mask = loud_frames(corpus.shards.waveform(item.utterances[-1]))
+                    loud[row, (spoken[row] >= 0).nonzero()[-len(mask) :, 0]] = mask
+                checks.append((voice, batch, loud))
+        return checks
+
+    def validate(self) -> dict[str, Any]:
+        """Nats of the first codebook at loud frames, by voice; and hours of speech predicted so far."""
+        sums: dict[str, Tensor] = {}
+        counts: dict[str, int] = {}
+        for voice, batch, loud in self.checks:
+            with self.autocast():
+                hidden, _ = self.model.hidden(batch)
+                logits = self.model.audio_head(hidden[loud]).float()
+            size = self.config.model.code_vocab_size
+            targets = batch.code_labels[..., 0].roll(-1, 1)[loud]
+            nats = torch.nn.functional.cross_entropy(logits[:, :size], targets, reduction="sum")
+            sums[voice] = sums.get(voice, 0.0) + nats
+            counts[voice] = counts.get(voice, 0) + int(loud.sum())
+        means = {voice: round(float(sums[voice]) / counts[voice], 3) for voice in sums}
+        return {"validation": means, "hours": round(self.frames / 25 / 3600, 2)}
+
+
+def text_tokenizer(lexicon: Lexicon | None) -> TextTokenizer:
+    phrases: Sequence[str] = (*NANO_PHRASES, *(lexicon.tokens if lexicon else ()))
+    return TextTokenizer(byte_tokenizer(phrases), lexicon)
+
+
+def main() -> None:
+    arguments = parser_of(__doc__, 16_000).parse_args()
+    torch.set_num_threads(1)
+    tokenizer = text_tokenizer(Lexicon.read(arguments.out))
+    corpus = Corpus(Shards(arguments.corpus), arguments.out, tokenizer)
+    config = TrainingConfig(compile=not arguments.eager)
+    ModelJob(arguments.out, corpus, arguments.steps, arguments.seed, config).run()
+
+
+if __name__ == "__main__":
+    main()
