@@ -9,19 +9,19 @@ _batch` is told in seconds of audio for each second of the machine.
 
 import threading
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import torch
 
 import higgs.audio  # noqa: F401  before transformers: the import that makes torchaudio harmless
 from benchmarks.timing import Row, Table, Times, arguments_of, clock, row_of, since, take_turns
-from higgs import Engine, SamplingConfig
+from higgs import Engine
 from higgs.data.chatml import smart_voice
 from higgs.serve.engine import EngineConfig
 
 SPOKEN = "The train to the city leaves at seven in the morning, and it is late on Sundays."
 TEXTS = (SPOKEN, "Good morning.", "We walked along the river.", "Is there a doctor in the house?")
-SAMPLING = SamplingConfig(0.4, 20, 1.0, seed=0)
 
 
 def load(folder: Path, rows: int = 16) -> Engine:
@@ -32,14 +32,14 @@ def load(folder: Path, rows: int = 16) -> Engine:
 def alone(engine: Engine, case: str, repeats: int) -> list[Row]:
     def whole() -> Times:
         started = clock("cpu")
-        response = engine.generate(smart_voice(SPOKEN), SAMPLING)
+        response = engine.generate(smart_voice(SPOKEN))
         wall, cpu = since(started)
         seconds = 1000 * len(response.waveform) / response.sample_rate
         return wall / seconds, cpu / seconds
 
     def first() -> Times:
         started = clock("cpu")
-        stream = engine.stream(smart_voice(SPOKEN), SAMPLING)
+        stream = engine.stream(smart_voice(SPOKEN))
         next(stream)
         taken = since(started)
         stream.close()
@@ -52,7 +52,7 @@ def alone(engine: Engine, case: str, repeats: int) -> list[Row]:
 def batches(engine: Engine, case: str, sizes: tuple[int, ...], repeats: int) -> list[Row]:
     """The same 16 utterances, so many at a time: seconds of work for a second of audio."""
     asked = [smart_voice(TEXTS[n % len(TEXTS)]) for n in range(16)]
-    settings = [SamplingConfig(0.4, 20, 1.0, seed=n) for n in range(16)]
+    settings = [replace(engine.generation.sampling, seed=n) for n in range(16)]
 
     def batched(size: int) -> Times:
         started, samples = clock("cpu"), 0
@@ -80,7 +80,8 @@ def listeners(engine: Engine, case: str, count: int) -> list[Row]:
     def listen(number: int) -> None:
         sample = smart_voice(TEXTS[number % len(TEXTS)])
         played_to, before = None, time.perf_counter()
-        for chunk in engine.stream(sample, SamplingConfig(0.4, 20, 1.0, seed=number), 300):
+        sampling = replace(engine.generation.sampling, seed=number)
+        for chunk in engine.stream(sample, sampling, 300):
             now = time.perf_counter()
             if not len(chunk.waveform):
                 continue

@@ -14,7 +14,7 @@ from dataclasses import replace
 
 import torch
 
-from higgs import Engine, SamplingConfig
+from higgs import Engine
 from higgs.data.scripts import read_scripts
 from higgs.hub import fingerprint
 from higgs.serve.engine import Response
@@ -39,8 +39,8 @@ def main() -> None:
     model, codec = f"{arguments.checkpoint}/model", f"{arguments.checkpoint}/codec"
     engine = Engine.from_pretrained(model, codec, device="cpu")
     scripts = [s for s in read_scripts(arguments.scripts, "data/voices") if not s.chunks]
-    base = SamplingConfig(temperature=0.4, top_k=20, top_p=1.0)
-    rules = {"original": base, "strict": replace(base, strict_eos=True)}
+    base = engine.generation.sampling
+    rules = {rule: replace(base, strict_eos=rule == "strict") for rule in ("original", "strict")}
     made: dict[str, list[Response]] = {rule: [] for rule in rules}
     for script in scripts:
         for seed in range(arguments.seeds):

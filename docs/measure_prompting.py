@@ -10,11 +10,12 @@ a bootstrap over the sentences. Words are not judged here: that is the evaluate 
 import argparse
 import sys
 from collections.abc import Callable
+from dataclasses import replace
 from statistics import mean
 
 import torch
 
-from higgs import Engine, SamplingConfig
+from higgs import Engine
 from higgs.data.chatml import smart_voice
 from higgs.evaluate.statistics import bootstrap_interval
 from higgs.hub import fingerprint
@@ -100,7 +101,7 @@ def row(
     for text in texts:
         takes = []
         for seed in range(seeds):
-            sampling = SamplingConfig(temperature=0.4, top_k=20, top_p=1.0, seed=seed)
+            sampling = replace(engine.generation.sampling, seed=seed)
             made = engine.generate(smart_voice(text, speaker=speaker), sampling, max_new_tokens=400)
             whole = made.stop_reason == "stop" and made.usage.audio_frames
             if whole and pace(made.waveform, made.sample_rate, text) <= FASTEST:

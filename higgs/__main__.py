@@ -4,24 +4,22 @@ import argparse
 import json
 import sys
 from collections.abc import Callable
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 from higgs.serve.command import add_options
 
+OWN = "(default: the checkpoint's)"
 VOICES = Path("data/voices")
 VOICES_HELP = "voice folder (default: data/voices)"
 DEFAULT_VOICE = "ada"
-ONE_SENTENCE = {"max_words": 14, "context_chunks": 0, "alone": True}
-CHUNKS = {
-    "nano": ONE_SENTENCE
-}  # what a checkpoint was trained on, where that is less than long talks
 # The options of long texts: those of `higgs.data.chunks.ChunkOptions`.
 LONG_TEXT = {
     "max_words": (int, "the most words of a chunk; a text of no more is spoken in one go"),
     "context_chunks": (int, "how many earlier chunks a chunk hears"),
-    "alone": (bool, "the prompt of a chunk of a dialogue holds its own speaker only"),
+    "per_speaker_context": (bool, "the prompt of a chunk of a dialogue holds its own speaker only"),
     "retries": (int, "how often a chunk without audio, or one that is cut off, is spoken again"),
     "sentence_pause": (float, "seconds of silence between chunks"),
     "paragraph_pause": (float, "the same between paragraphs"),
@@ -40,11 +38,12 @@ def speak(arguments: argparse.Namespace) -> None:
     """Speaks a text into a file; a text of more than --max-words words in chunks that end with sentences."""
     from tqdm import tqdm
 
-    from higgs import Engine, SamplingConfig
+    from higgs import Engine
     from higgs.audio import check_writable, save_audio
-    from higgs.data.chunks import ChunkOptions, chunk_script, count_words
+    from higgs.data.chunks import chunk_script, count_words
     from higgs.files import check_place
     from higgs.params import Checkpoint
+    from higgs.serve.generation import GenerationConfig
     from higgs.serve.long_form import SilentChunk, speak_long
 
     check_writable(arguments.out)
@@ -52,16 +51,21 @@ def speak(arguments: argparse.Namespace) -> None:
     text = text_to_speak(arguments)
     given = {name: getattr(arguments, name) for name in LONG_TEXT}
     given = {name: value for name, value in given.items() if value is not None}
-    options = ChunkOptions(**CHUNKS.get(checkpoint.name, {}) | given)
-    prompt = prompt_maker(arguments, text, options.alone and not arguments.one_go)
-    split = count_words(text) > options.max_words or (arguments.speaker and options.alone)
+    own = GenerationConfig.from_pretrained(checkpoint.model)
+    options = replace(own.chunks, **given)
+    by_speaker = options.per_speaker_context
+    prompt = prompt_maker(arguments, text, by_speaker and not arguments.one_go)
+    split = count_words(text) > options.max_words or (arguments.speaker and by_speaker)
     in_chunks = split and not arguments.one_go
     chunks = chunk_script(text, options) if in_chunks else []
     # Before the checkpoint is read, whatever is wrong with the text or the place.
     samples = [prompt(chunk.text) for chunk in chunks] or [prompt(text)]
     check_place(arguments.out)
-    sampling = SamplingConfig(
-        arguments.temperature, arguments.top_k, arguments.top_p, seed=arguments.seed
+    sampling = own.sampling.override(
+        temperature=arguments.temperature,
+        top_k=arguments.top_k,
+        top_p=arguments.top_p,
+        seed=arguments.seed,
     )
     engine = Engine.from_pretrained(
         checkpoint.model, checkpoint.codec, device=checkpoint.device, dtype=checkpoint.dtype
@@ -116,7 +120,7 @@ def text_to_speak(arguments: argparse.Namespace) -> str:
     return spell_out(text) if arguments.normalize and not arguments.keep_figures else text
 
 
-def prompt_maker(arguments: argparse.Namespace, text: str, alone: bool) -> Callable:
+def prompt_maker(arguments: argparse.Namespace, text: str, by_speaker: bool) -> Callable:
     """What makes a conversation of each chunk: the voice, the reference or the speakers, and the scene."""
     from higgs.audio import probe
     from higgs.data.chunks import speaker_turns
@@ -144,7 +148,7 @@ def prompt_maker(arguments: argparse.Namespace, text: str, alone: bool) -> Calla
                     f"--speaker {int(number)} is given twice; each speaker has one voice"
                 )
             cast[int(number)] = find_voice(arguments.voices, name)
-        form = speaker_prompt if alone else cast_prompt
+        form = speaker_prompt if by_speaker else cast_prompt
         prompt = partial(form, cast, scene=arguments.scene)
     else:
         if arguments.reference is not None:
@@ -296,15 +300,11 @@ def parser() -> argparse.ArgumentParser:
         "(default: %(default)s)",
     )
     say.add_argument("--out", type=Path, required=True, metavar="FILE", help=".wav, .flac, ...")
-    say.add_argument(
-        "--temperature", type=float, default=0.4, help="0 is greedy (default: %(default)s)"
-    )
-    say.add_argument("--top-k", type=int, default=20, help="default: %(default)s")
-    say.add_argument("--top-p", type=float, default=1.0, help="default: %(default)s")
+    say.add_argument("--temperature", type=float, help=f"0 is greedy {OWN}")
+    say.add_argument("--top-k", type=int, help=f"0 is no limit {OWN}")
+    say.add_argument("--top-p", type=float, help=OWN)
     say.add_argument("--seed", type=int, default=0, help="default: %(default)s")
-    say.add_argument(
-        "--max-new-tokens", type=int, default=500, help="25 are a second (default: %(default)s)"
-    )
+    say.add_argument("--max-new-tokens", type=int, help=f"25 are a second {OWN}")
     long_text_arguments(say)
     say.set_defaults(run=speak)
     look = commands.add_parser(
@@ -353,8 +353,6 @@ def server_parser(commands: argparse._SubParsersAction) -> None:
 
 
 def long_text_arguments(say: argparse.ArgumentParser) -> None:
-    from higgs.data.chunks import ChunkOptions
-
     clean = say.add_argument_group("clean-up")
     clean.add_argument(
         "--normalize",
@@ -371,19 +369,12 @@ def long_text_arguments(say: argparse.ArgumentParser) -> None:
     )
     group.add_argument("--one-go", action="store_true", help="no chunks, however long the text is")
     for name, (kind, what) in LONG_TEXT.items():
-        default = (
-            getattr(ChunkOptions, name)
-            if name not in ONE_SENTENCE
-            else f"{ONE_SENTENCE[name]} for nano, else {getattr(ChunkOptions, name)}"
-        )
         how = (
             {"action": argparse.BooleanOptionalAction}
             if kind is bool
             else {"type": kind, "metavar": "N"}
         )
-        group.add_argument(
-            f"--{name.replace('_', '-')}", default=None, help=f"{what} (default: {default})", **how
-        )
+        group.add_argument(f"--{name.replace('_', '-')}", default=None, help=f"{what} {OWN}", **how)
 
 
 def voices_parser(commands: argparse._SubParsersAction) -> None:

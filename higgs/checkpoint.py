@@ -23,7 +23,7 @@ from torch import Tensor
 from higgs.files import replacing
 from higgs.schemas import CODEC, MODEL, ORIGINAL, TRANSFORMERS, recognise
 
-CONFIG = "config.json"
+CONFIG, GENERATION_CONFIG = "config.json", "generation_config.json"
 SINGLE, INDEX, PICKLE = "model.safetensors", "model.safetensors.index.json", "model.pth"
 # In which order the weights are looked for; the first in the layout of config.json is taken.
 ORDER = {TRANSFORMERS: (SINGLE, INDEX, PICKLE), ORIGINAL: (INDEX, PICKLE, SINGLE)}

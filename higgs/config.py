@@ -5,10 +5,11 @@ A checkpoint comes in the layout of the original release or in that of transform
 """
 
 import math
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field, fields, replace
 from typing import Any
 
 STRIDES = (8, 5, 4, 2, 3)
+MAX_RAS_WINDOW = 64  # columns that a request in a batch keeps of its codes
 
 
 class ConfigError(ValueError):
@@ -218,7 +219,8 @@ class SamplingConfig:
     """How one column of codes, or one text token, is chosen.
 
     `temperature=0` is greedy. `top_k=None` and `top_p=1` keep everything. Repetition-aware sampling redraws a code
-    that stands `ras_max_repeats` times in the last `ras_window` columns of its codebook; `ras_window=None` is off.
+    that stands `ras_max_repeats` times in the last `ras_window` columns (64 at most) of its codebook; `ras_window=None`
+    is off. The defaults are those recommended for the release; `Engine.generation.sampling` are those of a checkpoint.
 
     `seed` makes a request repeatable: each draw is a function of (seed, step, codebook) alone, so that nothing else in
     a batch, and no earlier draw, can change it. With `parity` the draws come from one `torch.Generator`, and the text
@@ -250,9 +252,15 @@ class SamplingConfig:
             raise ValueError(f"top_k must be at least 1, or None for no limit, got {self.top_k}")
         if not 0 < self.top_p <= 1:
             raise ValueError(f"top_p must be in (0, 1], got {self.top_p}")
-        if self.ras_window is not None and self.ras_window < 1:
+        if self.ras_window is not None and not 1 <= self.ras_window <= MAX_RAS_WINDOW:
             raise ValueError(
-                f"ras_window must be at least 1, or None for off, got {self.ras_window}"
+                f"ras_window must be at least 1 and at most {MAX_RAS_WINDOW}, or None for off, got {self.ras_window}"
             )
         if self.ras_max_repeats < 1:
             raise ValueError(f"ras_max_repeats must be at least 1, got {self.ras_max_repeats}")
+
+    def override(self, **options: Any) -> "SamplingConfig":
+        """With the options that are not None. 0 stands for no limit (`top_k`) and for off (`ras_window`)."""
+        given = {name: value for name, value in options.items() if value is not None}
+        off = {name: None for name in ("top_k", "ras_window") if given.get(name) == 0}
+        return replace(self, **given | off)

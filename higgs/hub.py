@@ -4,7 +4,13 @@ import hashlib
 import re
 from pathlib import Path
 
-from higgs.checkpoint import CONFIG, choose_weights, read_config, weight_files
+from higgs.checkpoint import (
+    CONFIG,
+    GENERATION_CONFIG,
+    choose_weights,
+    read_config,
+    weight_files,
+)
 from higgs.config import ModelConfig
 from higgs.schemas import MODEL, recognise
 
@@ -185,10 +191,11 @@ def _fetch(name: str, folder: Path, path: str) -> None:
 
 
 def fingerprint(source: str | Path) -> str:
-    """-> sha256 over the names and bytes of a checkpoint's weights and config: what a report came from."""
+    """-> sha256 over the names and bytes of a checkpoint's weights and configs: what a report came from."""
     folder = resolve(source)
     digest = hashlib.sha256()
-    for path in [folder / CONFIG, *weight_files(folder)]:
+    settings = [path for path in [folder / GENERATION_CONFIG] if path.is_file()]
+    for path in [folder / CONFIG, *settings, *weight_files(folder)]:
         digest.update(path.name.encode())
         with path.open("rb") as file:
             digest.update(hashlib.file_digest(file, "sha256").digest())

@@ -80,17 +80,18 @@ class TokenizeParams(StageParams):
 
 @dataclass(frozen=True)
 class GenerateParams(StageParams):
-    """scripts -> speech. The ranges of the sampling settings are SamplingConfig's to check.
+    """scripts -> speech. Sampling settings that are null are the checkpoint's; SamplingConfig checks their ranges.
 
     `set` is written in the section `evaluate`: what is spoken is what is judged.
     """
 
     set: str
-    temperature: float
+    temperature: float | None
     top_k: int | None
-    top_p: float
+    top_p: float | None
     ras_window: int | None
-    ras_max_repeats: int
+    ras_max_repeats: int | None
+    strict_eos: bool | None
     max_new_tokens: int
     seeds: list[int]
     repeated_texts: int | None

@@ -100,7 +100,7 @@ def test_a_dialogue_is_spoken_by_its_speakers(nano, run, tmp_path, monkeypatch):
             ["--one-go", "--normalize"],
             ["[SPEAKER0] Good morning. [SPEAKER1] five ", "<SE>[Laughter]</SE>"],
         ),
-        (["--no-alone", "--max-words", "3"], ["[SPEAKER0] Good morning."]),
+        (["--no-per-speaker-context", "--max-words", "3"], ["[SPEAKER0] Good morning."]),
     ):
         with pytest.raises(ZeroDivisionError):
             run(*common, *extra)
@@ -130,7 +130,7 @@ WRONG = [
     (["[SPEAKER0] Hi.", "--speaker", "0=ada", "--speaker", "0=ben"], "--speaker 0 is given twice"),
     (["[SPEAKER0] ", "--speaker", "0=ada"], "no text to speak behind the speaker tags"),
     (["[SPEAKER7] Hi.", "--speaker", "0=ada", "--speaker", "1=ben"], "no speaker 7; there are: 0, 1"),
-    (["[SPEAKER7] Hi.", "--speaker", "0=ada", "--no-alone"], "[7]"),
+    (["[SPEAKER7] Hi.", "--speaker", "0=ada", "--no-per-speaker-context"], "[7]"),
     (["[SPEAKER x] Hi."], "unknown speaker tag '[SPEAKER x]'"),
     (["Oh [SPEAKER0] Hi.", "--speaker", "0=ada"], "'Oh' stands before"),
     (["Hi.", "--max-words", "0"], "max_words must be at least 1"),
@@ -234,7 +234,7 @@ def test_odd_text_through_the_engine(nano):
 
 def test_the_help_says_what_there_is(run, capsys):
     for arguments, words in (
-        (["speak"], ["--normalize", "--one-go", "default: 14 for nano, else 100", "--speaker NUMBER=VOICE"]),
+        (["speak"], ["--normalize", "--one-go", "default: the checkpoint's", "--speaker NUMBER=VOICE"]),
         (["voices"], ["list", "add", "play", "check"]),
         (["voices", "add"], ["--text", "--force", "3 to 30 s"]),
     ):  # fmt: skip

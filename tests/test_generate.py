@@ -271,6 +271,7 @@ def test_text_mode_never_chooses_a_placeholder(model, prompts, ids):
         {"top_p": 0.0},
         {"top_p": 1.5},
         {"ras_window": 0},
+        {"ras_window": 65},
     ],
 )
 def test_bad_sampling_settings_are_refused(wrong):

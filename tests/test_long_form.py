@@ -12,6 +12,7 @@ from higgs.data.levels import speech_level
 from higgs.data.scripts import read_scripts
 from higgs.data.voices import Voice, cast_prompt, speaker_prompt
 from higgs.serve.engine import Response, Usage
+from higgs.serve.generation import GenerationConfig
 from higgs.serve.long_form import LongResponse, SilentChunk, chunk_seed, speak_long, speak_script
 
 RATE, HOP = 24_000, 960
@@ -20,6 +21,8 @@ ADA, BEN = Voice("ada", description="feminine"), Voice("ben", description="mascu
 
 class Echo:
     """Answers each request with as many frames as it was asked before, filled with the request's number."""
+
+    generation = GenerationConfig()
 
     def __init__(self, frames=(), stops=(), level=0.1):
         self.requests, self.frames, self.stops, self.level = [], list(frames), list(stops), level
@@ -179,7 +182,7 @@ def test_dialogues_together_and_alone():
     together = Echo()
     speak_long(together, chunk_turns(turns, ChunkOptions()), lambda t: cast_prompt(cast, t))
     assert together.said[2] == ["[SPEAKER0] Hi.", "[SPEAKER1] Yes?", "[SPEAKER0] Bye."]
-    options = ChunkOptions(alone=True)
+    options = ChunkOptions(per_speaker_context=True)
     alone = Echo()
     made = speak_long(
         alone, chunk_turns(turns, options), lambda t: speaker_prompt(cast, t), options=options
@@ -191,8 +194,8 @@ def test_dialogues_together_and_alone():
         speaker_prompt(cast, "[SPEAKER7] Hi.")
     with pytest.raises(ValueError, match="one turn"):
         speaker_prompt(cast, "Hi.")
-    with pytest.raises(ValueError, match="alone"):
-        ChunkOptions(alone=True, max_turns=2)
+    with pytest.raises(ValueError, match="max_turns must be 1"):
+        ChunkOptions(per_speaker_context=True, max_turns=2)
 
 
 def write_scripts(folder, *rows: dict):
@@ -213,7 +216,8 @@ def test_scripts_of_long_form(tmp_path):
         {"id": "b", "form": "dialogue", "speakers": {"0": "old", "1": "young"}, "lines": LINES, "chunks": {}},
         {"id": "c", "form": "dialogue", "voices": {"0": "ada", "1": "ben"}, "lines": LINES, "max_new_tokens": 900},
         {"id": "d", "form": "dialogue", "speakers": {"0": "old", "1": "young"}, "lines": LINES},
-        {"id": "e", "form": "dialogue", "voices": {"0": "ada", "1": "ben"}, "lines": LINES, "chunks": {"alone": True}},
+        {"id": "e", "form": "dialogue", "voices": {"0": "ada", "1": "ben"}, "lines": LINES,
+         "chunks": {"per_speaker_context": True}},
     )  # fmt: skip
     assert [c.text for c in long.chunks] == [
         "One two.",

@@ -31,8 +31,8 @@ repeatable: true
 workers: 1
 checkpoint: nano
 tokenize: {}
-generate: {temperature: 1e-4, top_k: null, top_p: 1, ras_window: 7, ras_max_repeats: 2, max_new_tokens: 400,
-  seeds: [0, 1], repeated_texts: null, players: 2}
+generate: {temperature: 1e-4, top_k: null, top_p: 1, ras_window: 7, ras_max_repeats: 2, strict_eos: null,
+  max_new_tokens: 400, seeds: [0, 1], repeated_texts: null, players: 2}
 evaluate: {set: "é 'single' \\"double\\" \\\\ back"}
 """
 SETUP = """from higgs.cells import *

@@ -25,7 +25,7 @@ workers: null
 checkpoint: nano
 tokenize: {recordings: a, languages: [en], max_clips: null, pad_to_hop: true,
   codebook_counts: [1, 8], players: 3}
-generate: {temperature: 1e-4, top_k: null, top_p: 1, ras_window: 7, ras_max_repeats: 2,
+generate: {temperature: 1e-4, top_k: null, top_p: 1, ras_window: 7, ras_max_repeats: 2, strict_eos: null,
   max_new_tokens: 400, seeds: [0, 1], repeated_texts: null, players: 2}
 evaluate: {set: default, judge: moonshine-tiny-en, speaker_encoder: ge2e, naturalness: null, naturalness_texts: null,
   languages: [en], second_system: null, jitter_clips: null, jitter_copies: 1,
@@ -92,7 +92,7 @@ def test_every_section_loads_with_its_scalars(write):
         ),
         ("temperature: 1e-4", "temperature: true", "expected float, got bool True"),
         ("temperature: 1e-4", "temperature: .nan", "expected a finite number"),
-        ("temperature: 1e-4", "temperature: null", "expected float, got null"),
+        ("strict_eos: null", "strict_eos: 1", "strict_eos: expected bool, got int 1"),
         ("max_new_tokens: 400", "max_new_tokens: 4e2", "expected int, got float 400.0"),
         ("seeds: [0, 1]", "seeds: 0", "generate.seeds: expected a list, got int 0"),
         ("seeds: [0, 1]", "seeds: [0, true]", r"generate.seeds\[1\]: expected int, got bool True"),

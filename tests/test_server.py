@@ -209,7 +209,7 @@ def test_events(served, voices):
         ({"temperature": "hot"}, 400, "temperature", "valid number, got 'hot'"),
         ({"temperature": -1}, 400, "temperature", "greater than or equal to 0"),
         ({"seed": 1 << 70}, 400, "seed", "less than"),
-        ({"top_k": 0}, 400, "top_k", "greater than or equal to 1"),
+        ({"top_k": -1}, 400, "top_k", "greater than or equal to 0"),
         ({"max_new_tokens": 401}, 400, "max_new_tokens", "at most 400, got 401"),
     ],
 )

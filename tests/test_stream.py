@@ -1,5 +1,7 @@
 """Audio in pieces is the audio in one, to 1e-5: with a codec whose every frame is heard ten frames away."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 
@@ -9,7 +11,7 @@ from higgs.data.chatml import smart_voice
 from higgs.data.text import TextTokenizer
 from higgs.delay import delayed_segment, segment_frames
 from higgs.serve.engine import EngineConfig
-from higgs.serve.stream import HALO, AudioStream
+from higgs.serve.stream import AudioStream
 
 CODEC = CodecConfig(
     encoder_width=4, decoder_width=96, acoustic_dim=24, codebook_dim=12,
@@ -17,11 +19,10 @@ CODEC = CodecConfig(
 )  # fmt: skip
 
 
-@pytest.fixture(scope="module")
-def codec() -> AudioTokenizer:
-    """Random weights that keep the variance from layer to layer: as initialised, distant frames would not be heard."""
+def random_codec(config: CodecConfig) -> AudioTokenizer:
+    """Weights that keep the variance from layer to layer: as initialised, distant frames would not be heard."""
     generator = torch.Generator().manual_seed(0)
-    codec = AudioTokenizer(CODEC).requires_grad_(False).eval()
+    codec = AudioTokenizer(config).requires_grad_(False).eval()
     for name, tensor in codec.state_dict().items():
         if tensor.dim() < 2 or name.endswith("alpha"):
             continue
@@ -31,6 +32,11 @@ def codec() -> AudioTokenizer:
     last = codec.acoustic_decoder.conv_out.weight
     last /= 10 * codec.decode(torch.randint(0, 1024, (8, 60), generator=generator)).std()
     return codec
+
+
+@pytest.fixture(scope="module")
+def codec() -> AudioTokenizer:
+    return random_codec(CODEC)
 
 
 @pytest.fixture(scope="module")
@@ -60,9 +66,20 @@ def test_pieces_make_up_the_whole(codec, segment, frames, burst):
 
 def test_one_frame_less_to_each_side_is_heard(codec, segment):
     codes, columns = segment
-    chunks = pieces(AudioStream(codec, [8], halo=HALO - 1), columns, 4)
+    stream = AudioStream(codec, [8])
+    stream.reach -= 1
+    chunks = pieces(stream, columns, 4)
     error = (torch.cat([chunk.waveform for chunk in chunks]) - codec.decode(codes)).abs().max()
     assert error > 1e-4
+
+
+def test_other_strides_have_another_reach(segment):
+    """Pieces are exact for any decoder: how far it hears is its own to say."""
+    codes, columns = segment
+    codec = random_codec(replace(CODEC, strides=(2, 2, 2, 2, 4)))
+    assert codec.acoustic_decoder.reach > 10
+    made = torch.cat([chunk.waveform for chunk in pieces(AudioStream(codec, [8]), columns, 4)])
+    assert (made - codec.decode(codes)).abs().max() < 1e-5
 
 
 def test_a_cut_segment_keeps_its_last_frame(codec, segment):
@@ -84,7 +101,7 @@ def test_no_frame_is_one_empty_piece(codec, segment, columns):
 
 
 def test_what_is_held_does_not_grow(codec, monkeypatch):
-    """Columns behind the halo are dropped, and no window is longer than a piece with two halos."""
+    """Columns beyond reach are dropped, and no window is longer than a piece with what it hears to both sides."""
     windows: list[int] = []
 
     def decode(codec: AudioTokenizer, codes: torch.Tensor) -> torch.Tensor:
@@ -99,8 +116,8 @@ def test_what_is_held_does_not_grow(codec, monkeypatch):
             samples += len(chunk.waveform)
         held.add(stream.columns.untyped_storage().nbytes() // 64)
     assert samples > 4900 * 960
-    assert max(windows) == 32 + 2 * HALO
-    assert max(held) < 32 + 2 * HALO + 8 + 8
+    assert max(windows) == 32 + 2 * codec.acoustic_decoder.reach
+    assert max(held) < 32 + 2 * codec.acoustic_decoder.reach + 8 + 8
 
 
 @pytest.fixture(scope="module")
@@ -125,7 +142,7 @@ def test_the_first_piece_comes_as_soon_as_it_is_certain(engine):
     stream = engine.stream(smart_voice("We walked."), SamplingConfig(seed=1), 200)
     assert next(stream).codes.shape == (8, 4)
     (ticket,) = engine.scheduler.running.values()
-    assert 4 + HALO + 1 + 8 <= ticket.made < 4 + HALO + 1 + 8 + engine.config.burst
+    assert 4 + 10 + 1 + 8 <= ticket.made < 4 + 10 + 1 + 8 + engine.config.burst
     stream.close()
     assert engine.scheduler.idle, "leaving early ends the request"
 

@@ -5,6 +5,8 @@ import importlib
 import json
 import re
 import shlex
+import types
+from dataclasses import asdict, replace
 from pathlib import Path
 
 import pytest
@@ -13,8 +15,8 @@ from conftest import ROOT, run
 from ruamel.yaml import YAML
 
 from higgs.audio import save_audio
-from higgs.config import SamplingConfig
 from higgs.hub import fingerprint
+from higgs.serve.generation import GenerationConfig
 from higgs.train.checkpointing import log, read_log
 
 HERE = ROOT / "training"
@@ -135,15 +137,13 @@ def test_unseen_voices_are_unseen():
     )
 
 
-def test_the_exam_speaks_as_params_say():
+def test_the_exam_speaks_as_the_checkpoint_asks(nano):
     exam = importlib.import_module("exam")
     params = YAML(typ="safe").load((ROOT / "params.yaml").read_text())["generate"]
-    asked = {
-        key: params[key]
-        for key in ("temperature", "top_k", "top_p", "ras_window", "ras_max_repeats")
-    }
-    assert exam.Setting().sampling(5) == SamplingConfig(**asked, seed=5)
-    assert exam.Setting().max_new_tokens == params["max_new_tokens"]
+    own = GenerationConfig.from_pretrained(nano / "model")
+    fake = Fake(nano, Path("out"))
+    assert exam.Exam.sampling(fake, 5) == replace(own.sampling, seed=5)
+    assert exam.MAX_NEW_TOKENS == params["max_new_tokens"]
 
 
 def test_error_rates_know_the_sentences():
@@ -164,9 +164,15 @@ class Fake:
 
     def __init__(self, checkpoint, out, seeds=1):
         exam = importlib.import_module("exam")
-        self.checkpoint, self.out, self.judges, self.encoder = checkpoint, out, {}, exam.Setting
+        self.checkpoint, self.out, self.judges, self.encoder = (
+            checkpoint,
+            out,
+            {},
+            types.SimpleNamespace(),
+        )
         self.encoder.name = "an encoder"
-        self.sizes, self.setting, self.done = exam.Sizes(seeds=seeds), exam.Setting(), []
+        self.generation = GenerationConfig.from_pretrained(checkpoint / "model")
+        self.sizes, self.done = exam.Sizes(seeds=seeds), []
 
     def words(self):
         self.done.append("words")
@@ -201,7 +207,7 @@ def content(checkpoint):
         "about": {
             "model": fingerprint(checkpoint / "model"), "codec": fingerprint(checkpoint / "codec"),
             "sizes": {"sentences": 10, "seeds": 1}, "judges": ["A judge"],
-            "setting": {"temperature": 0.4, "top_k": 20, "max_new_tokens": 400},
+            "setting": asdict(GenerationConfig.from_pretrained(checkpoint / "model")),
         },
         "words": {"ada": own, "ben": own, "kit": own, "voices": share, "minutes": 1.0},
         "codec": {"ada": {"original": wer, "codec": wer}, "minutes": 1.0},

@@ -14,7 +14,7 @@ import random
 import time
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -25,7 +25,7 @@ from tqdm import tqdm
 from higgs.audio import load_audio, save_audio
 from higgs.config import SamplingConfig
 from higgs.data.chatml import AudioContent, smart_voice, voice_clone
-from higgs.data.chunks import Chunk, ChunkOptions, chunk_text
+from higgs.data.chunks import Chunk, chunk_text
 from higgs.data.recordings import read_recordings
 from higgs.data.voices import Voice, speaker_prompt
 from higgs.evaluate.judges import make_judge, make_speaker_encoder
@@ -33,6 +33,7 @@ from higgs.evaluate.speed import cpu_name
 from higgs.files import replacing
 from higgs.hub import fingerprint
 from higgs.serve.engine import Engine, EngineConfig, Response
+from higgs.serve.generation import GenerationConfig
 from higgs.serve.long_form import speak_long
 from training.corpus.voices import DESCRIBED, OWN, SAMPLE_RATE, Speaker, speak
 from training.measures import (
@@ -57,6 +58,7 @@ UNSEEN = tuple(
 HUMANS = ("en-agent-alreadyon", "it")  # a recording's name, or the first of a language that will do
 REFERENCE = "The sun was warm, and we sat by the water for an hour."
 LONG_SENTENCES = 22  # a minute or more
+MAX_NEW_TOKENS = 400
 
 
 @dataclass(frozen=True)
@@ -76,32 +78,15 @@ class Sizes:
         return cls(6, 1, 3, 1, 2, 3, 2)
 
 
-@dataclass(frozen=True)
-class Setting:
-    """How the checkpoint is asked to speak: as `params.yaml` of the repository does."""
-
-    temperature: float = 0.4
-    top_k: int = 20
-    max_new_tokens: int = 400
-
-    def sampling(self, seed: int) -> SamplingConfig:
-        return SamplingConfig(
-            temperature=self.temperature,
-            top_k=self.top_k,
-            top_p=1.0,
-            ras_window=7,
-            ras_max_repeats=2,
-            seed=seed,
-        )
-
-
 class Exam:
     """The checkpoint, its judges and the teacher; each part is a method that returns what goes into the JSON."""
 
-    def __init__(self, checkpoint: Path, out: Path, sizes: Sizes, setting: Setting, judges: list):
+    def __init__(
+        self, checkpoint: Path, out: Path, sizes: Sizes, generation: GenerationConfig, judges: list
+    ):
         from hibari import Hibari
 
-        self.checkpoint, self.out, self.sizes, self.setting = checkpoint, out, sizes, setting
+        self.checkpoint, self.out, self.sizes, self.generation = checkpoint, out, sizes, generation
         self.judges = {judge.short: judge for judge in judges}
         self.encoder = make_speaker_encoder("ge2e")
         self.teacher = Hibari()
@@ -125,13 +110,16 @@ class Exam:
             self._said[key] = torch.from_numpy(audio).float() / 32768
         return self._said[key]
 
+    def sampling(self, seed: int) -> SamplingConfig:
+        return replace(self.generation.sampling, seed=seed)
+
     def spoken(self, samples: Sequence, seeds: Sequence[int]) -> list[Response]:
         """First samples, sixteen at a time."""
-        settings = [self.setting.sampling(seed) for seed in seeds]
+        settings = [self.sampling(seed) for seed in seeds]
         made: list[Response] = []
         for at in tqdm(range(0, len(samples), 16), desc="speak", mininterval=5):
             made += self.engine.generate_batch(
-                samples[at : at + 16], settings[at : at + 16], self.setting.max_new_tokens
+                samples[at : at + 16], settings[at : at + 16], self.generation.max_new_tokens
             )
         return made
 
@@ -292,7 +280,7 @@ class Exam:
             pair = rng.sample(OWN, 2)
             lines = [self.texts[(4 * index + turn) % len(self.texts)] for turn in range(4)]
             plans.append((index, pair, lines))
-        options = ChunkOptions(alone=True, retries=0)
+        options = replace(self.generation.chunks, per_speaker_context=True, retries=0)
 
         def converse(job: tuple[int, list[Speaker], list[str]]) -> list[tuple[str, str, Tensor]]:
             index, pair, lines = job
@@ -305,9 +293,9 @@ class Exam:
                 self.engine,
                 chunks,
                 lambda text: speaker_prompt(cast, text),
-                self.setting.sampling(index),
+                self.sampling(index),
                 options,
-                self.setting.max_new_tokens,
+                self.generation.max_new_tokens,
             )
             if index < 2:
                 self.keep(f"dialogue-{index}", response.waveform, " ".join(c.text for c in chunks))
@@ -332,16 +320,17 @@ class Exam:
         }
 
     def long_form(self) -> dict[str, Any]:
-        """A minute or more in chunks of two sentences; words by the ten seconds in which a chunk has its middle."""
+        """A minute or more in the checkpoint's chunks; words by the ten seconds in which a chunk has its middle."""
         count = max(4, LONG_SENTENCES * self.sizes.sentences // 40)
-        chunks = chunk_text(" ".join(self.texts[:count]), 25)
+        options = replace(self.generation.chunks, retries=0)
+        chunks = chunk_text(" ".join(self.texts[:count]), options.max_words)
         response = speak_long(
             self.engine,
             chunks,
             lambda text: smart_voice(text, None, DESCRIBED["ada"]),
-            self.setting.sampling(0),
-            ChunkOptions(retries=0),
-            self.setting.max_new_tokens,
+            self.sampling(0),
+            options,
+            self.generation.max_new_tokens,
         )
         self.keep("long", response.waveform, " ".join(chunk.text for chunk in chunks))
         windows: dict[int, list[tuple[str, Tensor]]] = {}
@@ -367,11 +356,11 @@ class Exam:
         plain = Engine.from_pretrained(
             self.checkpoint / "model", self.checkpoint / "codec", device="cpu"
         )
-        plain.generate(smart_voice(self.texts[0]), self.setting.sampling(0), 50)
+        plain.generate(smart_voice(self.texts[0]), self.sampling(0), 50)
         started, seconds = time.monotonic(), 0.0
         for index in range(self.sizes.timed):
             sample = smart_voice(self.texts[index], None, DESCRIBED["ada"])
-            response = plain.generate(sample, self.setting.sampling(0), self.setting.max_new_tokens)
+            response = plain.generate(sample, self.sampling(0), self.generation.max_new_tokens)
             seconds += len(response.waveform) / SAMPLE_RATE
         return {
             "megabytes": sum(p.stat().st_size for p in files) / 1e6,
@@ -390,7 +379,7 @@ def examine(exam: Exam, parts: Sequence[str]) -> dict[str, Any]:
         "model": fingerprint(exam.checkpoint / "model"),
         "codec": fingerprint(exam.checkpoint / "codec"),
         "sizes": asdict(exam.sizes),
-        "setting": asdict(exam.setting),
+        "setting": asdict(exam.generation),
         "judges": [judge.name for judge in exam.judges.values()] + [exam.encoder.name],
     }
     content = json.loads(path.read_text()) if path.is_file() else {}
@@ -422,16 +411,18 @@ def main() -> None:
         "--parts", nargs="+", choices=Exam.PARTS, default=list(Exam.PARTS), metavar="PART"
     )
     parser.add_argument("--threads", type=int, default=2)
-    for field in fields(Setting):
-        name = "--" + field.name.replace("_", "-")
-        parser.add_argument(name, type=type(field.default), default=field.default)
+    for name, kind in (("--temperature", float), ("--top-k", int)):
+        parser.add_argument(name, type=kind, help="default: the checkpoint's")
+    parser.add_argument("--max-new-tokens", type=int, default=MAX_NEW_TOKENS)
     arguments = parser.parse_args()
     torch.set_num_threads(arguments.threads)
-    setting = Setting(arguments.temperature, arguments.top_k, arguments.max_new_tokens)
+    own = GenerationConfig.from_pretrained(arguments.checkpoint / "model")
+    sampling = own.sampling.override(temperature=arguments.temperature, top_k=arguments.top_k)
+    generation = replace(own, sampling=sampling, max_new_tokens=arguments.max_new_tokens)
     sizes = Sizes.quick() if arguments.quick else Sizes()
     judges = [recogniser(name) for name in arguments.judge]
     content = examine(
-        Exam(arguments.checkpoint, arguments.out, sizes, setting, judges), arguments.parts
+        Exam(arguments.checkpoint, arguments.out, sizes, generation, judges), arguments.parts
     )
     table = markdown(content)
     with replacing(arguments.out / "exam.md") as partial:

@@ -26,7 +26,7 @@ from higgs.hub import fingerprint
 from higgs.serve.engine import Engine, EngineConfig
 from training.corpus.texts import all_texts, read_sentences
 from training.corpus.voices import SAMPLE_RATE, Speaker, speak
-from training.exam import Setting
+from training.exam import MAX_NEW_TOKENS
 from training.measures import error_rates, mean, write_json
 
 NOVA = Speaker(
@@ -95,9 +95,8 @@ def generated(checkpoint: Path, texts: list[str], description: str) -> list[Tens
     engine = Engine.from_pretrained(
         checkpoint / "model", checkpoint / "codec", device="cpu", config=EngineConfig(guards=None)
     )
-    setting = Setting()
     samples = [smart_voice(text, None, description) for text in texts]
-    found = engine.generate_batch(samples, setting.sampling(0), setting.max_new_tokens)
+    found = engine.generate_batch(samples, max_new_tokens=MAX_NEW_TOKENS)
     return [response.waveform for response in found]
 
 

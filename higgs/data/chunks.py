@@ -35,16 +35,16 @@ class ChunkOptions:
     """How a long text is spoken.
 
     Chunks have at most `max_words` words, and at most `max_turns` turns of a dialogue. Each hears the last
-    `context_chunks` chunks as earlier turns (None: all of them), beside the reference. With `alone` the prompt of a
-    chunk of a dialogue is that of its speaker alone, who hears nothing of the others. Pauses are seconds of silence
-    between chunks, by what lies between them; `match_levels` brings the chunks of one speaker to one loudness. A chunk
-    without audio, or cut off at its limit, is spoken again with another seed, up to `retries` times.
+    `context_chunks` chunks as earlier turns (None: all of them), beside the reference. With `per_speaker_context` the
+    prompt of a chunk of a dialogue is that of its speaker, who hears nothing of the others. Pauses are seconds of
+    silence between chunks, by what lies between them; `match_levels` brings the chunks of one speaker to one loudness.
+    A chunk without audio, or cut off at its limit, is spoken again with another seed, up to `retries` times.
     """
 
     max_words: int = 100
     max_turns: int = 1
     context_chunks: int | None = 2
-    alone: bool = False
+    per_speaker_context: bool = False
     sentence_pause: float = 0.0
     paragraph_pause: float = 0.5
     speaker_pause: float = 0.2
@@ -58,8 +58,10 @@ class ChunkOptions:
             value = getattr(self, name)
             if value is not None and not lowest <= value < float("inf"):
                 raise ValueError(f"{name} must be at least {lowest}, got {value}")
-        if self.alone and self.max_turns > 1:
-            raise ValueError(f"a speaker alone has one turn in a chunk, not up to {self.max_turns}")
+        if self.per_speaker_context and self.max_turns > 1:
+            raise ValueError(
+                f"max_turns must be 1 with per_speaker_context, got {self.max_turns}: a chunk has one speaker then"
+            )
 
     def pause(self, border: str) -> float:
         """Seconds of silence at a border of a `Chunk`; none before the first."""

@@ -14,7 +14,7 @@ file names: letters, figures, "-", "_" and ".". Rows of a public test set, as `h
 
 import hashlib
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -101,14 +101,20 @@ def some_of(ids: Iterable[str], count: int | None) -> set[str]:
     return set(sorted(set(ids), key=by_hash)[:count])
 
 
-def read_scripts(path: str | Path, voices: str | Path) -> list[Script]:
-    """-> the scripts in order. Raises ValueError naming the line and what is wrong in it, or that there is none."""
+def read_scripts(
+    path: str | Path, voices: str | Path, chunking: ChunkOptions | None = None
+) -> list[Script]:
+    """-> the scripts in order. `chunking` is what they leave open of their `chunks`: the checkpoint's.
+
+    Raises ValueError naming the line and what is wrong in it, or that there is none.
+    """
+    chunking = chunking or ChunkOptions()
     scripts: dict[str, Script] = {}
     for where, line in read_lines(path):
         row = parse_json(line, where)
         try:
             of_a_set = isinstance(row, dict) and "form" not in row and set(OF_A_SET) <= set(row)
-            script = _set_script(row, Path(path)) if of_a_set else _script(row, voices)
+            script = _set_script(row, Path(path)) if of_a_set else _script(row, voices, chunking)
             if script.id in scripts:
                 raise ValueError(f"the id {script.id!r} stands twice")
         except ValueError as error:
@@ -119,7 +125,7 @@ def read_scripts(path: str | Path, voices: str | Path) -> list[Script]:
     return list(scripts.values())
 
 
-def _script(content: Any, voices: str | Path) -> Script:
+def _script(content: Any, voices: str | Path, chunking: ChunkOptions) -> Script:
     form = content.get("form") if isinstance(content, dict) else None
     if not isinstance(form, str) or form not in FORMS:
         raise ValueError(f"form must be one of {', '.join(FORMS)}, got {form!r} in {content!r:.60}")
@@ -130,11 +136,11 @@ def _script(content: Any, voices: str | Path) -> Script:
         raise ValueError(f"max_new_tokens must be at least 1, got {row['max_new_tokens']}")
     options = reference = None
     if "chunks" in row or form == "long_form":
-        options = from_section(ChunkOptions, row.get("chunks", {}))
+        options = from_section(ChunkOptions, asdict(chunking) | row.get("chunks", {}))
     if form == "dialogue":
         lines = [_line(entry) for entry in row["lines"]]
         cast, voice = _cast(row, voices)
-        form_of = speaker_prompt if options and options.alone else cast_prompt
+        form_of = speaker_prompt if options and options.per_speaker_context else cast_prompt
         prompt = partial(form_of, cast, scene=row.get("scene"))
         text, whole = " ".join(said for _, said in lines), tagged(lines, cast)
         chunks = chunk_turns(lines, options) if options else []

@@ -18,15 +18,15 @@ LIMITS = (
     Option("--max-batch", 8, "requests that are spoken at the same time"),
     Option("--max-waiting", 32, "requests that may wait for that; more get 429"),
     Option("--max-positions", 2048, "prompt and columns of a request together"),
-    Option("--max-new-tokens", 1024, "columns of a request, 25 for each second"),
     Option("--max-characters", 1000, "of a text"),
     Option("--max-seconds", 120.0, "from a request to its end"),
 )
+# Settings of the checkpoint, unless they are given.
 SAMPLING = (
-    Option("--temperature", 0.4, "0 is greedy"),
-    Option("--top-k", 20, "likeliest codes that are looked at"),
-    Option("--top-p", 1.0, "share of the chances that is looked at"),
-    Option("--seed", 0, "of a request that names none"),
+    ("--temperature", float, "0 is greedy"),
+    ("--top-k", int, "likeliest codes that are looked at; 0 is all"),
+    ("--top-p", float, "share of the chances that is looked at"),
+    ("--max-new-tokens", int, "columns of a request, 25 for each second"),
 )
 
 
@@ -61,20 +61,25 @@ def add_options(parser: argparse.ArgumentParser, voices: Path) -> None:
     parser.add_argument("--no-guards", action="store_true", help="let speech run on")
     limits = parser.add_argument_group("limits")
     sampling = parser.add_argument_group("sampling", "For requests that do not say.")
-    for group, options in ((limits, LIMITS), (sampling, SAMPLING)):
-        for option in options:
-            kind = type(option.default)
-            told = f"{option.help} (default: %(default)s)"
-            group.add_argument(option.name, type=kind, default=option.default, help=told, metavar="N")  # fmt: skip
+    for option in LIMITS:
+        kind, told = type(option.default), f"{option.help} (default: %(default)s)"
+        limits.add_argument(option.name, type=kind, default=option.default, help=told, metavar="N")
+    for name, kind, told in SAMPLING:
+        sampling.add_argument(
+            name, type=kind, help=f"{told} (default: the checkpoint's)", metavar="N"
+        )
+    sampling.add_argument(
+        "--seed", type=int, default=0, help="of a request that names none (default: 0)"
+    )
 
 
 def start(arguments: argparse.Namespace) -> None:
     """Serves speech over HTTP, in the form of OpenAI's interface, until it is interrupted."""
     import torch
 
-    from higgs.config import SamplingConfig
     from higgs.params import Checkpoint
     from higgs.serve.engine import Engine, EngineConfig
+    from higgs.serve.generation import GenerationConfig
     from higgs.serve.server import ServerConfig, serve
 
     checkpoint = Checkpoint.parse(arguments.checkpoint)
@@ -82,8 +87,11 @@ def start(arguments: argparse.Namespace) -> None:
         name = option.name.removeprefix("--").replace("-", "_")
         if not getattr(arguments, name) > 0:
             raise ValueError(f"{option.name} must be positive, got {getattr(arguments, name)}")
-    sampling = SamplingConfig(
-        arguments.temperature, arguments.top_k, arguments.top_p, seed=arguments.seed
+    sampling = GenerationConfig.from_pretrained(checkpoint.model).sampling.override(
+        temperature=arguments.temperature,
+        top_k=arguments.top_k,
+        top_p=arguments.top_p,
+        seed=arguments.seed,
     )
     if arguments.threads:
         torch.set_num_threads(arguments.threads)

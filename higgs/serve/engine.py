@@ -22,9 +22,9 @@ from higgs.delay import segment_frames
 from higgs.model.higgs_audio import HiggsAudio
 from higgs.serve.decoder import Decoder
 from higgs.serve.generate import Generation, Segment, generate
+from higgs.serve.generation import GenerationConfig
 from higgs.serve.guards import GUARD_STOPS, Guards, Watch
 from higgs.serve.scheduler import Request, Scheduler, Ticket
-from higgs.serve.state import RING
 from higgs.serve.stream import CHUNK_FRAMES, AudioStream, Chunk
 from higgs.serve.voice_cache import VoiceCache, fingerprint
 from higgs.tokens import TokenIds
@@ -140,7 +140,8 @@ class Engine:
     """`Engine.from_pretrained(model=..., tokenizer=...).generate(sample, sampling)` -> a `Response`.
 
     Requests of all methods, from any threads, run together. In float32 on the CPU one request's codes do not depend on
-    what runs beside it. The model's weights are taken as they are when the first request comes.
+    what runs beside it. The model's weights are taken as they are when the first request comes. A request without
+    sampling settings or a limit has those of the checkpoint, `generation`.
     """
 
     def __init__(
@@ -149,9 +150,10 @@ class Engine:
         tokenizer: AudioTokenizer,
         text_tokenizer: TextTokenizer,
         config: EngineConfig | None = None,
+        generation: GenerationConfig | None = None,
     ):
         self.model, self.tokenizer, self.text_tokenizer = model, tokenizer, text_tokenizer
-        self.config = config or EngineConfig()
+        self.config, self.generation = config or EngineConfig(), generation or GenerationConfig()
         self.voices = VoiceCache(self.config.voice_bytes)
         self._lock = threading.Lock()
         self._scheduler: Scheduler | None = None
@@ -186,6 +188,7 @@ class Engine:
             AudioTokenizer.from_pretrained(tokenizer, device=place),
             TextTokenizer.from_pretrained(model),
             config,
+            GenerationConfig.from_pretrained(model),
         )
 
     @property
@@ -235,15 +238,13 @@ class Engine:
         self,
         sample: ChatMLSample,
         sampling: SamplingConfig | None = None,
-        max_new_tokens: int = 1024,
+        max_new_tokens: int | None = None,
         reference_codes: Sequence[Tensor] | None = None,
     ) -> Request:
-        """What `scheduler.submit` takes. Raises ValueError as `generate` does, and for settings of the plain loop."""
-        sampling = sampling or SamplingConfig()
-        if self.plain(sampling):
-            raise ValueError(
-                f"parity=True and a ras_window of more than {RING} columns are for `generate` and `generate_batch`"
-            )
+        """What `scheduler.submit` takes. Raises ValueError as `generate` does, and for parity."""
+        sampling, max_new_tokens = self._settings(sampling, max_new_tokens)
+        if sampling.parity:
+            raise ValueError("parity=True is for `generate` and `generate_batch`")
         if max_new_tokens < 1:
             raise ValueError(f"max_new_tokens must be at least 1, got {max_new_tokens}")
         prompt = self.prepare(sample, reference_codes)
@@ -255,16 +256,18 @@ class Engine:
             request.watch = partial(Watch, guards, self.tokenizer.frame_rate)
         return request
 
-    @staticmethod
-    def plain(sampling: SamplingConfig, force_audio: bool = True) -> bool:
-        """Whether a request is for the plain loop: text first, the original's draws, or an unusual window."""
-        return sampling.parity or not force_audio or (sampling.ras_window or 0) > RING
+    def _settings(
+        self, sampling: SamplingConfig | None, max_new_tokens: int | None
+    ) -> tuple[SamplingConfig, int]:
+        """What is None is the checkpoint's own."""
+        limit = self.generation.max_new_tokens if max_new_tokens is None else max_new_tokens
+        return sampling or self.generation.sampling, limit
 
     def generate(
         self,
         sample: ChatMLSample,
         sampling: SamplingConfig | None = None,
-        max_new_tokens: int = 1024,
+        max_new_tokens: int | None = None,
         reference_codes: Sequence[Tensor] | None = None,
         force_audio: bool = True,
         on_column: Callable[[int], None] | None = None,
@@ -273,11 +276,12 @@ class Engine:
 
         `force_audio=False` lets the model write text first, and stops at the end of its turn; with it, generation
         starts with audio and stops at that audio's end. `max_new_tokens` counts text tokens and columns (25 a second).
+        Text first, and `parity`, take the plain loop.
         Raises ValueError for `max_new_tokens` below 1, for more than the engine's `max_positions`, and for audio that
         cannot be encoded; RuntimeError when the device has no memory left.
         """
-        sampling = sampling or SamplingConfig()
-        if self.plain(sampling, force_audio):
+        sampling, max_new_tokens = self._settings(sampling, max_new_tokens)
+        if sampling.parity or not force_audio:
             prompt = self.prepare(sample, reference_codes, force_audio)
             return self._generate_plainly(prompt, sampling, max_new_tokens, force_audio, on_column)
         request = self.request(sample, sampling, max_new_tokens, reference_codes)
@@ -287,12 +291,12 @@ class Engine:
         self,
         samples: Sequence[ChatMLSample],
         sampling: SamplingConfig | Sequence[SamplingConfig] | None = None,
-        max_new_tokens: int = 1024,
+        max_new_tokens: int | None = None,
     ) -> list[Response]:
         """Several conversations together, with one setting or one for each: as `generate` one by one, only sooner."""
         each = sampling if isinstance(sampling, Sequence) else [sampling] * len(samples)
-        pairs = list(zip(samples, (s or SamplingConfig() for s in each), strict=True))
-        if any(self.plain(config) for _, config in pairs):
+        pairs = list(zip(samples, each, strict=True))
+        if any(config and config.parity for _, config in pairs):
             return [self.generate(sample, config, max_new_tokens) for sample, config in pairs]
         return self._run([self.request(sample, config, max_new_tokens) for sample, config in pairs])
 
@@ -300,7 +304,7 @@ class Engine:
         self,
         sample: ChatMLSample,
         sampling: SamplingConfig | None = None,
-        max_new_tokens: int = 1024,
+        max_new_tokens: int | None = None,
         reference_codes: Sequence[Tensor] | None = None,
         chunk_frames: Sequence[int] = CHUNK_FRAMES,
     ) -> Iterator[Chunk]:

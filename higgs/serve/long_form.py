@@ -118,16 +118,17 @@ def speak_long(
     prompt: Callable[[str], ChatMLSample],
     sampling: SamplingConfig | None = None,
     options: ChunkOptions | None = None,
-    max_new_tokens: int = 1024,
+    max_new_tokens: int | None = None,
     on_chunk: Callable[[int, Response], None] | None = None,
 ) -> LongResponse:
     """Speaks chunks in order. `prompt` makes of a text a conversation that ends in it: a voice's `prompt` does.
 
-    References are encoded once. `max_new_tokens` holds for each chunk. A chunk without audio, or one that is cut off,
-    is made again with another seed, `options.retries` times; `on_chunk` gets the index and the take that is kept.
+    References are encoded once. `max_new_tokens` holds for each chunk; settings that are None are the checkpoint's. A
+    chunk without audio, or one that is cut off, is made again with another seed, `options.retries` times; `on_chunk`
+    gets the index and the take that is kept.
     Raises ValueError for no chunks, and SilentChunk for one that never brought audio, naming it.
     """
-    options, sampling = options or ChunkOptions(), sampling or SamplingConfig()
+    options, sampling = options or engine.generation.chunks, sampling or engine.generation.sampling
     if not chunks:
         raise ValueError("there is no chunk to speak")
     references: dict[AudioContent, Tensor] = {}
@@ -139,7 +140,9 @@ def speak_long(
             if audio not in references:
                 references[audio] = engine.reference_codes(audio)
         before = [
-            n for n in range(index) if not options.alone or chunks[n].speakers == chunk.speakers
+            n
+            for n in range(index)
+            if not options.per_speaker_context or chunks[n].speakers == chunk.speakers
         ]
         keep = options.context_chunks
         heard = before if keep is None else before[max(0, len(before) - keep) :]

@@ -11,7 +11,7 @@ import logging
 import time
 from collections.abc import AsyncIterator, Callable
 from contextlib import aclosing, asynccontextmanager
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import uvicorn
@@ -41,12 +41,15 @@ logger = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class ServerConfig:
-    """`model` is the name that requests say. A request takes `max_characters` and `max_seconds` at most."""
+    """`model` is the name that requests say. A request takes `max_characters` and `max_seconds` at most.
+
+    `sampling` and `max_new_tokens` None: the checkpoint's.
+    """
 
     model: str = "nano"
     voices: Path = Path("data/voices")
-    sampling: SamplingConfig = field(default_factory=SamplingConfig)
-    max_new_tokens: int = 1024
+    sampling: SamplingConfig | None = None
+    max_new_tokens: int | None = None
     max_characters: int = 1000
     max_seconds: float = 120.0
 
@@ -91,11 +94,10 @@ def check(asked: SpeechRequest, config: ServerConfig) -> Asked:
         raise Refusal(
             f"max_new_tokens: at most {config.max_new_tokens}, got {limit}", "max_new_tokens", "invalid_value"
         )  # fmt: skip
-    own = ("seed", "temperature", "top_k", "top_p")
-    own = {key: getattr(asked, key) for key in own if getattr(asked, key) is not None}
+    own = {key: getattr(asked, key) for key in ("seed", "temperature", "top_k", "top_p")}
     sample = voices[name].prompt(asked.input, asked.scene)
     events = asked.stream_format == "sse"
-    return Asked(sample, replace(config.sampling, **own), limit, asked.response_format, events)
+    return Asked(sample, config.sampling.override(**own), limit, asked.response_format, events)
 
 
 def in_words(error: Exception) -> Refusal:
@@ -236,6 +238,11 @@ class BodyLimit:
 
 def make_app(engine: Engine, config: ServerConfig) -> FastAPI:
     """The engine behind HTTP. Its threads start and end with the app."""
+    config = replace(
+        config,
+        sampling=config.sampling or engine.generation.sampling,
+        max_new_tokens=config.max_new_tokens or engine.generation.max_new_tokens,
+    )
 
     @asynccontextmanager
     async def running(app: FastAPI) -> AsyncIterator[None]:

@@ -9,10 +9,10 @@ from dataclasses import dataclass, fields
 import torch
 from torch import Tensor
 
-from higgs.config import ModelConfig, SamplingConfig
+from higgs.config import MAX_RAS_WINDOW, ModelConfig, SamplingConfig
 from higgs.serve.noise import column_keys
 
-RING = 64  # columns that repetition-aware sampling can look back
+RING = MAX_RAS_WINDOW
 NARROW = 64  # candidates that are looked at when no row asks for more
 IDLE, RUNNING, ENDED = 0, 1, 2  # what a record says of its column
 
@@ -134,8 +134,6 @@ class DecodeState:
     def _set_repeats(self, row: int, sampling: SamplingConfig, heard: Tensor, bos: int) -> None:
         """Fills the ring: column 0 of stream bos, and before it what was heard."""
         window = sampling.ras_window or 1
-        if window > RING:
-            raise ValueError(f"ras_window is at most {RING} here, got {window}")
         self.ras_window[row] = window
         self.ras_repeats[row] = (
             RING + 1 if sampling.ras_window is None else sampling.ras_max_repeats

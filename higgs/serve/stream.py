@@ -1,7 +1,7 @@
 """Audio while it is made: columns in, exact pieces of the waveform out.
 
-The codec's decoder sees HALO frames to each side. A piece decoded with that many neighbours, which are cut away again,
-is what decoding everything at once would give there. So a piece waits for HALO frames beyond it, and no more is kept.
+The codec's decoder sees some frames to each side, its reach. A piece decoded with that many neighbours, which are cut
+away again, is what decoding everything at once would give there. So a piece waits for them, and no more is kept.
 """
 
 from collections.abc import Iterator, Sequence
@@ -13,7 +13,6 @@ from torch import Tensor
 from higgs.codec.tokenizer import AudioTokenizer
 from higgs.delay import segment_frames
 
-HALO = 10
 CHUNK_FRAMES = (4, 8, 16, 32)  # the first piece comes soon, the later ones cost less
 
 
@@ -34,18 +33,14 @@ class Chunk:
 class AudioStream:
     """One segment's columns -> pieces of its waveform, `chunk_frames` long in turn; the last length goes on."""
 
-    def __init__(
-        self,
-        tokenizer: AudioTokenizer,
-        chunk_frames: Sequence[int] = CHUNK_FRAMES,
-        halo: int = HALO,
-    ):
+    def __init__(self, tokenizer: AudioTokenizer, chunk_frames: Sequence[int] = CHUNK_FRAMES):
         if not chunk_frames or min(chunk_frames) < 1:
             raise ValueError(f"chunk_frames must be positive, got {list(chunk_frames)}")
-        self.tokenizer, self.lengths, self.halo = tokenizer, tuple(chunk_frames), halo
+        self.tokenizer, self.lengths = tokenizer, tuple(chunk_frames)
+        self.reach = tokenizer.acoustic_decoder.reach
         self.columns = torch.zeros(tokenizer.num_codebooks, 0, dtype=torch.long)
         self.start = 0  # the next frame to be heard
-        self.before = 0  # how many frames before it are still held, for the halo
+        self.before = 0  # how many frames before it are still held, within reach
         self.pieces = 0
 
     def push(self, columns: Tensor) -> Iterator[Chunk]:
@@ -57,7 +52,7 @@ class AudioStream:
         while True:
             length = self.lengths[min(self.pieces, len(self.lengths) - 1)]
             frames = self._frames(finished=True)
-            if frames.shape[1] < self.before + length + self.halo:
+            if frames.shape[1] < self.before + length + self.reach:
                 return
             yield self._piece(frames, length)
 
@@ -73,7 +68,7 @@ class AudioStream:
         return segment_frames(self.columns, self.tokenizer.codebook_size, finished)
 
     def _piece(self, frames: Tensor, length: int) -> Chunk:
-        window = frames[:, : self.before + length + self.halo]
+        window = frames[:, : self.before + length + self.reach]
         inside = slice(self.before, self.before + length)
         hop = self.tokenizer.hop_length
         waveform = torch.zeros(0)
@@ -81,7 +76,7 @@ class AudioStream:
             decoded = self.tokenizer.decode(window).cpu()
             waveform = decoded[inside.start * hop : inside.stop * hop].clone()
         chunk = Chunk(waveform, window[:, inside], self.start, self.tokenizer.sample_rate)
-        kept = min(self.halo, self.before + length)
+        kept = min(self.reach, self.before + length)
         self.columns = self.columns[:, self.before + length - kept :].clone()
         self.start, self.before, self.pieces = self.start + length, kept, self.pieces + 1
         return chunk

@@ -23,6 +23,7 @@ from tqdm import tqdm
 
 from higgs.batch import Batch
 from higgs.cells import say
+from higgs.checkpoint import GENERATION_CONFIG
 from higgs.codec.tokenizer import AudioTokenizer
 from higgs.data.chatml import AudioContent, ChatMLSample, Message, smart_voice, tokenize
 from higgs.data.collator import Row, collate, spread
@@ -222,11 +223,15 @@ class FineTuning:
 
 
 def save_tuned(model: HiggsAudio, source: Path, target: Path) -> None:
-    """A checkpoint like its source: the same text tokenizer and lexicon, the same ids in the config."""
+    """A checkpoint like its source: the same text tokenizer, lexicon and settings, the same ids in the config."""
     config: dict[str, Any] = read_config(source)
     ids = {key: value for key, value in config.items() if key.endswith("_token_id")}
     model.save_pretrained(target, ids, half=True)
-    for path in [*source.glob("tokenizer*.json"), *source.glob(LEXICON)]:
+    for path in [
+        *source.glob("tokenizer*.json"),
+        *source.glob(LEXICON),
+        *source.glob(GENERATION_CONFIG),
+    ]:
         shutil.copyfile(path, target / path.name)
 
 

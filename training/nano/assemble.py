@@ -1,16 +1,19 @@
 """Puts the parts that the training jobs made into a checkpoint. `python -m training.nano.assemble --help`."""
 
 import argparse
+import json
 from pathlib import Path
 
+from higgs.checkpoint import GENERATION_CONFIG
 from higgs.codec.tokenizer import AudioTokenizer
 from higgs.data.lexicon import Lexicon
 from higgs.data.text import TextTokenizer, save_byte_tokenizer
+from higgs.files import replacing
 from higgs.model.higgs_audio import HiggsAudio
 from higgs.tokens import TokenIds
 from training.nano.job import read_part
 from training.nano.mel_autoencoder import trained_autoencoder
-from training.nano.sizes import NANO_CODEC, NANO_MODEL, NANO_PHRASES
+from training.nano.sizes import NANO_CODEC, NANO_GENERATION, NANO_MODEL, NANO_PHRASES
 
 
 def assemble_codec(folder: Path) -> AudioTokenizer:
@@ -27,7 +30,7 @@ def assemble_codec(folder: Path) -> AudioTokenizer:
 
 
 def save_model(folder: Path, target: Path) -> None:
-    """The model, its text tokenizer, and the ids that transformers keeps in the config."""
+    """The model, its text tokenizer, how it is to be used, and the ids that transformers keeps in the config."""
     model = HiggsAudio(NANO_MODEL)
     model.load_state_dict(read_part(folder, "model", "model"))
     target.mkdir(parents=True, exist_ok=True)
@@ -43,6 +46,8 @@ def save_model(folder: Path, target: Path) -> None:
         "audio_delay_token_id": ids.audio_in,
     }
     model.save_pretrained(target, names, half=True)
+    with replacing(target / GENERATION_CONFIG) as partial:
+        partial.write_text(json.dumps(NANO_GENERATION, indent=2) + "\n", encoding="utf-8")
 
 
 def main() -> None:

@@ -1,4 +1,7 @@
-"""The sizes of higgs-nano, the default checkpoint: the release's architecture, small enough to travel with the code."""
+"""The sizes of higgs-nano, the default checkpoint: the release's architecture, small enough to travel with the code.
+
+And how it is to be used: it was trained on single sentences, each in the prompt of its own speaker.
+"""
 
 from higgs.config import CodecConfig, ModelConfig, SemanticConfig
 from higgs.data.chatml import GENERATE, MULTI_SPEAKER, QUIET_ROOM, ROLES
@@ -33,3 +36,14 @@ NANO_PHRASES = (
     *(f"SPEAKER{n}: {kind}" for n in (0, 1) for kind in ("feminine", "masculine", "childlike")),
     *(f"[SPEAKER{n}] " for n in (0, 1)),
 )
+
+NANO_GENERATION = {
+    "do_sample": True,
+    "temperature": 0.2,
+    "top_k": 20,
+    "top_p": 1.0,
+    "ras_window": 7,
+    "ras_max_repeats": 2,
+    "strict_eos": True,
+    "chunking": {"max_words": 14, "context_chunks": 0, "per_speaker_context": True},
+}
