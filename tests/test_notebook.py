@@ -384,3 +384,14 @@ def test_helpers_import_neither_torch_nor_papermill():
             "IPython",
         }
     assert sys.version_info >= (3, 11)
+
+
+def test_the_kernel_is_reached_through_the_scratch_folder_alone(repository, capfd):
+    """No socket lies in the working directory, where a killed stage would leave it."""
+    look = "print('sockets', [str(p) for p in Path('.').iterdir() if p.is_socket()], ip)"
+    kernel = "from pathlib import Path\nip = get_ipython().kernel.parent.ip\n"
+    repository.write([WORK[0], kernel + look])
+    assert main(["run", "generate"]) == 0
+    (said,) = (line for line in capfd.readouterr().out.splitlines() if line.startswith("sockets"))
+    folder = said.removeprefix("sockets [] ")
+    assert Path(folder).parent.name.startswith("higgs-") and not Path(folder).parent.exists()
