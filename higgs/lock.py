@@ -157,9 +157,9 @@ def _lines(old: Path, new: Path) -> str:
 
 
 def _records(old: Path, new: Path) -> str:
-    from higgs.evaluate.tables import read_rows
+    from pyarrow.parquet import read_table
 
-    a, b = read_rows(old), read_rows(new)
+    a, b = read_table(old).to_pylist(), read_table(new).to_pylist()
     columns = {k for x, y in zip(a, b, strict=False) for k in x if x[k] != y.get(k)}
     moved = [i for i, (x, y) in enumerate(zip(a, b, strict=False)) if x != y]
     where = f"in rows {', '.join(map(str, moved[:10]))}" if moved else "in no row"

@@ -184,8 +184,10 @@ def execute(source: Path, values: dict[str, Any], scratch: Path, failed: Path) -
     from traitlets.config import Config
 
     # Through sockets in the scratch folder nobody else can reach the kernel; a long TMPDIR leaves
-    # no room for them.
-    transport = "ipc" if len(str(scratch)) <= LONGEST_SCRATCH else "tcp"
+    # no room for them. Their `ip` is the beginning of their names.
+    manager = {"transport": "ipc", "ip": str(scratch / "kernel")}
+    if len(str(scratch)) > LONGEST_SCRATCH:
+        manager = {"transport": "tcp"}
     output = scratch / "executed.ipynb"
     problem = None
     try:
@@ -198,7 +200,7 @@ def execute(source: Path, values: dict[str, Any], scratch: Path, failed: Path) -
             stdout_file=sys.stdout,
             stderr_file=sys.stderr,
             iopub_timeout=60,
-            config=Config({"KernelManager": {"transport": transport}}),
+            config=Config({"KernelManager": manager}),
             # A kernel that is shut down says that it was interrupted, as if something had gone wrong.
             extra_arguments=["--IPKernelApp.log_level=50"],
         )

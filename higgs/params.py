@@ -34,6 +34,10 @@ def _require_choices(name: str, values: list[Any]) -> None:
     _require(bool(values) and distinct, name, "at least one entry and none twice", values)
 
 
+def _require_count(name: str, value: int | None) -> None:
+    _require(value is None or value >= 0, name, "null or 0 or more", value)
+
+
 @dataclass(frozen=True)
 class StageParams:
     """The scalars at the top of params.yaml, which every stage reads."""
@@ -95,10 +99,7 @@ class GenerateParams(StageParams):
     def __post_init__(self) -> None:
         super().__post_init__()
         _require_choices("seeds", self.seeds)
-        _require(
-            self.repeated_texts is None or self.repeated_texts >= 0,
-            "repeated_texts", "null or 0 or more", self.repeated_texts,
-        )  # fmt: skip
+        _require_count("repeated_texts", self.repeated_texts)
         _require(bool(self.set), "set", "the name of a set or a file", self.set)
         _require(self.max_new_tokens >= 1, "max_new_tokens", "1 or more", self.max_new_tokens)
         _require(self.players >= 0, "players", "0 or more", self.players)
@@ -108,15 +109,15 @@ class GenerateParams(StageParams):
 class EvaluateParams(StageParams):
     """speech -> how good it is, with the languages that the judge understands.
 
-    Judges that are null, and what they would say, are left out. Of each script the first
-    `naturalness_takes` takes have their naturalness predicted.
+    Judges that are null, and what they would say, are left out. One take of each of `naturalness_texts` scripts has
+    its naturalness predicted.
     """
 
     set: str
     judge: str | None
     speaker_encoder: str | None
     naturalness: str | None
-    naturalness_takes: int
+    naturalness_texts: int | None
     languages: list[str]
     second_system: str | None
     jitter_clips: int | None
@@ -134,15 +135,8 @@ class EvaluateParams(StageParams):
             "1 or more",
             self.bootstrap_resamples,
         )
-        _require(
-            self.naturalness_takes >= 0, "naturalness_takes", "0 or more", self.naturalness_takes
-        )
-        _require(
-            self.jitter_clips is None or self.jitter_clips >= 0,
-            "jitter_clips",
-            "null or 0 or more",
-            self.jitter_clips,
-        )
+        _require_count("naturalness_texts", self.naturalness_texts)
+        _require_count("jitter_clips", self.jitter_clips)
         _require(self.jitter_copies >= 1, "jitter_copies", "1 or more", self.jitter_copies)
         _require(self.coverage_trials >= 1, "coverage_trials", "1 or more", self.coverage_trials)
         _require(self.players >= 0, "players", "0 or more", self.players)

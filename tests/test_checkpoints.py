@@ -229,7 +229,7 @@ def test_a_file_that_grew_is_named(copy):
     folder = copy("model-transformers")
     with (folder / SINGLE).open("ab") as file:
         file.write(b"\0" * 8)
-    with pytest.raises(CheckpointError, match=r"[\d,]+ bytes, its header says [\d,]+"):
+    with pytest.raises(CheckpointError, match=r"damaged.*[\d,]+ bytes"):
         load(folder)
 
 

@@ -17,8 +17,16 @@ from spoken import RATE, clip, clips, made_pair, noise, with_noise
 
 from higgs.audio import load_audio, resample, save_audio
 from higgs.evaluate import judges, speaker, wheels
-from higgs.evaluate.jitter import choose, dithered, jitter, jitter_note, summarise_jitter
+from higgs.evaluate.jitter import (
+    NoisyCopy,
+    choose,
+    dithered,
+    jitter_note,
+    noisy_copies,
+    summarise_jitter,
+)
 from higgs.evaluate.judges import (
+    Panel,
     make_judge,
     make_naturalness_predictor,
     make_panel,
@@ -28,6 +36,7 @@ from higgs.evaluate.mel import mel_power
 from higgs.evaluate.moonshine import MoonshineTiny, MoonshineTiny8Bit, read_vocabulary
 from higgs.evaluate.ort_weights import ort_weights
 from higgs.evaluate.pieces import split_at_quiet
+from higgs.evaluate.protocols import Listener
 from higgs.evaluate.speaker import equal_error_rate, similarity, without_long_silences
 from higgs.evaluate.text import corpus_rate, word_errors
 from higgs.evaluate.wheels import JudgeUnavailable, wheel_file
@@ -263,6 +272,12 @@ def judged(clips, heard):
     ]  # fmt: skip
 
 
+def jitter(judge, clips, copies, seed):
+    listener = Listener(Panel(judge))
+    made = [NoisyCopy(clip, copy, seed) for clip in clips for copy in range(copies)]
+    return [row for noisy in made for row in noisy.judge(listener)]
+
+
 def test_dither_is_inaudible_and_repeats():
     silence = torch.zeros(200_000)
     first = dithered(silence, "a/0") * 32768
@@ -330,7 +345,7 @@ def test_jitter_finds_who_flips_and_nobody_else(tmp_path):
     assert "0 of 90 transcripts change and WER moves by at most 0.00" in jitter_note(quiet, "Coin")
 
     loud = of(Coin(stable=False))
-    assert loud == jitter(Coin(stable=False), rows, copies=3, seed=0, workers=3)  # in order
+    assert loud == jitter(Coin(stable=False), rows, copies=3, seed=0)
     assert loud != jitter(Coin(stable=False), rows, copies=3, seed=1)
     ours, people = summarise_jitter(loud)
     assert (ours["group"], ours["clips"], ours["copies"]) == ("generated", 20, 3)
@@ -343,7 +358,11 @@ def test_jitter_finds_who_flips_and_nobody_else(tmp_path):
     assert ours["wer_moved"] == max(abs(rate - ours["wer_percent"]) for rate in rates) > 0
 
     assert [r["name"] for r in choose(rows, 4)] == "0 5 10 15 20 22 25 27".split()
-    assert choose(rows, 0) == [] and jitter(Coin(True), [], 3, 0) == []
+    assert choose(rows, 0) == [] == noisy_copies(rows, 0, 3, 0)
+    copies = noisy_copies(rows, 1, 2, 7)
+    assert [(c.clip["name"], c.copy, c.seed) for c in copies] == [
+        ("0", 0, 7), ("0", 1, 7), ("20", 0, 7), ("20", 1, 7),
+    ]  # fmt: skip
     rows[0]["status"], rows[1]["heard"] = "too long", None  # heard in part, and not at all
     assert [r["name"] for r in choose(rows, None)] == [str(n) for n in range(2, 30)]
     save_audio(tmp_path / "2.wav", torch.full((240,), 0.95), RATE)  # where the judge fails

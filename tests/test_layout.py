@@ -39,7 +39,7 @@ DOORS = {
     "tokenizers": {"data/text.py"},
     "papermill": {"notebook.py"},
     "onnxruntime": {"evaluate/wheels.py", "evaluate/ort_weights.py"},
-    "pyarrow": {"evaluate/tables.py"},
+    "pyarrow": {"evaluate/tables.py", "lock.py"},
     "fastapi": {"serve/server.py"},
     "starlette": {"serve/server.py"},
     "uvicorn": {"serve/server.py"},

@@ -27,11 +27,12 @@ REPOSITORY = Path(__file__).resolve().parent.parent
 
 PARAMS = """
 seed: 0
-threads: 1
+repeatable: true
+workers: 1
 checkpoint: nano
 tokenize: {}
 generate: {temperature: 1e-4, top_k: null, top_p: 1, ras_window: 7, ras_max_repeats: 2, max_new_tokens: 400,
-  seeds: [0, 1], players: 2}
+  seeds: [0, 1], repeated_texts: null, players: 2}
 evaluate: {set: "é 'single' \\"double\\" \\\\ back"}
 """
 SETUP = """from higgs.cells import *
@@ -39,9 +40,9 @@ from higgs.params import *
 
 values = select(read_params(enter_root() / 'params.yaml'), 'generate')"""
 PARAMETERS = "\n".join(
-    f"{name} = values['{name}']" for name in ("seed", "threads", "checkpoint", "generate")
+    f"{name} = values['{name}']" for name in ("seed", "repeatable", "checkpoint", "generate")
 )
-SCALARS = "seed=seed, threads=threads, checkpoint=checkpoint"
+SCALARS = "seed=seed, repeatable=repeatable, checkpoint=checkpoint"
 WORK = [
     f"""params = from_section(GenerateParams, generate, {SCALARS})
 write_json(output_path('results/generate/params.json'), {{**vars(params), 'raw': generate}})""",
@@ -241,7 +242,7 @@ def test_the_notebook_must_take_exactly_what_is_passed(repository, capsys, param
 
 
 def test_a_notebook_without_its_parameters_cell_is_refused():
-    expected = ["seed", "threads", "checkpoint", "generate"]
+    expected = ["seed", "repeatable", "checkpoint", "generate"]
     notebook = make_notebook([])
     check_parameters_cell(notebook, expected, Path("x.ipynb"))
     for tags in ([], ["injected-parameters"]):
@@ -384,3 +385,14 @@ def test_helpers_import_neither_torch_nor_papermill():
             "IPython",
         }
     assert sys.version_info >= (3, 11)
+
+
+def test_the_kernel_is_reached_through_the_scratch_folder_alone(repository, capfd):
+    """No socket lies in the working directory, where a killed stage would leave it."""
+    look = "print('sockets', [str(p) for p in Path('.').iterdir() if p.is_socket()], ip)"
+    kernel = "from pathlib import Path\nip = get_ipython().kernel.parent.ip\n"
+    repository.write([WORK[0], kernel + look])
+    assert main(["run", "generate"]) == 0
+    (said,) = (line for line in capfd.readouterr().out.splitlines() if line.startswith("sockets"))
+    folder = said.removeprefix("sockets [] ")
+    assert Path(folder).parent.name.startswith("higgs-") and not Path(folder).parent.exists()

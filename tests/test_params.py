@@ -15,17 +15,19 @@ from higgs.params import (
     load_section,
     parse_yaml,
     read_params,
+    worker_count,
 )
 
 GOOD = """
 seed: 0
-threads: 2
+repeatable: true
+workers: null
 checkpoint: nano
 tokenize: {recordings: a, languages: [en], max_clips: null, pad_to_hop: true,
   codebook_counts: [1, 8], players: 3}
 generate: {temperature: 1e-4, top_k: null, top_p: 1, ras_window: 7, ras_max_repeats: 2,
-  max_new_tokens: 400, seeds: [0, 1], players: 2}
-evaluate: {set: default, judge: moonshine-tiny-en, speaker_encoder: ge2e, naturalness: null, naturalness_takes: 1,
+  max_new_tokens: 400, seeds: [0, 1], repeated_texts: null, players: 2}
+evaluate: {set: default, judge: moonshine-tiny-en, speaker_encoder: ge2e, naturalness: null, naturalness_texts: null,
   languages: [en], second_system: null, jitter_clips: null, jitter_copies: 1,
   bootstrap_resamples: 1000, coverage_trials: 100, players: 6}
 """
@@ -70,7 +72,7 @@ def test_every_section_loads_with_its_scalars(write):
     assert isinstance(generate, GenerateParams)
     assert generate.temperature == 1e-4
     assert type(generate.top_p) is float and generate.top_k is None and generate.seeds == [0, 1]
-    assert (generate.seed, generate.threads, generate.checkpoint) == (0, 2, "nano")
+    assert (generate.seed, generate.repeatable, generate.checkpoint) == (0, True, "nano")
     assert load_section("tokenize", path).pad_to_hop is True
     assert load_section("evaluate", path).bootstrap_resamples == 1000
     assert generate.set == load_section("evaluate", path).set == "default"  # it is written once
@@ -97,7 +99,13 @@ def test_every_section_loads_with_its_scalars(write):
         ("seeds: [0, 1]", "seeds: [0, 0]", "none twice"),
         ("seeds: [0, 1]", "seeds: []", "at least one entry"),
         ("seed: 0", "seed: false", "^seed: expected int, got bool False"),
-        ("threads: 2", "threads: 0", "threads: expected 1 or more, got 0"),
+        ("repeatable: true", "repeatable: 1", "repeatable: expected bool, got int 1"),
+        (
+            "repeated_texts: null",
+            "repeated_texts: -1",
+            "repeated_texts: expected null or 0 or more",
+        ),
+        ("workers: null\n", "", "missing key 'workers'"),
         ("seed: 0", "seeed: 0", "unknown key 'seeed'.*did you mean 'seed'.*missing key 'seed'"),
         ("seed: 0", "seed: 0\nseed: 1", 'duplicate key "seed"'),
         ("set: default", "set: default, set: c", 'duplicate key "set"'),
@@ -193,3 +201,11 @@ def test_checkpoint_is_one_key(tmp_path):
 def test_checkpoints_that_move_or_are_not_there(text, message):
     with pytest.raises(ParamsError, match=message):
         Checkpoint.parse(text)
+
+
+@pytest.mark.parametrize("count", [0, -1, True, "two", 1.5])
+def test_workers_are_counted(write, count):
+    params = read_params(write(GOOD))
+    assert worker_count(params) is None and worker_count(params | {"workers": 3}) == 3
+    with pytest.raises(ParamsError, match="workers: expected null or 1 or more"):
+        worker_count(params | {"workers": count})

@@ -140,7 +140,10 @@ def test_experiments_run_and_exploring_leaves_no_trace(clone, first_run):
 
 
 def check_repeating(clone: Path) -> None:
-    """A second run does nothing; a forced one makes the same bytes."""
+    """A second run does nothing, with another number of workers too; a forced one makes the same bytes."""
+    params = clone / "params.yaml"
+    assert "workers: 1" in params.read_text()
+    params.write_text(params.read_text().replace("workers: 1", "workers: 2"))
     assert "Running stage" not in run("dvc", "repro", cwd=clone)
     before = (clone / "dvc.lock").read_bytes()
     again = run("dvc", "repro", "--force", cwd=clone)

@@ -1,11 +1,16 @@
 """Many requests: batched equal to one by one, kept as they come, and a public set's path from list to table."""
 
 import json
+import os
+import subprocess
+import sys
 
 import pytest
 import torch
+from conftest import ROOT
 from spoken import clips
 
+from higgs.arithmetic import can_pin
 from higgs.audio import save_audio
 from higgs.config import SamplingConfig
 from higgs.data.scripts import read_scripts, script_file
@@ -16,7 +21,7 @@ from higgs.evaluate.protocols import Listener
 from higgs.evaluate.summary import summarise
 from higgs.serve import takes
 from higgs.serve.engine import Engine
-from higgs.serve.takes import read_take, speak_all, work_folder
+from higgs.serve.takes import batches, choose_requests, read_take, speak_all, work_folder
 
 SAMPLING = SamplingConfig(temperature=0.4, top_k=20, top_p=1.0)
 
@@ -41,7 +46,9 @@ def scripts(tmp_path):
 
 def speak(engine, scripts, folder, limit=40):
     requests = [(script, seed) for script in scripts for seed in (0, 1)]
-    return {take.name: take for take in speak_all(engine, requests, SAMPLING, limit, folder)}
+    return {
+        take.name: take for take in speak_all(lambda: engine, requests, SAMPLING, limit, folder, 1)
+    }
 
 
 def test_a_killed_run_goes_on_and_ends_with_the_same(engine, scripts, tmp_path, monkeypatch):
@@ -50,9 +57,9 @@ def test_a_killed_run_goes_on_and_ends_with_the_same(engine, scripts, tmp_path, 
     assert all(take.fresh and len(take.waveform) for take in whole.values())
     assert len(whole["c-s0"].chunks) == 2 and not whole["a-s0"].chunks
 
-    monkeypatch.setattr(takes, "AT_ONCE", 1)  # one by one gives what a batch gives
+    monkeypatch.setattr(takes, "BATCH", 1)  # one by one gives what a batch gives
     requests = [(script, seed) for script in scripts for seed in (0, 1)]
-    first = [next(speak_all(engine, requests, SAMPLING, 40, tmp_path / "cut"))]
+    first = [next(speak_all(lambda: engine, requests, SAMPLING, 40, tmp_path / "cut", 1))]
     (tmp_path / "cut" / "b-s0.safetensors").write_bytes(b"half a file")
     rest = speak(engine, scripts, tmp_path / "cut")
     assert [name for name, take in rest.items() if not take.fresh] == [first[0].name]
@@ -83,15 +90,71 @@ def test_other_settings_have_another_folder(tmp_path):
     assert len(folders) == 4 and work_folder("a", {"x": 1}) == work_folder("a", {"x": 1})
 
 
+def test_some_texts_have_all_seeds_whatever_their_order(scripts):
+    seeds = [4, 5, 6]
+    once, both = (choose_requests(some, seeds, 1) for some in (scripts, scripts[::-1]))
+    assert len(once) == 5 and sorted((s.id, n) for s, n in once) == sorted(
+        (s.id, n) for s, n in both
+    )
+    (often,) = {s.id for s, n in once if n == 6}
+    assert [n for s, n in once if s.id != often] == [4, 4]
+    assert len(choose_requests(scripts, seeds, None)) == 9
+    assert [len(batch) for _, batch in batches(choose_requests(scripts, seeds, None), 40)] == [
+        6, 1, 1, 1,  # what is spoken in chunks is by itself
+    ]  # fmt: skip
+
+
+SHARED = """
+import sys
+from functools import partial
+from higgs.arithmetic import set_arithmetic
+if __name__ == "__main__":
+    set_arithmetic(True)
+    import torch
+    from higgs.config import SamplingConfig
+    from higgs.data.scripts import read_scripts
+    from higgs.serve import takes
+    from higgs.serve.engine import Engine
+
+    nano, scripts, folder = sys.argv[1:]
+    load = partial(Engine.from_pretrained, f"{nano}/model", f"{nano}/codec", device="cpu")
+    requests = takes.choose_requests(read_scripts(scripts, "data/voices"), [0, 1], None)
+    sampling, found = SamplingConfig(temperature=0.4, top_k=20, top_p=1.0), []
+    for number, (workers, takes.BATCH) in enumerate([(1, 16), (2, 16), (1, 1)]):
+        made = takes.speak_all(load, requests, sampling, 40, f"{folder}/{number}", workers)
+        found.append({take.name: take for take in made})
+    whole, *others = found
+    for other in others:
+        assert sorted(other) == sorted(whole) and len(whole) == 6
+        for name, take in whole.items():
+            assert torch.equal(take.codes, other[name].codes) and take.row == other[name].row
+            assert torch.equal(take.waveform, other[name].waveform), name
+    print("equal")
+"""
+
+
+@pytest.mark.skipif(not can_pin(), reason="this processor has no AVX2: nothing is pinned")
+def test_neither_workers_nor_neighbours_change_a_bit(scripts, nano, tmp_path):
+    """Codes, rows and waveforms in one process, in two, and spoken one by one."""
+    script = tmp_path / "shared.py"
+    script.write_text(SHARED)
+    command = [sys.executable, str(script), str(nano), str(tmp_path / "scripts.jsonl")]
+    done = subprocess.run(
+        [*command, str(tmp_path)], cwd=ROOT, env=os.environ | {"PYTHONPATH": str(ROOT)},
+        stdout=subprocess.PIPE, text=True,
+    )  # fmt: skip
+    assert done.returncode == 0 and done.stdout == "equal\n"
+
+
 def test_sets_by_name():
     assert script_file("default").name == "default.jsonl"
     with pytest.raises(
-        FileNotFoundError, match=r"no set 'defualt'; there are: default, full, long, quick"
+        FileNotFoundError, match=r"no set 'defualt'; there are: default, long, quick, small"
     ):
         script_file("defualt")
 
 
-@pytest.mark.parametrize(("name", "count"), [("default", 40), ("full", 120), ("quick", 7)])
+@pytest.mark.parametrize(("name", "count"), [("default", 120), ("small", 40), ("quick", 7)])
 def test_shipped_sets_can_be_spoken(name, count):
     found = read_scripts(script_file(name), "data/voices")
     assert len(found) == count and len({script.text for script in found}) == count
@@ -113,7 +176,8 @@ def test_a_public_set_from_its_list_to_a_table(engine, tmp_path):
     (folder / "meta.lst").write_text("\n".join(lines) + "\n")
     assert sets.main(["seed-tts-eval", str(folder)]) == 0
     scripts = read_scripts(folder / "meta.jsonl", "data/voices")
-    made = list(speak_all(engine, [(s, 0) for s in scripts], SAMPLING, 60, tmp_path / "work"))
+    requests = choose_requests(scripts, [0], None)
+    made = list(speak_all(lambda: engine, requests, SAMPLING, 60, tmp_path / "work", 1))
     write_results(tmp_path / "results", made)
     items = gather(read_results(tmp_path / "results"), ["en"])
     items = [item for item in items if item.group in (GENERATED, OF_THE_SET)]

@@ -12,7 +12,8 @@ file names: letters, figures, "-", "_" and ".". Rows of a public test set, as `h
 `reference` with its `reference_text` in place of form and voice.
 """
 
-from collections.abc import Callable
+import hashlib
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -89,6 +90,15 @@ def script_file(name: str, folder: str | Path = "data/scripts") -> Path:
             f"there is no set {name!r}; there are: {known}; or name a .jsonl file"
         )
     return path
+
+
+def some_of(ids: Iterable[str], count: int | None) -> set[str]:
+    """`count` of the ids (None: all), chosen by their hashes: another order or one more script changes little."""
+
+    def by_hash(name: str) -> bytes:
+        return hashlib.sha256(name.encode()).digest()
+
+    return set(sorted(set(ids), key=by_hash)[:count])
 
 
 def read_scripts(path: str | Path, voices: str | Path) -> list[Script]:

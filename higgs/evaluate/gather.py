@@ -12,6 +12,7 @@ from torch import Tensor
 
 from higgs.audio import load_audio
 from higgs.data.recordings import Recording, read_recordings
+from higgs.data.scripts import some_of
 from higgs.evaluate.dialogue import Turn, judge_dialogue
 from higgs.evaluate.longform import judge_long
 from higgs.evaluate.protocols import Listener, Utterance
@@ -61,7 +62,7 @@ def read_csv(path: Path) -> list[dict[str, str]]:
 def gather(
     results: Results,
     languages: Sequence[str],
-    naturalness_takes: int = 1,
+    naturalness_texts: int | None = None,
     second_system: str | Path | None = None,
 ) -> list[Utterance]:
     """Everything to judge, group by group; recordings only in `languages`, which the recogniser knows."""
@@ -71,7 +72,7 @@ def gather(
         rebuilt = results.folder / "tokenize" / "audio" / f"{item.name}.flac"
         if rebuilt.is_file():
             found.append(_beside(item, ROUND_TRIP, rebuilt))
-    generated = _generated(results, naturalness_takes)
+    generated = _generated(results, naturalness_texts)
     found += _of_the_set(results.takes, generated)
     found += _second(Path(second_system), generated) if second_system is not None else []
     return found + generated
@@ -94,13 +95,13 @@ def _beside(item: Utterance, group: str, path: Path | None, **changes: Any) -> U
     return Utterance(**(kept | {"group": group, "path": path} | changes))
 
 
-def _generated(results: Results, naturalness_takes: int) -> list[Utterance]:
+def _generated(results: Results, naturalness_texts: int | None) -> list[Utterance]:
     voices = {row["reference"] for row in results.takes if row["reference"]}
-    taken: dict[str, int] = {}
+    # One take of each of these has its naturalness predicted.
+    rated = some_of((row["script"] for row in results.takes), naturalness_texts)
     found = []
     for row in results.takes:
         own = row["reference"]
-        take = taken[row["script"]] = taken.get(row["script"], -1) + 1
         found.append(
             Utterance(
                 GENERATED, row["name"], row["script"], row["text"], results.audio(row["name"]), row["language"],
@@ -108,9 +109,10 @@ def _generated(results: Results, naturalness_takes: int) -> list[Utterance]:
                 reference=Path(own) if own else None,
                 others=tuple(Path(voice) for voice in sorted(voices - {own})) if own else (),
                 cap_hit=row["stop"] == "length", retries=int(row["retries"]),
-                predict=take < naturalness_takes,
+                predict=row["script"] in rated,
             )
         )  # fmt: skip
+        rated.discard(row["script"])
     return found
 
 

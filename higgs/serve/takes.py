@@ -18,7 +18,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from higgs.config import SamplingConfig
-from higgs.data.scripts import Script
+from higgs.data.scripts import Script, some_of
 from higgs.files import replacing
 from higgs.serve.engine import Engine, Response, Usage
 from higgs.serve.guards import GUARD_STOPS
@@ -67,16 +67,8 @@ def work_folder(above: str | Path, settings: Mapping[str, Any]) -> Path:
 def choose_requests(
     scripts: Sequence[Script], seeds: Sequence[int], repeated: int | None
 ) -> list[Request]:
-    """Every script with the first seed, and `repeated` of them (None: all) with the others too, in the scripts' order.
-
-    Those are chosen by a hash of their ids, so that another order of the scripts changes nothing.
-    """
-
-    def by_hash(name: str) -> bytes:
-        return hashlib.sha256(name.encode()).digest()
-
-    shuffled = sorted((s.id for s in scripts), key=by_hash)
-    chosen = set(shuffled[:repeated])
+    """Every script with the first seed, `repeated` of them (None: all) with the others too, in the scripts' order."""
+    chosen = some_of((script.id for script in scripts), repeated)
     return [(s, seed) for s in scripts for seed in (seeds if s.id in chosen else seeds[:1])]
 
 
