@@ -4,7 +4,6 @@ import argparse
 import json
 import sys
 from collections.abc import Callable
-from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -40,11 +39,12 @@ def speak(arguments: argparse.Namespace) -> None:
 
     from higgs import Engine
     from higgs.audio import check_writable, save_audio
-    from higgs.data.chunks import chunk_script, count_words
+    from higgs.data.chunks import ChunkOptions, chunk_script, count_words
     from higgs.files import check_place
-    from higgs.params import Checkpoint
+    from higgs.preset import Checkpoint
     from higgs.serve.generation import GenerationConfig
     from higgs.serve.long_form import SilentChunk, speak_long
+    from higgs.validation import validate
 
     check_writable(arguments.out)
     checkpoint = Checkpoint.parse(arguments.checkpoint)
@@ -52,7 +52,7 @@ def speak(arguments: argparse.Namespace) -> None:
     given = {name: getattr(arguments, name) for name in LONG_TEXT}
     given = {name: value for name, value in given.items() if value is not None}
     own = GenerationConfig.from_pretrained(checkpoint.model)
-    options = replace(own.chunks, **given)
+    options = validate(ChunkOptions, dict(own.chunks) | given, "")
     by_speaker = options.per_speaker_context
     prompt = prompt_maker(arguments, text, by_speaker and not arguments.one_go)
     split = count_words(text) > options.max_words or (arguments.speaker and by_speaker)

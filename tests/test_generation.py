@@ -74,21 +74,21 @@ def test_transformers_reads_the_file_of_the_default_checkpoint(nano):
 @pytest.mark.parametrize(
     ("content", "key"),
     [
-        ({"temperature": "hot"}, "temperature: expected float, got str 'hot'"),
+        ({"temperature": "hot"}, "temperature: .*'hot'"),
         ({"temperature": -1}, "temperature must be >= 0"),
         ({"temprature": 1.0}, "unknown key 'temprature': did you mean 'temperature'"),
-        ({"top_k": True}, "top_k: expected int, got bool"),
+        ({"top_k": True}, "top_k: .*True"),
         ({"top_k": -1}, "top_k must be at least 1"),
         ({"top_p": 0}, "top_p must be in"),
         ({"ras_window": 65}, "ras_window must be .* at most 64"),
         ({"ras_win_len": -1}, "ras_window must be at least 1"),
-        ({"strict_eos": 1}, "strict_eos: expected bool"),
-        ({"do_sample": "no"}, "do_sample: expected bool"),
-        ({"max_new_tokens": 0}, "max_new_tokens must be at least 1"),
-        ({"chunking": []}, "chunking: expected dict"),
-        ({"chunking": {"max_word": 14}}, "unknown key 'max_word'"),
-        ({"chunking": {"max_words": 0}}, "max_words must be at least 1"),
-        ({"chunking": {"retries": 1.5}}, "retries: expected int"),
+        ({"strict_eos": 1}, "strict_eos: .*1"),
+        ({"do_sample": "no"}, "do_sample: .*'no'"),
+        ({"max_new_tokens": 0}, "max_new_tokens: .*0"),
+        ({"chunking": []}, "chunking: "),
+        ({"chunking": {"max_word": 14}}, "chunking: unknown key 'max_word'"),
+        ({"chunking": {"max_words": 0}}, "chunking.max_words: .*0"),
+        ({"chunking": {"retries": 1.5}}, "chunking.retries: .*1.5"),
         ("{", "damaged"),
         ("[]", "expected a JSON object"),
     ],
@@ -139,5 +139,5 @@ def test_scripts_leave_to_it_what_they_do_not_say(tmp_path):
     (tmp_path / "s.jsonl").write_text(json.dumps(row | {"chunks": {"retries": 0}}))
     own = ChunkOptions(max_words=2, context_chunks=0)
     (script,) = read_scripts(tmp_path / "s.jsonl", tmp_path, own)
-    assert script.options == replace(own, retries=0)
+    assert script.options == ChunkOptions(max_words=2, context_chunks=0, retries=0)
     assert [chunk.text for chunk in script.chunks] == ["One two.", "Three four.", "Five."]

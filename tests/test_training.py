@@ -6,7 +6,7 @@ import json
 import re
 import shlex
 import types
-from dataclasses import asdict, replace
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -207,7 +207,7 @@ def content(checkpoint):
         "about": {
             "model": fingerprint(checkpoint / "model"), "codec": fingerprint(checkpoint / "codec"),
             "sizes": {"sentences": 10, "seeds": 1}, "judges": ["A judge"],
-            "setting": asdict(GenerationConfig.from_pretrained(checkpoint / "model")),
+            "setting": GenerationConfig.from_pretrained(checkpoint / "model").to_json(),
         },
         "words": {"ada": own, "ben": own, "kit": own, "voices": share, "minutes": 1.0},
         "codec": {"ada": {"original": wer, "codec": wer}, "minutes": 1.0},

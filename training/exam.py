@@ -280,7 +280,9 @@ class Exam:
             pair = rng.sample(OWN, 2)
             lines = [self.texts[(4 * index + turn) % len(self.texts)] for turn in range(4)]
             plans.append((index, pair, lines))
-        options = replace(self.generation.chunks, per_speaker_context=True, retries=0)
+        options = self.generation.chunks.model_copy(
+            update={"per_speaker_context": True, "retries": 0}
+        )
 
         def converse(job: tuple[int, list[Speaker], list[str]]) -> list[tuple[str, str, Tensor]]:
             index, pair, lines = job
@@ -322,7 +324,7 @@ class Exam:
     def long_form(self) -> dict[str, Any]:
         """A minute or more in the checkpoint's chunks; words by the ten seconds in which a chunk has its middle."""
         count = max(4, LONG_SENTENCES * self.sizes.sentences // 40)
-        options = replace(self.generation.chunks, retries=0)
+        options = self.generation.chunks.model_copy(update={"retries": 0})
         chunks = chunk_text(" ".join(self.texts[:count]), options.max_words)
         response = speak_long(
             self.engine,
@@ -379,7 +381,7 @@ def examine(exam: Exam, parts: Sequence[str]) -> dict[str, Any]:
         "model": fingerprint(exam.checkpoint / "model"),
         "codec": fingerprint(exam.checkpoint / "codec"),
         "sizes": asdict(exam.sizes),
-        "setting": asdict(exam.generation),
+        "setting": exam.generation.to_json(),
         "judges": [judge.name for judge in exam.judges.values()] + [exam.encoder.name],
     }
     content = json.loads(path.read_text()) if path.is_file() else {}

@@ -83,11 +83,10 @@ def provenance(content: dict[str, Any]) -> str:
     """What the numbers came from."""
     about = content["about"]
     sizes, setting = about["sizes"], about["setting"]
-    sampling = setting["sampling"]
-    end = "strict ends" if sampling["strict_eos"] else "the original's ends"
+    end = "strict ends" if setting["strict_eos"] else "the original's ends"
     return (
         f"Sentences: {sizes['sentences']} held out, {sizes['seeds']} seeds from 0 in the first voice; "
-        f"temperature {sampling['temperature']}, top-k {sampling['top_k']}, {end}, at most "
+        f"temperature {setting['temperature']}, top-k {setting['top_k']}, {end}, at most "
         f"{setting['max_new_tokens']} columns, no guards, nothing spoken twice. "
         "In brackets 95 % intervals (bootstrap over sentences; Wilson). "
         f"Judges: {'; '.join(about['judges'])}. Model {about['model'][:12]}, codec {about['codec'][:12]}."

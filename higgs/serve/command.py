@@ -77,7 +77,7 @@ def start(arguments: argparse.Namespace) -> None:
     """Serves speech over HTTP, in the form of OpenAI's interface, until it is interrupted."""
     import torch
 
-    from higgs.params import Checkpoint
+    from higgs.preset import Checkpoint
     from higgs.serve.engine import Engine, EngineConfig
     from higgs.serve.generation import GenerationConfig
     from higgs.serve.server import ServerConfig, serve

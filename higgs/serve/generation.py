@@ -7,32 +7,45 @@ for the release; 0 for `top_k` is no limit, and for `ras_window` off. Other fiel
 
 import difflib
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field, fields, replace
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
+
+from pydantic import model_validator
 
 from higgs.checkpoint import GENERATION_CONFIG, read_json
 from higgs.config import SamplingConfig
 from higgs.data.chunks import ChunkOptions
 from higgs.hub import resolve
-from higgs.params import from_section
+from higgs.validation import Positive, Record, validate
 
 PORT_NAMES = {"ras_win_len": "ras_window", "ras_win_max_num_repeat": "ras_max_repeats"}
 
 
-@dataclass(frozen=True)
-class GenerationFields:
+class GenerationFields(Record):
     """The fields of the file that are read."""
 
-    do_sample: bool | None = None
+    do_sample: bool = True
     temperature: float | None = None
     top_k: int | None = None
     top_p: float | None = None
-    max_new_tokens: int | None = None
+    max_new_tokens: Positive = 1024
     ras_window: int | None = None
     ras_max_repeats: int | None = None
     strict_eos: bool | None = None
-    chunking: dict | None = None
+    chunking: ChunkOptions = ChunkOptions()
+
+    @property
+    def sampling(self) -> SamplingConfig:
+        names = ("top_k", "top_p", "ras_window", "ras_max_repeats", "strict_eos")
+        temperature = self.temperature if self.do_sample else 0.0
+        named = {name: getattr(self, name) for name in names}
+        return SamplingConfig().override(temperature=temperature, **named)
+
+    @model_validator(mode="after")
+    def _in_range(self) -> "GenerationFields":
+        assert self.sampling
+        return self
 
 
 @dataclass(frozen=True)
@@ -45,10 +58,6 @@ class GenerationConfig:
     sampling: SamplingConfig = field(default_factory=SamplingConfig)
     chunks: ChunkOptions = field(default_factory=ChunkOptions)
     max_new_tokens: int = 1024
-
-    def __post_init__(self) -> None:
-        if self.max_new_tokens < 1:
-            raise ValueError(f"max_new_tokens must be at least 1, got {self.max_new_tokens}")
 
     @classmethod
     def from_pretrained(cls, source: str | Path) -> "GenerationConfig":
@@ -65,16 +74,15 @@ class GenerationConfig:
     @classmethod
     def from_json(cls, content: Mapping[str, Any]) -> "GenerationConfig":
         """The content of the file. Raises ValueError naming the key."""
-        named = {PORT_NAMES.get(key, key): value for key, value in content.items()}
-        known = [entry.name for entry in fields(GenerationFields)]
-        for key in named.keys() - set(known):
+        known = GenerationFields.model_fields
+        named = {PORT_NAMES.get(k, k): value for k, value in content.items() if value is not None}
+        for key in named.keys() - known.keys():
             if near := difflib.get_close_matches(key, known, 1, cutoff=0.9):
                 raise ValueError(f"unknown key {key!r}: did you mean {near[0]!r}?")
-        read = from_section(GenerationFields, {key: named[key] for key in known if key in named})
-        given = asdict(read)
-        chunks = from_section(ChunkOptions, given.pop("chunking") or {})
-        limit = given.pop("max_new_tokens")
-        if given.pop("do_sample") is False:
-            given["temperature"] = 0.0
-        made = cls(SamplingConfig().override(**given), chunks)
-        return made if limit is None else replace(made, max_new_tokens=limit)
+        read = validate(GenerationFields, {key: named[key] for key in known if key in named}, "")
+        return cls(read.sampling, read.chunking, read.max_new_tokens)
+
+    def to_json(self) -> dict[str, Any]:
+        """Every setting, for a record of what was done."""
+        told = {"chunking": dict(self.chunks), "max_new_tokens": self.max_new_tokens}
+        return asdict(self.sampling) | told
