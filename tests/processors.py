@@ -92,7 +92,10 @@ def main() -> None:
     add("logits", lambda: logits(engine, prompt))
     add("speech", lambda: speech(engine, prompt))
     for name, make in (
-        ("recogniser", lambda: judges.make_judge("moonshine-tiny-en-float32").transcribe(clip, 24_000)),
+        (
+            "recogniser",
+            lambda: judges.make_judge("moonshine-tiny-en-float32").transcribe(clip, 24_000),
+        ),
         ("speaker", lambda: judges.make_speaker_encoder("ge2e").embed(clip, 24_000)),
         ("naturalness", lambda: naturalness(clip)),
     ):

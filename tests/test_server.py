@@ -22,11 +22,11 @@ import uvicorn
 from conftest import ROOT
 
 from higgs import AudioTokenizer, Engine, __main__
-from higgs.audio import STREAMED, AudioEncoder
 from higgs.config import SamplingConfig
 from higgs.data.text import TextTokenizer
 from higgs.data.voices import find_voice
 from higgs.serve.async_engine import MOST_FAILURES, AsyncEngine, Broken
+from higgs.serve.audio_encoder import STREAMED, AudioEncoder
 from higgs.serve.engine import EngineConfig
 from higgs.serve.guards import Guards
 from higgs.serve.scheduler import Busy

@@ -21,16 +21,16 @@ from fastapi.responses import JSONResponse, Response
 from starlette.exceptions import HTTPException
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from higgs.audio import AudioEncoder
 from higgs.config import SamplingConfig
 from higgs.data.chatml import ChatMLSample, smart_voice
 from higgs.data.speakable import check_text
 from higgs.data.voices import list_voices
 from higgs.serve.async_engine import AsyncEngine, Broken
+from higgs.serve.audio_encoder import MEDIA_TYPES, AudioEncoder
 from higgs.serve.engine import Engine
 from higgs.serve.metrics import Metrics
 from higgs.serve.scheduler import Busy
-from higgs.serve.speech_request import MEDIA_TYPES, Refusal, SpeechRequest, refusal_of
+from higgs.serve.speech_request import Refusal, SpeechRequest, refusal_of
 from higgs.serve.stream import Chunk
 
 MAX_BODY = 1 << 20  # bytes

@@ -4,16 +4,6 @@ from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
-from higgs.audio import STREAMED
-
-MEDIA_TYPES = {
-    "mp3": "audio/mpeg",
-    "opus": "audio/ogg",
-    "wav": "audio/wav",
-    "flac": "audio/flac",
-    "pcm": "audio/pcm",
-}
-assert MEDIA_TYPES.keys() == STREAMED.keys()
 # What OpenAI's interface has and this model has not, and what to do instead.
 UNSUPPORTED = {
     "instructions": "the model takes no instructions; describe the scene with `scene`",
