@@ -26,7 +26,7 @@ from higgs.data.chatml import smart_voice
 from higgs.data.voices import find_voice
 from higgs.serve.async_engine import AsyncEngine
 from higgs.serve.engine import EngineConfig
-from higgs.serve.scheduler import Busy
+from higgs.serve.scheduler import QueueFull
 
 PAUSE = 0.05  # seconds between two arrivals, on average; a full engine makes them wait
 TEXTS = (
@@ -132,7 +132,7 @@ async def run(engine: Engine, asked: Sequence[Question], count: int, seed: int) 
                 await asyncio.gather(task, return_exceptions=True)
             else:
                 outcome = await good(front, asked[pick % len(asked)], None)
-        except Busy:
+        except QueueFull:
             outcome = "busy"
         except Exception as error:
             outcome = f"{type(error).__name__}: {error}"

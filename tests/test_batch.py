@@ -13,7 +13,7 @@ from higgs.data.chatml import smart_voice, voice_clone
 from higgs.data.text import TextTokenizer
 from higgs.serve.decoder import Decoder
 from higgs.serve.engine import EngineConfig
-from higgs.serve.scheduler import Busy, Scheduler
+from higgs.serve.scheduler import QueueFull, Scheduler
 from higgs.serve.state import IDLE
 from higgs.serve.voice_cache import VoiceCache, fingerprint
 
@@ -149,7 +149,7 @@ def test_too_many_requests_are_told_so(small):
     tickets = [small.scheduler.submit(request) for _ in range(5)]
     small.scheduler.burst()  # three of them take the rows
     tickets += [small.scheduler.submit(request) for _ in range(2)]
-    with pytest.raises(Busy, match="4 requests wait already"):
+    with pytest.raises(QueueFull, match="4 requests wait already"):
         small.scheduler.submit(request)
     while not small.scheduler.idle:
         small.scheduler.burst()

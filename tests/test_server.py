@@ -25,11 +25,11 @@ from higgs import AudioTokenizer, Engine, __main__
 from higgs.config import SamplingConfig
 from higgs.data.text import TextTokenizer
 from higgs.data.voices import find_voice
-from higgs.serve.async_engine import MOST_FAILURES, AsyncEngine, Broken
+from higgs.serve.async_engine import MOST_FAILURES, AsyncEngine, EngineDead
 from higgs.serve.audio_encoder import STREAMED, AudioEncoder
 from higgs.serve.engine import EngineConfig
 from higgs.serve.guards import Guards
-from higgs.serve.scheduler import Busy
+from higgs.serve.scheduler import QueueFull
 from higgs.serve.server import ServerConfig, make_app
 
 TEXT = "We walked along the river."
@@ -439,7 +439,7 @@ def test_the_asyncio_front_by_itself(parts, voices):
             assert all(torch.equal(a, b) for a, b in zip(made, alone, strict=True))
             fourth = [asyncio.create_task(collect(front.stream(sample, s, 60))) for s in settings]
             await asyncio.sleep(0)
-            with pytest.raises(Busy, match="3 requests are open"):
+            with pytest.raises(QueueFull, match="3 requests are open"):
                 await collect(front.stream(sample))
             await asyncio.gather(*fourth)
             with pytest.raises(TimeoutError):
@@ -449,7 +449,7 @@ def test_the_asyncio_front_by_itself(parts, voices):
         finally:
             front.close()
         assert front.open == 0 and not front._listeners
-        with pytest.raises(Broken, match="closed"):
+        with pytest.raises(EngineDead, match="closed"):
             await collect(front.stream(sample))
 
     asyncio.run(together())

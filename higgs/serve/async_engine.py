@@ -15,7 +15,7 @@ from typing import Any, TypeVar
 from higgs.config import SamplingConfig
 from higgs.data.chatml import ChatMLSample
 from higgs.serve.engine import Engine
-from higgs.serve.scheduler import Busy, Ticket
+from higgs.serve.scheduler import QueueFull, Ticket
 from higgs.serve.stream import AudioStream, Chunk
 
 T = TypeVar("T")
@@ -24,7 +24,7 @@ MOST_FAILURES = 3  # bursts in a row, after which the engine is given up
 logger = logging.getLogger(__name__)
 
 
-class Broken(RuntimeError):
+class EngineDead(RuntimeError):
     """The engine failed again and again, and takes no more requests."""
 
 
@@ -71,13 +71,13 @@ class AsyncEngine:
     ) -> AsyncIterator[Chunk]:
         """Pieces of the answer, as soon as they are certain; the last has a `stop_reason`.
 
-        Raises Busy at once when `most` requests are open, ValueError as `Engine.stream`, TimeoutError when `seconds`
+        Raises QueueFull at once when `most` requests are open, ValueError as `Engine.stream`, TimeoutError when `seconds`
         have passed, RuntimeError when the engine fails.
         """
         if not self.healthy or self._closing:
-            raise Broken(f"the engine has stopped: {self.error or 'it is being closed'}")
+            raise EngineDead(f"the engine has stopped: {self.error or 'it is being closed'}")
         if self.open >= self.most:
-            raise Busy(f"{self.open} requests are open; this server takes {self.most}")
+            raise QueueFull(f"{self.open} requests are open; this server takes {self.most}")
         until = None if seconds is None else time.monotonic() + seconds
         self.open += 1
         ticket = None
@@ -133,7 +133,7 @@ class AsyncEngine:
             while not self._closing and self.error is None and not self.scheduler.idle:
                 self._burst()
                 self._tell()
-        self._fail(Broken("the engine was closed"))
+        self._fail(EngineDead("the engine was closed"))
 
     def _burst(self) -> None:
         try:

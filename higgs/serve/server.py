@@ -25,12 +25,12 @@ from higgs.config import SamplingConfig
 from higgs.data.chatml import ChatMLSample, smart_voice
 from higgs.data.speakable import check_text
 from higgs.data.voices import list_voices
-from higgs.serve.async_engine import AsyncEngine, Broken
+from higgs.serve.async_engine import AsyncEngine, EngineDead
 from higgs.serve.audio_encoder import MEDIA_TYPES, AudioEncoder
 from higgs.serve.engine import Engine
 from higgs.serve.metrics import Metrics
-from higgs.serve.scheduler import Busy
-from higgs.serve.speech_request import Refusal, SpeechRequest, refusal_of
+from higgs.serve.scheduler import QueueFull
+from higgs.serve.speech_request import ApiError, SpeechRequest, validation_error
 from higgs.serve.stream import Chunk
 
 MAX_BODY = 1 << 20  # bytes
@@ -63,15 +63,15 @@ class Asked:
 
 
 def check(asked: SpeechRequest, config: ServerConfig) -> Asked:
-    """Raises Refusal for what this server does not do."""
+    """Raises ApiError for what this server does not do."""
     if asked.model != config.model:
-        raise Refusal(
+        raise ApiError(
             f"model: no {asked.model!r} here; this server has {config.model!r}", "model", "model_not_found", 404
         )  # fmt: skip
     if asked.speed != 1:
-        raise Refusal(f"speed: only 1.0 is supported, got {asked.speed}", "speed", "unsupported_parameter")  # fmt: skip
+        raise ApiError(f"speed: only 1.0 is supported, got {asked.speed}", "speed", "unsupported_parameter")  # fmt: skip
     if len(asked.input) > config.max_characters:
-        raise Refusal(
+        raise ApiError(
             f"input: {len(asked.input)} characters; at most {config.max_characters} are spoken at once: split the text "
             "between sentences",
             "input",
@@ -82,13 +82,13 @@ def check(asked: SpeechRequest, config: ServerConfig) -> Asked:
             if (text := getattr(asked, name)) is not None:
                 check_text(text)
         except ValueError as error:
-            raise Refusal(f"{name}: {error}", name, "invalid_value") from error
+            raise ApiError(f"{name}: {error}", name, "invalid_value") from error
     voices = list_voices(config.voices)
     if (name := asked.voice_name) not in voices:
-        raise Refusal(f"voice: no {name!r}; there are: {', '.join(voices)}", "voice", "voice_not_found")  # fmt: skip
+        raise ApiError(f"voice: no {name!r}; there are: {', '.join(voices)}", "voice", "voice_not_found")  # fmt: skip
     limit = asked.max_new_tokens or config.max_new_tokens
     if limit > config.max_new_tokens:
-        raise Refusal(
+        raise ApiError(
             f"max_new_tokens: at most {config.max_new_tokens}, got {limit}", "max_new_tokens", "invalid_value"
         )  # fmt: skip
     own = ("seed", "temperature", "top_k", "top_p")
@@ -98,23 +98,23 @@ def check(asked: SpeechRequest, config: ServerConfig) -> Asked:
     return Asked(sample, replace(config.sampling, **own), limit, asked.response_format, events)
 
 
-def in_words(error: Exception) -> Refusal:
+def in_words(error: Exception) -> ApiError:
     """What went wrong while speaking -> what the client is told. Faults of our own are logged, not shown."""
     match error:
-        case Refusal():
+        case ApiError():
             return error
-        case Busy():
-            return Refusal(f"{error}; try again later", code="busy", status=429)
+        case QueueFull():
+            return ApiError(f"{error}; try again later", code="busy", status=429)
         case TimeoutError():
-            return Refusal("the request took too long, and was ended", code="timeout", status=504)
-        case Broken():
-            return Refusal(str(error), code="engine_stopped", status=503)
+            return ApiError("the request took too long, and was ended", code="timeout", status=504)
+        case EngineDead():
+            return ApiError(str(error), code="engine_stopped", status=503)
         case ValueError():
-            return Refusal(f"input: {error}", "input", "invalid_value")
+            return ApiError(f"input: {error}", "input", "invalid_value")
         case RuntimeError() if "out of memory" in str(error):
-            return Refusal(str(error), code="out_of_memory", status=503)
+            return ApiError(str(error), code="out_of_memory", status=503)
     logger.error("a request failed", exc_info=error)
-    return Refusal("the engine failed; the server's log says why", code="failed", status=500)
+    return ApiError("the engine failed; the server's log says why", code="failed", status=500)
 
 
 class Speech(Response):
@@ -166,7 +166,7 @@ class Speech(Response):
             async for chunk in chunks:
                 data = encoder.write(chunk.waveform) if len(chunk.waveform) else b""
                 if chunk.stop_reason and not samples + len(chunk.waveform):
-                    raise Refusal("the model ended its turn without audio; try another seed",
+                    raise ApiError("the model ended its turn without audio; try another seed",
                                   "seed", "no_audio", 500)  # fmt: skip
                 if not samples and len(chunk.waveform):
                     self.metrics.first_packet.observe(time.monotonic() - began)
@@ -209,7 +209,7 @@ class Speech(Response):
         return b"".join(b"data: " + json.dumps(event).encode() + b"\n\n" for event in events)
 
 
-def refuse(refusal: Refusal) -> JSONResponse:
+def refuse(refusal: ApiError) -> JSONResponse:
     headers = {"retry-after": "1"} if refusal.status in (429, 503) else None
     return JSONResponse(refusal.body(), refusal.status, headers)
 
@@ -292,16 +292,16 @@ def make_app(engine: Engine, config: ServerConfig) -> FastAPI:
 
 def handle_errors(app: FastAPI) -> None:
     """Every error in OpenAI's JSON form."""
-    handlers: dict[type[Exception], Callable[[Exception], Refusal]] = {
-        Refusal: lambda error: error,
-        RequestValidationError: lambda error: refusal_of(error.errors()),
-        HTTPException: lambda error: Refusal(str(error.detail), status=error.status_code),
+    handlers: dict[type[Exception], Callable[[Exception], ApiError]] = {
+        ApiError: lambda error: error,
+        RequestValidationError: lambda error: validation_error(error.errors()),
+        HTTPException: lambda error: ApiError(str(error.detail), status=error.status_code),
         Exception: in_words,
     }
     for kind, words in handlers.items():
 
         async def handler(request: Request, error: Exception, words=words) -> JSONResponse:
-            if isinstance(error, Refusal | RequestValidationError):
+            if isinstance(error, ApiError | RequestValidationError):
                 app.state.metrics.requests.labels("refused").inc()
             return refuse(words(error))
 

@@ -11,7 +11,7 @@ UNSUPPORTED = {
 }
 
 
-class Refusal(ValueError):
+class ApiError(ValueError):
     """A request that cannot be served as it is: an HTTP status, the parameter, and a code for programs."""
 
     def __init__(
@@ -66,7 +66,7 @@ class SpeechRequest(BaseModel):
         return self.voice if isinstance(self.voice, str) else self.voice.id
 
 
-def refusal_of(errors: list[dict[str, Any]]) -> Refusal:
+def validation_error(errors: list[dict[str, Any]]) -> ApiError:
     """What pydantic found -> the first of it, in words."""
     error = errors[0]
     place = [part for part in error["loc"] if part != "body"]
@@ -74,11 +74,11 @@ def refusal_of(errors: list[dict[str, Any]]) -> Refusal:
     if error["type"] == "extra_forbidden" and len(place) == 1:
         fields = ", ".join(SpeechRequest.model_fields)
         why = UNSUPPORTED.get(name, f"there is no such parameter; there are: {fields}")
-        return Refusal(f"{name}: {why}", name, "unsupported_parameter")
+        return ApiError(f"{name}: {why}", name, "unsupported_parameter")
     if error["type"] == "json_invalid":
-        return Refusal(f"the body is not JSON: {error.get('ctx', {}).get('error', '')}")
+        return ApiError(f"the body is not JSON: {error.get('ctx', {}).get('error', '')}")
     if not place:
-        return Refusal("the body: expected a JSON object, sent as application/json")
+        return ApiError("the body: expected a JSON object, sent as application/json")
     got = error.get("input")
     got = "" if error["type"] == "missing" or isinstance(got, dict | list) else f", got {got!r:.60}"
-    return Refusal(f"{'.'.join(map(str, place))}: {error['msg']}{got}", name, "invalid_value")
+    return ApiError(f"{'.'.join(map(str, place))}: {error['msg']}{got}", name, "invalid_value")
