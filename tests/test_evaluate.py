@@ -1,8 +1,6 @@
 """Signal metrics and text errors against numbers that are known in advance."""
 
 import math
-import sys
-from types import ModuleType
 
 import jiwer
 import pytest
@@ -18,7 +16,6 @@ from higgs.evaluate.metrics import (
     silence_share,
     stft_distance,
 )
-from higgs.evaluate.pesq import pesq
 from higgs.evaluate.reconstruction import compare, mean_of, round_trips
 from higgs.evaluate.stoi import stoi
 from higgs.evaluate.text import (
@@ -29,7 +26,6 @@ from higgs.evaluate.text import (
     normalize,
     word_errors,
 )
-from higgs.evaluate.wheels import JudgeUnavailable
 
 HALF_IN_DB = 20 * math.log10(2)
 
@@ -218,26 +214,6 @@ def test_stoi_is_not_defined_for_a_moment():
     assert stoi(x[:100], x[:100], RATE) is None
     with pytest.raises(ValueError, match="24000 samples and estimate 23999"):
         stoi(x, x[:-1], RATE)
-
-
-def test_pesq_is_asked_where_it_is_installed(monkeypatch):
-    x = noise(RATE)
-    monkeypatch.setitem(sys.modules, "pesq", None)
-    with pytest.raises(JudgeUnavailable, match=r"pip install pesq==0\.0\.4"):
-        pesq(x, x, RATE)
-    package = ModuleType("pesq")
-    package.PesqError = type("PesqError", (RuntimeError,), {})
-
-    def score(rate, reference, degraded, mode):
-        if len(reference) < rate // 2:
-            raise package.PesqError("too short")
-        return 4.6 if (rate, mode, len(degraded)) == (16_000, "wb", 16_000) else 0
-
-    package.pesq = score
-    monkeypatch.setitem(sys.modules, "pesq", package)
-    assert pesq(x, x, RATE) == 4.6
-    with pytest.raises(ValueError, match="PESQ: too short"):
-        pesq(x[:5000], x[:5000], RATE)
 
 
 class Bits:

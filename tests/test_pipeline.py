@@ -10,7 +10,7 @@ from conftest import ROOT, SMALL_SETTINGS, run
 from ruamel.yaml import YAML
 
 import higgs
-from higgs.params import BORROWED, SCALARS, SECTIONS, load_section
+from higgs.params import SECTIONS, load_section, scalars_of
 
 STAGES = ("tokenize", "generate", "evaluate")
 DVC = YAML(typ="safe").load((ROOT / "dvc.yaml").read_text())["stages"]
@@ -71,8 +71,7 @@ def test_a_stage_has_one_name_everywhere(stage):
     entry = DVC[stage]
     assert entry["cmd"] == f"python -m higgs.notebook run {stage}"
     assert f"notebooks/{stage}.ipynb" in entry["deps"]
-    borrowed = {f"{owner}.{key}" for key, owner in BORROWED.get(stage, {}).items()}
-    assert set(entry["params"]) == {*SCALARS, stage, *borrowed}
+    assert entry["params"] == [*scalars_of(stage), stage]
     outs = {name: settings for out in entry["outs"] for name, settings in out.items()}
     assert set(outs) == {f"results/{stage}", f"reports/{stage}.ipynb", f"reports/{stage}.html"}
     assert all(settings == {"push": False} for settings in outs.values())
@@ -140,7 +139,10 @@ def test_experiments_run_and_exploring_leaves_no_trace(clone, first_run):
 
 
 def check_repeating(clone: Path) -> None:
-    """A second run does nothing; a forced one makes the same bytes."""
+    """A second run does nothing, with another number of workers too; a forced one makes the same bytes."""
+    params = clone / "params.yaml"
+    assert "workers: 1" in params.read_text()
+    params.write_text(params.read_text().replace("workers: 1", "workers: 2"))
     assert "Running stage" not in run("dvc", "repro", cwd=clone)
     before = (clone / "dvc.lock").read_bytes()
     again = run("dvc", "repro", "--force", cwd=clone)

@@ -4,13 +4,20 @@ import hashlib
 from dataclasses import dataclass
 from pathlib import Path
 
-from higgs.data.strict_json import fields_of, parse_json
 from higgs.files import read_lines
+from higgs.validation import Record, parse_json, validate
 
-KEYS = {
-    "id": (str, False), "path": (str, False), "text": (str, False), "language": (str, False),
-    "speaker": (str, False), "seconds": (float, False), "sha256": (str, False),
-}  # fmt: skip
+
+class Row(Record):
+    """What the manifest says of a recording."""
+
+    id: str
+    path: str
+    text: str
+    language: str
+    speaker: str
+    seconds: float
+    sha256: str
 
 
 @dataclass(frozen=True)
@@ -37,20 +44,18 @@ def read_recordings(
     recordings: list[Recording] = []
     ids: set[str] = set()
     for where, line in read_lines(manifest):
-        row = fields_of(parse_json(line, where), KEYS, where)
-        if row["id"] in ids:
-            raise ValueError(f"{where}: the id {row['id']!r} stands twice")
-        ids.add(row["id"])
-        path = manifest.parent.parent / row["path"]
+        row = validate(Row, parse_json(line, where), where)
+        if row.id in ids:
+            raise ValueError(f"{where}: the id {row.id!r} stands twice")
+        ids.add(row.id)
+        path = manifest.parent.parent / row.path
         if not path.is_file():
             raise ValueError(f"{where}: {path} does not exist")
-        if hashlib.sha256(path.read_bytes()).hexdigest() != row["sha256"]:
+        if hashlib.sha256(path.read_bytes()).hexdigest() != row.sha256:
             raise ValueError(f"{where}: {path} is not the file that the manifest was made from")
-        if not row["text"].strip():
+        if not row.text.strip():
             raise ValueError(f"{where}: the transcript is empty")
-        recordings.append(
-            Recording(row["id"], path, row["text"], row["language"], row["speaker"], row["seconds"])
-        )
+        recordings.append(Recording(row.id, path, row.text, row.language, row.speaker, row.seconds))
     if not recordings:
         raise ValueError(f"{manifest}: no recording in it")
     known = {recording.language for recording in recordings}

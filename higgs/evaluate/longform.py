@@ -113,16 +113,3 @@ def click_ratio(waveform: Tensor, seam: int, sample_rate: int) -> float:
     if not len(over):
         return 0.0
     return over.max().item() / max(FLOOR, beside.max().item() if len(beside) else 0.0)
-
-
-def drift_per_minute(rows: Sequence[Row], column: str) -> float | None:
-    """Rows of stretches -> how fast a column changes, by least squares over their middles; None below three."""
-    known = [row for row in rows if row[column] is not None]
-    if len(known) < 3:
-        return None
-    minutes = torch.tensor(
-        [(row["start"] + row["end"]) / 120 for row in known], dtype=torch.float64
-    )
-    values = torch.tensor([float(row[column]) for row in known], dtype=torch.float64)
-    minutes = minutes - minutes.mean()
-    return ((minutes @ (values - values.mean())) / minutes.square().sum()).item()

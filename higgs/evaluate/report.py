@@ -57,6 +57,7 @@ def provenance(results: Results, panel: Panel) -> dict[str, Any]:
         "recordings": hashlib.sha256(recordings.read_bytes()).hexdigest()[:16],
         "sampling": {k: v for k, v in given["sampling"].items() if k != "seed"},
         "seeds": given["seeds"],
+        "repeated_texts": given.get("repeated_texts"),
         "judges": panel.names(),
         "versions": {name: version(name).partition("+")[0] for name in PACKAGES},
     }
@@ -71,10 +72,14 @@ def opening(origin: Mapping[str, Any], absent: Sequence[str]) -> Html:
         if origin["checkpoint"] == "nano"
         else "as named in params.yaml"
     )
-    seeds = ", ".join(map(str, origin["seeds"]))
+    first, *more = map(str, origin["seeds"])
+    seeds, repeated = f"seed {first}", origin.get("repeated_texts")
+    if more:
+        some = "" if repeated is None else f" of {repeated} texts"
+        seeds += f", and {', '.join(more)}{some}"
     lines = [
         f"<b>Checkpoint: {html.escape(origin['checkpoint'])}</b>, {what}.",
-        f"Set <code>{html.escape(str(origin['set']))}</code>, seeds {seeds}; first samples count.",
+        f"Set <code>{html.escape(str(origin['set']))}</code>, {seeds}; first samples count.",
         f"Judges: {html.escape('; '.join(judges)) or 'none'}. Numbers of other judges do not compare.",
         *(f"<b>Not judged</b>, {html.escape(note)}" for note in absent),
     ]

@@ -8,7 +8,6 @@ and the recordings. The manifest `meta.jsonl` is written beside it.
 
 import argparse
 import hashlib
-import json
 import re
 import sys
 from collections import Counter
@@ -17,23 +16,14 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from higgs.audio import load_audio
+from higgs.data.scripts import SetRow
 from higgs.data.voices import Voice
 from higgs.evaluate.protocols import Utterance
 from higgs.evaluate.seedtts import LANGUAGES
-from higgs.evaluate.tables import Row, read_rows, write_rows
+from higgs.evaluate.tables import Row, write_rows
+from higgs.files import read_lines
+from higgs.validation import parse_json, validate
 
-KEYS = (
-    "id",
-    "path",
-    "text",
-    "language",
-    "speaker",
-    "seconds",
-    "sha256",
-    "reference",
-    "reference_text",
-    "reference_sha256",
-)
 FIELDS = "id|prompt text|prompt wav|target text, and possibly |target wav"
 MAX_LISTED = 20
 
@@ -170,25 +160,14 @@ def read_set(manifest: str | Path) -> list[SetItem]:
     """The manifest of a set -> its items. Raises ValueError that names every missing or changed file."""
     manifest = Path(manifest)
     above, items, faults = manifest.resolve().parent.parent, [], []
-    for number, row in enumerate(read_rows(manifest), start=1):
-        if lacking := [key for key in KEYS if key not in row]:
-            raise ValueError(f"{manifest}, line {number}: lacks {', '.join(lacking)}")
-        recording = above / row["path"] if row["path"] else None
-        reference = above / row["reference"]
-        for path, digest in ((recording, row["sha256"]), (reference, row["reference_sha256"])):
+    for where, line in read_lines(manifest):
+        row = validate(SetRow, parse_json(line, where), where)
+        recording, reference = above / row.path if row.path else None, above / row.reference
+        for path, digest in ((recording, row.sha256), (reference, row.reference_sha256)):
             if path is not None and (not path.is_file() or _sha256(path) != digest):
-                faults.append(f"line {number}: {path} is missing or has changed")
-        items.append(
-            SetItem(
-                row["id"],
-                row["text"],
-                row["language"],
-                row["speaker"],
-                reference,
-                row["reference_text"],
-                recording,
-            )
-        )
+                faults.append(f"{where}: {path} is missing or has changed")
+        voice = (row.speaker, reference, row.reference_text)
+        items.append(SetItem(row.id, row.text, row.language, *voice, recording))
     if faults:
         raise ValueError("\n".join([f"{manifest} cannot be used:", *faults]))
     return items
@@ -210,7 +189,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         out = chosen.folder / f"{Path(chosen.list).stem}.jsonl"
         write_rows(out, rows)
         read_set(out)
-    except (ValueError, OSError, json.JSONDecodeError) as error:
+    except (ValueError, OSError) as error:
         sys.stderr.write(f"{error}\n")
         return 1
     spoken = sum(row["path"] is not None for row in rows)

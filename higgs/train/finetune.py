@@ -30,7 +30,7 @@ from higgs.data.lexicon import FILE as LEXICON
 from higgs.data.text import TextTokenizer
 from higgs.hub import read_config, resolve
 from higgs.model.higgs_audio import HiggsAudio
-from higgs.params import Checkpoint
+from higgs.preset import Checkpoint
 from higgs.tokens import TokenIds
 from higgs.train.checkpointing import load_state, log, save_state, warmup_stable_decay
 from higgs.train.clips import Clip, Problem, encode_clips, read_clips
