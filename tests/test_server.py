@@ -24,16 +24,16 @@ from conftest import ROOT
 
 from higgs import AudioTokenizer, Engine, __main__
 from higgs.config import SamplingConfig
-from higgs.data.text import TextTokenizer
+from higgs.data.text.tokenizer import TextTokenizer
 from higgs.data.voices import find_voice
-from higgs.serve.async_engine import MAX_FAILURES, AsyncEngine, EngineDead
-from higgs.serve.audio_encoder import STREAMED, AudioEncoder
+from higgs.serve.batching.scheduler import QueueFull
 from higgs.serve.engine import EngineConfig
 from higgs.serve.guards import Guards
-from higgs.serve.metrics import Metrics
-from higgs.serve.scheduler import QueueFull
-from higgs.serve.server import ServerConfig, SpeechResponse, make_app, speak
-from higgs.serve.speech_request import ApiError, SpeechRequest
+from higgs.serve.http.app import ServerConfig, SpeechResponse, make_app, speak
+from higgs.serve.http.async_engine import MAX_FAILURES, AsyncEngine, EngineDead
+from higgs.serve.http.audio_encoder import STREAMED, AudioEncoder
+from higgs.serve.http.prometheus import Metrics
+from higgs.serve.http.speech_request import ApiError, SpeechRequest
 
 TEXT = "We walked along the river."
 SAMPLING = SamplingConfig(seed=1)
