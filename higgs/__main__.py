@@ -14,7 +14,7 @@ OWN = "(default: the checkpoint's)"
 VOICES = Path("data/voices")
 VOICES_HELP = "voice folder (default: data/voices)"
 DEFAULT_VOICE = "ada"
-# The options of long texts: those of `higgs.data.chunks.ChunkOptions`.
+# The options of long texts: those of `higgs.data.text.chunks.ChunkOptions`.
 LONG_TEXT = {
     "max_words": (int, "the most words of a chunk; a text of no more is spoken in one go"),
     "context_chunks": (int, "how many earlier chunks a chunk hears"),
@@ -39,9 +39,9 @@ def speak(arguments: argparse.Namespace) -> None:
 
     from higgs import Engine
     from higgs.audio import check_writable, save_audio
-    from higgs.data.chunks import ChunkOptions, chunk_script, count_words
+    from higgs.checkpoint.preset import Checkpoint
+    from higgs.data.text.chunks import ChunkOptions, chunk_script, count_words
     from higgs.files import check_place
-    from higgs.preset import Checkpoint
     from higgs.serve.generation import GenerationConfig
     from higgs.serve.long_form import SilentChunk, speak_long
     from higgs.validation import validate
@@ -107,8 +107,8 @@ def keep_what_came_before(error: Any, out: Path) -> None:
 
 def text_to_speak(arguments: argparse.Namespace) -> str:
     """The text of the command line or of --file, its figures in words where that is asked for."""
-    from higgs.data.speakable import check_text
-    from higgs.data.spell_out import spell_out
+    from higgs.data.text.checks import check_text
+    from higgs.data.text.numbers import spell_out
     from higgs.files import read_text
 
     if (arguments.text is None) == (arguments.file is None):
@@ -123,8 +123,8 @@ def text_to_speak(arguments: argparse.Namespace) -> str:
 def prompt_maker(arguments: argparse.Namespace, text: str, by_speaker: bool) -> Callable:
     """What makes a conversation of each chunk: the voice, the reference or the speakers, and the scene."""
     from higgs.audio import probe
-    from higgs.data.chunks import speaker_turns
-    from higgs.data.normalize import normalize_prompt
+    from higgs.data.text.chunks import speaker_turns
+    from higgs.data.text.normalize import normalize_prompt
     from higgs.data.voices import Voice, cast_prompt, find_voice, list_voices, speaker_prompt
 
     turns = speaker_turns(text)
@@ -253,7 +253,7 @@ def inspect(arguments: argparse.Namespace) -> None:
 
 def compare(arguments: argparse.Namespace) -> None:
     """Compares two runs text by text: differences with intervals, tests, and a page."""
-    from higgs.evaluate.compare_page import start
+    from higgs.evaluate.report.compare_page import start
 
     print(start(arguments))
 

@@ -12,8 +12,8 @@ from higgs.batch import Batch
 from higgs.codec.tokenizer import AudioTokenizer
 from higgs.config import ModelConfig, SamplingConfig
 from higgs.data.chatml import smart_voice
-from higgs.data.lexicon import Lexicon
-from higgs.data.text import TextTokenizer, save_byte_tokenizer
+from higgs.data.text.lexicon import Lexicon
+from higgs.data.text.tokenizer import TextTokenizer, save_byte_tokenizer
 from higgs.model.higgs_audio import HiggsAudio
 from higgs.serve.engine import Engine
 from higgs.tokens import TokenIds

@@ -8,11 +8,11 @@ import pytest
 from conftest import ROOT
 
 from higgs import Engine, SamplingConfig
-from higgs.checkpoint import GENERATION_CONFIG
+from higgs.checkpoint.folder import GENERATION_CONFIG
+from higgs.checkpoint.resolve import fingerprint
 from higgs.data.chatml import smart_voice
-from higgs.data.chunks import ChunkOptions
 from higgs.data.scripts import read_scripts
-from higgs.hub import fingerprint
+from higgs.data.text.chunks import ChunkOptions
 from higgs.serve.generation import GenerationConfig
 from training.nano.sizes import NANO_GENERATION
 

@@ -23,7 +23,7 @@ ARROWS = {
 EVERYTHING = {"__main__.py", "inspection.py"}
 DOORS = {
     "torchaudio": {"audio.py"},
-    "soundfile": {"audio.py"},
+    "soundfile": {"audio.py", "serve/audio_encoder.py"},
     "matplotlib": {"plots.py"},
     "huggingface_hub": {"hub.py"},
     "s3fs": {"s3.py"},

@@ -5,9 +5,20 @@ import re
 import pytest
 from pydantic import ValidationError
 
-from higgs.params import GenerateParams, load_section, read_params, scalars_of, worker_count
-from higgs.preset import RELEASED_CODEC, RELEASED_MODEL, RELEASED_MODEL_REVISION, Checkpoint
+from higgs.checkpoint.preset import (
+    RELEASED_CODEC,
+    RELEASED_MODEL,
+    RELEASED_MODEL_REVISION,
+    Checkpoint,
+)
 from higgs.validation import ParamsError, Record, parse_yaml, validate
+from higgs.workflow.params import (
+    GenerateParams,
+    load_section,
+    read_params,
+    scalars_of,
+    worker_count,
+)
 
 GOOD = """
 seed: 0

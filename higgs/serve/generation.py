@@ -13,10 +13,10 @@ from typing import Any
 
 from pydantic import model_validator
 
-from higgs.checkpoint import GENERATION_CONFIG, read_json
+from higgs.checkpoint.folder import GENERATION_CONFIG, read_json
+from higgs.checkpoint.resolve import resolve
 from higgs.config import SamplingConfig
-from higgs.data.chunks import ChunkOptions
-from higgs.hub import resolve
+from higgs.data.text.chunks import ChunkOptions
 from higgs.validation import Positive, Record, validate
 
 PORT_NAMES = {"ras_win_len": "ras_window", "ras_win_max_num_repeat": "ras_max_repeats"}

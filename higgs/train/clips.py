@@ -9,7 +9,7 @@ from tqdm import tqdm
 
 from higgs.audio import load_audio
 from higgs.codec.tokenizer import AudioTokenizer
-from higgs.data.codes import load_codes, save_codes
+from higgs.data.training.codes import load_codes, save_codes
 
 MAX_SECONDS = 30.0
 SAVE_EVERY = 100  # clips

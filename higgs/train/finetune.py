@@ -22,22 +22,22 @@ from torch import Tensor
 from tqdm import tqdm
 
 from higgs.batch import Batch
-from higgs.cells import say
-from higgs.checkpoint import GENERATION_CONFIG
+from higgs.checkpoint.folder import GENERATION_CONFIG
+from higgs.checkpoint.preset import Checkpoint
+from higgs.checkpoint.resolve import read_config, resolve
 from higgs.codec.tokenizer import AudioTokenizer
 from higgs.data.chatml import AudioContent, ChatMLSample, Message, smart_voice, tokenize
 from higgs.data.collator import Row, collate, spread
-from higgs.data.lexicon import FILE as LEXICON
-from higgs.data.text import TextTokenizer
-from higgs.hub import read_config, resolve
+from higgs.data.text.lexicon import FILE as LEXICON
+from higgs.data.text.tokenizer import TextTokenizer
 from higgs.model.higgs_audio import HiggsAudio
-from higgs.preset import Checkpoint
 from higgs.tokens import TokenIds
 from higgs.train.checkpointing import load_state, log, save_state, warmup_stable_decay
 from higgs.train.clips import Clip, Problem, encode_clips, read_clips
 from higgs.train.lora import add_lora, merge_lora, recompute_layers
 from higgs.train.losses import corrupt, speech_losses
 from higgs.train.precision import best_dtype
+from higgs.workflow.outputs import say
 
 CODEBOOK_WEIGHTS = (4, 2, 1, 0.6, 0.5, 0.4, 0.3, 0.3)  # as in training from nothing
 ROUNDS = 10  # over the clips, by default: 100 steps for five minutes of speech

@@ -4,10 +4,10 @@ import argparse
 import json
 from pathlib import Path
 
-from higgs.checkpoint import GENERATION_CONFIG
+from higgs.checkpoint.folder import GENERATION_CONFIG
 from higgs.codec.tokenizer import AudioTokenizer
-from higgs.data.lexicon import Lexicon
-from higgs.data.text import TextTokenizer, save_byte_tokenizer
+from higgs.data.text.lexicon import Lexicon
+from higgs.data.text.tokenizer import TextTokenizer, save_byte_tokenizer
 from higgs.files import replacing
 from higgs.model.higgs_audio import HiggsAudio
 from higgs.tokens import TokenIds

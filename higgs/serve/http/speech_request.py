@@ -1,0 +1,81 @@
+"""The body of a `/v1/audio/speech` request, and the errors it is answered with."""
+
+from typing import Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field
+
+# OpenAI's parameters that this model lacks, and what to do instead.
+UNSUPPORTED = {
+    "instructions": "the model takes no instructions; describe the scene with `scene`",
+    "language": "the model finds the language out by itself",
+}
+
+
+class ApiError(Exception):
+    """An error answer: HTTP status, the parameter at fault, and a code for programs."""
+
+    def __init__(
+        self, message: str, param: str | None = None, code: str | None = None, status: int = 400
+    ):
+        super().__init__(message)
+        self.param, self.code, self.status = param, code, status
+
+    def body(self) -> dict[str, Any]:
+        """In OpenAI's form."""
+        kind = "invalid_request_error" if self.status < 500 else "server_error"
+        kind = "rate_limit_error" if self.status == 429 else kind
+        error = {"message": str(self), "type": kind, "param": self.param, "code": self.code}
+        return {"error": error}
+
+
+class VoiceId(BaseModel):
+    model_config = ConfigDict(extra="forbid")
+    id: str
+
+
+class SpeechRequest(BaseModel):
+    """OpenAI's fields and, from `scene` on, this model's. Unknown fields are refused.
+
+    A sampling setting that is None is the server's. `response_format` "flac" is sent when complete, the others as they
+    are made; `stream_format` "sse" sends events with base64 audio.
+    """
+
+    model_config = ConfigDict(extra="forbid", strict=True)
+
+    model: str
+    input: str
+    voice: str | VoiceId
+    response_format: Literal["mp3", "opus", "wav", "flac", "pcm"] = "mp3"
+    speed: float = 1.0
+    stream_format: Literal["audio", "sse"] = "audio"
+    scene: str | None = None
+    seed: int | None = Field(None, ge=0, lt=1 << 63)
+    temperature: float | None = Field(None, ge=0, le=10)
+    top_k: int | None = Field(None, ge=0)
+    top_p: float | None = Field(None, gt=0, le=1)
+    max_new_tokens: int | None = Field(None, ge=1)
+
+    @property
+    def voice_name(self) -> str:
+        return self.voice if isinstance(self.voice, str) else self.voice.id
+
+
+def validation_error(errors: list[dict[str, Any]]) -> ApiError:
+    """pydantic's errors -> an answer to the first of them. What the client sent is quoted up to 60 characters."""
+    error = errors[0]
+    loc = error["loc"][1:]  # after "body"
+    name = loc[0][:60] if loc and isinstance(loc[0], str) else None
+    if error["type"] == "extra_forbidden" and len(loc) == 1:
+        fields = ", ".join(SpeechRequest.model_fields)
+        why = UNSUPPORTED.get(name, f"there is no such parameter; there are: {fields}")
+        return ApiError(f"{name}: {why}", name, "unsupported_parameter")
+    if error["type"] == "json_invalid":
+        why = error.get("ctx", {}).get("error", "")
+        return ApiError(f"the body is not JSON: {why}", code="invalid_value")
+    if not loc:
+        message = "the body: expected a JSON object, sent as application/json"
+        return ApiError(message, code="invalid_value")
+    got = error.get("input")
+    got = "" if error["type"] == "missing" or isinstance(got, dict | list) else f", got {got!r:.60}"
+    place = ".".join(f"{part!s:.60}" for part in loc)
+    return ApiError(f"{place}: {error['msg']}{got}", name, "invalid_value")
