@@ -16,6 +16,10 @@ _HOMES = {
 __all__ = list(_HOMES)
 
 
+def __dir__() -> list[str]:
+    return __all__
+
+
 def __getattr__(name: str):
     if name not in _HOMES:
         raise AttributeError(f"module 'higgs' has no {name!r}; it has {', '.join(_HOMES)}")

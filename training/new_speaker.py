@@ -1,7 +1,7 @@
 """Teach the checkpoint a new speaker: `python -m training.new_speaker --checkpoint training/out/nano`.
 
 Five minutes of a speaker that the corpus does not have (the teacher with another pitch and other formants), then
-fine-tuning as anyone would do it, `python -m higgs.train.finetune`, with LoRA and with every weight. Before and after:
+fine-tuning as anyone would do it, `higgs finetune`, with LoRA and with every weight. Before and after:
 how like the speaker it sounds (cosine of speaker embeddings, mean over sentences that were in no training) and how many
 words are understood. For comparison the speaker's own further sentences, and the voice that it started from.
 """
@@ -57,7 +57,7 @@ def record(teacher: Any, folder: Path, texts: list[str], minutes: float) -> Path
 def tune(manifest: Path, checkpoint: Path, out: Path, rank: int, steps: int | None) -> Path:
     """Runs the command of the package; a run that was stopped goes on."""
     if not (out / "model/config.json").is_file():
-        command = [sys.executable, "-m", "higgs.train.finetune", str(manifest)]
+        command = [sys.executable, "-m", "higgs", "finetune", str(manifest)]
         command += ["--description", NOVA.name, "--checkpoint", str(checkpoint), "--out", str(out)]
         command += ["--rank", str(rank), *(["--steps", str(steps)] if steps else [])]
         subprocess.run(command, check=True)

@@ -1,4 +1,4 @@
-"""Fine-tuning a checkpoint on recordings with transcripts: `python -m higgs.train.finetune --help`.
+"""Fine-tuning a checkpoint on recordings with transcripts: `higgs finetune --help`.
 
 The same losses as in training from nothing, on the conversation that asks for the new voice by a description. Every
 clip is looked at before anything is trained; what cannot be used is named and counted.
@@ -8,7 +8,6 @@ are corrupted, attention is left as it is, the run is short (`ROUNDS`), and it e
 no longer predicted better.
 """
 
-import argparse
 import math
 import random
 import shutil
@@ -44,7 +43,6 @@ ROUNDS = 10  # over the clips, by default: 100 steps for five minutes of speech
 FEWEST_STEPS = 20
 VALIDATE_EVERY = 10  # steps
 PATIENCE = 3  # validations without a better one
-SAME_NAME = ("rate", "positions", "seed", "recompute", "attention", "noise")  # options and fields
 FEW_CLIPS = 10  # too few to hold any back
 
 
@@ -249,58 +247,30 @@ def tell(clips: list[Clip], problems: list[Problem]) -> None:
         say(f"  {problem.where}: {problem.what}")
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("manifest", type=Path, help='JSON Lines: {"audio": "a.wav", "text": "..."}')
-    parser.add_argument("--description", required=True, help="what asks for the voice from then on")
-    parser.add_argument("--checkpoint", default="nano", help="as in params.yaml (default: nano)")
-    parser.add_argument("--out", type=Path, required=True, help="folder of the tuned checkpoint")
-    parser.add_argument("--steps", type=int, help=f"default: {ROUNDS} rounds over the clips")
-    parser.add_argument("--rank", type=int, default=TuneConfig.rank, help="of LoRA; 0: all weights")
-    parser.add_argument("--rate", type=float, default=TuneConfig.rate, help="default: %(default)s")
-    parser.add_argument("--positions", type=int, default=TuneConfig.positions, help="of a batch")
-    parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--recompute", action="store_true", help="gradient checkpointing")
-    parser.add_argument("--attention", action="store_true", help="adapters on attention, too")
-    parser.add_argument(
-        "--noise", type=float, default=TuneConfig.noise, help="default: %(default)s"
-    )
-    parser.add_argument(
-        "--replay", type=Path, help="a manifest of older voices, each with its `description`"
-    )
-    arguments = parser.parse_args()
-    source = Checkpoint.parse(arguments.checkpoint)
-    clips, problems = read_clips(arguments.manifest)
+def finetune(
+    manifest: Path, checkpoint: str, out: Path, config: TuneConfig, replay: Path | None = None
+) -> None:
+    """Clips -> a checkpoint in `out`. `replay` is a manifest of older voices, each with its `description`."""
+    source = Checkpoint.parse(checkpoint)
+    clips, problems = read_clips(manifest)
     tell(clips, problems)
     folder = resolve(source.model)
     device = choose_device(source.device)
     codec = AudioTokenizer.from_pretrained(source.codec, device=device)
-    codes = encode_clips(codec, clips, arguments.out / "codes")
+    codes = encode_clips(codec, clips, out / "codes")
     text_tokenizer = TextTokenizer.from_pretrained(folder)
     # Adapters are float32 whatever they adapt; weights that are trained themselves need float32.
-    frozen = arguments.rank > 0 and device.type != "cpu"
+    frozen = config.rank is not None and device.type != "cpu"
     dtype = torch.bfloat16 if frozen else torch.float32
     model = HiggsAudio.from_pretrained(folder, device=device, dtype=dtype)
-    config = TuneConfig(
-        description=arguments.description,
-        steps=arguments.steps,
-        rank=arguments.rank or None,
-        **{name: getattr(arguments, name) for name in SAME_NAME},
-    )
-    tuning = FineTuning(model, TokenIds.of(text_tokenizer), arguments.out, config)
+    tuning = FineTuning(model, TokenIds.of(text_tokenizer), out, config)
     tuning.names = tuple(str(clip.path) for clip in clips)
-    if arguments.replay:
-        old, problems = read_clips(arguments.replay)
+    if replay:
+        old, problems = read_clips(replay)
         tell(old, problems)
-        old_codes = encode_clips(codec, old, arguments.out / "codes-replay")
+        old_codes = encode_clips(codec, old, out / "codes-replay")
         tuning.replay = rows_of(old, old_codes, tuning, text_tokenizer)
     tuned = tuning.run(rows_of(clips, codes, tuning, text_tokenizer))
-    save_tuned(tuned, folder, arguments.out / "model")
-    codec.save_pretrained(arguments.out / "codec", half=True)
-    say(
-        f"{arguments.out}: a checkpoint for params.yaml; ask for the voice {arguments.description!r}"
-    )
-
-
-if __name__ == "__main__":
-    main()
+    save_tuned(tuned, folder, out / "model")
+    codec.save_pretrained(out / "codec", half=True)
+    say(f"{out}: a checkpoint for params.yaml; ask for the voice {config.description!r}")

@@ -1,94 +1,17 @@
-"""`python -m higgs compare A B`: two runs, found, compared, and shown on one page."""
+"""The page of `higgs compare A B`: two runs, side by side."""
 
-import argparse
 import html
-import shutil
-import subprocess
-import sys
-import tempfile
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
-from higgs.evaluate.statistics.paired_runs import TABLE, Comparison, chosen_rows, compare
-from higgs.workflow.outputs import picture, table, write_atomically
+from higgs.evaluate.statistics.paired_runs import Comparison
+from higgs.workflow.outputs import picture, table
 from higgs.workflow.page import bare_page
 from higgs.workflow.plots import differences, png
-from higgs.workflow.tables import Row, find_table, read_rows
+from higgs.workflow.tables import Row
 
-RESULTS = Path("results/evaluate")
 MOST = 12
 COLUMNS = ("metric", "A", "B", "B - A [95 % interval]", "p", "p, Holm", "verdict")
-
-
-def start(arguments: argparse.Namespace) -> str:
-    """Compares, writes the page, and returns the table as text. Raises ValueError and OSError as `compare` does."""
-    with tempfile.TemporaryDirectory() as scratch:
-        folders = [
-            find(name, Path(scratch) / side)
-            for name, side in ((arguments.a, "a"), (arguments.b, "b"))
-        ]
-        found = compare(
-            *folders, arguments.group, arguments.resamples, arguments.seed, cluster=arguments.cluster
-        )  # fmt: skip
-        rows = [chosen_rows(read_rows(find_table(f, TABLE)), arguments.group) for f in folders]
-    page = to_page(found, (arguments.a, arguments.b), rows)
-    arguments.out.parent.mkdir(parents=True, exist_ok=True)
-    write_atomically(arguments.out, page)
-    return "\n".join([*_aligned(found), *found.notes, verdict(found), f"page: {arguments.out}"])
-
-
-def _aligned(found: Comparison) -> list[str]:
-    lines = [list(COLUMNS), *(cells(row) for row in found.rows)]
-    widths = [max(len(line[column]) for line in lines) for column in range(len(COLUMNS))]
-    return [
-        "  ".join(t.ljust(w) for t, w in zip(line, widths, strict=True)).rstrip() for line in lines
-    ]
-
-
-def find(name: str, scratch: Path) -> Path:
-    """A folder, `workspace`, a revision or an experiment -> the folder with its results.
-
-    Results of a revision come out of DVC's cache. Raises ValueError that says what was tried.
-    """
-    if name == "workspace":
-        return RESULTS
-    if (Path(name) / RESULTS).is_dir():
-        return Path(name) / RESULTS
-    if Path(name).is_dir():
-        return Path(name)
-    revision = _revision(name)
-    if revision is None:
-        raise ValueError(f"{name!r} is no folder, no revision of Git, and no experiment of DVC")
-    tool = shutil.which("dvc") or str(Path(sys.executable).with_name("dvc"))
-    done = subprocess.run(
-        [tool, "get", "--quiet", ".", str(RESULTS), "--rev", revision, "-o", str(scratch)],
-        capture_output=True,
-        text=True,
-    )
-    if done.returncode:
-        raise ValueError(
-            f"{name}: its results are not in this machine's cache of DVC: check it out and run `dvc repro`\n"
-            f"{done.stderr.strip()[-500:]}"
-        )
-    return scratch
-
-
-def _revision(name: str) -> str | None:
-    """A revision, or the name of an experiment -> its commit."""
-    plain = _git("rev-parse", "--verify", "--quiet", f"{name}^{{commit}}")
-    if plain.returncode == 0:
-        return plain.stdout.strip()
-    listed = _git("for-each-ref", "--format=%(objectname) %(refname)", "refs/exps")
-    for line in listed.stdout.splitlines():
-        commit, _, reference = line.partition(" ")
-        if reference.rpartition("/")[2] == name:
-            return commit
-    return None
-
-
-def _git(*words: str) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(["git", *words], capture_output=True, text=True)
 
 
 def cells(row: Row) -> list[str]:

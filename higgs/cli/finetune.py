@@ -1,0 +1,40 @@
+"""`higgs finetune`. The defaults are those of `higgs.train.finetune.TuneConfig` (a test compares)."""
+
+from pathlib import Path
+from typing import Annotated
+
+from typer import Argument, Option
+
+from higgs.cli.options import Checkpoint
+
+
+def finetune(
+    manifest: Annotated[Path, Argument(help='JSON Lines: {"audio": "a.wav", "text": "..."}')],
+    description: Annotated[str, Option(help="what asks for the voice from then on")],
+    out: Annotated[Path, Option(help="folder of the tuned checkpoint")],
+    checkpoint: Checkpoint = "nano",
+    steps: Annotated[int | None, Option(min=1, show_default="by the amount of speech")] = None,
+    rank: Annotated[int, Option(min=0, help="of LoRA; 0: all weights")] = 16,
+    rate: Annotated[float, Option(min=0, help="learning rate")] = 6e-4,
+    positions: Annotated[int, Option(min=1, help="of a batch, padding included")] = 1500,
+    seed: Annotated[int, Option(min=0)] = 0,
+    recompute: Annotated[bool, Option("--recompute", help="gradient checkpointing")] = False,
+    attention: Annotated[bool, Option("--attention", help="adapters on attention, too")] = False,
+    noise: Annotated[
+        float, Option(min=0, max=1, help="the largest share of a clip's frames that are corrupted")
+    ] = 0.5,
+    replay: Annotated[
+        Path | None, Option(help="a manifest of older voices, each with its `description`")
+    ] = None,
+) -> None:
+    """Fine-tune a checkpoint on recordings.
+
+    From then on a description asks for their voice. Clips that cannot be used are named and counted; a run that was
+    killed goes on.
+    """
+    from higgs.train.finetune import TuneConfig, finetune
+
+    config = TuneConfig(
+        description, steps, rank or None, rate, positions, seed, recompute, attention, noise
+    )
+    finetune(manifest, checkpoint, out, config, replay)

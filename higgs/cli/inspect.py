@@ -1,0 +1,28 @@
+"""`higgs inspect`."""
+
+import json
+from typing import Annotated
+
+from typer import Argument, Option
+
+
+def inspect(
+    checkpoints: Annotated[
+        list[str],
+        Argument(
+            metavar="CHECKPOINT...",
+            help="nano, a folder, ORGANISATION/NAME@REVISION or s3://BUCKET/PREFIX",
+        ),
+    ],
+    as_json: Annotated[bool, Option("--json", help="for programs")] = False,
+) -> None:
+    """Show what a checkpoint holds and needs.
+
+    What it lacks, too, and the memory it takes; it is not loaded.
+    """
+    from higgs.inspection import inspect_checkpoint, to_json, to_text
+
+    reports = [report for source in checkpoints for report in inspect_checkpoint(source)]
+    print(json.dumps(to_json(reports), indent=2) if as_json else to_text(reports))
+    if problems := sum(len(report.problems) for report in reports):
+        raise ValueError(f"{problems} problems: this checkpoint does not load")

@@ -1,0 +1,86 @@
+"""`higgs serve`: the server's options, and its start."""
+
+from enum import StrEnum
+from typing import Annotated
+
+from typer import Option
+
+from higgs.cli.options import (
+    FOLDER,
+    Checkpoint,
+    MaxNewTokens,
+    Temperature,
+    TopK,
+    TopP,
+    Voices,
+)
+
+
+class Dtype(StrEnum):
+    float32 = "float32"
+    bfloat16 = "bfloat16"
+
+
+def serve(
+    checkpoint: Checkpoint = "nano",
+    model_name: Annotated[
+        str | None,
+        Option(help="what requests call the model", show_default="the checkpoint's name"),
+    ] = None,
+    voices: Voices = FOLDER,
+    host: Annotated[
+        str, Option(help="who may connect: 0.0.0.0 is everyone, and there are no keys")
+    ] = "127.0.0.1",
+    port: Annotated[int, Option(min=0, max=65535)] = 8000,
+    dtype: Annotated[Dtype | None, Option(show_default="what the checkpoint is meant for")] = None,
+    compile: Annotated[
+        bool, Option("--compile", help="the step through torch.compile: a slower start")
+    ] = False,
+    int8: Annotated[
+        bool, Option("--int8", help="a byte for each weight of the step; with bfloat16")
+    ] = False,
+    threads: Annotated[int | None, Option(min=1, help="of the CPU for each operation")] = None,
+    no_guards: Annotated[bool, Option("--no-guards", help="let speech run on")] = False,
+    max_batch: Annotated[int, Option(min=1, help="requests that are served at once")] = 8,
+    max_waiting: Annotated[
+        int, Option(min=1, help="requests that may wait for that; more get 429")
+    ] = 32,
+    max_positions: Annotated[
+        int, Option(min=1, help="prompt and columns of a request together")
+    ] = 2048,
+    max_characters: Annotated[int, Option(min=1, help="of a text")] = 1000,
+    max_seconds: Annotated[float, Option(min=0.1, help="from a request to its end")] = 120.0,
+    temperature: Temperature = None,
+    top_k: TopK = None,
+    top_p: TopP = None,
+    max_new_tokens: MaxNewTokens = None,
+    seed: Annotated[int, Option(min=0, help="of a request that names none")] = 0,
+) -> None:
+    """Serve speech over HTTP.
+
+    In the form of OpenAI's interface, until interrupted. Sampling settings are for requests that give none.
+    """
+    import torch
+
+    from higgs.checkpoint.preset import Checkpoint
+    from higgs.serve.engine import Engine, EngineConfig
+    from higgs.serve.generation import GenerationConfig
+    from higgs.serve.guards import Guards
+    from higgs.serve.http.app import ServerConfig, serve
+
+    source = Checkpoint.parse(checkpoint)
+    sampling = GenerationConfig.from_pretrained(source.model).sampling.override(
+        temperature=temperature, top_k=top_k, top_p=top_p, seed=seed
+    )
+    if threads:
+        torch.set_num_threads(threads)
+    guards = None if no_guards else Guards()
+    config = EngineConfig(
+        max_batch, max_positions, max_waiting, compile=compile, int8=int8, guards=guards
+    )
+    engine = Engine.from_pretrained(
+        source.model, source.codec, source.device, dtype or source.dtype, config
+    )
+    name = model_name or source.name
+    limits = (max_new_tokens, max_characters, max_seconds)
+    serve(engine, ServerConfig(name, voices, sampling, *limits), host, port)

@@ -1,0 +1,148 @@
+"""`higgs voices`: list, add, play and check the voices of a folder. It may be named before or after the action."""
+
+import shutil
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+from typer import Argument, Option
+
+from higgs.cli.options import FOLDER, Voices
+
+MISHEARD = 0.3  # the share of wrong words from which a transcript is doubted
+PLAYERS = (
+    ("ffplay", "-nodisp", "-autoexit", "-loglevel", "error"),
+    ("paplay",),
+    ("aplay", "-q"),
+    ("afplay",),
+    ("play", "-q"),
+)
+SameFolder = Annotated[Path | None, Option(help="voice folder", show_default="data/voices")]
+
+app = typer.Typer(rich_markup_mode=None)
+
+
+@app.callback(invoke_without_command=True)
+def voices(context: typer.Context, voices: Voices = FOLDER) -> None:
+    """List, add, play and check voices."""
+    context.obj = voices
+    if context.invoked_subcommand is None:
+        list_(context)
+
+
+@app.command("list")
+def list_(context: typer.Context, voices: SameFolder = None) -> None:
+    """List the voices of the folder."""
+    from higgs.audio import probe
+    from higgs.data.voices import list_voices
+
+    for voice in list_voices(voices or context.obj).values():
+        kinds = [f"described: {voice.description}"] if voice.description else []
+        if voice.audio is not None:
+            try:
+                length = f"{probe(voice.audio)[2]:.1f} s"
+            except (ValueError, OSError) as error:  # the others are listed all the same
+                length = f"cannot be read: {error}"
+            kinds.insert(0, f"recording: {voice.audio} ({length})")
+        print(f"{voice.name:12} {'; '.join(kinds)}")
+
+
+@app.command()
+def add(
+    context: typer.Context,
+    name: Annotated[str, Argument(help="letters, digits, '-', '_' and '.'")],
+    file: Annotated[Path, Argument(help="a recording of 3 to 30 s")],
+    text: Annotated[str, Option(help="what is said in it, word for word")],
+    force: Annotated[bool, Option("--force", help="replace the voice of that name")] = False,
+    voices: SameFolder = None,
+) -> None:
+    """Add a recording and its transcript as a voice: mono, 24 kHz, FLAC. Ask the person who speaks."""
+    from higgs.data.voices import add_voice
+
+    voice, findings = add_voice(voices or context.obj, name, file, text, force)
+    for finding in findings:
+        print(f"{voice.name}: warning: {finding.message}")
+    print(
+        f"{voice.audio}: `higgs voices check {voice.name}` also compares what is said with the text"
+    )
+
+
+@app.command()
+def play(
+    context: typer.Context,
+    name: Annotated[str, Argument(help="a voice")],
+    voices: SameFolder = None,
+) -> None:
+    """Play the recording of a voice, with whatever player the system has."""
+    from higgs.audio import load_audio, save_audio
+    from higgs.data.voices import find_voice
+
+    voice = find_voice(voices or context.obj, name)
+    if voice.audio is None:
+        raise ValueError(f"{voice.name} is a description ({voice.description}): nothing to play")
+    player = next((command for command in PLAYERS if shutil.which(command[0])), None)
+    if player is None:
+        print(f"{voice.audio}: no player here ({', '.join(p[0] for p in PLAYERS)}); open this file")
+        return
+    with tempfile.TemporaryDirectory() as folder:
+        copy = Path(folder) / f"{voice.name}.wav"  # every player reads it
+        save_audio(copy, *load_audio(voice.audio))
+        if subprocess.run([*player, str(copy)]).returncode:
+            raise ValueError(f"{player[0]} could not play {voice.audio}")
+    print(voice.audio)
+
+
+@app.command()
+def check(
+    context: typer.Context,
+    name: Annotated[str | None, Argument(help="a voice; all of them without a name")] = None,
+    voices: SameFolder = None,
+) -> None:
+    """Check recordings: length, sample rate, level, silence, clipping, and the transcript against a recogniser."""
+    from higgs.data.voices import check_recording, find_voice, list_voices
+
+    folder = voices or context.obj
+    chosen = [find_voice(folder, name)] if name else list_voices(folder).values()
+    recorded = [voice for voice in chosen if voice.audio is not None]
+    if not recorded:
+        what = f"{name} is a description" if name else f"no recording in {folder}"
+        raise ValueError(f"{what}: nothing to check")
+    judge = recogniser()
+    unfit = 0
+    for voice in recorded:
+        findings = check_recording(voice.audio, voice.transcript)
+        fatal = any(finding.fatal for finding in findings)
+        unfit += fatal
+        lines = [f"{'error' if f.fatal else 'warning'}: {f.message}" for f in findings]
+        if judge is not None and not fatal:
+            lines += misheard(judge, voice)
+        print("\n".join(f"{voice.name}: {line}" for line in lines or ["as it should be"]))
+    if unfit:
+        raise ValueError(f"{unfit} of {len(recorded)} recordings cannot serve as a reference")
+
+
+def recogniser() -> Any:
+    """What transcribes the recordings; None, and advice on standard error, where it is not installed."""
+    from higgs.evaluate.judges.registry import make_judge
+
+    try:
+        return make_judge("moonshine-tiny-en-float32", ["en"])
+    except RuntimeError as error:
+        print(f"transcripts are not checked: {error}", file=sys.stderr)
+        return None
+
+
+def misheard(judge: Any, voice: Any) -> list[str]:
+    """A warning where the recogniser, which knows English, hears something else than the transcript says."""
+    from higgs.audio import load_audio
+    from higgs.evaluate.metrics.error_rates import word_errors
+
+    heard = judge.transcribe(*load_audio(voice.audio))
+    if word_errors(voice.transcript, heard).rate <= MISHEARD:
+        return []
+    return [
+        f"warning: the transcript says {voice.transcript!r}, a recogniser of English heard {heard!r}"
+    ]
