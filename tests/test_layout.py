@@ -52,6 +52,7 @@ DOORS = {
         "data/chatml_json.py",
         "data/text/chunks.py",
         "data/training/manifest.py",
+        "data/recordings.py",
         "data/scripts.py",
         "serve/http/speech_request.py",
     },
