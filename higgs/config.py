@@ -5,27 +5,40 @@ checkpoint does not use: structure is code, not configuration.
 """
 
 import math
-from dataclasses import dataclass, field, replace
-from functools import partial
-from typing import Any
+from dataclasses import field, fields, replace
+from functools import wraps
+from typing import Annotated, Any
 
 import pydantic.dataclasses
+from pydantic import Field
 
-from higgs.validation import STRICT, Positive
+from higgs.validation import STRICT, Positive, explained
 
 STRIDES = (8, 5, 4, 2, 3)
 MAX_RAS_WINDOW = 64  # columns that a request in a batch keeps of its codes
-
-
-# A size that is not a whole number of 1 or more is a ValidationError of pydantic's, which is a ValueError.
-sizes = partial(pydantic.dataclasses.dataclass, frozen=True, config=STRICT)
 
 
 class ConfigError(ValueError):
     """A configuration that this package does not run, with what was expected."""
 
 
-@sizes
+def strict(cls: type) -> type:
+    """A frozen dataclass with exact types and ranges. Whatever does not fit is a ConfigError that names all of it."""
+    made = pydantic.dataclasses.dataclass(cls, frozen=True, config=STRICT)
+    init, names = made.__init__, [entry.name for entry in fields(made)]
+
+    @wraps(init)
+    def checked(self: Any, *values: Any, **named: Any) -> None:
+        # By name, so that a fault of a positional value has one.
+        more = dict(zip(names, values, strict=False))
+        with explained(cls.__name__, ConfigError):
+            init(self, *values[len(names) :], **more, **named)
+
+    made.__init__ = checked
+    return made
+
+
+@strict
 class SemanticConfig:
     """HuBERT's sizes; the defaults are HuBERT-base."""
 
@@ -38,7 +51,7 @@ class SemanticConfig:
     position_groups: Positive = 16
 
 
-@sizes
+@strict
 class CodecConfig:
     """The audio tokenizer; the defaults are the release (24 kHz, 25 frames per second, 8 codebooks of 1024)."""
 
@@ -71,7 +84,7 @@ class CodecConfig:
         return int(self.hop_length / (self.sample_rate / self.semantic_sample_rate) / 320)
 
 
-@sizes
+@strict
 class RopeConfig:
     """Llama-3's rotary embedding; `original_context`, `low_factor` and `high_factor` bound the blended band."""
 
@@ -82,7 +95,7 @@ class RopeConfig:
     original_context: Positive = 8192
 
 
-@sizes
+@strict
 class ModelConfig:
     """The generation model; the defaults are the released 3B checkpoint (5,771,283,456 parameters)."""
 
@@ -118,7 +131,7 @@ class ModelConfig:
         return self.codebook_size + 1
 
 
-@dataclass(frozen=True)
+@strict
 class SamplingConfig:
     """How one column of codes, or one text token, is chosen.
 
@@ -136,11 +149,11 @@ class SamplingConfig:
     training.
     """
 
-    temperature: float = 0.7
-    top_k: int | None = 50
-    top_p: float = 0.95
-    ras_window: int | None = 7
-    ras_max_repeats: int = 2
+    temperature: Annotated[float, Field(ge=0)] = 0.7
+    top_k: Positive | None = 50
+    top_p: Annotated[float, Field(gt=0, le=1)] = 0.95
+    ras_window: Annotated[int, Field(ge=1, le=MAX_RAS_WINDOW)] | None = 7
+    ras_max_repeats: Positive = 2
     seed: int = 0
     parity: bool = False
     strict_eos: bool = False
@@ -150,18 +163,6 @@ class SamplingConfig:
             raise ValueError(
                 "strict_eos leaves the original's rules, which parity asks for: choose one"
             )
-        if not self.temperature >= 0:
-            raise ValueError(f"temperature must be >= 0, got {self.temperature}")
-        if self.top_k is not None and self.top_k < 1:
-            raise ValueError(f"top_k must be at least 1, or None for no limit, got {self.top_k}")
-        if not 0 < self.top_p <= 1:
-            raise ValueError(f"top_p must be in (0, 1], got {self.top_p}")
-        if self.ras_window is not None and not 1 <= self.ras_window <= MAX_RAS_WINDOW:
-            raise ValueError(
-                f"ras_window must be at least 1 and at most {MAX_RAS_WINDOW}, or None for off, got {self.ras_window}"
-            )
-        if self.ras_max_repeats < 1:
-            raise ValueError(f"ras_max_repeats must be at least 1, got {self.ras_max_repeats}")
 
     def override(self, **options: Any) -> "SamplingConfig":
         """With the options that are not None. 0 stands for no limit (`top_k`) and for off (`ras_window`)."""

@@ -13,10 +13,12 @@ from higgs.checkpoint.preset import (
 )
 from higgs.validation import ParamsError, Record, parse_yaml, validate
 from higgs.workflow.params import (
+    SECTIONS,
     GenerateParams,
-    load_section,
+    from_section,
     read_params,
     scalars_of,
+    select,
     worker_count,
 )
 
@@ -52,6 +54,11 @@ class Kinds(Record):
 
 
 KINDS = {"number": 0.5, "count": 1, "flag": False, "word": "no", "counts": [1, 2], "maybe": None}
+
+
+def load_section(stage, path):
+    values = select(read_params(path), stage)
+    return from_section(SECTIONS[stage], values.pop(stage), **values)
 
 
 @pytest.fixture
