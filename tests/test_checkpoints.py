@@ -23,7 +23,6 @@ from tiny import (
 from torch import Tensor
 
 from higgs import AudioTokenizer, HiggsAudio
-from higgs.__main__ import main
 from higgs.checkpoint.config_json import (
     codec_from_json,
     codec_to_json,
@@ -38,6 +37,7 @@ from higgs.checkpoint.folder import (
     read_headers,
     read_tensors,
 )
+from higgs.cli.app import main
 from higgs.codec import weights as codec_weights
 from higgs.config import CodecConfig, ConfigError, ModelConfig, SemanticConfig
 from higgs.inspection import inspect_checkpoint, memory
@@ -619,7 +619,7 @@ def test_a_model_is_no_codec(whole):
         HiggsAudio.from_pretrained(whole["codec-original"])
 
 
-# -- python -m higgs inspect
+# -- higgs inspect
 
 
 def run(monkeypatch, capsys, *arguments: str) -> tuple[int, str, str]:

@@ -1,27 +1,39 @@
-"""`python -m higgs speak | voices`: what it makes, and what it says to input that is wrong.
+"""The command line: what it makes, and what it says to input that is wrong.
 
 Run in this process, as `main` would: a new one for each row would take longer than the rows.
 """
 
+import dataclasses
+import importlib
+import inspect
+import json
+import os
+import resource
 import shutil
+import subprocess
 import sys
+import tomllib
+from importlib.metadata import version
 from pathlib import Path
 
 import pytest
 import torch
 from conftest import ROOT
 
+import higgs
 from higgs import Engine, SamplingConfig
-from higgs.__main__ import main
 from higgs.audio import load_audio, save_audio
+from higgs.cli.app import main
+from higgs.cli.finetune import finetune
 from higgs.data.chatml import smart_voice
+from higgs.train.finetune import TuneConfig
 
 WORDS = "one two three four five six seven eight"
 
 
 @pytest.fixture
 def run(monkeypatch, capsys):
-    """-> (exit code, stdout, stderr) of `python -m higgs ...`, from the root of the repository."""
+    """-> (exit status, stdout, stderr) of `higgs ...`, from the root of the repository."""
     monkeypatch.chdir(ROOT)
 
     def call(*arguments) -> tuple[int, str, str]:
@@ -73,7 +85,7 @@ def test_a_long_text_is_spoken_in_chunks(nano, run, tmp_path):
     starts = [float(row.split(" to ")[0]) for row in rows[:3]]
     assert starts[2] == pytest.approx(ends[1] + 1, abs=0.02) and starts[1] == ends[0]
     assert ends[2] == pytest.approx(len(waveform) / rate, abs=0.01)
-    _, printed, _ = run("speak", "It is late. I go.", *arguments, "--one-go")
+    _, printed, _ = run("speak", "It is late. I go.", *arguments, "--no-chunking")
     assert len(printed.splitlines()) == 1
 
 
@@ -95,9 +107,9 @@ def test_a_dialogue_is_spoken_by_its_speakers(nano, run, tmp_path, monkeypatch):
     ]
     for extra, said in (
         (["--normalize"], ["Good morning."]),
-        (["--one-go"], [text]),
+        (["--no-chunking"], [text]),
         (
-            ["--one-go", "--normalize"],
+            ["--no-chunking", "--normalize"],
             ["[SPEAKER0] Good morning. [SPEAKER1] five ", "<SE>[Laughter]</SE>"],
         ),
         (["--no-per-speaker-context", "--max-words", "3"], ["[SPEAKER0] Good morning."]),
@@ -108,49 +120,53 @@ def test_a_dialogue_is_spoken_by_its_speakers(nano, run, tmp_path, monkeypatch):
     assert asked[-2].messages[-1].parts[1].allow_special
 
 
-# What is wrong on the command line, and what is said of it.
+# What is wrong, and key words of what is said of it. Status 2: options that are wrong by themselves.
 WRONG = [
-    (["", "--voice", "ada"], "no text to speak"),
-    ([" \n "], "no text to speak"),
-    ([], "give a text or --file"),
-    (["Hi.", "--file", "x.txt"], "give a text or --file"),
-    (["--file", "nowhere.txt"], "nowhere.txt"),
-    (["--file", "{nul}"], "U+0000 at character 5"),
-    (["--file", "{latin}"], "latin is not text in UTF-8"),
-    (["Hi.", "--voice", "nobody"], "no voice 'nobody' in data/voices; there are: ada, ben, cleo, kit, operator"),
-    (["Hi.", "--voices", "{broken}", "--voice", "eve"], "the transcript"),
-    (["Hi.", "--voices", "nowhere"], "nowhere does not exist; name one with --voices"),
-    (["Hi.", "--reference", "a.wav"], "go together"),
-    (["Hi.", "--reference", "a.wav", "--reference-text", " "], "the recording and its words"),
-    (["Hi.", "--reference", "a.wav", "--reference-text", "x"], "a.wav does not exist"),
-    (["[SPEAKER0] Hi."], "--speaker 0=ada --speaker 1=ben; voices are: ada, ben, cleo, kit, operator"),
-    (["Hi.", "--speaker", "0=ada"], "tags in the text and --speaker go together"),
-    (["[SPEAKER0] Hi.", "--speaker", "ada"], "NUMBER=VOICE, got 'ada'"),
-    (["[SPEAKER0] Hi.", "--speaker", "0=zoe"], "no voice 'zoe'"),
-    (["[SPEAKER0] Hi.", "--speaker", "0=ada", "--speaker", "0=ben"], "--speaker 0 is given twice"),
-    (["[SPEAKER0] ", "--speaker", "0=ada"], "no text to speak behind the speaker tags"),
-    (["[SPEAKER7] Hi.", "--speaker", "0=ada", "--speaker", "1=ben"], "no speaker 7; there are: 0, 1"),
-    (["[SPEAKER7] Hi.", "--speaker", "0=ada", "--no-per-speaker-context"], "[7]"),
-    (["[SPEAKER x] Hi."], "unknown speaker tag '[SPEAKER x]'"),
-    (["Oh [SPEAKER0] Hi.", "--speaker", "0=ada"], "'Oh' stands before"),
-    (["Hi.", "--max-words", "0"], "max_words: "),
-    (["Hi.", "--paragraph-pause", "-1"], "paragraph_pause: "),
-    (["()", "--normalize"], "nothing is left to speak"),
-    (["Hi.", "--checkpoint", "somewhere"], "neither 'nano'"),
+    (["", "--voice", "ada"], 1, "no text to speak"),
+    ([" \n "], 1, "no text to speak"),
+    ([], 2, "--file"),
+    (["Hi.", "--file", "x.txt"], 2, "--file"),
+    (["--file", "nowhere.txt"], 1, "nowhere.txt"),
+    (["--file", "{nul}"], 1, "U+0000"),
+    (["--file", "{latin}"], 1, "UTF-8"),
+    (["Hi.", "--voice", "nobody"], 1, "there are: ada, ben, cleo, kit, operator"),
+    (["Hi.", "--voices", "{broken}", "--voice", "eve"], 1, "the transcript"),
+    (["Hi.", "--voices", "nowhere"], 1, "nowhere does not exist"),
+    (["Hi.", "--reference", "a.wav"], 2, "--reference-text"),
+    (["Hi.", "--reference", "a.wav", "--reference-text", " "], 2, "--reference-text"),
+    (["Hi.", "--reference", "a.wav", "--reference-text", "x"], 1, "a.wav does not exist"),
+    (["[SPEAKER0] Hi."], 1, "--speaker 0=ada --speaker 1=ben; voices are: ada, ben, cleo, kit, operator"),
+    (["Hi.", "--speaker", "0=ada"], 1, "--speaker"),
+    (["[SPEAKER0] Hi.", "--speaker", "ada"], 2, "NUMBER=VOICE"),
+    (["[SPEAKER0] Hi.", "--speaker", "0=zoe"], 1, "'zoe'"),
+    (["[SPEAKER0] Hi.", "--speaker", "0=ada", "--speaker", "0=ben"], 2, "twice"),
+    (["[SPEAKER0] ", "--speaker", "0=ada"], 1, "no text to speak"),
+    (["[SPEAKER7] Hi.", "--speaker", "0=ada", "--speaker", "1=ben"], 1, "no speaker 7; there are: 0, 1"),
+    (["[SPEAKER7] Hi.", "--speaker", "0=ada", "--no-per-speaker-context"], 1, "[7]"),
+    (["[SPEAKER x] Hi."], 1, "'[SPEAKER x]'"),
+    (["Oh [SPEAKER0] Hi.", "--speaker", "0=ada"], 1, "'Oh'"),
+    (["Hi.", "--max-words", "0"], 2, "--max-words"),
+    (["Hi.", "--paragraph-pause", "-1"], 2, "--paragraph-pause"),
+    (["Hi.", "--top-k", "many"], 2, "--top-k"),
+    (["Hi.", "--temprature", "1"], 2, "--temperature"),
+    (["Hi.", "--top-p", "0"], 1, "top_p"),
+    (["()", "--normalize"], 1, "nothing is left to speak"),
+    (["Hi.", "--checkpoint", "somewhere"], 1, "neither 'nano'"),
 ]  # fmt: skip
 
 
-@pytest.mark.parametrize(("arguments", "message"), WRONG)
-def test_what_is_wrong_is_said(nano, run, tmp_path, arguments, message):
+@pytest.mark.parametrize(("arguments", "status", "words"), WRONG)
+def test_what_is_wrong_is_said(nano, run, tmp_path, arguments, status, words):
     (tmp_path / "nul").write_bytes(b"hello\0there")
     (tmp_path / "latin").write_bytes("héllo".encode("latin-1"))
     (tmp_path / "broken").mkdir()
     (tmp_path / "broken" / "eve.flac").write_bytes(b"")
     places = {name: tmp_path / name for name in ("nul", "latin", "broken")}
-    code, _, said = run(
-        "speak", *(a.format(**places) for a in arguments), "--out", tmp_path / "x.wav"
-    )
-    assert code == 1 and message in said and len(said.splitlines()) == 1
+    arguments = [a.format(**places) for a in arguments]
+    code, printed, said = run("speak", *arguments, "--out", tmp_path / "x.wav")
+    *usage, last = said.splitlines()
+    assert (code, printed) == (status, "") and last.startswith("Error: ") and words in last
+    assert bool(usage) == (status == 2)
     assert not (tmp_path / "x.wav").exists()
 
 
@@ -232,16 +248,81 @@ def test_odd_text_through_the_engine(nano):
             engine.generate(smart_voice(text), sampling, 10)
 
 
-def test_the_help_says_what_there_is(run, capsys):
+def test_the_help_says_what_there_is(run):
     for arguments, words in (
-        (["speak"], ["--normalize", "--one-go", "default: the checkpoint's", "--speaker NUMBER=VOICE"]),
+        ([], ["speak", "serve", "inspect", "compare", "finetune", "voices", "--version", "--install-completion"]),
+        (["speak"], ["--normalize", "--no-chunking", "the checkpoint's", "--speaker NUMBER=VOICE"]),
         (["voices"], ["list", "add", "play", "check"]),
         (["voices", "add"], ["--text", "--force", "3 to 30 s"]),
     ):  # fmt: skip
-        with pytest.raises(SystemExit) as done:
-            run(*arguments, "--help")
-        said = " ".join(capsys.readouterr().out.split())
-        assert done.value.code == 0 and all(word in said for word in words)
+        code, printed, _ = run(*arguments, "--help")
+        said = " ".join(printed.split())
+        assert code == 0 and all(word in said for word in words)
+
+
+def test_help_comes_at_once_and_torch_is_not_imported_for_it():
+    code = "import sys, higgs.cli.app; print(*sys.modules)"
+    modules = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True)
+    assert modules.returncode == 0 and not {"torch", "numpy"} & set(modules.stdout.split())
+    before = resource.getrusage(resource.RUSAGE_CHILDREN)
+    subprocess.run([sys.executable, "-m", "higgs", "--help"], cwd=ROOT, capture_output=True)
+    after = resource.getrusage(resource.RUSAGE_CHILDREN)
+    assert after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime < 0.3
+
+
+def test_the_version_and_the_public_names(run):
+    assert run("--version") == (0, f"{version('higgs')}\n", "")
+    assert set(dir(higgs)) == set(higgs.__all__)
+
+
+def test_the_console_script_is_declared():
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    module, _, name = project["scripts"]["higgs"].partition(":")
+    assert getattr(importlib.import_module(module), name) is main
+
+
+def test_the_shell_completes(monkeypatch):
+    environment = os.environ | {
+        "_HIGGS_COMPLETE": "complete_bash", "COMP_WORDS": "higgs sp", "COMP_CWORD": "1",
+    }  # fmt: skip
+    done = subprocess.run(
+        [sys.executable, "-m", "higgs"], cwd=ROOT, env=environment, capture_output=True, text=True
+    )
+    assert done.stdout.split() == ["speak"]
+
+
+def test_text_comes_from_standard_input_and_audio_goes_to_standard_output(nano, tmp_path):
+    words = [
+        sys.executable,
+        "-m",
+        "higgs",
+        "speak",
+        "-",
+        "--max-new-tokens",
+        "20",
+        "--json",
+        "--out",
+    ]
+    piped, filed = (
+        subprocess.run([*words, out], cwd=ROOT, capture_output=True, input=b"Good morning.")
+        for out in ("-", str(tmp_path / "a.wav"))
+    )
+    assert piped.returncode == filed.returncode == 0, piped.stderr + filed.stderr
+    assert piped.stdout == (tmp_path / "a.wav").read_bytes()
+    (told,) = (json.loads(line) for line in filed.stdout.splitlines())
+    waveform, rate = load_audio(tmp_path / "a.wav")
+    assert (
+        told.items() >= {"out": str(tmp_path / "a.wav"), "sample_rate": rate, "chunks": []}.items()
+    )
+    assert told["seconds"] == len(waveform) / rate
+    assert json.loads(piped.stderr) == told | {"out": "-"}
+
+
+def test_the_defaults_of_finetune_are_those_of_the_code():
+    options = inspect.signature(finetune).parameters
+    for field in dataclasses.fields(TuneConfig):
+        if field.name in options and field.name != "description":
+            assert options[field.name].default == field.default, field.name
 
 
 def test_voices_are_added_and_listed(run, voices, clip):

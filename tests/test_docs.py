@@ -15,10 +15,12 @@ from xml.etree import ElementTree
 
 import pytest
 import torch
+import typer
 from conftest import ROOT
 
 import higgs
-from higgs import AudioTokenizer, HiggsAudio, __main__
+from higgs import AudioTokenizer, HiggsAudio
+from higgs.cli.app import app
 from higgs.config import CodecConfig, ModelConfig
 from higgs.data.text.chunks import ChunkOptions
 from higgs.delay import add_stream_ids, delayed_segment
@@ -103,20 +105,19 @@ def test_commands_exist(page):
             assert match[1] in targets, command
         if match := re.match(r"python (-m )?((?:higgs|training|docs)[\w./]*)(.*)", command):
             path = match[2].replace(".", "/") + ".py" if match[1] else match[2]
-            if path == "higgs.py":
-                check_higgs_command(match[3])
-            else:
-                assert (ROOT / path).is_file(), command
+            assert path == "higgs.py" or (ROOT / path).is_file(), command
+        if match := re.match(r"(?:python -m )?higgs (.*)", command):
+            check_higgs_command(match[1])
 
 
 def check_higgs_command(arguments: str) -> None:
-    """`python -m higgs` takes these arguments; a command alone names itself."""
-    words = shlex.split(arguments)
-    if len(words) > 1:
-        __main__.parser().parse_args(words)
-    elif words:
-        (commands,) = (a for a in __main__.parser()._actions if a.dest == "command")
-        assert words[0] in commands.choices, arguments
+    """`higgs` takes these arguments; a command alone names itself."""
+    command, words = typer.main.get_command(app), shlex.split(arguments)
+    while words and (inner := getattr(command, "commands", {}).get(words[0])):
+        command, words = inner, words[1:]
+    assert not (words and hasattr(command, "commands")), arguments
+    if words:
+        command.make_context("higgs", words)
 
 
 WITH_PYTHON = [page.stem for page in DOCS.glob("*.md") if blocks(page.read_text(), "python")]

@@ -140,17 +140,15 @@ def test_command_line(nano, tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("arguments", "message"),
+    ("arguments", "status", "message"),
     [
-        (["speak", "Hi.", "--voice", "nobody"], "no voice 'nobody'"),
-        (["speak", " "], "no text"),
-        (["speak", "Hi.", "--reference", "a.wav"], "go together"),
-        (["speak", "Hi.", "--checkpoint", "somewhere"], "neither 'nano'"),
+        (["speak", " "], 1, "no text"),
+        (["speak", "Hi.", "--reference", "a.wav"], 2, "--reference-text"),
     ],
 )
-def test_command_line_errors(nano, tmp_path, arguments, message):
+def test_command_line_errors(nano, tmp_path, arguments, status, message):
     done = run(*arguments, "--out", str(tmp_path / "x.wav"))
-    assert done.returncode == 1 and message in done.stderr
+    assert done.returncode == status and message in done.stderr
     assert "Traceback" not in done.stderr
     assert not (tmp_path / "x.wav").exists()
 

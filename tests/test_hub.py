@@ -14,9 +14,9 @@ from hub_server import Hub, is_large, sha256
 from test_checkpoints import SHARDS, SMALL_MODEL, original_model_config, write
 
 from higgs import AudioTokenizer, HiggsAudio
-from higgs.__main__ import main
 from higgs.checkpoint.folder import INDEX, PICKLE, SINGLE
 from higgs.checkpoint.resolve import fingerprint, resolve
+from higgs.cli.app import main
 from higgs.config import ConfigError
 
 NAME, FIRST, SECOND = "some/higgs", "1" * 40, "2" * 40
@@ -339,4 +339,4 @@ def test_an_error_of_the_hub_is_one_line_on_the_command_line(hub, monkeypatch, c
     monkeypatch.setattr("sys.argv", ["higgs", "inspect", f"{NAME}@v9"])
     assert main() == 1
     told = capsys.readouterr().err.splitlines()[-1]
-    assert told.startswith(f"FileNotFoundError: {NAME} on {hub.url} has no revision 'v9'")
+    assert told.startswith(f"Error: {NAME} on {hub.url} has no revision 'v9'")

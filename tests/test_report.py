@@ -11,6 +11,7 @@ from conftest import ROOT
 from spoken import RATE, sine
 
 from higgs.audio import save_audio
+from higgs.cli.compare import find
 from higgs.evaluate.dialogue import summarise_dialogues
 from higgs.evaluate.judges.registry import Panel
 from higgs.evaluate.report import compare_page
@@ -318,10 +319,10 @@ def test_compare_says_what_it_cannot_find(two_runs, tmp_path):
 
 
 def test_verdicts_and_names_of_folders(two_runs, tmp_path, monkeypatch):
-    assert compare_page.find(str(two_runs[0]), tmp_path) == two_runs[0]
+    assert find(str(two_runs[0]), tmp_path) == two_runs[0]
     nested = tmp_path / "run"
     (nested / "results/evaluate").mkdir(parents=True)
-    assert compare_page.find(str(nested), tmp_path) == nested / "results/evaluate"
+    assert find(str(nested), tmp_path) == nested / "results/evaluate"
     row = {"metric": "wer_percent", "title": "WER", "a": 1.0, "b": 2.0, "difference": 1.0}
     row |= {"low": 0.5, "high": 1.5, "p": 0.0001, "p_holm": 0.02, "verdict": "A is better"}
     assert compare_page.cells(row)[3:6] == ["+1.0 [0.5, 1.5]", "<0.001", "0.020"]

@@ -2,6 +2,7 @@
 
 import asyncio
 import http.client
+import inspect
 import io
 import re
 import signal
@@ -22,7 +23,9 @@ import torch
 import uvicorn
 from conftest import ROOT
 
-from higgs import AudioTokenizer, Engine, __main__
+from higgs import AudioTokenizer, Engine
+from higgs.cli.app import main
+from higgs.cli.serve import serve
 from higgs.config import SamplingConfig
 from higgs.data.text.tokenizer import TextTokenizer
 from higgs.data.voices import find_voice
@@ -565,7 +568,7 @@ def test_a_request_that_the_engine_dies_under_ends(parts, voices):
 
 
 def test_only_this_machine_is_listened_to_unless_told():
-    assert __main__.parser().parse_args(["serve"]).host == "127.0.0.1"
+    assert inspect.signature(serve).parameters["host"].default == "127.0.0.1"
 
 
 def free_port() -> int:
@@ -599,8 +602,11 @@ def test_the_command(nano):
     assert process.returncode in (0, -signal.SIGINT) and "Traceback" not in said
 
 
-def test_wrong_options_are_told():
-    for option, message in (("--max-batch", "--max-batch must be positive"), ("--top-p", "top_p")):
-        arguments = __main__.parser().parse_args(["serve", option, "0"])
-        with pytest.raises(ValueError, match=message):
-            arguments.run(arguments)
+def test_wrong_options_are_told(nano, monkeypatch, capsys):
+    for option, value, status in (
+        ("--max-batch", "0", 2), ("--top-p", "2", 2), ("--dtype", "int3", 2), ("--top-p", "0", 1),
+    ):  # fmt: skip
+        monkeypatch.chdir(ROOT)
+        monkeypatch.setattr("sys.argv", ["higgs", "serve", option, value])
+        assert main() == status
+        assert option.lstrip("-").replace("-", "_") in capsys.readouterr().err.replace("-", "_")

@@ -21,40 +21,45 @@ class Dtype(StrEnum):
     bfloat16 = "bfloat16"
 
 
+ModelName = Annotated[
+    str | None, Option(help="what requests call the model", show_default="the checkpoint's name")
+]
+Host = Annotated[str, Option(help="who may connect: 0.0.0.0 is everyone, and there are no keys")]
+Port = Annotated[int, Option(min=0, max=65535)]
+Type = Annotated[Dtype | None, Option(show_default="what the checkpoint is meant for")]
+Compile = Annotated[bool, Option("--compile", help="the step by torch.compile: a slower start")]
+Int8 = Annotated[bool, Option("--int8", help="a byte for each weight of the step; with bfloat16")]
+Threads = Annotated[int | None, Option(min=1, help="of the CPU for each operation")]
+NoGuards = Annotated[bool, Option("--no-guards", help="let speech run on")]
+MaxBatch = Annotated[int, Option(min=1, help="requests that are served at once")]
+MaxWaiting = Annotated[int, Option(min=1, help="requests that may wait for that; more get 429")]
+MaxPositions = Annotated[int, Option(min=1, help="prompt and columns of a request together")]
+MaxCharacters = Annotated[int, Option(min=1, help="of a text")]
+MaxSeconds = Annotated[float, Option(min=0.1, help="from a request to its end")]
+Seed = Annotated[int, Option(min=0, help="of a request that names none")]
+
+
 def serve(
     checkpoint: Checkpoint = "nano",
-    model_name: Annotated[
-        str | None,
-        Option(help="what requests call the model", show_default="the checkpoint's name"),
-    ] = None,
+    model_name: ModelName = None,
     voices: Voices = FOLDER,
-    host: Annotated[
-        str, Option(help="who may connect: 0.0.0.0 is everyone, and there are no keys")
-    ] = "127.0.0.1",
-    port: Annotated[int, Option(min=0, max=65535)] = 8000,
-    dtype: Annotated[Dtype | None, Option(show_default="what the checkpoint is meant for")] = None,
-    compile: Annotated[
-        bool, Option("--compile", help="the step through torch.compile: a slower start")
-    ] = False,
-    int8: Annotated[
-        bool, Option("--int8", help="a byte for each weight of the step; with bfloat16")
-    ] = False,
-    threads: Annotated[int | None, Option(min=1, help="of the CPU for each operation")] = None,
-    no_guards: Annotated[bool, Option("--no-guards", help="let speech run on")] = False,
-    max_batch: Annotated[int, Option(min=1, help="requests that are served at once")] = 8,
-    max_waiting: Annotated[
-        int, Option(min=1, help="requests that may wait for that; more get 429")
-    ] = 32,
-    max_positions: Annotated[
-        int, Option(min=1, help="prompt and columns of a request together")
-    ] = 2048,
-    max_characters: Annotated[int, Option(min=1, help="of a text")] = 1000,
-    max_seconds: Annotated[float, Option(min=0.1, help="from a request to its end")] = 120.0,
+    host: Host = "127.0.0.1",
+    port: Port = 8000,
+    dtype: Type = None,
+    compile: Compile = False,
+    int8: Int8 = False,
+    threads: Threads = None,
+    no_guards: NoGuards = False,
+    max_batch: MaxBatch = 8,
+    max_waiting: MaxWaiting = 32,
+    max_positions: MaxPositions = 2048,
+    max_characters: MaxCharacters = 1000,
+    max_seconds: MaxSeconds = 120.0,
     temperature: Temperature = None,
     top_k: TopK = None,
     top_p: TopP = None,
     max_new_tokens: MaxNewTokens = None,
-    seed: Annotated[int, Option(min=0, help="of a request that names none")] = 0,
+    seed: Seed = 0,
 ) -> None:
     """Serve speech over HTTP.
 

@@ -1,4 +1,4 @@
-"""Speech over HTTP, in the form of OpenAI's interface: `python -m higgs serve`.
+"""Speech over HTTP, in the form of OpenAI's interface: `higgs serve`.
 
 `/v1/audio/speech` streams; a client that disconnects frees its slot. The server binds 127.0.0.1 by default, has no
 users and no keys, and is meant to stand behind something that has.
