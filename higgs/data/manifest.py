@@ -6,13 +6,14 @@
     {"id": "a4", ..., "reference": "a1", "form": "voice_in_system"}              ... which the system message holds
     {"id": "c1", "messages": [...], "start_index": 2}                            a conversation, see chatml_json
 
-Audio goes by its name: the file, from the manifest's folder, or whatever its codes are called. `speaker` is kept. Rows
-that cannot be used are problems, each with its place and reason: nothing is dropped without a word.
+Audio is a file, from the manifest's folder, or the name of codes that are there already. `speaker` is kept. Rows that
+cannot be used are problems, each with its place and reason: nothing is dropped without a word.
 """
 
+import hashlib
 from collections import Counter
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -29,7 +30,7 @@ from higgs.data.chatml import (
     voices_in_system,
 )
 from higgs.data.chatml_json import SAMPLE, sample_from_json
-from higgs.data.codes import CodesWriter
+from higgs.data.codes import CodesReader, CodesWriter
 from higgs.data.speakable import check_text
 from higgs.data.strict_json import fields_of, parse_json
 from higgs.files import read_lines, read_text
@@ -41,6 +42,7 @@ UTTERANCE: dict[str, tuple[type, bool]] = {
 CONVERSATION = {"id": (str, True)} | SAMPLE
 # Form -> whether it takes a reference.
 FORMS = {"smart_voice": False, "voice_clone": True, "voice_in_system": True}
+SHARD_BYTES = 1 << 19  # 22 minutes of speech: as much encoding is lost by a kill
 
 
 @dataclass(frozen=True)
@@ -53,10 +55,22 @@ class Problem:
 
 
 @dataclass(frozen=True)
-class Report:
-    """How many rows there are, and what is wrong with those that cannot be used."""
+class Example:
+    """One conversation to learn from. `keys`: under which names its audios have their codes, in order."""
 
+    id: str
+    place: str
+    sample: ChatMLSample
+    keys: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class Manifest:
+    """The examples of a file of so many rows, and what is wrong with the rows that cannot be used."""
+
+    path: Path
     rows: int
+    examples: tuple[Example, ...]
     problems: tuple[Problem, ...] = ()
 
     @property
@@ -67,6 +81,14 @@ class Report:
     def counts(self) -> dict[str, int]:
         return dict(Counter(problem.kind for problem in self.problems))
 
+    def without(self, problems: Iterable[Problem]) -> "Manifest":
+        """-> the same with further problems, and without the examples that have them."""
+        told = (*self.problems, *problems)
+        places = {problem.place for problem in told}
+        return replace(
+            self, examples=tuple(e for e in self.examples if e.place not in places), problems=told
+        )
+
     def __str__(self) -> str:
         kinds = ", ".join(f"{count} {kind}" for kind, count in self.counts.items())
         lines = [f"  {p.place}: {p.what}" for p in self.problems]
@@ -74,24 +96,19 @@ class Report:
         return "\n".join([f"{head}: {kinds}" if kinds else head, *lines])
 
 
-@dataclass(frozen=True)
-class Example:
-    """One conversation to learn from. Its audios carry the names of their codes, and of their files."""
+class DataError(ValueError):
+    """Rows that cannot be used; `manifest` lists them all."""
 
-    id: str
-    place: str
-    sample: ChatMLSample
-
-    @property
-    def names(self) -> list[str]:
-        return [audio.name for audio in self.sample.audios]
+    def __init__(self, manifest: Manifest):
+        super().__init__(f"{manifest.path}: {manifest}")
+        self.manifest = manifest
 
 
 class _Reader:
     """Rows of one manifest, with their problems."""
 
-    def __init__(self, allow_special: bool):
-        self.allow_special = allow_special
+    def __init__(self, allow_special: bool, description: str | None):
+        self.allow_special, self.description = allow_special, description
         self.rows: dict[str, tuple[str, dict[str, Any]]] = {}  # id -> place and fields
         self.problems: list[Problem] = []
         self.count = 0
@@ -115,6 +132,8 @@ class _Reader:
             given = fields_of(row, CONVERSATION if talk else UTTERANCE, "row")
             if not talk and ("audio" in given) == ("codes" in given):
                 raise ValueError("row: give either audio or codes")
+            if not talk:
+                given["text"] = given["text"].strip()
         except ValueError as error:
             return self.problem("wrong row", place, str(error))
         unnamed = str(self.count) if talk else given.get("audio", given.get("codes"))
@@ -126,7 +145,7 @@ class _Reader:
 
     def example(self, name: str) -> Example | None:
         place, given = self.rows[name]
-        if "messages" not in given and not given["text"].strip():
+        if "messages" not in given and not given["text"]:
             return self.problem("empty text", place, f"{name!r} has an empty text")
         try:
             if "messages" in given:
@@ -137,7 +156,7 @@ class _Reader:
                 sample = self.utterance(given)
         except ValueError as error:
             return self.problem("wrong row", place, str(error))
-        return Example(name, place, sample)
+        return Example(name, place, sample, tuple(audio.name for audio in sample.audios))
 
     def utterance(self, given: dict[str, Any]) -> ChatMLSample:
         """The conversation that ends in the utterance, which alone is trained on."""
@@ -153,10 +172,10 @@ class _Reader:
         if FORMS[form] and described:
             raise ValueError(f"row.description: {form} has a reference in place of a description")
         if form == "smart_voice":
-            asked = smart_voice(text, scene, described)
+            asked = smart_voice(text, scene, described or self.description)
         else:
             heard = self.rows.get(given["reference"], ("", {}))[1]
-            if not heard.get("text", "").strip() or given["reference"] == given["id"]:
+            if not heard.get("text") or given["reference"] == given["id"]:
                 raise ValueError(
                     f"row.reference: no other utterance {given['reference']!r} in this file"
                 )
@@ -183,54 +202,79 @@ def check_spoken(sample: ChatMLSample) -> None:
         )
 
 
-def read_manifest(path: str | Path, allow_special: bool = False) -> tuple[list[Example], Report]:
+def read_manifest(
+    path: str | Path, allow_special: bool = False, description: str | None = None
+) -> Manifest:
     """JSON Lines, or a `.json` with a list of rows -> what they ask for, in order, and what is wrong with the others.
 
-    Files and codes are not looked at yet. Raises ValueError for a `.json` that is none.
+    `description` asks for the voice of utterances that have neither one of their own nor a reference. Files and codes
+    are not looked at yet. Raises ValueError for a `.json` that is none.
     """
-    reader = _Reader(allow_special)
-    if Path(path).suffix == ".json":
+    path, reader = Path(path), _Reader(allow_special, description)
+    if path.suffix == ".json":
         whole = parse_json(read_text(path), str(path))
         for index, row in enumerate(whole if isinstance(whole, list) else [whole]):
             reader.take(row, f"{path}[{index}]")
     else:
         for place, line in read_lines(path):
             reader.line(line, place)
-    examples = [example for name in reader.rows if (example := reader.example(name))]
-    return examples, Report(reader.count, tuple(reader.problems))
+    examples = tuple(example for name in reader.rows if (example := reader.example(name)))
+    return Manifest(path, reader.count, examples, tuple(reader.problems))
 
 
 def encode_audio(
-    examples: Iterable[Example],
+    manifest: Manifest,
     folder: str | Path,
-    writer: CodesWriter,
     encode: Callable[[Tensor], Tensor],
+    codec: str,
     sample_rate: int = 24_000,
     max_seconds: float = 60.0,
-) -> list[Problem]:
-    """Writes the codes of every audio that has none yet; `encode` makes [K, T] of [L], and files are in `folder`.
+) -> tuple[Manifest, CodesReader]:
+    """-> the examples that can be used, with the keys of their codes, and these codes.
 
-    Returns the audios that have none afterwards: missing, unreadable, refused by `encode`, or too long.
+    `encode` makes codes [K, T] of a waveform [L] at `sample_rate`; `codec` is the fingerprint of its checkpoint. Codes
+    are kept in `folder`, those of each codec apart, under a hash of all that they depend on: a file that has changed is
+    encoded again, one that has not is left alone. Audio that is missing, unreadable, refused by `encode` or longer than
+    `max_seconds` is a problem of each row that needs it. Raises DataError when no example is left.
     """
-    wanted: dict[str, tuple[AudioContent, str]] = {}
-    for example in examples:
-        for audio in example.sample.audios:
-            wanted.setdefault(audio.name, (audio, example.place))
-    problems = []
-    for name, (audio, place) in tqdm(wanted.items(), unit="clip", desc="encode", disable=None):
-        if name in writer:
-            continue
-        try:
-            waveform = audio.load(sample_rate, folder)
-            if len(waveform) > max_seconds * sample_rate:
-                seconds = len(waveform) / sample_rate
-                what = f"{name}: {seconds:.1f} s, at most {max_seconds:g} s: cut it at pauses"
-                problems.append(Problem("too long", place, what))
-            else:
-                writer.add(name, encode(waveform))
-        except FileNotFoundError as error:
-            problems.append(Problem("missing audio", place, str(error)))
-        except ValueError as error:
-            problems.append(Problem("unusable audio", place, f"{name}: {error}"))
-    writer.flush()
-    return problems
+    folder, audios = Path(folder) / codec[:16], manifest.path.parent
+    keys: dict[AudioContent, str] = {}
+    faults: dict[AudioContent, tuple[str, str]] = {}
+    wanted = dict.fromkeys(
+        audio for example in manifest.examples for audio in example.sample.audios
+    )
+    with CodesWriter(folder, SHARD_BYTES) as writer:
+        for audio in tqdm(wanted, unit="clip", desc="encode", disable=None):
+            try:
+                keys[audio] = key = _key(audio, audios, codec)
+                waveform = audio.load(sample_rate, audios)
+                if (seconds := len(waveform) / sample_rate) > max_seconds:
+                    raise ValueError(
+                        f"{seconds:.1f} s, at most {max_seconds:g} s: cut it at pauses"
+                    )
+                if key not in writer:
+                    codes = encode(waveform)
+                    if _key(audio, audios, codec) != key:
+                        raise ValueError("the file changed while it was read")
+                    writer.add(key, codes)
+            except FileNotFoundError as error:
+                faults[audio] = ("missing audio", str(error))
+            except (OSError, ValueError) as error:
+                faults[audio] = ("unusable audio", f"{audio.name}: {error}")
+    found = manifest.without(
+        Problem(kind, example.place, what)
+        for example in manifest.examples
+        for kind, what in dict.fromkeys(faults[a] for a in example.sample.audios if a in faults)
+    )
+    if not found.examples:
+        raise DataError(found)
+    named = [replace(e, keys=tuple(keys[a] for a in e.sample.audios)) for e in found.examples]
+    return replace(found, examples=tuple(named)), CodesReader(folder)
+
+
+def _key(audio: AudioContent, folder: Path, codec: str) -> str:
+    """SHA-256 over all that codes depend on: the bytes of the file, the stretch of it, and the codec."""
+    with (folder / audio.audio_url).open("rb") as file:
+        digest = hashlib.file_digest(file, "sha256")
+    digest.update(repr((audio.offset or 0.0, audio.duration, codec)).encode())
+    return digest.hexdigest()
