@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -371,3 +372,7 @@ def test_equal_runs_give_equal_bytes_and_so_does_a_killed_one(speech, tmp_path):
     for part in ("model", "codec"):
         for path in (tmp_path / "whole" / part).iterdir():
             assert path.read_bytes() == (out / part / path.name).read_bytes()
+    folder = shutil.copytree(speech.parent, tmp_path / "speech")
+    shutil.copyfile(folder / "b.wav", folder / "a.wav")
+    changed = subprocess.run(command(folder / speech.name, out), stdout=subprocess.PIPE, **how)
+    assert changed.returncode and "of another run: data was" in changed.stdout
