@@ -144,7 +144,7 @@ USER = {"role": "user", "content": "x"}
         ({}, "conversation: missing key 'messages'"),
         ({"messages": []}, "conversation.messages: "),
         ({"messages": {}}, "conversation.messages: "),
-        ({"messages": [USER], "stat_index": 1}, "conversation: unknown key 'stat_index' (did you mean 'start_index'? choices: "),
+        ({"messages": [USER], "stat_index": 1}, "conversation: unknown key 'stat_index' (did you mean 'start_index'?"),
         ({"messages": [USER], "start_index": True}, "conversation.start_index: "),
         ({"messages": [USER], "start_index": 2}, "conversation.start_index: "),
         ({"messages": [USER], "speaker": 7}, "conversation.speaker: "),

@@ -8,6 +8,7 @@ import os
 import re
 import runpy
 import shlex
+import types
 import typing
 from pathlib import Path
 from xml.etree import ElementTree
@@ -132,6 +133,10 @@ def test_snippets_run(name, nano, tmp_path, monkeypatch):
 
 
 def annotation(hint: object) -> str:
+    if typing.get_origin(hint) in (typing.Union, types.UnionType):
+        return " | ".join(annotation(choice) for choice in typing.get_args(hint))
+    if hint is types.NoneType:
+        return "None"
     return hint.__name__ if isinstance(hint, type) and not typing.get_args(hint) else str(hint)
 
 
