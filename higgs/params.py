@@ -138,12 +138,6 @@ def worker_count(params: Mapping[str, Any]) -> int | None:
     return validate(Positive | None, params[WORKERS], WORKERS)
 
 
-def load_section(stage: str, path: str | Path = "params.yaml") -> StageParams:
-    """One stage's parameters, checked."""
-    values = select(read_params(path), stage)
-    return from_section(SECTIONS[stage], values.pop(stage), **values)
-
-
 def from_section(cls: type[T], section: Mapping[str, Any], **scalars: Any) -> T:
     """A stage's parameters from its section of params.yaml and the scalars beside it. Raises ParamsError."""
     where = next(stage for stage, known in SECTIONS.items() if known is cls)

@@ -50,6 +50,7 @@ DOORS = {
         "data/chatml_json.py",
         "data/chunks.py",
         "data/manifest.py",
+        "data/recordings.py",
         "data/scripts.py",
         "serve/speech_request.py",
     },

@@ -5,7 +5,15 @@ import re
 import pytest
 from pydantic import ValidationError
 
-from higgs.params import GenerateParams, load_section, read_params, scalars_of, worker_count
+from higgs.params import (
+    SECTIONS,
+    GenerateParams,
+    from_section,
+    read_params,
+    scalars_of,
+    select,
+    worker_count,
+)
 from higgs.preset import RELEASED_CODEC, RELEASED_MODEL, RELEASED_MODEL_REVISION, Checkpoint
 from higgs.validation import ParamsError, Record, parse_yaml, validate
 
@@ -41,6 +49,11 @@ class Kinds(Record):
 
 
 KINDS = {"number": 0.5, "count": 1, "flag": False, "word": "no", "counts": [1, 2], "maybe": None}
+
+
+def load_section(stage, path):
+    values = select(read_params(path), stage)
+    return from_section(SECTIONS[stage], values.pop(stage), **values)
 
 
 @pytest.fixture

@@ -10,7 +10,7 @@ from conftest import ROOT, SMALL_SETTINGS, run
 from ruamel.yaml import YAML
 
 import higgs
-from higgs.params import SECTIONS, load_section, scalars_of
+from higgs.params import SECTIONS, from_section, read_params, scalars_of, select
 
 STAGES = ("tokenize", "generate", "evaluate")
 DVC = YAML(typ="safe").load((ROOT / "dvc.yaml").read_text())["stages"]
@@ -76,7 +76,8 @@ def test_a_stage_has_one_name_everywhere(stage):
     assert set(outs) == {f"results/{stage}", f"reports/{stage}.ipynb", f"reports/{stage}.html"}
     assert all(settings == {"push": False} for settings in outs.values())
     assert not any(name.startswith("data") for name in outs)
-    assert isinstance(load_section(stage, ROOT / "params.yaml"), SECTIONS[stage])
+    values = select(read_params(ROOT / "params.yaml"), stage)
+    assert from_section(SECTIONS[stage], values.pop(stage), **values)
 
 
 @pytest.mark.parametrize("stage", [*STAGES, "explore"])

@@ -51,10 +51,6 @@ def _text(given: _Text, info: ValidationInfo) -> TextContent:
     return TextContent(given.text, special if given.allow_special is None else given.allow_special)
 
 
-def _audio(given: _Audio) -> AudioContent:
-    return AudioContent(**given.model_dump(exclude={"type"}))
-
-
 def _choice(value: Any) -> str:
     """Which of the tags below a content has."""
     if isinstance(value, dict):
@@ -70,7 +66,11 @@ CHOICE = Discriminator(
 Part = (
     Annotated[str, AfterValidator(_string), Tag("<str>")]
     | Annotated[_Text, AfterValidator(_text), Tag("<text>")]
-    | Annotated[_Audio, AfterValidator(_audio), Tag("<audio>")]
+    | Annotated[
+        _Audio,
+        AfterValidator(lambda a: AudioContent(**a.model_dump(exclude={"type"}))),
+        Tag("<audio>"),
+    ]
 )
 Parts = Annotated[list[Annotated[Part, CHOICE]], Tag("<list>")]
 
@@ -81,12 +81,10 @@ class _Message(Record):
     recipient: str | None = None
 
 
-def _message(given: _Message) -> Message:
-    return Message(given.role, given.content, given.recipient)
-
-
 class _Sample(Record):
-    messages: Annotated[list[Annotated[_Message, AfterValidator(_message)]], Field(min_length=1)]
+    messages: Annotated[
+        list[Annotated[_Message, AfterValidator(lambda m: Message(**dict(m)))]], Field(min_length=1)
+    ]
     start_index: Count | None = None
     speaker: str | None = None
     misc: dict[str, Any] | None = None

@@ -1,35 +1,25 @@
 """Recordings with transcripts: a JSON Lines manifest beside the audio."""
 
 import hashlib
-from dataclasses import dataclass
 from pathlib import Path
+from typing import Annotated
+
+from pydantic import Strict
 
 from higgs.files import read_lines
 from higgs.validation import Record, parse_json, validate
 
 
-class Row(Record):
-    """What the manifest says of a recording."""
+class Recording(Record):
+    """One row of a manifest; `path` is the audio file, in the manifest from the folder above it."""
 
     id: str
-    path: str
+    path: Annotated[Path, Strict(False)]
     text: str
     language: str
     speaker: str
     seconds: float
     sha256: str
-
-
-@dataclass(frozen=True)
-class Recording:
-    """One row of a manifest; `path` is the audio file, found from the manifest's place."""
-
-    id: str
-    path: Path
-    text: str
-    language: str
-    speaker: str
-    seconds: float
 
 
 def read_recordings(
@@ -44,7 +34,7 @@ def read_recordings(
     recordings: list[Recording] = []
     ids: set[str] = set()
     for where, line in read_lines(manifest):
-        row = validate(Row, parse_json(line, where), where)
+        row = validate(Recording, parse_json(line, where), where)
         if row.id in ids:
             raise ValueError(f"{where}: the id {row.id!r} stands twice")
         ids.add(row.id)
@@ -55,7 +45,7 @@ def read_recordings(
             raise ValueError(f"{where}: {path} is not the file that the manifest was made from")
         if not row.text.strip():
             raise ValueError(f"{where}: the transcript is empty")
-        recordings.append(Recording(row.id, path, row.text, row.language, row.speaker, row.seconds))
+        recordings.append(row.model_copy(update={"path": path}))
     if not recordings:
         raise ValueError(f"{manifest}: no recording in it")
     known = {recording.language for recording in recordings}

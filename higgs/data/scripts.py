@@ -28,12 +28,6 @@ from higgs.files import read_lines
 from higgs.validation import Count, Positive, Record, parse_json, validate
 
 
-def _id(name: str) -> str:
-    if not NAME.fullmatch(name):
-        raise ValueError(f"{name!r} is no id: letters, figures, '-', '_' and '.', and no path")
-    return name
-
-
 def _line(line: tuple[int, str]) -> tuple[int, str]:
     number, text = line
     if speaker_turns(f"[SPEAKER{number}] {check_text(text)}") != [(number, text.strip())]:
@@ -49,7 +43,7 @@ Cast = dict[Annotated[str, Field(pattern=r"^[0-9]+$")], str]
 class Row(Record):
     """What every form has."""
 
-    id: Annotated[str, AfterValidator(_id)]
+    id: Annotated[str, Field(pattern=f"^{NAME.pattern}$")]
     form: str
     scene: str | None = None
     max_new_tokens: Positive | None = None
@@ -73,18 +67,11 @@ class Dialogue(Row):
     @model_validator(mode="after")
     def _one_cast(self) -> "Dialogue":
         if (self.speakers is None) == (self.voices is None):
-            raise ValueError(
-                "a dialogue has speakers (descriptions) or voices (names), one of them"
-            )
+            raise ValueError("give either speakers (descriptions) or voices (names)")
         return self
 
 
-FORMS = {
-    "smart_voice": OneVoice,
-    "voice_clone": OneVoice,
-    "dialogue": Dialogue,
-    "long_form": LongForm,
-}
+FORMS = {"smart_voice": OneVoice, "voice_clone": OneVoice, "dialogue": Dialogue, "long_form": LongForm}  # fmt: skip
 
 
 class SetRow(Record):
@@ -215,8 +202,7 @@ def _set_script(row: SetRow, manifest: Path) -> Script:
 def _cast(row: Dialogue, voices: str | Path) -> tuple[dict[int, Voice], str]:
     """The speakers of a dialogue, and the names of their voices where they have names."""
     if row.speakers is not None:
-        return {
-            int(n): Voice(f"SPEAKER{n}", description=text) for n, text in row.speakers.items()
-        }, ""
+        described = row.speakers.items()
+        return {int(n): Voice(f"SPEAKER{n}", description=text) for n, text in described}, ""
     cast = {int(number): find_voice(voices, name) for number, name in row.voices.items()}
     return cast, " ".join(cast[number].name for number in sorted(cast))

@@ -12,13 +12,10 @@ import re
 import sys
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
 
 from higgs.audio import load_audio
-from higgs.data.scripts import SetRow
-from higgs.data.voices import Voice
-from higgs.evaluate.protocols import Utterance
+from higgs.data.scripts import Script, SetRow, read_scripts
 from higgs.evaluate.seedtts import LANGUAGES
 from higgs.evaluate.tables import Row, write_rows
 from higgs.files import read_lines
@@ -26,39 +23,6 @@ from higgs.validation import parse_json, validate
 
 FIELDS = "id|prompt text|prompt wav|target text, and possibly |target wav"
 MAX_LISTED = 20
-
-
-@dataclass(frozen=True)
-class SetItem:
-    """One thing to say in the voice of `reference`; `recording` is a person saying it, where there is one."""
-
-    id: str
-    text: str
-    language: str
-    speaker: str
-    reference: Path
-    reference_text: str
-    recording: Path | None
-
-    def wanted_voice(self) -> Voice:
-        """The voice to speak it in: `wanted_voice().prompt(text)` is the request."""
-        return Voice(self.speaker, self.reference, self.reference_text)
-
-    def utterance(self, group: str, path: Path | None, seed: int | None = None) -> Utterance:
-        """What was made of it, to be judged beside the reference; `path` may be the recording itself."""
-        name = self.id if seed is None else f"{self.id}-s{seed}"
-        return Utterance(
-            group,
-            name,
-            self.id,
-            self.text,
-            path,
-            self.language,
-            speaker=self.speaker,
-            voice=self.speaker,
-            seed=seed,
-            reference=self.reference,
-        )
 
 
 def convert_seed_tts_eval(
@@ -156,21 +120,18 @@ def _sha256(path: Path) -> str:
     return hashlib.sha256(path.read_bytes()).hexdigest()
 
 
-def read_set(manifest: str | Path) -> list[SetItem]:
-    """The manifest of a set -> its items. Raises ValueError that names every missing or changed file."""
+def read_set(manifest: str | Path) -> list[Script]:
+    """The manifest of a set -> its scripts. Raises ValueError that names every missing or changed file."""
     manifest = Path(manifest)
-    above, items, faults = manifest.resolve().parent.parent, [], []
+    above, faults = manifest.resolve().parent.parent, []
     for where, line in read_lines(manifest):
         row = validate(SetRow, parse_json(line, where), where)
-        recording, reference = above / row.path if row.path else None, above / row.reference
-        for path, digest in ((recording, row.sha256), (reference, row.reference_sha256)):
-            if path is not None and (not path.is_file() or _sha256(path) != digest):
-                faults.append(f"{where}: {path} is missing or has changed")
-        voice = (row.speaker, reference, row.reference_text)
-        items.append(SetItem(row.id, row.text, row.language, *voice, recording))
+        for path, digest in ((row.path, row.sha256), (row.reference, row.reference_sha256)):
+            if path and (not (above / path).is_file() or _sha256(above / path) != digest):
+                faults.append(f"{where}: {above / path} is missing or has changed")
     if faults:
         raise ValueError("\n".join([f"{manifest} cannot be used:", *faults]))
-    return items
+    return read_scripts(manifest, manifest.parent)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
