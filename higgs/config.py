@@ -5,25 +5,37 @@ use: structure is code, not configuration.
 """
 
 import math
-from dataclasses import dataclass, field
-from functools import partial
+from dataclasses import field
+from functools import wraps
+from typing import Annotated, Any
 
 import pydantic.dataclasses
+from pydantic import Field
 
-from higgs.validation import STRICT, Positive
+from higgs.validation import STRICT, Positive, explained
 
 STRIDES = (8, 5, 4, 2, 3)
-
-
-# A size that is not a whole number of 1 or more is a ValidationError of pydantic's, which is a ValueError.
-sizes = partial(pydantic.dataclasses.dataclass, frozen=True, config=STRICT)
 
 
 class ConfigError(ValueError):
     """A configuration that this package does not run, with what was expected."""
 
 
-@sizes
+def strict(cls: type) -> type:
+    """A frozen dataclass with exact types and ranges. Whatever does not fit is a ConfigError that names all of it."""
+    made = pydantic.dataclasses.dataclass(cls, frozen=True, config=STRICT)
+    init = made.__init__
+
+    @wraps(init)
+    def checked(self: Any, *values: Any, **fields: Any) -> None:
+        with explained(cls.__name__, ConfigError):
+            init(self, *values, **fields)
+
+    made.__init__ = checked
+    return made
+
+
+@strict
 class SemanticConfig:
     """HuBERT's sizes; the defaults are HuBERT-base."""
 
@@ -36,7 +48,7 @@ class SemanticConfig:
     position_groups: Positive = 16
 
 
-@sizes
+@strict
 class CodecConfig:
     """The audio tokenizer; the defaults are the release (24 kHz, 25 frames per second, 8 codebooks of 1024)."""
 
@@ -69,7 +81,7 @@ class CodecConfig:
         return int(self.hop_length / (self.sample_rate / self.semantic_sample_rate) / 320)
 
 
-@sizes
+@strict
 class RopeConfig:
     """Llama-3's rotary embedding; `original_context`, `low_factor` and `high_factor` bound the blended band."""
 
@@ -80,7 +92,7 @@ class RopeConfig:
     original_context: Positive = 8192
 
 
-@sizes
+@strict
 class ModelConfig:
     """The generation model; the defaults are the released 3B checkpoint (5,771,283,456 parameters)."""
 
@@ -116,7 +128,7 @@ class ModelConfig:
         return self.codebook_size + 1
 
 
-@dataclass(frozen=True)
+@strict
 class SamplingConfig:
     """How one column of codes, or one text token, is chosen.
 
@@ -133,11 +145,11 @@ class SamplingConfig:
     training.
     """
 
-    temperature: float = 0.7
-    top_k: int | None = 50
-    top_p: float = 0.95
-    ras_window: int | None = 7
-    ras_max_repeats: int = 2
+    temperature: Annotated[float, Field(ge=0)] = 0.7
+    top_k: Positive | None = 50
+    top_p: Annotated[float, Field(gt=0, le=1)] = 0.95
+    ras_window: Positive | None = 7
+    ras_max_repeats: Positive = 2
     seed: int = 0
     parity: bool = False
     strict_eos: bool = False
@@ -147,15 +159,3 @@ class SamplingConfig:
             raise ValueError(
                 "strict_eos leaves the original's rules, which parity asks for: choose one"
             )
-        if not self.temperature >= 0:
-            raise ValueError(f"temperature must be >= 0, got {self.temperature}")
-        if self.top_k is not None and self.top_k < 1:
-            raise ValueError(f"top_k must be at least 1, or None for no limit, got {self.top_k}")
-        if not 0 < self.top_p <= 1:
-            raise ValueError(f"top_p must be in (0, 1], got {self.top_p}")
-        if self.ras_window is not None and self.ras_window < 1:
-            raise ValueError(
-                f"ras_window must be at least 1, or None for off, got {self.ras_window}"
-            )
-        if self.ras_max_repeats < 1:
-            raise ValueError(f"ras_max_repeats must be at least 1, got {self.ras_max_repeats}")

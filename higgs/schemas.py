@@ -10,7 +10,6 @@ from dataclasses import replace
 from typing import Any
 
 from higgs.config import CodecConfig, ConfigError, ModelConfig, RopeConfig, SemanticConfig
-from higgs.validation import explained
 
 MODEL, CODEC = "model", "codec"
 ORIGINAL, TRANSFORMERS = "original", "transformers"
@@ -70,12 +69,10 @@ def codec_from_json(
     Raises ConfigError for a schema that is neither, or for a value that the release does not use.
     """
     if _layout(config, CODEC) == TRANSFORMERS:
-        with explained("codec config (transformers)", ConfigError):
-            return _codec_from_transformers(config)
+        return _codec_from_transformers(config)
     if shapes is None:
         raise ConfigError("the original codec config needs the shapes of its tensors")
-    with explained("codec config (original)", ConfigError):
-        return _codec_from_original(config, shapes)
+    return _codec_from_original(config, shapes)
 
 
 def model_from_json(config: dict[str, Any]) -> ModelConfig:
@@ -226,17 +223,16 @@ def _model(
     require(rope, f"{what}: rope", *ROPE.values())
     expect(rope, f"{what}: rope", rope_type="llama3")
     sizes = _read(llama, LLAMA)
-    sizes.setdefault("num_kv_heads", sizes["num_heads"])
-    with explained(what, ConfigError):
-        if "head_dim" not in sizes:
-            sizes["head_dim"] = sizes["hidden_size"] // sizes["num_heads"]
-        return ModelConfig(
-            **sizes,
-            rms_norm_eps=llama.get("rms_norm_eps", ModelConfig.rms_norm_eps),
-            rope=RopeConfig(**_read(rope, ROPE)),
-            num_codebooks=num_codebooks,
-            codebook_size=codebook_size,
-        )
+    whole = ModelConfig(
+        **{"num_kv_heads": sizes["num_heads"]} | sizes,
+        rms_norm_eps=llama.get("rms_norm_eps", ModelConfig.rms_norm_eps),
+        rope=RopeConfig(**_read(rope, ROPE)),
+        num_codebooks=num_codebooks,
+        codebook_size=codebook_size,
+    )
+    if "head_dim" not in sizes:
+        whole = replace(whole, head_dim=whole.hidden_size // whole.num_heads)
+    return whole
 
 
 def codec_to_json(config: CodecConfig) -> dict[str, Any]:

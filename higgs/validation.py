@@ -66,7 +66,7 @@ def _fault(fault: dict[str, Any], where: str, kind: Any) -> str:
     *above, last = path or [""]
     if fault["type"] == "missing":
         return f"{_place(where, above)}: missing key {last!r}"
-    if fault["type"] == "extra_forbidden":
+    if fault["type"] in ("extra_forbidden", "unexpected_keyword_argument"):
         return (
             f"{_place(where, above)}: unknown key {last!r}{choices(str(last), _keys(kind, above))}"
         )
