@@ -5,7 +5,7 @@ use: structure is code, not configuration.
 """
 
 import math
-from dataclasses import field
+from dataclasses import field, fields
 from functools import wraps
 from typing import Annotated, Any
 
@@ -24,12 +24,14 @@ class ConfigError(ValueError):
 def strict(cls: type) -> type:
     """A frozen dataclass with exact types and ranges. Whatever does not fit is a ConfigError that names all of it."""
     made = pydantic.dataclasses.dataclass(cls, frozen=True, config=STRICT)
-    init = made.__init__
+    init, names = made.__init__, [entry.name for entry in fields(made)]
 
     @wraps(init)
-    def checked(self: Any, *values: Any, **fields: Any) -> None:
+    def checked(self: Any, *values: Any, **named: Any) -> None:
+        # By name, so that a fault of a positional value has one.
+        more = dict(zip(names, values, strict=False))
         with explained(cls.__name__, ConfigError):
-            init(self, *values, **fields)
+            init(self, *values[len(names) :], **more, **named)
 
     made.__init__ = checked
     return made
