@@ -38,6 +38,7 @@ from higgs.batch import Batch
 from higgs.config import CodecConfig, ModelConfig, SamplingConfig
 from higgs.data.chatml import Tokens
 from higgs.data.collator import collate, spread
+from higgs.schemas import model_to_json
 from higgs.serve.decoder import Decoder
 from higgs.serve.scheduler import Request, Scheduler
 from higgs.serve.stream import AudioStream
@@ -76,7 +77,7 @@ def port_of(model: HiggsAudio, static: bool = False) -> transformers.PreTrainedM
     """The same weights in transformers, over the same memory where they stay on their device."""
     from higgs.model.weights import to_transformers
 
-    made = transformers.HiggsAudioV2Config(**model.config.to_json() | PORT_IDS)
+    made = transformers.HiggsAudioV2Config(**model_to_json(model.config) | PORT_IDS)
     with torch.device(model.device):
         port = transformers.HiggsAudioV2ForConditionalGeneration(made).to(model.dtype)
     tensors, names = to_transformers(dict(model.state_dict())), dict(port.named_parameters())

@@ -18,7 +18,7 @@ from higgs import Engine, SamplingConfig
 from higgs.data.chatml import smart_voice
 from higgs.evaluate.statistics import bootstrap_interval
 from higgs.hub import fingerprint
-from higgs.params import Checkpoint
+from higgs.preset import Checkpoint
 
 PAIRS = (
     ("The bus is late today", "We will walk to the station"),

@@ -44,15 +44,16 @@ def speak(arguments: argparse.Namespace) -> None:
     from higgs.audio import check_writable, save_audio
     from higgs.data.chunks import ChunkOptions, chunk_script, count_words
     from higgs.files import check_place
-    from higgs.params import Checkpoint
+    from higgs.preset import Checkpoint
     from higgs.serve.long_form import SilentChunk, speak_long
+    from higgs.validation import validate
 
     check_writable(arguments.out)
     checkpoint = Checkpoint.parse(arguments.checkpoint)
     text = text_to_speak(arguments)
     given = {name: getattr(arguments, name) for name in LONG_TEXT}
     given = {name: value for name, value in given.items() if value is not None}
-    options = ChunkOptions(**CHUNKS.get(checkpoint.name, {}) | given)
+    options = validate(ChunkOptions, CHUNKS.get(checkpoint.name, {}) | given, "")
     prompt = prompt_maker(arguments, text, options.alone and not arguments.one_go)
     split = count_words(text) > options.max_words or (arguments.speaker and options.alone)
     in_chunks = split and not arguments.one_go
@@ -371,11 +372,9 @@ def long_text_arguments(say: argparse.ArgumentParser) -> None:
     )
     group.add_argument("--one-go", action="store_true", help="no chunks, however long the text is")
     for name, (kind, what) in LONG_TEXT.items():
-        default = (
-            getattr(ChunkOptions, name)
-            if name not in ONE_SENTENCE
-            else f"{ONE_SENTENCE[name]} for nano, else {getattr(ChunkOptions, name)}"
-        )
+        default = getattr(ChunkOptions(), name)
+        if name in ONE_SENTENCE:
+            default = f"{ONE_SENTENCE[name]} for nano, else {default}"
         how = (
             {"action": argparse.BooleanOptionalAction}
             if kind is bool

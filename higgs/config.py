@@ -1,12 +1,18 @@
-"""Sizes of the codec and of the model, and how one samples: frozen, strict, read from both config schemas.
+"""Sizes of the codec and of the model, and how one samples: frozen and strict.
 
-A checkpoint comes in the layout of the original release or in that of transformers. `from_json` accepts either (see
-`higgs/schemas.py`), and refuses whatever the released checkpoint does not use: structure is code, not configuration.
+`higgs/schemas.py` reads them from a checkpoint's config.json, and refuses whatever the released checkpoint does not
+use: structure is code, not configuration.
 """
 
 import math
-from dataclasses import dataclass, field, fields
-from typing import Any
+from dataclasses import field, fields
+from functools import wraps
+from typing import Annotated, Any
+
+import pydantic.dataclasses
+from pydantic import Field
+
+from higgs.validation import STRICT, Positive, explained
 
 STRIDES = (8, 5, 4, 2, 3)
 
@@ -15,47 +21,49 @@ class ConfigError(ValueError):
     """A configuration that this package does not run, with what was expected."""
 
 
-def require_sizes(config: Any) -> None:
-    """Every field of a dataclass that is a whole number must be one, of 1 or more."""
-    for field_ in fields(config):
-        value = getattr(config, field_.name)
-        if field_.type in (int, "int") and (type(value) is not int or value < 1):
-            raise ConfigError(f"{field_.name} must be a whole number of 1 or more, got {value!r}")
+def strict(cls: type) -> type:
+    """A frozen dataclass with exact types and ranges. Whatever does not fit is a ConfigError that names all of it."""
+    made = pydantic.dataclasses.dataclass(cls, frozen=True, config=STRICT)
+    init, names = made.__init__, [entry.name for entry in fields(made)]
+
+    @wraps(init)
+    def checked(self: Any, *values: Any, **named: Any) -> None:
+        # By name, so that a fault of a positional value has one.
+        more = dict(zip(names, values, strict=False))
+        with explained(cls.__name__, ConfigError):
+            init(self, *values[len(names) :], **more, **named)
+
+    made.__init__ = checked
+    return made
 
 
-@dataclass(frozen=True)
+@strict
 class SemanticConfig:
     """HuBERT's sizes; the defaults are HuBERT-base."""
 
-    hidden_size: int = 768
-    intermediate_size: int = 3072
-    num_layers: int = 12
-    num_heads: int = 12
-    conv_dim: int = 512
-    position_kernel: int = 128
-    position_groups: int = 16
-
-    def __post_init__(self) -> None:
-        require_sizes(self)
+    hidden_size: Positive = 768
+    intermediate_size: Positive = 3072
+    num_layers: Positive = 12
+    num_heads: Positive = 12
+    conv_dim: Positive = 512
+    position_kernel: Positive = 128
+    position_groups: Positive = 16
 
 
-@dataclass(frozen=True)
+@strict
 class CodecConfig:
     """The audio tokenizer; the defaults are the release (24 kHz, 25 frames per second, 8 codebooks of 1024)."""
 
-    sample_rate: int = 24_000
-    semantic_sample_rate: int = 16_000
-    strides: tuple[int, ...] = STRIDES
-    encoder_width: int = 64
-    decoder_width: int = 1024
-    acoustic_dim: int = 256
-    num_codebooks: int = 8
-    codebook_size: int = 1024
-    codebook_dim: int = 64
+    sample_rate: Positive = 24_000
+    semantic_sample_rate: Positive = 16_000
+    strides: tuple[Positive, ...] = STRIDES
+    encoder_width: Positive = 64
+    decoder_width: Positive = 1024
+    acoustic_dim: Positive = 256
+    num_codebooks: Positive = 8
+    codebook_size: Positive = 1024
+    codebook_dim: Positive = 64
     semantic: SemanticConfig = field(default_factory=SemanticConfig)
-
-    def __post_init__(self) -> None:
-        require_sizes(self)
 
     @property
     def hop_length(self) -> int:
@@ -74,59 +82,8 @@ class CodecConfig:
     def semantic_step(self) -> int:
         return int(self.hop_length / (self.sample_rate / self.semantic_sample_rate) / 320)
 
-    @classmethod
-    def from_json(
-        cls, config: dict[str, Any], shapes: dict[str, tuple[int, ...]] | None = None
-    ) -> "CodecConfig":
-        """Reads either schema. The original's has no widths: they come from the tensors' `shapes`.
 
-        Raises ConfigError for a schema that is neither, or for a value that the release does not use.
-        """
-        from higgs.schemas import read_codec_config
-
-        return read_codec_config(config, shapes)
-
-    def to_json(self) -> dict[str, Any]:
-        """The transformers schema."""
-        # Bandwidths in kbit/s; transformers derives the number of codebooks from the last.
-        kbits = self.num_codebooks * math.log2(self.codebook_size) * self.frame_rate / 1000
-        return {
-            "architectures": ["HiggsAudioV2TokenizerModel"],
-            "model_type": "higgs_audio_v2_tokenizer",
-            "acoustic_model_config": {
-                "model_type": "dac",
-                "encoder_hidden_size": self.encoder_width,
-                "decoder_hidden_size": self.decoder_width,
-                "hidden_size": self.acoustic_dim,
-                "downsampling_ratios": list(self.strides),
-                "upsampling_ratios": list(self.strides),
-                "hop_length": self.hop_length,
-            },
-            "semantic_model_config": {
-                "model_type": "hubert",
-                "hidden_size": self.semantic.hidden_size,
-                "intermediate_size": self.semantic.intermediate_size,
-                "num_hidden_layers": self.semantic.num_layers,
-                "num_attention_heads": self.semantic.num_heads,
-                "conv_dim": [self.semantic.conv_dim] * 7,
-                "num_conv_pos_embeddings": self.semantic.position_kernel,
-                "num_conv_pos_embedding_groups": self.semantic.position_groups,
-                "mask_time_prob": 0.0,
-            },
-            "sample_rate": self.sample_rate,
-            "semantic_sample_rate": self.semantic_sample_rate,
-            "codebook_size": self.codebook_size,
-            "codebook_dim": self.codebook_dim,
-            "target_bandwidths": [kbits / 4, kbits / 2, 3 * kbits / 4, kbits],
-            "channel_ratios": [1, 1],
-            "strides": [1, 1],
-            "block_dilations": [1, 1],
-            "unit_kernel_size": 3,
-            "kernel_size": 3,
-        }
-
-
-@dataclass(frozen=True)
+@strict
 class RopeConfig:
     """Llama-3's rotary embedding; `original_context`, `low_factor` and `high_factor` bound the blended band."""
 
@@ -134,27 +91,26 @@ class RopeConfig:
     factor: float = 32.0
     low_factor: float = 1.0
     high_factor: float = 4.0
-    original_context: int = 8192
+    original_context: Positive = 8192
 
 
-@dataclass(frozen=True)
+@strict
 class ModelConfig:
     """The generation model; the defaults are the released 3B checkpoint (5,771,283,456 parameters)."""
 
-    vocab_size: int = 128_256
-    hidden_size: int = 3072
-    intermediate_size: int = 8192
-    num_layers: int = 28
-    num_heads: int = 24
-    num_kv_heads: int = 8
-    head_dim: int = 128
+    vocab_size: Positive = 128_256
+    hidden_size: Positive = 3072
+    intermediate_size: Positive = 8192
+    num_layers: Positive = 28
+    num_heads: Positive = 24
+    num_kv_heads: Positive = 8
+    head_dim: Positive = 128
     rms_norm_eps: float = 1e-5
     rope: RopeConfig = field(default_factory=RopeConfig)
-    num_codebooks: int = 8
-    codebook_size: int = 1024
+    num_codebooks: Positive = 8
+    codebook_size: Positive = 1024
 
     def __post_init__(self) -> None:
-        require_sizes(self)
         if self.num_heads % self.num_kv_heads:
             raise ConfigError(
                 f"num_attention_heads is {self.num_heads}: no multiple of num_key_value_heads, {self.num_kv_heads}"
@@ -173,47 +129,8 @@ class ModelConfig:
     def stream_eos(self) -> int:
         return self.codebook_size + 1
 
-    @classmethod
-    def from_json(cls, config: dict[str, Any]) -> "ModelConfig":
-        """Reads either schema. Raises ConfigError for others and for parts that the release does not use."""
-        from higgs.schemas import read_model_config
 
-        return read_model_config(config)
-
-    def to_json(self) -> dict[str, Any]:
-        """The transformers schema, without the token ids (see `HiggsAudio.save_pretrained`)."""
-        return {
-            "architectures": ["HiggsAudioV2ForConditionalGeneration"],
-            "model_type": "higgs_audio_v2",
-            "vocab_size": self.vocab_size,
-            "hidden_size": self.hidden_size,
-            "intermediate_size": self.intermediate_size,
-            "num_hidden_layers": self.num_layers,
-            "num_attention_heads": self.num_heads,
-            "num_key_value_heads": self.num_kv_heads,
-            "head_dim": self.head_dim,
-            "max_position_embeddings": 131_072,
-            "rms_norm_eps": self.rms_norm_eps,
-            "rope_parameters": {
-                "rope_type": "llama3",
-                "rope_theta": self.rope.theta,
-                "factor": self.rope.factor,
-                "low_freq_factor": self.rope.low_factor,
-                "high_freq_factor": self.rope.high_factor,
-                "original_max_position_embeddings": self.rope.original_context,
-            },
-            "num_codebooks": self.num_codebooks,
-            "codebook_size": self.code_vocab_size,
-            "audio_stream_bos_id": self.stream_bos,
-            "audio_stream_eos_id": self.stream_eos,
-            "hidden_act": "silu",
-            "attention_bias": False,
-            "mlp_bias": False,
-            "tie_word_embeddings": False,
-        }
-
-
-@dataclass(frozen=True)
+@strict
 class SamplingConfig:
     """How one column of codes, or one text token, is chosen.
 
@@ -230,11 +147,11 @@ class SamplingConfig:
     training.
     """
 
-    temperature: float = 0.7
-    top_k: int | None = 50
-    top_p: float = 0.95
-    ras_window: int | None = 7
-    ras_max_repeats: int = 2
+    temperature: Annotated[float, Field(ge=0)] = 0.7
+    top_k: Positive | None = 50
+    top_p: Annotated[float, Field(gt=0, le=1)] = 0.95
+    ras_window: Positive | None = 7
+    ras_max_repeats: Positive = 2
     seed: int = 0
     parity: bool = False
     strict_eos: bool = False
@@ -244,15 +161,3 @@ class SamplingConfig:
             raise ValueError(
                 "strict_eos leaves the original's rules, which parity asks for: choose one"
             )
-        if not self.temperature >= 0:
-            raise ValueError(f"temperature must be >= 0, got {self.temperature}")
-        if self.top_k is not None and self.top_k < 1:
-            raise ValueError(f"top_k must be at least 1, or None for no limit, got {self.top_k}")
-        if not 0 < self.top_p <= 1:
-            raise ValueError(f"top_p must be in (0, 1], got {self.top_p}")
-        if self.ras_window is not None and self.ras_window < 1:
-            raise ValueError(
-                f"ras_window must be at least 1, or None for off, got {self.ras_window}"
-            )
-        if self.ras_max_repeats < 1:
-            raise ValueError(f"ras_max_repeats must be at least 1, got {self.ras_max_repeats}")

@@ -5,8 +5,7 @@ import re
 from pathlib import Path
 
 from higgs.checkpoint import CONFIG, choose_weights, read_config, weight_files
-from higgs.config import ModelConfig
-from higgs.schemas import MODEL, recognise
+from higgs.schemas import MODEL, model_from_json, recognise
 
 SMALL_FILES = ["*.json", "*.jinja"]
 CHECKPOINT_FILES = [*SMALL_FILES, "*.safetensors", "*.pth"]
@@ -60,7 +59,7 @@ def _from_hub(name: str, revision: str, weights: bool) -> Path:
     _check_sizes(folder, sizes or {})
     config = read_config(folder)
     if recognise(config, f"{name}@{revision}: {CONFIG}")[0] == MODEL:
-        ModelConfig.from_json(config)
+        model_from_json(config)
     if weights and sizes is None:
         weight_files(folder)
     elif weights:

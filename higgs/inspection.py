@@ -19,8 +19,8 @@ from higgs.data.lexicon import Lexicon
 from higgs.hub import resolve
 from higgs.model import weights as model_weights
 from higgs.model.higgs_audio import HiggsAudio
-from higgs.params import Checkpoint
-from higgs.schemas import CODEC, MODEL, ORIGINAL, recognise
+from higgs.preset import Checkpoint
+from higgs.schemas import CODEC, MODEL, ORIGINAL, codec_from_json, model_from_json, recognise
 
 # The parts of each kind, and the names of this package that belong to them; the first match counts.
 PARTS = {
@@ -123,10 +123,10 @@ def _expected(
     """The sizes, and every tensor that they ask for, on the meta device."""
     with torch.device("meta"):
         if kind == MODEL:
-            config = ModelConfig.from_json(content)
+            config = model_from_json(content)
             return config, HiggsAudio(config).state_dict()
         shapes = {name: tuple(tensor.shape) for name, tensor in headers.items()}
-        config = CodecConfig.from_json(content, shapes)
+        config = codec_from_json(content, shapes)
         return config, AudioTokenizer(config).state_dict()
 
 

@@ -15,7 +15,8 @@ from tempfile import TemporaryDirectory
 from typing import Any
 
 from higgs.cells import find_root, say
-from higgs.params import parse_yaml, read_params
+from higgs.params import read_params
+from higgs.validation import parse_yaml
 
 LOCK, METRICS = "dvc.lock", "metrics.json"
 CACHE = ".dvc/cache/files/md5"

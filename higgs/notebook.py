@@ -27,17 +27,8 @@ from higgs.arithmetic import environment
 from higgs.cells import STAGE_VARIABLE, find_root, record_timing, say, write_atomically
 from higgs.notebook_clean import clean_executed, clean_source, dump
 from higgs.notebook_html import NotSelfContained, to_html
-from higgs.params import (
-    BORROWED,
-    SECTIONS,
-    ParamsError,
-    check_keys,
-    from_section,
-    parse_yaml,
-    read_params,
-    select,
-    worker_count,
-)
+from higgs.params import SECTIONS, from_section, read_params, select, worker_count
+from higgs.validation import ParamsError, check_keys, parse_yaml
 from higgs.workers import WORKERS
 
 ANSI = re.compile(r"\x1b\[[0-9;]*m")
@@ -100,8 +91,7 @@ def apply_setting(values: dict[str, Any], stage: str, setting: str) -> None:
     if not equals:
         raise ParamsError(f"--set {setting}: expected key=value")
     section = values[stage] if isinstance(values[stage], dict) else {}
-    owner = BORROWED.get(stage, {})
-    inside = {f"{owner.get(name, stage)}.{name}": name for name in section}
+    inside = {f"{stage}.{name}": name for name in section}
     known = [name for name in values if name != stage] + list(inside)
     check_keys([key], known, required=(), what=f"--set {setting}")
     target, name = (section, inside[key]) if key in inside else (values, key)

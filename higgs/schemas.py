@@ -1,4 +1,4 @@
-"""The two schemas of a checkpoint's config.json, the original's and transformers', read into one set of sizes.
+"""config.json of a checkpoint <-> sizes: the original's schema and transformers' are read, transformers' is written.
 
 Whatever the released checkpoint does not use is refused here, with the key and its value: the Whisper tower, adapters
 other than the dual FFN, self-attention and projection of the audio output, the RQ transformer.
@@ -6,12 +6,35 @@ other than the dual FFN, self-attention and projection of the audio output, the 
 
 import math
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any
 
 from higgs.config import CodecConfig, ConfigError, ModelConfig, RopeConfig, SemanticConfig
 
 MODEL, CODEC = "model", "codec"
 ORIGINAL, TRANSFORMERS = "original", "transformers"
+
+# Our names of sizes -> the keys of transformers' schema, which are also those of the original's Llama.
+ACOUSTIC = {
+    "encoder_width": "encoder_hidden_size", "decoder_width": "decoder_hidden_size", "acoustic_dim": "hidden_size",
+}  # fmt: skip
+HUBERT = {
+    "hidden_size": "hidden_size", "intermediate_size": "intermediate_size", "num_layers": "num_hidden_layers",
+    "num_heads": "num_attention_heads", "conv_dim": "conv_dim", "position_kernel": "num_conv_pos_embeddings",
+    "position_groups": "num_conv_pos_embedding_groups",
+}  # fmt: skip
+CODEC_SIZES = {
+    key: key for key in ("sample_rate", "semantic_sample_rate", "codebook_size", "codebook_dim")
+}
+LLAMA = {
+    "vocab_size": "vocab_size", "hidden_size": "hidden_size", "intermediate_size": "intermediate_size",
+    "num_layers": "num_hidden_layers", "num_heads": "num_attention_heads", "num_kv_heads": "num_key_value_heads",
+    "head_dim": "head_dim",
+}  # fmt: skip
+ROPE = {
+    "theta": "rope_theta", "factor": "factor", "low_factor": "low_freq_factor", "high_factor": "high_freq_factor",
+    "original_context": "original_max_position_embeddings",
+}  # fmt: skip
 
 
 def recognise(config: Mapping[str, Any], what: str = "config") -> tuple[str, str]:
@@ -38,10 +61,13 @@ def _layout(config: dict[str, Any], wanted: str) -> str:
     return layout
 
 
-def read_codec_config(
+def codec_from_json(
     config: dict[str, Any], shapes: Mapping[str, tuple[int, ...]] | None = None
 ) -> CodecConfig:
-    """See `CodecConfig.from_json`."""
+    """Reads either schema. The original's has no widths: they come from the tensors' `shapes`.
+
+    Raises ConfigError for a schema that is neither, or for a value that the release does not use.
+    """
     if _layout(config, CODEC) == TRANSFORMERS:
         return _codec_from_transformers(config)
     if shapes is None:
@@ -49,8 +75,8 @@ def read_codec_config(
     return _codec_from_original(config, shapes)
 
 
-def read_model_config(config: dict[str, Any]) -> ModelConfig:
-    """See `ModelConfig.from_json`."""
+def model_from_json(config: dict[str, Any]) -> ModelConfig:
+    """Reads either schema. Raises ConfigError for others and for parts that the release does not use."""
     if _layout(config, MODEL) == TRANSFORMERS:
         return _model_from_transformers(config)
     return _model_from_original(config)
@@ -72,6 +98,15 @@ def require(config: Any, what: str, *keys: str) -> None:
         raise ConfigError(f"{what}: the config lacks {', '.join(missing)}")
 
 
+def _read(config: dict[str, Any], names: dict[str, str]) -> dict[str, Any]:
+    """What a config has of these sizes, by our names."""
+    return {ours: config[key] for ours, key in names.items() if config.get(key) is not None}
+
+
+def _written(config: Any, names: dict[str, str]) -> dict[str, Any]:
+    return {key: getattr(config, ours) for ours, key in names.items()}
+
+
 def _codec_from_transformers(config: dict[str, Any]) -> CodecConfig:
     what = "codec config (transformers)"
     require(config, what, "acoustic_model_config", "semantic_model_config", "codebook_dim")
@@ -87,31 +122,15 @@ def _codec_from_transformers(config: dict[str, Any]) -> CodecConfig:
     widths = set(semantic.get("conv_dim", [512]))
     if len(widths) != 1:
         raise ConfigError(f"{what}: conv_dim must be one width seven times, got {sorted(widths)}")
-    base = SemanticConfig()
-    sample_rate = config.get("sample_rate", 24_000)
-    codebook_size = config.get("codebook_size", 1024)
-    frame_rate = math.ceil(sample_rate / math.prod(strides))
+    sizes = CodecConfig(**_read(config, CODEC_SIZES), strides=strides)
     # The schema has no number of codebooks: it follows from the largest bandwidth.
     bandwidth = config.get("target_bandwidths", [2])[-1]
-    return CodecConfig(
-        sample_rate=sample_rate,
-        semantic_sample_rate=config.get("semantic_sample_rate", 16_000),
-        strides=strides,
-        encoder_width=acoustic.get("encoder_hidden_size", 64),
-        decoder_width=acoustic.get("decoder_hidden_size", 1024),
-        acoustic_dim=acoustic.get("hidden_size", 256),
-        num_codebooks=int(1000 * bandwidth // (frame_rate * math.log2(codebook_size))),
-        codebook_size=codebook_size,
-        codebook_dim=config["codebook_dim"],
-        semantic=SemanticConfig(
-            hidden_size=semantic.get("hidden_size", base.hidden_size),
-            intermediate_size=semantic.get("intermediate_size", base.intermediate_size),
-            num_layers=semantic.get("num_hidden_layers", base.num_layers),
-            num_heads=semantic.get("num_attention_heads", base.num_heads),
-            conv_dim=widths.pop(),
-            position_kernel=semantic.get("num_conv_pos_embeddings", base.position_kernel),
-            position_groups=semantic.get("num_conv_pos_embedding_groups", base.position_groups),
-        ),
+    bits = sizes.frame_rate * math.log2(sizes.codebook_size)
+    return replace(
+        sizes,
+        **_read(acoustic, ACOUSTIC),
+        num_codebooks=int(1000 * bandwidth // bits),
+        semantic=SemanticConfig(**_read(semantic, HUBERT) | {"conv_dim": widths.pop()}),
     )
 
 
@@ -155,58 +174,10 @@ def _codec_from_original(
     )
 
 
-def _rope(scaling: dict[str, Any], theta: float) -> RopeConfig:
-    require(scaling, "rope", "factor", "low_freq_factor", "high_freq_factor")
-    require(scaling, "rope", "original_max_position_embeddings")
-    expect(scaling, "rope", rope_type="llama3")
-    return RopeConfig(
-        theta=theta,
-        factor=scaling["factor"],
-        low_factor=scaling["low_freq_factor"],
-        high_factor=scaling["high_freq_factor"],
-        original_context=scaling["original_max_position_embeddings"],
-    )
-
-
-def _llama_sizes(config: dict[str, Any]) -> dict[str, Any]:
-    what = "model config"
-    require(config, what, "hidden_size", "intermediate_size", "num_hidden_layers", "vocab_size")
-    require(config, what, "num_attention_heads")
-    expect(config, what, hidden_act="silu", attention_bias=False, mlp_bias=False)
-    heads = config["num_attention_heads"]
-    return {
-        "vocab_size": config["vocab_size"],
-        "hidden_size": config["hidden_size"],
-        "intermediate_size": config["intermediate_size"],
-        "num_layers": config["num_hidden_layers"],
-        "num_heads": heads,
-        "num_kv_heads": config.get("num_key_value_heads", heads),
-        "head_dim": config.get("head_dim") or config["hidden_size"] // heads,
-        "rms_norm_eps": config.get("rms_norm_eps", 1e-5),
-    }
-
-
-def _stream_ids(config: dict[str, Any], codebook_size: int) -> None:
-    expect(
-        config,
-        "model config",
-        audio_stream_bos_id=codebook_size,
-        audio_stream_eos_id=codebook_size + 1,
-    )
-
-
 def _model_from_transformers(config: dict[str, Any]) -> ModelConfig:
     require(config, "model config", "codebook_size", "num_codebooks", "rope_parameters")
     codebook_size = config["codebook_size"] - 2  # this schema counts the stream ids
-    _stream_ids(config, codebook_size)
-    rope = config["rope_parameters"]
-    require(rope, "model config: rope_parameters", "rope_theta")
-    return ModelConfig(
-        **_llama_sizes(config),
-        rope=_rope(rope, rope["rope_theta"]),
-        num_codebooks=config["num_codebooks"],
-        codebook_size=codebook_size,
-    )
+    return _model(config, config, config["rope_parameters"], config["num_codebooks"], codebook_size)
 
 
 # What the original takes where its config lacks the key: parts that this package does not run.
@@ -236,11 +207,79 @@ def _model_from_original(config: dict[str, Any]) -> ModelConfig:
         raise ConfigError(
             f"{what}: audio_dual_ffn_layers is {dual}: only dual FFN in all {text['num_hidden_layers']} layers is run"
         )
-    codebook_size = config["audio_codebook_size"]
-    _stream_ids(config, codebook_size)
-    return ModelConfig(
-        **_llama_sizes(text),
-        rope=_rope(text["rope_scaling"], text["rope_theta"]),
-        num_codebooks=config["audio_num_codebooks"],
+    require(text["rope_scaling"], f"{what}: rope_scaling")
+    rope = {**text["rope_scaling"], "rope_theta": text["rope_theta"]}
+    return _model(config, text, rope, config["audio_num_codebooks"], config["audio_codebook_size"])
+
+
+def _model(
+    config: dict[str, Any], llama: dict[str, Any], rope: Any, num_codebooks: int, codebook_size: int
+) -> ModelConfig:
+    what = "model config"
+    expect(config, what, audio_stream_bos_id=codebook_size, audio_stream_eos_id=codebook_size + 1)
+    require(llama, what, "hidden_size", "intermediate_size", "num_hidden_layers", "vocab_size")
+    require(llama, what, "num_attention_heads")
+    expect(llama, what, hidden_act="silu", attention_bias=False, mlp_bias=False)
+    require(rope, f"{what}: rope", *ROPE.values())
+    expect(rope, f"{what}: rope", rope_type="llama3")
+    sizes = _read(llama, LLAMA)
+    whole = ModelConfig(
+        **{"num_kv_heads": sizes["num_heads"]} | sizes,
+        rms_norm_eps=llama.get("rms_norm_eps", ModelConfig.rms_norm_eps),
+        rope=RopeConfig(**_read(rope, ROPE)),
+        num_codebooks=num_codebooks,
         codebook_size=codebook_size,
     )
+    if "head_dim" not in sizes:
+        whole = replace(whole, head_dim=whole.hidden_size // whole.num_heads)
+    return whole
+
+
+def codec_to_json(config: CodecConfig) -> dict[str, Any]:
+    """The transformers schema."""
+    # Bandwidths in kbit/s; transformers derives the number of codebooks from the last.
+    kbits = config.num_codebooks * math.log2(config.codebook_size) * config.frame_rate / 1000
+    return {
+        "architectures": ["HiggsAudioV2TokenizerModel"],
+        "model_type": "higgs_audio_v2_tokenizer",
+        "acoustic_model_config": {
+            "model_type": "dac",
+            **_written(config, ACOUSTIC),
+            "downsampling_ratios": list(config.strides),
+            "upsampling_ratios": list(config.strides),
+            "hop_length": config.hop_length,
+        },
+        "semantic_model_config": {
+            "model_type": "hubert",
+            **_written(config.semantic, HUBERT),
+            "conv_dim": [config.semantic.conv_dim] * 7,
+            "mask_time_prob": 0.0,
+        },
+        **_written(config, CODEC_SIZES),
+        "target_bandwidths": [kbits / 4, kbits / 2, 3 * kbits / 4, kbits],
+        "channel_ratios": [1, 1],
+        "strides": [1, 1],
+        "block_dilations": [1, 1],
+        "unit_kernel_size": 3,
+        "kernel_size": 3,
+    }
+
+
+def model_to_json(config: ModelConfig) -> dict[str, Any]:
+    """The transformers schema, without the token ids (see `HiggsAudio.save_pretrained`)."""
+    return {
+        "architectures": ["HiggsAudioV2ForConditionalGeneration"],
+        "model_type": "higgs_audio_v2",
+        **_written(config, LLAMA),
+        "max_position_embeddings": 131_072,
+        "rms_norm_eps": config.rms_norm_eps,
+        "rope_parameters": {"rope_type": "llama3", **_written(config.rope, ROPE)},
+        "num_codebooks": config.num_codebooks,
+        "codebook_size": config.code_vocab_size,
+        "audio_stream_bos_id": config.stream_bos,
+        "audio_stream_eos_id": config.stream_eos,
+        "hidden_act": "silu",
+        "attention_bias": False,
+        "mlp_bias": False,
+        "tie_word_embeddings": False,
+    }

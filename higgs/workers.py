@@ -4,11 +4,12 @@ Threads inside an operation wait for each other at every barrier, which on a bus
 arithmetic. Processes wait for nobody. A result is a function of its item alone, so their number changes nothing.
 """
 
+import hashlib
 import multiprocessing
 import os
 import pickle
 import threading
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from pathlib import Path
@@ -103,3 +104,12 @@ def _end_with_parent() -> None:
 def _run(item: Any) -> bytes:
     """Pickled here: multiprocessing would send tensors through shared memory, of which a container has little."""
     return pickle.dumps(_make(item))
+
+
+def some_of(ids: Iterable[str], count: int | None) -> set[str]:
+    """`count` of the ids (None: all), chosen by their hashes: another order or one more script changes little."""
+
+    def by_hash(name: str) -> bytes:
+        return hashlib.sha256(name.encode()).digest()
+
+    return set(sorted(set(ids), key=by_hash)[:count])

@@ -84,7 +84,7 @@ def clone(tmp_path_factory) -> Path:
 
 SMALL = (
     "workers=1", "tokenize.max_clips=1", "tokenize.codebook_counts=[8]", "tokenize.players=0",
-    "generate.max_new_tokens=12", "generate.players=0", "generate.seeds=[0]", "evaluate.set=quick",
+    "generate.max_new_tokens=12", "generate.players=0", "generate.seeds=[0]", "set=quick",
     "evaluate.players=0", "evaluate.naturalness=null", "evaluate.bootstrap_resamples=10",
     "evaluate.coverage_trials=10",
 )  # fmt: skip

@@ -29,6 +29,7 @@ from higgs.codec import weights as codec_weights
 from higgs.config import CodecConfig, ConfigError, ModelConfig, SemanticConfig
 from higgs.inspection import inspect_checkpoint, memory
 from higgs.model import weights as model_weights
+from higgs.schemas import codec_from_json, codec_to_json, model_from_json, model_to_json
 
 SMALL_MODEL = ModelConfig(
     vocab_size=40, hidden_size=12, intermediate_size=20, num_layers=2, num_heads=4, num_kv_heads=2, head_dim=4,
@@ -89,14 +90,14 @@ def codec_tensors(seed: int = 0) -> dict[str, Tensor]:
 def write(kind: str, folder: Path, seed: int = 0) -> Path:
     """A checkpoint of one of the four KINDS."""
     if kind == "model-transformers":
-        return write_model(folder, SMALL_MODEL.to_json(), seed)
+        return write_model(folder, model_to_json(SMALL_MODEL), seed)
     if kind == "model-original":
         tensors = random_weights(SMALL_MODEL, seed)
         return write_original_model(folder, original_model_config(SMALL_MODEL), tensors)
     if kind == "codec-original":
         return write_original_codec(folder, original_codec_config(SMALL_CODEC), codec_tensors(seed))
     folder.mkdir(parents=True, exist_ok=True)
-    (folder / "config.json").write_text(json.dumps(SMALL_CODEC.to_json()))
+    (folder / "config.json").write_text(json.dumps(codec_to_json(SMALL_CODEC)))
     save_file(codec_tensors(seed), folder / SINGLE)
     return folder
 
@@ -540,9 +541,9 @@ def test_headers_are_the_tensors_without_data(whole, kind):
 )  # fmt: skip
 def test_what_the_release_does_not_use_is_refused(key, value):
     config = original_model_config(SMALL_MODEL)
-    assert ModelConfig.from_json(config) == SMALL_MODEL
+    assert model_from_json(config) == SMALL_MODEL
     with pytest.raises(ConfigError) as error:
-        ModelConfig.from_json(config | {key: value})
+        model_from_json(config | {key: value})
     assert f"{key} is {value!r}" in str(error.value)
 
 
@@ -555,7 +556,7 @@ def test_an_absent_key_has_the_original_default(key):
     config = original_model_config(SMALL_MODEL)
     del config[key]
     with pytest.raises(ConfigError, match=key):
-        ModelConfig.from_json(config)
+        model_from_json(config)
 
 
 def nested(config: dict, path: str, value: object) -> dict:
@@ -572,11 +573,11 @@ def nested(config: dict, path: str, value: object) -> dict:
     ("schema", "path", "value", "message"),
     [
         ("model-original", "text_config", None, "lacks text_config"),
-        ("model-original", "text_config.rope_scaling", "llama3", "rope: expected a JSON object, got 'llama3'"),
+        ("model-original", "text_config.rope_scaling", "llama3", "rope_scaling: .*'llama3'"),
         ("model-original", "text_config.rope_scaling.rope_type", "yarn", "rope_type is 'yarn'"),
-        ("model-original", "text_config.hidden_size", "12", "hidden_size must be a whole number .* got '12'"),
+        ("model-original", "text_config.hidden_size", "12", "hidden_size: .*'12'"),
         ("model-original", "text_config.num_key_value_heads", 3, "num_attention_heads is 4: no multiple .* 3"),
-        ("model-transformers", "num_hidden_layers", 0, "num_layers must be a whole number of 1 or more, got 0"),
+        ("model-transformers", "num_hidden_layers", 0, "num_layers: .*0"),
         ("model-transformers", "rope_parameters", {}, "lacks rope_theta"),
         ("model-transformers", "hidden_act", "gelu", "hidden_act is 'gelu'"),
         ("codec-transformers", "acoustic_model_config", [], "expected a JSON object"),
@@ -589,10 +590,10 @@ def test_configs_of_other_shape_are_refused(whole, schema, path, value, message)
     config = nested(json.loads((whole[schema] / "config.json").read_text()), path, value)
     with pytest.raises(ConfigError, match=message):
         if "model" in schema:
-            ModelConfig.from_json(config)
+            model_from_json(config)
         else:
             shapes = {name: tuple(t.shape) for name, t in read_headers(whole[schema]).items()}
-            CodecConfig.from_json(config, shapes)
+            codec_from_json(config, shapes)
 
 
 def test_a_model_is_no_codec(whole):
@@ -680,7 +681,7 @@ def released_model(folder: Path, layout: str) -> Path:
         state = model_weights.to_transformers(HiggsAudio(ModelConfig()).state_dict())
     shapes = {name: tensor.shape for name, tensor in state.items()}
     if layout == "transformers":
-        (folder / "config.json").write_text(json.dumps(ModelConfig().to_json()))
+        (folder / "config.json").write_text(json.dumps(model_to_json(ModelConfig())))
         header_only(folder / SINGLE, shapes)
         return folder
     (folder / "config.json").write_text(json.dumps(original_model_config(ModelConfig())))
@@ -697,7 +698,7 @@ def released_codec(folder: Path) -> Path:
     folder.mkdir(parents=True)
     with torch.device("meta"):
         state = codec_weights.to_transformers(AudioTokenizer(CodecConfig()).state_dict())
-    (folder / "config.json").write_text(json.dumps(CodecConfig().to_json()))
+    (folder / "config.json").write_text(json.dumps(codec_to_json(CodecConfig())))
     header_only(folder / SINGLE, {name: tensor.shape for name, tensor in state.items()}, "F32", 4)
     return folder
 

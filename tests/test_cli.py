@@ -133,8 +133,8 @@ WRONG = [
     (["[SPEAKER7] Hi.", "--speaker", "0=ada", "--no-alone"], "[7]"),
     (["[SPEAKER x] Hi."], "unknown speaker tag '[SPEAKER x]'"),
     (["Oh [SPEAKER0] Hi.", "--speaker", "0=ada"], "'Oh' stands before"),
-    (["Hi.", "--max-words", "0"], "max_words must be at least 1"),
-    (["Hi.", "--paragraph-pause", "-1"], "paragraph_pause must be at least 0"),
+    (["Hi.", "--max-words", "0"], "max_words: "),
+    (["Hi.", "--paragraph-pause", "-1"], "paragraph_pause: "),
     (["()", "--normalize"], "nothing is left to speak"),
     (["Hi.", "--checkpoint", "somewhere"], "neither 'nano'"),
 ]  # fmt: skip

@@ -8,6 +8,7 @@ import os
 import re
 import runpy
 import shlex
+import types
 import typing
 from pathlib import Path
 from xml.etree import ElementTree
@@ -23,8 +24,9 @@ from higgs.config import CodecConfig, ModelConfig
 from higgs.data.chunks import ChunkOptions
 from higgs.delay import add_stream_ids, delayed_segment
 from higgs.evaluate.tables import read_rows
-from higgs.params import BORROWED, SCALARS, SECTIONS, parse_yaml, read_params
+from higgs.params import SCALARS, SECTIONS, WORKERS, SpeechParams, read_params, scalars_of
 from higgs.serve.engine import Response
+from higgs.validation import parse_yaml
 
 DOCS = ROOT / "docs"
 PAGES = [*sorted(DOCS.glob("*.md")), ROOT / "README.md", ROOT / "CONTRIBUTING.md"]
@@ -131,6 +133,10 @@ def test_snippets_run(name, nano, tmp_path, monkeypatch):
 
 
 def annotation(hint: object) -> str:
+    if typing.get_origin(hint) in (typing.Union, types.UnionType):
+        return " | ".join(annotation(choice) for choice in typing.get_args(hint))
+    if hint is types.NoneType:
+        return "None"
     return hint.__name__ if isinstance(hint, type) and not typing.get_args(hint) else str(hint)
 
 
@@ -144,11 +150,15 @@ def test_the_configuration_is_that_of_the_code(section):
         read("configuration"),
         re.DOTALL | re.MULTILINE,
     )
-    cls = next(iter(SECTIONS.values())) if section == "scalars" else SECTIONS[section]
-    names = SCALARS if section == "scalars" else tuple(params[section])
-    hints = typing.get_type_hints(cls)
-    fields = {f.name for f in dataclasses.fields(cls)}
-    assert fields == {*SCALARS, *names, *BORROWED.get(section, {})} or section == "scalars"
+    hints = {WORKERS: int | None}
+    if section == "scalars":
+        names = [name for name in params if name not in SECTIONS]
+        hints |= typing.get_type_hints(SpeechParams)
+        assert set(names) == {*SCALARS, WORKERS}
+    else:
+        names = list(params[section])
+        hints |= typing.get_type_hints(SECTIONS[section])
+        assert [*scalars_of(section), *names] == list(SECTIONS[section].model_fields)
     defaults = params if section == "scalars" else params[section]
     table = [
         (key.strip("`"), kind.strip("`"), value.strip("`")) for key, kind, value, _ in rows(part)
@@ -162,7 +172,7 @@ def test_the_chunk_options_are_those_of_the_code():
         r"`ChunkOptions`.*?(?=^## )", read("data-formats"), re.DOTALL | re.MULTILINE
     )
     described = {key.strip("`"): parse_yaml(value) for key, value, _ in rows(part)}
-    assert described == {f.name: f.default for f in dataclasses.fields(ChunkOptions)}
+    assert described == ChunkOptions().model_dump()
 
 
 def test_the_environment_variables_that_the_code_reads_are_described():

@@ -25,6 +25,7 @@ from higgs.data.lexicon import Lexicon
 from higgs.data.manifest import encode_audio, read_manifest
 from higgs.data.text import TextTokenizer, save_byte_tokenizer
 from higgs.model.higgs_audio import HiggsAudio
+from higgs.schemas import model_from_json
 from higgs.serve.engine import Engine
 from higgs.train.finetune import FineTuning, TuneConfig, choose_device, save_tuned, split
 from higgs.train.lora import add_lora, merge_lora, recompute_layers
@@ -206,7 +207,7 @@ def dataset(speech, tmp_path_factory):
         manifest, tmp_path_factory.mktemp("codes"), codec.encode, "nano", 24_000, 30
     )
     tokenizer = TextTokenizer.from_pretrained(NANO / "model")
-    config = ModelConfig.from_json(json.loads((NANO / "model/config.json").read_text()))
+    config = model_from_json(json.loads((NANO / "model/config.json").read_text()))
     return Dataset(*found, tokenizer, config, 1500, leave_out=True)
 
 

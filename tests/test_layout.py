@@ -43,7 +43,17 @@ DOORS = {
     "fastapi": {"serve/server.py"},
     "starlette": {"serve/server.py"},
     "uvicorn": {"serve/server.py"},
-    "pydantic": {"serve/speech_request.py"},
+    "pydantic": {
+        "validation.py",
+        "config.py",
+        "params.py",
+        "data/chatml_json.py",
+        "data/chunks.py",
+        "data/manifest.py",
+        "data/recordings.py",
+        "data/scripts.py",
+        "serve/speech_request.py",
+    },
     "prometheus_client": {"serve/metrics.py"},
 }
 MAY_PRINT = {"__main__.py", "notebook.py"}

@@ -286,7 +286,7 @@ def _(codec: AudioTokenizer) -> None:
 @flaw("a conversation that could not be read came back as four Nones")
 def _() -> None:
     wrong = {"messages": [{"role": "user", "content": [{"type": "audio"}]}]}
-    with pytest.raises(ValueError, match=r"messages\[0\]\.content\[0\]: audio_url is missing"):
+    with pytest.raises(ValueError, match=r"messages\[0\]\.content\[0\]: missing key 'audio_url'"):
         sample_from_json(wrong)
 
 

@@ -10,7 +10,7 @@ from conftest import ROOT, SMALL_SETTINGS, run
 from ruamel.yaml import YAML
 
 import higgs
-from higgs.params import BORROWED, SCALARS, SECTIONS, load_section
+from higgs.params import SECTIONS, from_section, read_params, scalars_of, select
 
 STAGES = ("tokenize", "generate", "evaluate")
 DVC = YAML(typ="safe").load((ROOT / "dvc.yaml").read_text())["stages"]
@@ -71,13 +71,13 @@ def test_a_stage_has_one_name_everywhere(stage):
     entry = DVC[stage]
     assert entry["cmd"] == f"python -m higgs.notebook run {stage}"
     assert f"notebooks/{stage}.ipynb" in entry["deps"]
-    borrowed = {f"{owner}.{key}" for key, owner in BORROWED.get(stage, {}).items()}
-    assert set(entry["params"]) == {*SCALARS, stage, *borrowed}
+    assert entry["params"] == [*scalars_of(stage), stage]
     outs = {name: settings for out in entry["outs"] for name, settings in out.items()}
     assert set(outs) == {f"results/{stage}", f"reports/{stage}.ipynb", f"reports/{stage}.html"}
     assert all(settings == {"push": False} for settings in outs.values())
     assert not any(name.startswith("data") for name in outs)
-    assert isinstance(load_section(stage, ROOT / "params.yaml"), SECTIONS[stage])
+    values = select(read_params(ROOT / "params.yaml"), stage)
+    assert from_section(SECTIONS[stage], values.pop(stage), **values)
 
 
 @pytest.mark.parametrize("stage", [*STAGES, "explore"])

@@ -16,6 +16,7 @@ from higgs.batch import Batch
 from higgs.config import CodecConfig, ModelConfig, RopeConfig, SemanticConfig
 from higgs.data.chatml import Tokens
 from higgs.data.collator import collate, spread
+from higgs.schemas import codec_to_json, model_to_json
 from higgs.tokens import TokenIds
 
 CONFIG = ModelConfig(
@@ -35,7 +36,7 @@ def folder(tmp_path_factory):
         "pad_token_id": IDS.end_of_text, "audio_token_id": IDS.audio_out, "audio_delay_token_id": 300,
         "audio_bos_token_id": IDS.audio_out_bos, "eos_token_id": IDS.end_of_turn, "bos_token_id": 256,
     }  # fmt: skip
-    return write_model(tmp_path_factory.mktemp("port"), CONFIG.to_json() | extra, seed=11)
+    return write_model(tmp_path_factory.mktemp("port"), model_to_json(CONFIG) | extra, seed=11)
 
 
 @pytest.fixture(scope="module")
@@ -124,7 +125,7 @@ def test_greedy_codes_equal_the_port_until_the_end_of_stream(pair):
 def codecs(tmp_path_factory):
     """The port's codec with our random weights, saved by it and read by us."""
     folder = tmp_path_factory.mktemp("port-codec")
-    port = HiggsAudioV2TokenizerModel(HiggsAudioV2TokenizerConfig(**CODEC.to_json()))
+    port = HiggsAudioV2TokenizerModel(HiggsAudioV2TokenizerConfig(**codec_to_json(CODEC)))
     with torch.no_grad():
         for name, tensor in port.state_dict().items():
             draw = noise(name, tensor.shape, seed=5)

@@ -582,7 +582,7 @@ def test_seed_tts_eval_becomes_a_manifest(seed_tts, capsys):
     assert "3 texts, 2 with a recording" in capsys.readouterr().out
     first, second, third = sets.read_set(seed_tts / "meta.jsonl")
     prompt = clips("en")[0]
-    assert (first.id, first.language, first.speaker, first.text) == (
+    assert (first.id, first.language, first.voice, first.text) == (
         "first",
         "en",
         prompt.id,
@@ -592,14 +592,27 @@ def test_seed_tts_eval_becomes_a_manifest(seed_tts, capsys):
         second.recording == seed_tts.resolve() / "wavs" / "other-name.wav"
         and third.recording is None
     )
-    request = third.wanted_voice().prompt(third.text)
-    assert request.messages[-1].role == "user" and third.wanted_voice().transcript == prompt.text
+    assert third.sample.messages[-1].role == "user"
+    assert prompt.text in [part.text for part in third.sample.messages[0].parts]
     assert sets.convert_seed_tts_eval(seed_tts) == read_rows(seed_tts / "meta.jsonl")
 
     panel = make_panel("moonshine-tiny-en-float32", "ge2e")
     if panel.absent:
         pytest.skip(panel.absent[0])
-    items = [item.utterance("recordings", item.recording) for item in (first, second, third)]
+    items = [
+        Utterance(
+            "recordings",
+            s.id,
+            s.id,
+            s.text,
+            s.recording,
+            s.language,
+            s.voice,
+            s.voice,
+            reference=s.reference,
+        )
+        for s in (first, second, third)
+    ]
     rows = list(Listener(panel).judge_all(items))
     assert [row["status"] for row in rows] == ["ok", "ok", "missing"]
     assert (
@@ -608,7 +621,7 @@ def test_seed_tts_eval_becomes_a_manifest(seed_tts, capsys):
         and rows[2]["wer_percent"] == 100
     )
     assert rows[0]["similarity"] > 0.8
-    assert first.utterance("generated", None, seed=2).name == "first-s2"
+    assert first.row(2)["name"] == "first-s2"
 
 
 def test_a_set_with_missing_files_is_refused(seed_tts, capsys):
@@ -650,7 +663,7 @@ def test_a_changed_set_is_refused(seed_tts):
     with pytest.raises(ValueError, match=r"line 1: .*first\.wav is missing or has changed"):
         sets.read_set(seed_tts / "meta.jsonl")
     write_rows(seed_tts / "meta.jsonl", [{"id": "a"}])
-    with pytest.raises(ValueError, match="lacks path, text"):
+    with pytest.raises(ValueError, match="line 1: missing key 'path'.*'text'"):
         sets.read_set(seed_tts / "meta.jsonl")
 
 

@@ -16,6 +16,7 @@ from higgs.batch import Batch
 from higgs.config import ModelConfig
 from higgs.model.higgs_audio import HiggsAudio
 from higgs.model.weights import to_transformers
+from higgs.schemas import model_from_json
 
 
 def noise(name: str, shape: torch.Size, seed: int = 0) -> Tensor:
@@ -44,7 +45,7 @@ def write_model(folder: Path, config: dict, seed: int = 0) -> Path:
     """The layout of transformers."""
     folder.mkdir(parents=True, exist_ok=True)
     (folder / "config.json").write_text(json.dumps(config))
-    tensors = random_weights(ModelConfig.from_json(config), seed)
+    tensors = random_weights(model_from_json(config), seed)
     save_file(tensors, folder / "model.safetensors")
     return folder
 

@@ -16,6 +16,7 @@ from higgs.codec.semantic import SemanticEncoder
 from higgs.codec.weights import load_config, load_weights, to_transformers
 from higgs.config import CodecConfig
 from higgs.hub import resolve
+from higgs.schemas import codec_to_json
 
 EDGE = 320  # zeros at each side where the branches disagree about the number of frames (the original's rule)
 MIN_SAMPLES = 119  # shorter clips leave HuBERT without a frame
@@ -268,4 +269,4 @@ class AudioTokenizer(nn.Module):
         tensors = to_transformers({k: v.detach().cpu() for k, v in self.state_dict().items()})
         if half:
             tensors = {k: v if ".codebook." in k else v.half() for k, v in tensors.items()}
-        write(folder, self.config.to_json(), tensors)
+        write(folder, codec_to_json(self.config), tensors)

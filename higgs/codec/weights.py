@@ -17,7 +17,7 @@ from higgs.checkpoint import (
     read_tensors,
 )
 from higgs.config import CodecConfig
-from higgs.schemas import ORIGINAL, TRANSFORMERS
+from higgs.schemas import ORIGINAL, TRANSFORMERS, codec_from_json
 
 # Used by training alone: the semantic decoder and its projection, and the codebooks' running averages.
 TRAINING_ONLY = re.compile(
@@ -163,7 +163,7 @@ def to_transformers(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
 def load_config(folder: Path) -> CodecConfig:
     """The sizes of a checkpoint; the original's config leaves the widths to the tensors."""
     shapes = {name: tuple(tensor.shape) for name, tensor in read_headers(folder).items()}
-    return CodecConfig.from_json(read_config(folder), shapes)
+    return codec_from_json(read_config(folder), shapes)
 
 
 def differences(folder: Path, expected: Mapping[str, Tensor]) -> Differences:

@@ -13,22 +13,81 @@ What is written here says of every text that could be read both ways which it is
 import json
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any, Literal
+
+from pydantic import AfterValidator, Discriminator, Field, Tag, ValidationInfo
 
 from higgs.data.chatml import ROLES, AudioContent, ChatMLSample, Content, Message, TextContent
-from higgs.data.strict_json import fields_of, parse_json
 from higgs.files import read_lines, read_text, replacing
+from higgs.validation import Count, Record, parse_json, validate
 
-# Key -> (type, whether it may be absent or null).
-SAMPLE = {
-    "messages": (list, False), "start_index": (int, True), "speaker": (str, True), "misc": (dict, True),
-}  # fmt: skip
-MESSAGE = {"role": (str, False), "content": (object, False), "recipient": (str, True)}
-TEXT = {"type": (str, True), "text": (str, False), "allow_special": (bool, True)}
-AUDIO = {
-    "type": (str, True), "audio_url": (str, False), "raw_audio": (str, True), "offset": (float, True),
-    "duration": (float, True), "row_id": (int, True),
-}  # fmt: skip
+
+class _Text(Record):
+    type: Literal["text"] = "text"
+    text: str
+    allow_special: bool | None = None
+
+
+class _Audio(Record):
+    type: Literal["audio"] = "audio"
+    audio_url: str
+    raw_audio: str | None = None
+    offset: float | None = None
+    duration: float | None = None
+    row_id: int | None = None
+
+
+def _string(text: str, info: ValidationInfo) -> str | TextContent:
+    return TextContent(text, True) if info.context and _ambiguous(text) else text
+
+
+def _text(given: _Text, info: ValidationInfo) -> TextContent:
+    if given.allow_special and not info.context:
+        raise ValueError(
+            "allow_special: a file cannot make its own text into special tokens; whoever trusts it reads it with "
+            "allow_special=True"
+        )
+    special = info.context and _ambiguous(given.text)
+    return TextContent(given.text, special if given.allow_special is None else given.allow_special)
+
+
+def _choice(value: Any) -> str:
+    """Which of the tags below a content has."""
+    if isinstance(value, dict):
+        return f"<{value.get('type', 'audio' if 'audio_url' in value else 'text')}>"
+    return f"<{type(value).__name__}>"
+
+
+CHOICE = Discriminator(
+    _choice,
+    custom_error_type="content",
+    custom_error_message="Input should be a string, or an object with text or audio_url",
+)
+Part = (
+    Annotated[str, AfterValidator(_string), Tag("<str>")]
+    | Annotated[_Text, AfterValidator(_text), Tag("<text>")]
+    | Annotated[
+        _Audio,
+        AfterValidator(lambda a: AudioContent(**a.model_dump(exclude={"type"}))),
+        Tag("<audio>"),
+    ]
+)
+Parts = Annotated[list[Annotated[Part, CHOICE]], Tag("<list>")]
+
+
+class _Message(Record):
+    role: Literal[ROLES]
+    content: Annotated[Part | Parts, CHOICE]
+    recipient: str | None = None
+
+
+class _Sample(Record):
+    messages: Annotated[
+        list[Annotated[_Message, AfterValidator(lambda m: Message(**dict(m)))]], Field(min_length=1)
+    ]
+    start_index: Count | None = None
+    speaker: str | None = None
+    misc: dict[str, Any] | None = None
 
 
 def sample_from_json(
@@ -39,59 +98,11 @@ def sample_from_json(
     `allow_special` reads `<|...|>` strings in its texts as the tokens that they name. Raises ValueError, which starts
     with `where` and the place in it, for unknown or missing keys, wrong types and values that no conversation has.
     """
-    given = fields_of(value, SAMPLE, where)
-    messages = given.pop("messages")
-    if not messages:
-        raise ValueError(f"{where}.messages: a conversation has at least one message")
-    start = given.get("start_index", 0)
-    if not 0 <= start <= len(messages):
-        raise ValueError(f"{where}.start_index: expected 0 ... {len(messages)}, got {start}")
-    places = (f"{where}.messages[{index}]" for index in range(len(messages)))
-    read = [
-        _message(entry, allow_special, place) for entry, place in zip(messages, places, strict=True)
-    ]
-    return ChatMLSample(read, **given)
-
-
-def _message(value: Any, allow_special: bool, where: str) -> Message:
-    given = fields_of(value, MESSAGE, where)
-    if given["role"] not in ROLES:
-        raise ValueError(f"{where}.role: expected one of {', '.join(ROLES)}, got {given['role']!r}")
-    content, place = given["content"], f"{where}.content"
-    if isinstance(content, list):
-        parts = [_content(part, allow_special, f"{place}[{i}]") for i, part in enumerate(content)]
-    else:
-        parts = _content(content, allow_special, place)
-    try:
-        return Message(given["role"], parts, given.get("recipient"))
-    except ValueError as error:
-        raise ValueError(f"{where}.recipient: {error}") from error
-
-
-def _content(value: Any, allow_special: bool, where: str) -> Content:
-    if isinstance(value, str):
-        return TextContent(value, True) if allow_special and _ambiguous(value) else value
-    if not isinstance(value, dict):
-        raise ValueError(
-            f"{where}: expected a string, or an object with text or audio_url, got {type(value).__name__} {value!r:.60}"
-        )
-    kind = value.get("type", "audio" if "audio_url" in value else "text")
-    if kind not in ("text", "audio"):
-        raise ValueError(f"{where}.type: expected text or audio, got {kind!r}")
-    given = fields_of(value, TEXT if kind == "text" else AUDIO, where)
-    given.pop("type", None)
-    if kind == "text":
-        if given.get("allow_special") and not allow_special:
-            raise ValueError(
-                f"{where}.allow_special: a file cannot make its own text into special tokens; whoever trusts it reads "
-                "it with allow_special=True"
-            )
-        special = allow_special and _ambiguous(given["text"])
-        return TextContent(given["text"], given.get("allow_special", special))
-    try:
-        return AudioContent(**given)
-    except ValueError as error:
-        raise ValueError(f"{where}: {error}") from error
+    given = validate(_Sample, value, where, context=allow_special)
+    start, count = given.start_index or 0, len(given.messages)
+    if start > count:
+        raise ValueError(f"{where}.start_index: expected 0 ... {count}, got {start}")
+    return ChatMLSample(given.messages, start, given.speaker, given.misc)
 
 
 def _ambiguous(text: str) -> bool:

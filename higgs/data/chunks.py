@@ -7,8 +7,12 @@ one without any between two words. Nothing is cut inside a number or an abbrevia
 import re
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
+from typing import Annotated
+
+from pydantic import Field, model_validator
 
 from higgs.data.speakable import check_text
+from higgs.validation import Count, Positive, Record
 
 HAN = r"\u3400-\u9fff\uf900-\ufaff"
 # A word: one Chinese character, or what stands between blanks, and of that at most 40 characters.
@@ -30,8 +34,10 @@ SPEAKER_TAG = re.compile(r"\[SPEAKER(\d+)\]")
 LIKE_A_TAG = re.compile(r"\[\s*speaker[\s_-]*(?:\d+|[a-z])?\s*\]|\[speaker\s*\d+", re.IGNORECASE)
 
 
-@dataclass(frozen=True)
-class ChunkOptions:
+Seconds = Annotated[float, Field(ge=0)]
+
+
+class ChunkOptions(Record):
     """How a long text is spoken.
 
     Chunks have at most `max_words` words, and at most `max_turns` turns of a dialogue. Each hears the last
@@ -41,25 +47,21 @@ class ChunkOptions:
     without audio, or cut off at its limit, is spoken again with another seed, up to `retries` times.
     """
 
-    max_words: int = 100
-    max_turns: int = 1
-    context_chunks: int | None = 2
+    max_words: Positive = 100
+    max_turns: Positive = 1
+    context_chunks: Count | None = 2
     alone: bool = False
-    sentence_pause: float = 0.0
-    paragraph_pause: float = 0.5
-    speaker_pause: float = 0.2
+    sentence_pause: Seconds = 0.0
+    paragraph_pause: Seconds = 0.5
+    speaker_pause: Seconds = 0.2
     match_levels: bool = True
-    retries: int = 2
+    retries: Count = 2
 
-    def __post_init__(self) -> None:
-        least = {"max_words": 1, "max_turns": 1, "context_chunks": 0, "retries": 0}
-        pauses = {"sentence_pause": 0, "paragraph_pause": 0, "speaker_pause": 0}
-        for name, lowest in (least | pauses).items():
-            value = getattr(self, name)
-            if value is not None and not lowest <= value < float("inf"):
-                raise ValueError(f"{name} must be at least {lowest}, got {value}")
+    @model_validator(mode="after")
+    def _one_turn(self) -> "ChunkOptions":
         if self.alone and self.max_turns > 1:
             raise ValueError(f"a speaker alone has one turn in a chunk, not up to {self.max_turns}")
+        return self
 
     def pause(self, border: str) -> float:
         """Seconds of silence at a border of a `Chunk`; none before the first."""

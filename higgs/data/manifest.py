@@ -15,8 +15,9 @@ from collections import Counter
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
+from pydantic import AfterValidator, model_validator
 from torch import Tensor
 from tqdm import tqdm
 
@@ -29,17 +30,37 @@ from higgs.data.chatml import (
     voice_clone,
     voices_in_system,
 )
-from higgs.data.chatml_json import SAMPLE, sample_from_json
+from higgs.data.chatml_json import sample_from_json
 from higgs.data.codes import CodesReader, CodesWriter
 from higgs.data.speakable import check_text
-from higgs.data.strict_json import fields_of, parse_json
 from higgs.files import read_lines, read_text
+from higgs.validation import Record, parse_json, validate
 
-UTTERANCE: dict[str, tuple[type, bool]] = {
-    "id": (str, True), "text": (str, False), "audio": (str, True), "codes": (str, True), "speaker": (str, True),
-    "form": (str, True), "scene": (str, True), "description": (str, True), "reference": (str, True),
-}  # fmt: skip
-CONVERSATION = {"id": (str, True)} | SAMPLE
+
+class Utterance(Record):
+    """A row: what is said, and the name of the audio or of the codes in which it is said."""
+
+    id: str | None = None
+    text: Annotated[str, AfterValidator(str.strip)]
+    audio: str | None = None
+    codes: str | None = None
+    speaker: str | None = None
+    form: str | None = None
+    scene: str | None = None
+    description: str | None = None
+    reference: str | None = None
+
+    @model_validator(mode="after")
+    def _one_source(self) -> "Utterance":
+        if (self.audio is None) == (self.codes is None):
+            raise ValueError("give either audio or codes")
+        return self
+
+    @property
+    def source(self) -> str:
+        return self.codes if self.audio is None else self.audio
+
+
 # Form -> whether it takes a reference.
 FORMS = {"smart_voice": False, "voice_clone": True, "voice_in_system": True}
 SHARD_BYTES = 1 << 19  # 22 minutes of speech: as much encoding is lost by a kill
@@ -109,7 +130,7 @@ class _Reader:
 
     def __init__(self, allow_special: bool, description: str | None):
         self.allow_special, self.description = allow_special, description
-        self.rows: dict[str, tuple[str, dict[str, Any]]] = {}  # id -> place and fields
+        self.rows: dict[str, tuple[str, Utterance | ChatMLSample]] = {}  # id -> place and row
         self.problems: list[Problem] = []
         self.count = 0
 
@@ -125,19 +146,18 @@ class _Reader:
         self.take(row, place)
 
     def take(self, row: Any, place: str) -> None:
-        """A row -> its fields, filed by id; a conversation without one goes by its number."""
+        """A row, filed by its id; a conversation without one goes by its number."""
         self.count += 1
         try:
-            talk = isinstance(row, dict) and "messages" in row
-            given = fields_of(row, CONVERSATION if talk else UTTERANCE, "row")
-            if not talk and ("audio" in given) == ("codes" in given):
-                raise ValueError("row: give either audio or codes")
-            if not talk:
-                given["text"] = given["text"].strip()
+            if isinstance(row, dict) and "messages" in row:
+                name = validate(str | None, row.pop("id", None), "row.id") or str(self.count)
+                given = sample_from_json(row, self.allow_special, "row")
+                check_spoken(given)
+            else:
+                given = validate(Utterance, row, "row")
+                name = given.source if given.id is None else given.id
         except ValueError as error:
             return self.problem("wrong row", place, str(error))
-        unnamed = str(self.count) if talk else given.get("audio", given.get("codes"))
-        name = given.setdefault("id", unnamed)
         if name in self.rows:
             self.problem("duplicate id", place, f"{name!r} stands in {self.rows[name][0]} already")
         else:
@@ -145,47 +165,46 @@ class _Reader:
 
     def example(self, name: str) -> Example | None:
         place, given = self.rows[name]
-        if "messages" not in given and not given["text"]:
+        if isinstance(given, ChatMLSample):
+            return _example(name, place, given)
+        if not given.text:
             return self.problem("empty text", place, f"{name!r} has an empty text")
         try:
-            if "messages" in given:
-                row = {key: value for key, value in given.items() if key != "id"}
-                sample = sample_from_json(row, self.allow_special, "row")
-                check_spoken(sample)
-            else:
-                sample = self.utterance(given)
+            return _example(name, place, self.utterance(given))
         except ValueError as error:
             return self.problem("wrong row", place, str(error))
-        return Example(name, place, sample, tuple(audio.name for audio in sample.audios))
 
-    def utterance(self, given: dict[str, Any]) -> ChatMLSample:
+    def utterance(self, given: Utterance) -> ChatMLSample:
         """The conversation that ends in the utterance, which alone is trained on."""
-        text, scene = check_text(given["text"]), given.get("scene")
-        described = given.get("description")
-        form = given.get("form", "voice_clone" if "reference" in given else "smart_voice")
+        text = check_text(given.text)
+        form = given.form or ("smart_voice" if given.reference is None else "voice_clone")
         if form not in FORMS:
             raise ValueError(f"row.form: expected one of {', '.join(FORMS)}, got {form!r}")
-        if FORMS[form] != ("reference" in given):
+        if FORMS[form] != (given.reference is not None):
             raise ValueError(
                 f"row.form: {form} {'needs a' if FORMS[form] else 'takes no'} reference"
             )
-        if FORMS[form] and described:
+        if FORMS[form] and given.description:
             raise ValueError(f"row.description: {form} has a reference in place of a description")
         if form == "smart_voice":
-            asked = smart_voice(text, scene, described or self.description)
+            asked = smart_voice(text, given.scene, given.description or self.description)
         else:
-            heard = self.rows.get(given["reference"], ("", {}))[1]
-            if not heard.get("text") or given["reference"] == given["id"]:
+            _, other = self.rows.get(given.reference, ("", None))
+            if not isinstance(other, Utterance) or not other.text or other is given:
                 raise ValueError(
-                    f"row.reference: no other utterance {given['reference']!r} in this file"
+                    f"row.reference: no other utterance {given.reference!r} in this file"
                 )
-            reference = AudioContent(heard.get("audio", heard.get("codes")))
+            reference = AudioContent(other.source)
             if form == "voice_clone":
-                asked = voice_clone(text, heard["text"], reference, scene)
+                asked = voice_clone(text, other.text, reference, given.scene)
             else:
-                asked = voices_in_system(text, [reference], scene)
-        answer = Message("assistant", AudioContent(given.get("audio", given.get("codes"))))
-        return ChatMLSample([*asked.messages, answer], len(asked.messages), given.get("speaker"))
+                asked = voices_in_system(text, [reference], given.scene)
+        answer = Message("assistant", AudioContent(given.source))
+        return ChatMLSample([*asked.messages, answer], len(asked.messages), given.speaker)
+
+
+def _example(name: str, place: str, sample: ChatMLSample) -> Example:
+    return Example(name, place, sample, tuple(audio.name for audio in sample.audios))
 
 
 def check_spoken(sample: ChatMLSample) -> None:

@@ -1,28 +1,25 @@
 """Recordings with transcripts: a JSON Lines manifest beside the audio."""
 
 import hashlib
-from dataclasses import dataclass
 from pathlib import Path
+from typing import Annotated
 
-from higgs.data.strict_json import fields_of, parse_json
+from pydantic import Strict
+
 from higgs.files import read_lines
-
-KEYS = {
-    "id": (str, False), "path": (str, False), "text": (str, False), "language": (str, False),
-    "speaker": (str, False), "seconds": (float, False), "sha256": (str, False),
-}  # fmt: skip
+from higgs.validation import Record, parse_json, validate
 
 
-@dataclass(frozen=True)
-class Recording:
-    """One row of a manifest; `path` is the audio file, found from the manifest's place."""
+class Recording(Record):
+    """One row of a manifest; `path` is the audio file, in the manifest from the folder above it."""
 
     id: str
-    path: Path
+    path: Annotated[Path, Strict(False)]
     text: str
     language: str
     speaker: str
     seconds: float
+    sha256: str
 
 
 def read_recordings(
@@ -37,20 +34,18 @@ def read_recordings(
     recordings: list[Recording] = []
     ids: set[str] = set()
     for where, line in read_lines(manifest):
-        row = fields_of(parse_json(line, where), KEYS, where)
-        if row["id"] in ids:
-            raise ValueError(f"{where}: the id {row['id']!r} stands twice")
-        ids.add(row["id"])
-        path = manifest.parent.parent / row["path"]
+        row = validate(Recording, parse_json(line, where), where)
+        if row.id in ids:
+            raise ValueError(f"{where}: the id {row.id!r} stands twice")
+        ids.add(row.id)
+        path = manifest.parent.parent / row.path
         if not path.is_file():
             raise ValueError(f"{where}: {path} does not exist")
-        if hashlib.sha256(path.read_bytes()).hexdigest() != row["sha256"]:
+        if hashlib.sha256(path.read_bytes()).hexdigest() != row.sha256:
             raise ValueError(f"{where}: {path} is not the file that the manifest was made from")
-        if not row["text"].strip():
+        if not row.text.strip():
             raise ValueError(f"{where}: the transcript is empty")
-        recordings.append(
-            Recording(row["id"], path, row["text"], row["language"], row["speaker"], row["seconds"])
-        )
+        recordings.append(row.model_copy(update={"path": path}))
     if not recordings:
         raise ValueError(f"{manifest}: no recording in it")
     known = {recording.language for recording in recordings}

@@ -12,35 +12,81 @@ file names: letters, figures, "-", "_" and ".". Rows of a public test set, as `h
 `reference` with its `reference_text` in place of form and voice.
 """
 
-import hashlib
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
+
+from pydantic import AfterValidator, Field, Strict, model_validator
 
 from higgs.data.chatml import ChatMLSample, tagged
 from higgs.data.chunks import Chunk, ChunkOptions, chunk_text, chunk_turns, speaker_turns
 from higgs.data.speakable import check_text
-from higgs.data.strict_json import fields_of, parse_json
 from higgs.data.voices import NAME, Voice, cast_prompt, find_voice, speaker_prompt
 from higgs.files import read_lines
-from higgs.params import from_section
+from higgs.validation import Count, Positive, Record, parse_json, validate
 
-# Key -> (type, whether it may be absent or null).
-EVERY = {"id": (str, False), "form": (str, False), "scene": (str, True), "max_new_tokens": (int, True)}  # fmt: skip
-ONE_VOICE = EVERY | {"voice": (str, False), "text": (str, False)}
-CHUNKED = {"chunks": (dict, True)}
-FORMS = {
-    "smart_voice": ONE_VOICE,
-    "voice_clone": ONE_VOICE,
-    "dialogue": EVERY | CHUNKED | {"speakers": (dict, True), "voices": (dict, True), "lines": (list, False)},
-    "long_form": ONE_VOICE | CHUNKED,
-}  # fmt: skip
-# What is used of a row of a test set; it has more, which `higgs.evaluate.sets.read_set` checks.
-OF_A_SET = {key: (str, False) for key in ("id", "text", "language", "speaker", "reference", "reference_text")} | {
-    "path": (str, True)
-}  # fmt: skip
+
+def _line(line: tuple[int, str]) -> tuple[int, str]:
+    number, text = line
+    if speaker_turns(f"[SPEAKER{number}] {check_text(text)}") != [(number, text.strip())]:
+        raise ValueError(f"a line is one speaker's, without tags, got {text!r:.60}")
+    return line
+
+
+# One line of a dialogue: who, and what. JSON has lists where Python has tuples.
+Line = Annotated[tuple[Count, str], Strict(False), AfterValidator(_line)]
+Cast = dict[Annotated[str, Field(pattern=r"^[0-9]+$")], str]
+
+
+class Row(Record):
+    """What every form has."""
+
+    id: Annotated[str, Field(pattern=f"^{NAME.pattern}$")]
+    form: str
+    scene: str | None = None
+    max_new_tokens: Positive | None = None
+
+
+class OneVoice(Row):
+    voice: str
+    text: str
+
+
+class LongForm(OneVoice):
+    chunks: ChunkOptions | None = None
+
+
+class Dialogue(Row):
+    lines: list[Line]
+    speakers: Cast | None = None
+    voices: Cast | None = None
+    chunks: ChunkOptions | None = None
+
+    @model_validator(mode="after")
+    def _one_cast(self) -> "Dialogue":
+        if (self.speakers is None) == (self.voices is None):
+            raise ValueError("give either speakers (descriptions) or voices (names)")
+        return self
+
+
+FORMS = {"smart_voice": OneVoice, "voice_clone": OneVoice, "dialogue": Dialogue, "long_form": LongForm}  # fmt: skip
+
+
+class SetRow(Record):
+    """A row of a public test set. Paths are relative to the folder above the manifest's own."""
+
+    id: str
+    path: str | None
+    text: str
+    language: str
+    speaker: str
+    seconds: float | None
+    sha256: str | None
+    reference: str
+    reference_text: str
+    reference_sha256: str
 
 
 @dataclass(frozen=True)
@@ -92,23 +138,16 @@ def script_file(name: str, folder: str | Path = "data/scripts") -> Path:
     return path
 
 
-def some_of(ids: Iterable[str], count: int | None) -> set[str]:
-    """`count` of the ids (None: all), chosen by their hashes: another order or one more script changes little."""
-
-    def by_hash(name: str) -> bytes:
-        return hashlib.sha256(name.encode()).digest()
-
-    return set(sorted(set(ids), key=by_hash)[:count])
-
-
 def read_scripts(path: str | Path, voices: str | Path) -> list[Script]:
     """-> the scripts in order. Raises ValueError naming the line and what is wrong in it, or that there is none."""
     scripts: dict[str, Script] = {}
     for where, line in read_lines(path):
         row = parse_json(line, where)
         try:
-            of_a_set = isinstance(row, dict) and "form" not in row and set(OF_A_SET) <= set(row)
-            script = _set_script(row, Path(path)) if of_a_set else _script(row, voices)
+            if isinstance(row, dict) and "form" not in row and "reference" in row:
+                script = _set_script(validate(SetRow, row, "a row of a test set"), Path(path))
+            else:
+                script = _script(row, voices)
             if script.id in scripts:
                 raise ValueError(f"the id {script.id!r} stands twice")
         except ValueError as error:
@@ -123,71 +162,47 @@ def _script(content: Any, voices: str | Path) -> Script:
     form = content.get("form") if isinstance(content, dict) else None
     if not isinstance(form, str) or form not in FORMS:
         raise ValueError(f"form must be one of {', '.join(FORMS)}, got {form!r} in {content!r:.60}")
-    row = fields_of(content, FORMS[form], form)
-    if not NAME.fullmatch(row["id"]):
-        raise ValueError(f"{row['id']!r} is no id: letters, figures, '-', '_' and '.', and no path")
-    if row.get("max_new_tokens", 1) < 1:
-        raise ValueError(f"max_new_tokens must be at least 1, got {row['max_new_tokens']}")
-    options = reference = None
-    if "chunks" in row or form == "long_form":
-        options = from_section(ChunkOptions, row.get("chunks", {}))
+    row = validate(FORMS[form], content, form)
+    options = getattr(row, "chunks", None) or (ChunkOptions() if form == "long_form" else None)
+    reference = None
     if form == "dialogue":
-        lines = [_line(entry) for entry in row["lines"]]
         cast, voice = _cast(row, voices)
         form_of = speaker_prompt if options and options.alone else cast_prompt
-        prompt = partial(form_of, cast, scene=row.get("scene"))
-        text, whole = " ".join(said for _, said in lines), tagged(lines, cast)
-        chunks = chunk_turns(lines, options) if options else []
+        prompt = partial(form_of, cast, scene=row.scene)
+        text, whole = " ".join(said for _, said in row.lines), tagged(row.lines, cast)
+        chunks = chunk_turns(row.lines, options) if options else []
     else:
-        found = find_voice(voices, row["voice"])
+        found = find_voice(voices, row.voice)
         if form != "long_form" and (form == "voice_clone") != (found.audio is not None):
             raise ValueError(f"{form} does not go with the voice {found.name!r}")
         example = Path(voices) / "profiles" / f"{found.name}.flac"
         reference = found.audio or (example if example.is_file() else None)
-        voice, prompt = found.name, partial(found.prompt, scene=row.get("scene"))
-        text = whole = row["text"]
+        voice, prompt = found.name, partial(found.prompt, scene=row.scene)
+        text = whole = row.text
         if speaker_turns(text):
             raise ValueError(f"{form} has one voice; for [SPEAKERn] tags take the form dialogue")
         chunks = chunk_text(text, options.max_words) if options else []
     return Script(
-        row["id"], form, voice, text, prompt(chunks[0].text if chunks else whole),
-        row.get("max_new_tokens"), tuple(chunks), options, prompt, reference=reference,
+        row.id, form, voice, text, prompt(chunks[0].text if chunks else whole),
+        row.max_new_tokens, tuple(chunks), options, prompt, reference=reference,
     )  # fmt: skip
 
 
-def _set_script(content: dict, manifest: Path) -> Script:
-    """A row of a test set's manifest, whose paths are relative to the folder above the manifest's own."""
+def _set_script(row: SetRow, manifest: Path) -> Script:
     above = manifest.resolve().parent.parent
-    row = fields_of({key: content[key] for key in OF_A_SET}, OF_A_SET, "a row of a test set")
-    check_text(row["text"])
-    reference = above / row["reference"]
-    recording = above / row["path"] if row.get("path") else None
-    voice = Voice(row["speaker"], reference, row["reference_text"])
+    check_text(row.text)
+    reference, recording = above / row.reference, above / row.path if row.path else None
+    voice = Voice(row.speaker, reference, row.reference_text)
     return Script(
-        row["id"], "voice_clone", voice.name, row["text"], voice.prompt(row["text"]), None, (), None, voice.prompt,
-        row["language"], reference, recording,
+        row.id, "voice_clone", voice.name, row.text, voice.prompt(row.text), None, (), None, voice.prompt,
+        row.language, reference, recording,
     )  # fmt: skip
 
 
-def _line(entry: Any) -> tuple[int, str]:
-    """One line of a dialogue: who, and what."""
-    match entry:
-        case [int(number), str(text)] if number >= 0 and not isinstance(number, bool):
-            if speaker_turns(f"[SPEAKER{number}] {check_text(text)}") != [(number, text.strip())]:
-                raise ValueError(f"a line is one speaker's, without tags, got {text!r:.60}")
-            return number, text
-    raise ValueError(f"lines: expected [number, text], got {entry!r:.60}")
-
-
-def _cast(row: dict, voices: str | Path) -> tuple[dict[int, Voice], str]:
+def _cast(row: Dialogue, voices: str | Path) -> tuple[dict[int, Voice], str]:
     """The speakers of a dialogue, and the names of their voices where they have names."""
-    if ("speakers" in row) == ("voices" in row):
-        raise ValueError("a dialogue has speakers (descriptions) or voices (names), one of them")
-    given = row.get("speakers", row.get("voices"))
-    for number, what in given.items():
-        if not number.isdecimal() or not isinstance(what, str):
-            raise ValueError(f'speakers: expected "0": "...", got {number!r}: {what!r:.60}')
-    if "speakers" in row:
-        return {int(n): Voice(f"SPEAKER{n}", description=text) for n, text in given.items()}, ""
-    cast = {int(number): find_voice(voices, name) for number, name in given.items()}
+    if row.speakers is not None:
+        described = row.speakers.items()
+        return {int(n): Voice(f"SPEAKER{n}", description=text) for n, text in described}, ""
+    cast = {int(number): find_voice(voices, name) for number, name in row.voices.items()}
     return cast, " ".join(cast[number].name for number in sorted(cast))

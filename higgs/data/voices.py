@@ -4,7 +4,6 @@
 descriptions ("feminine"), for voices that the model knows by their description; a recording may have one too.
 """
 
-import json
 import re
 from dataclasses import dataclass
 from pathlib import Path
@@ -23,6 +22,7 @@ from higgs.data.chunks import count_words, speaker_turns
 from higgs.data.levels import silence, speech_level
 from higgs.data.speakable import check_text
 from higgs.files import read_text, replacing
+from higgs.validation import parse_json, validate
 
 AUDIO_SUFFIXES = (".flac", ".wav")
 SAMPLE_RATE = 24_000  # of the recordings that `add_voice` writes: the codec's
@@ -119,13 +119,7 @@ def _profiles(folder: Path) -> dict[str, str]:
     path = folder / "profiles.json"
     if not path.is_file():
         return {}
-    try:
-        profiles = json.loads(read_text(path))
-    except json.JSONDecodeError as error:
-        raise ValueError(f"{path} is not JSON: {error}") from error
-    if not isinstance(profiles, dict) or not all(isinstance(v, str) for v in profiles.values()):
-        raise ValueError(f"{path}: expected names with descriptions, both texts")
-    return profiles
+    return validate(dict[str, str], parse_json(read_text(path), str(path)), str(path))
 
 
 def find_voice(folder: str | Path, name: str) -> Voice:

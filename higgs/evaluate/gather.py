@@ -12,11 +12,11 @@ from torch import Tensor
 
 from higgs.audio import load_audio
 from higgs.data.recordings import Recording, read_recordings
-from higgs.data.scripts import some_of
 from higgs.evaluate.dialogue import Turn, judge_dialogue
 from higgs.evaluate.longform import judge_long
 from higgs.evaluate.protocols import Listener, Utterance
 from higgs.evaluate.tables import Row
+from higgs.workers import some_of
 
 RECORDED, ROUND_TRIP, GENERATED = "recordings", "recordings through the codec", "generated"
 OF_THE_SET = "recordings of the set"

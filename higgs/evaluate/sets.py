@@ -8,67 +8,21 @@ and the recordings. The manifest `meta.jsonl` is written beside it.
 
 import argparse
 import hashlib
-import json
 import re
 import sys
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
 
 from higgs.audio import load_audio
-from higgs.data.voices import Voice
-from higgs.evaluate.protocols import Utterance
+from higgs.data.scripts import Script, SetRow, read_scripts
 from higgs.evaluate.seedtts import LANGUAGES
-from higgs.evaluate.tables import Row, read_rows, write_rows
+from higgs.evaluate.tables import Row, write_rows
+from higgs.files import read_lines
+from higgs.validation import parse_json, validate
 
-KEYS = (
-    "id",
-    "path",
-    "text",
-    "language",
-    "speaker",
-    "seconds",
-    "sha256",
-    "reference",
-    "reference_text",
-    "reference_sha256",
-)
 FIELDS = "id|prompt text|prompt wav|target text, and possibly |target wav"
 MAX_LISTED = 20
-
-
-@dataclass(frozen=True)
-class SetItem:
-    """One thing to say in the voice of `reference`; `recording` is a person saying it, where there is one."""
-
-    id: str
-    text: str
-    language: str
-    speaker: str
-    reference: Path
-    reference_text: str
-    recording: Path | None
-
-    def wanted_voice(self) -> Voice:
-        """The voice to speak it in: `wanted_voice().prompt(text)` is the request."""
-        return Voice(self.speaker, self.reference, self.reference_text)
-
-    def utterance(self, group: str, path: Path | None, seed: int | None = None) -> Utterance:
-        """What was made of it, to be judged beside the reference; `path` may be the recording itself."""
-        name = self.id if seed is None else f"{self.id}-s{seed}"
-        return Utterance(
-            group,
-            name,
-            self.id,
-            self.text,
-            path,
-            self.language,
-            speaker=self.speaker,
-            voice=self.speaker,
-            seed=seed,
-            reference=self.reference,
-        )
 
 
 def convert_seed_tts_eval(
@@ -166,32 +120,18 @@ def _sha256(path: Path) -> str:
     return hashlib.sha256(path.read_bytes()).hexdigest()
 
 
-def read_set(manifest: str | Path) -> list[SetItem]:
-    """The manifest of a set -> its items. Raises ValueError that names every missing or changed file."""
+def read_set(manifest: str | Path) -> list[Script]:
+    """The manifest of a set -> its scripts. Raises ValueError that names every missing or changed file."""
     manifest = Path(manifest)
-    above, items, faults = manifest.resolve().parent.parent, [], []
-    for number, row in enumerate(read_rows(manifest), start=1):
-        if lacking := [key for key in KEYS if key not in row]:
-            raise ValueError(f"{manifest}, line {number}: lacks {', '.join(lacking)}")
-        recording = above / row["path"] if row["path"] else None
-        reference = above / row["reference"]
-        for path, digest in ((recording, row["sha256"]), (reference, row["reference_sha256"])):
-            if path is not None and (not path.is_file() or _sha256(path) != digest):
-                faults.append(f"line {number}: {path} is missing or has changed")
-        items.append(
-            SetItem(
-                row["id"],
-                row["text"],
-                row["language"],
-                row["speaker"],
-                reference,
-                row["reference_text"],
-                recording,
-            )
-        )
+    above, faults = manifest.resolve().parent.parent, []
+    for where, line in read_lines(manifest):
+        row = validate(SetRow, parse_json(line, where), where)
+        for path, digest in ((row.path, row.sha256), (row.reference, row.reference_sha256)):
+            if path and (not (above / path).is_file() or _sha256(above / path) != digest):
+                faults.append(f"{where}: {above / path} is missing or has changed")
     if faults:
         raise ValueError("\n".join([f"{manifest} cannot be used:", *faults]))
-    return items
+    return read_scripts(manifest, manifest.parent)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -210,7 +150,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         out = chosen.folder / f"{Path(chosen.list).stem}.jsonl"
         write_rows(out, rows)
         read_set(out)
-    except (ValueError, OSError, json.JSONDecodeError) as error:
+    except (ValueError, OSError) as error:
         sys.stderr.write(f"{error}\n")
         return 1
     spoken = sum(row["path"] is not None for row in rows)

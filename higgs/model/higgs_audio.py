@@ -15,6 +15,7 @@ from higgs.hub import resolve
 from higgs.model.kv_cache import KVCache
 from higgs.model.llama import DualFFNLayer, Kind, RMSNorm, rope_table
 from higgs.model.weights import load_weights, to_transformers
+from higgs.schemas import model_from_json, model_to_json
 
 
 @dataclass
@@ -146,7 +147,7 @@ class HiggsAudio(nn.Module):
         Raises ValueError naming the tensors when any is missing, unexpected or misshapen.
         """
         folder = resolve(source, revision)
-        config = ModelConfig.from_json(read_config(folder))
+        config = model_from_json(read_config(folder))
         with torch.device("meta"):
             model = cls(config)
         tensors = load_weights(folder, model.state_dict())
@@ -163,7 +164,7 @@ class HiggsAudio(nn.Module):
         tensors = to_transformers({k: v.detach().cpu() for k, v in self.state_dict().items()})
         if half:
             tensors = {k: v.half() for k, v in tensors.items()}
-        write(folder, self.config.to_json() | token_ids, tensors)
+        write(folder, model_to_json(self.config) | token_ids, tensors)
 
 
 def shifted_cross_entropy(logits: Tensor, labels: Tensor) -> Tensor:

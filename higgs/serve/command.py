@@ -73,7 +73,7 @@ def start(arguments: argparse.Namespace) -> None:
     import torch
 
     from higgs.config import SamplingConfig
-    from higgs.params import Checkpoint
+    from higgs.preset import Checkpoint
     from higgs.serve.engine import Engine, EngineConfig
     from higgs.serve.server import ServerConfig, serve
 

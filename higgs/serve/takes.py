@@ -18,12 +18,12 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from higgs.config import SamplingConfig
-from higgs.data.scripts import Script, some_of
+from higgs.data.scripts import Script
 from higgs.files import replacing
 from higgs.serve.engine import Engine, Response, Usage
 from higgs.serve.guards import GUARD_STOPS
 from higgs.serve.long_form import LongResponse, speak_script
-from higgs.workers import in_order
+from higgs.workers import in_order, some_of
 
 BATCH = 16  # requests that run together
 FAILED = "error"

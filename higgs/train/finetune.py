@@ -30,7 +30,7 @@ from higgs.data.manifest import encode_audio, read_manifest
 from higgs.data.text import TextTokenizer
 from higgs.hub import fingerprint, read_config, resolve
 from higgs.model.higgs_audio import HiggsAudio
-from higgs.params import Checkpoint
+from higgs.preset import Checkpoint
 from higgs.train.checkpointing import load_state, log, save_state, warmup_stable_decay
 from higgs.train.lora import add_lora, merge_lora, recompute_layers
 from higgs.train.losses import corrupt, speech_losses

@@ -11,6 +11,7 @@ from higgs.cells import say
 from higgs.config import ModelConfig
 from higgs.hub import read_config, resolve
 from higgs.model.higgs_audio import HiggsAudio
+from higgs.schemas import model_from_json
 from higgs.train.lora import TARGETS
 
 GB = 1e9
@@ -84,7 +85,7 @@ def main() -> None:
     )
     parser.add_argument("--rank", type=int, default=16, help="of LoRA (default: %(default)s)")
     arguments = parser.parse_args()
-    config = ModelConfig.from_json(read_config(Path(resolve(arguments.checkpoint))))
+    config = model_from_json(read_config(Path(resolve(arguments.checkpoint))))
     say(f"{'':34}{'trained':>14}{'weights':>9}{'grad.':>9}{'Adam':>9}{'activ.':>9}{'total':>9}  GB")
     for name, rank in (("all weights", None), (f"LoRA of rank {arguments.rank}", arguments.rank)):
         for recompute in (False, True):

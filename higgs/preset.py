@@ -1,0 +1,63 @@
+"""The name of a checkpoint -> where its model and its codec are, and how they are run."""
+
+import re
+from dataclasses import dataclass
+from pathlib import Path
+
+from higgs.validation import ParamsError
+
+RELEASED_MODEL = "bosonai/higgs-audio-v2-generation-3B-base"
+RELEASED_MODEL_REVISION = "10840182ca4ad5d9d9113b60b9bb3c1ef1ba3f84"
+RELEASED_CODEC = "bosonai/higgs-audio-v2-tokenizer@9d4988fbd4ad07b4cac3a5fa462741a41810dbec"
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """What the one key `checkpoint` stands for: where model and codec are, and how they are run."""
+
+    name: str
+    model: str
+    codec: str
+    dtype: str
+    device: str
+
+    @classmethod
+    def parse(cls, text: str) -> "Checkpoint":
+        """`nano`, `organisation/name@revision`, or a folder (or s3://) with `model/` and `codec/`.
+
+        A model from the hub goes with the released codec. Its revision is a full commit hash: a
+        branch moves, and the same params.yaml would then mean something else. Anything else is a
+        ParamsError.
+        """
+        if text == "nano":
+            # float32 on the CPU: this is where its codes repeat bit by bit.
+            return cls._from_folder(text, "data/checkpoints/nano", "float32", "cpu")
+        if Path(text).is_dir():
+            if lacking := [part for part in ("model", "codec") if not Path(text, part).is_dir()]:
+                above = Path(text, "config.json").is_file()
+                raise ParamsError(
+                    f"checkpoint: {text!r} has no {'/ and no '.join(lacking)}/ in it"
+                    f"{': name the folder above it' if above else ''}"
+                )
+            return cls._from_folder(text, text.rstrip("/"))
+        if text.startswith("s3://"):
+            return cls._from_folder(text, text.rstrip("/"))
+        name, _, revision = text.partition("@")
+        if not re.fullmatch(r"[\w-][\w.-]*/[\w.-]+", name):
+            raise ParamsError(
+                f"checkpoint: {text!r} is neither 'nano', nor 'organisation/name@revision', "
+                "nor a folder here"
+            )
+        if not re.fullmatch(r"[0-9a-f]{40}", revision):
+            known = RELEASED_MODEL_REVISION if name == RELEASED_MODEL else "<40 hexadecimal digits>"
+            raise ParamsError(
+                f"checkpoint: {text!r} is no folder here, and as a hub id it must pin a full "
+                f"commit: write {name}@{known}"
+            )
+        return cls(name=text, model=text, codec=RELEASED_CODEC, dtype="bfloat16", device="auto")
+
+    @classmethod
+    def _from_folder(
+        cls, name: str, folder: str, dtype: str = "auto", device: str = "auto"
+    ) -> "Checkpoint":
+        return cls(name, f"{folder}/model", f"{folder}/codec", dtype, device)

@@ -1,0 +1,142 @@
+"""What people write, read strictly: YAML and JSON -> records of known types. Every fault is named with its place.
+
+Types are exact: a boolean is no int and a string is no number, but an int will do for a float. Unknown keys, NaN and
+keys that stand twice are refused. YAML is YAML 1.2, exactly as DVC reads it: `1e-4` is a number and `no` is a word.
+"""
+
+import difflib
+import json
+import re
+from collections.abc import Collection, Iterable, Iterator
+from contextlib import contextmanager
+from typing import Annotated, Any, TypeVar, get_args
+
+from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError
+from ruamel.yaml import YAML
+from ruamel.yaml.error import YAMLError
+
+T = TypeVar("T")
+STRICT = ConfigDict(strict=True, extra="forbid", allow_inf_nan=False)
+Count = Annotated[int, Field(ge=0)]
+Positive = Annotated[int, Field(ge=1)]
+
+
+class ParamsError(ValueError):
+    """What was written cannot be used. The message has the place of each fault, and what was found there."""
+
+
+class Record(BaseModel):
+    """Fields with exact types. Raises pydantic's ValidationError, a ValueError; `validate` says it in fewer words."""
+
+    model_config = STRICT | ConfigDict(frozen=True)
+
+
+def validate(
+    kind: type[T],
+    value: Any,
+    where: str,
+    error: type[ValueError] = ParamsError,
+    context: Any = None,
+) -> T:
+    """`value` as a Record, or as another type. Raises `error` with all faults, each with its place in `where`."""
+    is_record = isinstance(kind, type) and issubclass(kind, Record)
+    adapter = TypeAdapter(kind, config=None if is_record else STRICT)
+    with explained(where, error, kind):
+        return adapter.validate_python(value, context=context)
+
+
+@contextmanager
+def explained(
+    where: str, error: type[ValueError] = ParamsError, kind: Any = None, beside: Collection = ()
+) -> Iterator[None]:
+    """What pydantic finds in here -> `error`. Keys named in `beside` stand beside `where`, not in it."""
+    try:
+        yield
+    except ValidationError as found:
+        faults = [
+            _fault(fault, "" if fault["loc"][:1] and fault["loc"][0] in beside else where, kind)
+            for fault in found.errors()
+        ]
+        raise error("; ".join(fault.removeprefix(": ") for fault in faults)) from None
+
+
+def _fault(fault: dict[str, Any], where: str, kind: Any) -> str:
+    # No places: "[key]" for a key itself, and names in <> of choices between types (`higgs/data/chatml_json.py`).
+    path = [p for p in fault["loc"] if p != "[key]" and not str(p).startswith("<")]
+    *above, last = path or [""]
+    if fault["type"] == "missing":
+        return f"{_place(where, above)}: missing key {last!r}"
+    if fault["type"] in ("extra_forbidden", "unexpected_keyword_argument"):
+        return (
+            f"{_place(where, above)}: unknown key {last!r}{choices(str(last), _keys(kind, above))}"
+        )
+    if fault["type"] == "value_error":
+        return f"{_place(where, path)}: {fault['ctx']['error']}"
+    said = re.sub(r" or instance of \w+", "", fault["msg"].replace("Input should be", "must be"))
+    return f"{_place(where, path)}: {said}, got {fault['input']!r:.60}"
+
+
+def _place(where: str, path: Iterable[Any]) -> str:
+    for part in path:
+        where += f"[{part}]" if isinstance(part, int) else f"{'.' if where else ''}{part}"
+    return where
+
+
+def _records(hint: Any) -> list[type[Record]]:
+    if isinstance(hint, type) and issubclass(hint, Record):
+        return [hint]
+    return [record for part in get_args(hint) for record in _records(part)]
+
+
+def _keys(kind: Any, path: Iterable[Any]) -> list[str]:
+    """The keys that records have at a place in `kind`."""
+    records = _records(kind)
+    for key in (part for part in path if isinstance(part, str)):
+        fields = [record.model_fields[key] for record in records if key in record.model_fields]
+        records = [record for field in fields for record in _records(field.annotation)]
+    return list(dict.fromkeys(key for record in records for key in record.model_fields))
+
+
+def check_keys(
+    values: Iterable[Any], known: Iterable[str], required: Iterable[str], what: str
+) -> None:
+    """Raises ParamsError for unknown keys, naming the closest known one first, and missing ones."""
+    known, values = list(known), list(values)
+    faults = [f"unknown key {k!r}{choices(str(k), known)}" for k in values if k not in known]
+    faults += [f"missing key {key!r}" for key in required if key not in values]
+    if faults:
+        raise ParamsError(f"{what}: " + "; ".join(faults))
+
+
+def choices(word: str, known: Iterable[str]) -> str:
+    """The known words, that which is most like `word` first."""
+    ranked = sorted(known, key=lambda name: -difflib.SequenceMatcher(None, word, name).ratio())
+    return f" (did you mean {ranked[0]!r}? choices: {', '.join(ranked)})" if ranked else ""
+
+
+def parse_yaml(text: str, where: str = "YAML") -> Any:
+    """YAML 1.2 -> Python objects, with DVC's reader. Duplicate keys, broken syntax: ParamsError."""
+    try:
+        return YAML(typ="safe", pure=True).load(text)
+    except YAMLError as error:
+        # ruamel appends advice on how to switch the check off, which is not what is wanted here.
+        message = str(error).split("To suppress this check")[0].strip()
+        raise ParamsError(f"{where}: {message}") from error
+
+
+def parse_json(text: str, where: str) -> Any:
+    """JSON -> Python objects. Duplicate keys, NaN, broken syntax: ParamsError that names `where`."""
+
+    def once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+        if len(keys := dict(pairs)) < len(pairs):
+            names = [key for key, _ in pairs]
+            raise ParamsError(f"{where}: duplicate key {max(names, key=names.count)!r}")
+        return keys
+
+    def number(word: str) -> None:
+        raise ParamsError(f"{where}: {word} is not JSON")
+
+    try:
+        return json.loads(text, object_pairs_hook=once, parse_constant=number)
+    except json.JSONDecodeError as error:
+        raise ParamsError(f"{where}: not JSON: {error}") from error
