@@ -35,8 +35,8 @@ setup: $(STAMP)
 repro: $(STAMP)
 	$(WITH) dvc pull data.dvc
 	$(WITH) dvc repro
-	@$(WITH) python -m higgs.evaluate.speed
-	@$(WITH) python -m higgs.lock
+	@$(WITH) python -m higgs.workflow.speed
+	@$(WITH) python -m higgs.workflow.lock
 
 test: lint
 	@[ -e data ] || $(WITH) dvc pull data.dvc

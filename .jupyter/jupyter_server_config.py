@@ -10,7 +10,7 @@ from pathlib import Path
 
 import nbformat
 
-from higgs.notebook_clean import clean_source
+from higgs.workflow.clean import clean_source
 
 ROOT = Path(__file__).resolve().parent.parent
 

@@ -55,9 +55,9 @@ class Operations(TorchDispatchMode):
 def of_our_step(model, prompt) -> Operations:
     """One step of a request alone, outside of inference mode, in which operators reach the dispatcher in parts."""
     from higgs.config import SamplingConfig
-    from higgs.serve.decoder import Decoder
-    from higgs.serve.state import DecodeState
-    from higgs.serve.step import decode_step
+    from higgs.serve.batching.slots import Decoder
+    from higgs.serve.batching.state import DecodeState
+    from higgs.serve.batching.step import decode_step
 
     length = prompt.input_ids.shape[1]
     decoder = Decoder(model, rows=1, positions=length + 40, burst=4)
@@ -89,7 +89,7 @@ def on_a_gpu(model, prompt) -> list[Row]:
     from torch.profiler import ProfilerActivity, profile
 
     from higgs.config import SamplingConfig
-    from higgs.serve.decoder import Decoder
+    from higgs.serve.batching.slots import Decoder
 
     rows = []
     for mode, graphs in (("graph", True), ("eager", False)):

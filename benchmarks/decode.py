@@ -35,12 +35,12 @@ from benchmarks.timing import (
 )
 from higgs import AudioTokenizer, HiggsAudio
 from higgs.batch import Batch
+from higgs.checkpoint.config_json import model_to_json
 from higgs.config import CodecConfig, ModelConfig, SamplingConfig
 from higgs.data.chatml import Tokens
 from higgs.data.collator import collate, spread
-from higgs.schemas import model_to_json
-from higgs.serve.decoder import Decoder
-from higgs.serve.scheduler import Request, Scheduler
+from higgs.serve.batching.scheduler import Request, Scheduler
+from higgs.serve.batching.slots import Decoder
 from higgs.serve.stream import AudioStream
 from higgs.tokens import TokenIds
 

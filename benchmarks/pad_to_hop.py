@@ -16,7 +16,7 @@ import torch
 from higgs import AudioTokenizer
 from higgs.audio import load_audio
 from higgs.data.recordings import read_recordings
-from higgs.evaluate.reconstruction import compare
+from higgs.evaluate.metrics.codec import compare
 
 CLASSES = {"0": (0, 0), "1 to 118": (1, 118), "119 to 631": (119, 631), "632 to 959": (632, 959)}
 COLUMNS = ("mel_db", "stft", "si_sdr_db")

@@ -24,9 +24,9 @@ import higgs.audio  # noqa: F401  before transformers: the import that makes tor
 from higgs import ChatMLSample, Engine, Message, SamplingConfig
 from higgs.data.chatml import smart_voice
 from higgs.data.voices import find_voice
-from higgs.serve.async_engine import AsyncEngine
+from higgs.serve.batching.scheduler import Busy
 from higgs.serve.engine import EngineConfig
-from higgs.serve.scheduler import Busy
+from higgs.serve.http.async_engine import AsyncEngine
 
 PAUSE = 0.05  # seconds between two arrivals, on average; a full engine makes them wait
 TEXTS = (

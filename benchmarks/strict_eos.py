@@ -15,8 +15,8 @@ from dataclasses import replace
 import torch
 
 from higgs import Engine, SamplingConfig
+from higgs.checkpoint.resolve import fingerprint
 from higgs.data.scripts import read_scripts
-from higgs.hub import fingerprint
 from higgs.serve.engine import Response
 
 

@@ -16,7 +16,7 @@ from pathlib import Path
 import torch
 import transformers
 
-from higgs.evaluate.speed import cpu_name
+from higgs.workflow.speed import cpu_name
 
 Times = tuple[float, float]  # wall and CPU
 Measure = Callable[[], Times]

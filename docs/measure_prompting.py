@@ -15,10 +15,10 @@ from statistics import mean
 import torch
 
 from higgs import Engine, SamplingConfig
+from higgs.checkpoint.preset import Checkpoint
+from higgs.checkpoint.resolve import fingerprint
 from higgs.data.chatml import smart_voice
-from higgs.evaluate.statistics import bootstrap_interval
-from higgs.hub import fingerprint
-from higgs.preset import Checkpoint
+from higgs.evaluate.statistics.intervals import bootstrap_interval
 
 PAIRS = (
     ("The bus is late today", "We will walk to the station"),

@@ -17,7 +17,7 @@ ONE_SENTENCE = {"max_words": 14, "context_chunks": 0, "alone": True}
 CHUNKS = {
     "nano": ONE_SENTENCE
 }  # what a checkpoint was trained on, where that is less than long talks
-# The options of long texts: those of `higgs.data.chunks.ChunkOptions`.
+# The options of long texts: those of `higgs.data.text.chunks.ChunkOptions`.
 LONG_TEXT = {
     "max_words": (int, "the most words of a chunk; a text of no more is spoken in one go"),
     "context_chunks": (int, "how many earlier chunks a chunk hears"),
@@ -42,9 +42,9 @@ def speak(arguments: argparse.Namespace) -> None:
 
     from higgs import Engine, SamplingConfig
     from higgs.audio import check_writable, save_audio
-    from higgs.data.chunks import ChunkOptions, chunk_script, count_words
+    from higgs.checkpoint.preset import Checkpoint
+    from higgs.data.text.chunks import ChunkOptions, chunk_script, count_words
     from higgs.files import check_place
-    from higgs.preset import Checkpoint
     from higgs.serve.long_form import SilentChunk, speak_long
     from higgs.validation import validate
 
@@ -104,8 +104,8 @@ def keep_what_came_before(error: Any, out: Path) -> None:
 
 def text_to_speak(arguments: argparse.Namespace) -> str:
     """The text of the command line or of --file, its figures in words where that is asked for."""
-    from higgs.data.speakable import check_text
-    from higgs.data.spell_out import spell_out
+    from higgs.data.text.checks import check_text
+    from higgs.data.text.numbers import spell_out
     from higgs.files import read_text
 
     if (arguments.text is None) == (arguments.file is None):
@@ -120,8 +120,8 @@ def text_to_speak(arguments: argparse.Namespace) -> str:
 def prompt_maker(arguments: argparse.Namespace, text: str, alone: bool) -> Callable:
     """What makes a conversation of each chunk: the voice, the reference or the speakers, and the scene."""
     from higgs.audio import probe
-    from higgs.data.chunks import speaker_turns
-    from higgs.data.normalize import normalize_prompt
+    from higgs.data.text.chunks import speaker_turns
+    from higgs.data.text.normalize import normalize_prompt
     from higgs.data.voices import Voice, cast_prompt, find_voice, list_voices, speaker_prompt
 
     turns = speaker_turns(text)
@@ -250,7 +250,7 @@ def inspect(arguments: argparse.Namespace) -> None:
 
 def compare(arguments: argparse.Namespace) -> None:
     """Compares two runs text by text: differences with intervals, tests, and a page."""
-    from higgs.evaluate.compare_page import start
+    from higgs.evaluate.report.compare_page import start
 
     print(start(arguments))
 
@@ -354,7 +354,7 @@ def server_parser(commands: argparse._SubParsersAction) -> None:
 
 
 def long_text_arguments(say: argparse.ArgumentParser) -> None:
-    from higgs.data.chunks import ChunkOptions
+    from higgs.data.text.chunks import ChunkOptions
 
     clean = say.add_argument_group("clean-up")
     clean.add_argument(

@@ -10,17 +10,24 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from higgs.checkpoint import CONFIG, CheckpointError, read_config, read_headers, weight_files
+from higgs.checkpoint.config_json import (
+    CODEC,
+    MODEL,
+    ORIGINAL,
+    codec_from_json,
+    model_from_json,
+    recognise,
+)
+from higgs.checkpoint.folder import CONFIG, CheckpointError, read_config, read_headers, weight_files
+from higgs.checkpoint.preset import Checkpoint
+from higgs.checkpoint.resolve import resolve
 from higgs.codec import weights as codec_weights
 from higgs.codec.tokenizer import AudioTokenizer
 from higgs.config import CodecConfig, ModelConfig
-from higgs.data.lexicon import FILE as LEXICON
-from higgs.data.lexicon import Lexicon
-from higgs.hub import resolve
+from higgs.data.text.lexicon import FILE as LEXICON
+from higgs.data.text.lexicon import Lexicon
 from higgs.model import weights as model_weights
 from higgs.model.higgs_audio import HiggsAudio
-from higgs.preset import Checkpoint
-from higgs.schemas import CODEC, MODEL, ORIGINAL, codec_from_json, model_from_json, recognise
 
 # The parts of each kind, and the names of this package that belong to them; the first match counts.
 PARTS = {

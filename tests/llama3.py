@@ -11,7 +11,7 @@ from importlib.metadata import PackageNotFoundError, distribution
 import pytest
 from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, pre_tokenizers
 
-from higgs.data.text import TextTokenizer
+from higgs.data.text.tokenizer import TextTokenizer
 
 WHEEL, RANKS = "llama-models", "llama_models/llama3/tokenizer.model"
 WORDS = (

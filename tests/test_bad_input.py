@@ -256,9 +256,9 @@ from pathlib import Path
 import torch
 from higgs import AudioTokenizer, ChatMLSample, Message
 from higgs.audio import save_audio
-from higgs.cells import write_json
+from higgs.workflow.outputs import write_json
 from higgs.data.chatml_json import write_conversations
-from higgs.data.codes import save_codes
+from higgs.data.training.codes import save_codes
 from higgs.train.checkpointing import save_state
 
 codec = AudioTokenizer.from_pretrained(sys.argv[1])
@@ -363,7 +363,7 @@ def test_a_folder_that_cannot_be_written_is_named(tmp_path):
 
 STAGE = """stages:
   generate:
-    cmd: python -m higgs.notebook run generate
+    cmd: python -m higgs.workflow.runner run generate
     deps: [notebooks/generate.ipynb]
     outs: [results/generate, reports/generate.ipynb, reports/generate.html]
 """

@@ -10,12 +10,12 @@ from tiny import prompt_batch
 from higgs import AudioContent, AudioTokenizer, Engine
 from higgs.config import SamplingConfig
 from higgs.data.chatml import smart_voice, voice_clone
-from higgs.data.text import TextTokenizer
-from higgs.serve.decoder import Decoder
+from higgs.data.text.tokenizer import TextTokenizer
+from higgs.serve.batching.prefix_cache import VoiceCache, fingerprint
+from higgs.serve.batching.scheduler import Busy, Scheduler
+from higgs.serve.batching.slots import Decoder
+from higgs.serve.batching.state import IDLE
 from higgs.serve.engine import EngineConfig
-from higgs.serve.scheduler import Busy, Scheduler
-from higgs.serve.state import IDLE
-from higgs.serve.voice_cache import VoiceCache, fingerprint
 
 SMALL = EngineConfig(max_batch=3, max_positions=500, max_waiting=4)
 

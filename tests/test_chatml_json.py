@@ -24,7 +24,7 @@ from higgs.data.chatml_json import (
     sample_to_json,
     write_conversations,
 )
-from higgs.data.text import TextTokenizer, byte_tokenizer
+from higgs.data.text.tokenizer import TextTokenizer, byte_tokenizer
 from higgs.tokens import SPECIAL_TOKENS
 from higgs.validation import parse_json
 

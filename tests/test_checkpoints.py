@@ -24,12 +24,24 @@ from torch import Tensor
 
 from higgs import AudioTokenizer, HiggsAudio
 from higgs.__main__ import main
-from higgs.checkpoint import INDEX, PICKLE, SINGLE, CheckpointError, read_headers, read_tensors
+from higgs.checkpoint.config_json import (
+    codec_from_json,
+    codec_to_json,
+    model_from_json,
+    model_to_json,
+)
+from higgs.checkpoint.folder import (
+    INDEX,
+    PICKLE,
+    SINGLE,
+    CheckpointError,
+    read_headers,
+    read_tensors,
+)
 from higgs.codec import weights as codec_weights
 from higgs.config import CodecConfig, ConfigError, ModelConfig, SemanticConfig
 from higgs.inspection import inspect_checkpoint, memory
 from higgs.model import weights as model_weights
-from higgs.schemas import codec_from_json, codec_to_json, model_from_json, model_to_json
 
 SMALL_MODEL = ModelConfig(
     vocab_size=40, hidden_size=12, intermediate_size=20, num_layers=2, num_heads=4, num_kv_heads=2, head_dim=4,

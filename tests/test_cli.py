@@ -282,7 +282,7 @@ def test_voices_are_checked(run, voices, clip, monkeypatch):
             assert (len(waveform), sample_rate) == (96_000, 24_000)
             return heard
 
-    monkeypatch.setattr("higgs.evaluate.judges.make_judge", lambda *_: Judge())
+    monkeypatch.setattr("higgs.evaluate.judges.registry.make_judge", lambda *_: Judge())
     code, _, said = run("voices", "check", "ada", "--voices", voices)
     assert code == 1 and "ada is a description: nothing to check" in said
     heard = WORDS
@@ -300,7 +300,9 @@ def test_voices_are_checked(run, voices, clip, monkeypatch):
 def test_without_a_recogniser_the_check_says_so(run, voices, clip, monkeypatch):
     run("voices", "add", "eve", clip, "--text", WORDS, "--voices", voices)
     monkeypatch.setattr(
-        "higgs.evaluate.judges.MoonshineTiny.WHEEL", ("moonshine-nowhere", "1.0"), raising=True
+        "higgs.evaluate.judges.registry.MoonshineTiny.WHEEL",
+        ("moonshine-nowhere", "1.0"),
+        raising=True,
     )
     code, printed, said = run("voices", "check", "--voices", voices)
     assert code == 0 and printed == "eve: as it should be\n"

@@ -11,10 +11,10 @@ from safetensors.torch import load_file
 from tiny import original_codec_names, write_original_codec
 
 from higgs import AudioTokenizer
+from higgs.checkpoint.config_json import codec_from_json
 from higgs.codec.acoustic import AcousticDecoder
 from higgs.codec.weights import convert, to_transformers
 from higgs.config import CodecConfig, ConfigError
-from higgs.schemas import codec_from_json
 
 LENGTHS = (12345, 23040, 24000, 24500, 24959, 25000, 48000)
 

@@ -10,7 +10,7 @@ from conftest import ROOT, assert_close
 from higgs import AudioTokenizer
 from higgs.audio import load_audio, resampler
 from higgs.codec import acoustic
-from higgs.codec.ragged import group_norm, in_batches, room, stack, trim, windows
+from higgs.codec.padding import group_norm, in_batches, room, stack, trim, windows
 
 HOP = 960
 

@@ -6,10 +6,10 @@ import json
 import pytest
 from conftest import ROOT
 
-from higgs.data.chunks import count_words
-from higgs.data.manifest import read_manifest
 from higgs.data.recordings import read_recordings
 from higgs.data.scripts import FORMS, read_scripts
+from higgs.data.text.chunks import count_words
+from higgs.data.training.manifest import read_manifest
 from higgs.data.voices import list_voices
 from higgs.files import read_lines, read_text
 

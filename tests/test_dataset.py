@@ -16,14 +16,14 @@ from torch import Tensor
 from higgs import AudioContent, Message
 from higgs.audio import save_audio
 from higgs.config import ModelConfig
-from higgs.data import codes as codes_module
 from higgs.data.chatml import QUIET_ROOM, smart_voice, tokenize, voice_clone, voices_in_system
 from higgs.data.chatml_json import read_conversations
-from higgs.data.codes import CodesReader, CodesWriter, load_codes, save_codes
 from higgs.data.collator import spread
-from higgs.data.dataset import Batches, Dataset
-from higgs.data.manifest import FORMS, DataError, Manifest, encode_audio, read_manifest
-from higgs.data.text import TextTokenizer, byte_tokenizer
+from higgs.data.text.tokenizer import TextTokenizer, byte_tokenizer
+from higgs.data.training import codes as codes_module
+from higgs.data.training.codes import CodesReader, CodesWriter, load_codes, save_codes
+from higgs.data.training.dataset import Batches, Dataset
+from higgs.data.training.manifest import FORMS, DataError, Manifest, encode_audio, read_manifest
 
 TOKENIZER = TextTokenizer(byte_tokenizer())
 CONFIG = ModelConfig(vocab_size=TOKENIZER.vocab_size)

@@ -19,14 +19,14 @@ from conftest import ROOT
 
 import higgs
 from higgs import AudioTokenizer, HiggsAudio, __main__
-from higgs.cells import STAGE_VARIABLE
 from higgs.config import CodecConfig, ModelConfig
-from higgs.data.chunks import ChunkOptions
+from higgs.data.text.chunks import ChunkOptions
 from higgs.delay import add_stream_ids, delayed_segment
-from higgs.evaluate.tables import read_rows
-from higgs.params import SCALARS, SECTIONS, WORKERS, SpeechParams, read_params, scalars_of
 from higgs.serve.engine import Response
 from higgs.validation import parse_yaml
+from higgs.workflow.outputs import STAGE_VARIABLE
+from higgs.workflow.params import SCALARS, SECTIONS, WORKERS, SpeechParams, read_params, scalars_of
+from higgs.workflow.tables import read_rows
 
 DOCS = ROOT / "docs"
 PAGES = [*sorted(DOCS.glob("*.md")), ROOT / "README.md", ROOT / "CONTRIBUTING.md"]

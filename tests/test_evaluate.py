@@ -8,17 +8,8 @@ import torch
 from spoken import RATE, clip, made_pair, noise, sine, with_noise
 
 from higgs.audio import mel_filterbank, save_audio
-from higgs.evaluate.metrics import (
-    code_usage,
-    level_dbfs,
-    log_mel_distance,
-    si_sdr,
-    silence_share,
-    stft_distance,
-)
-from higgs.evaluate.reconstruction import compare, mean_of, round_trips
-from higgs.evaluate.stoi import stoi
-from higgs.evaluate.text import (
+from higgs.evaluate.metrics.codec import compare, mean_of, round_trips
+from higgs.evaluate.metrics.error_rates import (
     CharacterErrors,
     WordErrors,
     character_errors,
@@ -26,6 +17,15 @@ from higgs.evaluate.text import (
     normalize,
     word_errors,
 )
+from higgs.evaluate.metrics.signal import (
+    code_usage,
+    level_dbfs,
+    log_mel_distance,
+    si_sdr,
+    silence_share,
+    stft_distance,
+)
+from higgs.evaluate.metrics.stoi import stoi
 
 HALF_IN_DB = 20 * math.log10(2)
 

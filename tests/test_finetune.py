@@ -16,16 +16,16 @@ from conftest import NANO, ROOT, assert_close
 
 from higgs.audio import load_audio, save_audio
 from higgs.batch import Batch
+from higgs.checkpoint.config_json import model_from_json
 from higgs.codec.tokenizer import AudioTokenizer
 from higgs.config import ModelConfig, SamplingConfig
 from higgs.data.chatml import AudioContent, ChatMLSample, Message, dialogue, smart_voice
 from higgs.data.chatml_json import sample_to_json
-from higgs.data.dataset import Dataset
-from higgs.data.lexicon import Lexicon
-from higgs.data.manifest import encode_audio, read_manifest
-from higgs.data.text import TextTokenizer, save_byte_tokenizer
+from higgs.data.text.lexicon import Lexicon
+from higgs.data.text.tokenizer import TextTokenizer, save_byte_tokenizer
+from higgs.data.training.dataset import Dataset
+from higgs.data.training.manifest import encode_audio, read_manifest
 from higgs.model.higgs_audio import HiggsAudio
-from higgs.schemas import model_from_json
 from higgs.serve.engine import Engine
 from higgs.train.finetune import FineTuning, TuneConfig, choose_device, save_tuned, split
 from higgs.train.lora import add_lora, merge_lora, recompute_layers

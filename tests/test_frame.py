@@ -17,11 +17,11 @@ import torch
 from packaging.specifiers import SpecifierSet
 from ruamel.yaml import YAML
 
-from higgs import lock
 from higgs.audio import save_audio
-from higgs.data.codes import save_codes
-from higgs.evaluate.tables import write_rows
-from higgs.notebook_clean import clean_source, dump
+from higgs.data.training.codes import save_codes
+from higgs.workflow import lock
+from higgs.workflow.clean import clean_source, dump
+from higgs.workflow.tables import write_rows
 
 ROOT = Path(__file__).resolve().parent.parent
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
@@ -229,7 +229,7 @@ def test_lock_report_in_a_repository(tmp_path):
         )
 
     def report(expected: int = 0, **more: str) -> str:
-        command = [sys.executable, "-m", "higgs.lock"]
+        command = [sys.executable, "-m", "higgs.workflow.lock"]
         path = os.pathsep.join([str(ROOT), os.environ.get("PYTHONPATH", "")])
         environment = {**os.environ, "PYTHONPATH": path}
         environment.pop("CI", None)

@@ -12,11 +12,10 @@ from higgs.batch import Batch
 from higgs.config import SamplingConfig
 from higgs.data.chatml import Tokens
 from higgs.data.collator import collate, spread
-from higgs.data.text import TextTokenizer
+from higgs.data.text.tokenizer import TextTokenizer
 from higgs.delay import revert_delay
 from higgs.model.kv_cache import KVCache
-from higgs.serve.generate import DelayState, generate
-from higgs.serve.noise import (
+from higgs.serve.counter_rng import (
     CounterNoise,
     column_keys,
     log_uniforms,
@@ -24,7 +23,8 @@ from higgs.serve.noise import (
     race,
     symbol_numbers,
 )
-from higgs.serve.sampler import sample_codes
+from higgs.serve.reference.loop import DelayState, generate
+from higgs.serve.reference.sampler import sample_codes
 from higgs.tokens import TokenIds
 
 GREEDY = SamplingConfig(temperature=0, ras_window=None)

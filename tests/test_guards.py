@@ -11,11 +11,11 @@ from higgs import AudioTokenizer, Engine
 from higgs.audio import load_audio
 from higgs.config import SamplingConfig
 from higgs.data.chatml import smart_voice
-from higgs.data.text import TextTokenizer
+from higgs.data.text.tokenizer import TextTokenizer
+from higgs.serve.batching.scheduler import Scheduler
+from higgs.serve.batching.state import ENDED, RUNNING
 from higgs.serve.engine import EngineConfig
 from higgs.serve.guards import REPETITION, SILENCE, TEXT_LENGTH, Guards, Watch
-from higgs.serve.scheduler import Scheduler
-from higgs.serve.state import ENDED, RUNNING
 
 TEXT = "Hello there."
 

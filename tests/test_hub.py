@@ -15,9 +15,9 @@ from test_checkpoints import SHARDS, SMALL_MODEL, original_model_config, write
 
 from higgs import AudioTokenizer, HiggsAudio
 from higgs.__main__ import main
-from higgs.checkpoint import INDEX, PICKLE, SINGLE
+from higgs.checkpoint.folder import INDEX, PICKLE, SINGLE
+from higgs.checkpoint.resolve import fingerprint, resolve
 from higgs.config import ConfigError
-from higgs.hub import fingerprint, resolve
 
 NAME, FIRST, SECOND = "some/higgs", "1" * 40, "2" * 40
 

@@ -16,7 +16,6 @@ from conftest import GOLDEN
 from spoken import RATE, clip, clips, made_pair, noise, with_noise
 
 from higgs.audio import load_audio, resample, save_audio
-from higgs.evaluate import judges, speaker, wheels
 from higgs.evaluate.jitter import (
     NoisyCopy,
     choose,
@@ -25,21 +24,24 @@ from higgs.evaluate.jitter import (
     noisy_copies,
     summarise_jitter,
 )
-from higgs.evaluate.judges import (
+from higgs.evaluate.judges import ge2e as speaker
+from higgs.evaluate.judges import registry as judges
+from higgs.evaluate.judges import wheels
+from higgs.evaluate.judges.ge2e import equal_error_rate, similarity, without_long_silences
+from higgs.evaluate.judges.moonshine import MoonshineTiny, MoonshineTiny8Bit, read_vocabulary
+from higgs.evaluate.judges.ort_weights import ort_weights
+from higgs.evaluate.judges.registry import (
     Panel,
     make_judge,
     make_naturalness_predictor,
     make_panel,
     make_speaker_encoder,
 )
-from higgs.evaluate.mel import mel_power
-from higgs.evaluate.moonshine import MoonshineTiny, MoonshineTiny8Bit, read_vocabulary
-from higgs.evaluate.ort_weights import ort_weights
+from higgs.evaluate.judges.slaney_mel import mel_power
+from higgs.evaluate.judges.wheels import JudgeUnavailable, wheel_file
+from higgs.evaluate.metrics.error_rates import corpus_rate, word_errors
 from higgs.evaluate.pieces import split_at_quiet
-from higgs.evaluate.protocols import Listener
-from higgs.evaluate.speaker import equal_error_rate, similarity, without_long_silences
-from higgs.evaluate.text import corpus_rate, word_errors
-from higgs.evaluate.wheels import JudgeUnavailable, wheel_file
+from higgs.evaluate.utterances import Listener
 
 
 @pytest.fixture(scope="module")
@@ -589,7 +591,7 @@ def seedtts_checkpoint(tmp_path_factory):
 
 def test_wavlm_large_sv_computes_what_its_authors_do(seedtts_checkpoint):
     """The authors' network and s3prl's WavLM, tiny, with the same weights under their own names."""
-    from higgs.evaluate.wavlm_ecapa import WavLMECAPA
+    from higgs.evaluate.judges.wavlm_ecapa import WavLMECAPA
 
     path, expected = seedtts_checkpoint
     t = torch.arange(24_000) / 16_000
@@ -606,7 +608,7 @@ def test_wavlm_large_sv_computes_what_its_authors_do(seedtts_checkpoint):
 
 
 def test_another_file_is_not_taken_for_wavlm_large(seedtts_checkpoint, tmp_path):
-    from higgs.evaluate.wavlm_ecapa import WavLMECAPA
+    from higgs.evaluate.judges.wavlm_ecapa import WavLMECAPA
 
     path, _ = seedtts_checkpoint
     with pytest.raises(

@@ -7,9 +7,9 @@ import torch
 
 from higgs import AudioContent, Engine, SamplingConfig
 from higgs.data.chatml import after_chunks, tokenize
-from higgs.data.chunks import Chunk, ChunkOptions, chunk_text, chunk_turns
-from higgs.data.levels import speech_level
+from higgs.data.loudness import speech_level
 from higgs.data.scripts import read_scripts
+from higgs.data.text.chunks import Chunk, ChunkOptions, chunk_text, chunk_turns
 from higgs.data.voices import Voice, cast_prompt, speaker_prompt
 from higgs.serve.engine import Response, Usage
 from higgs.serve.long_form import LongResponse, SilentChunk, chunk_seed, speak_long, speak_script

@@ -11,10 +11,10 @@ from tiny import prompt_batch, random_weights, write_model, write_original_model
 
 from higgs import HiggsAudio
 from higgs.batch import Batch
+from higgs.checkpoint.config_json import model_from_json
 from higgs.config import ConfigError, ModelConfig, RopeConfig
 from higgs.model.kv_cache import KVCache
 from higgs.model.llama import rope_frequencies
-from higgs.schemas import model_from_json
 
 
 @pytest.mark.parametrize("name", ["smart_voice", "clone", "multi_scene", "batch2"])

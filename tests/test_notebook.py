@@ -17,12 +17,12 @@ import numpy as np
 import pytest
 from nbformat.v4 import new_code_cell, new_markdown_cell, new_notebook
 
-from higgs import cells
-from higgs.notebook import apply_setting, check_parameters_cell, main, stage_values
-from higgs.notebook_clean import clean_source, dump
-from higgs.notebook_html import NotSelfContained, check_self_contained
-from higgs.params import read_params
 from higgs.validation import ParamsError
+from higgs.workflow import outputs as cells
+from higgs.workflow.clean import clean_source, dump
+from higgs.workflow.page import NotSelfContained, check_self_contained
+from higgs.workflow.params import read_params
+from higgs.workflow.runner import apply_setting, check_parameters_cell, main, stage_values
 
 REPOSITORY = Path(__file__).resolve().parent.parent
 
@@ -37,8 +37,8 @@ generate: {temperature: 1e-4, top_k: null, top_p: 1, ras_window: 7, ras_max_repe
   seeds: [0, 1], repeated_texts: null, players: 2}
 evaluate: {}
 """
-SETUP = """from higgs.cells import *
-from higgs.params import *
+SETUP = """from higgs.workflow.outputs import *
+from higgs.workflow.params import *
 
 values = select(read_params(enter_root() / 'params.yaml'), 'generate')"""
 PARAMETERS = "\n".join(

@@ -13,7 +13,7 @@ from conftest import ROOT
 from nbclient import NotebookClient
 from ruamel.yaml import YAML
 
-from higgs.cells import STAGE_VARIABLE
+from higgs.workflow.outputs import STAGE_VARIABLE
 
 STAGES = tuple(YAML(typ="safe").load((ROOT / "dvc.yaml").read_text())["stages"])
 pytestmark = pytest.mark.slow

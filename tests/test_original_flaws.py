@@ -31,12 +31,12 @@ from higgs.config import ModelConfig
 from higgs.data.chatml import dialogue, smart_voice, tokenize, voice_clone, voices_in_system
 from higgs.data.chatml_json import sample_from_json
 from higgs.data.collator import collate, count_positions, spread
-from higgs.data.text import TextTokenizer, byte_tokenizer
+from higgs.data.text.tokenizer import TextTokenizer, byte_tokenizer
 from higgs.data.voices import list_voices
 from higgs.delay import delayed_segment
 from higgs.model.kv_cache import KVCache
-from higgs.serve.generate import generate
 from higgs.serve.long_form import chunk_seed
+from higgs.serve.reference.loop import generate
 from higgs.tokens import SPECIAL_TOKENS, TokenIds
 
 FLAWS: dict[str, Callable] = {}

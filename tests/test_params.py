@@ -5,7 +5,14 @@ import re
 import pytest
 from pydantic import ValidationError
 
-from higgs.params import (
+from higgs.checkpoint.preset import (
+    RELEASED_CODEC,
+    RELEASED_MODEL,
+    RELEASED_MODEL_REVISION,
+    Checkpoint,
+)
+from higgs.validation import ParamsError, Record, parse_yaml, validate
+from higgs.workflow.params import (
     SECTIONS,
     GenerateParams,
     from_section,
@@ -14,8 +21,6 @@ from higgs.params import (
     select,
     worker_count,
 )
-from higgs.preset import RELEASED_CODEC, RELEASED_MODEL, RELEASED_MODEL_REVISION, Checkpoint
-from higgs.validation import ParamsError, Record, parse_yaml, validate
 
 GOOD = """
 seed: 0

@@ -10,7 +10,7 @@ from conftest import ROOT, SMALL_SETTINGS, run
 from ruamel.yaml import YAML
 
 import higgs
-from higgs.params import SECTIONS, from_section, read_params, scalars_of, select
+from higgs.workflow.params import SECTIONS, from_section, read_params, scalars_of, select
 
 STAGES = ("tokenize", "generate", "evaluate")
 DVC = YAML(typ="safe").load((ROOT / "dvc.yaml").read_text())["stages"]
@@ -69,7 +69,7 @@ def test_a_stage_lists_the_code_it_imports_and_no_more(stage):
 @pytest.mark.parametrize("stage", STAGES)
 def test_a_stage_has_one_name_everywhere(stage):
     entry = DVC[stage]
-    assert entry["cmd"] == f"python -m higgs.notebook run {stage}"
+    assert entry["cmd"] == f"python -m higgs.workflow.runner run {stage}"
     assert f"notebooks/{stage}.ipynb" in entry["deps"]
     assert entry["params"] == [*scalars_of(stage), stage]
     outs = {name: settings for out in entry["outs"] for name, settings in out.items()}
@@ -157,7 +157,7 @@ def check_exploring(clone: Path) -> None:
     path = clone / "notebooks" / "explore.ipynb"
     run("jupyter", "execute", "--inplace", path.name, cwd=path.parent)
     assert '"output_type"' in path.read_text()
-    run(sys.executable, "-m", "higgs.notebook", "clean", str(path), cwd=clone)
+    run(sys.executable, "-m", "higgs.workflow.runner", "clean", str(path), cwd=clone)
     assert run("git", "status", "--porcelain", cwd=clone) == before
     assert "up to date" in run("dvc", "status", cwd=clone)
     assert (clone / "results" / "explore").is_dir()

@@ -13,10 +13,10 @@ from transformers import (
 
 from higgs import AudioTokenizer, HiggsAudio
 from higgs.batch import Batch
+from higgs.checkpoint.config_json import codec_to_json, model_to_json
 from higgs.config import CodecConfig, ModelConfig, RopeConfig, SemanticConfig
 from higgs.data.chatml import Tokens
 from higgs.data.collator import collate, spread
-from higgs.schemas import codec_to_json, model_to_json
 from higgs.tokens import TokenIds
 
 CONFIG = ModelConfig(
@@ -95,7 +95,7 @@ def test_logits_equal_the_port(pair):
 def test_greedy_codes_equal_the_port_until_the_end_of_stream(pair):
     """The two differ in how a segment ends; before that, every code must be the same."""
     from higgs.config import SamplingConfig
-    from higgs.serve.generate import generate
+    from higgs.serve.reference.loop import generate
 
     ours, port = pair
     text = [

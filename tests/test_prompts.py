@@ -26,7 +26,7 @@ from higgs.data.chatml import (
 )  # fmt: skip
 from higgs.data.collator import collate, spread
 from higgs.data.scripts import read_scripts
-from higgs.data.text import TextTokenizer, byte_tokenizer
+from higgs.data.text.tokenizer import TextTokenizer, byte_tokenizer
 from higgs.data.voices import find_voice, list_voices
 from higgs.tokens import TokenIds
 

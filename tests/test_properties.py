@@ -11,7 +11,7 @@ from higgs.batch import Batch
 from higgs.config import ModelConfig
 from higgs.data.chatml import Tokens, tokenize
 from higgs.data.collator import Row, collate, count_positions, spread
-from higgs.data.text import TextTokenizer, byte_tokenizer
+from higgs.data.text.tokenizer import TextTokenizer, byte_tokenizer
 from higgs.delay import revert_delay
 from higgs.tokens import SPECIAL_TOKENS, TokenIds
 

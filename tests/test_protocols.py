@@ -9,13 +9,23 @@ import torch
 from spoken import RATE, clip, clips, noise, sine
 
 from higgs.audio import save_audio
-from higgs.evaluate import seedtts, sets
-from higgs.evaluate.compare import compare
+from higgs.evaluate import test_sets as sets
 from higgs.evaluate.dialogue import Turn, judge_dialogue, summarise_dialogues
-from higgs.evaluate.journal import Journal
-from higgs.evaluate.judges import Panel, make_panel
-from higgs.evaluate.longform import align, click_ratio, judge_long
-from higgs.evaluate.protocols import (
+from higgs.evaluate.judged_rows import Journal
+from higgs.evaluate.judges.ge2e import similarity
+from higgs.evaluate.judges.registry import Panel, make_panel
+from higgs.evaluate.judges.wheels import ONNX_ERRORS
+from higgs.evaluate.long_form import align, click_ratio, judge_long
+from higgs.evaluate.metrics import seedtts
+from higgs.evaluate.statistics.paired_runs import compare
+from higgs.evaluate.statistics.summary import (
+    METRICS,
+    length_class,
+    share_of_seeds,
+    summarise,
+    titles,
+)
+from higgs.evaluate.utterances import (
     Listener,
     Utterance,
     judging,
@@ -23,11 +33,8 @@ from higgs.evaluate.protocols import (
     pace_of,
     transcript_fault,
 )
-from higgs.evaluate.speaker import similarity
-from higgs.evaluate.summary import METRICS, length_class, share_of_seeds, summarise, titles
-from higgs.evaluate.tables import find_table, read_rows, write_rows
-from higgs.evaluate.wheels import ONNX_ERRORS
 from higgs.workers import Workers
+from higgs.workflow.tables import find_table, read_rows, write_rows
 
 # ---- SeedTTS-Eval's scoring: text, what was heard, language, WER by process_one of their run_wer.py with zhon 2.1.1
 # and jiwer 4.0.0

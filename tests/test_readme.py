@@ -54,7 +54,7 @@ def test_the_numbers_are_those_of_the_committed_run():
 
 
 def test_the_hub_line_is_the_one_that_params_name():
-    from higgs.preset import Checkpoint
+    from higgs.checkpoint.preset import Checkpoint
 
     (line,) = re.findall(r"^checkpoint: (\S+)$", README, re.MULTILINE)
     assert line in (ROOT / "params.yaml").read_text()

@@ -11,10 +11,11 @@ from conftest import ROOT
 from spoken import RATE, sine
 
 from higgs.audio import save_audio
-from higgs.cells import write_json, write_table
-from higgs.evaluate import compare_page, report, speed
 from higgs.evaluate.dialogue import summarise_dialogues
-from higgs.evaluate.gather import (
+from higgs.evaluate.judges.registry import Panel
+from higgs.evaluate.report import compare_page
+from higgs.evaluate.report import html as report
+from higgs.evaluate.report.gather import (
     GENERATED,
     RECORDED,
     ROUND_TRIP,
@@ -23,10 +24,11 @@ from higgs.evaluate.gather import (
     long_takes,
     read_results,
 )
-from higgs.evaluate.judges import Panel
-from higgs.evaluate.protocols import Listener
-from higgs.evaluate.summary import summarise
-from higgs.evaluate.tables import write_rows
+from higgs.evaluate.statistics.summary import summarise
+from higgs.evaluate.utterances import Listener
+from higgs.workflow import speed
+from higgs.workflow.outputs import write_json, write_table
+from higgs.workflow.tables import write_rows
 
 
 class Ear:

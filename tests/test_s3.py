@@ -15,8 +15,8 @@ import pytest
 from conftest import ROOT
 from s3_server import KEYS, Line, Server, environment, free_ports, md5
 
-from higgs import s3
-from higgs.hub import resolve
+from higgs.checkpoint import s3
+from higgs.checkpoint.resolve import resolve
 
 DOCUMENT = (ROOT / "docs" / "s3.md").read_text()
 BUCKET = "higgs"

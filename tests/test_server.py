@@ -24,13 +24,13 @@ from conftest import ROOT
 from higgs import AudioTokenizer, Engine, __main__
 from higgs.audio import STREAMED, AudioEncoder
 from higgs.config import SamplingConfig
-from higgs.data.text import TextTokenizer
+from higgs.data.text.tokenizer import TextTokenizer
 from higgs.data.voices import find_voice
-from higgs.serve.async_engine import MOST_FAILURES, AsyncEngine, Broken
+from higgs.serve.batching.scheduler import Busy
 from higgs.serve.engine import EngineConfig
 from higgs.serve.guards import Guards
-from higgs.serve.scheduler import Busy
-from higgs.serve.server import ServerConfig, make_app
+from higgs.serve.http.app import ServerConfig, make_app
+from higgs.serve.http.async_engine import MOST_FAILURES, AsyncEngine, Broken
 
 TEXT = "We walked along the river."
 SAMPLING = SamplingConfig(seed=1)

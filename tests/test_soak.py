@@ -7,7 +7,7 @@ from benchmarks.soak import Report, questions, soak
 from higgs import AudioContent, AudioTokenizer, Engine
 from higgs.audio import save_audio
 from higgs.data.chatml import smart_voice, voice_clone
-from higgs.data.text import TextTokenizer
+from higgs.data.text.tokenizer import TextTokenizer
 from higgs.serve.engine import EngineConfig
 
 

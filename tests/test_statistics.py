@@ -7,9 +7,8 @@ from statistics import NormalDist
 import numpy as np
 import pytest
 
-from higgs.evaluate import statistics
-from higgs.evaluate.simulate import DESIGNS, MIXED, PROCESSES, Process, coverage, draw, power
-from higgs.evaluate.statistics import (
+from higgs.evaluate.statistics import intervals as statistics
+from higgs.evaluate.statistics.intervals import (
     bootstrap_interval,
     holm,
     mean_interval,
@@ -18,8 +17,17 @@ from higgs.evaluate.statistics import (
     seed_share,
     wilson_interval,
 )
+from higgs.evaluate.statistics.simulation import (
+    DESIGNS,
+    MIXED,
+    PROCESSES,
+    Process,
+    coverage,
+    draw,
+    power,
+)
 
-TRIALS = 2000  # `higgs.evaluate.simulate.study` is the full run
+TRIALS = 2000  # `higgs.evaluate.statistics.simulation.study` is the full run
 
 
 def test_bootstrap_of_equal_utterances_has_no_width():

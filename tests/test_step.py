@@ -11,14 +11,14 @@ from transformers import HiggsAudioV2ForConditionalGeneration
 from benchmarks.counts import of_our_step, of_their_steps
 from higgs import HiggsAudio
 from higgs.config import SamplingConfig
-from higgs.data.text import TextTokenizer
-from higgs.serve.decoder import Decoder
-from higgs.serve.fused import quantize
-from higgs.serve.generate import DelayState, generate
-from higgs.serve.noise import CounterNoise, column_keys, log_uniforms, symbol_numbers
-from higgs.serve.sampler import process_logits, sample_codes
-from higgs.serve.state import IDLE, NARROW, DecodeState
-from higgs.serve.step import choose, delay, linear
+from higgs.data.text.tokenizer import TextTokenizer
+from higgs.serve.batching.fused_weights import quantize
+from higgs.serve.batching.slots import Decoder
+from higgs.serve.batching.state import IDLE, NARROW, DecodeState
+from higgs.serve.batching.step import choose, delay, linear
+from higgs.serve.counter_rng import CounterNoise, column_keys, log_uniforms, symbol_numbers
+from higgs.serve.reference.loop import DelayState, generate
+from higgs.serve.reference.sampler import process_logits, sample_codes
 from higgs.tokens import TokenIds
 
 SETTINGS = {

@@ -6,7 +6,7 @@ import torch
 from higgs import AudioTokenizer, Engine
 from higgs.config import CodecConfig, SamplingConfig, SemanticConfig
 from higgs.data.chatml import smart_voice
-from higgs.data.text import TextTokenizer
+from higgs.data.text.tokenizer import TextTokenizer
 from higgs.delay import delayed_segment, segment_frames
 from higgs.serve.engine import EngineConfig
 from higgs.serve.stream import HALO, AudioStream

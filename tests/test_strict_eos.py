@@ -10,10 +10,10 @@ from torch import Tensor
 
 from higgs.batch import Batch
 from higgs.config import SamplingConfig
-from higgs.data.text import TextTokenizer
+from higgs.data.text.tokenizer import TextTokenizer
 from higgs.delay import delayed_segment, segment_frames
 from higgs.model.higgs_audio import HiggsAudio
-from higgs.serve.generate import DelayState, Generation, generate
+from higgs.serve.reference.loop import DelayState, Generation, generate
 from higgs.tokens import TokenIds
 
 BOS, EOS = 1024, 1025

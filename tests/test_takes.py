@@ -14,14 +14,14 @@ from higgs.arithmetic import can_pin
 from higgs.audio import save_audio
 from higgs.config import SamplingConfig
 from higgs.data.scripts import read_scripts, script_file
-from higgs.evaluate import sets
-from higgs.evaluate.gather import GENERATED, OF_THE_SET, gather, read_results
-from higgs.evaluate.judges import make_panel
-from higgs.evaluate.protocols import Listener
-from higgs.evaluate.summary import summarise
-from higgs.serve import takes
+from higgs.evaluate import test_sets as sets
+from higgs.evaluate.judges.registry import make_panel
+from higgs.evaluate.report.gather import GENERATED, OF_THE_SET, gather, read_results
+from higgs.evaluate.statistics.summary import summarise
+from higgs.evaluate.utterances import Listener
+from higgs.serve import many_scripts as takes
 from higgs.serve.engine import Engine
-from higgs.serve.takes import batches, choose_requests, read_take, speak_all, work_folder
+from higgs.serve.many_scripts import batches, choose_requests, read_take, speak_all, work_folder
 
 SAMPLING = SamplingConfig(temperature=0.4, top_k=20, top_p=1.0)
 
@@ -113,7 +113,7 @@ if __name__ == "__main__":
     import torch
     from higgs.config import SamplingConfig
     from higgs.data.scripts import read_scripts
-    from higgs.serve import takes
+    from higgs.serve import many_scripts as takes
     from higgs.serve.engine import Engine
 
     nano, scripts, folder = sys.argv[1:]
@@ -191,7 +191,7 @@ def test_a_public_set_from_its_list_to_a_table(engine, tmp_path):
 
 def write_results(folder, made):
     """As the stages leave them."""
-    from higgs.cells import write_json, write_table
+    from higgs.workflow.outputs import write_json, write_table
 
     write_table(folder / "generate/utterances.csv", [take.row for take in made])
     for take in made:

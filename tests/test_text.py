@@ -6,7 +6,8 @@ import re
 import pytest
 
 from higgs import ChatMLSample, Message, TextContent
-from higgs.data.chunks import (
+from higgs.data.text.checks import check_text
+from higgs.data.text.chunks import (
     Chunk,
     ChunkOptions,
     chunk_script,
@@ -16,11 +17,15 @@ from higgs.data.chunks import (
     sentences,
     speaker_turns,
 )
-from higgs.data.normalize import SOUND_EVENTS, normalize_contents, normalize_prompt, normalize_text
-from higgs.data.speakable import check_text
-from higgs.data.spell_out import line_language, spell_out
-from higgs.data.spell_out_chinese import integer
-from higgs.data.text import TextTokenizer, byte_tokenizer
+from higgs.data.text.normalize import (
+    SOUND_EVENTS,
+    normalize_contents,
+    normalize_prompt,
+    normalize_text,
+)
+from higgs.data.text.numbers import line_language, spell_out
+from higgs.data.text.numbers_chinese import integer
+from higgs.data.text.tokenizer import TextTokenizer, byte_tokenizer
 
 # One row for each character and each rule of the original, in its order.
 NORMAL = [

@@ -17,8 +17,8 @@ from higgs import Engine
 from higgs.codec.quantizer import ResidualVectorQuantizer
 from higgs.config import CodecConfig, SamplingConfig, SemanticConfig
 from higgs.data.chatml import ROLES, smart_voice
-from higgs.data.lexicon import SPELL, Lexicon
-from higgs.data.text import TextTokenizer, byte_tokenizer
+from higgs.data.text.lexicon import SPELL, Lexicon
+from higgs.data.text.tokenizer import TextTokenizer, byte_tokenizer
 from higgs.train.checkpointing import load_state, save_state, warmup_stable_decay
 from higgs.train.precision import autocast, best_dtype
 from training.corpus import corpus as make_corpus

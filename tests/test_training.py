@@ -13,8 +13,8 @@ from conftest import ROOT, run
 from ruamel.yaml import YAML
 
 from higgs.audio import save_audio
+from higgs.checkpoint.resolve import fingerprint
 from higgs.config import SamplingConfig
-from higgs.hub import fingerprint
 from higgs.train.checkpointing import log, read_log
 
 HERE = ROOT / "training"
@@ -242,7 +242,7 @@ def test_the_card_holds_the_exam_of_its_checkpoint_and_of_no_other(
 
 
 def test_the_notebook_of_the_report_is_clean():
-    from higgs.notebook import clean_files
+    from higgs.workflow.runner import clean_files
 
     assert clean_files([HERE / "report.ipynb"], check=True) == []
 

@@ -10,7 +10,7 @@ import torch
 from conftest import ROOT
 
 from higgs.audio import load_audio
-from higgs.data.levels import frame_levels, silence, speech_level
+from higgs.data.loudness import frame_levels, silence, speech_level
 from higgs.data.voices import (
     Finding,
     Voice,

@@ -13,10 +13,10 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from higgs.batch import Batch
+from higgs.checkpoint.config_json import model_from_json
 from higgs.config import ModelConfig
 from higgs.model.higgs_audio import HiggsAudio
 from higgs.model.weights import to_transformers
-from higgs.schemas import model_from_json
 
 
 def noise(name: str, shape: torch.Size, seed: int = 0) -> Tensor:

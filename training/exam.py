@@ -23,17 +23,17 @@ from torch import Tensor
 from tqdm import tqdm
 
 from higgs.audio import load_audio, save_audio
+from higgs.checkpoint.resolve import fingerprint
 from higgs.config import SamplingConfig
 from higgs.data.chatml import AudioContent, smart_voice, voice_clone
-from higgs.data.chunks import Chunk, ChunkOptions, chunk_text
 from higgs.data.recordings import read_recordings
+from higgs.data.text.chunks import Chunk, ChunkOptions, chunk_text
 from higgs.data.voices import Voice, speaker_prompt
-from higgs.evaluate.judges import make_judge, make_speaker_encoder
-from higgs.evaluate.speed import cpu_name
+from higgs.evaluate.judges.registry import make_judge, make_speaker_encoder
 from higgs.files import replacing
-from higgs.hub import fingerprint
 from higgs.serve.engine import Engine, EngineConfig, Response
 from higgs.serve.long_form import speak_long
+from higgs.workflow.speed import cpu_name
 from training.corpus.voices import DESCRIBED, OWN, SAMPLE_RATE, Speaker, speak
 from training.measures import (
     centroid,

@@ -5,8 +5,8 @@ import json
 from pathlib import Path
 from typing import Any
 
+from higgs.checkpoint.resolve import fingerprint
 from higgs.files import replacing
-from higgs.hub import fingerprint
 
 START, END = "<!-- exam -->", "<!-- /exam -->"
 

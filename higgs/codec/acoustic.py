@@ -11,7 +11,7 @@ import math
 import torch
 from torch import Tensor, nn
 
-from higgs.codec.ragged import Steps, conv_steps, trim
+from higgs.codec.padding import Steps, conv_steps, trim
 
 DILATIONS = (1, 3, 9)
 

@@ -4,7 +4,7 @@ import torch
 from torch import Tensor, nn
 
 from higgs.audio import resample
-from higgs.codec.ragged import Steps, conv_steps, group_norm, inside, trim
+from higgs.codec.padding import Steps, conv_steps, group_norm, inside, trim
 from higgs.config import CodecConfig, SemanticConfig
 
 # After higgs.audio, which imports torchaudio in the one way that works everywhere.

@@ -8,15 +8,15 @@ import torch
 from torch import Tensor, nn
 
 from higgs.audio import check_rate, check_waveform, resample
-from higgs.checkpoint import write
+from higgs.checkpoint.config_json import codec_to_json
+from higgs.checkpoint.folder import write
+from higgs.checkpoint.resolve import resolve
 from higgs.codec.acoustic import AcousticDecoder, AcousticEncoder
+from higgs.codec.padding import Steps, in_batches, room, trim, windows
 from higgs.codec.quantizer import ResidualVectorQuantizer
-from higgs.codec.ragged import Steps, in_batches, room, trim, windows
 from higgs.codec.semantic import SemanticEncoder
 from higgs.codec.weights import load_config, load_weights, to_transformers
 from higgs.config import CodecConfig
-from higgs.hub import resolve
-from higgs.schemas import codec_to_json
 
 EDGE = 320  # zeros at each side where the branches disagree about the number of frames (the original's rule)
 MIN_SAMPLES = 119  # shorter clips leave HuBERT without a frame

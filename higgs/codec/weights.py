@@ -7,7 +7,8 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from higgs.checkpoint import (
+from higgs.checkpoint.config_json import ORIGINAL, TRANSFORMERS, codec_from_json
+from higgs.checkpoint.folder import (
     CheckpointError,
     Differences,
     compare,
@@ -17,7 +18,6 @@ from higgs.checkpoint import (
     read_tensors,
 )
 from higgs.config import CodecConfig
-from higgs.schemas import ORIGINAL, TRANSFORMERS, codec_from_json
 
 # Used by training alone: the semantic decoder and its projection, and the codebooks' running averages.
 TRAINING_ONLY = re.compile(

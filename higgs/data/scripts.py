@@ -8,7 +8,7 @@
 
 A dialogue has `voices` (names) or `speakers` (descriptions). It is spoken in one go, or chunk by chunk where it has
 `chunks`, whose keys are those of `ChunkOptions`. `max_new_tokens` takes the place of the general one. An id is part of
-file names: letters, figures, "-", "_" and ".". Rows of a public test set, as `higgs.evaluate.sets` writes them, have a
+file names: letters, figures, "-", "_" and ".". Rows of a public test set, as `higgs.evaluate.test_sets` writes them, have a
 `reference` with its `reference_text` in place of form and voice.
 """
 
@@ -21,8 +21,8 @@ from typing import Annotated, Any
 from pydantic import AfterValidator, Field, Strict, model_validator
 
 from higgs.data.chatml import ChatMLSample, tagged
-from higgs.data.chunks import Chunk, ChunkOptions, chunk_text, chunk_turns, speaker_turns
-from higgs.data.speakable import check_text
+from higgs.data.text.checks import check_text
+from higgs.data.text.chunks import Chunk, ChunkOptions, chunk_text, chunk_turns, speaker_turns
 from higgs.data.voices import NAME, Voice, cast_prompt, find_voice, speaker_prompt
 from higgs.files import read_lines
 from higgs.validation import Count, Positive, Record, parse_json, validate

@@ -18,9 +18,9 @@ from higgs.data.chatml import (
     voices_clone,
     voices_in_system,
 )
-from higgs.data.chunks import count_words, speaker_turns
-from higgs.data.levels import silence, speech_level
-from higgs.data.speakable import check_text
+from higgs.data.loudness import silence, speech_level
+from higgs.data.text.checks import check_text
+from higgs.data.text.chunks import count_words, speaker_turns
 from higgs.files import read_text, replacing
 from higgs.validation import parse_json, validate
 

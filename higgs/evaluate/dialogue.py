@@ -12,11 +12,11 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
-from higgs.evaluate.judges import Panel
-from higgs.evaluate.protocols import SCORES, ask, text_scores, transcript_fault
-from higgs.evaluate.speaker import similarity
-from higgs.evaluate.statistics import wilson_interval
-from higgs.evaluate.tables import Row
+from higgs.evaluate.judges.ge2e import similarity
+from higgs.evaluate.judges.registry import Panel
+from higgs.evaluate.statistics.intervals import wilson_interval
+from higgs.evaluate.utterances import SCORES, ask, text_scores, transcript_fault
+from higgs.workflow.tables import Row
 
 
 @dataclass(frozen=True)

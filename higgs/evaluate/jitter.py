@@ -14,8 +14,8 @@ import torch
 from torch import Tensor
 
 from higgs.audio import load_audio
-from higgs.evaluate.protocols import OK, Listener, ask, text_scores
-from higgs.evaluate.tables import Row
+from higgs.evaluate.utterances import OK, Listener, ask, text_scores
+from higgs.workflow.tables import Row
 
 UNIT = 1 / 32768  # of 16 bits
 

@@ -4,14 +4,14 @@ import sys
 from typing import Any
 
 from higgs.audio import load_audio
-from higgs.evaluate.text import word_errors
+from higgs.evaluate.metrics.error_rates import word_errors
 
 MISHEARD = 0.3  # the share of wrong words from which a transcript is doubted
 
 
 def recogniser() -> Any:
     """The judge that hears transcripts, or None, and a word on how to install it."""
-    from higgs.evaluate.judges import make_judge
+    from higgs.evaluate.judges.registry import make_judge
 
     try:
         return make_judge("moonshine-tiny-en-float32", ["en"])

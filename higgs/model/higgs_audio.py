@@ -8,14 +8,14 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from higgs.batch import Batch
-from higgs.checkpoint import read_config, write
+from higgs.checkpoint.config_json import model_from_json, model_to_json
+from higgs.checkpoint.folder import read_config, write
+from higgs.checkpoint.resolve import resolve
 from higgs.config import ModelConfig
 from higgs.delay import IGNORE
-from higgs.hub import resolve
 from higgs.model.kv_cache import KVCache
 from higgs.model.llama import DualFFNLayer, Kind, RMSNorm, rope_table
 from higgs.model.weights import load_weights, to_transformers
-from higgs.schemas import model_from_json, model_to_json
 
 
 @dataclass

@@ -7,7 +7,8 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from higgs.checkpoint import (
+from higgs.checkpoint.config_json import ORIGINAL, TRANSFORMERS
+from higgs.checkpoint.folder import (
     CheckpointError,
     Differences,
     compare,
@@ -15,7 +16,6 @@ from higgs.checkpoint import (
     read_headers,
     read_tensors,
 )
-from higgs.schemas import ORIGINAL, TRANSFORMERS
 
 # Ours -> theirs, alike in both layouts.
 LAYER = {

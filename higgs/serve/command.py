@@ -72,10 +72,10 @@ def start(arguments: argparse.Namespace) -> None:
     """Serves speech over HTTP, in the form of OpenAI's interface, until it is interrupted."""
     import torch
 
+    from higgs.checkpoint.preset import Checkpoint
     from higgs.config import SamplingConfig
-    from higgs.preset import Checkpoint
     from higgs.serve.engine import Engine, EngineConfig
-    from higgs.serve.server import ServerConfig, serve
+    from higgs.serve.http.app import ServerConfig, serve
 
     checkpoint = Checkpoint.parse(arguments.checkpoint)
     for option in LIMITS:

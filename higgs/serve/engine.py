@@ -16,17 +16,17 @@ from higgs.codec.tokenizer import AudioTokenizer
 from higgs.config import SamplingConfig
 from higgs.data.chatml import AudioContent, ChatMLSample, TextContent, tokenize
 from higgs.data.collator import collate, spread
-from higgs.data.speakable import check_messages
-from higgs.data.text import TextTokenizer
+from higgs.data.text.checks import check_messages
+from higgs.data.text.tokenizer import TextTokenizer
 from higgs.delay import segment_frames
 from higgs.model.higgs_audio import HiggsAudio
-from higgs.serve.decoder import Decoder
-from higgs.serve.generate import Generation, Segment, generate
+from higgs.serve.batching.prefix_cache import VoiceCache, fingerprint
+from higgs.serve.batching.scheduler import Request, Scheduler, Ticket
+from higgs.serve.batching.slots import Decoder
+from higgs.serve.batching.state import RING
 from higgs.serve.guards import GUARD_STOPS, Guards, Watch
-from higgs.serve.scheduler import Request, Scheduler, Ticket
-from higgs.serve.state import RING
+from higgs.serve.reference.loop import Generation, Segment, generate
 from higgs.serve.stream import CHUNK_FRAMES, AudioStream, Chunk
-from higgs.serve.voice_cache import VoiceCache, fingerprint
 from higgs.tokens import TokenIds
 
 MAX_REFERENCE_SECONDS = 60.0

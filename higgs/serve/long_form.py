@@ -17,9 +17,9 @@ from torch import Tensor
 
 from higgs.config import SamplingConfig
 from higgs.data.chatml import AudioContent, ChatMLSample, Content, after_chunks
-from higgs.data.chunks import Chunk, ChunkOptions
-from higgs.data.levels import speech_level
+from higgs.data.loudness import speech_level
 from higgs.data.scripts import Script
+from higgs.data.text.chunks import Chunk, ChunkOptions
 from higgs.serve.engine import Engine, Response, Usage
 
 FADE_SECONDS = 0.005  # at both ends of a chunk, so that a pause begins and ends without a click

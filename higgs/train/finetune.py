@@ -21,20 +21,20 @@ from torch import Tensor
 from tqdm import tqdm
 
 from higgs.batch import Batch
-from higgs.cells import say
+from higgs.checkpoint.preset import Checkpoint
+from higgs.checkpoint.resolve import fingerprint, read_config, resolve
 from higgs.codec.tokenizer import AudioTokenizer
 from higgs.data.collator import Row, collate
-from higgs.data.dataset import Batches, Dataset
-from higgs.data.lexicon import FILE as LEXICON
-from higgs.data.manifest import encode_audio, read_manifest
-from higgs.data.text import TextTokenizer
-from higgs.hub import fingerprint, read_config, resolve
+from higgs.data.text.lexicon import FILE as LEXICON
+from higgs.data.text.tokenizer import TextTokenizer
+from higgs.data.training.dataset import Batches, Dataset
+from higgs.data.training.manifest import encode_audio, read_manifest
 from higgs.model.higgs_audio import HiggsAudio
-from higgs.preset import Checkpoint
 from higgs.train.checkpointing import load_state, log, save_state, warmup_stable_decay
 from higgs.train.lora import add_lora, merge_lora, recompute_layers
 from higgs.train.losses import corrupt, speech_losses
 from higgs.train.precision import best_dtype
+from higgs.workflow.outputs import say
 
 MAX_SECONDS = 30.0  # of one audio
 CODEBOOK_WEIGHTS = (4, 2, 1, 0.6, 0.5, 0.4, 0.3, 0.3)  # as in training from nothing

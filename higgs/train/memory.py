@@ -7,12 +7,12 @@ from pathlib import Path
 
 import torch
 
-from higgs.cells import say
+from higgs.checkpoint.config_json import model_from_json
+from higgs.checkpoint.resolve import read_config, resolve
 from higgs.config import ModelConfig
-from higgs.hub import read_config, resolve
 from higgs.model.higgs_audio import HiggsAudio
-from higgs.schemas import model_from_json
 from higgs.train.lora import TARGETS
+from higgs.workflow.outputs import say
 
 GB = 1e9
 ADAM = 8  # bytes of both moments of a weight, in float32

@@ -15,7 +15,7 @@ import hibari
 from tqdm import tqdm
 from wordfreq import iter_wordlist
 
-from higgs.data.lexicon import WORD, Lexicon
+from higgs.data.text.lexicon import WORD, Lexicon
 from training.corpus.shards import Shards
 
 ASSETS = Path(hibari.__file__).parent / "assets"

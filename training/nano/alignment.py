@@ -5,7 +5,7 @@ import random
 import numpy as np
 
 from higgs.data.chatml import ROLES
-from higgs.data.lexicon import SPELL, WORD, Lexicon, Piece
+from higgs.data.text.lexicon import SPELL, WORD, Lexicon, Piece
 
 SPELLED = 0.12  # share of the words that are left as letters, so that unknown ones can be read too
 CHARACTERS = " 'abcdefghijklmnopqrstuvwxyz"

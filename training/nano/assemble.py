@@ -4,8 +4,8 @@ import argparse
 from pathlib import Path
 
 from higgs.codec.tokenizer import AudioTokenizer
-from higgs.data.lexicon import Lexicon
-from higgs.data.text import TextTokenizer, save_byte_tokenizer
+from higgs.data.text.lexicon import Lexicon
+from higgs.data.text.tokenizer import TextTokenizer, save_byte_tokenizer
 from higgs.model.higgs_audio import HiggsAudio
 from higgs.tokens import TokenIds
 from training.nano.job import read_part

@@ -21,7 +21,7 @@ from higgs.data.chatml import (
     voice_clone,
 )
 from higgs.data.collator import collate, spread
-from higgs.data.text import TextTokenizer
+from higgs.data.text.tokenizer import TextTokenizer
 from higgs.tokens import TokenIds
 from training.corpus.shards import Shards
 from training.corpus.voices import DESCRIBED

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from higgs.codec.quantizer import ResidualVectorQuantizer
 from higgs.config import CodecConfig
-from higgs.data.lexicon import Lexicon
+from higgs.data.text.lexicon import Lexicon
 from training.nano.alignment import num_symbols
 from training.nano.job import read_part
 from training.nano.vq_ema import QuantizerTrainer

@@ -10,8 +10,8 @@ from torch import Tensor
 
 from higgs.batch import Batch
 from higgs.config import CodecConfig, ModelConfig
-from higgs.data.lexicon import Lexicon
-from higgs.data.text import TextTokenizer, byte_tokenizer
+from higgs.data.text.lexicon import Lexicon
+from higgs.data.text.tokenizer import TextTokenizer, byte_tokenizer
 from higgs.model.higgs_audio import HiggsAudio
 from higgs.train.checkpointing import warmup_stable_decay
 from higgs.train.losses import corrupt, speech_losses

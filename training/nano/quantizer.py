@@ -13,7 +13,7 @@ from tqdm import tqdm
 
 from higgs.audio import log_mel
 from higgs.config import CodecConfig
-from higgs.data.lexicon import Lexicon
+from higgs.data.text.lexicon import Lexicon
 from higgs.train.checkpointing import load_state, save_state
 from training.corpus.shards import KOKORO, Shards, balanced
 from training.nano.alignment import marked_texts, spoken_token, symbols_of

@@ -1,0 +1,194 @@
+"""Checkpoints: "local folder | hub id @ revision | s3://bucket/prefix" -> a local folder, complete and verified."""
+
+import hashlib
+import re
+from pathlib import Path
+
+from higgs.checkpoint.config_json import MODEL, model_from_json, recognise
+from higgs.checkpoint.folder import CONFIG, choose_weights, read_config, weight_files
+
+SMALL_FILES = ["*.json", "*.jinja"]
+CHECKPOINT_FILES = [*SMALL_FILES, "*.safetensors", "*.pth"]
+
+
+def resolve(source: str | Path, revision: str | None = None, weights: bool = True) -> Path:
+    """-> a local folder that holds the checkpoint, downloaded (and cached, resumed, verified) where necessary.
+
+    `source` is a folder, `organisation/name`, `organisation/name@revision`, or `s3://bucket/prefix`. Of the hub's and
+    S3's, `weights=False` fetches only the small files: configs and the text tokenizer.
+
+    Raises FileNotFoundError when it is none of them, or the hub has no such repository or revision; OSError for a
+    download that failed or arrived damaged; ConfigError, before anything large is fetched, for a config not run here.
+    """
+    text = str(source)
+    if text.startswith("s3://"):
+        if revision is not None:
+            raise ValueError(f"{text} is a prefix of S3: it has no revision {revision!r}")
+        from higgs.checkpoint.s3 import download
+
+        return download(text, CHECKPOINT_FILES if weights else SMALL_FILES)
+    if Path(text).is_dir():
+        if revision is not None:
+            raise ValueError(f"{text} is a folder: it has no revision {revision!r}")
+        return Path(text)
+    name, _, pinned = text.partition("@")
+    if name.count("/") != 1 or name.startswith((".", "/")):
+        pull = "; in the repository's root `dvc pull data.dvc` fetches it"
+        raise FileNotFoundError(
+            f"checkpoint {text!r}: no such folder, and not a hub id (organisation/name@revision)"
+            f"{pull if text.startswith('data/') else ''}"
+        )
+    if revision and pinned and revision != pinned:
+        raise ValueError(f"{text!r} and revision={revision!r} name two revisions: give one")
+    return _from_hub(name, revision or pinned or "main", weights)
+
+
+def _from_hub(name: str, revision: str, weights: bool) -> Path:
+    """The snapshot in the hub's cache: small files first, then the weights in the layout of the config, no others.
+
+    A commit that is in the cache costs no request. Without network, the cache has to do.
+    """
+    from huggingface_hub import get_cached_repo_tree, snapshot_download
+    from huggingface_hub.errors import CachedRepoTreeNotFoundError
+
+    folder = _small_files(name, revision)
+    try:
+        sizes = {f.path: f.size for f in get_cached_repo_tree(name, revision=folder.name)}
+    except CachedRepoTreeNotFoundError:  # no network, and an older library filled the cache
+        sizes = None
+    _check_sizes(folder, sizes or {})
+    config = read_config(folder)
+    if recognise(config, f"{name}@{revision}: {CONFIG}")[0] == MODEL:
+        model_from_json(config)
+    if weights and sizes is None:
+        weight_files(folder)
+    elif weights:
+        wanted = choose_weights(folder, sizes.keys())
+        for path in wanted:
+            if not (folder / path).exists():
+                _fetch(name, folder, path)
+        snapshot_download(name, revision=folder.name, allow_patterns=wanted)
+    return folder
+
+
+def _check_sizes(folder: Path, sizes: dict[str, int]) -> None:
+    """Raises OSError for a file in the cache that is shorter or longer than on the hub."""
+    for name, expected in sizes.items():
+        path = folder / name
+        if path.exists() and (size := path.stat().st_size) != expected:
+            path.resolve().unlink()
+            raise OSError(
+                f"{path} has {size:,} bytes, on the hub {expected:,}. It is deleted here: run it again"
+            )
+
+
+def _small_files(name: str, revision: str) -> Path:
+    """-> the snapshot's folder with configs and text tokenizer, or an error that says what to do."""
+    from huggingface_hub import constants, snapshot_download
+    from huggingface_hub.errors import (
+        GatedRepoError,
+        HTTPError,
+        LocalEntryNotFoundError,
+        RepositoryNotFoundError,
+        RevisionNotFoundError,
+    )
+
+    where = f"{name} on {constants.ENDPOINT}"
+    try:
+        return Path(snapshot_download(name, revision=revision, allow_patterns=SMALL_FILES))
+    except RevisionNotFoundError as error:
+        raise FileNotFoundError(
+            f"{where} has no revision {revision!r}. {constants.ENDPOINT}/{name}/commits/main lists the commits; "
+            f"write {name}@COMMIT"
+        ) from error
+    except GatedRepoError as error:
+        raise PermissionError(
+            f"{where} asks you to accept its terms: do so on its page, then `hf auth login` or set HF_TOKEN"
+        ) from error
+    except RepositoryNotFoundError as error:
+        raise FileNotFoundError(
+            f"there is no folder {name!r} here, and no {where}, or it is private: check the name; for a private one "
+            "`hf auth login` or set HF_TOKEN"
+        ) from error
+    except LocalEntryNotFoundError as error:
+        offline = (
+            "HF_HUB_OFFLINE is set" if constants.HF_HUB_OFFLINE else f"no answer: {_told(error)}"
+        )
+        raise FileNotFoundError(
+            f"{where}: {offline}, and {constants.HF_HUB_CACHE} does not hold all of revision {revision!r}: run it "
+            "once with network, or give a folder"
+        ) from error
+    except HTTPError as error:
+        raise ConnectionError(f"{where}: {_told(error)}") from error
+
+
+def _told(error: Exception) -> str:
+    """The first line of an error, which the library follows with pages of advice."""
+    return str(error).strip().partition("\n")[0].rstrip(".")
+
+
+def _fetch(name: str, folder: Path, path: str) -> None:
+    """One large file into the hub's cache, by its sha256; what a broken download left is continued.
+
+    The library's own way starts a broken file again with every run. This one puts the blob where that way looks first.
+    """
+    from huggingface_hub import get_hf_file_metadata, hf_hub_url
+    from huggingface_hub.errors import HTTPError
+    from huggingface_hub.file_download import http_get
+    from huggingface_hub.utils import WeakFileLock, build_hf_headers
+
+    url, where = hf_hub_url(name, path, revision=folder.name), f"{name}@{folder.name}: {path}"
+    try:
+        listed = get_hf_file_metadata(url)
+    except (HTTPError, OSError) as error:
+        raise ConnectionError(
+            f"{where} is not in the cache, and cannot be fetched: {_told(error)}. Run it again with network"
+        ) from error
+    if not re.fullmatch("[0-9a-f]{64}", listed.etag or ""):
+        return  # small, so not stored by its sha256: for the library to fetch
+    storage = folder.parent.parent
+    blob = storage / "blobs" / listed.etag
+    partial = blob.with_name(f"{blob.name}.incomplete")
+    lock = storage.parent / ".locks" / storage.name / f"{blob.name}.lock"
+    for place in (blob, lock):
+        place.parent.mkdir(parents=True, exist_ok=True)
+    with WeakFileLock(lock):
+        if blob.exists():
+            return
+        try:
+            with partial.open("ab") as sink:
+                http_get(
+                    url,
+                    sink,
+                    resume_size=sink.tell(),
+                    headers=build_hf_headers(),
+                    expected_size=listed.size,
+                    displayed_filename=path,
+                )
+        except (HTTPError, OSError) as error:
+            have = partial.stat().st_size
+            if have > listed.size:
+                partial.unlink()
+            raise OSError(
+                f"{where}: {have:,} of {listed.size:,} bytes are here ({_told(error)}). Run it again: it goes on"
+            ) from error
+        with partial.open("rb") as content:
+            found = hashlib.file_digest(content, "sha256").hexdigest()
+        if found != listed.etag:
+            partial.unlink()
+            raise OSError(
+                f"{where} arrived damaged: its sha256 is {found}, on the hub {listed.etag}. It is deleted here: "
+                "run it again"
+            )
+        partial.rename(blob)
+
+
+def fingerprint(source: str | Path) -> str:
+    """-> sha256 over the names and bytes of a checkpoint's weights and config: what a report came from."""
+    folder = resolve(source)
+    digest = hashlib.sha256()
+    for path in [folder / CONFIG, *weight_files(folder)]:
+        digest.update(path.name.encode())
+        with path.open("rb") as file:
+            digest.update(hashlib.file_digest(file, "sha256").digest())
+    return digest.hexdigest()

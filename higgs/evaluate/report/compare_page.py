@@ -1,0 +1,161 @@
+"""`python -m higgs compare A B`: two runs, found, compared, and shown on one page."""
+
+import argparse
+import html
+import shutil
+import subprocess
+import sys
+import tempfile
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from higgs.evaluate.statistics.paired_runs import TABLE, Comparison, chosen_rows, compare
+from higgs.workflow.outputs import picture, table, write_atomically
+from higgs.workflow.page import bare_page
+from higgs.workflow.plots import differences, png
+from higgs.workflow.tables import Row, find_table, read_rows
+
+RESULTS = Path("results/evaluate")
+MOST = 12
+COLUMNS = ("metric", "A", "B", "B - A [95 % interval]", "p", "p, Holm", "verdict")
+
+
+def start(arguments: argparse.Namespace) -> str:
+    """Compares, writes the page, and returns the table as text. Raises ValueError and OSError as `compare` does."""
+    with tempfile.TemporaryDirectory() as scratch:
+        folders = [
+            find(name, Path(scratch) / side)
+            for name, side in ((arguments.a, "a"), (arguments.b, "b"))
+        ]
+        found = compare(
+            *folders, arguments.group, arguments.resamples, arguments.seed, cluster=arguments.cluster
+        )  # fmt: skip
+        rows = [chosen_rows(read_rows(find_table(f, TABLE)), arguments.group) for f in folders]
+    page = to_page(found, (arguments.a, arguments.b), rows)
+    arguments.out.parent.mkdir(parents=True, exist_ok=True)
+    write_atomically(arguments.out, page)
+    return "\n".join([*_aligned(found), *found.notes, verdict(found), f"page: {arguments.out}"])
+
+
+def _aligned(found: Comparison) -> list[str]:
+    lines = [list(COLUMNS), *(cells(row) for row in found.rows)]
+    widths = [max(len(line[column]) for line in lines) for column in range(len(COLUMNS))]
+    return [
+        "  ".join(t.ljust(w) for t, w in zip(line, widths, strict=True)).rstrip() for line in lines
+    ]
+
+
+def find(name: str, scratch: Path) -> Path:
+    """A folder, `workspace`, a revision or an experiment -> the folder with its results.
+
+    Results of a revision come out of DVC's cache. Raises ValueError that says what was tried.
+    """
+    if name == "workspace":
+        return RESULTS
+    if (Path(name) / RESULTS).is_dir():
+        return Path(name) / RESULTS
+    if Path(name).is_dir():
+        return Path(name)
+    revision = _revision(name)
+    if revision is None:
+        raise ValueError(f"{name!r} is no folder, no revision of Git, and no experiment of DVC")
+    tool = shutil.which("dvc") or str(Path(sys.executable).with_name("dvc"))
+    done = subprocess.run(
+        [tool, "get", "--quiet", ".", str(RESULTS), "--rev", revision, "-o", str(scratch)],
+        capture_output=True,
+        text=True,
+    )
+    if done.returncode:
+        raise ValueError(
+            f"{name}: its results are not in this machine's cache of DVC: check it out and run `dvc repro`\n"
+            f"{done.stderr.strip()[-500:]}"
+        )
+    return scratch
+
+
+def _revision(name: str) -> str | None:
+    """A revision, or the name of an experiment -> its commit."""
+    plain = _git("rev-parse", "--verify", "--quiet", f"{name}^{{commit}}")
+    if plain.returncode == 0:
+        return plain.stdout.strip()
+    listed = _git("for-each-ref", "--format=%(objectname) %(refname)", "refs/exps")
+    for line in listed.stdout.splitlines():
+        commit, _, reference = line.partition(" ")
+        if reference.rpartition("/")[2] == name:
+            return commit
+    return None
+
+
+def _git(*words: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(["git", *words], capture_output=True, text=True)
+
+
+def cells(row: Row) -> list[str]:
+    """One metric, as the table shows it."""
+    digits = 1 if row["metric"].endswith("percent") else 3
+    a, b, change, low, high = (
+        f"{row[name]:.{digits}f}" for name in ("a", "b", "difference", "low", "high")
+    )
+    sign = "" if change.startswith("-") else "+"
+    tests = [f"{row[name]:.3f}" if row[name] >= 0.001 else "<0.001" for name in ("p", "p_holm")]
+    return [row["title"], a, b, f"{sign}{change} [{low}, {high}]", *tests, row["verdict"]]
+
+
+def verdict(found: Comparison) -> str:
+    """The sentence that sums the table up."""
+    decided = [row for row in found.rows if row["verdict"] != "no difference"]
+    if not decided:
+        return "No difference that could not be chance (p >= 0.05 after Holm's correction for all metrics)."
+    return "; ".join(f"{row['title']}: {row['verdict']}" for row in decided) + "."
+
+
+def to_page(found: Comparison, names: Sequence[str], rows: Sequence[Sequence[Row]]) -> str:
+    """The page, which loads nothing from outside."""
+    title = " against ".join(names)
+    parts = [
+        f"<h1>{html.escape(title)}</h1>",
+        f"<p><b>{html.escape(verdict(found))}</b></p>",
+        "<p>Both spoke the same texts, so they are paired text by text: the difference is B - A, its interval is "
+        "bootstrapped over texts, p is that of a permutation test.</p>",
+        _table(COLUMNS, [cells(row) for row in found.rows]),
+        picture(png(differences(found.rows)), "differences with their intervals")._repr_html_(),
+        *(f"<p>{html.escape(note)}</p>" for note in found.notes),
+        "<h2>What differs between the runs</h2>",
+        _table(("what", "A", "B"), _changed(*found.provenance)),
+        "<h2>Texts that changed most</h2>",
+        _table(("text", "A: WER %", "A heard", "B: WER %", "B heard"), moved(*rows)),
+    ]
+    return bare_page(title, "".join(parts))
+
+
+def _table(columns: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    if not rows:
+        return "<p>Nothing.</p>"
+    made = table([dict(zip(columns, row, strict=True)) for row in rows])
+    return f'<div class="output_subarea">{made._repr_html_()}</div>'
+
+
+def _changed(a: Mapping[str, Any], b: Mapping[str, Any]) -> list[list[str]]:
+    keys = dict.fromkeys([*a, *b])
+    return [
+        [key, str(a.get(key, "-")), str(b.get(key, "-"))]
+        for key in keys
+        if a.get(key) != b.get(key)
+    ]
+
+
+def moved(a: Sequence[Row], b: Sequence[Row]) -> list[list[str]]:
+    """The texts whose word errors, summed over takes, changed most, with what was heard in the first take."""
+    found = []
+    for script in dict.fromkeys(row["script"] for row in a):
+        sides = [[r for r in rows if r["script"] == script and r["words"]] for rows in (a, b)]
+        if not all(sides) or any(r["word_errors"] is None for side in sides for r in side):
+            continue
+        rates = [100 * sum(r["word_errors"] for r in s) / sum(r["words"] for r in s) for s in sides]
+        if rates[0] != rates[1]:
+            (before, after), (a_row, b_row) = rates, (side[0] for side in sides)
+            shown = [f"{before:.0f}", a_row["heard"], f"{after:.0f}", b_row["heard"]]
+            found.append((abs(after - before), [a_row["text"], *shown]))
+    found.sort(key=lambda pair: -pair[0])
+    return [row for _, row in found[:MOST]]

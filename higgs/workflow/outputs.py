@@ -1,0 +1,242 @@
+"""What the cells of a notebook use: the root, progress, players, tables, results that repeat.
+
+A notebook runs in two ways. As a stage (`python -m higgs.workflow.runner run`) it writes the tracked
+outputs. Opened in JupyterLab, or run by nbval, it writes the same files below results/explore/, so
+that exploring changes nothing tracked.
+"""
+
+import base64
+import csv
+import html
+import io
+import json
+import math
+import os
+import sys
+import time
+import warnings
+import wave
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any, TypeVar
+
+import numpy as np
+
+from higgs.files import replacing
+
+T = TypeVar("T")
+
+# tqdm says so wherever ipywidgets is not installed. Nothing here uses its widgets.
+warnings.filterwarnings("ignore", message="IProgress not found")
+
+STAGE_VARIABLE = "HIGGS_STAGE"
+"""Set by the runner to the stage's name; its absence means that somebody is exploring."""
+
+EXPLORE_FOLDER = Path("results/explore")
+DIGITS = 6
+
+
+def find_root(start: str | Path = ".") -> Path:
+    """The nearest folder from `start` upwards with a dvc.yaml; FileNotFoundError without one."""
+    start = Path(start).resolve()
+    for folder in (start, *start.parents):
+        if (folder / "dvc.yaml").is_file():
+            return folder
+    raise FileNotFoundError(
+        f"no dvc.yaml in {start} or above it: this is not inside the repository"
+    )
+
+
+def enter_root() -> Path:
+    """Makes the repository's root the working directory, wherever we started; returns it."""
+    root = find_root()
+    os.chdir(root)
+    return root
+
+
+def running_as_stage() -> bool:
+    return STAGE_VARIABLE in os.environ
+
+
+def output_path(path: str | Path) -> Path:
+    """Where to write the output `path` (relative to the root); its folder is made.
+
+    The path itself in a stage; results/explore/... elsewhere. Raises ValueError for an absolute
+    path.
+    """
+    path = Path(path)
+    if path.is_absolute():
+        raise ValueError(f"{path}: outputs are named relative to the repository's root")
+    if not running_as_stage():
+        below = path.relative_to("results") if path.is_relative_to("results") else path
+        path = EXPLORE_FOLDER / below
+    path.parent.mkdir(parents=True, exist_ok=True)
+    return path
+
+
+def say(text: str) -> None:
+    """A line for the terminal, kept out of the executed notebook: for times and all that varies."""
+    sys.stderr.write(text + "\n")
+    sys.stderr.flush()
+
+
+def progress(
+    items: Iterable[T], label: str, total: int | None = None, every: float = 5.0
+) -> Iterator[T]:
+    """`items`, with a bar where somebody watches and with a line every few seconds in a stage.
+
+    The total is len(items) where they have one and none is given.
+    """
+    if total is None and hasattr(items, "__len__"):
+        total = len(items)
+    if not running_as_stage():
+        from tqdm import tqdm
+
+        yield from tqdm(items, desc=label, total=total)
+        return
+    start = last = time.monotonic()
+    done = 0
+    for done, item in enumerate(items, start=1):
+        yield item
+        now = time.monotonic()
+        if now - last >= every and done != total:
+            say(_progress_line(label, done, total, now - start))
+            last = now
+    say(_progress_line(label, done, total, time.monotonic() - start))
+
+
+def _progress_line(label: str, done: int, total: int | None, seconds: float) -> str:
+    count = f"{done}" if total is None else f"{done}/{total}"
+    rate = done / max(seconds, 1e-9)
+    left = f", {(total - done) / rate:.0f} s left" if total and 0 < done < total else ""
+    return f"{label} {count} in {seconds:.1f} s{left}"
+
+
+def audio_player(waveform: Any, sample_rate: int, label: str = ""):
+    """Float [L], [1, L] or [1, 1, L] in [-1, 1] -> an <audio> element that carries its sound.
+
+    The sound is 16-bit PCM in WAV: lossless, played by every browser, and the same bytes on every
+    machine (a FLAC encoder's choices may follow the CPU). One second at 24 kHz is 64 kB. Samples
+    outside [-1, 1] are clipped; NaN, infinity, no samples or more than one channel: ValueError.
+    """
+    from IPython.display import HTML
+
+    samples = waveform.detach().cpu() if hasattr(waveform, "detach") else waveform
+    samples = np.asarray(samples, dtype=np.float64)
+    if samples.ndim == 0 or samples.size == 0 or samples.size != samples.shape[-1]:
+        raise ValueError(
+            f"expected a waveform of shape [L], [1, L] or [1, 1, L], got {samples.shape}"
+        )
+    if not np.isfinite(samples).all():
+        raise ValueError(f"{label or 'waveform'}: NaN or infinite samples cannot be played")
+    pcm = np.round(np.clip(samples.reshape(-1), -1, 1) * 32767).astype("<i2")
+    buffer = io.BytesIO()
+    with wave.open(buffer, "wb") as file:
+        file.setnchannels(1)
+        file.setsampwidth(2)
+        file.setframerate(int(sample_rate))
+        file.writeframes(pcm.tobytes())
+    data = base64.b64encode(buffer.getvalue()).decode("ascii")
+    name = html.escape(label)
+    caption = f"<figcaption>{name}</figcaption>" if label else ""
+    return HTML(
+        f'<figure class="player">{caption}<audio controls preload="metadata" aria-label="{name}" '
+        f'src="data:audio/wav;base64,{data}"></audio></figure>'
+    )
+
+
+def picture(content: bytes, description: str):
+    """PNG bytes -> an <img> element that carries them."""
+    from IPython.display import HTML
+
+    data = base64.b64encode(content).decode("ascii")
+    return HTML(f'<img alt="{html.escape(description)}" src="data:image/png;base64,{data}">')
+
+
+def table(rows: Sequence[Mapping[str, Any]], caption: str = "", digits: int = 4):
+    """Rows with equal keys -> an HTML table; a cell may be a player or any other HTML object."""
+    from IPython.display import HTML
+
+    columns = _columns(rows)
+    head = "".join(f"<th>{html.escape(str(column))}</th>" for column in columns)
+    body = "".join(
+        "<tr>" + "".join(_table_cell(row[column], digits) for column in columns) + "</tr>"
+        for row in rows
+    )
+    title = f"<caption>{html.escape(caption)}</caption>" if caption else ""
+    return HTML(
+        f'<table class="results">{title}<thead><tr>{head}</tr></thead><tbody>{body}</tbody></table>'
+    )
+
+
+def _table_cell(value: Any, digits: int) -> str:
+    if hasattr(value, "_repr_html_"):
+        return f"<td>{value._repr_html_()}</td>"
+    if hasattr(value, "item"):
+        value = value.item()
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        return f"<td>{'–' if value is None else html.escape(str(value))}</td>"
+    text = str(value) if isinstance(value, int) else f"{value:.{digits}g}"
+    return f'<td class="number">{text}</td>'
+
+
+def _columns(rows: Sequence[Mapping[str, Any]]) -> list[str]:
+    if not rows:
+        raise ValueError("a table needs at least one row: without one its columns are unknown")
+    columns = list(rows[0])
+    for index, row in enumerate(rows):
+        if set(row) != set(columns):
+            raise ValueError(f"row {index} has the columns {list(row)}, row 0 has {columns}")
+    return columns
+
+
+def write_atomically(path: str | Path, content: str | bytes) -> None:
+    """Writes beside the target and renames, so that a file is either whole or not there."""
+    with replacing(path) as partial:
+        partial.write_bytes(content.encode("utf-8") if isinstance(content, str) else content)
+
+
+def write_json(path: str | Path, value: Any, digits: int = DIGITS) -> None:
+    """Mappings, lists, scalars (numpy's, torch's too) as JSON, floats to `digits` digits.
+
+    NaN and infinity are no JSON: ValueError that names the place.
+    """
+    text = json.dumps(_plain(value, digits, Path(path).name), indent=2, ensure_ascii=False)
+    write_atomically(path, text + "\n")
+
+
+def write_table(path: str | Path, rows: Sequence[Mapping[str, Any]], digits: int = DIGITS) -> None:
+    """Rows with equal keys as CSV, floats to `digits` digits, None as an empty field."""
+    columns = _columns(rows)
+    buffer = io.StringIO()
+    writer = csv.writer(buffer, lineterminator="\n")
+    writer.writerow(columns)
+    for index, row in enumerate(rows):
+        writer.writerow(_plain(row[column], digits, f"row {index}, {column}") for column in columns)
+    write_atomically(path, buffer.getvalue())
+
+
+def record_timing(stage: str, timing: Mapping[str, Any]) -> None:
+    """Adds to results/<stage>/timing.json, which nothing tracks, and shows it in the terminal."""
+    path = output_path(f"results/{stage}/timing.json")
+    known = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
+    write_json(path, {**known, **timing}, digits=4)
+    say(
+        f"{stage}: "
+        + ", ".join(f"{name} {_plain(value, 4, name)}" for name, value in timing.items())
+    )
+
+
+def _plain(value: Any, digits: int, place: str) -> Any:
+    """Plain Python objects, floats rounded."""
+    if hasattr(value, "tolist"):
+        value = value.tolist()
+    if isinstance(value, Mapping):
+        return {str(key): _plain(entry, digits, f"{place}: {key}") for key, entry in value.items()}
+    if isinstance(value, list | tuple):
+        return [_plain(entry, digits, f"{place}[{index}]") for index, entry in enumerate(value)]
+    if isinstance(value, float):
+        if not math.isfinite(value):
+            raise ValueError(f"{place} is {value}: only finite numbers can be written")
+        return float(f"{value:.{digits}g}")
+    return value

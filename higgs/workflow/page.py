@@ -1,0 +1,114 @@
+"""An executed notebook as one page that loads nothing from outside: for phone, print, archive."""
+
+import html
+import re
+from functools import cache
+from html.parser import HTMLParser
+from pathlib import Path
+
+from nbformat import NotebookNode
+
+FILES = Path(__file__).parent / "templates"  # style.css and the template of nbconvert
+
+
+class NotSelfContained(ValueError):
+    """The page would load something from outside itself."""
+
+
+def to_html(notebook: NotebookNode, title: str) -> str:
+    """The whole page; its title is the first heading, or else `title`. Raises NotSelfContained."""
+    resources = {"page_title": _first_heading(notebook) or title, "page_style": page_style()}
+    page, _ = _exporter().from_notebook_node(notebook, resources=resources)
+    check_self_contained(page)
+    return page
+
+
+def bare_page(title: str, body: str) -> str:
+    """HTML that is no notebook, as a page of the same looks. Raises NotSelfContained."""
+    page = (
+        '<!doctype html>\n<html lang="en"><head><meta charset="utf-8">'
+        '<meta name="viewport" content="width=device-width, initial-scale=1">'
+        f"<title>{html.escape(title)}</title><style>{page_style()}</style></head>"
+        f"<body><main>{body}</main></body></html>\n"
+    )
+    check_self_contained(page)
+    return page
+
+
+def check_self_contained(page: str) -> None:
+    """Raises NotSelfContained, naming each element of the page that would load something.
+
+    A link that a reader may follow loads nothing by itself and is allowed.
+    """
+    finder = _OutsideFinder()
+    finder.feed(page)
+    finder.close()
+    if finder.found:
+        raise NotSelfContained(
+            "the page loads from outside itself: "
+            + "; ".join(finder.found[:10])
+            + " (embed it as a data: URI)"
+        )
+
+
+@cache
+def page_style() -> str:
+    from pygments.formatters import HtmlFormatter
+
+    style = (FILES / "style.css").read_text(encoding="utf-8")
+    return style + HtmlFormatter(style="default").get_style_defs(".highlight")
+
+
+@cache
+def _exporter():
+    from jinja2 import FileSystemLoader
+    from nbconvert import HTMLExporter
+
+    exporter = HTMLExporter(
+        template_name="basic",
+        template_file="stage.html.j2",
+        extra_loaders=[FileSystemLoader(FILES)],
+        exclude_anchor_links=True,
+    )
+    # Its own templates would fetch these two from a content delivery network.
+    exporter.require_js_url = exporter.mathjax_url = ""
+    return exporter
+
+
+def _first_heading(notebook: NotebookNode) -> str | None:
+    for cell in notebook.cells:
+        if cell.cell_type == "markdown" and (match := re.search(r"^# +(.+)$", cell.source, re.M)):
+            return re.sub(r"[*_`]", "", match[1]).strip()
+    return None
+
+
+class _OutsideFinder(HTMLParser):
+    LOADING = {"src", "srcset", "poster", "data", "background", "xlink:href"}
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.found: list[str] = []
+        self.in_style = False
+
+    def handle_starttag(self, tag: str, attributes: list[tuple[str, str | None]]) -> None:
+        self.in_style = tag == "style"
+        for name, value in attributes:
+            value = (value or "").strip()
+            loads = name in self.LOADING or (
+                name == "href" and tag in {"link", "base", "use", "image"}
+            )
+            if loads and value and not value.startswith(("data:", "#")):
+                self.found.append(f"<{tag} {name}={html.escape(value[:80])}>")
+            if name == "style":
+                self._check_style(value)
+
+    def handle_endtag(self, tag: str) -> None:
+        self.in_style = False
+
+    def handle_data(self, data: str) -> None:
+        if self.in_style:
+            self._check_style(data)
+
+    def _check_style(self, style: str) -> None:
+        for match in re.finditer(r"@import[^;]*|url\(\s*['\"]?(?!data:|#|['\"])[^)]*\)", style):
+            self.found.append(match[0][:80])

@@ -1,0 +1,148 @@
+"""The sections of params.yaml as strict records: a wrong key is an error naming the choices.
+
+What a section declares itself is written in it; what it inherits stands at the top of the file, beside it.
+"""
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Annotated, Any, TypeVar
+
+from pydantic import AfterValidator, Field
+
+from higgs.checkpoint.preset import Checkpoint
+from higgs.validation import (
+    Count,
+    ParamsError,
+    Positive,
+    Record,
+    check_keys,
+    choices,
+    explained,
+    parse_yaml,
+    validate,
+)
+
+T = TypeVar("T")
+
+
+def _distinct(values: list[T]) -> list[T]:
+    if len(set(values)) < len(values):
+        raise ValueError(f"expected no entry twice, got {values!r}")
+    return values
+
+
+def _known(checkpoint: str) -> str:
+    Checkpoint.parse(checkpoint)
+    return checkpoint
+
+
+Choices = Annotated[list[T], Field(min_length=1), AfterValidator(_distinct)]
+
+
+class StageParams(Record):
+    """The scalars that every stage reads."""
+
+    seed: Count
+    repeatable: bool
+    checkpoint: Annotated[str, AfterValidator(_known)]
+
+
+class SpeechParams(StageParams):
+    """What is spoken, which is also what is judged: the name of a set, or a file."""
+
+    set: Annotated[str, Field(min_length=1)]
+
+
+class TokenizeParams(StageParams):
+    """recordings -> codes, and what each further codebook adds."""
+
+    recordings: str
+    languages: Choices[str]
+    max_clips: Positive | None
+    pad_to_hop: bool
+    codebook_counts: Choices[Positive]
+    players: Count
+
+
+class GenerateParams(SpeechParams):
+    """scripts -> speech. The ranges of the sampling settings are SamplingConfig's to check."""
+
+    temperature: float
+    top_k: int | None
+    top_p: float
+    ras_window: int | None
+    ras_max_repeats: int
+    max_new_tokens: Positive
+    seeds: Choices[int]
+    repeated_texts: Count | None
+    players: Count
+
+
+class EvaluateParams(SpeechParams):
+    """speech -> how good it is, with the languages that the judge understands.
+
+    Judges that are null, and what they would say, are left out. One take of each of `naturalness_texts` scripts has
+    its naturalness predicted.
+    """
+
+    judge: str | None
+    speaker_encoder: str | None
+    naturalness: str | None
+    naturalness_texts: Count | None
+    languages: Choices[str]
+    second_system: str | None
+    jitter_clips: Count | None
+    jitter_copies: Positive
+    bootstrap_resamples: Positive
+    coverage_trials: Positive
+    players: Count
+
+
+SECTIONS: dict[str, type[StageParams]] = {
+    "tokenize": TokenizeParams,
+    "generate": GenerateParams,
+    "evaluate": EvaluateParams,
+}
+SCALARS = tuple(SpeechParams.model_fields)
+WORKERS = "workers"  # changes no result, so it is the runner's alone
+
+
+def scalars_of(stage: str) -> list[str]:
+    """The keys at the top of params.yaml that a stage reads. Unknown stage: ParamsError."""
+    if stage not in SECTIONS:
+        raise ParamsError(f"unknown stage {stage!r}{choices(stage, SECTIONS)}")
+    return [name for name in SCALARS if name in SECTIONS[stage].model_fields]
+
+
+def read_params(path: str | Path = "params.yaml") -> dict[str, Any]:
+    """The whole file as it stands. Not a mapping at the top: ParamsError."""
+    return validate(
+        dict[str, Any], parse_yaml(Path(path).read_text(encoding="utf-8"), str(path)), str(path)
+    )
+
+
+def select(params: Mapping[str, Any], stage: str) -> dict[str, Any]:
+    """The scalars and the section of one stage, as `{"seed": ..., ..., stage: {...}}`.
+
+    Raises ParamsError for a stage without a section here, and for unknown or missing keys at the top.
+    """
+    names = [*scalars_of(stage), stage]
+    check_keys(
+        params, (*SCALARS, WORKERS, *SECTIONS), required=(*names, WORKERS), what="params.yaml"
+    )
+    return {name: params[name] for name in names}
+
+
+def worker_count(params: Mapping[str, Any]) -> int | None:
+    """How many processes share a stage's work; None: one for each usable core."""
+    return validate(Positive | None, params[WORKERS], WORKERS)
+
+
+def from_section(cls: type[T], section: Mapping[str, Any], **scalars: Any) -> T:
+    """A stage's parameters from its section of params.yaml and the scalars beside it. Raises ParamsError."""
+    where = next(stage for stage, known in SECTIONS.items() if known is cls)
+    section = validate(dict[str, Any], section, where)
+    if twice := sorted(set(section) & set(SCALARS)):
+        raise ParamsError(f"{where}: {', '.join(twice)} belongs beside the section, not into it")
+    with explained(where, kind=cls, beside=SCALARS):
+        return cls.model_validate(section | scalars)

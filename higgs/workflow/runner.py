@@ -1,0 +1,305 @@
+"""Runs a notebook as a stage: strict parameters, live progress, clean output, one page of HTML.
+
+    python -m higgs.workflow.runner run generate --set generate.temperature=0.5
+    python -m higgs.workflow.runner clean --check notebooks/*.ipynb
+
+The executed notebook and its page appear in reports/ together, and only after every cell has run.
+papermill does the running; its defaults are not trusted with the parameters, because it leaves a
+misspelt one silently at its default.
+"""
+
+import argparse
+import ast
+import contextlib
+import os
+import re
+import sys
+import tempfile
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import nbformat
+from nbformat import NotebookNode
+
+from higgs.arithmetic import environment
+from higgs.validation import ParamsError, check_keys, parse_yaml
+from higgs.workers import WORKERS
+from higgs.workflow.clean import clean_executed, clean_source, dump
+from higgs.workflow.outputs import STAGE_VARIABLE, find_root, record_timing, say, write_atomically
+from higgs.workflow.page import NotSelfContained, to_html
+from higgs.workflow.params import SECTIONS, from_section, read_params, select, worker_count
+
+ANSI = re.compile(r"\x1b\[[0-9;]*m")
+# The longest socket path that Linux accepts is 107 bytes; the kernel's names take about 50 of them.
+LONGEST_SCRATCH = 48
+
+
+class StageError(RuntimeError):
+    """The stage did not reach its end. The message is all that a reader needs: no traceback."""
+
+
+def run_stage(
+    stage: str,
+    params_path: str | Path = "params.yaml",
+    settings: Sequence[str] = (),
+    output_dir: str | Path = "reports",
+) -> None:
+    """Runs notebooks/<stage>.ipynb and writes <stage>.ipynb and <stage>.html into `output_dir`.
+
+    Paths are relative to the repository's root, which is found from the working directory. Raises
+    ParamsError before any cell has run, and StageError when a cell fails; then <stage>.failed.ipynb
+    is all that is written.
+    """
+    with contextlib.chdir(find_root()):
+        params = read_params(params_path)
+        values, workers = stage_values(params, stage, settings), worker_count(params)
+        source, output_dir = Path("notebooks") / f"{stage}.ipynb", Path(output_dir)
+        check_parameters_cell(read_notebook(source), [*values], source)
+        Path(f"results/{stage}/timing.json").unlink(missing_ok=True)
+        failed = output_dir / f"{stage}.failed.ipynb"
+        started = time.monotonic()
+        with stage_environment(stage, values["repeatable"], workers) as scratch:
+            executed = clean_executed(execute(source, values, scratch, failed))
+            try:
+                page = to_html(executed, stage)
+            except NotSelfContained as error:
+                write_atomically(failed, dump(executed))
+                raise StageError(f"{source}: {error}\nThe notebook as it ran: {failed}") from error
+            write_atomically(output_dir / f"{stage}.ipynb", dump(executed))
+            write_atomically(output_dir / f"{stage}.html", page)
+            failed.unlink(missing_ok=True)
+            record_timing(stage, {"stage_seconds": time.monotonic() - started})
+    say(f"{stage}: {output_dir / stage}.html")
+
+
+def stage_values(params: Mapping[str, Any], stage: str, settings: Sequence[str]) -> dict[str, Any]:
+    """The values for a stage's `parameters` cell, with the settings in place, checked."""
+    values = select(params, stage)
+    values[stage] = dict(values[stage]) if isinstance(values[stage], dict) else values[stage]
+    for setting in settings:
+        apply_setting(values, stage, setting)
+    scalars = {name: value for name, value in values.items() if name != stage}
+    from_section(SECTIONS[stage], values[stage], **scalars)
+    return values
+
+
+def apply_setting(values: dict[str, Any], stage: str, setting: str) -> None:
+    """Puts `seed=1` or `<section>.key=value` (in YAML) into `values`. Unknown key: ParamsError."""
+    key, equals, text = setting.partition("=")
+    if not equals:
+        raise ParamsError(f"--set {setting}: expected key=value")
+    section = values[stage] if isinstance(values[stage], dict) else {}
+    inside = {f"{stage}.{name}": name for name in section}
+    known = [name for name in values if name != stage] + list(inside)
+    check_keys([key], known, required=(), what=f"--set {setting}")
+    target, name = (section, inside[key]) if key in inside else (values, key)
+    target[name] = parse_yaml(text, f"--set {setting}")
+
+
+def read_notebook(path: Path) -> NotebookNode:
+    if not path.is_file():
+        raise StageError(f"{path} is not there")
+    return nbformat.read(path, as_version=4)
+
+
+def check_parameters_cell(notebook: NotebookNode, expected: Sequence[str], source: Path) -> None:
+    """Raises ParamsError unless the one cell tagged `parameters` assigns the names to be passed."""
+    tagged = {"parameters", "injected-parameters"}
+    cells = [cell for cell in notebook.cells if tagged & set(cell.metadata.get("tags", []))]
+    if [(cell.cell_type, cell.metadata.tags) for cell in cells] != [("code", ["parameters"])]:
+        found = [cell.metadata.tags for cell in cells]
+        raise ParamsError(f"{source}: expected one code cell tagged 'parameters', found {found}")
+    try:
+        statements = ast.parse(cells[0].source).body
+    except SyntaxError as error:
+        raise ParamsError(
+            f"{source}: the cell tagged 'parameters' is no Python: {error}"
+        ) from error
+    names = []
+    for statement in statements:
+        targets = statement.targets if isinstance(statement, ast.Assign) else [statement]
+        if not all(isinstance(target, ast.Name) for target in targets):
+            raise ParamsError(
+                f"{source}: the cell tagged 'parameters' holds more than plain assignments: "
+                f"{ast.unparse(statement)}"
+            )
+        names += [target.id for target in targets]
+    check_keys(names, expected, required=expected, what=f"{source}, cell tagged 'parameters'")
+
+
+@contextlib.contextmanager
+def stage_environment(
+    stage: str, repeatable: bool = True, workers: int | None = None
+) -> Iterator[Path]:
+    """The environment that a stage's kernel inherits, free of a user's own settings.
+
+    Yields a scratch folder, which also holds the kernel's sockets and its IPython profile.
+    """
+    with tempfile.TemporaryDirectory(prefix="higgs-") as scratch:
+        changes = (
+            {
+                STAGE_VARIABLE: stage,
+                "PYTHONHASHSEED": "0",
+                # tqdm misses its widgets, which a stage has no use for.
+                "PYTHONWARNINGS": "ignore:IProgress not found",
+                "JUPYTER_RUNTIME_DIR": scratch,
+                # A kernel named python3 in the home folder may belong to another Python, and a profile
+                # may run anything.
+                "JUPYTER_PREFER_ENV_PATH": "1",
+                "IPYTHONDIR": scratch,
+                "MPLBACKEND": "module://matplotlib_inline.backend_inline",
+            }
+            | environment(repeatable)
+            | ({WORKERS: str(workers)} if workers else {})
+        )
+        saved = {name: os.environ.get(name) for name in (*changes, "COLUMNS")}
+        os.environ.update(changes)
+        os.environ.pop("COLUMNS", None)
+        try:
+            yield Path(scratch)
+        finally:
+            for name, value in saved.items():
+                os.environ.pop(name, None)
+                if value is not None:
+                    os.environ[name] = value
+
+
+def execute(source: Path, values: dict[str, Any], scratch: Path, failed: Path) -> NotebookNode:
+    """Runs every cell. When one fails, `failed` keeps what there is, and StageError says why."""
+    from nbclient.exceptions import DeadKernelError
+    from papermill import execute_notebook
+    from papermill.exceptions import PapermillExecutionError
+    from traitlets.config import Config
+
+    # Through sockets in the scratch folder nobody else can reach the kernel; a long TMPDIR leaves
+    # no room for them. Their `ip` is the beginning of their names.
+    manager = {"transport": "ipc", "ip": str(scratch / "kernel")}
+    if len(str(scratch)) > LONGEST_SCRATCH:
+        manager = {"transport": "tcp"}
+    output = scratch / "executed.ipynb"
+    problem = None
+    try:
+        execute_notebook(
+            str(source),
+            str(output),
+            parameters=values,
+            kernel_name="python3",
+            progress_bar=False,
+            stdout_file=sys.stdout,
+            stderr_file=sys.stderr,
+            iopub_timeout=60,
+            config=Config({"KernelManager": manager}),
+            # A kernel that is shut down says that it was interrupted, as if something had gone wrong.
+            extra_arguments=["--IPKernelApp.log_level=50"],
+        )
+    except PapermillExecutionError as error:
+        problem = concise_traceback(error.traceback)
+        problem += f"\n\n{source}: {_described(error.source)} failed: {error.ename}"
+    except DeadKernelError:
+        problem = f"{source}: the kernel died (out of memory?) in {_last_cell_reached(output)}"
+    if problem is None:
+        executed = read_notebook(output)
+        problem = unfinished(executed, source)
+    if problem is not None:
+        if output.is_file():
+            write_atomically(failed, output.read_bytes())
+            problem += f"\nThe notebook as far as it got: {failed}"
+        raise StageError(problem)
+    return executed
+
+
+def unfinished(executed: NotebookNode, source: Path) -> str | None:
+    """What papermill lets pass: `exit()`, which it takes for a good end, and tolerated errors."""
+    for cell in executed.cells:
+        if cell.cell_type != "code" or not cell.source.strip():
+            continue
+        errors = [output.ename for output in cell.outputs if output.output_type == "error"]
+        if errors:
+            ending = f"ended in {errors[0]}; a stage runs every cell to its end"
+            return f"{source}: {_described(cell.source)} {ending}"
+        if cell.execution_count is None:
+            return f"{source}: {_described(cell.source)} was never run"
+    return None
+
+
+def _described(code: str) -> str:
+    lines = [line for line in code.strip().splitlines() if not line.startswith("#")] or [""]
+    return f"the cell that begins `{lines[0]}`"
+
+
+def _last_cell_reached(output: Path) -> str:
+    """The cell that papermill saw end last, if only by its kernel's death."""
+    cells = read_notebook(output).cells if output.is_file() else []
+    ended = [cell for cell in cells if cell.metadata.get("papermill", {}).get("end_time")]
+    return _described(ended[-1].source) if ended else "an unknown cell"
+
+
+def concise_traceback(frames: Sequence[str]) -> str:
+    """IPython's traceback without frames of installed packages, except for the last."""
+    frames = [ANSI.sub("", frame).rstrip("\n") for frame in frames]
+    kept: list[str] = []
+    left_out = 0
+    for index, frame in enumerate(frames):
+        foreign = re.match(r"File .*(site-packages|lib/python3[^/]*)/", frame)
+        if foreign and index < len(frames) - 2:
+            left_out += 1
+            continue
+        if left_out:
+            kept.append(f"[... {left_out} frames in installed packages ...]")
+            left_out = 0
+        kept.append(frame)
+    return "\n".join(kept)
+
+
+def clean_files(paths: Sequence[Path], check: bool = False) -> list[Path]:
+    """Rewrites notebooks as they are committed; returns those that were not. `check` only looks."""
+    changed = []
+    for path in paths:
+        text = dump(clean_source(read_notebook(path)))
+        if path.read_text(encoding="utf-8") != text:
+            changed.append(path)
+            if not check:
+                write_atomically(path, text)
+    return changed
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """0: done. 1: a cell failed, or a notebook is not clean. 2: wrong parameters. 130: Ctrl-C."""
+    parser = argparse.ArgumentParser(
+        prog="python -m higgs.workflow.runner", description=__doc__.splitlines()[0]
+    )
+    commands = parser.add_subparsers(dest="command", required=True)
+    run = commands.add_parser("run", help="run notebooks/STAGE.ipynb as a stage")
+    run.add_argument("stage", metavar="STAGE", help=", ".join(SECTIONS))
+    run.add_argument("--params", default="params.yaml", type=Path, metavar="FILE")
+    run.add_argument("--set", default=[], action="append", metavar="KEY=VALUE", dest="settings")
+    run.add_argument("--output-dir", default="reports", type=Path, metavar="FOLDER")
+    clean = commands.add_parser("clean", help="strip notebooks of outputs and volatile metadata")
+    clean.add_argument("notebooks", nargs="+", type=Path)
+    clean.add_argument(
+        "--check", action="store_true", help="change nothing; fail if there is something to do"
+    )
+    options = parser.parse_args(arguments)
+    try:
+        if options.command == "run":
+            run_stage(options.stage, options.params, options.settings, options.output_dir)
+            return 0
+        changed = clean_files(options.notebooks, options.check)
+        for path in changed:
+            say(f"{path}: {'is not clean' if options.check else 'cleaned'}")
+        return 1 if changed and options.check else 0
+    except ParamsError as error:
+        say(f"error: {error}")
+        return 2
+    except (StageError, FileNotFoundError) as error:
+        say(str(error))
+        return 1
+    except KeyboardInterrupt:
+        say("interrupted: nothing was written")
+        return 130
+
+
+if __name__ == "__main__":
+    sys.exit(main())
