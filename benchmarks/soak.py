@@ -1,4 +1,4 @@
-"""Many requests on one engine, as a bad day brings them: random arrivals and lengths, listeners who leave, bad inputs.
+"""Many requests on one engine, as a bad day brings them: random arrivals and lengths, clients who leave, bad inputs.
 
     python -m benchmarks.soak --requests 300
 
@@ -24,7 +24,7 @@ import higgs.audio  # noqa: F401  before transformers: the import that makes tor
 from higgs import ChatMLSample, Engine, Message, SamplingConfig
 from higgs.data.chatml import smart_voice
 from higgs.data.voices import find_voice
-from higgs.serve.batching.scheduler import Busy
+from higgs.serve.batching.scheduler import QueueFull
 from higgs.serve.engine import EngineConfig
 from higgs.serve.http.async_engine import AsyncEngine
 
@@ -83,10 +83,10 @@ def questions(engine: Engine, samples: Sequence[ChatMLSample], longest: int) -> 
     return made
 
 
-async def good(front: AsyncEngine, asked: Question, leave_after: int | None) -> str:
-    """-> what became of it; with `leave_after`, the listener goes after so many pieces."""
+async def good(async_engine: AsyncEngine, asked: Question, leave_after: int | None) -> str:
+    """-> what became of it; with `leave_after`, the client goes after so many pieces."""
     heard = []
-    async with aclosing(front.stream(asked.sample, asked.sampling, asked.limit)) as chunks:
+    async with aclosing(async_engine.stream(asked.sample, asked.sampling, asked.limit)) as chunks:
         async for chunk in chunks:
             heard.append(chunk.waveform)
             if len(heard) == leave_after and chunk.stop_reason is None:
@@ -96,7 +96,7 @@ async def good(front: AsyncEngine, asked: Question, leave_after: int | None) -> 
     return "good" if same else "wrong audio"
 
 
-async def bad(front: AsyncEngine, kind: int) -> str:
+async def bad(async_engine: AsyncEngine, kind: int) -> str:
     """-> "refused", as it should be"""
     asked, limit = smart_voice("Hi."), 10
     if kind == 0:
@@ -106,7 +106,7 @@ async def bad(front: AsyncEngine, kind: int) -> str:
     else:
         limit = 0 if kind == 2 else 10**6
     try:
-        async with aclosing(front.stream(asked, SamplingConfig(), limit)) as chunks:
+        async with aclosing(async_engine.stream(asked, SamplingConfig(), limit)) as chunks:
             async for _ in chunks:
                 pass
     except ValueError:
@@ -116,23 +116,23 @@ async def bad(front: AsyncEngine, kind: int) -> str:
 
 async def run(engine: Engine, asked: Sequence[Question], count: int, seed: int) -> Report:
     chance, report, started = random.Random(seed), Report(), time.monotonic()
-    front = AsyncEngine(engine)
+    async_engine = AsyncEngine(engine)
 
     async def one(number: int, kind: float, pick: int, leave: int) -> None:
         try:
             if kind < 0.2:
-                outcome = await bad(front, pick % 4)
+                outcome = await bad(async_engine, pick % 4)
             elif kind < 0.4:
-                outcome = await good(front, asked[pick % len(asked)], leave)
+                outcome = await good(async_engine, asked[pick % len(asked)], leave)
             elif kind < 0.5:
-                task = asyncio.create_task(good(front, asked[pick % len(asked)], None))
+                task = asyncio.create_task(good(async_engine, asked[pick % len(asked)], None))
                 await asyncio.sleep(leave * 0.03)
                 outcome = await task if task.done() else "cancelled"
                 task.cancel()
                 await asyncio.gather(task, return_exceptions=True)
             else:
-                outcome = await good(front, asked[pick % len(asked)], None)
-        except Busy:
+                outcome = await good(async_engine, asked[pick % len(asked)], None)
+        except QueueFull:
             outcome = "busy"
         except Exception as error:
             outcome = f"{type(error).__name__}: {error}"
@@ -146,13 +146,14 @@ async def run(engine: Engine, asked: Sequence[Question], count: int, seed: int) 
         drawn = chance.random(), chance.randrange(1000), chance.randrange(1, 4)
         tasks.append(asyncio.create_task(one(number, *drawn)))
         await asyncio.sleep(chance.expovariate(1 / PAUSE))
-        while front.open > front.most // 2:
+        while async_engine.open > async_engine.max_open // 2:
             await asyncio.sleep(0.01)
     await asyncio.gather(*tasks)
     while not engine.scheduler.idle:  # what was left goes before the next burst
         await asyncio.sleep(0.01)
-    report.taken_rows, report.open_requests = sum(engine.scheduler.decoder.occupied), front.open
-    front.close()
+    report.taken_rows = sum(engine.scheduler.decoder.occupied)
+    report.open_requests = async_engine.open
+    async_engine.close()
     report.seconds = time.monotonic() - started
     return report
 

@@ -1,15 +1,14 @@
-"""Audio in and out: files through soundfile; resampling and mel filters through torchaudio. The one door to both.
+"""Audio in and out: files through soundfile; resampling and mel filters through torchaudio.
 
 torchaudio's wheel links against CUDA. Beside a CPU-only torch its native library does not load, and because
 transformers imports torchaudio whenever it is installed, that failure would break transformers too. So torchaudio is
-imported here, before transformers, and without its native library where that cannot load: resampling and mel need
+imported only here, before transformers, and without its native library where that cannot load: resampling and mel need
 none of it.
 """
 
 import io
 import math
 import operator
-import struct
 import sys
 import types
 from collections.abc import Iterator
@@ -51,20 +50,6 @@ MAX_SECONDS = 3600.0
 UNKNOWN_FRAMES, UNKNOWN_BYTES = 1 << 62, 0x7FFF_F000
 MAX_FILTER = 1 << 22  # taps of a resampling filter, roughly
 WRITABLE = (".wav", ".flac", ".aiff")
-# How libsndfile writes what is heard while it is made; None is without it. MP3 at a constant rate: a changing one is
-# described in a header that is written last.
-STREAMED = {
-    "pcm": None,
-    "wav": None,
-    "flac": {"format": "FLAC", "subtype": "PCM_16"},
-    "mp3": {
-        "format": "MP3",
-        "subtype": "MPEG_LAYER_III",
-        "bitrate_mode": "CONSTANT",
-        "compression_level": 0.5,
-    },
-    "opus": {"format": "OGG", "subtype": "OPUS"},
-}
 
 
 def check_waveform(waveform: Tensor, what: str = "waveform") -> Tensor:
@@ -164,78 +149,6 @@ def save_audio(path: str | Path, waveform: Tensor, sample_rate: int) -> None:
     soundfile.write(content, samples, check_rate(sample_rate), subtype="PCM_16", format=kind)
     with replacing(path) as partial:
         partial.write_bytes(content.getbuffer())
-
-
-class _Outbox(io.RawIOBase):
-    """A file for libsndfile to write, from whose front bytes are taken away.
-
-    What it then writes there, the header once more, is dropped.
-    """
-
-    def __init__(self) -> None:
-        self.content, self.taken, self.place = bytearray(), 0, 0
-
-    def seek(self, offset: int, whence: int = io.SEEK_SET) -> int:
-        self.place = (0, self.place, self.taken + len(self.content))[whence] + offset
-        return self.place
-
-    def tell(self) -> int:
-        return self.place
-
-    def write(self, data: bytes) -> int:
-        start, size = self.place - self.taken, len(data)
-        self.place += size
-        kept = bytes(data)[max(0, -start) :]
-        start = max(0, start)
-        self.content[start : start + len(kept)] = kept
-        return size
-
-    def take(self) -> bytes:
-        new, self.content = bytes(self.content), bytearray()
-        self.taken += len(new)
-        return new
-
-
-class AudioEncoder:
-    """Pieces of a waveform -> the bytes of a file, as soon as they are certain.
-
-    `kind` is one of STREAMED: "pcm" is 16-bit little-endian samples without a header, and the header of "wav" says that
-    the length is not known. A FLAC file's header is written last, so all of its bytes come from `finish`.
-    """
-
-    def __init__(self, kind: str, sample_rate: int):
-        if kind not in STREAMED:
-            raise ValueError(f"audio is streamed as {', '.join(STREAMED)}, not as {kind!r}")
-        self.kind, self.sample_rate = kind, check_rate(sample_rate)
-        self._outbox, self._file, self._started = _Outbox(), None, False
-        if settings := STREAMED[kind]:
-            self._file = soundfile.SoundFile(
-                self._outbox, "w", samplerate=sample_rate, channels=1, **settings
-            )
-
-    def write(self, waveform: Tensor) -> bytes:
-        """[L] float, clipped to [-1, 1] -> the next bytes, perhaps none."""
-        samples = (32767 * waveform.clamp(-1, 1)).round().to(torch.int16).cpu().numpy()
-        if self._file is not None:
-            self._file.write(samples)
-            return b"" if self.kind == "flac" else self._outbox.take()
-        data = samples.astype("<i2").tobytes()
-        header = b"" if self.kind == "pcm" or self._started else self._header()
-        self._started = True
-        return header + data
-
-    def _header(self) -> bytes:
-        """Of a WAV file that is as long as it turns out to be."""
-        form = struct.pack("<HHIIHH", 1, 1, self.sample_rate, 2 * self.sample_rate, 2, 16)
-        unknown = struct.pack("<I", 0xFFFF_FFFF)
-        return b"RIFF" + unknown + b"WAVEfmt " + struct.pack("<I", 16) + form + b"data" + unknown
-
-    def finish(self) -> bytes:
-        """The last bytes."""
-        if self._file is None:
-            return b""
-        self._file.close()
-        return self._outbox.take()
 
 
 def check_rate(sample_rate: int, what: str = "sample rate") -> int:

@@ -1,7 +1,7 @@
 """Sizes of the codec and of the model, and how one samples: frozen and strict.
 
-`higgs/checkpoint/config_json.py` reads them from a checkpoint's config.json, and refuses whatever the released checkpoint does not
-use: structure is code, not configuration.
+`higgs/checkpoint/config_json.py` reads them from a checkpoint's config.json, and refuses whatever the released
+checkpoint does not use: structure is code, not configuration.
 """
 
 import math

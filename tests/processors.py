@@ -24,7 +24,7 @@ import torch  # noqa: E402
 import higgs.audio as audio  # noqa: E402
 from higgs import AudioTokenizer, ChatMLSample, Engine, SamplingConfig  # noqa: E402
 from higgs.data.voices import find_voice  # noqa: E402
-from higgs.evaluate.judges import registry as judges
+from higgs.evaluate.judges import registry as judges  # noqa: E402
 from higgs.evaluate.utterances import MOS_DECIMALS  # noqa: E402
 
 ROOT = Path(__file__).resolve().parent.parent

@@ -12,7 +12,7 @@ from higgs.config import SamplingConfig
 from higgs.data.chatml import smart_voice, voice_clone
 from higgs.data.text.tokenizer import TextTokenizer
 from higgs.serve.batching.prefix_cache import VoiceCache, fingerprint
-from higgs.serve.batching.scheduler import Busy, Scheduler
+from higgs.serve.batching.scheduler import QueueFull, Scheduler
 from higgs.serve.batching.slots import Decoder
 from higgs.serve.batching.state import IDLE
 from higgs.serve.engine import EngineConfig
@@ -149,7 +149,7 @@ def test_too_many_requests_are_told_so(small):
     tickets = [small.scheduler.submit(request) for _ in range(5)]
     small.scheduler.burst()  # three of them take the rows
     tickets += [small.scheduler.submit(request) for _ in range(2)]
-    with pytest.raises(Busy, match="4 requests wait already"):
+    with pytest.raises(QueueFull, match="4 requests wait already"):
         small.scheduler.submit(request)
     while not small.scheduler.idle:
         small.scheduler.burst()

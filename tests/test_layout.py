@@ -13,51 +13,58 @@ PACKAGE = ROOT / "higgs"
 BASE = "base"
 # Packages -> what of higgs they may import, besides themselves and the base files.
 ARROWS = {
-    "data": set(),
-    "codec": set(),
-    "model": set(),
-    "serve": {"codec", "model", "data"},
-    "train": {"codec", "model", "data"},
-    "evaluate": {"data"},
+    "checkpoint": set(),
+    "data": {"checkpoint"},
+    "codec": {"checkpoint"},
+    "model": {"checkpoint"},
+    "serve": {"codec", "model", "data", "checkpoint"},
+    "workflow": {"checkpoint"},
+    "train": {"codec", "model", "data", "checkpoint", "workflow"},
+    "evaluate": {"data", "workflow"},
 }
 EVERYTHING = {"__main__.py", "inspection.py"}
 DOORS = {
     "torchaudio": {"audio.py"},
-    "soundfile": {"audio.py"},
-    "matplotlib": {"plots.py"},
-    "huggingface_hub": {"hub.py"},
-    "s3fs": {"s3.py"},
-    "botocore": {"s3.py"},
+    "soundfile": {"audio.py", "serve/http/audio_encoder.py"},
+    "matplotlib": {"workflow/plots.py"},
+    "huggingface_hub": {"checkpoint/resolve.py"},
+    "s3fs": {"checkpoint/s3.py"},
+    "botocore": {"checkpoint/s3.py"},
     "transformers": {
         "codec/semantic.py",
-        "data/text.py",
-        "evaluate/text.py",
-        "evaluate/hub_judges.py",
-        "evaluate/moonshine.py",
-        "evaluate/wavlm_ecapa.py",
+        "data/text/tokenizer.py",
+        "evaluate/metrics/error_rates.py",
+        "evaluate/judges/hub.py",
+        "evaluate/judges/moonshine.py",
+        "evaluate/judges/wavlm_ecapa.py",
     },
-    "tokenizers": {"data/text.py"},
-    "papermill": {"notebook.py"},
-    "onnxruntime": {"evaluate/wheels.py", "evaluate/ort_weights.py"},
-    "pyarrow": {"evaluate/tables.py", "lock.py"},
-    "fastapi": {"serve/server.py"},
-    "starlette": {"serve/server.py"},
-    "uvicorn": {"serve/server.py"},
+    "tokenizers": {"data/text/tokenizer.py"},
+    "papermill": {"workflow/runner.py"},
+    "onnxruntime": {"evaluate/judges/wheels.py", "evaluate/judges/ort_weights.py"},
+    "pyarrow": {"workflow/tables.py", "workflow/lock.py"},
+    "fastapi": {"serve/http/app.py"},
+    "starlette": {"serve/http/app.py"},
+    "uvicorn": {"serve/http/app.py"},
     "pydantic": {
         "validation.py",
         "config.py",
-        "params.py",
+        "workflow/params.py",
         "data/chatml_json.py",
-        "data/chunks.py",
-        "data/manifest.py",
+        "data/text/chunks.py",
+        "data/training/manifest.py",
         "data/recordings.py",
         "data/scripts.py",
-        "serve/speech_request.py",
+        "serve/http/speech_request.py",
     },
-    "prometheus_client": {"serve/metrics.py"},
+    "prometheus_client": {"serve/http/prometheus.py"},
 }
-MAY_PRINT = {"__main__.py", "notebook.py"}
-MAX_LINES, MAX_FUNCTION, MAX_ARGUMENTS = 430, 62, 8
+MAY_PRINT = {"__main__.py", "workflow/runner.py"}
+MAX_LINES, MAX_FUNCTION, MAX_ARGUMENTS, MAX_FILES = 350, 60, 8, 12
+# Longer than that, each for a reason.
+LONG = {
+    "__main__.py": 430,  # every command's options
+    "serve/engine.py": 411,  # one class that puts codec, model and scheduler together
+}
 
 FILES = sorted(path for path in PACKAGE.rglob("*.py"))
 
@@ -100,10 +107,12 @@ def test_imports_follow_the_arrows_and_the_doors(path: Path):
 @pytest.mark.parametrize("path", FILES, ids=lambda p: str(p.relative_to(PACKAGE)))
 def test_rooms_are_small_and_quiet(path: Path):
     place, text = str(path.relative_to(PACKAGE)), path.read_text()
-    assert len(text.splitlines()) <= MAX_LINES
+    assert len(text.splitlines()) <= LONG.get(place, MAX_LINES)
     for node in ast.walk(ast.parse(text)):
         if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef):
-            assert node.end_lineno - node.lineno < MAX_FUNCTION, f"{place}: {node.name} is long"
+            if place == "__main__.py" and node.name == "parser":
+                continue  # every command's options
+            assert node.end_lineno - node.lineno <= MAX_FUNCTION, f"{place}: {node.name} is long"
             arguments = [*node.args.posonlyargs, *node.args.args, *node.args.kwonlyargs]
             counted = [a for a in arguments if a.arg not in ("self", "cls")]
             assert len(counted) <= MAX_ARGUMENTS, f"{place}: {node.name} takes {len(counted)}"
@@ -118,14 +127,21 @@ def test_pickles_are_read_with_weights_only():
             assert "weights_only=True" in call, f"{path.name}: {call}"
 
 
-def test_every_file_is_in_the_tree_of_the_readme():
-    """The README's tree names every module of the package in its folder, and no other."""
-    tree = re.search(r"```\nhiggs/\n(.*?)```", (ROOT / "README.md").read_text(), re.DOTALL)
-    assert tree, "README.md has no tree"
-    named, folder = set(), ""
+def test_no_folder_is_wide():
+    for folder in {path.parent for path in FILES}:
+        files = [path for path in folder.glob("*.py") if path.stem not in ("__init__", "__main__")]
+        assert len(files) <= (10 if folder == PACKAGE else MAX_FILES), folder
+
+
+def test_the_tree_of_the_architecture_page_names_every_file_and_no_other():
+    text = (ROOT / "docs" / "architecture.md").read_text()
+    tree = re.search(r"```\nhiggs/\n(.*?)```", text, re.DOTALL)
+    assert tree, "docs/architecture.md has no tree"
+    named, folders = set(), []
     for line in tree[1].splitlines():
-        if match := re.match(r"    (\w+)/ ", line):
-            folder = f"{match[1]}/"
-        inside = folder if line.startswith("        ") else ""
-        named |= {inside + name for name in re.findall(r"\w+\.py\b", line)}
+        depth = (len(line) - len(line.lstrip())) // 4 - 1
+        if match := re.match(r" +(\w+)/ ", line):
+            folders[depth:] = [match[1]]
+        above = "".join(f"{name}/" for name in folders[:depth])
+        named |= {above + name for name in re.findall(r"\w+\.py\b", line)}
     assert named == {str(p.relative_to(PACKAGE)) for p in FILES if p.name != "__init__.py"}

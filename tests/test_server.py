@@ -1,6 +1,7 @@
 """The server, asked by OpenAI's own client over the loopback: what it speaks, what it refuses, and what it forgets."""
 
 import asyncio
+import http.client
 import io
 import re
 import signal
@@ -22,15 +23,17 @@ import uvicorn
 from conftest import ROOT
 
 from higgs import AudioTokenizer, Engine, __main__
-from higgs.audio import STREAMED, AudioEncoder
 from higgs.config import SamplingConfig
 from higgs.data.text.tokenizer import TextTokenizer
 from higgs.data.voices import find_voice
-from higgs.serve.batching.scheduler import Busy
+from higgs.serve.batching.scheduler import QueueFull
 from higgs.serve.engine import EngineConfig
 from higgs.serve.guards import Guards
-from higgs.serve.http.app import ServerConfig, make_app
-from higgs.serve.http.async_engine import MOST_FAILURES, AsyncEngine, Broken
+from higgs.serve.http.app import ServerConfig, SpeechResponse, make_app, speak
+from higgs.serve.http.async_engine import MAX_FAILURES, AsyncEngine, EngineDead
+from higgs.serve.http.audio_encoder import STREAMED, AudioEncoder
+from higgs.serve.http.prometheus import Metrics
+from higgs.serve.http.speech_request import ApiError, SpeechRequest
 
 TEXT = "We walked along the river."
 SAMPLING = SamplingConfig(seed=1)
@@ -70,13 +73,14 @@ class Running:
         self.thread.start()
         wait_for(lambda: self.server.started)
         (listening,) = self.server.servers[0].sockets
-        self.address = "http://{}:{}".format(*listening.getsockname())
+        self.port = listening.getsockname()[1]
+        self.address = f"http://127.0.0.1:{self.port}"
         self.client = openai.OpenAI(
             base_url=f"{self.address}/v1", api_key="none", max_retries=0, timeout=30
         )
 
     def ask(self, **more):
-        own = ("seed", "scene", "temperature", "top_k", "max_new_tokens", "foo")
+        own = ("seed", "scene", "temperature", "top_k", "max_new_tokens")
         extra = {name: more.pop(name) for name in own if name in more}
         asked = {"model": "tiny", "voice": "ada", "input": TEXT, "response_format": "pcm"} | more
         return asked | {"extra_body": {"seed": 1, "max_new_tokens": 70} | extra}
@@ -153,6 +157,9 @@ def test_every_format_is_what_its_name_says(served, voices, kind):
     assert data[:4] in (b"RIFF", b"fLaC", b"OggS") or data[0] == 0xFF and data[1] & 0xE0 == 0xE0
     samples, rate = soundfile.read(io.BytesIO(data), dtype="int16")
     assert rate == 24_000
+    with served.stream(response_format=kind) as response:
+        assert ("content-length" in response.headers) == (kind == "flac")
+        response.read()
     if kind in ("wav", "flac"):
         assert samples.tobytes() == as_pcm(waveform)
     assert len(waveform) <= len(samples) <= len(waveform) + 2400, "an MP3 begins with silence"
@@ -192,41 +199,49 @@ def test_events(served, voices):
 
 
 @pytest.mark.parametrize(
-    ("asked", "status", "param", "message"),
+    ("asked", "status", "param", "code"),
     [
-        ({"voice": "nobody"}, 400, "voice", "no 'nobody'; there are: ada, ben"),
-        ({"voice": "../ada"}, 400, "voice", "there are: ada, ben"),
-        ({"model": "tts-1"}, 404, "model", "this server has 'tiny'"),
-        ({"input": "a" * 201}, 400, "input", "201 characters; at most 200"),
-        ({"input": " \n"}, 400, "input", "no text to speak"),
-        ({"input": "a\x00"}, 400, "input", r"U\+0000 at character 1"),
-        ({"scene": ""}, 400, "scene", "no text"),
-        ({"instructions": "angrily"}, 400, "instructions", "describe the scene"),
-        ({"foo": 1}, 400, "foo", "no such parameter; there are: model, input, voice"),
-        ({"speed": 1.5}, 400, "speed", "only 1.0"),
-        ({"response_format": "aac"}, 400, "response_format", "'mp3', 'opus', 'wav'"),
-        ({"stream_format": "both"}, 400, "stream_format", "'audio' or 'sse'"),
-        ({"temperature": "hot"}, 400, "temperature", "valid number, got 'hot'"),
-        ({"temperature": -1}, 400, "temperature", "greater than or equal to 0"),
-        ({"seed": 1 << 70}, 400, "seed", "less than"),
-        ({"top_k": 0}, 400, "top_k", "greater than or equal to 1"),
-        ({"max_new_tokens": 401}, 400, "max_new_tokens", "at most 400, got 401"),
+        ({"voice": "nobody"}, 400, "voice", "voice_not_found"),
+        ({"voice": "../ada"}, 400, "voice", "voice_not_found"),
+        ({"voice": "a" * 100_000}, 400, "voice", "voice_not_found"),
+        ({"model": "tts-1"}, 404, "model", "model_not_found"),
+        ({"model": "a" * 100_000}, 404, "model", "model_not_found"),
+        ({"input": "a" * 201}, 400, "input", "string_above_max_length"),
+        ({"input": " \n"}, 400, "input", "invalid_value"),
+        ({"input": "a\x00"}, 400, "input", "invalid_value"),
+        ({"scene": ""}, 400, "scene", "invalid_value"),
+        ({"scene": "a" * 201}, 400, "scene", "string_above_max_length"),
+        ({"instructions": "angrily"}, 400, "instructions", "unsupported_parameter"),
+        ({"foo": 1}, 400, "foo", "unsupported_parameter"),
+        ({"body": 1}, 400, "body", "unsupported_parameter"),
+        ({"f" * 100_000: 1}, 400, "f" * 60, "unsupported_parameter"),
+        ({"speed": 1.5}, 400, "speed", "unsupported_parameter"),
+        ({"response_format": "aac"}, 400, "response_format", "invalid_value"),
+        ({"stream_format": "both"}, 400, "stream_format", "invalid_value"),
+        ({"temperature": "hot"}, 400, "temperature", "invalid_value"),
+        ({"temperature": -1}, 400, "temperature", "invalid_value"),
+        ({"seed": 1 << 70}, 400, "seed", "invalid_value"),
+        ({"top_k": 0}, 400, "top_k", "invalid_value"),
+        ({"max_new_tokens": 401}, 400, "max_new_tokens", "invalid_value"),
     ],
+    ids=lambda value: f"{value!r:.30}",
 )
-def test_what_is_wrong_is_refused_by_name(served, asked, status, param, message):
-    with pytest.raises(openai.APIStatusError, match=message) as caught:
-        served.speak(**asked)
+def test_what_is_wrong_is_refused_by_name(served, asked, status, param, code):
+    more = {"extra_body": served.ask()["extra_body"] | asked}
+    with pytest.raises(openai.APIStatusError) as caught:
+        served.client.audio.speech.create(**served.ask() | more)
     error = caught.value
-    assert (error.status_code, error.param) == (status, param)
+    assert (error.status_code, error.param, error.code) == (status, param, code)
     assert error.type == "invalid_request_error" and param in error.body["message"]
-    assert served.scheduler.idle and served.app.state.front.open == 0
+    assert len(error.body["message"]) < 1000, "what is sent is not sent back at length"
+    assert served.scheduler.idle and served.app.state.async_engine.open == 0
 
 
-def test_a_prompt_that_no_row_holds_is_refused(parts, voices):
+def test_a_prompt_that_no_slot_holds_is_refused(parts, voices):
     with server(new_engine(parts, max_positions=300), voices) as running:
-        with pytest.raises(openai.BadRequestError, match="was set up for 300") as caught:
+        with pytest.raises(openai.BadRequestError) as caught:
             running.speak(max_new_tokens=290)
-        assert caught.value.param == "input"
+        assert (caught.value.param, caught.value.code) == ("input", "invalid_value")
 
 
 def send(served: Running, body: bytes, kind: str = "application/json") -> tuple[int, str]:
@@ -246,16 +261,33 @@ def test_what_is_no_request_is_refused(served):
         (b"[1]", "application/json", 400, "expected a JSON object"),
         (b"{}", "application/json", 400, "model: Field required"),
         (good, "text/plain", 400, "sent as application/json"),
-        (b"[" * (2 << 20), "application/json", 413, "more than 1048576 bytes"),
     ):
         found, text = send(served, body, kind)
         assert found == status and message in text and '"error":{"message"' in text
-    with pytest.raises(urllib.error.HTTPError, match="404") as caught:
-        served.get("/v1/elsewhere")
-    assert b'"error"' in caught.value.read()
+    for path, status in (("/v1/elsewhere", 404), ("/v1/audio/speech", 405)):
+        with pytest.raises(urllib.error.HTTPError) as caught:
+            served.get(path)
+        assert caught.value.code == status and b'"error"' in caught.value.read()
+    assert caught.value.headers["allow"] == "POST"
 
 
-def test_leaving_in_the_middle_frees_the_row(served, voices, monkeypatch):
+@pytest.mark.parametrize("told", [True, False])
+def test_a_body_of_more_than_a_megabyte_is_refused(served, told):
+    """With a length, before the body is sent; without one, as soon as it is too long."""
+    size = (1 << 20) + 1
+    client = http.client.HTTPConnection("127.0.0.1", served.port, timeout=10)
+    client.putrequest("POST", "/v1/audio/speech")
+    client.putheader("Content-Type", "application/json")
+    client.putheader(*("Content-Length", size) if told else ("Transfer-Encoding", "chunked"))
+    client.endheaders()
+    if not told:
+        client.send(f"{size:x}\r\n".encode() + b" " * size)
+    assert client.getresponse().status == 413
+    client.close()
+    assert send(served, b" " * (size - 1))[0] == 400
+
+
+def test_leaving_in_the_middle_frees_the_slot(served, voices, monkeypatch):
     before = dict(served.scheduler.stops)
     with monkeypatch.context() as patch:
         served.slow(patch)
@@ -263,7 +295,7 @@ def test_leaving_in_the_middle_frees_the_row(served, voices, monkeypatch):
             heard = response.iter_bytes()
             next(heard)
             (ticket,) = served.scheduler.running.values()
-        wait_for(lambda: served.scheduler.idle and served.app.state.front.open == 0)
+        wait_for(lambda: served.scheduler.idle and served.app.state.async_engine.open == 0)
     assert ticket.stop_reason == "cancelled" and ticket.made < 300
     assert served.scheduler.stops["cancelled"] == before.get("cancelled", 0) + 1
     assert served.speak() == as_pcm(torch.cat(expected(served, voices)))
@@ -277,7 +309,7 @@ def test_leaving_the_queue_frees_the_place(parts, voices, monkeypatch):
             next(heard)
             with pytest.raises(openai.APITimeoutError):
                 running.client.with_options(timeout=0.3).audio.speech.create(**running.ask(**LONG))
-            wait_for(lambda: running.app.state.front.open == 1)
+            wait_for(lambda: running.app.state.async_engine.open == 1)
             assert len(running.scheduler.running) == 1
         wait_for(lambda: running.scheduler.idle)
 
@@ -293,9 +325,10 @@ def test_too_many_requests_are_told_to_come_back(parts, voices, monkeypatch):
             ]
             for thread in threads:
                 thread.start()
-            wait_for(lambda: running.app.state.front.open == 2)
-            with pytest.raises(openai.RateLimitError, match="this server takes 2") as caught:
+            wait_for(lambda: running.app.state.async_engine.open == 2)
+            with pytest.raises(openai.RateLimitError) as caught:
                 running.speak()
+            assert caught.value.code == "busy"
             assert caught.value.response.headers["retry-after"] == "1"
         for thread in threads:
             thread.join()
@@ -307,9 +340,10 @@ def test_what_takes_too_long_is_ended(parts, voices, monkeypatch):
     """Before the first byte: with an answer."""
     with server(new_engine(parts), voices, max_seconds=0.5) as running:
         running.slow(monkeypatch, 0.3)
-        with pytest.raises(openai.InternalServerError, match="took too long") as caught:
-            running.speak(**LONG)
-        assert caught.value.status_code == 504
+        for kind in ("pcm", "flac"):
+            with pytest.raises(openai.InternalServerError) as caught:
+                running.speak(response_format=kind, **LONG)
+            assert (caught.value.status_code, caught.value.code) == (504, "timeout")
         wait_for(lambda: running.scheduler.idle)
 
 
@@ -325,6 +359,31 @@ def test_a_stream_that_takes_too_long_breaks_off(parts, voices, monkeypatch):
         assert 'outcome="timeout"' in running.get("/metrics")
 
 
+def test_a_client_that_never_reads_is_let_go(served, voices):
+    """`send` blocks from the second piece on, and nobody disconnects."""
+    config = ServerConfig("tiny", voices, SAMPLING, max_new_tokens=60, max_seconds=1.0)
+    request = SpeechRequest(model="tiny", voice="ada", input=TEXT, response_format="pcm")
+    metrics, sent = Metrics(served.engine), []
+
+    async def send(message) -> None:
+        sent.append(message["type"])
+        if len(sent) > 2:
+            await asyncio.Event().wait()
+
+    async def unread() -> None:
+        engine = AsyncEngine(served.engine)
+        body = speak(request, config, engine, metrics)
+        response = SpeechResponse(body, config.max_seconds)
+        with pytest.raises(ApiError) as caught:
+            await response({"type": "http"}, asyncio.Event().wait, send)
+        assert len(sent) == 3 and caught.value.code == "timeout" and engine.open == 0
+        engine.close()
+
+    asyncio.run(unread())
+    assert metrics.requests.labels("timeout")._value.get() == 1
+    wait_for(lambda: served.scheduler.idle)
+
+
 def test_a_fault_of_the_engine_is_an_answer_and_not_the_end(parts, voices, monkeypatch, caplog):
     with server(new_engine(parts), voices) as running:
         good = running.speak()
@@ -335,35 +394,43 @@ def test_a_fault_of_the_engine_is_an_answer_and_not_the_end(parts, voices, monke
 
         with monkeypatch.context() as patch:
             patch.setattr(decoder, "run", fails)
-            with pytest.raises(openai.InternalServerError, match="the server's log") as caught:
+            with pytest.raises(openai.InternalServerError) as caught:
                 running.speak()
+        assert caught.value.code == "failed"
         assert "of its own" not in str(caught.value) and "of its own" in caplog.text
         assert running.speak() == good
         monkeypatch.setattr(decoder, "run", fails)
-        for _ in range(MOST_FAILURES):
+        for _ in range(MAX_FAILURES):
             with pytest.raises(openai.InternalServerError):
                 running.speak()
-        with pytest.raises(openai.InternalServerError, match="the engine has stopped") as caught:
+        with pytest.raises(openai.InternalServerError) as caught:
             running.speak()
-        assert caught.value.status_code == 503
+        assert (caught.value.status_code, caught.value.code) == (503, "engine_stopped")
+        assert "of its own" not in str(caught.value)
         with pytest.raises(urllib.error.HTTPError, match="503"):
             running.get("/health")
 
 
-def test_out_of_memory_is_told(served, monkeypatch):
+@pytest.mark.parametrize("place", ["prefill", "decode"])
+def test_out_of_memory_is_told(served, monkeypatch, place):
     def full(*_):
-        raise torch.OutOfMemoryError("CUDA out of memory")
+        raise torch.OutOfMemoryError("CUDA out of memory: 0x7f00")
 
     with monkeypatch.context() as patch:
-        patch.setattr(served.scheduler.decoder, "_prefill", full)
-        with pytest.raises(openai.InternalServerError, match="set max_batch") as caught:
+        if place == "prefill":
+            patch.setattr(served.scheduler.decoder, "_prefill", full)
+        else:
+            patch.setattr(served.engine.tokenizer, "decode", full)
+        with pytest.raises(openai.InternalServerError) as caught:
             served.speak()
-    assert caught.value.status_code == 503 and served.speak()
+    assert (caught.value.status_code, caught.value.code) == (503, "out_of_memory")
+    assert "0x7f00" not in str(caught.value) and served.speak()
 
 
 def test_no_audio_is_an_error(served):
-    with pytest.raises(openai.InternalServerError, match="another seed"):
+    with pytest.raises(openai.InternalServerError) as caught:
         served.speak(max_new_tokens=5)
+    assert caught.value.code == "no_audio"
 
 
 def test_a_guard_ends_a_stream(parts, voices):
@@ -387,19 +454,39 @@ def test_voices_models_health_and_metrics(served, voices):
     served.speak()
     text = served.get("/metrics")
     values = dict(re.findall(r"^(higgs_\w+(?:\{.*?\})?) ([\d.e+]+)$", text, re.MULTILINE))
-    assert values["higgs_rows"] == "2.0" and values["higgs_open"] == "0.0"
+    assert values["higgs_slots"] == "2.0" and values["higgs_open"] == "0.0"
     assert float(values['higgs_requests_total{outcome="spoken"}']) >= 1
     assert float(values["higgs_first_packet_seconds_count"]) >= 1
     assert float(values["higgs_audio_seconds_total"]) > 0
+    with pytest.raises(openai.BadRequestError):
+        served.speak(stream_format="both")
+    assert 'higgs_requests_total{outcome="invalid_value"}' in served.get("/metrics")
 
 
 def test_voices_that_come_later_are_there(parts, tmp_path):
     (tmp_path / "profiles.json").write_text('{"ada": "feminine"}')
     with server(new_engine(parts), tmp_path) as running:
-        with pytest.raises(openai.BadRequestError, match="no 'eva'"):
+        with pytest.raises(openai.BadRequestError):
             running.speak(voice="eva")
         (tmp_path / "profiles.json").write_text('{"ada": "feminine", "eva": "old"}')
         assert running.speak(voice="eva") != running.speak()
+
+
+def test_a_broken_voice_folder_is_not_the_clients_fault(parts, tmp_path, caplog):
+    (tmp_path / "profiles.json").write_text('{"ada": "feminine"}')
+    with server(new_engine(parts), tmp_path) as running:
+        good = running.speak()
+        (tmp_path / "eva.wav").write_bytes(b"")
+        with pytest.raises(openai.InternalServerError) as caught:
+            running.speak()
+        assert (caught.value.status_code, caught.value.code) == (500, "failed")
+        with pytest.raises(urllib.error.HTTPError) as listed:
+            running.get("/v1/audio/voices")
+        assert listed.value.code == 500
+        for answer in (str(caught.value), listed.value.read().decode()):
+            assert str(tmp_path) not in answer and str(tmp_path) in caplog.text
+        (tmp_path / "eva.wav").unlink()
+        assert running.speak() == good
 
 
 def test_bytes_of_a_stream_are_those_of_the_whole():
@@ -425,34 +512,56 @@ async def collect(stream) -> torch.Tensor:
         return torch.cat([chunk.codes async for chunk in chunks], dim=1)
 
 
-def test_the_asyncio_front_by_itself(parts, voices):
+def test_the_asyncio_engine_by_itself(parts, voices):
     engine = new_engine(parts, max_waiting=1)
     sample = find_voice(voices, "ada").prompt(TEXT)
     settings = [SamplingConfig(seed=seed) for seed in range(3)]
     alone = [engine.generate(sample, sampling, 60).codes for sampling in settings]
 
     async def together() -> None:
-        front = AsyncEngine(engine)
+        async_engine = AsyncEngine(engine)
         try:
-            asked = [front.stream(sample, sampling, 60) for sampling in settings]
+            asked = [async_engine.stream(sample, sampling, 60) for sampling in settings]
             made = await asyncio.gather(*(collect(stream) for stream in asked))
             assert all(torch.equal(a, b) for a, b in zip(made, alone, strict=True))
-            fourth = [asyncio.create_task(collect(front.stream(sample, s, 60))) for s in settings]
+            fourth = [
+                asyncio.create_task(collect(async_engine.stream(sample, s, 60))) for s in settings
+            ]
             await asyncio.sleep(0)
-            with pytest.raises(Busy, match="3 requests are open"):
-                await collect(front.stream(sample))
+            with pytest.raises(QueueFull, match="3 requests"):
+                await collect(async_engine.stream(sample))
             await asyncio.gather(*fourth)
             with pytest.raises(TimeoutError):
-                await collect(front.stream(sample, settings[0], 500, seconds=0.05))
+                await collect(async_engine.stream(sample, settings[0], 500, seconds=0.05))
             with pytest.raises(ValueError, match="new tokens need"):
-                await collect(front.stream(sample, settings[0], 6000))
+                await collect(async_engine.stream(sample, settings[0], 6000))
         finally:
-            front.close()
-        assert front.open == 0 and not front._listeners
-        with pytest.raises(Broken, match="closed"):
-            await collect(front.stream(sample))
+            async_engine.close()
+        assert async_engine.open == 0 and not async_engine._subscribers
+        with pytest.raises(EngineDead, match="closed"):
+            await collect(async_engine.stream(sample))
 
     asyncio.run(together())
+
+
+def test_a_request_that_the_engine_dies_under_ends(parts, voices):
+    """Also in the moment between its acceptance and its place in the queue."""
+    engine = new_engine(parts)
+    sample, prepare = find_voice(voices, "ada").prompt(TEXT), engine.request
+
+    async def die() -> None:
+        async_engine = AsyncEngine(engine)
+
+        def dies(*arguments):
+            async_engine._fail(KeyError("of its own"))
+            return prepare(*arguments)
+
+        engine.request = dies
+        with pytest.raises(KeyError, match="of its own"):
+            await collect(async_engine.stream(sample, SAMPLING, 60, seconds=5))
+        async_engine.close()
+
+    asyncio.run(die())
 
 
 def test_only_this_machine_is_listened_to_unless_told():

@@ -8,8 +8,8 @@
 
 A dialogue has `voices` (names) or `speakers` (descriptions). It is spoken in one go, or chunk by chunk where it has
 `chunks`, whose keys are those of `ChunkOptions`. `max_new_tokens` takes the place of the general one. An id is part of
-file names: letters, figures, "-", "_" and ".". Rows of a public test set, as `higgs.evaluate.test_sets` writes them, have a
-`reference` with its `reference_text` in place of form and voice.
+file names: letters, figures, "-", "_" and ".". Rows of a public test set, as `higgs.evaluate.test_sets` writes them,
+have a `reference` with its `reference_text` in place of form and voice.
 """
 
 from collections.abc import Callable

@@ -21,7 +21,7 @@ from higgs.serve.guards import TEXT_LENGTH, Watch
 STOP, LENGTH, CANCELLED, ERROR = "stop", "length", "cancelled", "error"
 
 
-class Busy(RuntimeError):
+class QueueFull(RuntimeError):
     """Too many requests wait already."""
 
 
@@ -82,11 +82,11 @@ class Scheduler:
         self._lock = threading.Lock()
 
     def submit(self, request: Request) -> Ticket:
-        """Raises ValueError for a request that no row can hold, and Busy when too many wait."""
+        """Raises ValueError for a request that no row can hold, and QueueFull when too many wait."""
         self.decoder.check_room(request.prompt.input_ids.shape[1], request.limit)
         waiting = len(self.waiting) + len(self.running) - self.decoder.rows
         if waiting >= self.max_waiting:
-            raise Busy(f"{waiting} requests wait already; the engine takes {self.max_waiting}")
+            raise QueueFull(f"{waiting} requests wait already; the engine takes {self.max_waiting}")
         bos = self.decoder.model.config.stream_bos
         ticket = Ticket(request, torch.full((request.prompt.codes.shape[-1], 1), bos))
         self.waiting.append(ticket)

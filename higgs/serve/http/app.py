@@ -1,7 +1,7 @@
 """Speech over HTTP, in the form of OpenAI's interface: `python -m higgs serve`.
 
-`/v1/audio/speech` streams; a listener who goes away gives the row back. The server listens on 127.0.0.1 unless it is
-told otherwise, has no users and no keys, and is meant to stand behind something that has.
+`/v1/audio/speech` streams; a client that disconnects frees its slot. The server binds 127.0.0.1 by default, has no
+users and no keys, and is meant to stand behind something that has.
 """
 
 import asyncio
@@ -9,39 +9,41 @@ import base64
 import json
 import logging
 import time
-from collections.abc import AsyncIterator, Callable
-from contextlib import aclosing, asynccontextmanager
+from collections.abc import AsyncIterator, Iterator
+from contextlib import aclosing, asynccontextmanager, contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
+import torch
 import uvicorn
-from fastapi import FastAPI, Request
+from fastapi import FastAPI
 from fastapi.exceptions import RequestValidationError
-from fastapi.responses import JSONResponse, Response
+from fastapi.responses import JSONResponse, Response, StreamingResponse
+from fastapi.sse import format_sse_event
 from starlette.exceptions import HTTPException
-from starlette.types import ASGIApp, Message, Receive, Scope, Send
+from starlette.types import Receive, Scope, Send
 
-from higgs.audio import AudioEncoder
 from higgs.config import SamplingConfig
 from higgs.data.chatml import ChatMLSample, smart_voice
 from higgs.data.text.checks import check_text
-from higgs.data.voices import list_voices
-from higgs.serve.batching.scheduler import Busy
+from higgs.data.voices import Voice, list_voices
+from higgs.serve.batching.scheduler import QueueFull
 from higgs.serve.engine import Engine
-from higgs.serve.http.async_engine import AsyncEngine, Broken
+from higgs.serve.http.async_engine import AsyncEngine, EngineDead
+from higgs.serve.http.audio_encoder import MEDIA_TYPES, AudioEncoder
 from higgs.serve.http.prometheus import Metrics
-from higgs.serve.http.speech_request import MEDIA_TYPES, Refusal, SpeechRequest, refusal_of
-from higgs.serve.stream import Chunk
+from higgs.serve.http.speech_request import ApiError, SpeechRequest, validation_error
 
 MAX_BODY = 1 << 20  # bytes
 WARM_UP = "Good morning."
+FAILED = "the server failed; its log says why"
 
 logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
 class ServerConfig:
-    """`model` is the name that requests say. A request takes `max_characters` and `max_seconds` at most."""
+    """`model` is the name that requests give. The limits are those of one request."""
 
     model: str = "nano"
     voices: Path = Path("data/voices")
@@ -51,214 +53,197 @@ class ServerConfig:
     max_seconds: float = 120.0
 
 
-@dataclass
-class Asked:
-    """A request that was found to be in order."""
-
-    sample: ChatMLSample
-    sampling: SamplingConfig
-    max_new_tokens: int
-    kind: str
-    events: bool
+def read_voices(folder: Path) -> dict[str, Voice]:
+    """As `list_voices`, but a broken folder is a RuntimeError: the client is not to blame for it."""
+    try:
+        return list_voices(folder)
+    except ValueError as error:
+        raise RuntimeError(f"voice folder {folder}: {error}") from error
 
 
-def check(asked: SpeechRequest, config: ServerConfig) -> Asked:
-    """Raises Refusal for what this server does not do."""
-    if asked.model != config.model:
-        raise Refusal(
-            f"model: no {asked.model!r} here; this server has {config.model!r}", "model", "model_not_found", 404
-        )  # fmt: skip
-    if asked.speed != 1:
-        raise Refusal(f"speed: only 1.0 is supported, got {asked.speed}", "speed", "unsupported_parameter")  # fmt: skip
-    if len(asked.input) > config.max_characters:
-        raise Refusal(
-            f"input: {len(asked.input)} characters; at most {config.max_characters} are spoken at once: split the text "
-            "between sentences",
-            "input",
-            "string_above_max_length",
-        )
+def validate(
+    request: SpeechRequest, config: ServerConfig
+) -> tuple[ChatMLSample, SamplingConfig, int]:
+    """-> the arguments of `AsyncEngine.stream`. Raises ApiError for what this server does not do."""
+    if request.model != config.model:
+        message = f"model: no {request.model!r:.60} here; this server has {config.model!r}"
+        raise ApiError(message, "model", "model_not_found", 404)
+    if request.speed != 1:
+        message = f"speed: only 1.0 is supported, got {request.speed}"
+        raise ApiError(message, "speed", "unsupported_parameter")
     for name in ("input", "scene"):
-        try:
-            if (text := getattr(asked, name)) is not None:
-                check_text(text)
-        except ValueError as error:
-            raise Refusal(f"{name}: {error}", name, "invalid_value") from error
-    voices = list_voices(config.voices)
-    if (name := asked.voice_name) not in voices:
-        raise Refusal(f"voice: no {name!r}; there are: {', '.join(voices)}", "voice", "voice_not_found")  # fmt: skip
-    limit = asked.max_new_tokens or config.max_new_tokens
-    if limit > config.max_new_tokens:
-        raise Refusal(
-            f"max_new_tokens: at most {config.max_new_tokens}, got {limit}", "max_new_tokens", "invalid_value"
-        )  # fmt: skip
-    own = ("seed", "temperature", "top_k", "top_p")
-    own = {key: getattr(asked, key) for key in own if getattr(asked, key) is not None}
-    sample = voices[name].prompt(asked.input, asked.scene)
-    events = asked.stream_format == "sse"
-    return Asked(sample, replace(config.sampling, **own), limit, asked.response_format, events)
-
-
-def in_words(error: Exception) -> Refusal:
-    """What went wrong while speaking -> what the client is told. Faults of our own are logged, not shown."""
-    match error:
-        case Refusal():
-            return error
-        case Busy():
-            return Refusal(f"{error}; try again later", code="busy", status=429)
-        case TimeoutError():
-            return Refusal("the request took too long, and was ended", code="timeout", status=504)
-        case Broken():
-            return Refusal(str(error), code="engine_stopped", status=503)
-        case ValueError():
-            return Refusal(f"input: {error}", "input", "invalid_value")
-        case RuntimeError() if "out of memory" in str(error):
-            return Refusal(str(error), code="out_of_memory", status=503)
-    logger.error("a request failed", exc_info=error)
-    return Refusal("the engine failed; the server's log says why", code="failed", status=500)
-
-
-class Speech(Response):
-    """Audio while it is made. An error before the first piece is an answer; later it breaks the connection off."""
-
-    def __init__(self, asked: Asked, front: AsyncEngine, metrics: Metrics, seconds: float):
-        self.asked, self.front, self.metrics, self.seconds = asked, front, metrics, seconds
-        self.background, self.started = None, False
-
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        speaking = asyncio.create_task(self._speak(send))
-        leaving = asyncio.create_task(self._gone(receive))
-        outcome = "failed"
-        try:
-            # A listener who never reads holds `send` up: so the limit is here as well.
-            await asyncio.wait(
-                (speaking, leaving), timeout=self.seconds + 1, return_when=asyncio.FIRST_COMPLETED
+        text = getattr(request, name)
+        if text is None:
+            continue
+        if len(text) > config.max_characters:
+            message = (
+                f"{name}: {len(text)} characters; at most {config.max_characters} in one request"
             )
-            if speaking.done():
-                await speaking
-                outcome = "spoken"
-            else:
-                outcome = "left" if leaving.done() else "timeout"
-                if not leaving.done():
-                    raise TimeoutError
-        except Exception as error:
-            refusal = in_words(error)
-            outcome = refusal.code or "failed"
-            if self.started:
-                raise ConnectionAbortedError(str(refusal)) from error
-            await refuse(refusal)(scope, receive, send)
-        finally:
-            for task in (speaking, leaving):
-                task.cancel()
-            await asyncio.gather(speaking, leaving, return_exceptions=True)
-            self.metrics.requests.labels(outcome).inc()
+            raise ApiError(message, name, "string_above_max_length")
+        try:
+            check_text(text)
+        except ValueError as error:
+            raise ApiError(f"{name}: {error}", name, "invalid_value") from error
+    voices = read_voices(config.voices)
+    if (name := request.voice_name) not in voices:
+        message = f"voice: no {name!r:.60}; there are: {', '.join(voices)}"
+        raise ApiError(message, "voice", "voice_not_found")
+    limit = request.max_new_tokens or config.max_new_tokens
+    if limit > config.max_new_tokens:
+        message = f"max_new_tokens: at most {config.max_new_tokens}, got {limit}"
+        raise ApiError(message, "max_new_tokens", "invalid_value")
+    settings = {key: getattr(request, key) for key in ("seed", "temperature", "top_k", "top_p")}
+    settings = {key: value for key, value in settings.items() if value is not None}
+    sample = voices[name].prompt(request.input, request.scene)
+    return sample, replace(config.sampling, **settings), limit
 
-    @staticmethod
-    async def _gone(receive: Receive) -> None:
-        while (await receive())["type"] != "http.disconnect":
-            pass
 
-    async def _speak(self, send: Send) -> None:
-        began, samples = time.monotonic(), 0
-        rate = self.front.engine.tokenizer.sample_rate
-        encoder = AudioEncoder(self.asked.kind, rate)
-        asked = (self.asked.sample, self.asked.sampling, self.asked.max_new_tokens, self.seconds)
-        async with aclosing(self.front.stream(*asked)) as chunks:
+def to_api_error(error: Exception) -> ApiError:
+    """What went wrong while speaking -> the answer. The server's own faults are logged, not shown."""
+    match error:
+        case QueueFull():
+            return ApiError(f"{error}; try again later", code="busy", status=429)
+        case TimeoutError():
+            return ApiError("the request took too long", code="timeout", status=504)
+        case EngineDead():
+            message = "the engine has stopped; the server's log says why"
+            return ApiError(message, code="engine_stopped", status=503)
+        case ValueError():
+            return ApiError(f"input: {error}", "input", "invalid_value")
+        case RuntimeError(__cause__=torch.OutOfMemoryError()):  # in the scheduler's words
+            return ApiError(str(error), code="out_of_memory", status=503)
+    logger.error("a request failed", exc_info=error)
+    if isinstance(error, torch.OutOfMemoryError):
+        return ApiError("out of memory: ask for less at a time", code="out_of_memory", status=503)
+    return ApiError(FAILED, code="failed", status=500)
+
+
+@contextmanager
+def accounted(metrics: Metrics, seconds: float) -> Iterator[None]:
+    """Counts one speech request by its outcome. Raises ApiError in place of any other Exception."""
+    started, outcome = time.monotonic(), "spoken"
+    try:
+        with metrics.open.track_inprogress():
+            yield
+    except ApiError as error:
+        outcome = error.code
+        raise
+    except Exception as error:
+        answer = to_api_error(error)
+        outcome = answer.code
+        raise answer from error
+    except BaseException:  # cancelled or closed: the client has left, or reads too slowly
+        outcome = "timeout" if time.monotonic() - started >= seconds else "left"
+        raise
+    finally:
+        metrics.requests.labels(outcome).inc()
+
+
+async def speak(
+    request: SpeechRequest, config: ServerConfig, engine: AsyncEngine, metrics: Metrics
+) -> AsyncIterator[bytes]:
+    """A request -> its response's body, at least one piece, each with at least one byte. Raises ApiError."""
+    with accounted(metrics, config.max_seconds):
+        arguments = await asyncio.to_thread(validate, request, config)
+        started, samples, rate = time.monotonic(), 0, engine.engine.tokenizer.sample_rate
+        encoder = AudioEncoder(request.response_format, rate)
+        async with aclosing(engine.stream(*arguments, config.max_seconds)) as chunks:
             async for chunk in chunks:
                 data = encoder.write(chunk.waveform) if len(chunk.waveform) else b""
-                if chunk.stop_reason and not samples + len(chunk.waveform):
-                    raise Refusal("the model ended its turn without audio; try another seed",
-                                  "seed", "no_audio", 500)  # fmt: skip
-                if not samples and len(chunk.waveform):
-                    self.metrics.first_packet.observe(time.monotonic() - began)
+                if not samples:
+                    if not len(chunk.waveform):
+                        message = "the model ended its turn without audio; try another seed"
+                        raise ApiError(message, "seed", "no_audio", 500)
+                    metrics.first_audio.observe(time.monotonic() - started)
                 samples += len(chunk.waveform)
                 if chunk.stop_reason:
                     data += encoder.finish()
-                    self.metrics.audio_seconds.inc(samples / rate)
-                    self.metrics.whole.observe(time.monotonic() - began)
-                await self._send(send, data, chunk, samples)
-
-    async def _send(self, send: Send, data: bytes, chunk: Chunk, samples: int) -> None:
-        """Headers come with the first bytes; a FLAC file, whose bytes come all at once, has a length."""
-        last, body = chunk.stop_reason is not None, data
-        if self.asked.events:
-            body = self._events(data, chunk.stop_reason, samples) if data or last else b""
-        if not body and not last:
-            return
-        if not self.started:
-            self.started = True
-            kind = "text/event-stream" if self.asked.events else MEDIA_TYPES[self.asked.kind]
-            headers = {"content-type": kind, "cache-control": "no-store"}
-            headers["x-seed"] = str(self.asked.sampling.seed)
-            if last:
-                headers["content-length"] = str(len(body))
-            raw = [(k.encode(), v.encode()) for k, v in headers.items()]
-            await send({"type": "http.response.start", "status": 200, "headers": raw})
-        await send({"type": "http.response.body", "body": body, "more_body": not last})
-
-    def _events(self, data: bytes, stop_reason: str | None, samples: int) -> bytes:
-        """As OpenAI's: `speech.audio.delta` with base64, then `speech.audio.done`."""
-        events = []
-        if data:
-            audio = base64.b64encode(data).decode()
-            events.append({"type": "speech.audio.delta", "audio": audio})
-        if stop_reason:
-            seconds = samples / self.front.engine.tokenizer.sample_rate
-            usage = {"audio_seconds": seconds}
-            done = {"type": "speech.audio.done", "stop_reason": stop_reason, "usage": usage}
-            events.append(done)
-        return b"".join(b"data: " + json.dumps(event).encode() + b"\n\n" for event in events)
+                    metrics.audio_seconds.inc(samples / rate)
+                    metrics.whole.observe(time.monotonic() - started)
+                if request.stream_format == "sse":
+                    data = events(data, chunk.stop_reason, samples / rate)
+                if data:
+                    yield data
 
 
-def refuse(refusal: Refusal) -> JSONResponse:
-    headers = {"retry-after": "1"} if refusal.status in (429, 503) else None
-    return JSONResponse(refusal.body(), refusal.status, headers)
+def events(data: bytes, stop_reason: str | None, seconds: float) -> bytes:
+    """Server-sent events as OpenAI's: `speech.audio.delta` with base64, at the end `speech.audio.done`."""
+    made = []
+    if data:
+        made.append({"type": "speech.audio.delta", "audio": base64.b64encode(data).decode()})
+    if stop_reason:
+        usage = {"audio_seconds": seconds}
+        made.append({"type": "speech.audio.done", "stop_reason": stop_reason, "usage": usage})
+    return b"".join(format_sse_event(data_str=json.dumps(event)) for event in made)
 
 
-class BodyLimit:
-    """Answers 413 to a body of more than `most` bytes, without keeping it."""
+class SpeechResponse(StreamingResponse):
+    """A streamed body whose headers wait for its first piece: an error before it is an answer with its own status.
 
-    def __init__(self, app: ASGIApp, most: int):
-        self.app, self.most = app, most
+    An error after it closes the connection; so does the end of `seconds`, also where the client does not read. The body
+    is closed in every case, which frees the slot. A FLAC file is one piece, so its length is known.
+    """
+
+    def __init__(self, body: AsyncIterator[bytes], seconds: float, **more):
+        super().__init__(body, **more)
+        self.seconds = seconds
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        size = 0
+        try:
+            # The engine has the same deadline; this one, a second later, is for a client that does not read.
+            async with aclosing(self.body_iterator), asyncio.timeout(self.seconds + 1):
+                await super().__call__(scope, receive, send)
+        except TimeoutError as error:
+            raise to_api_error(error) from error
 
-        async def counted() -> Message:
-            nonlocal size
-            message = await receive()
-            size += len(message.get("body", b""))
-            if size > self.most:
-                raise HTTPException(413, f"a body of more than {self.most} bytes")
-            return message
+    async def stream_response(self, send: Send) -> None:
+        first = await anext(self.body_iterator)
+        if self.media_type == MEDIA_TYPES["flac"]:
+            self.headers["content-length"] = str(len(first))
+        self.body_iterator = _chain(first, self.body_iterator)
+        await super().stream_response(send)
 
-        await self.app(scope, counted if scope["type"] == "http" else receive, send)
+
+async def _chain(first: bytes, rest: AsyncIterator[bytes]) -> AsyncIterator[bytes]:
+    yield first
+    async for piece in rest:
+        yield piece
 
 
 def make_app(engine: Engine, config: ServerConfig) -> FastAPI:
     """The engine behind HTTP. Its threads start and end with the app."""
 
     @asynccontextmanager
-    async def running(app: FastAPI) -> AsyncIterator[None]:
-        front = AsyncEngine(engine)
-        app.state.front, app.state.metrics = front, Metrics(front)
+    async def lifespan(app: FastAPI) -> AsyncIterator[None]:
+        app.state.async_engine = async_engine = AsyncEngine(engine)
         try:
-            async with aclosing(front.stream(smart_voice(WARM_UP), config.sampling, 30)) as chunks:
+            warm_up = async_engine.stream(smart_voice(WARM_UP), config.sampling, 30)
+            async with aclosing(warm_up) as chunks:
                 async for _ in chunks:
                     pass
             engine.scheduler.stops.clear()
             yield
         finally:
-            front.close()
+            async_engine.close()
 
     # The pages of documentation would fetch their scripts from elsewhere; /openapi.json is all here.
-    app = FastAPI(title="higgs", lifespan=running, docs_url=None, redoc_url=None)
-    app.add_middleware(BodyLimit, most=MAX_BODY)
-    handle_errors(app)
+    app = FastAPI(
+        title="higgs", lifespan=lifespan, docs_url=None, redoc_url=None, max_body_size=MAX_BODY
+    )
+    metrics = Metrics(engine)
+    handle_errors(app, metrics)
+    app.add_route("/metrics", lambda _: metrics.app)
 
     @app.post("/v1/audio/speech", response_class=Response)
-    async def speech(asked: SpeechRequest) -> Speech:
-        checked = await asyncio.to_thread(check, asked, config)
-        return Speech(checked, app.state.front, app.state.metrics, config.max_seconds)
+    async def speech(request: SpeechRequest) -> SpeechResponse:
+        sse = request.stream_format == "sse"
+        seed = config.sampling.seed if request.seed is None else request.seed
+        return SpeechResponse(
+            speak(request, config, app.state.async_engine, metrics),
+            config.max_seconds,
+            media_type="text/event-stream" if sse else MEDIA_TYPES[request.response_format],
+            headers={"cache-control": "no-store", "x-seed": str(seed)},
+        )
 
     @app.get("/v1/audio/voices")
     def voices() -> dict:
@@ -266,7 +251,7 @@ def make_app(engine: Engine, config: ServerConfig) -> FastAPI:
         return {
             "voices": [
                 {"id": name, "name": name, "description": voice.description, "recorded": voice.audio is not None}
-                for name, voice in list_voices(config.voices).items()
+                for name, voice in read_voices(config.voices).items()
             ]
         }  # fmt: skip
 
@@ -277,38 +262,42 @@ def make_app(engine: Engine, config: ServerConfig) -> FastAPI:
 
     @app.get("/health")
     def health() -> JSONResponse:
-        front = app.state.front
-        running, waiting = len(front.scheduler.running), len(front.scheduler.waiting)
-        status = "ok" if front.healthy else "stopped"
-        told = {"status": status, "model": config.model, "running": running, "waiting": waiting}
-        return JSONResponse(told, 200 if front.healthy else 503)
-
-    @app.get("/metrics")
-    def metrics() -> Response:
-        return Response(app.state.metrics.text(), media_type="text/plain; version=0.0.4")
+        healthy, scheduler = app.state.async_engine.healthy, engine.scheduler
+        counts = {"running": len(scheduler.running), "waiting": len(scheduler.waiting)}
+        body = {"status": "ok" if healthy else "stopped", "model": config.model} | counts
+        return JSONResponse(body, 200 if healthy else 503)
 
     return app
 
 
-def handle_errors(app: FastAPI) -> None:
-    """Every error in OpenAI's JSON form."""
-    handlers: dict[type[Exception], Callable[[Exception], Refusal]] = {
-        Refusal: lambda error: error,
-        RequestValidationError: lambda error: refusal_of(error.errors()),
-        HTTPException: lambda error: Refusal(str(error.detail), status=error.status_code),
-        Exception: in_words,
-    }
-    for kind, words in handlers.items():
+def handle_errors(app: FastAPI, metrics: Metrics) -> None:
+    """Errors are answered in OpenAI's JSON form; only the body limit's 413 can be plain text."""
 
-        async def handler(request: Request, error: Exception, words=words) -> JSONResponse:
-            if isinstance(error, Refusal | RequestValidationError):
-                app.state.metrics.requests.labels("refused").inc()
-            return refuse(words(error))
+    def answer(error: ApiError, headers: dict[str, str] | None = None) -> JSONResponse:
+        retry = {"retry-after": "1"} if error.status in (429, 503) else {}
+        return JSONResponse(error.body(), error.status, retry | (headers or {}))
 
-        app.exception_handler(kind)(handler)
+    @app.exception_handler(ApiError)
+    async def api_error(_, error: ApiError) -> JSONResponse:
+        return answer(error)
+
+    @app.exception_handler(RequestValidationError)
+    async def invalid(_, error: RequestValidationError) -> JSONResponse:
+        found = validation_error(error.errors())
+        metrics.requests.labels(found.code).inc()
+        return answer(found)
+
+    @app.exception_handler(HTTPException)
+    async def http_error(_, error: HTTPException) -> JSONResponse:
+        return answer(ApiError(str(error.detail), status=error.status_code), error.headers)
+
+    @app.exception_handler(Exception)
+    async def fault(_, error: Exception) -> JSONResponse:
+        """Starlette raises it again, and uvicorn logs it."""
+        return answer(ApiError(FAILED, code="failed", status=500))
 
 
 def serve(engine: Engine, config: ServerConfig, host: str = "127.0.0.1", port: int = 8000) -> None:
-    """Until it is interrupted; what is being spoken then has ten seconds to end."""
+    """Until it is interrupted; open requests then have ten seconds to end."""
     app = make_app(engine, config)
     uvicorn.run(app, host=host, port=port, log_level="info", timeout_graceful_shutdown=10)

@@ -1,45 +1,45 @@
-"""An engine for asyncio: one thread runs the bursts of all requests, others prepare prompts and decode audio.
+"""`AsyncEngine`: an `Engine` for asyncio. One thread runs the scheduler; a pool prepares prompts and decodes audio.
 
-Nothing here waits in the event loop. A request that is left, by an error, a timeout or a listener who goes away, gives
-its row back before the next burst.
+Nothing blocks the event loop. A request that ends early (error, timeout, client gone) frees its slot before
+the next burst.
 """
 
 import asyncio
 import logging
 import threading
 import time
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any, TypeVar
 
 from higgs.config import SamplingConfig
 from higgs.data.chatml import ChatMLSample
-from higgs.serve.batching.scheduler import Busy, Ticket
+from higgs.serve.batching.scheduler import QueueFull, Ticket
 from higgs.serve.engine import Engine
 from higgs.serve.stream import AudioStream, Chunk
 
 T = TypeVar("T")
-MOST_FAILURES = 3  # bursts in a row, after which the engine is given up
+MAX_FAILURES = 3  # consecutive bursts that may fail before the engine is dead
 
 logger = logging.getLogger(__name__)
 
 
-class Broken(RuntimeError):
-    """The engine failed again and again, and takes no more requests."""
+class EngineDead(RuntimeError):
+    """The engine failed MAX_FAILURES times in a row or was closed; it takes no more requests."""
 
 
 class AsyncEngine:
-    """`async for chunk in AsyncEngine(engine).stream(sample, sampling)`: as `Engine.stream`, many at once.
+    """`async for chunk in AsyncEngine(engine).stream(sample, sampling)`: `Engine.stream`, many at once.
 
-    Of one event loop, that in which `stream` is called. `close` ends what runs.
+    `stream` is called from one event loop. `close` ends the threads and the open requests.
     """
 
     def __init__(self, engine: Engine, workers: int = 2):
         self.engine, self.scheduler = engine, engine.scheduler
-        self.open = 0  # requests, from their first moment to their last
-        self.error: Exception | None = None  # what the engine broke of
+        self.open = 0  # requests that `stream` is serving, queued ones included
+        self.error: Exception | None = None  # why the engine is dead
         self._failures = 0
-        self._listeners: dict[Ticket, tuple[asyncio.AbstractEventLoop, asyncio.Event]] = {}
+        self._subscribers: dict[Ticket, tuple[asyncio.AbstractEventLoop, asyncio.Event]] = {}
         self._lock = threading.Lock()
         self._work, self._closing = threading.Event(), False
         self._pool = ThreadPoolExecutor(workers, "higgs-audio")
@@ -47,8 +47,7 @@ class AsyncEngine:
         self._thread.start()
 
     @property
-    def most(self) -> int:
-        """How many requests may be open."""
+    def max_open(self) -> int:
         return self.engine.config.max_batch + self.engine.config.max_waiting
 
     @property
@@ -56,7 +55,7 @@ class AsyncEngine:
         return self.error is None and self._thread.is_alive()
 
     def close(self) -> None:
-        """Ends the threads; requests that are still open get an error."""
+        """Joins the threads; open requests raise EngineDead."""
         self._closing = True
         self._work.set()
         self._thread.join()
@@ -69,62 +68,66 @@ class AsyncEngine:
         max_new_tokens: int = 1024,
         seconds: float | None = None,
     ) -> AsyncIterator[Chunk]:
-        """Pieces of the answer, as soon as they are certain; the last has a `stop_reason`.
+        """Chunks of waveform as they become final; the last one has a `stop_reason`.
 
-        Raises Busy at once when `most` requests are open, ValueError as `Engine.stream`, TimeoutError when `seconds`
-        have passed, RuntimeError when the engine fails.
+        Raises QueueFull at once when `max_open` requests are open, ValueError as `Engine.stream`, TimeoutError after
+        `seconds`, EngineDead, and whatever the engine fails with.
         """
         if not self.healthy or self._closing:
-            raise Broken(f"the engine has stopped: {self.error or 'it is being closed'}")
-        if self.open >= self.most:
-            raise Busy(f"{self.open} requests are open; this server takes {self.most}")
-        until = None if seconds is None else time.monotonic() + seconds
+            raise EngineDead(f"the engine has stopped: {self.error or 'it is being closed'}")
+        if self.open >= self.max_open:
+            raise QueueFull(f"{self.open} requests are open; this server takes {self.max_open}")
+        deadline = None if seconds is None else time.monotonic() + seconds
         self.open += 1
         ticket = None
         try:
-            request = await self._do(until, self.engine.request, sample, sampling, max_new_tokens)
+            request = await self._in_pool(
+                deadline, self.engine.request, sample, sampling, max_new_tokens
+            )
             ticket = self.scheduler.submit(request)
-            audio, news = AudioStream(self.engine.tokenizer), self._listen(ticket)
+            audio, ready = AudioStream(self.engine.tokenizer), self._subscribe(ticket)
             done = False
             while not done:
-                await self._by(until, news.wait())
-                news.clear()
-                done = ticket.done  # before `take`, which then yields all there is
-                for chunk in await self._do(until, lambda: list(audio.push(ticket.take()))):
+                await self._before(deadline, ready.wait())
+                ready.clear()
+                done = ticket.done  # before `take`, which then returns the rest
+                chunks = await self._in_pool(deadline, lambda: list(audio.push(ticket.take())))
+                for chunk in chunks:
                     yield chunk
-            yield await self._do(until, audio.finish, ticket.finished, ticket.stop_reason)
+            yield await self._in_pool(deadline, audio.finish, ticket.finished, ticket.stop_reason)
         finally:
             self.open -= 1
             if ticket is not None:
                 self.scheduler.cancel(ticket)
                 with self._lock:
-                    self._listeners.pop(ticket, None)
+                    self._subscribers.pop(ticket, None)
 
-    async def _do(self, until: float | None, work: Callable[..., T], *arguments: Any) -> T:
-        """In a thread of the pool."""
+    async def _in_pool(self, deadline: float | None, work: Callable[..., T], *arguments: Any) -> T:
         loop = asyncio.get_running_loop()
-        return await self._by(until, loop.run_in_executor(self._pool, work, *arguments))
+        return await self._before(deadline, loop.run_in_executor(self._pool, work, *arguments))
 
     @staticmethod
-    async def _by(until: float | None, awaited: Any) -> Any:
-        left = None if until is None else until - time.monotonic()
-        return await asyncio.wait_for(awaited, left)
+    async def _before(deadline: float | None, awaitable: Awaitable[T]) -> T:
+        left = None if deadline is None else deadline - time.monotonic()
+        return await asyncio.wait_for(awaitable, left)
 
-    def _listen(self, ticket: Ticket) -> asyncio.Event:
-        """-> what is set when there is something to take, or the end."""
-        news = asyncio.Event()
+    def _subscribe(self, ticket: Ticket) -> asyncio.Event:
+        """-> an event that is set when there is something to take, or the end."""
+        ready = asyncio.Event()
         with self._lock:
-            self._listeners[ticket] = (asyncio.get_running_loop(), news)
-        self._tell()  # the burst may have come first
+            self._subscribers[ticket] = (asyncio.get_running_loop(), ready)
+        if self.error is not None:  # the engine died after `stream` had looked
+            self._fail(self.error)
+        self._notify()  # the burst may have come first
         self._work.set()
-        return news
+        return ready
 
-    def _tell(self) -> None:
+    def _notify(self) -> None:
         with self._lock:
-            waiting = list(self._listeners.items())
-        for ticket, (loop, news) in waiting:
+            subscribers = list(self._subscribers.items())
+        for ticket, (loop, ready) in subscribers:
             if (ticket.done or ticket.fresh) and not loop.is_closed():
-                loop.call_soon_threadsafe(news.set)
+                loop.call_soon_threadsafe(ready.set)
 
     def _run(self) -> None:
         while not self._closing:
@@ -132,25 +135,25 @@ class AsyncEngine:
             self._work.clear()
             while not self._closing and self.error is None and not self.scheduler.idle:
                 self._burst()
-                self._tell()
-        self._fail(Broken("the engine was closed"))
+                self._notify()
+        self._fail(EngineDead("the engine was closed"))
 
     def _burst(self) -> None:
         try:
             self.scheduler.burst()
             self._failures = 0
-        except Exception as error:  # the requests that ran have got it as theirs
+        except Exception as error:  # the running requests have it as theirs
             self._failures += 1
             logger.exception("a burst failed (%d in a row)", self._failures)
-            if self._failures >= MOST_FAILURES:
+            if self._failures >= MAX_FAILURES:
                 self._fail(error)
 
     def _fail(self, error: Exception) -> None:
-        """Whatever is open ends with this error, and nothing new is taken."""
+        """The engine is dead: open requests end with this error, and no new ones are taken."""
         self.error = error
         with self._lock:
-            tickets = list(self._listeners)
+            tickets = list(self._subscribers)
         for ticket in tickets:
             if not ticket.done:
                 ticket.error, ticket.stop_reason = error, "error"
-        self._tell()
+        self._notify()

@@ -1,67 +1,68 @@
-"""What a server counts, for Prometheus."""
+"""Prometheus metrics of the HTTP server."""
 
 from collections.abc import Iterator
 
-from prometheus_client import CollectorRegistry, Counter, Histogram, generate_latest
+from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, make_asgi_app
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
 
-from higgs.serve.http.async_engine import AsyncEngine
+from higgs.serve.engine import Engine
 
-FIRST_BUCKETS = (0.05, 0.1, 0.2, 0.3, 0.5, 0.75, 1.0, 2.0, 5.0, 10.0, 30.0)
-WHOLE_BUCKETS = (0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0, 120.0, 300.0)
+FIRST_AUDIO_BUCKETS = (0.05, 0.1, 0.2, 0.3, 0.5, 0.75, 1.0, 2.0, 5.0, 10.0, 30.0)  # seconds
+REQUEST_BUCKETS = (0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0, 120.0, 300.0)  # seconds
 
 
 class EngineCollector:
-    """The engine's own numbers, read when they are asked for."""
+    """The engine's own counts, read at each scrape."""
 
-    def __init__(self, front: AsyncEngine):
-        self.front = front
+    def __init__(self, engine: Engine):
+        self.engine = engine
 
     def collect(self) -> Iterator[Metric]:
-        scheduler, voices = self.front.scheduler, self.front.engine.voices
+        scheduler, voices = self.engine.scheduler, self.engine.voices
         gauges = {
-            "higgs_rows": ("Rows in which requests run.", scheduler.decoder.rows),
-            "higgs_running": ("Requests that have a row.", len(scheduler.running)),
-            "higgs_waiting": ("Requests that wait for a row.", len(scheduler.waiting)),
-            "higgs_open": ("Requests from their first moment to their last.", self.front.open),
-            "higgs_voice_cache_bytes": ("Size of the kept voices.", voices.bytes),
+            "higgs_slots": ("Slots of the batch.", scheduler.decoder.rows),
+            "higgs_running": ("Requests in a slot.", len(scheduler.running)),
+            "higgs_waiting": ("Requests that wait for a slot.", len(scheduler.waiting)),
+            "higgs_voice_cache_bytes": ("Size of the voice cache.", voices.bytes),
         }
-        for name, (what, value) in gauges.items():
-            yield GaugeMetricFamily(name, what, value=value)
-        stops = CounterMetricFamily("higgs_stops", "Takes by why they ended.", labels=["reason"])
+        for name, (text, value) in gauges.items():
+            yield GaugeMetricFamily(name, text, value=value)
+        stops = CounterMetricFamily("higgs_stops", "Sequences by stop reason.", labels=["reason"])
         for reason, count in sorted(scheduler.stops.items()):
             stops.add_metric([reason], count)
         yield stops
-        asked = CounterMetricFamily("higgs_voice_cache", "Look-ups of voices.", labels=["result"])
-        asked.add_metric(["hit"], voices.hits)
-        asked.add_metric(["miss"], voices.misses)
-        yield asked
+        lookups = CounterMetricFamily("higgs_voice_cache", "Voice look-ups.", labels=["result"])
+        lookups.add_metric(["hit"], voices.hits)
+        lookups.add_metric(["miss"], voices.misses)
+        yield lookups
 
 
 class Metrics:
-    """A registry of one server's numbers."""
+    """`app` is the ASGI application that answers a scrape, in the text format or as OpenMetrics."""
 
-    def __init__(self, front: AsyncEngine):
-        self.registry = CollectorRegistry()
-        self.registry.register(EngineCollector(front))
-        known = {"registry": self.registry}
+    def __init__(self, engine: Engine):
+        registry = CollectorRegistry()
+        registry.register(EngineCollector(engine))
+        self.app = make_asgi_app(registry)
+        self.open = Gauge("higgs_open", "Speech requests being served.", registry=registry)
         self.requests = Counter(
-            "higgs_requests", "Speech requests by outcome.", ["outcome"], **known
+            "higgs_requests",
+            "Speech requests: spoken, left (by the client), or the error's code.",
+            ["outcome"],
+            registry=registry,
         )
-        self.audio_seconds = Counter("higgs_audio_seconds", "Seconds of audio made.", **known)
-        self.first_packet = Histogram(
+        self.audio_seconds = Counter(
+            "higgs_audio_seconds", "Seconds of audio made.", registry=registry
+        )
+        self.first_audio = Histogram(
             "higgs_first_packet_seconds",
             "From a request to its first audio.",
-            buckets=FIRST_BUCKETS,
-            **known,
+            buckets=FIRST_AUDIO_BUCKETS,
+            registry=registry,
         )
         self.whole = Histogram(
             "higgs_request_seconds",
             "From a request to its last audio.",
-            buckets=WHOLE_BUCKETS,
-            **known,
+            buckets=REQUEST_BUCKETS,
+            registry=registry,
         )
-
-    def text(self) -> bytes:
-        """In Prometheus' text format."""
-        return generate_latest(self.registry)

@@ -1,28 +1,18 @@
-"""What a client of `/v1/audio/speech` may ask, and in which words it is refused."""
+"""The body of a `/v1/audio/speech` request, and the errors it is answered with."""
 
 from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
-from higgs.audio import STREAMED
-
-MEDIA_TYPES = {
-    "mp3": "audio/mpeg",
-    "opus": "audio/ogg",
-    "wav": "audio/wav",
-    "flac": "audio/flac",
-    "pcm": "audio/pcm",
-}
-assert MEDIA_TYPES.keys() == STREAMED.keys()
-# What OpenAI's interface has and this model has not, and what to do instead.
+# OpenAI's parameters that this model lacks, and what to do instead.
 UNSUPPORTED = {
     "instructions": "the model takes no instructions; describe the scene with `scene`",
     "language": "the model finds the language out by itself",
 }
 
 
-class Refusal(ValueError):
-    """A request that cannot be served as it is: an HTTP status, the parameter, and a code for programs."""
+class ApiError(Exception):
+    """An error answer: HTTP status, the parameter at fault, and a code for programs."""
 
     def __init__(
         self, message: str, param: str | None = None, code: str | None = None, status: int = 400
@@ -31,17 +21,11 @@ class Refusal(ValueError):
         self.param, self.code, self.status = param, code, status
 
     def body(self) -> dict[str, Any]:
-        """As OpenAI's servers put it."""
+        """In OpenAI's form."""
         kind = "invalid_request_error" if self.status < 500 else "server_error"
         kind = "rate_limit_error" if self.status == 429 else kind
-        return {
-            "error": {
-                "message": str(self),
-                "type": kind,
-                "param": self.param,
-                "code": self.code,
-            }
-        }
+        error = {"message": str(self), "type": kind, "param": self.param, "code": self.code}
+        return {"error": error}
 
 
 class VoiceId(BaseModel):
@@ -50,10 +34,10 @@ class VoiceId(BaseModel):
 
 
 class SpeechRequest(BaseModel):
-    """OpenAI's fields, and, from `scene` on, those of this model. Whatever is not named here is refused.
+    """OpenAI's fields and, from `scene` on, this model's. Unknown fields are refused.
 
-    Without a sampling setting the server's own holds. `response_format` "flac" comes when it is complete, the others
-    while they are made; `stream_format` "sse" sends events with base64 audio.
+    A sampling setting that is None is the server's. `response_format` "flac" is sent when complete, the others as they
+    are made; `stream_format` "sse" sends events with base64 audio.
     """
 
     model_config = ConfigDict(extra="forbid", strict=True)
@@ -76,19 +60,22 @@ class SpeechRequest(BaseModel):
         return self.voice if isinstance(self.voice, str) else self.voice.id
 
 
-def refusal_of(errors: list[dict[str, Any]]) -> Refusal:
-    """What pydantic found -> the first of it, in words."""
+def validation_error(errors: list[dict[str, Any]]) -> ApiError:
+    """pydantic's errors -> an answer to the first of them. What the client sent is quoted up to 60 characters."""
     error = errors[0]
-    place = [part for part in error["loc"] if part != "body"]
-    name = str(place[0]) if place and isinstance(place[0], str) else None
-    if error["type"] == "extra_forbidden" and len(place) == 1:
+    loc = error["loc"][1:]  # after "body"
+    name = loc[0][:60] if loc and isinstance(loc[0], str) else None
+    if error["type"] == "extra_forbidden" and len(loc) == 1:
         fields = ", ".join(SpeechRequest.model_fields)
         why = UNSUPPORTED.get(name, f"there is no such parameter; there are: {fields}")
-        return Refusal(f"{name}: {why}", name, "unsupported_parameter")
+        return ApiError(f"{name}: {why}", name, "unsupported_parameter")
     if error["type"] == "json_invalid":
-        return Refusal(f"the body is not JSON: {error.get('ctx', {}).get('error', '')}")
-    if not place:
-        return Refusal("the body: expected a JSON object, sent as application/json")
+        why = error.get("ctx", {}).get("error", "")
+        return ApiError(f"the body is not JSON: {why}", code="invalid_value")
+    if not loc:
+        message = "the body: expected a JSON object, sent as application/json"
+        return ApiError(message, code="invalid_value")
     got = error.get("input")
     got = "" if error["type"] == "missing" or isinstance(got, dict | list) else f", got {got!r:.60}"
-    return Refusal(f"{'.'.join(map(str, place))}: {error['msg']}{got}", name, "invalid_value")
+    place = ".".join(f"{part!s:.60}" for part in loc)
+    return ApiError(f"{place}: {error['msg']}{got}", name, "invalid_value")
