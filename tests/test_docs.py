@@ -312,10 +312,3 @@ def test_what_was_measured_is_the_checkpoint_that_is_here():
     for page in ("prompting", "architecture"):
         (table,) = re.findall(r"<!-- measured -->(.*?)<!-- /measured -->", read(page), re.DOTALL)
         assert f"model `{provenance['model']}`, codec `{provenance['codec']}`" in table, page
-
-
-def test_no_page_is_longer_than_three_screens():
-    for page in DOCS.glob("*.md"):
-        lines = page.read_text().splitlines()
-        assert len(lines) <= 200, page.name
-        assert os.path.getsize(page) < 16_000, page.name
