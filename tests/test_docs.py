@@ -4,7 +4,6 @@ import ast
 import dataclasses
 import inspect
 import json
-import os
 import re
 import runpy
 import shlex
