@@ -141,10 +141,10 @@ def test_a_manifest_of_training_data(tmp_path):
     path = tmp_path / "m.jsonl"
     row = '{{"id": "{0}", "text": "a{1}b", "audio": "{0}.wav"}}'
     path.write_text("\ufeff" + row.format("a", "") + "\n" + row.format("b", "\\u0000"))
-    examples, report = read_manifest(path)
-    assert [example.id for example in examples] == ["a"]
-    assert [(p.kind, p.place) for p in report.problems] == [("wrong row", f"{path}, line 2")]
-    assert "U+0000" in report.problems[0].what
+    found = read_manifest(path)
+    assert [example.id for example in found.examples] == ["a"]
+    assert [(p.kind, p.place) for p in found.problems] == [("wrong row", f"{path}, line 2")]
+    assert "U+0000" in found.problems[0].what
 
 
 def test_a_transcript_of_another_encoding_is_named(tmp_path):

@@ -22,8 +22,8 @@ from higgs.data.collator import spread
 from higgs.data.text.tokenizer import TextTokenizer, byte_tokenizer
 from higgs.data.training import codes as codes_module
 from higgs.data.training.codes import CodesReader, CodesWriter, load_codes, save_codes
-from higgs.data.training.dataset import Batches, DataError, Dataset
-from higgs.data.training.manifest import FORMS, encode_audio, read_manifest
+from higgs.data.training.dataset import Batches, Dataset
+from higgs.data.training.manifest import FORMS, DataError, Manifest, encode_audio, read_manifest
 
 TOKENIZER = TextTokenizer(byte_tokenizer())
 CONFIG = ModelConfig(vocab_size=TOKENIZER.vocab_size)
@@ -203,13 +203,13 @@ def test_rows_become_conversations(tmp_path):
     answer = Message("assistant", AudioContent("b.wav"))
     row = {"id": "b", "text": "Hi.", "audio": "b.wav"}
     path = manifest(tmp_path, A, row | {"scene": QUIET_ROOM, "description": "calm"}, "", TALK)
-    first, second, third = read_manifest(path)[0]
+    first, second, third = read_manifest(path).examples
     assert second.sample.messages == [*smart_voice("Hi.", QUIET_ROOM, "calm").messages, answer]
-    assert (first.sample.speaker_id, first.sample.start_index, first.names) == ("ada", 2, ["a.wav"])
-    assert third.names == ["c0", "c1"] and third.sample.start_index == 1
+    assert (first.sample.speaker_id, first.sample.start_index, first.keys) == ("ada", 2, ("a.wav",))
+    assert third.keys == ("c0", "c1") and third.sample.start_index == 1
     for form, build in (("voice_clone", voice_clone), ("voice_in_system", None)):
         path = manifest(tmp_path, A, row | {"reference": "a", "form": form, "scene": QUIET_ROOM})
-        example = read_manifest(path)[0][1]
+        example = read_manifest(path).examples[1]
         heard = AudioContent("a.wav")
         asked = (
             build("Hi.", "Hello.", heard, QUIET_ROOM)
@@ -218,8 +218,10 @@ def test_rows_become_conversations(tmp_path):
         )
         assert example.sample.messages == [*asked.messages, answer]
         assert example.sample.start_index == len(asked.messages), "the reference is not trained on"
-    default = read_manifest(manifest(tmp_path, A, row | {"reference": "a"}))[0][1]
+    path = manifest(tmp_path, A, row | {"reference": "a"})
+    plain, default = read_manifest(path, description="nova").examples
     assert default.sample.messages[:-1] == voice_clone("Hi.", "Hello.", heard).messages
+    assert plain.sample.messages[:-1] == smart_voice("Hello.", speaker="nova").messages
 
 
 def test_conversations_come_as_the_original_has_them(tmp_path):
@@ -227,11 +229,11 @@ def test_conversations_come_as_the_original_has_them(tmp_path):
     path = tmp_path / "talks.json"
     talk = {key: value for key, value in TALK.items() if key != "id"}
     path.write_text(json.dumps([talk, talk, {"messages": []}], indent=1))
-    examples, report = read_manifest(path)
-    assert [(e.id, e.place) for e in examples] == [("1", f"{path}[0]"), ("2", f"{path}[1]")]
-    assert [problem.place for problem in report.problems] == [f"{path}[2]"] and report.rows == 3
+    found = read_manifest(path)
+    assert [(e.id, e.place) for e in found.examples] == [("1", f"{path}[0]"), ("2", f"{path}[1]")]
+    assert [problem.place for problem in found.problems] == [f"{path}[2]"] and found.rows == 3
     path.write_text(json.dumps(talk))
-    (example,) = read_manifest(path)[0]
+    (example,) = read_manifest(path).examples
     assert [example.sample] == read_conversations(path)
     path.write_text("[")
     with pytest.raises(ValueError, match="talks.json: not JSON"):
@@ -240,7 +242,7 @@ def test_conversations_come_as_the_original_has_them(tmp_path):
 
 def test_ids_may_be_left_to_the_names(tmp_path):
     rows = [{"text": "Hi.", "codes": "c3"}, {"text": "Ho.", "audio": "b.wav"}]
-    assert [e.id for e in read_manifest(manifest(tmp_path, *rows))[0]] == ["c3", "b.wav"]
+    assert [e.id for e in read_manifest(manifest(tmp_path, *rows)).examples] == ["c3", "b.wav"]
 
 
 WRONG = [
@@ -271,13 +273,13 @@ WRONG = [
 @pytest.mark.parametrize(("row", "kind", "message"), WRONG)
 def test_wrong_rows_are_named_and_counted(tmp_path, row, kind, message):
     good = {"id": "z", "text": "Hi.", "codes": "c0"}
-    examples, report = read_manifest(manifest(tmp_path, good, row))
-    assert [example.id for example in examples] == ["z"]
-    (problem,) = report.problems
+    found = read_manifest(manifest(tmp_path, good, row))
+    assert [example.id for example in found.examples] == ["z"]
+    (problem,) = found.problems
     assert (problem.kind, problem.place) == (kind, f"{tmp_path / 'train.jsonl'}, line 2")
     assert re.search(message, problem.what), problem.what
-    assert (report.rows, report.left_out, report.counts) == (2, 1, {kind: 1})
-    assert str(report).startswith(f"1 of 2 rows cannot be used: 1 {kind}\n  ")
+    assert (found.rows, found.left_out, found.counts) == (2, 1, {kind: 1})
+    assert str(found).startswith(f"1 of 2 rows cannot be used: 1 {kind}\n  ")
 
 
 def fake_encode(waveform: Tensor) -> Tensor:
@@ -295,8 +297,8 @@ def test_audio_is_encoded_once_and_what_cannot_be_is_named(tmp_path):
     part = {"type": "audio", "audio_url": "b.wav", "offset": 0.5}
     rows.append({"id": "part", "messages": [{"role": "assistant", "content": part}]})
     rows.append({"id": "again", "text": "Hi.", "audio": "a.wav", "reference": "b"})
+    rows.append({"id": "nobody", "text": "Hi.", "audio": "a.wav", "reference": "text"})
     path = manifest(tmp_path, *rows)
-    examples, _ = read_manifest(path)
     encoded = []
 
     def encode(waveform: Tensor) -> Tensor:
@@ -304,44 +306,90 @@ def test_audio_is_encoded_once_and_what_cannot_be_is_named(tmp_path):
         return fake_encode(waveform)
 
     for expected in ([9600, 24_000, 100, 12_000], [100]):
-        with CodesWriter(tmp_path / "codes") as writer:
-            problems = encode_audio(examples, tmp_path, writer, encode, max_seconds=5)
+        found, codes = encode_audio(
+            read_manifest(path), tmp_path / "codes", encode, "codec", max_seconds=5
+        )
         assert encoded == expected, "what has codes is left alone"
         encoded.clear()
-        assert [(p.kind, p.place.rpartition(" ")[2]) for p in problems] == [
-            ("unusable audio", "3"), ("too long", "4"), ("unusable audio", "5"), ("missing audio", "6"),
-        ]  # fmt: skip
-    told = "\n".join(problem.what for problem in problems)
-    for words in (
-        "too short",
-        "long.wav: 10.0 s, at most 5 s",
-        "text.wav is not an audio",
-        "gone.wav does not exist",
+    assert [(p.kind, p.place.rpartition(" ")[2]) for p in found.problems] == [
+        ("unusable audio", "3"), ("unusable audio", "4"), ("unusable audio", "5"), ("missing audio", "6"),
+        ("unusable audio", "9"),
+    ]  # fmt: skip
+    for problem, name in zip(
+        found.problems, ("short", "long", "text", "gone", "text"), strict=True
     ):
-        assert words in told
-    dataset = Dataset(path, CodesReader(tmp_path / "codes"), TOKENIZER, CONFIG, leave_out=True)
+        assert f"{name}.wav" in problem.what
+    dataset = Dataset(found, codes, TOKENIZER, CONFIG, leave_out=True)
     assert [example.id for example in dataset.examples] == ["a", "b", "part", "again"]
-    assert dataset.report.counts == {"not encoded": 3, "missing audio": 1}
-    assert dataset.report.rows == 8 and dataset.report.left_out == 4
-    assert [list(CodesReader(tmp_path / "codes"))] == [["a.wav", "b.wav", "b.wav#t=0.5"]]
+    assert dataset.manifest.problems == found.problems, "each is told once"
+    assert len(codes) == 3 and (dataset.manifest.rows, dataset.manifest.left_out) == (9, 5)
+    with pytest.raises(DataError):
+        Dataset(found, codes, TOKENIZER, CONFIG)
+    with pytest.raises(DataError) as caught:
+        encode_audio(
+            read_manifest(manifest(tmp_path, rows[5])), tmp_path / "codes", encode, "codec"
+        )
+    assert caught.value.manifest.counts == {"missing audio": 1}
+
+
+def test_codes_are_those_of_the_file_as_it_is_now(tmp_path):
+    """Another file under the same name, another stretch, another codec: other codes."""
+    heard, meddle = [], False
+
+    def encode(waveform: Tensor) -> Tensor:
+        heard.append(waveform)
+        if meddle:
+            save_audio(tmp_path / "a.wav", torch.rand(9600) * 0.1, 24_000)
+        return clip(len(heard), 5)
+
+    def encoded(codec: str = "codec", **stretch: float) -> Tensor:
+        part = {"audio_url": "a.wav", **stretch}
+        row = {"messages": [{"role": "assistant", "content": part}]}
+        found = encode_audio(
+            read_manifest(manifest(tmp_path, row)), tmp_path / "codes", encode, codec
+        )
+        dataset = Dataset(*found, TOKENIZER, CONFIG)
+        prints.append(dataset.fingerprint)
+        (key,) = dataset.examples[0].keys
+        return dataset.codes[key]
+
+    prints = []
+    first, second = torch.rand(9600) * 0.1, torch.rand(9600) * 0.1
+    save_audio(tmp_path / "a.wav", first, 24_000)
+    assert torch.equal(encoded(), clip(1, 5)) and torch.equal(encoded(), clip(1, 5))
+    save_audio(tmp_path / "a.wav", second, 24_000)
+    assert torch.equal(encoded(), clip(2, 5)) and not torch.equal(heard[0], heard[1])
+    assert torch.equal(encoded(offset=0.1), clip(3, 5))
+    assert torch.equal(encoded(offset=0.10000001), clip(4, 5)), "to the last digit"
+    assert torch.equal(encoded(codec="other"), clip(5, 5))
+    assert len(set(prints)) == 5 and prints[0] == prints[1]
+    save_audio(tmp_path / "a.wav", first, 24_000)
+    assert torch.equal(encoded(), clip(1, 5)) and len(heard) == 5
+
+    meddle = True
+    save_audio(tmp_path / "a.wav", torch.rand(9600) * 0.1, 24_000)
+    with pytest.raises(DataError) as caught:
+        encoded()
+    assert caught.value.manifest.counts == {"unusable audio": 1}, "it changed while it was read"
 
 
 @pytest.fixture()
-def data(tmp_path) -> tuple[Path, CodesReader]:
+def data(tmp_path) -> tuple[Manifest, CodesReader]:
     """Thirty utterances of different lengths, and a conversation."""
     rows = [{"id": f"u{i}", "text": "ab " * (1 + i * 5 % 13), "codes": f"c{i}"} for i in range(30)]
     rows[7] |= {"reference": "u3", "form": "voice_clone"}
-    return manifest(tmp_path, *rows, TALK), CodesReader(write(tmp_path / "codes", 30))
+    found = read_manifest(manifest(tmp_path, *rows, TALK))
+    return found, CodesReader(write(tmp_path / "codes", 30))
 
 
 def test_rows_are_those_of_the_collator(data):
-    path, codes = data
-    dataset = Dataset(path, codes, TOKENIZER, CONFIG)
-    assert len(dataset) == 31 and str(dataset.report) == "0 of 31 rows cannot be used"
+    found, codes = data
+    dataset = Dataset(found, codes, TOKENIZER, CONFIG)
+    assert len(dataset) == 31 and str(dataset.manifest) == "0 of 31 rows cannot be used"
     for index, example in enumerate(dataset.examples):
         row = dataset[index]
         tokens = tokenize(example.sample, TOKENIZER)
-        clips = [codes[name] for name in example.names]
+        clips = [codes[key] for key in example.keys]
         wanted = spread(tokens, clips, dataset.ids, CONFIG, True)
         assert all(torch.equal(row[key], wanted[key]) for key in wanted)
         assert dataset.positions[index] == len(row["input_ids"])
@@ -350,22 +398,45 @@ def test_rows_are_those_of_the_collator(data):
 
 
 def test_what_cannot_be_used_stops_the_dataset_unless_told_otherwise(data):
-    path, codes = data
-    lines = path.read_text().splitlines()
+    found, codes = data
+    lines = found.path.read_text().splitlines()
     extra = [{"id": "x", "text": " ", "codes": "c1"}, {"id": "y", "text": "Hi.", "codes": "c99"}]
-    path = manifest(path.parent, *lines, *extra)
-    whole = Dataset(path, codes, TOKENIZER, CONFIG, leave_out=True)
+    found = read_manifest(manifest(found.path.parent, *lines, *extra))
+    whole = Dataset(found, codes, TOKENIZER, CONFIG, leave_out=True)
     longest = max(whole.positions)
     name = whole.examples[whole.positions.index(longest)].id
-    message = "3 of 33 rows cannot be used: 1 empty text, 1 too long, 1 missing audio"
-    with pytest.raises(DataError, match=message) as caught:
-        Dataset(path, codes, TOKENIZER, CONFIG, max_positions=longest - 1)
-    dataset = Dataset(path, codes, TOKENIZER, CONFIG, max_positions=longest - 1, leave_out=True)
-    assert dataset.report == caught.value.report and len(dataset) == 30
-    assert f"'{name}' takes {longest} positions, at most {longest - 1}" in str(dataset.report)
-    assert "c99 has no codes in" in str(dataset.report)
+    with pytest.raises(DataError) as caught:
+        Dataset(found, codes, TOKENIZER, CONFIG, max_positions=longest - 1)
+    dataset = Dataset(found, codes, TOKENIZER, CONFIG, max_positions=longest - 1, leave_out=True)
+    assert dataset.manifest == caught.value.manifest and len(dataset) == 30
+    assert dataset.manifest.counts == {"empty text": 1, "too long": 1, "no codes": 1}
+    assert f"'{name}' takes {longest} positions, at most {longest - 1}" in str(dataset.manifest)
+    assert "c99 has no codes in" in str(dataset.manifest)
     with pytest.raises(ValueError, match="8 codebooks, the model 4"):
-        Dataset(path, codes, TOKENIZER, ModelConfig(vocab_size=400, num_codebooks=4))
+        Dataset(found, codes, TOKENIZER, ModelConfig(vocab_size=400, num_codebooks=4))
+
+
+def test_an_example_that_the_tokenizer_cannot_read_takes_no_other_along(data, monkeypatch):
+    real = TextTokenizer.token_id
+
+    def token_id(self: TextTokenizer, token: str) -> int:
+        if "recipient" in token:
+            raise KeyError("none")
+        return real(self, token)
+
+    monkeypatch.setattr(TextTokenizer, "token_id", token_id)
+    talk = {"messages": [{"role": "assistant", "content": {"audio_url": "c0"}, "recipient": "all"}]}
+    found = read_manifest(manifest(data[0].path.parent, TALK, talk))
+    dataset = Dataset(found, data[1], TOKENIZER, CONFIG, leave_out=True)
+    assert [e.id for e in dataset.examples] == ["t"] and dataset.manifest.counts == {"wrong row": 1}
+
+
+def test_a_part_has_its_own_examples(data):
+    dataset = Dataset(*data, TOKENIZER, CONFIG)
+    part = dataset.part([7, 3])
+    assert [example.id for example in part.examples] == ["u7", "u3"] and len(dataset) == 31
+    assert torch.equal(part[1]["input_ids"], dataset[3]["input_ids"])
+    assert len({d.fingerprint for d in (dataset, part, dataset.part([3, 7]))}) == 3
 
 
 def same(a: object, b: object) -> bool:
@@ -411,8 +482,8 @@ def test_a_state_of_other_data_is_refused(data):
     state = Batches(dataset, max_positions=600, seed=3).state_dict()
     with pytest.raises(ValueError, match="seed was 3 and is 4"):
         Batches(dataset, max_positions=600, seed=4).load_state_dict(state)
-    path = data[0]
-    fewer = manifest(path.parent, *path.read_text().splitlines()[:-1])
+    path = data[0].path
+    fewer = read_manifest(manifest(path.parent, *path.read_text().splitlines()[:-1]))
     with pytest.raises(ValueError, match="other batches: dataset was"):
         Batches(
             Dataset(fewer, data[1], TOKENIZER, CONFIG), max_positions=600, seed=3
@@ -422,7 +493,7 @@ def test_a_state_of_other_data_is_refused(data):
 def test_batches_that_cannot_hold_an_example_are_refused(data, tmp_path):
     with pytest.raises(ValueError, match="longest example takes .* positions.*a batch holds 100"):
         Batches(Dataset(*data, TOKENIZER, CONFIG), max_positions=100)
-    nothing = Dataset(manifest(tmp_path), data[1], TOKENIZER, CONFIG)
+    nothing = Dataset(read_manifest(manifest(tmp_path)), data[1], TOKENIZER, CONFIG)
     with pytest.raises(ValueError, match="the dataset is empty"):
         Batches(nothing, max_positions=600)
 

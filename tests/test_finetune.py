@@ -1,7 +1,14 @@
 """Fine-tuning: adapters, the memory it needs, data that cannot be used, and runs on the default checkpoint."""
 
 import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 import torch
@@ -9,16 +16,18 @@ from conftest import NANO, ROOT, assert_close
 
 from higgs.audio import load_audio, save_audio
 from higgs.batch import Batch
+from higgs.checkpoint.config_json import model_from_json
 from higgs.codec.tokenizer import AudioTokenizer
 from higgs.config import ModelConfig, SamplingConfig
-from higgs.data.chatml import smart_voice
+from higgs.data.chatml import AudioContent, ChatMLSample, Message, dialogue, smart_voice
+from higgs.data.chatml_json import sample_to_json
 from higgs.data.text.lexicon import Lexicon
 from higgs.data.text.tokenizer import TextTokenizer, save_byte_tokenizer
+from higgs.data.training.dataset import Dataset
+from higgs.data.training.manifest import encode_audio, read_manifest
 from higgs.model.higgs_audio import HiggsAudio
 from higgs.serve.engine import Engine
-from higgs.tokens import TokenIds
-from higgs.train.clips import encode_clips, read_clips
-from higgs.train.finetune import FineTuning, TuneConfig, choose_device, rows_of, save_tuned
+from higgs.train.finetune import FineTuning, TuneConfig, choose_device, save_tuned, split
 from higgs.train.lora import add_lora, merge_lora, recompute_layers
 from higgs.train.losses import speech_losses
 from higgs.train.memory import layer_activations, memory_plan
@@ -164,104 +173,120 @@ def test_the_plan_in_the_documents_is_the_plan():
 
 @pytest.fixture(scope="module")
 def speech(tmp_path_factory):
-    """A manifest of two short clips of a recording, and five rows that cannot be used."""
+    """A manifest of two short clips of a recording, one in the voice of the other, a dialogue; six unfit rows."""
     folder = tmp_path_factory.mktemp("speech")
     waveform, rate = load_audio(ROOT / "data/recordings/en/en-tt-weasels.flac")
     for name, start in (("a", 0), ("b", rate)):
         save_audio(folder / f"{name}.wav", waveform[start : start + rate], rate)
     save_audio(folder / "long.wav", waveform.repeat(31)[: 31 * rate], rate)
     (folder / "broken.wav").write_bytes(b"RIFF of nothing")
+    asked = dialogue([(0, "Good morning."), (1, "Good evening.")]).messages
+    talk = ChatMLSample([*asked, Message("assistant", AudioContent("b.wav"))])
     rows = [
         {"audio": "a.wav", "text": "Good morning."},
-        {"audio": "b.wav", "text": "Good evening."},
+        {"audio": "b.wav", "text": " Good evening. "},
         {"audio": "missing.wav", "text": "Nobody."},
-        {"audio": "a.wav", "text": "  "},
+        {"audio": "c.wav", "text": "  "},
         {"audio": "long.wav", "text": "For ever."},
         {"audio": "broken.wav", "text": "Noise."},
         {"text": "No sound."},
+        {"id": "clone", "audio": "b.wav", "text": "Good evening.", "reference": "a.wav"},
+        {"id": "talk"} | sample_to_json(talk),
     ]
     lines = [json.dumps(row) for row in rows] + ["not json"]
     (folder / "manifest.jsonl").write_text("\n".join(lines) + "\n")
     return folder / "manifest.jsonl"
 
 
-def test_clips_that_cannot_be_used_are_named_and_counted(speech):
-    clips, problems = read_clips(speech)
-    assert [clip.text for clip in clips] == ["Good morning.", "Good evening."]
-    told = {int(problem.where.rsplit(" ", 1)[1]): problem.what for problem in problems}
-    assert sorted(told) == [3, 4, 5, 6, 7, 8]
-    assert "missing.wav does not exist" in told[3] and told[4] == "the text is empty"
-    assert (
-        "31.0 s, at most 30 s" in told[5] and "broken.wav" in told[6] and told[7] == "lacks audio"
-    )
-    (speech.parent / "bad.jsonl").write_text('{"audio": "missing.wav", "text": "Nobody."}\n')
-    with pytest.raises(ValueError, match=r"no clip can be used\. .*line 1: .*does not exist"):
-        read_clips(speech.parent / "bad.jsonl")
-
-
 @pytest.fixture(scope="module")
-def encoded(speech, tmp_path_factory):
-    clips, _ = read_clips(speech)
+def dataset(speech, tmp_path_factory):
+    """Encoded by the default codec, without the rows that cannot be used."""
     codec = AudioTokenizer.from_pretrained(NANO / "codec")
-    folder = tmp_path_factory.mktemp("codes")
-    return clips, codec, encode_clips(codec, clips, folder), folder
+    manifest = read_manifest(speech, allow_special=True, description="nobody")
+    found = encode_audio(
+        manifest, tmp_path_factory.mktemp("codes"), codec.encode, "nano", 24_000, 30
+    )
+    tokenizer = TextTokenizer.from_pretrained(NANO / "model")
+    config = model_from_json(json.loads((NANO / "model/config.json").read_text()))
+    return Dataset(*found, tokenizer, config, 1500, leave_out=True)
 
 
-def tuning_in(folder, encoded, **options):
-    clips, _, codes, _ = encoded
-    text_tokenizer = TextTokenizer.from_pretrained(NANO / "model")
+def test_rows_that_cannot_be_used_are_named_once(dataset):
+    assert [e.id for e in dataset.examples] == ["a.wav", "b.wav", "clone", "talk"]
+    told = [(int(p.place.rsplit(" ", 1)[1]), p.kind) for p in dataset.manifest.problems]
+    assert sorted(told) == [
+        (3, "missing audio"), (4, "empty text"), (5, "unusable audio"), (6, "unusable audio"), (7, "wrong row"),
+        (10, "wrong row"),
+    ]  # fmt: skip
+    alone = read_manifest(dataset.manifest.path, description="nobody")
+    assert alone.counts["wrong row"] == 3, "special tokens are for whoever trusts the file"
+
+
+def tuning_in(folder, dataset, replay=None, **options):
     model = HiggsAudio.from_pretrained(NANO / "model")
-    config = TuneConfig("nobody", **options)
-    tuning = FineTuning(model, TokenIds.of(text_tokenizer), folder, config)
-    return tuning, rows_of(clips, codes, tuning, text_tokenizer)
+    return FineTuning(model, dataset, folder, TuneConfig(**options), replay)
 
 
-def test_codes_are_kept_for_the_next_run(encoded):
-    clips, _, codes, folder = encoded
-
-    class Unwanted:
-        sample_rate = 24_000
-
-    again = encode_clips(Unwanted(), clips, folder)
-    assert all(map(torch.equal, again, codes)) and codes[0].shape == (8, 25)
-
-
-def test_a_killed_run_goes_on_as_if_nothing_had_happened(encoded, tmp_path):
-    whole, rows = tuning_in(tmp_path / "whole", encoded, steps=4, rank=2)
-    while whole.step < 4:
-        whole.advance(rows)
-    broken, rows = tuning_in(tmp_path / "broken", encoded, steps=4, rank=2)
-    broken.advance(rows)
-    broken.advance(rows)
+def test_a_killed_run_goes_on_as_if_nothing_had_happened(dataset, tmp_path):
+    options = {"steps": 4, "rank": 2, "positions": 500, "replay": dataset.part([0])}
+    whole = tuning_in(tmp_path / "whole", dataset, **options)
+    losses = [whole.advance() for _ in range(4)]
+    broken = tuning_in(tmp_path / "broken", dataset, **options)
+    assert [broken.advance(), broken.advance()] == losses[:2]
     broken.save()
-    again, rows = tuning_in(tmp_path / "broken", encoded, steps=4, rank=2)
+    again = tuning_in(tmp_path / "broken", dataset, **options)
     assert again.step == 2
-    again.advance(rows)
-    again.advance(rows)
+    assert [again.advance(), again.advance()] == losses[2:]
     for name, value in whole.trained.items():
         assert torch.equal(value, again.trained[name])
 
 
-def test_steps_follow_the_speech_and_clips_are_held_back(encoded, tmp_path):
-    tuning, rows = tuning_in(tmp_path, encoded, rank=2)
-    positions = len(rows[0]["input_ids"])
-    assert tuning.steps(rows) == 20 and tuning.split(rows) == ([0, 1], [])
-    many = rows[:1] * 60
-    assert tuning.steps(many) == -(-10 * 60 * positions // 1500)
-    train_on, held_back = tuning.split(many)
-    assert len(held_back) == 6 and sorted(train_on + held_back) == list(range(60))
-    assert not set(tuning.chosen(many)[0]) & set(held_back) and tuning.chosen(many)[1] == []
-    tuning.replay = rows
-    mine, old = tuning.chosen(many)
-    assert old and (len(mine) + len(old)) * positions <= 1500
+@pytest.mark.parametrize(
+    ("name", "change"),
+    [
+        ("rate", {"rate": 1e-3}),
+        ("checkpoint", {"checkpoint": "another"}),
+        ("data", {"dataset": [0, 2]}),
+        ("replay", {"replay": [0]}),
+    ],
+)
+def test_another_run_is_not_gone_on_with(dataset, tmp_path, name, change):
+    options = {"dataset": [0, 1], "replay": None, "rank": 2, "recompute": True} | change
+    tuning_in(tmp_path, dataset.part([0, 1]), rank=2).save()
+    for part in ("dataset", "replay"):
+        options[part] = options[part] and dataset.part(options[part])
+    with pytest.raises(ValueError, match=f"of another run: {name} was"):
+        tuning_in(tmp_path, **options)
 
 
-def test_a_run_ends_at_its_best(encoded, tmp_path, monkeypatch):
+def test_steps_follow_the_speech_and_examples_are_held_back(dataset, tmp_path):
+    one, few = dataset.positions[0], dataset.part([0, 1])
+    assert tuning_in(tmp_path, few, rank=2).steps == 20
+    assert [len(part) for part in split(few, 0.1, 0)] == [2, 0]
+    many = dataset.part([0] * 60)
+    tuning = tuning_in(tmp_path, many, rank=2)
+    assert tuning.steps == -(-10 * 60 * one // 1500) and len(tuning.held_back) == 6
+    (batches,) = tuning.batches
+    assert batches.dataset.positions == [one] * 54
+    mixed = tuning_in(tmp_path, many, replay=few, rank=2)
+    counts = [len(batches.draw()) for batches in mixed.batches]
+    assert all(counts) and sum(counts) * max(few.positions) <= 1500
+
+
+def test_held_back_examples_are_no_others(dataset):
+    several = dataset.part([0, 1, 2, 3] * 5)
+    several.hashes = [str(number) for number in range(20)]
+    train_on, held_back = split(several, 0.1, 3)
+    assert len(held_back) == 2 and not set(train_on.hashes) & set(held_back.hashes)
+    assert split(several, 0.1, 3)[1].hashes == held_back.hashes != split(several, 0.1, 4)[1].hashes
+
+
+def test_a_run_ends_at_its_best(dataset, tmp_path, monkeypatch):
     """Validation that gets worse from the second time on: three more, then the weights of the second."""
-    tuning, rows = tuning_in(tmp_path, encoded, steps=100, rank=2, positions=150)
+    tuning = tuning_in(tmp_path, dataset, steps=100, rank=2, positions=400)
     told, weights = iter((3.0, 2.0, 2.5, 2.4, 2.1, 9.9)), {}
     monkeypatch.setattr("higgs.train.finetune.VALIDATE_EVERY", 1)
-    monkeypatch.setattr(tuning, "split", lambda rows: ([0], [1]))
+    tuning.held_back = dataset.part([1])
     losses = tuning.losses
 
     def worse(inputs, batch):
@@ -272,24 +297,33 @@ def test_a_run_ends_at_its_best(encoded, tmp_path, monkeypatch):
         return torch.tensor(next(told)), first
 
     monkeypatch.setattr(tuning, "losses", worse)
-    tuning.run(rows)
+    tuning.run()
     assert tuning.step == 5 and tuning.best["step"] == 2 and list(told) == [9.9]
-    again, _ = tuning_in(tmp_path, encoded, steps=100, rank=2, positions=150)
+    again = tuning_in(tmp_path, dataset, steps=100, rank=2, positions=400)
     assert again.over and again.best["loss"] == 2.0
     again.put(again.best["trained"])
     assert all(torch.equal(again.trained[n], value) for n, value in weights[2].items())
 
 
+def test_what_is_only_heard_is_not_trained_on(dataset):
+    """Of a reference no code is a label; of an answer in text alone there is a loss, and it is a number."""
+    stops = [int((row["code_labels"] == dataset.config.stream_eos).sum()) for row in dataset]
+    assert stops == [8] * 4
+    model, batch = small_model(), small_batch()
+    batch.code_labels.fill_(-100)
+    parts, _ = speech_losses(model, batch, batch)
+    assert torch.isfinite(parts["text"]) and not parts["codebooks"].any()
+
+
 @pytest.mark.slow
-def test_two_utterances_are_learnt_by_heart(encoded, tmp_path):
+def test_two_utterances_are_learnt_by_heart(dataset, tmp_path):
     """All weights, until greedy speech is the clip itself, to the end; and the saved checkpoint says it too."""
-    clips, codec, codes, _ = encoded
-    tuning, rows = tuning_in(tmp_path, encoded, steps=120, rank=None, rate=2e-3, noise=0.0)
-    model = tuning.run(rows)
+    clips = dataset.part([0, 1])
+    model = tuning_in(tmp_path, clips, steps=120, rank=None, rate=2e-3, noise=0.0).run()
     save_tuned(model, NANO / "model", tmp_path / "model")
     engine = Engine.from_pretrained(tmp_path / "model", NANO / "codec", device="cpu")
-    for clip, wanted in zip(clips, codes, strict=True):
-        sample = smart_voice(clip.text, speaker="nobody")
+    for example, text in zip(clips.examples, ("Good morning.", "Good evening."), strict=True):
+        sample, wanted = smart_voice(text, speaker="nobody"), dataset.codes[example.keys[0]]
         response = engine.generate(sample, SamplingConfig(temperature=0), 80)
         assert response.stop_reason == "stop"
         assert torch.equal(response.codes, wanted)
@@ -305,15 +339,41 @@ def test_the_tuned_checkpoint_reads_text_as_its_source_does(tmp_path):
     assert files[0].keys() >= {"lexicon.json", "tokenizer.json"} and files[0] == files[1]
 
 
-def test_a_loss_that_is_not_a_number_stops(encoded, tmp_path):
-    tuning, rows = tuning_in(tmp_path, encoded, steps=4, rank=2)
+def test_a_loss_that_is_not_a_number_stops(dataset, tmp_path):
+    tuning = tuning_in(tmp_path, dataset.part([0, 1]), steps=4, rank=2)
     with torch.no_grad():
         tuning.model.norm.weight.fill_(float("nan"))
-    with pytest.raises(
-        FloatingPointError, match=r"step 0: the loss is nan; .*batch: \[[01], [01]\]"
-    ):
-        tuning.run(rows)
-    tuning.names = ("a.wav", "b.wav")
-    with pytest.raises(FloatingPointError, match=r"batch: .*'a\.wav'"):
-        tuning.run(rows)
+    with pytest.raises(FloatingPointError, match=r"step 0: .*batch: .*'a\.wav'"):
+        tuning.run()
     assert not (tmp_path / "tuning.pt").exists()
+
+
+def command(manifest: Path, out: Path) -> list[str]:
+    options = "--description nobody --allow-special --steps 25 --rank 2 --positions 600"
+    return [sys.executable, "-m", "higgs", "finetune", manifest, "--out", out, *options.split()]
+
+
+@pytest.mark.slow
+def test_equal_runs_give_equal_bytes_and_so_does_a_killed_one(speech, tmp_path):
+    """The command itself: once to its end; once killed after its first save, and called again."""
+    environment = os.environ | {"PYTHONPATH": str(ROOT)}
+    how = {"env": environment, "cwd": ROOT, "text": True, "stderr": subprocess.STDOUT}
+    whole = subprocess.run(
+        command(speech, tmp_path / "whole"), stdout=subprocess.PIPE, check=True, **how
+    )
+    assert whole.stdout.count("line 6: ") == 1 and "4 examples" in whole.stdout
+    out = tmp_path / "killed"
+    killed = subprocess.Popen(command(speech, out), stdout=subprocess.DEVNULL, **how)
+    while not (out / "tuning.pt").is_file():
+        assert killed.poll() is None
+        time.sleep(0.01)
+    killed.send_signal(signal.SIGKILL)
+    assert killed.wait() == -signal.SIGKILL and not (out / "model").exists()
+    subprocess.run(command(speech, out), stdout=subprocess.DEVNULL, check=True, **how)
+    for part in ("model", "codec"):
+        for path in (tmp_path / "whole" / part).iterdir():
+            assert path.read_bytes() == (out / part / path.name).read_bytes()
+    folder = shutil.copytree(speech.parent, tmp_path / "speech")
+    shutil.copyfile(folder / "b.wav", folder / "a.wav")
+    changed = subprocess.run(command(folder / speech.name, out), stdout=subprocess.PIPE, **how)
+    assert changed.returncode and "of another run: data was" in changed.stdout

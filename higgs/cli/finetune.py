@@ -9,9 +9,13 @@ from higgs.cli.options import Checkpoint
 
 
 def finetune(
-    manifest: Annotated[Path, Argument(help='JSON Lines: {"audio": "a.wav", "text": "..."}')],
-    description: Annotated[str, Option(help="what asks for the voice from then on")],
+    manifest: Annotated[
+        Path, Argument(help='JSON Lines: {"audio": "a.wav", "text": "..."}, or conversations')
+    ],
     out: Annotated[Path, Option(help="folder of the tuned checkpoint")],
+    description: Annotated[
+        str | None, Option(help="asks for the voice of rows without a description or reference")
+    ] = None,
     checkpoint: Checkpoint = "nano",
     steps: Annotated[int | None, Option(min=1, show_default="by the amount of speech")] = None,
     rank: Annotated[int, Option(min=0, help="of LoRA; 0: all weights")] = 16,
@@ -21,20 +25,24 @@ def finetune(
     recompute: Annotated[bool, Option("--recompute", help="gradient checkpointing")] = False,
     attention: Annotated[bool, Option("--attention", help="adapters on attention, too")] = False,
     noise: Annotated[
-        float, Option(min=0, max=1, help="the largest share of a clip's frames that are corrupted")
+        float, Option(min=0, max=1, help="largest share of an example's frames that are corrupted")
     ] = 0.5,
     replay: Annotated[
         Path | None, Option(help="a manifest of older voices, each with its `description`")
     ] = None,
+    allow_special: Annotated[
+        bool,
+        Option(
+            "--allow-special",
+            help="of conversations that are trusted: <|...|> in their texts is the token of that name",
+        ),
+    ] = False,
 ) -> None:
-    """Fine-tune a checkpoint on recordings.
+    """Fine-tune a checkpoint on recordings or conversations.
 
-    From then on a description asks for their voice. Clips that cannot be used are named and counted; a run that was
-    killed goes on.
+    Rows that cannot be used are named and left out; a run that was killed goes on.
     """
     from higgs.train.finetune import TuneConfig, finetune
 
-    config = TuneConfig(
-        description, steps, rank or None, rate, positions, seed, recompute, attention, noise
-    )
-    finetune(manifest, checkpoint, out, config, replay)
+    config = TuneConfig(steps, rank or None, rate, positions, seed, recompute, attention, noise)
+    finetune(manifest, checkpoint, out, config, description, replay, allow_special)

@@ -36,15 +36,15 @@ def code_losses(model: HiggsAudio, hidden: Tensor, targets: Tensor, share: float
 
 
 def book_losses(logits: Tensor, targets: Tensor) -> Tensor:
-    """logits [R, k (N + 2)], targets [R, k] -> nats [k]"""
+    """logits [R, k (N + 2)], targets [R, k] -> nats [k]; 0 where nothing is to be predicted."""
     # Flat: a strided softmax over the codebook axis is twice as slow on a CPU.
     each = F.cross_entropy(
-        logits.float().view(targets.numel(), -1),
+        logits.float().view(-1, logits.shape[1] // targets.shape[1]),
         targets.reshape(-1),
         reduction="none",
         ignore_index=IGNORE,
     ).view(targets.shape)
-    return each.sum(0) / (targets >= 0).sum(0)
+    return each.sum(0) / (targets >= 0).sum(0).clamp(min=1)
 
 
 def speech_losses(

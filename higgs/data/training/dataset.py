@@ -1,7 +1,8 @@
 """Training data: a manifest and codes -> rows for the collator, and batches in an order that can be taken up again."""
 
+import copy
 import hashlib
-from pathlib import Path
+from collections.abc import Sequence
 from typing import Any
 
 from torch import Tensor
@@ -12,87 +13,78 @@ from higgs.data.chatml import tokenize
 from higgs.data.collator import Row, collate, count_positions, spread
 from higgs.data.text.tokenizer import TextTokenizer
 from higgs.data.training.codes import CodesReader
-from higgs.data.training.manifest import Example, Problem, Report, read_manifest
+from higgs.data.training.manifest import DataError, Example, Manifest, Problem
 from higgs.tokens import TokenIds
-
-
-class DataError(ValueError):
-    """Rows of a manifest that cannot be used; `report` lists them all."""
-
-    def __init__(self, report: Report):
-        super().__init__(str(report))
-        self.report = report
 
 
 class Dataset:
     """Conversations with their codes. `dataset[i]` is a row for `collate`; codes are read when it is asked for.
 
-    `report` counts the rows and names those that cannot be used: wrong, or without codes, or of more than
-    `max_positions`. Raises DataError for any, unless `leave_out` says to go on without them.
+    `manifest` has what is left of the examples, and names the rows that cannot be used: wrong, or without codes, or of
+    more than `max_positions`. Raises DataError for any, unless `leave_out` says to go on without them.
     """
 
     def __init__(
         self,
-        manifest: str | Path,
+        manifest: Manifest,
         codes: CodesReader,
         tokenizer: TextTokenizer,
         config: ModelConfig,
         max_positions: int = 4096,
         leave_out: bool = False,
-        allow_special: bool = False,
     ):
         if codes.num_codebooks != config.num_codebooks:
             raise ValueError(
                 f"{codes.path} has {codes.num_codebooks} codebooks, the model {config.num_codebooks}"
             )
-        self.folder = Path(manifest).parent
         self.codes, self.tokenizer, self.config = codes, tokenizer, config
         self.ids, self.max_positions = TokenIds.of(tokenizer), max_positions
-        examples, report = read_manifest(manifest, allow_special)
-        self.examples: list[Example] = []
         self.positions: list[int] = []  # of each example: what it costs
-        problems = list(report.problems)
-        for example in examples:
-            if found := self._look_at(example):
-                problems += found
-        self.report = Report(report.rows, tuple(problems))
-        if problems and not leave_out:
-            raise DataError(self.report)
+        self.hashes: list[str] = []  # of all that it consists of
+        problems = [problem for e in manifest.examples for problem in self._look_at(e)]
+        self.manifest = manifest.without(problems)
+        self.examples: Sequence[Example] = self.manifest.examples
+        if self.manifest.problems and not leave_out:
+            raise DataError(self.manifest)
 
     def _look_at(self, example: Example) -> list[Problem]:
-        """Files the example if it can be used; else what is wrong with it."""
-        if missing := self.codes.missing(dict.fromkeys(example.names)):
-            return [self._without_codes(name, example.place) for name in missing]
-        frames = [self.codes.frames[name] for name in example.names]
-        tokens = tokenize(example.sample, self.tokenizer)
+        """What is wrong with the example; if nothing is, its length and its hash are filed."""
+        if missing := self.codes.missing(dict.fromkeys(example.keys)):
+            told = [f"{key} has no codes in {self.codes.path}" for key in missing]
+            return [Problem("no codes", example.place, what) for what in told]
+        try:
+            tokens = tokenize(example.sample, self.tokenizer)
+        except KeyError as error:
+            return [Problem("wrong row", example.place, error.args[0])]
+        frames = [self.codes.frames[key] for key in example.keys]
         positions = count_positions(tokens, frames, self.config.num_codebooks)
         if positions > self.max_positions:
             what = f"{example.id!r} takes {positions} positions, at most {self.max_positions}"
             return [Problem("too long", example.place, what)]
-        self.examples.append(example)
         self.positions.append(positions)
+        told = repr((example.id, tokens.input_ids, tokens.labels, example.keys, frames))
+        self.hashes.append(hashlib.sha256(told.encode()).hexdigest())
         return []
-
-    def _without_codes(self, name: str, place: str) -> Problem:
-        if (self.folder / name.split("#t=")[0]).is_file():
-            return Problem("not encoded", place, f"{name} has no codes in {self.codes.path} yet")
-        what = f"{name} has no codes in {self.codes.path}, and is no file in {self.folder}"
-        return Problem("missing audio", place, what)
 
     def __len__(self) -> int:
         return len(self.examples)
 
     def __getitem__(self, index: int) -> Row:
         sample = self.examples[index].sample
-        codes: list[Tensor] = [self.codes[name] for name in self.examples[index].names]
+        codes: list[Tensor] = [self.codes[key] for key in self.examples[index].keys]
         return spread(tokenize(sample, self.tokenizer), codes, self.ids, self.config, True)
+
+    def part(self, indices: Sequence[int]) -> "Dataset":
+        """-> those examples alone."""
+        part = copy.copy(self)
+        for name in ("examples", "positions", "hashes"):
+            setattr(part, name, [getattr(self, name)[index] for index in indices])
+        return part
 
     @property
     def fingerprint(self) -> str:
-        """Another one for other examples, in another order, or of other lengths."""
-        rows = zip(self.examples, self.positions, strict=True)
-        written = "\n".join(f"{example.id}\t{positions}" for example, positions in rows)
-        return hashlib.sha256(written.encode()).hexdigest()[:16]
+        """Another one for other examples, texts, tokens or keys of codes, and for another order."""
+        return hashlib.sha256("".join(self.hashes).encode()).hexdigest()[:16]
 
 
 class Batches:
@@ -158,12 +150,16 @@ class Batches:
     def __iter__(self) -> "Batches":
         return self
 
-    def __next__(self) -> Batch:
+    def draw(self) -> list[int]:
+        """-> the examples of the next batch."""
         if self.done == len(self._plan):
             self.epoch, self.done = self.epoch + 1, 0
             self._plan = self.plan(self.epoch)
-        rows = [self.dataset[index] for index in self._plan[self.done]]
         self.done += 1
+        return self._plan[self.done - 1]
+
+    def __next__(self) -> Batch:
+        rows = [self.dataset[index] for index in self.draw()]
         return collate(rows, self.dataset.ids, labels=True, round_to=self.round_to)
 
     def state_dict(self) -> dict[str, Any]:

@@ -6,17 +6,18 @@
     {"id": "a4", ..., "reference": "a1", "form": "voice_in_system"}              ... which the system message holds
     {"id": "c1", "messages": [...], "start_index": 2}                            a conversation, see chatml_json
 
-Audio goes by its name: the file, from the manifest's folder, or whatever its codes are called. `speaker` is kept. Rows
-that cannot be used are problems, each with its place and reason: nothing is dropped without a word.
+Audio is a file, from the manifest's folder, or the name of codes that are there already. `speaker` is kept. Rows that
+cannot be used are problems, each with its place and reason: nothing is dropped without a word.
 """
 
+import hashlib
 from collections import Counter
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
-from pydantic import model_validator
+from pydantic import AfterValidator, model_validator
 from torch import Tensor
 from tqdm import tqdm
 
@@ -31,7 +32,7 @@ from higgs.data.chatml import (
 )
 from higgs.data.chatml_json import sample_from_json
 from higgs.data.text.checks import check_text
-from higgs.data.training.codes import CodesWriter
+from higgs.data.training.codes import CodesReader, CodesWriter
 from higgs.files import read_lines, read_text
 from higgs.validation import Record, parse_json, validate
 
@@ -40,7 +41,7 @@ class Utterance(Record):
     """A row: what is said, and the name of the audio or of the codes in which it is said."""
 
     id: str | None = None
-    text: str
+    text: Annotated[str, AfterValidator(str.strip)]
     audio: str | None = None
     codes: str | None = None
     speaker: str | None = None
@@ -62,6 +63,7 @@ class Utterance(Record):
 
 # Form -> whether it takes a reference.
 FORMS = {"smart_voice": False, "voice_clone": True, "voice_in_system": True}
+SHARD_BYTES = 1 << 19  # 22 minutes of speech: as much encoding is lost by a kill
 
 
 @dataclass(frozen=True)
@@ -74,10 +76,22 @@ class Problem:
 
 
 @dataclass(frozen=True)
-class Report:
-    """How many rows there are, and what is wrong with those that cannot be used."""
+class Example:
+    """One conversation to learn from. `keys`: under which names its audios have their codes, in order."""
 
+    id: str
+    place: str
+    sample: ChatMLSample
+    keys: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class Manifest:
+    """The examples of a file of so many rows, and what is wrong with the rows that cannot be used."""
+
+    path: Path
     rows: int
+    examples: tuple[Example, ...]
     problems: tuple[Problem, ...] = ()
 
     @property
@@ -88,6 +102,14 @@ class Report:
     def counts(self) -> dict[str, int]:
         return dict(Counter(problem.kind for problem in self.problems))
 
+    def without(self, problems: Iterable[Problem]) -> "Manifest":
+        """-> the same with further problems, and without the examples that have them."""
+        told = (*self.problems, *problems)
+        places = {problem.place for problem in told}
+        return replace(
+            self, examples=tuple(e for e in self.examples if e.place not in places), problems=told
+        )
+
     def __str__(self) -> str:
         kinds = ", ".join(f"{count} {kind}" for kind, count in self.counts.items())
         lines = [f"  {p.place}: {p.what}" for p in self.problems]
@@ -95,24 +117,19 @@ class Report:
         return "\n".join([f"{head}: {kinds}" if kinds else head, *lines])
 
 
-@dataclass(frozen=True)
-class Example:
-    """One conversation to learn from. Its audios carry the names of their codes, and of their files."""
+class DataError(ValueError):
+    """Rows that cannot be used; `manifest` lists them all."""
 
-    id: str
-    place: str
-    sample: ChatMLSample
-
-    @property
-    def names(self) -> list[str]:
-        return [audio.name for audio in self.sample.audios]
+    def __init__(self, manifest: Manifest):
+        super().__init__(f"{manifest.path}: {manifest}")
+        self.manifest = manifest
 
 
 class _Reader:
     """Rows of one manifest, with their problems."""
 
-    def __init__(self, allow_special: bool):
-        self.allow_special = allow_special
+    def __init__(self, allow_special: bool, description: str | None):
+        self.allow_special, self.description = allow_special, description
         self.rows: dict[str, tuple[str, Utterance | ChatMLSample]] = {}  # id -> place and row
         self.problems: list[Problem] = []
         self.count = 0
@@ -149,11 +166,11 @@ class _Reader:
     def example(self, name: str) -> Example | None:
         place, given = self.rows[name]
         if isinstance(given, ChatMLSample):
-            return Example(name, place, given)
-        if not given.text.strip():
+            return _example(name, place, given)
+        if not given.text:
             return self.problem("empty text", place, f"{name!r} has an empty text")
         try:
-            return Example(name, place, self.utterance(given))
+            return _example(name, place, self.utterance(given))
         except ValueError as error:
             return self.problem("wrong row", place, str(error))
 
@@ -170,10 +187,10 @@ class _Reader:
         if FORMS[form] and given.description:
             raise ValueError(f"row.description: {form} has a reference in place of a description")
         if form == "smart_voice":
-            asked = smart_voice(text, given.scene, given.description)
+            asked = smart_voice(text, given.scene, given.description or self.description)
         else:
             _, other = self.rows.get(given.reference, ("", None))
-            if not isinstance(other, Utterance) or not other.text.strip() or other is given:
+            if not isinstance(other, Utterance) or not other.text or other is given:
                 raise ValueError(
                     f"row.reference: no other utterance {given.reference!r} in this file"
                 )
@@ -184,6 +201,10 @@ class _Reader:
                 asked = voices_in_system(text, [reference], given.scene)
         answer = Message("assistant", AudioContent(given.source))
         return ChatMLSample([*asked.messages, answer], len(asked.messages), given.speaker)
+
+
+def _example(name: str, place: str, sample: ChatMLSample) -> Example:
+    return Example(name, place, sample, tuple(audio.name for audio in sample.audios))
 
 
 def check_spoken(sample: ChatMLSample) -> None:
@@ -200,54 +221,79 @@ def check_spoken(sample: ChatMLSample) -> None:
         )
 
 
-def read_manifest(path: str | Path, allow_special: bool = False) -> tuple[list[Example], Report]:
+def read_manifest(
+    path: str | Path, allow_special: bool = False, description: str | None = None
+) -> Manifest:
     """JSON Lines, or a `.json` with a list of rows -> what they ask for, in order, and what is wrong with the others.
 
-    Files and codes are not looked at yet. Raises ValueError for a `.json` that is none.
+    `description` asks for the voice of utterances that have neither one of their own nor a reference. Files and codes
+    are not looked at yet. Raises ValueError for a `.json` that is none.
     """
-    reader = _Reader(allow_special)
-    if Path(path).suffix == ".json":
+    path, reader = Path(path), _Reader(allow_special, description)
+    if path.suffix == ".json":
         whole = parse_json(read_text(path), str(path))
         for index, row in enumerate(whole if isinstance(whole, list) else [whole]):
             reader.take(row, f"{path}[{index}]")
     else:
         for place, line in read_lines(path):
             reader.line(line, place)
-    examples = [example for name in reader.rows if (example := reader.example(name))]
-    return examples, Report(reader.count, tuple(reader.problems))
+    examples = tuple(example for name in reader.rows if (example := reader.example(name)))
+    return Manifest(path, reader.count, examples, tuple(reader.problems))
 
 
 def encode_audio(
-    examples: Iterable[Example],
+    manifest: Manifest,
     folder: str | Path,
-    writer: CodesWriter,
     encode: Callable[[Tensor], Tensor],
+    codec: str,
     sample_rate: int = 24_000,
     max_seconds: float = 60.0,
-) -> list[Problem]:
-    """Writes the codes of every audio that has none yet; `encode` makes [K, T] of [L], and files are in `folder`.
+) -> tuple[Manifest, CodesReader]:
+    """-> the examples that can be used, with the keys of their codes, and these codes.
 
-    Returns the audios that have none afterwards: missing, unreadable, refused by `encode`, or too long.
+    `encode` makes codes [K, T] of a waveform [L] at `sample_rate`; `codec` is the fingerprint of its checkpoint. Codes
+    are kept in `folder`, those of each codec apart, under a hash of all that they depend on: a file that has changed is
+    encoded again, one that has not is left alone. Audio that is missing, unreadable, refused by `encode` or longer than
+    `max_seconds` is a problem of each row that needs it. Raises DataError when no example is left.
     """
-    wanted: dict[str, tuple[AudioContent, str]] = {}
-    for example in examples:
-        for audio in example.sample.audios:
-            wanted.setdefault(audio.name, (audio, example.place))
-    problems = []
-    for name, (audio, place) in tqdm(wanted.items(), unit="clip", desc="encode", disable=None):
-        if name in writer:
-            continue
-        try:
-            waveform = audio.load(sample_rate, folder)
-            if len(waveform) > max_seconds * sample_rate:
-                seconds = len(waveform) / sample_rate
-                what = f"{name}: {seconds:.1f} s, at most {max_seconds:g} s: cut it at pauses"
-                problems.append(Problem("too long", place, what))
-            else:
-                writer.add(name, encode(waveform))
-        except FileNotFoundError as error:
-            problems.append(Problem("missing audio", place, str(error)))
-        except ValueError as error:
-            problems.append(Problem("unusable audio", place, f"{name}: {error}"))
-    writer.flush()
-    return problems
+    folder, audios = Path(folder) / codec[:16], manifest.path.parent
+    keys: dict[AudioContent, str] = {}
+    faults: dict[AudioContent, tuple[str, str]] = {}
+    wanted = dict.fromkeys(
+        audio for example in manifest.examples for audio in example.sample.audios
+    )
+    with CodesWriter(folder, SHARD_BYTES) as writer:
+        for audio in tqdm(wanted, unit="clip", desc="encode", disable=None):
+            try:
+                keys[audio] = key = _key(audio, audios, codec)
+                waveform = audio.load(sample_rate, audios)
+                if (seconds := len(waveform) / sample_rate) > max_seconds:
+                    raise ValueError(
+                        f"{seconds:.1f} s, at most {max_seconds:g} s: cut it at pauses"
+                    )
+                if key not in writer:
+                    codes = encode(waveform)
+                    if _key(audio, audios, codec) != key:
+                        raise ValueError("the file changed while it was read")
+                    writer.add(key, codes)
+            except FileNotFoundError as error:
+                faults[audio] = ("missing audio", str(error))
+            except (OSError, ValueError) as error:
+                faults[audio] = ("unusable audio", f"{audio.name}: {error}")
+    found = manifest.without(
+        Problem(kind, example.place, what)
+        for example in manifest.examples
+        for kind, what in dict.fromkeys(faults[a] for a in example.sample.audios if a in faults)
+    )
+    if not found.examples:
+        raise DataError(found)
+    named = [replace(e, keys=tuple(keys[a] for a in e.sample.audios)) for e in found.examples]
+    return replace(found, examples=tuple(named)), CodesReader(folder)
+
+
+def _key(audio: AudioContent, folder: Path, codec: str) -> str:
+    """SHA-256 over all that codes depend on: the bytes of the file, the stretch of it, and the codec."""
+    with (folder / audio.audio_url).open("rb") as file:
+        digest = hashlib.file_digest(file, "sha256")
+    digest.update(repr((audio.offset or 0.0, audio.duration, codec)).encode())
+    return digest.hexdigest()
