@@ -114,8 +114,9 @@ def check_higgs_command(arguments: str) -> None:
     command, words = typer.main.get_command(app), shlex.split(arguments)
     while words and (inner := getattr(command, "commands", {}).get(words[0])):
         command, words = inner, words[1:]
-    assert not (words and hasattr(command, "commands")), arguments
-    if words:
+    if words and hasattr(command, "commands"):
+        assert any(words[0] in option.opts for option in command.params), arguments
+    elif words:
         command.make_context("higgs", words)
 
 

@@ -371,8 +371,8 @@ def test_outputs_of_exploring_stay_out_of_the_way(tmp_path, monkeypatch):
 
 def test_helpers_import_neither_torch_nor_papermill():
     """A kernel imports the helpers in every first cell, and the Jupyter server imports the hook."""
-    for name in ("cells", "notebook_clean", "notebook_html", "notebook", "params"):
-        tree = ast.parse((REPOSITORY / "higgs" / f"{name}.py").read_text())
+    for name in ("outputs", "clean", "page", "runner", "params"):
+        tree = ast.parse((REPOSITORY / "higgs" / "workflow" / f"{name}.py").read_text())
         top = [node for node in tree.body if isinstance(node, ast.Import | ast.ImportFrom)]
         names = {alias.name for node in top for alias in node.names} | {
             getattr(node, "module", "") for node in top

@@ -5,15 +5,7 @@ from typing import Annotated
 
 from typer import Option
 
-from higgs.cli.options import (
-    FOLDER,
-    Checkpoint,
-    MaxNewTokens,
-    Temperature,
-    TopK,
-    TopP,
-    Voices,
-)
+from higgs.cli.options import FOLDER, Checkpoint, MaxNewTokens, Temperature, TopK, TopP, Voices
 
 
 class Dtype(StrEnum):

@@ -11,16 +11,7 @@ from typing import Annotated, Any
 
 from typer import Argument, BadParameter, Option
 
-from higgs.cli.options import (
-    FOLDER,
-    OWN,
-    Checkpoint,
-    MaxNewTokens,
-    Temperature,
-    TopK,
-    TopP,
-    Voices,
-)
+from higgs.cli.options import FOLDER, OWN, Checkpoint, MaxNewTokens, Temperature, TopK, TopP, Voices
 
 STREAM = Path("-")
 SAMPLING = ("temperature", "top_k", "top_p", "seed")
@@ -30,9 +21,7 @@ CHUNKING += ("sentence_pause", "paragraph_pause", "speaker_pause")
 
 Text = Annotated[
     str | None,
-    Argument(
-        help="what to say; - reads standard input; [SPEAKER0] ... [SPEAKER1] ... for a dialogue"
-    ),
+    Argument(help="what to say; - is standard input; [SPEAKER0] ... [SPEAKER1] ... a dialogue"),
 ]
 File = Annotated[Path | None, Option(help="read the text from this file instead")]
 Out = Annotated[Path, Option(help="a .wav or .flac file; - writes WAV to standard output")]

@@ -11,41 +11,15 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-from pydantic import model_validator
-
 from higgs.checkpoint.folder import GENERATION_CONFIG, read_json
 from higgs.checkpoint.resolve import resolve
 from higgs.config import SamplingConfig
 from higgs.data.text.chunks import ChunkOptions
-from higgs.validation import Positive, Record, validate
+from higgs.validation import Positive, validate
 
+SAMPLING = ("temperature", "top_k", "top_p", "ras_window", "ras_max_repeats", "strict_eos")
+FIELDS = (*SAMPLING, "do_sample", "max_new_tokens", "chunking")
 PORT_NAMES = {"ras_win_len": "ras_window", "ras_win_max_num_repeat": "ras_max_repeats"}
-
-
-class GenerationFields(Record):
-    """The fields of the file that are read."""
-
-    do_sample: bool = True
-    temperature: float | None = None
-    top_k: int | None = None
-    top_p: float | None = None
-    max_new_tokens: Positive = 1024
-    ras_window: int | None = None
-    ras_max_repeats: int | None = None
-    strict_eos: bool | None = None
-    chunking: ChunkOptions = ChunkOptions()
-
-    @property
-    def sampling(self) -> SamplingConfig:
-        names = ("top_k", "top_p", "ras_window", "ras_max_repeats", "strict_eos")
-        temperature = self.temperature if self.do_sample else 0.0
-        named = {name: getattr(self, name) for name in names}
-        return SamplingConfig().override(temperature=temperature, **named)
-
-    @model_validator(mode="after")
-    def _in_range(self) -> "GenerationFields":
-        assert self.sampling
-        return self
 
 
 @dataclass(frozen=True)
@@ -74,13 +48,18 @@ class GenerationConfig:
     @classmethod
     def from_json(cls, content: Mapping[str, Any]) -> "GenerationConfig":
         """The content of the file. Raises ValueError naming the key."""
-        known = GenerationFields.model_fields
         named = {PORT_NAMES.get(k, k): value for k, value in content.items() if value is not None}
-        for key in named.keys() - known.keys():
-            if near := difflib.get_close_matches(key, known, 1, cutoff=0.9):
+        for key in named.keys() - set(FIELDS):
+            if near := difflib.get_close_matches(key, FIELDS, 1, cutoff=0.9):
                 raise ValueError(f"unknown key {key!r}: did you mean {near[0]!r}?")
-        read = validate(GenerationFields, {key: named[key] for key in known if key in named}, "")
-        return cls(read.sampling, read.chunking, read.max_new_tokens)
+        settings = {name: named.get(name) for name in SAMPLING}
+        if not validate(bool, named.get("do_sample", True), "do_sample"):
+            settings["temperature"] = 0.0
+        return cls(
+            SamplingConfig().override(**settings),
+            validate(ChunkOptions, named.get("chunking", {}), "chunking"),
+            validate(Positive, named.get("max_new_tokens", 1024), "max_new_tokens"),
+        )
 
     def to_json(self) -> dict[str, Any]:
         """Every setting, for a record of what was done."""
