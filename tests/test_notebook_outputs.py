@@ -85,7 +85,7 @@ def smaller(executed) -> Path:
     path, yaml = executed / "params.yaml", YAML()
     params = yaml.load(path.read_text())
     params["tokenize"] |= {"languages": ["it"], "max_clips": 1}
-    params["evaluate"]["set"] = "data/scripts/one.jsonl"
+    params["set"] = "data/scripts/one.jsonl"
     yaml.dump(params, path)
     scripts = executed / "data/scripts"
     (first, *_) = (scripts / "default.jsonl").read_text().splitlines()
