@@ -104,9 +104,7 @@ def compare(
     return times
 
 
-def rows_per_frame(
-    case: str, times: dict[str, list[tuple[float, float]]], peer: str, frame_rate: int
-) -> list[Row]:
+def rows_per_frame(case: str, times: dict[str, list[tuple[float, float]]], peer: str, frame_rate: int) -> list[Row]:
     """For --json: a frame, 40 ms of audio, is what a step is to the model."""
     each = {n: [(w / frame_rate, c / frame_rate) for w, c in rows] for n, rows in times.items()}
     return rows_of(case, each, [(name, peer) for name in times if name != peer])
@@ -130,9 +128,7 @@ def main() -> None:
     parser.add_argument("--checkpoint", default="data/checkpoints/nano/codec")
     parser.add_argument("--recordings", default="data/recordings/manifest.jsonl")
     parser.add_argument("--clips", type=int, default=64)
-    parser.add_argument(
-        "--seconds", type=float, nargs=2, default=(1.0, 3.0), help="shortest and longest clip"
-    )
+    parser.add_argument("--seconds", type=float, nargs=2, default=(1.0, 3.0), help="shortest and longest clip")
     parser.add_argument("--repeats", type=int, default=5)
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--rows", type=int, default=0, help="also: so many clips in one batch")
@@ -170,9 +166,7 @@ def main() -> None:
         lengths = [draw.randint(*frames) for _ in range(arguments.clips)]
         return [torch.randint(codec.codebook_size, (shape, length)) for length in lengths]
 
-    times = compare(
-        decoders(codec), codes, lambda c: c.shape[1] / codec.frame_rate, arguments.repeats
-    )
+    times = compare(decoders(codec), codes, lambda c: c.shape[1] / codec.frame_rate, arguments.repeats)
     report("decode", times, "one by one, each at its own length")
     alone = "one by one, each at its own length"
     rows += rows_per_frame("codec decode", times, alone, codec.frame_rate)
@@ -186,9 +180,7 @@ def main() -> None:
     for name, found in results.items():
         pairs = zip(found, expected, strict=True)
         differ = sum(int((a != b).sum()) for a, b in pairs)
-        print(
-            f"{name}: {differ} of {sum(c.numel() for c in expected)} codes differ from encode(clip)"
-        )
+        print(f"{name}: {differ} of {sum(c.numel() for c in expected)} codes differ from encode(clip)")
 
 
 if __name__ == "__main__":

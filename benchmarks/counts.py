@@ -32,9 +32,7 @@ class Operations(TorchDispatchMode):
 
     def __torch_dispatch__(self, function, types, args=(), kwargs=None):
         name = str(function).removeprefix("aten.")
-        if name.startswith("index.") and any(
-            isinstance(i, Tensor) and i.dtype == torch.bool for i in args[1]
-        ):
+        if name.startswith("index.") and any(isinstance(i, Tensor) and i.dtype == torch.bool for i in args[1]):
             name = "boolean index"
         self.seen[name] += 1
         return function(*args, **(kwargs or {}))

@@ -81,9 +81,7 @@ def port_of(model: HiggsAudio, static: bool = False) -> transformers.PreTrainedM
     with torch.device(model.device):
         port = transformers.HiggsAudioV2ForConditionalGeneration(made).to(model.dtype)
     tensors, names = to_transformers(dict(model.state_dict())), dict(port.named_parameters())
-    port.load_state_dict(
-        {k: v for k, v in tensors.items() if k in names}, strict=False, assign=True
-    )
+    port.load_state_dict({k: v for k, v in tensors.items() if k in names}, strict=False, assign=True)
     port.generation_config.ras_win_len, port.generation_config.ras_win_max_num_repeat = 7, 2
     if static:
         port.generation_config.cache_implementation = "static"
@@ -116,9 +114,7 @@ def theirs(port: transformers.PreTrainedModel, prompt: Batch) -> Callable[[int],
     inputs = {name: tensor.to(port.device) for name, tensor in inputs.items()}
 
     def run(steps: int) -> None:
-        made = port.generate(
-            **inputs, do_sample=True, temperature=0.7, top_k=50, top_p=0.95, max_new_tokens=steps
-        )
+        made = port.generate(**inputs, do_sample=True, temperature=0.7, top_k=50, top_p=0.95, max_new_tokens=steps)
         columns = made if isinstance(made, Tensor) else made.audio_sequences
         assert columns.shape[1] == steps, "a segment ended by itself"
 
@@ -163,9 +159,7 @@ def bytes_per_step(decoder: Decoder, rows: int, context: int) -> int:
     return sum(t.nbytes for t in matrices) + rows * kept
 
 
-def large(
-    config: ModelConfig, codec: CodecConfig, device: str, scale: int, repeats: int
-) -> list[Row]:
+def large(config: ModelConfig, codec: CodecConfig, device: str, scale: int, repeats: int) -> list[Row]:
     """What is asked of a GPU, at any size: alone, beside transformers, 64 rows, and the first packet."""
     dtype = torch.bfloat16
     model = random_model(config, device, dtype)
@@ -217,9 +211,7 @@ def many_rows(model: HiggsAudio, case: str, scale: int, repeats: int) -> Row:
     return row_of(case, f"{count} rows: {1000 * count / middle(times)[0]:.0f} frames/s", times)
 
 
-def first_packet(
-    model: HiggsAudio, config: CodecConfig, case: str, length: int, repeats: int
-) -> Row:
+def first_packet(model: HiggsAudio, config: CodecConfig, case: str, length: int, repeats: int) -> Row:
     """From a request to four exact frames on the host, with a codec of random weights."""
     torch.manual_seed(0)
     codec = AudioTokenizer(config).eval().requires_grad_(False).to(model.device)

@@ -60,9 +60,7 @@ def main() -> None:
         )
         for rule, values in rows.items():
             means = {key: statistics.mean(row[key] for row in values) for key in COLUMNS}
-            print(
-                f"    {rule:10}", "  ".join(f"{key} {value:7.3f}" for key, value in means.items())
-            )
+            print(f"    {rule:10}", "  ".join(f"{key} {value:7.3f}" for key, value in means.items()))
 
 
 if __name__ == "__main__":

@@ -66,9 +66,7 @@ def child(repeatable: bool, repeats: int) -> dict[str, list[float]]:
     command = [sys.executable, "-m", "benchmarks.repeatable", "--repeats", str(repeats)]
     command += ["--child", "pinned" if repeatable else "free"]
     inherited = {k: v for k, v in os.environ.items() if k not in PINNED}
-    done = subprocess.run(
-        command, env=inherited | environment(repeatable), check=True, stdout=subprocess.PIPE
-    )
+    done = subprocess.run(command, env=inherited | environment(repeatable), check=True, stdout=subprocess.PIPE)
     return json.loads(done.stdout)
 
 

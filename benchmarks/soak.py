@@ -180,9 +180,7 @@ def main() -> None:
     first, last = report.resident[len(report.resident) // 6], report.resident[-1]
     print(f"{arguments.requests} requests in {report.seconds:.0f} s: {dict(report.outcomes)}")
     print(f"rows still taken: {report.taken_rows}, requests still open: {report.open_requests}")
-    print(
-        f"memory: {first / 1e6:.1f} MB after the first sixth, {last / 1e6:.1f} at the end ({report.growth:+.1%})"
-    )
+    print(f"memory: {first / 1e6:.1f} MB after the first sixth, {last / 1e6:.1f} at the end ({report.growth:+.1%})")
     print("\n".join(report.wrong) or "nothing went wrong")
     if arguments.json:
         found = vars(report) | {"outcomes": dict(report.outcomes)}

@@ -49,9 +49,7 @@ def main() -> None:
                 limit = script.max_new_tokens or arguments.max_new_tokens
                 made[rule].append(engine.generate(script.sample, drawn, limit))
     pairs = list(zip(*made.values(), strict=True))
-    same = sum(
-        a.codes.shape == b.codes.shape and bool((a.codes == b.codes).all()) for a, b in pairs
-    )
+    same = sum(a.codes.shape == b.codes.shape and bool((a.codes == b.codes).all()) for a, b in pairs)
     print(f"model {fingerprint(model)[:16]}, codec {fingerprint(codec)[:16]}")
     print(f"{len(pairs)} requests ({len(scripts)} scripts, {arguments.seeds} seeds); {same} alike")
     for rule, responses in made.items():

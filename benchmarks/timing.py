@@ -135,9 +135,7 @@ class Table:
         torch.set_num_threads(arguments.threads)
         self.file, self.rows = arguments.json, []
         print(machine(arguments))
-        print(
-            f"{'':82}{'wall: ours':>11}{'peer':>9}{'ratio':>7}{'CPU: ours':>11}{'ratio':>7}  range"
-        )
+        print(f"{'':82}{'wall: ours':>11}{'peer':>9}{'ratio':>7}{'CPU: ours':>11}{'ratio':>7}  range")
 
     def show(self, rows: list[Row]) -> None:
         for row in rows:

@@ -93,9 +93,7 @@ def pace(waveform: torch.Tensor, sample_rate: int, text: str) -> float:
     return len(text.split()) / (FRAME * len(speech(waveform, sample_rate)))
 
 
-def row(
-    engine: Engine, name: str, speaker: str | None, texts: list[str], seeds: int, measure: Callable
-) -> str:
+def row(engine: Engine, name: str, speaker: str | None, texts: list[str], seeds: int, measure: Callable) -> str:
     """Speaks the texts with every seed -> one line of the table."""
     values, used = [], 0
     for text in texts:
@@ -125,9 +123,7 @@ def main() -> None:
     source = Checkpoint.parse(options.checkpoint)
     engine = Engine.from_pretrained(source.model, source.codec, source.device, source.dtype)
     model, codec = (fingerprint(part)[:16] for part in (source.model, source.codec))
-    print(
-        f"Checkpoint `{source.name}`: model `{model}`, codec `{codec}`; 8 sentences, {options.seeds} seeds.\n"
-    )
+    print(f"Checkpoint `{source.name}`: model `{model}`, codec `{codec}`; 8 sentences, {options.seeds} seeds.\n")
     print("| | mean | 95 % interval | takes used |\n|---|---|---|---|")
     for name, mark in MARKS.items():
         starts = mark in (".", "...")

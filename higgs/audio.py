@@ -58,8 +58,7 @@ def check_waveform(waveform: Tensor, what: str = "waveform") -> Tensor:
         raise TypeError(f"{what}: expected a torch.Tensor, got {type(waveform).__name__}")
     if not waveform.is_floating_point():
         raise TypeError(
-            f"{what}: expected floating point samples in [-1, 1], got {waveform.dtype}; "
-            "divide 16-bit integers by 32768"
+            f"{what}: expected floating point samples in [-1, 1], got {waveform.dtype}; divide 16-bit integers by 32768"
         )
     if waveform.numel() == 0:
         raise ValueError(f"{what}: empty (shape {tuple(waveform.shape)})")
@@ -78,9 +77,7 @@ def opened(path: str | Path) -> Iterator[soundfile.SoundFile]:
     check_whole(path)
     try:
         if path.suffix.lower() == ".raw":
-            raise ValueError(
-                f"{path}: raw samples do not say what they are; expected a file with a header"
-            )
+            raise ValueError(f"{path}: raw samples do not say what they are; expected a file with a header")
         with soundfile.SoundFile(path) as file:
             if file.frames > UNKNOWN_FRAMES:
                 raise ValueError(f"{path}: its header does not say how long it is; convert it anew")
@@ -111,14 +108,10 @@ def load_audio(path: str | Path, sample_rate: int | None = None) -> tuple[Tensor
     with opened(path) as file:
         rate = file.samplerate
         if file.frames > MAX_SECONDS * rate:
-            raise ValueError(
-                f"{path}: {file.frames / rate:.0f} s is longer than {MAX_SECONDS:.0f} s; split it first"
-            )
+            raise ValueError(f"{path}: {file.frames / rate:.0f} s is longer than {MAX_SECONDS:.0f} s; split it first")
         samples = file.read(dtype="float32", always_2d=True)
         if len(samples) + rate / 10 < file.frames:  # headers of MP3 files are not exact
-            raise ValueError(
-                f"{path} is cut off: {len(samples) / rate:.2f} of {file.frames / rate:.2f} s are there"
-            )
+            raise ValueError(f"{path} is cut off: {len(samples) / rate:.2f} of {file.frames / rate:.2f} s are there")
     waveform = check_waveform(torch.from_numpy(samples).mean(dim=1), str(path))
     if sample_rate is not None:
         return resample(waveform, rate, sample_rate), sample_rate
@@ -217,9 +210,7 @@ def log_mel(
     pad = (n_fft - hop) // 2
     flat = waveform.reshape(-1, 1, waveform.shape[-1])
     padded = torch.nn.functional.pad(flat, (pad, pad), mode="reflect")[:, 0]
-    mel = mel_filterbank(n_fft, num_mels, sample_rate).to(waveform.device).T @ magnitude(
-        padded, n_fft, hop
-    )
+    mel = mel_filterbank(n_fft, num_mels, sample_rate).to(waveform.device).T @ magnitude(padded, n_fft, hop)
     return mel.clamp(min=1e-4).log().reshape(*waveform.shape[:-1], num_mels, mel.shape[-1])
 
 

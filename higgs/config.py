@@ -160,9 +160,7 @@ class SamplingConfig:
 
     def __post_init__(self) -> None:
         if self.parity and self.strict_eos:
-            raise ValueError(
-                "strict_eos leaves the original's rules, which parity asks for: choose one"
-            )
+            raise ValueError("strict_eos leaves the original's rules, which parity asks for: choose one")
 
     def override(self, **options: Any) -> "SamplingConfig":
         """With the options that are not None. 0 stands for no limit (`top_k`) and for off (`ras_window`)."""

@@ -149,9 +149,7 @@ def count(parts: Mapping[str, str], tensors: Mapping[str, Tensor]) -> dict[str, 
     """Elements by part, in the order of the parts."""
     counted = dict.fromkeys(parts, 0)
     for name, tensor in tensors.items():
-        counted[next(part for part, names in parts.items() if re.match(names, name))] += (
-            tensor.numel()
-        )
+        counted[next(part for part, names in parts.items() if re.match(names, name))] += tensor.numel()
     return counted
 
 

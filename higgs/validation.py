@@ -67,9 +67,7 @@ def _fault(fault: dict[str, Any], where: str, kind: Any) -> str:
     if fault["type"] == "missing":
         return f"{_place(where, above)}: missing key {last!r}"
     if fault["type"] in ("extra_forbidden", "unexpected_keyword_argument"):
-        return (
-            f"{_place(where, above)}: unknown key {last!r}{choices(str(last), _keys(kind, above))}"
-        )
+        return f"{_place(where, above)}: unknown key {last!r}{choices(str(last), _keys(kind, above))}"
     if fault["type"] == "value_error":
         return f"{_place(where, path)}: {fault['ctx']['error']}"
     said = re.sub(r" or instance of \w+", "", fault["msg"].replace("Input should be", "must be"))
@@ -97,9 +95,7 @@ def _keys(kind: Any, path: Iterable[Any]) -> list[str]:
     return list(dict.fromkeys(key for record in records for key in record.model_fields))
 
 
-def check_keys(
-    values: Iterable[Any], known: Iterable[str], required: Iterable[str], what: str
-) -> None:
+def check_keys(values: Iterable[Any], known: Iterable[str], required: Iterable[str], what: str) -> None:
     """Raises ParamsError for unknown keys, naming the closest known one first, and missing ones."""
     known, values = list(known), list(values)
     faults = [f"unknown key {k!r}{choices(str(k), known)}" for k in values if k not in known]

@@ -76,9 +76,7 @@ class Workers:
             self._pool = None
 
 
-def in_order(
-    load: Callable[[], Callable[[S], T]], items: Sequence[S], count: int | None = None
-) -> Iterator[T]:
+def in_order(load: Callable[[], Callable[[S], T]], items: Sequence[S], count: int | None = None) -> Iterator[T]:
     """`Workers(load, count).map(items)`, by workers that end with it."""
     workers = Workers(load, count if len(items) > 1 else 1)
     try:

@@ -41,9 +41,7 @@ class Hub(ThreadingHTTPServer):
         self.cut: list[int] = []
         self.down = self.damage = False
         self.url = f"http://127.0.0.1:{self.server_port}"
-        self.elsewhere = (
-            f"http://localhost:{self.server_port}"  # as the hub's large files are on other hosts
-        )
+        self.elsewhere = f"http://localhost:{self.server_port}"  # as the hub's large files are on other hosts
         threading.Thread(target=self.serve_forever, args=(0.01,), daemon=True).start()
 
     def add(self, name: str, commit: str, files: dict[str, bytes]) -> None:
@@ -53,11 +51,7 @@ class Hub(ThreadingHTTPServer):
 
     def fetched(self) -> set[str]:
         """The files whose content was asked for; the large ones by their hash."""
-        return {
-            path.rsplit("/", 1)[1]
-            for method, path, _ in self.log
-            if method == "GET" and "/api/" not in path
-        }
+        return {path.rsplit("/", 1)[1] for method, path, _ in self.log if method == "GET" and "/api/" not in path}
 
 
 class Handler(BaseHTTPRequestHandler):
@@ -79,11 +73,7 @@ class Handler(BaseHTTPRequestHandler):
             return self.answer(503, b"down")
         if match := re.fullmatch(r"/cdn/(\w+)", path):
             return self.content(match[1])
-        if not (
-            match := re.fullmatch(
-                r"(?:/api/models)?/([^/]+/[^/]+)/(revision|tree|resolve)/([^/]+)/?(.*)", path
-            )
-        ):
+        if not (match := re.fullmatch(r"(?:/api/models)?/([^/]+/[^/]+)/(revision|tree|resolve)/([^/]+)/?(.*)", path)):
             return self.answer(404, b"")
         name, what, revision, file = match.groups()
         if name not in self.server.repositories:
@@ -95,13 +85,9 @@ class Handler(BaseHTTPRequestHandler):
             return self.answer(404, b"", {"X-Error-Code": "RevisionNotFound"})
         files = self.server.repositories[name][commit]
         if what == "revision":
-            return self.answer(
-                200, json.dumps({"id": name, "sha": commit, "siblings": []}).encode()
-            )
+            return self.answer(200, json.dumps({"id": name, "sha": commit, "siblings": []}).encode())
         if what == "tree":
-            return self.answer(
-                200, json.dumps([entry(path, files[path]) for path in files]).encode()
-            )
+            return self.answer(200, json.dumps([entry(path, files[path]) for path in files]).encode())
         self.resolve(commit, file, files)
 
     def resolve(self, commit: str, file: str, files: dict[str, bytes]) -> None:
@@ -122,18 +108,13 @@ class Handler(BaseHTTPRequestHandler):
     def content(self, digest: str) -> None:
         """A large file, from where the Range header says."""
         every = (
-            f
-            for commits in self.server.repositories.values()
-            for files in commits.values()
-            for f in files.values()
+            f for commits in self.server.repositories.values() for files in commits.values() for f in files.values()
         )
         content = next(content for content in every if sha256(content) == digest)
         if self.server.damage:
             content = bytes([content[0] ^ 1]) + content[1:]
         start = int(re.match(r"bytes=(\d+)-", self.headers.get("Range", "bytes=0-"))[1])
-        headers = (
-            {"Content-Range": f"bytes {start}-{len(content) - 1}/{len(content)}"} if start else {}
-        )
+        headers = {"Content-Range": f"bytes {start}-{len(content) - 1}/{len(content)}"} if start else {}
         self.send_response(206 if start else 200)
         for key, value in (headers | {"Content-Length": str(len(content) - start)}).items():
             self.send_header(key, value)

@@ -86,9 +86,7 @@ def main() -> None:
     waveform = add("waveform", lambda: codec.decode(codes))
     add("file", lambda: flac(waveform))
     engine = Engine.from_pretrained(NANO / "model", NANO / "codec", device="cpu", dtype="float32")
-    prompt = find_voice(ROOT / "data/voices", "cleo").prompt(
-        "The bus stops in front of the school."
-    )
+    prompt = find_voice(ROOT / "data/voices", "cleo").prompt("The bus stops in front of the school.")
     add("logits", lambda: logits(engine, prompt))
     add("speech", lambda: speech(engine, prompt))
     for name, make in (

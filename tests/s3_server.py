@@ -97,9 +97,7 @@ class Server:
         self.log = (folder / "log").open("wb")
         # Elsewhere it would look for settings; HOME and the working directory are its own.
         variables = {"HOME": str(folder), "PATH": "/usr/bin:/bin", "GOMAXPROCS": "2"}
-        self.process = subprocess.Popen(
-            command, cwd=folder, env=variables, stdout=self.log, stderr=subprocess.STDOUT
-        )
+        self.process = subprocess.Popen(command, cwd=folder, env=variables, stdout=self.log, stderr=subprocess.STDOUT)
         self.port = self.ports["s3.port"]
         self.endpoint = f"http://127.0.0.1:{self.port}"
         self.client = botocore.session.Session().create_client(

@@ -57,9 +57,7 @@ def noise(samples: int = RATE, seed: int = 0) -> Tensor:
     return 0.1 * torch.randn(samples, generator=torch.Generator().manual_seed(seed))
 
 
-def sine(
-    hertz: float, amplitude: float = 1.0, samples: int = RATE, sample_rate: int = RATE
-) -> Tensor:
+def sine(hertz: float, amplitude: float = 1.0, samples: int = RATE, sample_rate: int = RATE) -> Tensor:
     return amplitude * torch.sin(2 * math.pi * hertz * torch.arange(samples) / sample_rate)
 
 

@@ -36,9 +36,7 @@ def fake_torchaudio(folder, native: bool) -> str:
         "from . import _extension\nfrom ._extension import _IS_TORCHAUDIO_EXT_AVAILABLE\n"
     )
     fails = "" if native else "raise OSError('libc10_cuda.so: cannot open shared object file')\n"
-    (package / "_extension" / "__init__.py").write_text(
-        fails + "_IS_TORCHAUDIO_EXT_AVAILABLE = True\n"
-    )
+    (package / "_extension" / "__init__.py").write_text(fails + "_IS_TORCHAUDIO_EXT_AVAILABLE = True\n")
     return str(folder)
 
 

@@ -241,10 +241,7 @@ def test_references_that_are_heard(engine, tmp_path):
     sound = noise(8000).numpy()
     written(np.stack([sound, -0.5 * sound], 1), 8000)(tmp_path / "stereo.wav")
     written(0.25 * sound, 8000, subtype="FLOAT")(tmp_path / "mono.wav")
-    stereo, mono = (
-        engine.reference_codes(AudioContent(str(tmp_path / name)))
-        for name in ("stereo.wav", "mono.wav")
-    )
+    stereo, mono = (engine.reference_codes(AudioContent(str(tmp_path / name))) for name in ("stereo.wav", "mono.wav"))
     assert stereo.shape == mono.shape == (8, 25)
     written(noise(240).numpy())(tmp_path / "click.wav")
     assert engine.reference_codes(AudioContent(str(tmp_path / "click.wav"))).shape == (8, 1)
@@ -307,19 +304,14 @@ def test_a_full_disk_leaves_what_was_there(tmp_path, golden, how):
             SMALL_DISK,
             tmp_path,
         ]
-        if (
-            not shutil.which("unshare")
-            or subprocess.run([*space, "true"], stderr=subprocess.DEVNULL).returncode
-        ):
+        if not shutil.which("unshare") or subprocess.run([*space, "true"], stderr=subprocess.DEVNULL).returncode:
             pytest.skip("a disk cannot be mounted here")
         command, code = [*space, *command], "OSError(28, 'No space left on device')"
     environment = os.environ | {"PYTHONPATH": str(ROOT)}
     done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     *told, (new, old) = map(json.loads, done.stdout.splitlines())
-    assert [row[:2] for row in told] == [
-        [folder, name] for folder in ("new", "old") for name in names
-    ]
+    assert [row[:2] for row in told] == [[folder, name] for folder in ("new", "old") for name in names]
     for folder, name, error, filename, notes in told:
         assert notes == [f"while writing {folder}/{name}, which is as it was before"]
         # Two libraries do not pass the system's error on as it is.

@@ -110,10 +110,7 @@ def test_when_a_request_comes_changes_nothing(parts, requests, alone):
 def test_a_row_is_as_new_when_it_is_taken_again(model, engine, times):
     """Two rows taken so many times, by requests of other lengths and settings in turn."""
     decoder = Decoder(model, rows=2, positions=200, burst=4)
-    chosen = [
-        SETTINGS[name]
-        for name in ("the defaults", "greedy", "strict end", "a long window", "no top-k")
-    ]
+    chosen = [SETTINGS[name] for name in ("the defaults", "greedy", "strict end", "a long window", "no top-k")]
     heard = [torch.full((8, 9), 5)]
     asked = [
         engine.prepare(smart_voice("Hi.")),
@@ -252,9 +249,7 @@ def test_references_are_encoded_once(engine, tmp_path, monkeypatch):
 
     paths = [tmp_path / "a.wav", tmp_path / "b.wav"]
     for path in paths:
-        save_audio(
-            path, 0.1 * torch.randn(24_000, generator=torch.Generator().manual_seed(1)), 24_000
-        )
+        save_audio(path, 0.1 * torch.randn(24_000, generator=torch.Generator().manual_seed(1)), 24_000)
     encode, calls = engine.tokenizer.encode, []
     monkeypatch.setattr(engine.tokenizer, "encode", lambda w: calls.append(1) or encode(w))
     first, second = (engine.reference_codes(AudioContent(str(path))) for path in paths)

@@ -52,24 +52,15 @@ def test_what_goes_out_comes_in_again(sample):
     again = sample_from_json(json.loads(json.dumps(sample_to_json(sample))), allow_special=True)
     assert tokenize(again, tokenizer) == tokenize(sample, tokenizer)
     assert again.audios == sample.audios
-    assert [(m.role, m.recipient) for m in again.messages] == [
-        (m.role, m.recipient) for m in sample.messages
-    ]
+    assert [(m.role, m.recipient) for m in again.messages] == [(m.role, m.recipient) for m in sample.messages]
     assert (again.start_index, again.speaker, again.misc) == (
         sample.start_index,
         sample.speaker,
         sample.misc,
     )
     assert sample_to_json(again) == sample_to_json(sample)
-    if all(
-        not part.allow_special
-        for m in sample.messages
-        for part in m.parts
-        if isinstance(part, TextContent)
-    ):
-        assert tokenize(sample_from_json(sample_to_json(sample)), tokenizer) == tokenize(
-            sample, tokenizer
-        )
+    if all(not part.allow_special for m in sample.messages for part in m.parts if isinstance(part, TextContent)):
+        assert tokenize(sample_from_json(sample_to_json(sample)), tokenizer) == tokenize(sample, tokenizer)
 
 
 def test_files(tmp_path):
@@ -128,9 +119,7 @@ def test_a_file_cannot_make_its_text_special():
     asking = {"messages": [{"role": "user", "content": {"text": evil, "allow_special": True}}]}
     with pytest.raises(ValueError, match=r"content: .*allow_special=True"):
         sample_from_json(asking)
-    refusing = {
-        "messages": [{"role": "user", "content": {"text": evil, "allow_special": False}}] * 2
-    }
+    refusing = {"messages": [{"role": "user", "content": {"text": evil, "allow_special": False}}] * 2}
     assert counted(refusing) == counted(refusing, allow_special=True) == counted(clean)
 
 
@@ -184,9 +173,7 @@ def test_json_is_strict(text, message):
 
 def test_files_name_their_line(tmp_path):
     good = json.dumps({"messages": [USER]})
-    (tmp_path / "s.jsonl").write_text(
-        f"{good}\n\n{good}\n" + '{"messages": [{"role": "x", "content": "y"}]}\n'
-    )
+    (tmp_path / "s.jsonl").write_text(f"{good}\n\n{good}\n" + '{"messages": [{"role": "x", "content": "y"}]}\n')
     with pytest.raises(ValueError, match=r"s\.jsonl, line 4: conversation\.messages\[0\]\.role"):
         read_conversations(tmp_path / "s.jsonl")
     (tmp_path / "list.json").write_text(f"[{good}, 3]")

@@ -149,9 +149,7 @@ def test_both_layouts_hold_the_same(whole):
     for kind in ("model", "codec"):
         ours, theirs = (load(whole[f"{kind}-{layout}"]) for layout in ("transformers", "original"))
         assert ours.config == theirs.config
-        for (name, a), b in zip(
-            ours.state_dict().items(), theirs.state_dict().values(), strict=True
-        ):
+        for (name, a), b in zip(ours.state_dict().items(), theirs.state_dict().values(), strict=True):
             assert torch.allclose(a, b, rtol=0, atol=1e-6), name
 
 
@@ -176,9 +174,7 @@ def test_a_missing_tensor_is_named(copy, kind):
 def test_an_extra_tensor_is_named(copy, kind):
     folder = copy(kind)
     edit(folder, lambda tensors: tensors.update({f"stray.{len(tensors)}": torch.ones(2)}))
-    with pytest.raises(
-        CheckpointError, match=rf"{folder}: \d unexpected: stray\.\d+(, stray\.\d+)?$"
-    ):
+    with pytest.raises(CheckpointError, match=rf"{folder}: \d unexpected: stray\.\d+(, stray\.\d+)?$"):
         load(folder)
 
 
@@ -195,9 +191,7 @@ def test_a_misshapen_tensor_is_named_with_both_shapes(copy, kind):
 @pytest.mark.parametrize("kind", KINDS)
 def test_integers_are_no_weights(copy, kind):
     folder, (name, _) = copy(kind), TENSORS[kind]
-    edit(
-        folder, lambda t: name in t and t.update({name: torch.ones_like(t[name], dtype=torch.int8)})
-    )
+    edit(folder, lambda t: name in t and t.update({name: torch.ones_like(t[name], dtype=torch.int8)}))
     with pytest.raises(CheckpointError, match=rf"{name} is torch.int8, a floating point type"):
         load(folder)
 
@@ -267,9 +261,7 @@ def test_code_in_a_pickle_is_not_run(copy, tmp_path, kind, container):
         torch.save(content, folder / PICKLE)
     else:
         (folder / PICKLE).write_bytes(pickle.dumps({"more": Code(marker)}, protocol=2))
-    with pytest.raises(
-        CheckpointError, match=rf"{folder / PICKLE} holds code \(posix\.system\); it was not"
-    ):
+    with pytest.raises(CheckpointError, match=rf"{folder / PICKLE} holds code \(posix\.system\); it was not"):
         load(folder)
     assert not marker.exists()
     with (folder / PICKLE).open("rb") as file:  # the same file does run where nobody takes care
@@ -391,9 +383,7 @@ def test_the_folder_above_is_recognised(whole, tmp_path):
 def test_half_of_a_weight_norm_is_named(copy, missing, left):
     folder, name = copy("codec-original"), "decoder_2.model.1.block.1.weight"
     edit(folder, lambda tensors: tensors.pop(f"{name}_{missing}"))
-    with pytest.raises(
-        CheckpointError, match=f"{name}_{left} is there, {name}_{missing} is missing"
-    ):
+    with pytest.raises(CheckpointError, match=f"{name}_{left} is there, {name}_{missing} is missing"):
         load(folder)
 
 
@@ -426,9 +416,7 @@ def test_heads_under_both_names_must_agree(copy):
     edit(folder, lambda t: t.update({copied: t["text_lm_head.weight"].clone()}))
     load(folder)
     edit(folder, lambda t: t[copied].add_(1))
-    with pytest.raises(
-        CheckpointError, match=f"{copied} and text_lm_head.weight are one .*, and differ"
-    ):
+    with pytest.raises(CheckpointError, match=f"{copied} and text_lm_head.weight are one .*, and differ"):
         load(folder)
 
 
@@ -498,9 +486,7 @@ def test_the_layout_is_told_by_the_names_of_the_tensors(copy):
 def test_weights_of_something_else_are_refused(copy):
     folder = copy("model-transformers")
     save_file({"bert.pooler.bias": torch.ones(1)}, folder / SINGLE)
-    with pytest.raises(
-        CheckpointError, match="not of Higgs Audio V2: names like .'bert.pooler.bias'"
-    ):
+    with pytest.raises(CheckpointError, match="not of Higgs Audio V2: names like .'bert.pooler.bias'"):
         load(folder)
 
 
@@ -609,13 +595,9 @@ def test_configs_of_other_shape_are_refused(whole, schema, path, value, message)
 
 
 def test_a_model_is_no_codec(whole):
-    with pytest.raises(
-        ConfigError, match="config of a codec is needed, and this is that of a model"
-    ):
+    with pytest.raises(ConfigError, match="config of a codec is needed, and this is that of a model"):
         AudioTokenizer.from_pretrained(whole["model-transformers"])
-    with pytest.raises(
-        ConfigError, match="config of a model is needed, and this is that of a codec"
-    ):
+    with pytest.raises(ConfigError, match="config of a model is needed, and this is that of a codec"):
         HiggsAudio.from_pretrained(whole["codec-original"])
 
 
@@ -673,9 +655,7 @@ def test_inspect_lists_what_is_wrong_and_fails(copy, monkeypatch, capsys):
     assert status == 1 and "not completely downloaded" in out.replace("\n" + " " * 12, " ")
 
 
-def header_only(
-    path: Path, shapes: dict[str, torch.Size], dtype: str = "BF16", size: int = 2
-) -> None:
+def header_only(path: Path, shapes: dict[str, torch.Size], dtype: str = "BF16", size: int = 2) -> None:
     """A safetensors file of any size without its data: a hole in the file takes its place."""
     header, end = {}, 0
     for name, shape in shapes.items():
@@ -736,16 +716,11 @@ def test_inspect_needs_no_weights_of_the_release(tmp_path, layout):
     assert table["bfloat16"]["model's weights"] == 11_542_566_912
     assert table["bfloat16"]["KV cache, 1,000 positions"] == 114_688_000
     codec_bytes = 4 * sum(codec.parameters.values())
-    assert (
-        table["bfloat16"]["codec's weights"] == table["float32"]["codec's weights"] == codec_bytes
-    )
+    assert table["bfloat16"]["codec's weights"] == table["float32"]["codec's weights"] == codec_bytes
     for batch in (1, 16):
         together = 11_542_566_912 + codec_bytes + batch * 2048 * 114_688
         assert table["bfloat16"][f"together, {batch} x 2,048 positions"] == together
-    assert (
-        table["float32"]["together, 1 x 2,048 positions"]
-        == 2 * 11_542_566_912 + codec_bytes + 2048 * 229_376
-    )
+    assert table["float32"]["together, 1 x 2,048 positions"] == 2 * 11_542_566_912 + codec_bytes + 2048 * 229_376
 
 
 def test_the_cache_takes_what_inspect_says():
@@ -760,9 +735,7 @@ def test_the_cache_takes_what_inspect_says():
 def test_original_codec_names_are_those_of_the_tests(whole):
     """The loader's table of names against the one that the tests write out apart from it."""
     theirs = original_codec_names(codec_tensors())
-    original, transformers = (
-        codec_weights.modules(name, 5, 8) for name in ("original", "transformers")
-    )
+    original, transformers = (codec_weights.modules(name, 5, 8) for name in ("original", "transformers"))
     for name in AudioTokenizer.from_pretrained(whole["codec-transformers"]).state_dict():
         expected = theirs[codec_weights.rename(name, transformers)]
         assert codec_weights.rename(name, original) == expected

@@ -91,9 +91,7 @@ def test_a_long_text_is_spoken_in_chunks(nano, run, tmp_path):
 
 def test_a_dialogue_is_spoken_by_its_speakers(nano, run, tmp_path, monkeypatch):
     asked = []
-    monkeypatch.setattr(
-        Engine, "generate", lambda self, sample, *a, **k: asked.append(sample) or 1 / 0
-    )
+    monkeypatch.setattr(Engine, "generate", lambda self, sample, *a, **k: asked.append(sample) or 1 / 0)
     text = "[SPEAKER0] Good morning. [SPEAKER1] 5 [laugh]"
     common = [
         "speak",
@@ -285,9 +283,7 @@ def test_the_shell_completes(monkeypatch):
     environment = os.environ | {
         "_HIGGS_COMPLETE": "complete_bash", "COMP_WORDS": "higgs sp", "COMP_CWORD": "1",
     }  # fmt: skip
-    done = subprocess.run(
-        [sys.executable, "-m", "higgs"], cwd=ROOT, env=environment, capture_output=True, text=True
-    )
+    done = subprocess.run([sys.executable, "-m", "higgs"], cwd=ROOT, env=environment, capture_output=True, text=True)
     assert done.stdout.split() == ["speak"]
 
 
@@ -311,9 +307,7 @@ def test_text_comes_from_standard_input_and_audio_goes_to_standard_output(nano, 
     assert piped.stdout == (tmp_path / "a.wav").read_bytes()
     (told,) = (json.loads(line) for line in filed.stdout.splitlines())
     waveform, rate = load_audio(tmp_path / "a.wav")
-    assert (
-        told.items() >= {"out": str(tmp_path / "a.wav"), "sample_rate": rate, "chunks": []}.items()
-    )
+    assert told.items() >= {"out": str(tmp_path / "a.wav"), "sample_rate": rate, "chunks": []}.items()
     assert told["seconds"] == len(waveform) / rate
     assert json.loads(piped.stderr) == told | {"out": "-"}
 

@@ -63,21 +63,15 @@ def test_both_layouts_load_to_equal_codecs(codec, original_folder, numbers):
     """Weight norm with |v| far from g, so that a forgotten norm shows."""
     other = AudioTokenizer.from_pretrained(original_folder)
     assert other.config == codec.config
-    for (name, a), (same, b) in zip(
-        codec.state_dict().items(), other.state_dict().items(), strict=True
-    ):
+    for (name, a), (same, b) in zip(codec.state_dict().items(), other.state_dict().items(), strict=True):
         assert name == same
         folded = name.startswith("acoustic_") and name.endswith("weight")
         assert torch.equal(a, b) or (folded and (a - b).abs().max() <= 1e-7), name
     for length in LENGTHS:
-        assert torch.equal(
-            other.encode(numbers[f"n{length}.wave"]), numbers[f"n{length}.codes"].long()
-        )
+        assert torch.equal(other.encode(numbers[f"n{length}.wave"]), numbers[f"n{length}.codes"].long())
 
 
-@pytest.mark.parametrize(
-    ("samples", "frames"), [(960, 1), (1078, 1), (1079, 2), (1591, 2), (1592, 2), (700, 1)]
-)
+@pytest.mark.parametrize(("samples", "frames"), [(960, 1), (1078, 1), (1079, 2), (1591, 2), (1592, 2), (700, 1)])
 def test_number_of_frames(codec, samples, frames):
     assert codec.encode(torch.randn(samples) * 0.1).shape == (8, frames)
     assert frames == (samples + 841) // 960
@@ -151,9 +145,7 @@ def test_released_sizes_on_the_meta_device():
     with torch.device("meta"):
         tensors = {name: torch.empty(shape) for name, shape in shapes.items() if name not in inited}
     ours, left_out = convert(tensors | {name: torch.ones(1) for name in inited}, num_strides=5)
-    assert {k: v.shape for k, v in ours.items()} == {
-        k: v.shape for k, v in codec.state_dict().items()
-    }
+    assert {k: v.shape for k, v in ours.items()} == {k: v.shape for k, v in codec.state_dict().items()}
     assert len(left_out) == 16 + 2 + 4 + 8 + 2 + 1
     for name, shape in {
         "encoder.block.5.block.4.weight_v": (2048, 1024, 6),

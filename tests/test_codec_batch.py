@@ -208,16 +208,12 @@ def test_the_resampling_filter_is_made_once(tiny):
 
 @pytest.mark.requires_cuda
 def test_codes_do_not_depend_on_the_batch_on_an_accelerator(nano, speech):
-    on_gpu, on_cpu = (
-        AudioTokenizer.from_pretrained(nano / "codec", device=device) for device in ("cuda", "cpu")
-    )
+    on_gpu, on_cpu = (AudioTokenizer.from_pretrained(nano / "codec", device=device) for device in ("cuda", "cpu"))
     draw = random.Random(5)
     clips = cut(speech, [draw.randint(1200, 72_000) for _ in range(64)], draw)
     together = on_gpu.encode(clips)
     for clip, codes in zip(clips, together, strict=True):
         assert torch.equal(on_gpu.encode(clip), codes)
-    pairs = [
-        (on_cpu.encode(clip), codes.cpu()) for clip, codes in zip(clips, together, strict=True)
-    ]
+    pairs = [(on_cpu.encode(clip), codes.cpu()) for clip, codes in zip(clips, together, strict=True)]
     same = sum(int((a == b).sum()) for a, b in pairs) / sum(a.numel() for a, _ in pairs)
     assert same > 0.995

@@ -159,8 +159,7 @@ def test_a_transcript_of_another_encoding_is_named(tmp_path):
 def test_the_scripts_that_come_along(nano):
     """Every form; and what is long: 600 words in chunks, and 12 turns by chunk and in one go."""
     short, long = (
-        read_scripts(ROOT / f"data/scripts/{name}.jsonl", ROOT / "data/voices")
-        for name in ("default", "long")
+        read_scripts(ROOT / f"data/scripts/{name}.jsonl", ROOT / "data/voices") for name in ("default", "long")
     )
     assert {script.form for script in short} == set(FORMS)
     text, by_chunk, in_one_go = long

@@ -66,9 +66,7 @@ def test_reading_opens_only_what_is_asked_for(tmp_path, monkeypatch):
     write(tmp_path, 40)
     opened = []
     real = codes_module.safe_open
-    monkeypatch.setattr(
-        codes_module, "safe_open", lambda path, **how: opened.append(path.name) or real(path, **how)
-    )
+    monkeypatch.setattr(codes_module, "safe_open", lambda path, **how: opened.append(path.name) or real(path, **how))
     reader = CodesReader(tmp_path)
     assert opened == []
     for name in ("c39", "c39", "c38", "c0"):
@@ -117,9 +115,7 @@ def test_missing_and_damaged_shards_are_named(tmp_path):
     whole = second.read_bytes()
     second.unlink()
     third.write_bytes(third.read_bytes()[:-1])
-    with pytest.raises(
-        ValueError, match=r"codes-00001\.safetensors: missing; codes-00002.*bytes where"
-    ):
+    with pytest.raises(ValueError, match=r"codes-00001\.safetensors: missing; codes-00002.*bytes where"):
         CodesReader(tmp_path)
     third.unlink()
     second.write_bytes(whole)
@@ -146,9 +142,7 @@ def load_names(folder: Path, shard: int) -> dict[str, int]:
 
 
 def test_a_shard_in_another_s_place_is_named(tmp_path):
-    write(
-        tmp_path, 14, shard_bytes=1
-    )  # clips i and i + 7 have as many frames, c10 and c3 differ in name
+    write(tmp_path, 14, shard_bytes=1)  # clips i and i + 7 have as many frames, c10 and c3 differ in name
     a, b = (tmp_path / f"codes-0000{n}.safetensors" for n in (1, 8))
     a.write_bytes(b.read_bytes())
     with pytest.raises(ValueError, match=r"codes-00001\.safetensors is damaged"):
@@ -211,11 +205,7 @@ def test_rows_become_conversations(tmp_path):
         path = manifest(tmp_path, A, row | {"reference": "a", "form": form, "scene": QUIET_ROOM})
         example = read_manifest(path).examples[1]
         heard = AudioContent("a.wav")
-        asked = (
-            build("Hi.", "Hello.", heard, QUIET_ROOM)
-            if build
-            else voices_in_system("Hi.", [heard], QUIET_ROOM)
-        )
+        asked = build("Hi.", "Hello.", heard, QUIET_ROOM) if build else voices_in_system("Hi.", [heard], QUIET_ROOM)
         assert example.sample.messages == [*asked.messages, answer]
         assert example.sample.start_index == len(asked.messages), "the reference is not trained on"
     path = manifest(tmp_path, A, row | {"reference": "a"})
@@ -306,18 +296,14 @@ def test_audio_is_encoded_once_and_what_cannot_be_is_named(tmp_path):
         return fake_encode(waveform)
 
     for expected in ([9600, 24_000, 100, 12_000], [100]):
-        found, codes = encode_audio(
-            read_manifest(path), tmp_path / "codes", encode, "codec", max_seconds=5
-        )
+        found, codes = encode_audio(read_manifest(path), tmp_path / "codes", encode, "codec", max_seconds=5)
         assert encoded == expected, "what has codes is left alone"
         encoded.clear()
     assert [(p.kind, p.place.rpartition(" ")[2]) for p in found.problems] == [
         ("unusable audio", "3"), ("unusable audio", "4"), ("unusable audio", "5"), ("missing audio", "6"),
         ("unusable audio", "9"),
     ]  # fmt: skip
-    for problem, name in zip(
-        found.problems, ("short", "long", "text", "gone", "text"), strict=True
-    ):
+    for problem, name in zip(found.problems, ("short", "long", "text", "gone", "text"), strict=True):
         assert f"{name}.wav" in problem.what
     dataset = Dataset(found, codes, TOKENIZER, CONFIG, leave_out=True)
     assert [example.id for example in dataset.examples] == ["a", "b", "part", "again"]
@@ -326,9 +312,7 @@ def test_audio_is_encoded_once_and_what_cannot_be_is_named(tmp_path):
     with pytest.raises(DataError):
         Dataset(found, codes, TOKENIZER, CONFIG)
     with pytest.raises(DataError) as caught:
-        encode_audio(
-            read_manifest(manifest(tmp_path, rows[5])), tmp_path / "codes", encode, "codec"
-        )
+        encode_audio(read_manifest(manifest(tmp_path, rows[5])), tmp_path / "codes", encode, "codec")
     assert caught.value.manifest.counts == {"missing audio": 1}
 
 
@@ -345,9 +329,7 @@ def test_codes_are_those_of_the_file_as_it_is_now(tmp_path):
     def encoded(codec: str = "codec", **stretch: float) -> Tensor:
         part = {"audio_url": "a.wav", **stretch}
         row = {"messages": [{"role": "assistant", "content": part}]}
-        found = encode_audio(
-            read_manifest(manifest(tmp_path, row)), tmp_path / "codes", encode, codec
-        )
+        found = encode_audio(read_manifest(manifest(tmp_path, row)), tmp_path / "codes", encode, codec)
         dataset = Dataset(*found, TOKENIZER, CONFIG)
         prints.append(dataset.fingerprint)
         (key,) = dataset.examples[0].keys
@@ -485,9 +467,7 @@ def test_a_state_of_other_data_is_refused(data):
     path = data[0].path
     fewer = read_manifest(manifest(path.parent, *path.read_text().splitlines()[:-1]))
     with pytest.raises(ValueError, match="other batches: dataset was"):
-        Batches(
-            Dataset(fewer, data[1], TOKENIZER, CONFIG), max_positions=600, seed=3
-        ).load_state_dict(state)
+        Batches(Dataset(fewer, data[1], TOKENIZER, CONFIG), max_positions=600, seed=3).load_state_dict(state)
 
 
 def test_batches_that_cannot_hold_an_example_are_refused(data, tmp_path):

@@ -49,16 +49,12 @@ def test_fewer_columns_than_codebooks_hold_no_frame(columns):
 def test_batches_and_inverse():
     codes = torch.randint(0, 1024, (2, 8, 11))
     assert torch.equal(revert_delay(apply_delay(codes, B, E)), codes)
-    assert torch.equal(
-        revert_delay(apply_delay(add_stream_ids(codes, B, E), B, E))[..., 1:-1], codes
-    )
+    assert torch.equal(revert_delay(apply_delay(add_stream_ids(codes, B, E), B, E))[..., 1:-1], codes)
 
 
 def test_a_segment_cut_off_keeps_its_last_complete_frame():
     codes = torch.randint(0, 1024, (8, 6))
-    cut = delayed_segment(codes, B, E)[
-        :, : 1 + 4 + 7
-    ]  # bos, then columns in which 4 frames are complete
+    cut = delayed_segment(codes, B, E)[:, : 1 + 4 + 7]  # bos, then columns in which 4 frames are complete
     assert torch.equal(segment_frames(cut, 1024, finished=False), codes[:, :4])
 
 

@@ -52,10 +52,7 @@ def prose(text: str) -> str:
 def rows(text: str) -> list[list[str]]:
     """The cells of every table row, heads and rules left out."""
     lines = re.findall(r"^\|(.*)\|$\n(?!\|[-|]+\|)", text, re.MULTILINE)
-    found = [
-        [cell.strip().replace(r"\|", "|") for cell in re.split(r"(?<!\\)\|", line)]
-        for line in lines
-    ]
+    found = [[cell.strip().replace(r"\|", "|") for cell in re.split(r"(?<!\\)\|", line)] for line in lines]
     return [cells for cells in found if not re.fullmatch(r"-+", cells[0])]
 
 
@@ -161,17 +158,13 @@ def test_the_configuration_is_that_of_the_code(section):
         hints |= typing.get_type_hints(SECTIONS[section])
         assert [*scalars_of(section), *names] == list(SECTIONS[section].model_fields)
     defaults = params if section == "scalars" else params[section]
-    table = [
-        (key.strip("`"), kind.strip("`"), value.strip("`")) for key, kind, value, _ in rows(part)
-    ]
+    table = [(key.strip("`"), kind.strip("`"), value.strip("`")) for key, kind, value, _ in rows(part)]
     assert [(key, kind) for key, kind, _ in table] == [(n, annotation(hints[n])) for n in names]
     assert {key: parse_yaml(value) for key, _, value in table} == {n: defaults[n] for n in names}
 
 
 def test_the_chunk_options_are_those_of_the_code():
-    (part,) = re.findall(
-        r"`ChunkOptions`.*?(?=^## )", read("data-formats"), re.DOTALL | re.MULTILINE
-    )
+    (part,) = re.findall(r"`ChunkOptions`.*?(?=^## )", read("data-formats"), re.DOTALL | re.MULTILINE)
     described = {key.strip("`"): parse_yaml(value) for key, value, _ in rows(part)}
     assert described == ChunkOptions().model_dump()
 

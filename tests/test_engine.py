@@ -23,15 +23,11 @@ def engine(nano) -> Engine:
 
 def test_a_request(engine):
     seen = []
-    response = engine.generate(
-        smart_voice("The train is late."), SAMPLING, 200, on_column=seen.append
-    )
+    response = engine.generate(smart_voice("The train is late."), SAMPLING, 200, on_column=seen.append)
     assert response.sample_rate == 24_000
     assert response.waveform.shape == (960 * response.codes.shape[1],)
     assert response.waveform.dtype == torch.float32 and response.waveform.isfinite().all()
-    assert (
-        response.codes.shape[0] == 8 and 0 <= response.codes.min() and response.codes.max() < 1024
-    )
+    assert response.codes.shape[0] == 8 and 0 <= response.codes.min() and response.codes.max() < 1024
     assert response.usage.audio_frames == response.codes.shape[1] > 10
     assert response.stop_reason == "stop"
     assert response.usage.audio_columns == response.delayed[0].shape[1] == len(seen) + 1
@@ -83,9 +79,7 @@ def test_references_and_dialogues(engine):
     )
     alone = engine.generate(smart_voice("Hello there."), SAMPLING, 40)
     assert cloned.usage.prompt_positions > alone.usage.prompt_positions + 80
-    spoken = engine.generate(
-        dialogue([(0, "Hi."), (1, "Yes.")], {0: "feminine", 1: "masculine"}), SAMPLING, 40
-    )
+    spoken = engine.generate(dialogue([(0, "Hi."), (1, "Yes.")], {0: "feminine", 1: "masculine"}), SAMPLING, 40)
     assert spoken.usage.audio_columns > 1
 
 
@@ -94,27 +88,21 @@ def test_references_can_be_given_as_codes(engine):
     sample = voice_clone("Hello.", "The weather was fine.", AudioContent(str(CLEO)))
     codes = [engine.tokenizer.encode(waveform, rate)]
     from_file = engine.generate(sample, SAMPLING, 30)
-    assert torch.equal(
-        engine.generate(sample, SAMPLING, 30, reference_codes=codes).codes, from_file.codes
-    )
+    assert torch.equal(engine.generate(sample, SAMPLING, 30, reference_codes=codes).codes, from_file.codes)
 
 
 def test_bad_requests(engine, tmp_path):
     with pytest.raises(ValueError, match="at least 1"):
         engine.generate(smart_voice("x"), SAMPLING, 0)
     with pytest.raises(FileNotFoundError, match="missing.wav"):
-        engine.generate(
-            voice_clone("x", "y", AudioContent(str(tmp_path / "missing.wav"))), SAMPLING, 20
-        )
+        engine.generate(voice_clone("x", "y", AudioContent(str(tmp_path / "missing.wav"))), SAMPLING, 20)
     with pytest.raises(ValueError, match="no reference_codes"):
         engine.generate(voice_clone("x", "y", AudioContent()), SAMPLING, 20)
     from higgs.audio import save_audio
 
     save_audio(tmp_path / "long.wav", torch.zeros(24_000 * 61), 24_000)
     with pytest.raises(ValueError, match="61 s"):
-        engine.generate(
-            voice_clone("x", "y", AudioContent(str(tmp_path / "long.wav"))), SAMPLING, 20
-        )
+        engine.generate(voice_clone("x", "y", AudioContent(str(tmp_path / "long.wav"))), SAMPLING, 20)
 
 
 def test_device_and_dtype():
@@ -125,9 +113,7 @@ def test_device_and_dtype():
 
 
 def run(*arguments: str) -> subprocess.CompletedProcess:
-    return subprocess.run(
-        [sys.executable, "-m", "higgs", *arguments], cwd=ROOT, capture_output=True, text=True
-    )
+    return subprocess.run([sys.executable, "-m", "higgs", *arguments], cwd=ROOT, capture_output=True, text=True)
 
 
 def test_command_line(nano, tmp_path):

@@ -203,9 +203,7 @@ def dataset(speech, tmp_path_factory):
     """Encoded by the default codec, without the rows that cannot be used."""
     codec = AudioTokenizer.from_pretrained(NANO / "codec")
     manifest = read_manifest(speech, allow_special=True, description="nobody")
-    found = encode_audio(
-        manifest, tmp_path_factory.mktemp("codes"), codec.encode, "nano", 24_000, 30
-    )
+    found = encode_audio(manifest, tmp_path_factory.mktemp("codes"), codec.encode, "nano", 24_000, 30)
     tokenizer = TextTokenizer.from_pretrained(NANO / "model")
     config = model_from_json(json.loads((NANO / "model/config.json").read_text()))
     return Dataset(*found, tokenizer, config, 1500, leave_out=True)
@@ -358,9 +356,7 @@ def test_equal_runs_give_equal_bytes_and_so_does_a_killed_one(speech, tmp_path):
     """The command itself: once to its end; once killed after its first save, and called again."""
     environment = os.environ | {"PYTHONPATH": str(ROOT)}
     how = {"env": environment, "cwd": ROOT, "text": True, "stderr": subprocess.STDOUT}
-    whole = subprocess.run(
-        command(speech, tmp_path / "whole"), stdout=subprocess.PIPE, check=True, **how
-    )
+    whole = subprocess.run(command(speech, tmp_path / "whole"), stdout=subprocess.PIPE, check=True, **how)
     assert whole.stdout.count("line 6: ") == 1 and "4 examples" in whole.stdout
     out = tmp_path / "killed"
     killed = subprocess.Popen(command(speech, out), stdout=subprocess.DEVNULL, **how)

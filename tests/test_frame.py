@@ -103,9 +103,7 @@ def test_one_set_of_versions_for_every_way_in():
 def test_the_image_is_pinned_and_not_run_by_root():
     words = instructions("Dockerfile")
     base = [line[1] for line in words if line[0] == "FROM"]
-    assert all(
-        re.fullmatch(r"nvidia/cuda:\d+\.\d+\.\d+-runtime-\w+\.?\w*", image) for image in base
-    )
+    assert all(re.fullmatch(r"nvidia/cuda:\d+\.\d+\.\d+-runtime-\w+\.?\w*", image) for image in base)
     defaults = dict(line[1].split("=") for line in words if line[0] == "ARG")
     user = [line[1] for line in words if line[0] == "USER"][-1]
     assert int(defaults.get(user.removeprefix("$"), user)) > 0
@@ -200,9 +198,7 @@ COMMITTED = {
 
 
 def test_equal_locks_have_nothing_to_report():
-    assert lock.compare(COMMITTED, COMMITTED) == [
-        "dvc.lock: all 3 outputs have the hashes of the commit"
-    ]
+    assert lock.compare(COMMITTED, COMMITTED) == ["dvc.lock: all 3 outputs have the hashes of the commit"]
 
 
 def test_another_machine_is_told_apart_from_another_input():
@@ -224,9 +220,7 @@ def test_another_machine_is_told_apart_from_another_input():
 def test_lock_report_in_a_repository(tmp_path):
     def git(*arguments: str) -> None:
         identity = ["-c", "user.name=n", "-c", "user.email=e", "-c", "commit.gpgsign=false"]
-        subprocess.run(
-            ["git", *identity, *arguments], cwd=tmp_path, check=True, capture_output=True
-        )
+        subprocess.run(["git", *identity, *arguments], cwd=tmp_path, check=True, capture_output=True)
 
     def report(expected: int = 0, **more: str) -> str:
         command = [sys.executable, "-m", "higgs.workflow.lock"]
@@ -234,9 +228,7 @@ def test_lock_report_in_a_repository(tmp_path):
         environment = {**os.environ, "PYTHONPATH": path}
         environment.pop("CI", None)
         environment |= more
-        done = subprocess.run(
-            command, capture_output=True, text=True, cwd=tmp_path, env=environment
-        )
+        done = subprocess.run(command, capture_output=True, text=True, cwd=tmp_path, env=environment)
         assert done.returncode == expected
         return done.stderr
 
@@ -267,9 +259,7 @@ def test_lock_says_by_how_much_contents_differ(tmp_path):
         waveform = torch.full((2400,), 0.25)
         waveform[7] = sample / 32768
         save_audio(folder / "a.flac", waveform, 24_000)
-        save_codes(
-            folder / "c.safetensors", {"x": torch.tensor([[code]]), "y": torch.tensor([[3]])}
-        )
+        save_codes(folder / "c.safetensors", {"x": torch.tensor([[code]]), "y": torch.tensor([[3]])})
         write_rows(folder / "r.parquet", [{"name": "x", "n": 1}, {"name": "y", "n": code}])
         (folder / "t.csv").write_text(f"a\n{code}\n")
         (folder / "same.txt").write_text("same")

@@ -63,9 +63,7 @@ def golden_prompt(case: dict, numbers: dict, ids: TokenIds, config) -> Batch:
         for token in input_ids
         if token in references and references[token]
     ]
-    return collate(
-        [spread(Tokens(input_ids, [-100] * len(input_ids)), codes, ids, config, False)], ids
-    )
+    return collate([spread(Tokens(input_ids, [-100] * len(input_ids)), codes, ids, config, False)], ids)
 
 
 CASES = (
@@ -84,9 +82,7 @@ CASES = (
 def test_hard_runs_equal_the_original(model, ids, golden, name):
     """RAS in greedy mode, seeded sampling, text first, several segments, references heard and spoken."""
     numbers = load_file(golden / "original.generate.safetensors")
-    cases = {
-        case["name"]: case for case in json.loads((golden / "original.generate.json").read_text())
-    }
+    cases = {case["name"]: case for case in json.loads((golden / "original.generate.json").read_text())}
     assert set(cases) == set(CASES)
     case = cases[name]
     sampling = SamplingConfig(
@@ -126,9 +122,7 @@ def test_step_logits_equal_the_original(model, prompts, ids, original, name):
 def test_one_seed_repeats_and_another_differs(model, prompts, ids):
     prompt = prompt_batch(prompts, "clone")
     runs = [
-        generate(model, prompt, ids, SamplingConfig(seed=seed), 40, (ids.audio_eos,))
-        .segments[0]
-        .delayed
+        generate(model, prompt, ids, SamplingConfig(seed=seed), 40, (ids.audio_eos,)).segments[0].delayed
         for seed in (3, 3, 4)
     ]
     assert torch.equal(runs[0], runs[1])
@@ -186,13 +180,9 @@ def test_sampling_follows_the_distribution():
     history = torch.zeros(8, 0, dtype=torch.long)
 
     def shares(**settings) -> torch.Tensor:
-        config = SamplingConfig(
-            **{"temperature": 1.0, "top_k": None, "top_p": 1.0, "ras_window": None} | settings
-        )
+        config = SamplingConfig(**{"temperature": 1.0, "top_k": None, "top_p": 1.0, "ras_window": None} | settings)
         noise = make_noise(config, torch.device("cpu"))
-        draws = torch.stack(
-            [sample_codes(logits, history, step, config, noise) for step in range(2500)]
-        )
+        draws = torch.stack([sample_codes(logits, history, step, config, noise) for step in range(2500)])
         return torch.bincount(draws.flatten(), minlength=4) / draws.numel()
 
     assert_close(shares(), torch.tensor([0.5, 0.3, 0.15, 0.05]), atol=0.012)
@@ -253,9 +243,7 @@ def test_text_mode_never_chooses_a_placeholder(model, prompts, ids):
     weight = model.text_head.weight.clone()
     try:
         model.text_head.weight[[ids.audio_in, ids.audio_out]] *= 1e3
-        made = generate(
-            model, prompt, ids, SamplingConfig(temperature=1.0, seed=2), 60, (ids.end_of_turn,)
-        )
+        made = generate(model, prompt, ids, SamplingConfig(temperature=1.0, seed=2), 60, (ids.end_of_turn,))
     finally:
         model.text_head.weight.copy_(weight)
     assert ids.audio_in not in made.ids

@@ -16,12 +16,8 @@ from higgs.data.text.chunks import ChunkOptions
 from higgs.serve.generation import GenerationConfig
 from training.nano.sizes import NANO_GENERATION
 
-NANO = SamplingConfig(
-    temperature=0.2, top_k=20, top_p=1.0, ras_window=7, ras_max_repeats=2, strict_eos=True
-)
-RELEASE = SamplingConfig(
-    temperature=0.7, top_k=50, top_p=0.95, ras_window=7, ras_max_repeats=2, strict_eos=False
-)
+NANO = SamplingConfig(temperature=0.2, top_k=20, top_p=1.0, ras_window=7, ras_max_repeats=2, strict_eos=True)
+RELEASE = SamplingConfig(temperature=0.7, top_k=50, top_p=0.95, ras_window=7, ras_max_repeats=2, strict_eos=False)
 
 
 @pytest.fixture

@@ -47,18 +47,14 @@ class Head:
         for row, (column, limit, seed) in self.taken.items():
             for step in range(min(steps, limit - column)):
                 drawn = self.code(column + step, seed)
-                records[row, step] = torch.tensor(
-                    [drawn] * 8 + [ENDED if drawn == 1025 else RUNNING]
-                )
+                records[row, step] = torch.tensor([drawn] * 8 + [ENDED if drawn == 1025 else RUNNING])
                 self.taken[row][0] += 1
                 if drawn == 1025:
                     break
         return records
 
 
-def engine_with(
-    parts, guards: Guards | None, code: Callable[[int, int], int] | None = None
-) -> Engine:
+def engine_with(parts, guards: Guards | None, code: Callable[[int, int], int] | None = None) -> Engine:
     engine = Engine(*parts, EngineConfig(max_batch=2, max_positions=600, guards=guards))
     if code is not None:
         engine._scheduler = Scheduler(Head(engine.model, code), max_waiting=8)
@@ -86,9 +82,7 @@ def test_each_guard_stops_what_it_is_for(parts, code, reason, columns):
     assert response.stop_reason == reason
     assert response.usage.guard_stops == 1
     assert response.usage.audio_columns <= columns + 16
-    assert response.codes.shape[1] == response.usage.audio_columns - 8, (
-        "what there is by then is kept"
-    )
+    assert response.codes.shape[1] == response.usage.audio_columns - 8, "what there is by then is kept"
 
 
 def test_one_switch_turns_all_of_them_off(parts):
@@ -124,17 +118,13 @@ def test_what_a_guard_ends_is_made_again_with_the_next_seed(parts):
     assert response.stop_reason == "stop" and response.usage.guard_stops == 2
     assert response.usage.audio_columns == 31
     assert engine.scheduler.stops == {SILENCE: 2, "stop": 1}
-    once = engine.generate_batch(
-        [smart_voice(TEXT)] * 3, [SamplingConfig(seed=s) for s in (0, 6, 5)], 1200
-    )
+    once = engine.generate_batch([smart_voice(TEXT)] * 3, [SamplingConfig(seed=s) for s in (0, 6, 5)], 1200)
     assert [r.stop_reason for r in once] == [SILENCE, "stop", "stop"]
     assert [r.usage.guard_stops for r in once] == [3, 0, 1]
 
 
 def test_a_stream_ends_with_the_guards_name(parts):
-    *_, last = engine_with(parts, Guards(retries=5), hum).stream(
-        smart_voice(TEXT), max_new_tokens=1200
-    )
+    *_, last = engine_with(parts, Guards(retries=5), hum).stream(smart_voice(TEXT), max_new_tokens=1200)
     assert last.stop_reason == SILENCE
 
 
@@ -146,10 +136,7 @@ def test_parity_is_not_guarded(parts):
     guarded = engine.generate(smart_voice(TEXT), sampling, 30)
     assert guarded.stop_reason == TEXT_LENGTH and guarded.codes.shape[1] <= 4
     plain = engine.generate(smart_voice(TEXT), replace(sampling, parity=True), 30)
-    assert (
-        plain.stop_reason in ("length", "stop")
-        and plain.usage.audio_columns > guarded.usage.audio_columns
-    )
+    assert plain.stop_reason in ("length", "stop") and plain.usage.audio_columns > guarded.usage.audio_columns
 
 
 def test_the_text_is_measured_in_bytes():

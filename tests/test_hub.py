@@ -59,9 +59,7 @@ def hub(files, tmp_path, monkeypatch):
     monkeypatch.setattr(constants, "HUGGINGFACE_CO_URL_TEMPLATE", template)
     monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "cache"))
     monkeypatch.setattr(constants, "HF_TOKEN_PATH", str(tmp_path / "token"))
-    monkeypatch.setattr(
-        constants, "DOWNLOAD_CHUNK_SIZE", 100
-    )  # of what is kept when a connection breaks
+    monkeypatch.setattr(constants, "DOWNLOAD_CHUNK_SIZE", 100)  # of what is kept when a connection breaks
     for name in ("HF_HUB_DISABLE_XET", "HF_HUB_DISABLE_TELEMETRY", "HF_HUB_DISABLE_IMPLICIT_TOKEN"):
         monkeypatch.setattr(constants, name, True)
     monkeypatch.setattr(huggingface_hub.file_download.time, "sleep", lambda seconds: None)
@@ -163,9 +161,9 @@ def test_a_later_run_goes_on_where_the_last_one_broke(hub, files, monkeypatch, t
     message = str(error.value)
     assert f"{NAME}@{SECOND}: {SINGLE}: 1,500 of {len(content):,} bytes are here" in message
     assert "Run it again" in message
-    assert [
-        path.name for path in blobs(tmp_path) if is_large(path.name) or path.stat().st_size == 1500
-    ] == [f"{sha256(content)}.incomplete"]
+    assert [path.name for path in blobs(tmp_path) if is_large(path.name) or path.stat().st_size == 1500] == [
+        f"{sha256(content)}.incomplete"
+    ]
     hub.cut, hub.log = [], []
     folder = resolve(NAME)
     assert (folder / SINGLE).read_bytes() == content
@@ -178,9 +176,7 @@ def test_a_later_run_goes_on_where_the_last_one_broke(hub, files, monkeypatch, t
 def test_a_damaged_download_is_named_and_not_kept(hub, files, tmp_path):
     hub.damage = True
     digest = sha256(files["both"][SINGLE])
-    with pytest.raises(
-        OSError, match=f"{SINGLE} arrived damaged: its sha256 is .*, on the hub {digest}"
-    ):
+    with pytest.raises(OSError, match=f"{SINGLE} arrived damaged: its sha256 is .*, on the hub {digest}"):
         resolve(NAME)
     assert not [path for path in blobs(tmp_path) if path.name.startswith(digest)]
     hub.damage = False
@@ -198,9 +194,7 @@ def test_a_file_cut_short_in_the_cache_is_named_and_fetched_again(hub, files, na
 
 @pytest.mark.parametrize("revision", ["v9", "9" * 40])
 def test_a_wrong_revision_is_named(hub, revision):
-    message = (
-        rf"{NAME} on {hub.url} has no revision '{revision}'.*{NAME}/commits/main.*{NAME}@COMMIT"
-    )
+    message = rf"{NAME} on {hub.url} has no revision '{revision}'.*{NAME}/commits/main.*{NAME}@COMMIT"
     for _ in range(2):
         with pytest.raises(FileNotFoundError, match=message):
             resolve(f"{NAME}@{revision}")
@@ -210,9 +204,7 @@ def test_a_wrong_revision_is_named(hub, revision):
 
 
 def test_a_missing_repository_is_named(hub):
-    with pytest.raises(
-        FileNotFoundError, match="no folder 'some/nothing' here, and no some/nothing on http"
-    ):
+    with pytest.raises(FileNotFoundError, match="no folder 'some/nothing' here, and no some/nothing on http"):
         resolve("some/nothing")
 
 
@@ -228,9 +220,7 @@ def test_a_config_that_is_not_run_is_refused_before_weights_are_fetched(hub, fil
     hub.add("some/bert", FIRST, files["original"] | {"config.json": b'{"model_type": "bert"}'})
     with pytest.raises(ConfigError, match="skip_audio_tower is False"):
         resolve("some/whisper")
-    with pytest.raises(
-        ConfigError, match="some/bert@main: config.json: not a Higgs Audio V2 config"
-    ):
+    with pytest.raises(ConfigError, match="some/bert@main: config.json: not a Higgs Audio V2 config"):
         resolve("some/bert")
     assert not {sha256(content) for content in files["original"].values()} & hub.fetched()
 
@@ -271,9 +261,7 @@ def test_offline_the_cache_has_to_do(hub, monkeypatch, how, tmp_path):
     with pytest.raises(FileNotFoundError) as error:
         resolve(f"{NAME}@{FIRST}")
     message = str(error.value)
-    assert (
-        f"{NAME} on {hub.url}" in message and f"does not hold all of revision '{FIRST}'" in message
-    )
+    assert f"{NAME} on {hub.url}" in message and f"does not hold all of revision '{FIRST}'" in message
     assert str(tmp_path / "cache") in message
     assert "HF_HUB_OFFLINE is set" in message if how == "HF_HUB_OFFLINE" else "no answer" in message
     with pytest.raises(
@@ -293,9 +281,7 @@ def test_a_cache_without_listing_is_read_as_it_is(hub, monkeypatch, tmp_path):
     assert resolve(NAME) == folder
     (folder / SINGLE).unlink()
     (folder.parent.parent / "blobs" / "abc.incomplete").touch()
-    with pytest.raises(
-        FileNotFoundError, match="holds no model.safetensors.*broken off .*abc.incomplete"
-    ):
+    with pytest.raises(FileNotFoundError, match="holds no model.safetensors.*broken off .*abc.incomplete"):
         resolve(NAME)
 
 

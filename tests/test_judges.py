@@ -75,9 +75,7 @@ def made(make, name):
 
 
 def test_missing_wheels_say_what_to_install(monkeypatch):
-    with pytest.raises(
-        JudgeUnavailable, match=r"numpy 0\.0\.0 is needed.*requirements-judges\.txt"
-    ):
+    with pytest.raises(JudgeUnavailable, match=r"numpy 0\.0\.0 is needed.*requirements-judges\.txt"):
         wheel_file(("numpy", "0.0.0"), "numpy/__init__.py")
     with pytest.raises(JudgeUnavailable, match="without numpy/absent"):
         wheel_file(("numpy", np.__version__), "numpy/absent")
@@ -86,9 +84,7 @@ def test_missing_wheels_say_what_to_install(monkeypatch):
         raise importlib.metadata.PackageNotFoundError(name)
 
     monkeypatch.setattr(wheels, "distribution", absent)
-    with pytest.raises(
-        JudgeUnavailable, match=r"moonshine-voice 0\.0\.48 is not installed.*--no-deps"
-    ):
+    with pytest.raises(JudgeUnavailable, match=r"moonshine-voice 0\.0\.48 is not installed.*--no-deps"):
         MoonshineTiny()
     panel = make_panel("moonshine-tiny-en-float32", "ge2e", "dnsmos")
     assert panel.names() == {"recogniser": None, "speaker": None, "naturalness": None}
@@ -186,9 +182,7 @@ def test_judge_understands_recorded_speech(heard):
 
 def test_judge_repeats_itself(recogniser):
     waveform = english_clips()[0][1]
-    assert recogniser.transcribe(waveform, RATE) == MoonshineTiny().transcribe(
-        waveform.clone(), RATE
-    )
+    assert recogniser.transcribe(waveform, RATE) == MoonshineTiny().transcribe(waveform.clone(), RATE)
 
 
 # ---- the 8-bit weights in float32 arithmetic
@@ -238,9 +232,7 @@ def test_damaged_weights_of_the_recogniser_say_so(monkeypatch, tmp_path):
     path.write_bytes(real.read_bytes()[:1_000_000])
     with pytest.raises(ValueError, match="model.ort is damaged"):
         ort_weights(path)
-    monkeypatch.setattr(
-        MoonshineTiny, "DECODER", MoonshineTiny.ENCODER
-    )  # weights of something else
+    monkeypatch.setattr(MoonshineTiny, "DECODER", MoonshineTiny.ENCODER)  # weights of something else
     with pytest.raises(JudgeUnavailable, match="Missing key"):
         MoonshineTiny()
 
@@ -303,8 +295,7 @@ def test_dither_moves_the_8_bit_states_a_hundred_times_as_far(recogniser, coarse
     plain = resample(clip("en-tt-weasels").waveform, RATE, 16_000)[:32_000]
     noisy = dithered(plain, "en-tt-weasels/0")
     exact, rounded = (
-        [torch.from_numpy(states(judge, sound)) for sound in (plain, noisy)]
-        for judge in (recogniser, coarse)
+        [torch.from_numpy(states(judge, sound)) for sound in (plain, noisy)] for judge in (recogniser, coarse)
     )
     moved, moved_8_bit = ((a - b).abs().mean().item() for a, b in (exact, rounded))
     print(f"float32 {moved:.6f}, 8-bit {moved_8_bit:.6f}")
@@ -491,9 +482,7 @@ def test_equal_error_rate_by_hand():
     assert equal_error_rate([0.4, 0.5, 0.7, 0.9], [0.1, 0.2, 0.3, 0.6]) == (0.25, 0.5)
     generator = np.random.default_rng(0)
     same, different = generator.normal(1, 1, 20_000), generator.normal(-1, 1, 20_000)
-    assert equal_error_rate(same, different)[0] == pytest.approx(
-        0.1587, abs=0.005
-    )  # normal tail at 1
+    assert equal_error_rate(same, different)[0] == pytest.approx(0.1587, abs=0.005)  # normal tail at 1
     with pytest.raises(ValueError, match="got 0 and 2"):
         equal_error_rate([], [1, 2])
 
@@ -542,9 +531,7 @@ def test_windows_are_those_of_speechmos(predictor, monkeypatch):
 def test_scores_fall_with_noise(predictor):
     # 2.3 s are doubled twice and make one window of 9 s
     speech = clip("en-privacy-prompt").waveform[: round(2.3 * RATE)]
-    rows = [
-        predictor.rate(x, RATE) for x in (speech, *(with_noise(speech, snr) for snr in (20, 10, 0)))
-    ]
+    rows = [predictor.rate(x, RATE) for x in (speech, *(with_noise(speech, snr) for snr in (20, 10, 0)))]
     print([{name: round(value, 2) for name, value in row.items()} for row in rows])
     for name in ("overall", "background", "p808"):
         values = [row[name] for row in rows]
@@ -580,10 +567,7 @@ TINY_WAVLM = {
 @pytest.fixture(scope="module")
 def seedtts_checkpoint(tmp_path_factory):
     golden = json.loads((GOLDEN / "wavlm_ecapa.json").read_text())
-    weights = {
-        key: formula(key, shape) if shape else torch.tensor(0)
-        for key, shape in golden["shapes"].items()
-    }
+    weights = {key: formula(key, shape) if shape else torch.tensor(0) for key, shape in golden["shapes"].items()}
     path = tmp_path_factory.mktemp("wavlm") / "wavlm_large_finetune.pth"
     torch.save({"model": weights}, path)
     return path, golden["embedding"]
@@ -611,9 +595,7 @@ def test_another_file_is_not_taken_for_wavlm_large(seedtts_checkpoint, tmp_path)
     from higgs.evaluate.judges.wavlm_ecapa import WavLMECAPA
 
     path, _ = seedtts_checkpoint
-    with pytest.raises(
-        JudgeUnavailable, match=r"20 tensors are missing, unknown or of another shape, layer_w"
-    ):
+    with pytest.raises(JudgeUnavailable, match=r"20 tensors are missing, unknown or of another shape, layer_w"):
         WavLMECAPA(path, **TINY_WAVLM | {"num_hidden_layers": 3})
     with pytest.raises(JudgeUnavailable, match="no weights at None: get wavlm_large_finetune.pth"):
         make_speaker_encoder("wavlm-large-sv")
@@ -718,9 +700,7 @@ def test_weights_that_cannot_be_had_say_so(monkeypatch, tmp_path):
     with pytest.raises(JudgeUnavailable, match=rf"cannot be loaded from {tmp_path}.*JUDGE:FOLDER"):
         make_judge(f"whisper-large-v3:{tmp_path}")
     monkeypatch.setitem(sys.modules, "zhconv", None)
-    with pytest.raises(
-        JudgeUnavailable, match="zhconv is not installed.*pip install funasr==1.4.16 zhconv==1.4.3"
-    ):
+    with pytest.raises(JudgeUnavailable, match="zhconv is not installed.*pip install funasr==1.4.16 zhconv==1.4.3"):
         make_judge("paraformer-zh", ["zh"])
 
 
@@ -736,9 +716,7 @@ def test_paraformer_gets_16_khz_and_gives_simplified_characters(monkeypatch):
             return [{"text": "\u6f22\u5b57"}]
 
     conversion = ModuleType("zhconv")
-    conversion.convert = lambda text, to: (
-        text.replace("\u6f22", "\u6c49") if to == "zh-cn" else text
-    )
+    conversion.convert = lambda text, to: text.replace("\u6f22", "\u6c49") if to == "zh-cn" else text
     monkeypatch.setitem(sys.modules, "zhconv", conversion)
     monkeypatch.setitem(sys.modules, "funasr", SimpleNamespace(AutoModel=AutoModel))
     judge = make_judge("paraformer-zh", ["zh"])

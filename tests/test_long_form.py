@@ -65,13 +65,9 @@ def test_chunks_are_joined_with_pauses():
     assert borders == [(0, 960), (960 + 2400, 3360 + 1920), (5280 + 12_000, 17_280 + 2880)]
     assert len(response.waveform) == borders[-1][1] and response.codes.shape == (8, 6)
     inside = torch.zeros(len(response.waveform), dtype=torch.bool)
-    for (start, end), codes in zip(
-        borders, response.codes.unique_consecutive(dim=1).T, strict=True
-    ):
+    for (start, end), codes in zip(borders, response.codes.unique_consecutive(dim=1).T, strict=True):
         inside[start:end] = True
-        assert (
-            response.waveform[start] < 0.01 < response.waveform[start + 200] == pytest.approx(0.1)
-        )
+        assert response.waveform[start] < 0.01 < response.waveform[start + 200] == pytest.approx(0.1)
         assert response.waveform[end - 1] < 0.01 and codes.unique().numel() == 1
     assert response.waveform[~inside].abs().max() == 0
     assert response.usage == Usage(30, 0, 30, 6) and response.stop_reason == "stop"
@@ -98,9 +94,7 @@ def test_earlier_chunks_are_heard_as_turns(keep, said, codes):
     assert [heard for _, _, heard in engine.requests] == codes
     for sample, _, _ in engine.requests:
         assert sample.messages[0].role == "system"
-        assert [m.role for m in sample.messages[1:]][::2] == ["user"] * len(
-            sample.messages[1:][::2]
-        )
+        assert [m.role for m in sample.messages[1:]][::2] == ["user"] * len(sample.messages[1:][::2])
 
 
 def test_a_reference_stays_and_is_encoded_once():
@@ -184,9 +178,7 @@ def test_dialogues_together_and_alone():
     assert together.said[2] == ["[SPEAKER0] Hi.", "[SPEAKER1] Yes?", "[SPEAKER0] Bye."]
     options = ChunkOptions(per_speaker_context=True)
     alone = Echo()
-    made = speak_long(
-        alone, chunk_turns(turns, options), lambda t: speaker_prompt(cast, t), options=options
-    )
+    made = speak_long(alone, chunk_turns(turns, options), lambda t: speaker_prompt(cast, t), options=options)
     assert alone.said == [["Hi."], ["Yes?"], ["Hi.", "Bye."]]
     assert [codes for _, _, codes in alone.requests] == [[], [], [0]]
     assert [spoken.chunk.speakers for spoken in made.chunks] == [(0,), (1,), (0,)]

@@ -80,9 +80,7 @@ def test_both_layouts_load_to_equal_models(model, golden, config, tmp_path):
     ropes = [rope_frequencies(m.config.rope, 16, torch.device("cpu")) for m in (model, other)]
     assert torch.equal(*ropes)
     assert replace(other.config, rope=model.config.rope) == model.config
-    for (name, a), (same, b) in zip(
-        model.state_dict().items(), other.state_dict().items(), strict=True
-    ):
+    for (name, a), (same, b) in zip(model.state_dict().items(), other.state_dict().items(), strict=True):
         assert name == same and torch.equal(a, b)
 
 
@@ -149,11 +147,7 @@ def test_prefill_and_steps_equal_one_forward(model, prompts):
         for position in range(start, length):
             audio = bool(batch.audio_mask[0, position])
             one = slice(position, position + 1)
-            x = (
-                model.embed_codes(batch.codes[:, one])
-                if audio
-                else model.text_embedding(batch.input_ids[:, one])
-            )
+            x = model.embed_codes(batch.codes[:, one]) if audio else model.text_embedding(batch.input_ids[:, one])
             assert_close(model.decode_step(x, audio, cache), whole[:, position])
     with pytest.raises(ValueError, match="cache holds"):
         model.decode_step(x, audio, cache)
@@ -215,6 +209,4 @@ def test_saved_model_loads_again(model, tmp_path):
     model.save_pretrained(tmp_path, {"pad_token_id": 257})
     again = HiggsAudio.from_pretrained(tmp_path)
     assert again.config == model.config
-    assert all(
-        torch.equal(a, b) for a, b in zip(model.parameters(), again.parameters(), strict=True)
-    )
+    assert all(torch.equal(a, b) for a, b in zip(model.parameters(), again.parameters(), strict=True))

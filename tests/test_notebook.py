@@ -41,9 +41,7 @@ SETUP = """from higgs.workflow.outputs import *
 from higgs.workflow.params import *
 
 values = select(read_params(enter_root() / 'params.yaml'), 'generate')"""
-PARAMETERS = "\n".join(
-    f"{name} = values['{name}']" for name in ("seed", "repeatable", "checkpoint", "set", "generate")
-)
+PARAMETERS = "\n".join(f"{name} = values['{name}']" for name in ("seed", "repeatable", "checkpoint", "set", "generate"))
 SCALARS = "seed=seed, repeatable=repeatable, checkpoint=checkpoint, set=set"
 WORK = [
     f"""params = from_section(GenerateParams, generate, {SCALARS})
@@ -107,11 +105,7 @@ def test_a_stage_gets_its_parameters_and_repeats_byte_for_byte(repository, monke
     assert main(["run", "generate", "--set", "seed=7"]) == 0
     told = capfd.readouterr()
     assert "step 0\nstep 1\nstep 2\n" in told.out
-    assert (
-        "speaking 3/3 in" in told.err
-        and "generate: rtf 1.25" in told.err
-        and "a warning" in told.err
-    )
+    assert "speaking 3/3 in" in told.err and "generate: rtf 1.25" in told.err and "a warning" in told.err
     first = {path.name: path.read_bytes() for path in repository.reports.iterdir()}
     assert set(first) == {"generate.ipynb", "generate.html"}
 
@@ -122,32 +116,20 @@ def test_a_stage_gets_its_parameters_and_repeats_byte_for_byte(repository, monke
     assert main(["run", "generate", "--set", "seed=7"]) == 0
     assert {path.name: path.read_bytes() for path in repository.reports.iterdir()} == first
     monkeypatch.undo()
-    assert {name for name in os.environ if os.environ[name] != before.get(name)} <= {
-        "PYTEST_CURRENT_TEST"
-    }
+    assert {name for name in os.environ if os.environ[name] != before.get(name)} <= {"PYTEST_CURRENT_TEST"}
     assert source.read_bytes() == committed
 
     params = json.loads((repository.root / "results/generate/params.json").read_text())
-    assert (
-        params["seed"] == 7
-        and params["temperature"] == 1e-4
-        and params["raw"]["temperature"] == 1e-4
-    )
+    assert params["seed"] == 7 and params["temperature"] == 1e-4 and params["raw"]["temperature"] == 1e-4
     assert params["top_k"] is None and params["raw"]["top_k"] is None and params["seeds"] == [0, 1]
     assert params["set"] == "é 'single' \"double\" \\ back"
     timing = json.loads((repository.root / "results/generate/timing.json").read_text())
     assert timing["rtf"] == 1.25 and timing["stage_seconds"] > 0
 
-    streams = [
-        output
-        for output in read_outputs(repository.root / "reports/generate.ipynb")
-        if "text" in output
-    ]
+    streams = [output for output in read_outputs(repository.root / "reports/generate.ipynb") if "text" in output]
     assert [output.text for output in streams[-1:]] == ["one\ntwo\n"]
     assert {output.name for output in streams} == {"stdout"}
-    assert (
-        b"stage_seconds" not in first["generate.ipynb"] and b" at 0x" not in first["generate.ipynb"]
-    )
+    assert b"stage_seconds" not in first["generate.ipynb"] and b" at 0x" not in first["generate.ipynb"]
     check_page(first["generate.html"].decode("utf-8"))
 
 
@@ -165,9 +147,7 @@ def test_the_same_notebook_runs_cell_by_cell_and_touches_nothing_tracked(reposit
     notebook = nbformat.read(path, as_version=4)
     monkeypatch.setenv("JUPYTER_PREFER_ENV_PATH", "1")
     folder = str(repository.root / "notebooks")
-    NotebookClient(
-        notebook, kernel_name="python3", resources={"metadata": {"path": folder}}
-    ).execute()
+    NotebookClient(notebook, kernel_name="python3", resources={"metadata": {"path": folder}}).execute()
     assert [str(file.relative_to(repository.root)) for file in repository.root.rglob("*.json")] == [
         "results/explore/generate/params.json"
     ]
@@ -252,9 +232,7 @@ def test_a_notebook_without_its_parameters_cell_is_refused():
 
 def test_settings_are_yaml_and_leave_the_file_values_alone(repository):
     params = read_params("params.yaml")
-    values = stage_values(
-        params, "generate", ["generate.temperature=5e-1", "generate.top_k=50", "seed=3"]
-    )
+    values = stage_values(params, "generate", ["generate.temperature=5e-1", "generate.top_k=50", "seed=3"])
     assert values["generate"]["temperature"] == 0.5 and values["generate"]["top_k"] == 50
     assert values["seed"] == 3 and params["seed"] == 0 and params["generate"]["top_k"] is None
     apply_setting(values, "generate", "set=a=b")
@@ -267,9 +245,7 @@ def test_saving_in_jupyter_leaves_the_committed_bytes(repository):
     config = SimpleNamespace(ServerApp=SimpleNamespace(), ContentsManager=SimpleNamespace())
     file = REPOSITORY / ".jupyter" / "jupyter_server_config.py"
     hook = runpy.run_path(str(file), {"get_config": lambda: config})["strip_sources"]
-    assert config.ContentsManager.pre_save_hook is hook and config.ServerApp.root_dir == str(
-        REPOSITORY
-    )
+    assert config.ContentsManager.pre_save_hook is hook and config.ServerApp.root_dir == str(REPOSITORY)
 
     manager = SimpleNamespace(root_dir=str(REPOSITORY))
     run = nbformat.read(path, as_version=4)
@@ -303,18 +279,14 @@ def test_clean_command_rewrites_only_what_is_not_clean(repository, capsys):
     path = repository.write(WORK)
     assert main(["clean", "--check", str(path)]) == 0
     clean = path.read_bytes()
-    path.write_text(
-        clean.decode("utf-8").replace('"execution_count": null', '"execution_count": 3', 1)
-    )
+    path.write_text(clean.decode("utf-8").replace('"execution_count": null', '"execution_count": 3', 1))
     assert main(["clean", "--check", str(path)]) == 1
     assert main(["clean", str(path)]) == 0
     assert path.read_bytes() == clean
 
 
 def test_a_page_that_would_load_something_is_refused():
-    check_self_contained(
-        '<a href="https://x.org">x</a><p>url(http://x)</p><img src="data:image/png;base64,AA">'
-    )
+    check_self_contained('<a href="https://x.org">x</a><p>url(http://x)</p><img src="data:image/png;base64,AA">')
     for page in (
         '<script src="https://cdn.example/require.js"></script>',
         '<img src="figures/plot.png">',
@@ -374,9 +346,7 @@ def test_helpers_import_neither_torch_nor_papermill():
     for name in ("outputs", "clean", "page", "runner", "params"):
         tree = ast.parse((REPOSITORY / "higgs" / "workflow" / f"{name}.py").read_text())
         top = [node for node in tree.body if isinstance(node, ast.Import | ast.ImportFrom)]
-        names = {alias.name for node in top for alias in node.names} | {
-            getattr(node, "module", "") for node in top
-        }
+        names = {alias.name for node in top for alias in node.names} | {getattr(node, "module", "") for node in top}
         assert not {part.split(".")[0] for part in names if part} & {
             "torch",
             "papermill",

@@ -40,9 +40,7 @@ def nbval(folder: Path, *notebooks: str) -> tuple[int, str]:
     """Strict nbval, up to the first failure: every output but pictures comes again -> (exit status, what it says)."""
     command = [sys.executable, "-m", "pytest", "-qx", "--color=no", "-p", "no:cacheprovider"]
     command += ["--nbval", "--nbval-current-env", *(f"reports/{name}.ipynb" for name in notebooks)]
-    done = subprocess.run(
-        command, cwd=folder, env=environment(folder), capture_output=True, text=True, timeout=500
-    )
+    done = subprocess.run(command, cwd=folder, env=environment(folder), capture_output=True, text=True, timeout=500)
     return done.returncode, done.stdout + done.stderr
 
 

@@ -147,9 +147,7 @@ def _(engine: Engine, says: Callable, plays: Callable) -> None:
     assert (response.usage.audio_frames, response.usage.audio_columns) == (8, 26)
 
 
-@flaw(
-    "generation without a cache crashed at the second column, for it took audio positions for sequences"
-)
+@flaw("generation without a cache crashed at the second column, for it took audio positions for sequences")
 def _(engine: Engine, prompts) -> None:
     prompt, ids = prompt_batch(prompts, "clone"), engine.ids
     made = generate(engine.model, prompt, ids, GREEDY, 8, (ids.audio_eos,)).segments[0].delayed
@@ -167,9 +165,7 @@ def _(engine: Engine, prompts) -> None:
     assert torch.equal(made.segments[0].delayed, whole)
 
 
-@flaw(
-    "a run that outgrew the largest cache died and lost everything; no one had looked at its size before"
-)
+@flaw("a run that outgrew the largest cache died and lost everything; no one had looked at its size before")
 def _(engine: Engine) -> None:
     response = engine.generate(voice_clone("Hi.", "Ho.", A), GREEDY, 20, [torch.full((8, 1200), 7)])
     assert response.usage.prompt_positions > 1200 and response.stop_reason == "length"
@@ -195,9 +191,7 @@ def _(model, golden) -> None:
         assert_close(together[index, : len(alone)], alone)
 
 
-@flaw(
-    "the cache's length was guessed from rows that are not zero, and all of it was cleared for each request"
-)
+@flaw("the cache's length was guessed from rows that are not zero, and all of it was cleared for each request")
 def _(model) -> None:
     cache = KVCache(model.config, 1, 3)
     shape = (1, model.config.num_kv_heads, 3, model.config.head_dim)
@@ -219,8 +213,7 @@ def _() -> None:
     samples = [voices_in_system("Hi.", [A, B, A]), smart_voice("Hi."), voice_clone("Hi.", "Ho.", A)]
     codes = [[torch.full((8, 2 + n), n) for n in range(len(s.audios))] for s in samples]
     rows = [
-        spread(tokenize(s, BYTES, generate=True), c, IDS, CONFIG, False)
-        for s, c in zip(samples, codes, strict=True)
+        spread(tokenize(s, BYTES, generate=True), c, IDS, CONFIG, False) for s, c in zip(samples, codes, strict=True)
     ]
     batch = collate(rows, IDS)
     begins = (batch.codes == 1024).all(-1) & batch.audio_mask
@@ -268,9 +261,7 @@ def _(codec: AudioTokenizer) -> None:
         assert codec.encode(clip).shape == codec.encode(clip, pad_to_hop=True).shape == (8, 1)
 
 
-@flaw(
-    "encoding could change the codebooks, and training mode woke the dropout of the frozen teacher"
-)
+@flaw("encoding could change the codebooks, and training mode woke the dropout of the frozen teacher")
 def _(codec: AudioTokenizer) -> None:
     clip = torch.randn(9600) * 0.1
     before = {name: tensor.clone() for name, tensor in codec.state_dict().items()}
@@ -296,9 +287,7 @@ def _() -> None:
     assert set(tokenize(ChatMLSample(turns, start_index=1), BYTES).labels) == {-100}
 
 
-@flaw(
-    "audio of an unknown role was kept without a placeholder, so that all later audios went to the wrong one"
-)
+@flaw("audio of an unknown role was kept without a placeholder, so that all later audios went to the wrong one")
 def _() -> None:
     with pytest.raises(ValueError, match="role must be one of system, user, assistant, got 'tool'"):
         Message("tool", A)
@@ -377,9 +366,7 @@ def _(engine: Engine) -> None:
         engine.generate(smart_voice("Hi."), GREEDY, 400, on_column=listener)
 
 
-@flaw(
-    "text was decoded token by token, so that characters of several bytes broke, and no usage came at the end"
-)
+@flaw("text was decoded token by token, so that characters of several bytes broke, and no usage came at the end")
 def _(engine: Engine, says: Callable) -> None:
     says([*engine.text_tokenizer.encode("Où? 你好 🎉"), engine.ids.end_of_turn])
     response = engine.generate(smart_voice("Hi."), GREEDY, 60, force_audio=False)

@@ -176,9 +176,7 @@ def test_keys_are_advised_where_they_stand():
     wrong = KINDS | {"inner": [{"count": 1, "wrod": "x"}], "wrod": 1}
     with pytest.raises(KeyError, match="unknown key 'wrod'") as caught:
         validate(Kinds, wrong, "here", KeyError)
-    assert "here.inner[0]: unknown key 'wrod' (did you mean 'word'? choices: word, count)" in str(
-        caught.value
-    )
+    assert "here.inner[0]: unknown key 'wrod' (did you mean 'word'? choices: word, count)" in str(caught.value)
     assert "here: unknown key 'wrod' (did you mean 'word'? choices: word, " in str(caught.value)
 
 

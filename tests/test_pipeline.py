@@ -35,18 +35,14 @@ def imports_of(source: str) -> set[str]:
         elif isinstance(node, ast.ImportFrom):
             names = {f"{node.module}.{alias.name}" for alias in node.names}
             if node.module == "higgs":
-                names = {
-                    higgs._HOMES.get(alias.name, f"higgs.{alias.name}") for alias in node.names
-                }
+                names = {higgs._HOMES.get(alias.name, f"higgs.{alias.name}") for alias in node.names}
             found |= {node.module} | names
     return {name for name in found if name.split(".")[0] == "higgs" and module_file(name)}
 
 
 def reached(stage: str) -> set[Path]:
     """Every file of the package that the notebook imports, directly or not."""
-    todo = set().union(
-        *(imports_of("".join(c["source"])) for c in cells(stage) if c["cell_type"] == "code")
-    )
+    todo = set().union(*(imports_of("".join(c["source"])) for c in cells(stage) if c["cell_type"] == "code"))
     seen: set[str] = set()
     while todo:
         name = todo.pop()

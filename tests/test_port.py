@@ -42,9 +42,7 @@ def folder(tmp_path_factory):
 @pytest.fixture(scope="module")
 def pair(folder):
     config = HiggsAudioV2Config.from_pretrained(folder)
-    port = HiggsAudioV2ForConditionalGeneration.from_pretrained(
-        folder, config=config, use_text_head=True
-    )
+    port = HiggsAudioV2ForConditionalGeneration.from_pretrained(folder, config=config, use_text_head=True)
     return HiggsAudio.from_pretrained(folder), port.eval()
 
 
@@ -66,9 +64,7 @@ def conversation() -> Batch:
         IDS.audio_out,
     ]
     input_ids += [IDS.audio_eos, 260, 17]
-    return collate(
-        [spread(Tokens(input_ids, input_ids), codes, IDS, CONFIG, True)], IDS, labels=True
-    )
+    return collate([spread(Tokens(input_ids, input_ids), codes, IDS, CONFIG, True)], IDS, labels=True)
 
 
 @torch.inference_mode()
@@ -104,9 +100,7 @@ def test_greedy_codes_equal_the_port_until_the_end_of_stream(pair):
         IDS.audio_out_bos,
     ]  # the port looks back eight tokens: shorter prompts misplace its delay
     prompt = collate([spread(Tokens(text, [-100] * len(text)), [], IDS, CONFIG, False)], IDS)
-    made = generate(
-        ours, prompt, IDS, SamplingConfig(temperature=0, ras_window=None), 40, (IDS.audio_eos,)
-    )
+    made = generate(ours, prompt, IDS, SamplingConfig(temperature=0, ras_window=None), 40, (IDS.audio_eos,))
     theirs = port.generate(
         input_ids=prompt.input_ids,
         attention_mask=prompt.attention_mask.long(),
@@ -134,9 +128,7 @@ def codecs(tmp_path_factory):
             elif name.endswith("alpha"):
                 tensor.copy_(1 + 0.3 * draw.tanh())
             elif tensor.dim() < 2:
-                tensor.copy_(
-                    (1.0 if "norm" in name and name.endswith("weight") else 0.0) + 0.05 * draw
-                )
+                tensor.copy_((1.0 if "norm" in name and name.endswith("weight") else 0.0) + 0.05 * draw)
             else:
                 fan = tensor[0].numel() if "conv_t1" not in name else tensor.shape[0] * 2
                 tensor.copy_(draw * (0.5 if "res_unit" in name else 1.0) / fan**0.5)
@@ -165,7 +157,5 @@ def test_our_checkpoints_load_in_the_port(nano):
     assert not info["missing_keys"] and not info["unexpected_keys"]
     _, info = HiggsAudioV2TokenizerModel.from_pretrained(nano / "codec", output_loading_info=True)
     training_only = ("decoder_semantic", "fc1", "cluster_size", "embed_avg")
-    assert not [
-        key for key in info["missing_keys"] if not any(part in key for part in training_only)
-    ]
+    assert not [key for key in info["missing_keys"] if not any(part in key for part in training_only)]
     assert not info["unexpected_keys"]

@@ -93,11 +93,7 @@ def test_golden_prompts_of_the_tiny_checkpoint(golden):
     config = ModelConfig(vocab_size=512)
 
     def positions(sample: ChatMLSample, name: str) -> tuple[torch.Tensor, torch.Tensor]:
-        columns = (
-            prompts[f"{name}.audio_input_ids"][0].T
-            if f"{name}.audio_input_ids" in prompts
-            else None
-        )
+        columns = prompts[f"{name}.audio_input_ids"][0].T if f"{name}.audio_input_ids" in prompts else None
         from higgs.delay import revert_delay
 
         codes = [revert_delay(columns)[:, 1:-1]] if sample.audios else []
@@ -106,12 +102,8 @@ def test_golden_prompts_of_the_tiny_checkpoint(golden):
         return batch.input_ids, batch.codes[batch.audio_mask]
 
     wanted = prompts["smart_voice.input_ids"]
-    assert torch.equal(
-        positions(smart_voice("The sun rises in the east.", QUIET_ROOM), "smart_voice")[0], wanted
-    )
-    got, codes = positions(
-        voice_clone("Say this.", "Hooray!", AudioContent("x"), QUIET_ROOM), "clone"
-    )
+    assert torch.equal(positions(smart_voice("The sun rises in the east.", QUIET_ROOM), "smart_voice")[0], wanted)
+    got, codes = positions(voice_clone("Say this.", "Hooray!", AudioContent("x"), QUIET_ROOM), "clone")
     wanted = torch.where(prompts["clone.input_ids"] == 270, 272, prompts["clone.input_ids"])
     assert torch.equal(got, wanted)
     assert torch.equal(codes, prompts["clone.audio_input_ids"][0])
@@ -124,9 +116,7 @@ def test_special_strings_in_user_text_are_text(tokenizer, ids):
         voice_clone(evil, evil, AudioContent("a")),
         dialogue([(0, evil)], {0: evil}, evil),
     ):
-        clean = (
-            smart_voice("x") if sample.audios == [] else voice_clone("x", "x", AudioContent("a"))
-        )
+        clean = smart_voice("x") if sample.audios == [] else voice_clone("x", "x", AudioContent("a"))
         counted = tokenize(sample, tokenizer).input_ids
         expected = tokenize(clean, tokenizer).input_ids
         for token in (ids.end_of_turn, ids.start_header):
@@ -155,9 +145,7 @@ def test_labels_train_the_assistant_only(tokenizer, ids):
 
 def test_collating_twice_gives_the_same_labels(tokenizer, ids):
     """The original masked the sample's own labels, so that nothing was trained from the second epoch on."""
-    tokens = tokenize(
-        ChatMLSample([Message("user", "A"), Message("assistant", AudioContent())]), tokenizer
-    )
+    tokens = tokenize(ChatMLSample([Message("user", "A"), Message("assistant", AudioContent())]), tokenizer)
     config = ModelConfig(vocab_size=tokenizer.vocab_size)
     codes = [torch.zeros(8, 3, dtype=torch.long)]
     first, second = (spread(tokens, codes, ids, config, True) for _ in range(2))
@@ -166,16 +154,12 @@ def test_collating_twice_gives_the_same_labels(tokenizer, ids):
 
 
 def test_audio_that_is_heard(tokenizer, ids):
-    sample = ChatMLSample(
-        [Message("system", ["Listen: ", AudioContent("a")]), Message("user", "Hi.")]
-    )
+    sample = ChatMLSample([Message("system", ["Listen: ", AudioContent("a")]), Message("user", "Hi.")])
     tokens = tokenize(sample, tokenizer)
     place = tokens.input_ids.index(ids.audio_in)
     assert tokens.input_ids[place - 1 : place + 2] == [ids.audio_bos, ids.audio_in, ids.audio_eos]
     config = ModelConfig(vocab_size=tokenizer.vocab_size)
-    batch = collate(
-        [spread(tokens, [torch.zeros(8, 4, dtype=torch.long)], ids, config, False)], ids
-    )
+    batch = collate([spread(tokens, [torch.zeros(8, 4, dtype=torch.long)], ids, config, False)], ids)
     assert batch.audio_mask.sum() == 13 and batch.audio_out_mask.sum() == 0
     with pytest.raises(ValueError, match="1 audio placeholders, but 0 code tensors"):
         spread(tokens, [], ids, config, False)
@@ -294,9 +278,7 @@ def test_released_ids_of_a_clone():
     """A reference in an earlier turn."""
     ids = released_ids(voice_clone(SUNRISE, BELINDA, AudioContent("belinda.wav"), QUIET_ROOM))
     reference = [*turn("user", HEARD), *turn("assistant", AUDIO_OUT)]
-    assert (
-        ids == [*QUIET, *reference, *turn("user", SAID), *HEADER["assistant"]] and len(ids) == 103
-    )
+    assert ids == [*QUIET, *reference, *turn("user", SAID), *HEADER["assistant"]] and len(ids) == 103
 
 
 def test_released_ids_of_references_in_the_system_message():
@@ -334,8 +316,7 @@ def test_released_ids_of_a_long_form_chunk():
     spoken = [(text, AudioContent()) for text in ("It rises.", SUNRISE, BELINDA)]
     context = [*QUIET, *turn("user", HEARD), *turn("assistant", AUDIO_OUT)]
     first, second, third = (
-        [*turn("user", text), *turn("assistant", AUDIO_OUT)]
-        for text in ([2181, 38268, 13], SAID, HEARD)
+        [*turn("user", text), *turn("assistant", AUDIO_OUT)] for text in ([2181, 38268, 13], SAID, HEARD)
     )
     last = [*turn("user", SAID), *HEADER["assistant"]]
     assert released_ids(after_chunks(sample, [])) == [*context, *last]
@@ -487,10 +468,7 @@ def test_audio_is_cut_to_its_stretch(tmp_path):
     whole = AudioContent("ramp.wav").load(8000, tmp_path)
     part = AudioContent("ramp.wav", offset=0.25, duration=0.5)
     assert torch.equal(part.load(8000, tmp_path), whole[2000:6000])
-    assert (
-        part.name == "ramp.wav#t=0.25,0.75"
-        and AudioContent("ramp.wav", offset=0.0).name == "ramp.wav"
-    )
+    assert part.name == "ramp.wav#t=0.25,0.75" and AudioContent("ramp.wav", offset=0.0).name == "ramp.wav"
     assert torch.equal(AudioContent("ramp.wav", offset=0.5).load(8000, tmp_path), whole[4000:])
     assert AudioContent("ramp.wav").load(16_000, tmp_path).shape == (16_000,)
     coded = base64.b64encode((tmp_path / "ramp.wav").read_bytes()).decode()

@@ -70,15 +70,9 @@ def written_out(sample: ChatMLSample) -> list[Piece]:
             if isinstance(part, TextContent):
                 pieces.append(Piece(part.text, False, learnt))
             else:
-                start = (
-                    ("<|audio_out_bos|>", "<|AUDIO_OUT|>")
-                    if spoken
-                    else ("<|audio_bos|>", "<|AUDIO|>")
-                )
+                start = ("<|audio_out_bos|>", "<|AUDIO_OUT|>") if spoken else ("<|audio_bos|>", "<|AUDIO|>")
                 pieces += [Piece(token, True, learnt) for token in (*start, "<|audio_eos|>")]
-        goes_on = spoken and [m.role for m in sample.messages[index + 1 : index + 2]] == [
-            "assistant"
-        ]
+        goes_on = spoken and [m.role for m in sample.messages[index + 1 : index + 2]] == ["assistant"]
         pieces.append(Piece("<|eom_id|>" if goes_on else "<|eot_id|>", True, learnt))
     return pieces
 
@@ -94,16 +88,12 @@ def check_tokens(pieces: list[Piece], tokens: Tokens) -> None:
     """No string in a text became a special token, none that belongs there is missing, and what is trained is."""
     assert TOKENIZER.decode(tokens.input_ids) == "".join(piece.text for piece in pieces)
     specials = [token for token in tokens.input_ids if token in SPECIALS]
-    assert [TOKENIZER.decode([token]) for token in specials] == [
-        p.text for p in pieces if p.special
-    ]
+    assert [TOKENIZER.decode([token]) for token in specials] == [p.text for p in pieces if p.special]
     learnt = [label for label in tokens.labels if label != -100]
     assert TOKENIZER.decode(learnt) == "".join(piece.text for piece in pieces if piece.trained)
 
 
-def check_row(
-    batch: Batch, row: int, tokens: Tokens, codes: list[Tensor], trained: list[bool]
-) -> None:
+def check_row(batch: Batch, row: int, tokens: Tokens, codes: list[Tensor], trained: list[bool]) -> None:
     runs = audio_runs(batch, row)
     assert len(runs) == len(codes)
     for run, segment, learnt in zip(runs, codes, trained, strict=True):
@@ -114,29 +104,19 @@ def check_row(
             kept = line != -100
             expected = [*segment[codebook].tolist(), CONFIG.stream_eos] if learnt else []
             assert line[kept].tolist() == expected, "T codes and one eos in each trained codebook"
-            assert torch.equal(delayed[codebook][kept], line[kept]), (
-                "labels stand where the codes are"
-            )
+            assert torch.equal(delayed[codebook][kept], line[kept]), "labels stand where the codes are"
     length = count_positions(tokens, [segment.shape[1] for segment in codes], CONFIG.num_codebooks)
-    assert batch.attention_mask[row].tolist() == [True] * length + [False] * (
-        batch.input_ids.shape[1] - length
-    )
+    assert batch.attention_mask[row].tolist() == [True] * length + [False] * (batch.input_ids.shape[1] - length)
     assert (batch.code_labels[row][~batch.audio_mask[row]] == -100).all()
     assert (batch.labels[row][batch.audio_mask[row]] == -100).all()
     text = ~batch.audio_mask[row] & batch.attention_mask[row]
     placeholders = (IDS.audio_in, IDS.audio_out)
-    wanted = [
-        label
-        for token, label in zip(tokens.input_ids, tokens.labels, strict=True)
-        if token not in placeholders
-    ]
+    wanted = [label for token, label in zip(tokens.input_ids, tokens.labels, strict=True) if token not in placeholders]
     assert batch.labels[row][text].tolist() == wanted
 
 
 def equal(first: Batch, second: Batch) -> bool:
-    return all(
-        torch.equal(a, b) for a, b in zip(vars(first).values(), vars(second).values(), strict=True)
-    )
+    return all(torch.equal(a, b) for a, b in zip(vars(first).values(), vars(second).values(), strict=True))
 
 
 def test_five_hundred_random_conversations():
@@ -147,10 +127,7 @@ def test_five_hundred_random_conversations():
         left -= len(group)
         every_tokens = [tokenize(sample, TOKENIZER) for sample in group]
         every_codes = [
-            [
-                torch.randint(0, 1024, (8, rng.randrange(12)), generator=generator)
-                for _ in sample.audios
-            ]
+            [torch.randint(0, 1024, (8, rng.randrange(12)), generator=generator) for _ in sample.audios]
             for sample in group
         ]
         rows: list[Row] = []
@@ -159,30 +136,20 @@ def test_five_hundred_random_conversations():
             rows.append(spread(tokens, codes, IDS, CONFIG, code_labels=True))
         before = [{key: tensor.clone() for key, tensor in row.items()} for row in rows]
         batch = collate(rows, IDS, labels=True)
-        for index, (sample, tokens, codes) in enumerate(
-            zip(group, every_tokens, every_codes, strict=True)
-        ):
+        for index, (sample, tokens, codes) in enumerate(zip(group, every_tokens, every_codes, strict=True)):
             audio = [p for p in written_out(sample) if p.text in AUDIO and p.special]
             trained = [piece.trained for piece in audio]
             check_row(batch, index, tokens, codes, trained)
             audios, learnt_audios = audios + len(codes), learnt_audios + sum(trained)
-        again = [
-            spread(t, c, IDS, CONFIG, True) for t, c in zip(every_tokens, every_codes, strict=True)
-        ]
+        again = [spread(t, c, IDS, CONFIG, True) for t, c in zip(every_tokens, every_codes, strict=True)]
         assert equal(batch, collate(rows, IDS, labels=True)), "collated twice"
         assert equal(batch, collate(again, IDS, labels=True)), "spread twice"
-        assert all(
-            torch.equal(row[key], old[key])
-            for row, old in zip(rows, before, strict=True)
-            for key in row
-        )
+        assert all(torch.equal(row[key], old[key]) for row, old in zip(rows, before, strict=True) for key in row)
     assert audios > 600 and 0.2 < learnt_audios / audios < 0.6, "the draw covers both kinds"
 
 
 def test_rounding_adds_padding_only():
-    tokens = tokenize(
-        ChatMLSample([Message("user", "Hi."), Message("assistant", AudioContent())]), TOKENIZER
-    )
+    tokens = tokenize(ChatMLSample([Message("user", "Hi."), Message("assistant", AudioContent())]), TOKENIZER)
     rows = [spread(tokens, [torch.ones(8, 5, dtype=torch.long)], IDS, CONFIG, True)]
     exact, rounded = (collate(rows, IDS, labels=True, round_to=n) for n in (1, 64))
     length = exact.input_ids.shape[1]

@@ -231,11 +231,7 @@ def test_a_reference_that_cannot_be_used_is_noted(folder, listener):
 
 
 def test_without_judges_the_rows_remain(folder):
-    rows = list(
-        Listener(Panel()).judge_all(
-            [say(folder, "good"), say(folder, "gone"), say(folder, "silent")]
-        )
-    )
+    rows = list(Listener(Panel()).judge_all([say(folder, "good"), say(folder, "gone"), say(folder, "silent")]))
     assert [row["status"] for row in rows] == ["ok", "missing", "silent"]
     assert {row["heard"] for row in rows} == {row["wer_percent"] for row in rows} == {None}
     (summary,) = summarise(rows, 100, 0)
@@ -361,9 +357,7 @@ def test_run_aways_are_allowed_for_where_speech_was_generated():
 
 def test_titles_name_the_judge():
     names = Panel(Ear({}), Pitch()).names(short=True)
-    assert titles(names)["wer_percent"].endswith("(Ear)") and titles(names)["similarity"].endswith(
-        "(Pitch)"
-    )
+    assert titles(names)["wer_percent"].endswith("(Ear)") and titles(names)["similarity"].endswith("(Pitch)")
     assert "SeedTTS-Eval" in titles(names)["seedtts_wer_percent"]
     assert len(set(titles(names).values())) == len(METRICS)
 
@@ -461,10 +455,7 @@ def test_a_run_cut_short_goes_on(folder, listener):
 
 def dialogue_of(pitches):
     """A second of a tone for each turn."""
-    turns = [
-        Turn("ann" if i % 2 == 0 else "bob", f"turn {i} of us", i, i + 1)
-        for i in range(len(pitches))
-    ]
+    turns = [Turn("ann" if i % 2 == 0 else "bob", f"turn {i} of us", i, i + 1) for i in range(len(pitches))]
     waveform = torch.cat([sine(hertz, 0.3) if hertz else torch.zeros(RATE) for hertz in pitches])
     return waveform, turns
 
@@ -490,13 +481,8 @@ def test_dialogue_of_two_voices():
 def test_dialogue_with_voices_exchanged_and_a_turn_without_sound():
     waveform, turns = dialogue_of([1800, 1800, 200, 0])
     panel = Panel(Ear({RATE: "turn 0 of us"}), Pitch())
-    voices = {
-        name: panel.speaker.embed(sine(hertz), RATE)
-        for name, hertz in (("ann", 200), ("bob", 1800))
-    }
-    rows = judge_dialogue(
-        panel, "d", waveform, RATE, [*turns, Turn("bob", "behind the end", 9, 10)], voices
-    )
+    voices = {name: panel.speaker.embed(sine(hertz), RATE) for name, hertz in (("ann", 200), ("bob", 1800))}
+    rows = judge_dialogue(panel, "d", waveform, RATE, [*turns, Turn("bob", "behind the end", 9, 10)], voices)
     assert [row["attributed"] for row in rows] == ["bob", "bob", "ann", None, None]
     assert [row["attributed_right"] for row in rows] == [False, True, True, None, None]
     assert rows[0]["similarity"] == pytest.approx(similarity(*voices.values()), abs=1e-3)
@@ -514,11 +500,7 @@ def test_one_speaker_cannot_be_mistaken():
     rows = judge_dialogue(Panel(None, Pitch()), "d", waveform, RATE, alone)
     assert [row["attributed"] for row in rows] == [None, None]
     every = summarise_dialogues(rows)[-1]
-    assert (
-        every["wer_percent"] is None
-        and every["voices"] is None
-        and every["similarity_within"] == pytest.approx(1)
-    )
+    assert every["wer_percent"] is None and every["voices"] is None and every["similarity_within"] == pytest.approx(1)
 
 
 # ---- long speech
@@ -534,9 +516,7 @@ def test_errors_belong_to_the_stretch_in_which_they_were_heard():
 
 def test_long_speech_is_judged_stretch_by_stretch():
     voices = [200] * 24 + [700] * 12  # seconds; after two thirds the voice changes
-    waveform = torch.cat(
-        [torch.cat([sine(hertz, 0.3, 21_600), torch.zeros(2_400)]) for hertz in voices]
-    )
+    waveform = torch.cat([torch.cat([sine(hertz, 0.3, 21_600), torch.zeros(2_400)]) for hertz in voices])
     panel = Panel(Ear({}), Pitch())
     rows = judge_long(panel, "long", waveform, RATE, "these are words", seams=[36_000, 732_000])
     assert rows[0]["start"] == 0 and rows[-1]["end"] == 36
@@ -595,10 +575,7 @@ def test_seed_tts_eval_becomes_a_manifest(seed_tts, capsys):
         prompt.id,
         clips("en")[1].text,
     )
-    assert (
-        second.recording == seed_tts.resolve() / "wavs" / "other-name.wav"
-        and third.recording is None
-    )
+    assert second.recording == seed_tts.resolve() / "wavs" / "other-name.wav" and third.recording is None
     assert third.sample.messages[-1].role == "user"
     assert prompt.text in [part.text for part in third.sample.messages[0].parts]
     assert sets.convert_seed_tts_eval(seed_tts) == read_rows(seed_tts / "meta.jsonl")
@@ -622,11 +599,7 @@ def test_seed_tts_eval_becomes_a_manifest(seed_tts, capsys):
     ]
     rows = list(Listener(panel).judge_all(items))
     assert [row["status"] for row in rows] == ["ok", "ok", "missing"]
-    assert (
-        rows[0]["wer_percent"] == 0
-        and rows[1]["wer_percent"] < 10
-        and rows[2]["wer_percent"] == 100
-    )
+    assert rows[0]["wer_percent"] == 0 and rows[1]["wer_percent"] < 10 and rows[2]["wer_percent"] == 100
     assert rows[0]["similarity"] > 0.8
     assert first.row(2)["name"] == "first-s2"
 
@@ -634,9 +607,7 @@ def test_seed_tts_eval_becomes_a_manifest(seed_tts, capsys):
 def test_a_set_with_missing_files_is_refused(seed_tts, capsys):
     (seed_tts / "wavs" / "other-name.wav").unlink()
     with (seed_tts / "meta.lst").open("a") as file:
-        file.write(
-            "fourth|Words.|prompt-wavs/none.wav|More words.\nfifth|Words.|../../../gone.wav|Words.\n"
-        )
+        file.write("fourth|Words.|prompt-wavs/none.wav|More words.\nfifth|Words.|../../../gone.wav|Words.\n")
     assert sets.main(["seed-tts-eval", str(seed_tts)]) == 1
     said = capsys.readouterr().err
     assert all(name in said for name in ("other-name.wav", "none.wav", "gone.wav lies outside"))
@@ -680,9 +651,7 @@ def test_a_changed_set_is_refused(seed_tts):
 def run_folder(path, rows, judges=None):
     path.mkdir()
     write_rows(path / "utterances.parquet", rows)
-    provenance = {
-        "judges": judges or {"recogniser": "Ear 1.0", "speaker": None, "naturalness": None}
-    }
+    provenance = {"judges": judges or {"recogniser": "Ear 1.0", "speaker": None, "naturalness": None}}
     (path / "provenance.json").write_text(json.dumps(provenance))
     return path
 
@@ -738,9 +707,7 @@ def test_takes_are_paired_seed_by_seed(tmp_path):
 
     def wer(name, one, two):
         folders = run_folder(tmp_path / f"{name}-a", one), run_folder(tmp_path / f"{name}-b", two)
-        return next(
-            r for r in compare(*folders, resamples=500).rows if r["metric"] == "wer_percent"
-        )
+        return next(r for r in compare(*folders, resamples=500).rows if r["metric"] == "wer_percent")
 
     assert wer("mixed", a, first) == wer("same", alike, first)
     later = [row | {"seed": row["seed"] + 100} for row in first]  # no seed in common: in order
@@ -755,12 +722,8 @@ def test_speakers_are_fewer_than_texts(tmp_path):
     for row in (*a[10:], *b[10:]):
         row["speaker"] = "bob" if int(row["script"]) % 2 else "cleo"
     folders = run_folder(tmp_path / "a", a), run_folder(tmp_path / "b", b)
-    by_text, by_speaker = (
-        compare(*folders, resamples=500, cluster=c) for c in ("script", "speaker")
-    )
-    text, speaker = (
-        next(r for r in c.rows if r["metric"] == "wer_percent") for c in (by_text, by_speaker)
-    )
+    by_text, by_speaker = (compare(*folders, resamples=500, cluster=c) for c in ("script", "speaker"))
+    text, speaker = (next(r for r in c.rows if r["metric"] == "wer_percent") for c in (by_text, by_speaker))
     assert (text["n"], speaker["n"]) == (20, 3) and text["difference"] == speaker["difference"]
     assert text["p"] < 0.01 and speaker["p"] == 2 / 2**3
     assert text["verdict"] == "A is better" and speaker["verdict"] == "no difference"

@@ -40,9 +40,7 @@ def test_commands_exist():
 
 def committed(name: str) -> str:
     """A file as it was committed: a run on another type of CPU may have written other numbers since."""
-    shown = subprocess.run(
-        ["git", "show", f"HEAD:{name}"], cwd=ROOT, capture_output=True, text=True
-    )
+    shown = subprocess.run(["git", "show", f"HEAD:{name}"], cwd=ROOT, capture_output=True, text=True)
     return shown.stdout if shown.returncode == 0 else (ROOT / name).read_text()
 
 

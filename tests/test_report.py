@@ -73,9 +73,7 @@ def flac(path, hertz, seconds=1.0):
 @pytest.fixture
 def results(tmp_path):
     """Folders as the stages tokenize and generate leave them, small."""
-    references = {
-        name: flac(tmp_path / f"{name}.flac", hertz) for name, hertz in (("ada", 200), ("ben", 300))
-    }
+    references = {name: flac(tmp_path / f"{name}.flac", hertz) for name, hertz in (("ada", 200), ("ben", 300))}
     manifest = []
     for name, speaker, hertz in (("r1", "one", 210), ("r2", "one", 220), ("r3", "two", 400)):
         path = flac(tmp_path / "recordings" / f"{name}.flac", hertz)
@@ -155,9 +153,7 @@ def test_anchors_stand_beside_what_was_generated(results, rows):
     assert by_name[GENERATED, "a-s1"]["cap_hit"] is True
     assert by_name[GENERATED, "b-s1"]["status"] == "missing"
     assert by_name[GENERATED, "talk-s0"]["similarity"] is None  # two speakers have no reference
-    predicted = {
-        item.name: item.predict for item in gather(results, ["en"], 1) if item.group == GENERATED
-    }
+    predicted = {item.name: item.predict for item in gather(results, ["en"], 1) if item.group == GENERATED}
     assert sum(predicted.values()) == 1  # one take of one text
     every = [i.predict for i in gather(results, ["en"]) if i.group == GENERATED]
     assert sum(every) == len({row["script"] for row in rows if row["group"] == GENERATED})
@@ -183,9 +179,7 @@ def test_a_second_system_is_judged_beside(results, tmp_path):
     flac(other / "b-s1.flac", 900)
     items = [i for i in gather(results, ["en"], second_system=other) if i.group == group]
     assert [i.name for i in items if i.path is None] == ["a-s1", "b-s0", "talk-s0", "long-s0"]
-    with pytest.raises(
-        FileNotFoundError, match=r"nowhere is no folder; it should hold SCRIPT\.flac"
-    ):
+    with pytest.raises(FileNotFoundError, match=r"nowhere is no folder; it should hold SCRIPT\.flac"):
         gather(results, ["en"], second_system=tmp_path / "nowhere")
 
 
@@ -199,9 +193,7 @@ def test_turns_and_stretches(results):
     first, second = talk.judge(Listener(PANEL))
     assert (first["speaker"], second["speaker"]) == ("ada", "ben")
     assert first["text"] == "Hello there." and first["wer_percent"] == 0
-    assert (
-        first["attributed_right"] is True and second["attributed_right"] is False
-    )  # ada speaks both
+    assert first["attributed_right"] is True and second["attributed_right"] is False  # ada speaks both
     lines = report.by_speaker(summarise_dialogues([first, second]))
     assert lines[0]["right voice %"] == "100 [21, 100]" and lines[-1]["turns"] == 2
     (long,) = long_takes(results)
@@ -307,9 +299,7 @@ def test_compare_writes_a_page(two_runs, tmp_path):
 
 def test_compare_says_what_it_cannot_find(two_runs, tmp_path):
     gone = compare(str(two_runs[0]), "no-such-revision")
-    assert (
-        gone.returncode == 1 and "no folder, no revision of Git, and no experiment" in gone.stderr
-    )
+    assert gone.returncode == 1 and "no folder, no revision of Git, and no experiment" in gone.stderr
     odd = compare(str(two_runs[0]), str(two_runs[0]), "--cluster", "seed")
     assert odd.returncode == 1 and "cluster: expected one of script, speaker, voice" in odd.stderr
     empty = tmp_path / "empty"

@@ -37,17 +37,12 @@ def trouble() -> dict[str, list[list[str]]]:
     """The table of docs/s3.md: what is wrong -> the messages it quotes, of DVC and of `s3://`."""
     table = DOCUMENT.partition("## Trouble")[2].partition("\n## ")[0]
     rows = [line.strip("|").split("|") for line in table.splitlines() if line.startswith("| ")][1:]
-    return {
-        row[0].strip(): [re.findall(r"`([^`]+)`", row[1]), re.findall(r"`([^`]+)`", row[2])]
-        for row in rows
-    }
+    return {row[0].strip(): [re.findall(r"`([^`]+)`", row[1]), re.findall(r"`([^`]+)`", row[2])] for row in rows}
 
 
 def command(text: str) -> list[str]:
     """A command, as words, that docs/s3.md shows exactly so."""
-    assert re.search(rf"^{re.escape(text)}( +#.*)?$", DOCUMENT, re.MULTILINE), (
-        f"not in docs: {text}"
-    )
+    assert re.search(rf"^{re.escape(text)}( +#.*)?$", DOCUMENT, re.MULTILINE), f"not in docs: {text}"
     return shlex.split(text)
 
 
@@ -147,9 +142,7 @@ def test_a_broken_download_goes_on_where_it_stopped(server, surroundings, prefix
 
     with Line(server.port, cut) as line:
         surroundings(line.endpoint)
-        with pytest.raises(
-            ConnectionError, match=f"s3://{prefix} at {line.endpoint}: no S3 server"
-        ):
+        with pytest.raises(ConnectionError, match=f"s3://{prefix} at {line.endpoint}: no S3 server"):
             resolve(f"s3://{prefix}")
     (partial,) = (Path(os.environ["HIGGS_CACHE"]) / prefix).rglob("*.part")
     here = partial.stat().st_size
@@ -163,14 +156,10 @@ def test_a_broken_download_goes_on_where_it_stopped(server, surroundings, prefix
     assert not list(folder.rglob("*.part"))
 
 
-def test_truncated_answers_are_asked_for_again_and_then_an_error(
-    server, surroundings, prefix, monkeypatch
-):
+def test_truncated_answers_are_asked_for_again_and_then_an_error(server, surroundings, prefix, monkeypatch):
     _, broke = trouble()["altered or cut off on the way"][1]
     put(server, prefix, "model.safetensors", bytes(3 * 2**16))
-    with Line(
-        server.port, lambda up, piece, passed: piece if up or passed < 2**17 else None
-    ) as line:
+    with Line(server.port, lambda up, piece, passed: piece if up or passed < 2**17 else None) as line:
         surroundings(line.endpoint)
         with pytest.raises(ConnectionError, match=f"{broke} .* what has arrived is kept"):
             resolve(f"s3://{prefix}")
@@ -211,9 +200,7 @@ def upload_in_parts(server: Server, prefix: str, name: str, content: bytes) -> N
         body = content[start : start + 5 * 2**20]
         part = server.client.upload_part(**where, UploadId=upload, PartNumber=number, Body=body)
         parts.append({"ETag": part["ETag"], "PartNumber": number})
-    server.client.complete_multipart_upload(
-        **where, UploadId=upload, MultipartUpload={"Parts": parts}
-    )
+    server.client.complete_multipart_upload(**where, UploadId=upload, MultipartUpload={"Parts": parts})
 
 
 def test_an_object_replaced_while_it_is_read(server, surroundings, prefix):
@@ -339,9 +326,7 @@ def test_an_error_of_the_disk_stays_one(server, surroundings, prefix, tmp_path, 
 
 def run(folder: Path, *words: str, settings: dict | None = None) -> tuple[int, str]:
     """A command with nothing of this machine's settings. -> exit code, what it said."""
-    result = subprocess.run(
-        words, cwd=folder, env=outside(settings or {}), capture_output=True, text=True
-    )
+    result = subprocess.run(words, cwd=folder, env=outside(settings or {}), capture_output=True, text=True)
     return result.returncode, result.stdout + result.stderr
 
 
@@ -352,11 +337,7 @@ def outside(settings: dict) -> dict:
         "HOME": home,
         "DVC_SITE_CACHE_DIR": f"{home}/site",
         "DVC_NO_ANALYTICS": "1",
-        **{
-            f"GIT_{who}_{what}": "t"
-            for who in ("AUTHOR", "COMMITTER")
-            for what in ("NAME", "EMAIL")
-        },
+        **{f"GIT_{who}_{what}": "t" for who in ("AUTHOR", "COMMITTER") for what in ("NAME", "EMAIL")},
     }
 
 
@@ -530,9 +511,7 @@ def test_an_altered_object_is_noticed_named_and_repaired(server, repository, tmp
     # A push trusts its notes of what the bucket holds, until the folder's own object is missing.
     assert "up to date" in done(folder, "dvc", "push", settings=settings)
     (listing,) = (key for key in good if key.endswith(".dir"))
-    words = command(
-        "python -c \"import s3fs; s3fs.S3FileSystem().rm(['bucket/OBJECT', 'bucket/LISTING'])\""
-    )
+    words = command("python -c \"import s3fs; s3fs.S3FileSystem().rm(['bucket/OBJECT', 'bucket/LISTING'])\"")
     code = words[2].replace("bucket/OBJECT", f"{BUCKET}/{bad}")
     code = code.replace("bucket/LISTING", f"{BUCKET}/{listing}")
     done(folder, sys.executable, "-c", code, settings=settings)

@@ -78,9 +78,7 @@ class Running:
         (listening,) = self.server.servers[0].sockets
         self.port = listening.getsockname()[1]
         self.address = f"http://127.0.0.1:{self.port}"
-        self.client = openai.OpenAI(
-            base_url=f"{self.address}/v1", api_key="none", max_retries=0, timeout=30
-        )
+        self.client = openai.OpenAI(base_url=f"{self.address}/v1", api_key="none", max_retries=0, timeout=30)
 
     def ask(self, **more):
         own = ("seed", "scene", "temperature", "top_k", "max_new_tokens")
@@ -322,10 +320,7 @@ def test_too_many_requests_are_told_to_come_back(parts, voices, monkeypatch):
         good, made = running.speak(**LONG), []
         with monkeypatch.context() as patch:
             running.slow(patch)
-            threads = [
-                threading.Thread(target=lambda: made.append(running.speak(**LONG)))
-                for _ in range(2)
-            ]
+            threads = [threading.Thread(target=lambda: made.append(running.speak(**LONG))) for _ in range(2)]
             for thread in threads:
                 thread.start()
             wait_for(lambda: running.app.state.async_engine.open == 2)
@@ -527,9 +522,7 @@ def test_the_asyncio_engine_by_itself(parts, voices):
             asked = [async_engine.stream(sample, sampling, 60) for sampling in settings]
             made = await asyncio.gather(*(collect(stream) for stream in asked))
             assert all(torch.equal(a, b) for a, b in zip(made, alone, strict=True))
-            fourth = [
-                asyncio.create_task(collect(async_engine.stream(sample, s, 60))) for s in settings
-            ]
+            fourth = [asyncio.create_task(collect(async_engine.stream(sample, s, 60))) for s in settings]
             await asyncio.sleep(0)
             with pytest.raises(QueueFull, match="3 requests"):
                 await collect(async_engine.stream(sample))
@@ -591,9 +584,7 @@ def test_the_command(nano):
                 except openai.APIConnectionError:
                     assert process.poll() is None, process.stderr.read()
                     time.sleep(0.2)
-            spoken = client.audio.speech.create(
-                model="nano", voice="ada", input="Good morning.", response_format="wav"
-            )
+            spoken = client.audio.speech.create(model="nano", voice="ada", input="Good morning.", response_format="wav")
             assert soundfile.info(io.BytesIO(spoken.content)).samplerate == 24_000
             assert len(spoken.content) > 24_000
         finally:

@@ -25,9 +25,7 @@ def report(engine, tmp_path_factory) -> Report:
     noise = 0.1 * torch.randn(24_000, generator=torch.Generator().manual_seed(1))
     save_audio(path, noise, 24_000)
     samples = [smart_voice("Good morning. " * n) for n in (1, 2, 3, 4)]
-    samples += [
-        voice_clone("Seven." * n, "What is said.", AudioContent(str(path))) for n in (1, 2, 3)
-    ]
+    samples += [voice_clone("Seven." * n, "What is said.", AudioContent(str(path))) for n in (1, 2, 3)]
     return soak(engine, questions(engine, samples, 60), count=30, seed=1)
 
 

@@ -122,12 +122,8 @@ def test_clusters_are_drawn_whole():
     # Three takes of each of 50 texts that agree to the digit: no more than 50 texts are known.
     errors = np.random.default_rng(0).binomial(10, 0.2, size=50)
     texts = bootstrap_interval(errors, np.full(50, 10))
-    takes = bootstrap_interval(
-        np.tile(errors, 3), np.full(150, 10), clusters=[*map(str, range(50))] * 3
-    )
-    assert (takes.estimate, takes.low, takes.high) == pytest.approx(
-        (texts.estimate, texts.low, texts.high)
-    )
+    takes = bootstrap_interval(np.tile(errors, 3), np.full(150, 10), clusters=[*map(str, range(50))] * 3)
+    assert (takes.estimate, takes.low, takes.high) == pytest.approx((texts.estimate, texts.low, texts.high))
     apart = bootstrap_interval(np.tile(errors, 3), np.full(150, 10))
     assert (apart.high - apart.low) * math.sqrt(3) == pytest.approx(texts.high - texts.low, rel=0.1)
     with pytest.raises(ValueError, match="a label for each of 3"):
@@ -173,14 +169,10 @@ def test_permutation_of_few_is_exact():
     a, b, t, u = [1, 0, 4], [2, 3, 4], [10, 5, 8], [9, 5, 20]
     ways = []
     for swap in itertools.product((0, 1), repeat=3):
-        pairs = [
-            ((y, v), (x, w)) if s else ((x, w), (y, v))
-            for s, x, y, w, v in zip(swap, a, b, t, u, strict=True)
-        ]
+        pairs = [((y, v), (x, w)) if s else ((x, w), (y, v)) for s, x, y, w, v in zip(swap, a, b, t, u, strict=True)]
         first, second = ([pair[side] for pair in pairs] for side in (0, 1))
         ways.append(
-            sum(x for x, _ in second) / sum(w for _, w in second)
-            - sum(x for x, _ in first) / sum(w for _, w in first)
+            sum(x for x, _ in second) / sum(w for _, w in second) - sum(x for x, _ in first) / sum(w for _, w in first)
         )
     found = paired_difference(a, b, t, u)
     assert found.estimate == pytest.approx(ways[0])
@@ -233,9 +225,7 @@ def test_wilson_by_hand():
         (1, 29, 0.0061, 0.1718),
     ):
         found = wilson_interval(successes, n)
-        assert (found.estimate, found.low, found.high) == pytest.approx(
-            (successes / n, low, high), abs=5e-5
-        )
+        assert (found.estimate, found.low, found.high) == pytest.approx((successes / n, low, high), abs=5e-5)
     assert wilson_interval(20, 20).high == 1.0
     with pytest.raises(ValueError, match="got 3 of 2"):
         wilson_interval(3, 2)

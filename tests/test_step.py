@@ -92,9 +92,7 @@ def test_filters_keep_what_the_sampler_keeps(model):
         together = choose(logits, state, noise, wide=True)
         history = torch.full((8, 1), 1024)
         for row, setting in enumerate(settings):
-            alone = sample_codes(
-                logits[row], history, 9, setting, CounterNoise(setting.seed, logits.device)
-            )
+            alone = sample_codes(logits[row], history, 9, setting, CounterNoise(setting.seed, logits.device))
             if row == 0:  # where codes tie with the last that is ranked, either may stay
                 kept = process_logits(logits[row], setting)
                 least = kept.masked_fill(kept == -torch.inf, torch.inf).amin(-1)
@@ -141,9 +139,7 @@ def test_no_step_waits_for_the_device_and_few_operations_do(model, prompts, conf
     folder = write_model(tmp_path / "model", config)
     port = HiggsAudioV2ForConditionalGeneration.from_pretrained(folder).eval()
     port.generation_config.ras_win_len, port.generation_config.ras_win_max_num_repeat = 7, 2
-    port.audio_lm_head.weight.data.view(8, 1026, -1)[:, 1025] = (
-        0  # its segments must not end by chance
-    )
+    port.audio_lm_head.weight.data.view(8, 1026, -1)[:, 1025] = 0  # its segments must not end by chance
     theirs = of_their_steps(port, prompt)
     assert theirs["waits"] >= 1, "the port's waits are seen"
     assert ours.kernels <= 0.6 * theirs["kernels"], (ours.kernels, theirs)
@@ -209,15 +205,11 @@ def test_bfloat16_is_near_float32(config, prompts, tmp_path_factory):
         model = HiggsAudio.from_pretrained(folder, dtype=dtype)
         decoder = Decoder(model, rows=1, positions=400, burst=4)
         for name in ("smart_voice", "clone"):
-            decoder.admit(
-                0, prompt_batch(prompts, name), 40, SamplingConfig(temperature=0, ras_window=None)
-            )
+            decoder.admit(0, prompt_batch(prompts, name), 40, SamplingConfig(temperature=0, ras_window=None))
             for step in range(6):
                 decoder.state.codes[:] = 100 + step
                 decoder.run(1)
-            seen[name, dtype] = (
-                decoder.cache.layers[-1][:, 0, :, : decoder.filled[0]].float().clone()
-            )
+            seen[name, dtype] = decoder.cache.layers[-1][:, 0, :, : decoder.filled[0]].float().clone()
     for name in ("smart_voice", "clone"):
         exact, near = seen[name, torch.float32], seen[name, torch.bfloat16]
         assert (near - exact).norm() < 0.02 * exact.norm()
@@ -254,9 +246,7 @@ def test_int8_is_near_bfloat16(config, prompts, tmp_path, compiled, as_on_an_acc
         for step in range(6):
             decoder.state.codes[:] = 100 + step
             decoder.run(1)
-        seen.append(
-            [decoder.cache.layers[-1][:, r, :, : decoder.filled[r]].float() for r in (0, 1)]
-        )
+        seen.append([decoder.cache.layers[-1][:, r, :, : decoder.filled[r]].float() for r in (0, 1)])
     for near, exact in zip(*seen, strict=True):
         assert 0 < (near - exact).norm() < 0.05 * exact.norm()
     assert all(torch.equal(before[name], tensor) for name, tensor in model.state_dict().items())
@@ -271,9 +261,7 @@ def test_int8_wants_bfloat16(model):
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_graphs_draw_what_eager_steps_draw(config, prompts, tmp_path, dtype):
     """Several rows, of which one comes later, with graphs and without."""
-    model = HiggsAudio.from_pretrained(
-        write_model(tmp_path / "m", config), device="cuda", dtype=dtype
-    )
+    model = HiggsAudio.from_pretrained(write_model(tmp_path / "m", config), device="cuda", dtype=dtype)
     made = []
     for graphs in (True, False):
         decoder = Decoder(model, rows=4, positions=600, burst=4)

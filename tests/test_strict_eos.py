@@ -117,9 +117,7 @@ def test_repetitions_are_counted_in_the_segment_at_hand(model, prompts, ids, mon
     assert 7 not in drawn[False]
 
 
-def test_repetitions_still_are_drawn_again_but_never_as_stream_ids(
-    model, prompts, ids, monkeypatch
-):
+def test_repetitions_still_are_drawn_again_but_never_as_stream_ids(model, prompts, ids, monkeypatch):
     columns = [[7] * 8 for _ in range(60)]
     sampling = SamplingConfig(temperature=0, ras_window=7, ras_max_repeats=2, strict_eos=True)
     made = scripted(model, prompt_batch(prompts, "clone"), ids, columns, sampling, monkeypatch)
@@ -140,9 +138,7 @@ def test_the_last_column_is_read_before_what_follows(model, prompts, ids, monkey
         fed = []
         real = model.decode_step
 
-        def decode_step(
-            x: Tensor, audio: bool, cache: object, real=real, fed: list = fed
-        ) -> Tensor:
+        def decode_step(x: Tensor, audio: bool, cache: object, real=real, fed: list = fed) -> Tensor:
             fed.append((audio, x))
             return real(x, audio, cache)
 
@@ -200,9 +196,7 @@ def test_a_segment_that_the_prompt_has_begun_goes_on(model, prompts, ids, kept, 
 
 @pytest.mark.parametrize("strict", [False, True])
 @pytest.mark.parametrize("kept", [1, 3, 8, 11, 12, 13, 16, 19])
-def test_a_segment_that_the_prompt_has_begun_ends_where_it_would_have(
-    model, prompts, ids, kept, strict, monkeypatch
-):
+def test_a_segment_that_the_prompt_has_begun_ends_where_it_would_have(model, prompts, ids, kept, strict, monkeypatch):
     """From any of its columns, those of its end included: 11 frames in 20 columns."""
     prompt = prompt_batch(prompts, "smart_voice")
     columns = [[EOS if c >= 11 + k else 7 for k in range(8)] for c in range(40)]

@@ -46,9 +46,7 @@ def scripts(tmp_path):
 
 def speak(engine, scripts, folder, limit=40):
     requests = [(script, seed) for script in scripts for seed in (0, 1)]
-    return {
-        take.name: take for take in speak_all(lambda: engine, requests, SAMPLING, limit, folder, 1)
-    }
+    return {take.name: take for take in speak_all(lambda: engine, requests, SAMPLING, limit, folder, 1)}
 
 
 def test_a_killed_run_goes_on_and_ends_with_the_same(engine, scripts, tmp_path, monkeypatch):
@@ -93,9 +91,7 @@ def test_other_settings_have_another_folder(tmp_path):
 def test_some_texts_have_all_seeds_whatever_their_order(scripts):
     seeds = [4, 5, 6]
     once, both = (choose_requests(some, seeds, 1) for some in (scripts, scripts[::-1]))
-    assert len(once) == 5 and sorted((s.id, n) for s, n in once) == sorted(
-        (s.id, n) for s, n in both
-    )
+    assert len(once) == 5 and sorted((s.id, n) for s, n in once) == sorted((s.id, n) for s, n in both)
     (often,) = {s.id for s, n in once if n == 6}
     assert [n for s, n in once if s.id != often] == [4, 4]
     assert len(choose_requests(scripts, seeds, None)) == 9
@@ -148,9 +144,7 @@ def test_neither_workers_nor_neighbours_change_a_bit(scripts, nano, tmp_path):
 
 def test_sets_by_name():
     assert script_file("default").name == "default.jsonl"
-    with pytest.raises(
-        FileNotFoundError, match=r"no set 'defualt'; there are: default, long, quick, small"
-    ):
+    with pytest.raises(FileNotFoundError, match=r"no set 'defualt'; there are: default, long, quick, small"):
         script_file("defualt")
 
 

@@ -297,9 +297,7 @@ def test_turns_of_a_dialogue():
     assert [c.speakers for c in together] == [(0, 1), (0,)]
 
 
-@pytest.mark.parametrize(
-    "tag", ["[SPEAKER]", "[SPEAKER A]", "[speaker0]", "[SPEAKER 1]", "[SPEAKER1"]
-)
+@pytest.mark.parametrize("tag", ["[SPEAKER]", "[SPEAKER A]", "[speaker0]", "[SPEAKER 1]", "[SPEAKER1"])
 def test_strange_speaker_tags_are_refused(tag):
     with pytest.raises(ValueError, match="unknown speaker tag.*SPEAKER0"):
         speaker_turns(f"[SPEAKER0] Hi. {tag} Yes.")

@@ -63,9 +63,7 @@ def test_symbols_and_their_places():
     assert read_as(symbols) == "hi you" and places == [0, 1, 2, 5, 6, 7]
     symbols, places = symbols_of("Hi, you  hello!", LEXICON)
     assert read_as(symbols, LEXICON) == "hi jO həlO"
-    assert (
-        symbols[3] > len(CHARACTERS) >= symbols[0]
-    )  # a phoneme is no letter, whatever it looks like
+    assert symbols[3] > len(CHARACTERS) >= symbols[0]  # a phoneme is no letter, whatever it looks like
     assert places == [0, 1, 2, 4, 5, 6, 8, 9, 10, 11]
     assert max(symbols) < num_symbols(LEXICON) == num_symbols(None) + 10
 
@@ -78,9 +76,7 @@ def test_a_spelled_word_sounds_as_its_phonemes_at_its_letters():
     assert read_as(symbols, LEXICON) == "xylem" and places == [0, 1, 2, 3, 4]
 
 
-@pytest.mark.parametrize(
-    "text", ["Hello, you!", f"A {SPELL}number 5, you", "Zany [SPEAKER1] hello"]
-)
+@pytest.mark.parametrize("text", ["Hello, you!", f"A {SPELL}number 5, you", "Zany [SPEAKER1] hello"])
 def test_places_count_the_tokens_of_the_text(text):
     """Where a phoneme or a letter is said to stand, the text tokenizer has the token of it."""
     tokenizer = TextTokenizer(byte_tokenizer(LEXICON.tokens), LEXICON)
@@ -263,9 +259,7 @@ TINY_CODEC = CodecConfig(
     decoder_width=32,
     acoustic_dim=8,
     codebook_dim=8,
-    semantic=SemanticConfig(
-        hidden_size=16, intermediate_size=16, num_layers=1, num_heads=2, conv_dim=8
-    ),
+    semantic=SemanticConfig(hidden_size=16, intermediate_size=16, num_layers=1, num_heads=2, conv_dim=8),
 )
 TINY_MODEL = replace(
     NANO_MODEL,
@@ -318,9 +312,7 @@ def test_shards(corpus, tmp_path):
 
 
 def quantizer_job(folder, corpus, **more):
-    return quantizer.QuantizerJob(
-        folder, corpus, 4, utterances=40, batch=4, config=TINY_CODEC, **more
-    )
+    return quantizer.QuantizerJob(folder, corpus, 4, utterances=40, batch=4, config=TINY_CODEC, **more)
 
 
 @pytest.fixture(scope="module")
@@ -389,10 +381,7 @@ def test_a_job_is_a_function_of_its_seed_whether_stopped_or_not(started, tmp_pat
     assert again.step == 4 and again.saved is None
     assert (whole / f"{name}.pt").read_bytes() == (broken / f"{name}.pt").read_bytes() != half
     logs = [
-        [
-            {**json.loads(row), "seconds": 0}
-            for row in (f / f"{name}.jsonl").read_text().splitlines()
-        ]
+        [{**json.loads(row), "seconds": 0} for row in (f / f"{name}.jsonl").read_text().splitlines()]
         for f in (whole, broken)
     ]
     assert logs[0] == logs[1]
@@ -409,9 +398,7 @@ def test_a_checkpoint_of_another_run_is_not_gone_on_from(started, tmp_path):
         "steps": 4, "seed": 0, "dtype": str(best_dtype()).removeprefix("torch."),
         "threads": torch.get_num_threads(), "torch": "",
     }  # fmt: skip
-    save_state(
-        tmp_path / "a/decoder.pt", **state | {"record": state["record"] | {"dtype": "float32"}}
-    )
+    save_state(tmp_path / "a/decoder.pt", **state | {"record": state["record"] | {"dtype": "float32"}})
     assert started("decoder", tmp_path / "a").dtype == torch.float32
 
 
@@ -425,8 +412,7 @@ def test_every_form_of_conversation_is_trained_and_reads_its_own_bytes(texts):
         forms.add((item.sample.messages[0].role, len(item.sample.messages), "[SPEAKER" in text))
         spoken = row["spoken"][row["spoken"] >= 0]
         wanted = [
-            torch.tensor(texts.tokenizer.encode(texts.texts[i]))[texts.aligned[i].long()]
-            for i in item.utterances
+            torch.tensor(texts.tokenizer.encode(texts.texts[i]))[texts.aligned[i].long()] for i in item.utterances
         ]
         assert torch.equal(row["input_ids"][spoken], torch.cat(wanted))
         assert (row["code_labels"][:, 0] >= 0).sum() == sum(
@@ -470,10 +456,7 @@ def test_conversations_of_phonemes_know_what_is_spoken(corpus, taught, tmp_path)
         codes = load_state(taught / f"codes/{name}.pt")["codes"]
         mine = [text for text, u in zip(said, shards.utterances, strict=True) if u.shard == number]
         noise = [seeded.random((2 * c.shape[1], size)) for c in codes]
-        aligned = [
-            torch.from_numpy(spoken_token(p, text, LEXICON))
-            for p, text in zip(noise, mine, strict=True)
-        ]
+        aligned = [torch.from_numpy(spoken_token(p, text, LEXICON)) for p, text in zip(noise, mine, strict=True)]
         save_state(tmp_path / f"codes/{name}.pt", codes=codes, aligned=aligned)
     tokenizer = text_tokenizer(LEXICON)
     speech, rng = Corpus(shards, tmp_path, tokenizer), random.Random(0)
@@ -482,10 +465,7 @@ def test_conversations_of_phonemes_know_what_is_spoken(corpus, taught, tmp_path)
     for index in [*spelled[:10], *range(20)]:
         item = speech.item(index, rng, SHORT)
         row = speech.row(item, NANO_MODEL)
-        wanted = [
-            torch.tensor(tokenizer.encode(speech.texts[i]))[speech.aligned[i].long()]
-            for i in item.utterances
-        ]
+        wanted = [torch.tensor(tokenizer.encode(speech.texts[i]))[speech.aligned[i].long()] for i in item.utterances]
         assert torch.equal(row["input_ids"][row["spoken"][row["spoken"] >= 0]], torch.cat(wanted))
 
 
@@ -563,9 +543,7 @@ def test_a_loss_that_is_not_a_number_stops_and_names_the_batch(started, tmp_path
     with torch.no_grad():
         training.model.audio_head.weight[0, 0] = float("nan")
     before = [p.clone() for p in training.model.layers.parameters()]
-    with pytest.raises(
-        FloatingPointError, match=r"step 0: the loss is nan; batch: \['Hello number"
-    ):
+    with pytest.raises(FloatingPointError, match=r"step 0: the loss is nan; batch: \['Hello number"):
         training.run()
     assert all(map(torch.equal, before, training.model.layers.parameters()))
     assert not (tmp_path / "nan" / "model.pt").exists()

@@ -73,9 +73,7 @@ def test_the_pipeline_is_a_project_of_its_own():
     assert (HERE / ".dvc/config").is_file()
     listed = run("dvc", "stage", "list", "--name-only", cwd=ROOT).split()
     assert not set(listed) & STAGES.keys()
-    assert set(
-        run("dvc", "--cd", "training", "stage", "list", "--name-only", cwd=ROOT).split()
-    ) == (set(STAGES))
+    assert set(run("dvc", "--cd", "training", "stage", "list", "--name-only", cwd=ROOT).split()) == (set(STAGES))
 
 
 @pytest.mark.parametrize("stage", STAGES)
@@ -132,9 +130,7 @@ def test_unseen_voices_are_unseen():
     """No pair of pitch and formants of the own voices, and ten references that differ from each other."""
     exam = importlib.import_module("exam")
     pairs = {(s.pitch, s.formant) for s in (*exam.OWN, *exam.UNSEEN)}
-    assert (
-        len(pairs) == len(exam.OWN) + len(exam.UNSEEN) and len(exam.UNSEEN) + len(exam.HUMANS) == 10
-    )
+    assert len(pairs) == len(exam.OWN) + len(exam.UNSEEN) and len(exam.UNSEEN) + len(exam.HUMANS) == 10
 
 
 def test_the_exam_speaks_as_the_checkpoint_asks(nano):
@@ -214,9 +210,7 @@ def content(checkpoint):
     }  # fmt: skip
 
 
-def test_the_card_holds_the_exam_of_its_checkpoint_and_of_no_other(
-    nano, tmp_path, monkeypatch, capsys
-):
+def test_the_card_holds_the_exam_of_its_checkpoint_and_of_no_other(nano, tmp_path, monkeypatch, capsys):
     table = importlib.import_module("exam_table")
     exam, card = tmp_path / "exam.json", tmp_path / "card.md"
     card.write_text((HERE / "model-card.md").read_text())
@@ -237,9 +231,7 @@ def test_the_card_holds_the_exam_of_its_checkpoint_and_of_no_other(
     assert "cloning" not in filled.partition(table.START)[2]  # was not examined
     table.main()
     assert card.read_text() == filled
-    exam.write_text(
-        json.dumps(content(nano) | {"about": content(nano)["about"] | {"model": "other"}})
-    )
+    exam.write_text(json.dumps(content(nano) | {"about": content(nano)["about"] | {"model": "other"}}))
     with pytest.raises(SystemExit):
         table.main()
     assert "examined another model" in capsys.readouterr().err and card.read_text() == filled

@@ -88,9 +88,7 @@ def test_a_good_recording(tmp_path):
     path = write(tmp_path / "clip.wav", speech())
     assert check_recording(path, WORDS) == []
     (pace,) = check_recording(path, "word " * 40)
-    assert pace == Finding(
-        False, "10.0 words a second by its transcript: is that what is said, and all of it?"
-    )
+    assert pace == Finding(False, "10.0 words a second by its transcript: is that what is said, and all of it?")
     assert any(finding.fatal for finding in check_recording(path, " "))
 
 
@@ -113,9 +111,7 @@ def test_adding_a_voice(tmp_path):
     assert sorted(list_voices(folder)) == ["eve", "fay"]
 
 
-@pytest.mark.parametrize(
-    "name", ["", "..", "a/b", "../a", "a\\b", ".hidden", "a b", "-x", "n" * 65]
-)
+@pytest.mark.parametrize("name", ["", "..", "a/b", "../a", "a\\b", ".hidden", "a b", "-x", "n" * 65])
 def test_names_that_are_paths_are_refused(tmp_path, name):
     source = write(tmp_path / "clip.wav", speech())
     with pytest.raises(ValueError, match="is no name for a voice"):
@@ -135,9 +131,7 @@ def test_a_folder_that_is_not_as_it_should_be(tmp_path):
     for content in (None, " \n"):
         if content is not None:
             (tmp_path / "eve.txt").write_text(content)
-        with pytest.raises(
-            ValueError, match="voice eve: the transcript .*eve.txt is missing; write into it"
-        ):
+        with pytest.raises(ValueError, match="voice eve: the transcript .*eve.txt is missing; write into it"):
             list_voices(tmp_path)
     (tmp_path / "eve.txt").write_text("Hello.")
     (tmp_path / "profiles.json").write_text('{"ada": "feminine", "eve": "young"}')

@@ -42,9 +42,7 @@ def surroundings():
 def test_results_come_in_order_whatever_the_number_of_workers(workers):
     made = list(in_order(partial(powers, 2), range(8), workers))
     assert [number for number, _ in made] == [x * x for x in range(8)]
-    assert all(
-        torch.equal(tensor, torch.full((2,), float(x))) for x, (_, tensor) in enumerate(made)
-    )
+    assert all(torch.equal(tensor, torch.full((2,), float(x))) for x, (_, tensor) in enumerate(made))
     assert list(in_order(partial(powers, 2), [], workers)) == []
 
 
@@ -111,14 +109,10 @@ def hashes(*emulator: str, options: tuple[str, ...] = ()) -> subprocess.Popen:
 
 @pytest.mark.slow
 @pytest.mark.skipif(not can_pin(), reason="this processor has no AVX2: nothing is pinned")
-@pytest.mark.skipif(
-    shutil.which("qemu-x86_64") is None, reason="needs qemu-x86_64 (Debian: qemu-user)"
-)
+@pytest.mark.skipif(shutil.which("qemu-x86_64") is None, reason="needs qemu-x86_64 (Debian: qemu-user)")
 def test_the_same_bits_on_every_processor(nano):
     """Encode, decode, 25 steps of generation, logits and every judge: here, and on two emulated processors."""
-    running = {"here": hashes()} | {
-        model: hashes("qemu-x86_64", "-cpu", model) for model in PROCESSORS
-    }
+    running = {"here": hashes()} | {model: hashes("qemu-x86_64", "-cpu", model) for model in PROCESSORS}
     found = {name: json.loads(process.communicate()[0]) for name, process in running.items()}
     for model in PROCESSORS:
         assert found[model] == found["here"], model

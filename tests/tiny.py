@@ -86,20 +86,12 @@ def original_codec_names(tensors: dict[str, Tensor], strides: int = 5) -> dict[s
                 renamed[key] = f"{top}.{place}.{rest[1]}"
             elif rest[2].startswith("res_unit"):
                 unit = int(rest[2][-1]) - 1 + (0 if head == "acoustic_encoder" else 2)
-                renamed[key] = (
-                    f"{top}.{int(rest[1]) + 1}.block.{unit}.block.{parts[rest[3]]}.{rest[4]}"
-                )
+                renamed[key] = f"{top}.{int(rest[1]) + 1}.block.{unit}.block.{parts[rest[3]]}.{rest[4]}"
             else:
-                inner = (
-                    {"snake1": 3, "conv1": 4}
-                    if head == "acoustic_encoder"
-                    else {"snake1": 0, "conv_t1": 1}
-                )
+                inner = {"snake1": 3, "conv1": 4} if head == "acoustic_encoder" else {"snake1": 0, "conv_t1": 1}
                 renamed[key] = f"{top}.{int(rest[1]) + 1}.block.{inner[rest[2]]}.{rest[3]}"
         elif head == "quantizer":
-            renamed[key] = key.replace("quantizers", "vq.layers").replace(
-                ".codebook.", "._codebook."
-            )
+            renamed[key] = key.replace("quantizers", "vq.layers").replace(".codebook.", "._codebook.")
         elif head == "encoder_semantic":
             renamed[key] = key.replace(".conv1.", ".conv1.conv.") if ".conv1." in key else key
             if key.split(".")[-2] == "conv":

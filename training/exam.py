@@ -81,9 +81,7 @@ class Sizes:
 class Exam:
     """The checkpoint, its judges and the teacher; each part is a method that returns what goes into the JSON."""
 
-    def __init__(
-        self, checkpoint: Path, out: Path, sizes: Sizes, generation: GenerationConfig, judges: list
-    ):
+    def __init__(self, checkpoint: Path, out: Path, sizes: Sizes, generation: GenerationConfig, judges: list):
         from hibari import Hibari
 
         self.checkpoint, self.out, self.sizes, self.generation = checkpoint, out, sizes, generation
@@ -124,9 +122,7 @@ class Exam:
         return made
 
     def own(self, speaker: Speaker, texts: Sequence[str], seeds: int) -> list[Response]:
-        samples = [
-            smart_voice(text, None, DESCRIBED[speaker.name]) for _ in range(seeds) for text in texts
-        ]
+        samples = [smart_voice(text, None, DESCRIBED[speaker.name]) for _ in range(seeds) for text in texts]
         return self.spoken(samples, [seed for seed in range(seeds) for _ in texts])
 
     def embed(self, waveform: Tensor) -> Tensor | None:
@@ -136,9 +132,7 @@ class Exam:
         except ValueError:
             return None
 
-    def wer(
-        self, texts: Sequence[str], clips: Sequence[Tensor], everyone: bool = False
-    ) -> dict[str, Any]:
+    def wer(self, texts: Sequence[str], clips: Sequence[Tensor], everyone: bool = False) -> dict[str, Any]:
         """WER and CER in percent, with the interval over sentences: by the first judge, or by everyone."""
         asked = list(self.judges.items())[: None if everyone else 1]
         return {name: error_rates(judge, texts, clips) for name, judge in asked}
@@ -163,10 +157,7 @@ class Exam:
             said = list(asked) * (seeds if first else 1)
             clips = [response.waveform for response in responses]
             ends = [response.stop_reason for response in responses]
-            ratios = [
-                len(clip) / len(self.say(text, speaker))
-                for clip, text in zip(clips, said, strict=True)
-            ]
+            ratios = [len(clip) / len(self.say(text, speaker)) for clip, text in zip(clips, said, strict=True)]
             report[speaker.name] = {
                 "generations": len(clips),
                 "cap_hits": ends.count("length"),
@@ -188,9 +179,7 @@ class Exam:
         groups: dict[str, list[tuple[str, Tensor]]] = {
             speaker.name: [(text, self.say(text, speaker)) for text in texts] for speaker in OWN
         }
-        groups["unseen"] = [
-            (text, self.say(text, UNSEEN[index % len(UNSEEN)])) for index, text in enumerate(texts)
-        ]
+        groups["unseen"] = [(text, self.say(text, UNSEEN[index % len(UNSEEN)])) for index, text in enumerate(texts)]
         found = read_recordings("data/recordings/manifest.jsonl", ["en"], self.sizes.recordings)
         groups["human"] = [(r.text, load_audio(r.path, SAMPLE_RATE)[0]) for r in found]
         report = {}
@@ -217,11 +206,7 @@ class Exam:
             found.append((speaker.name, REFERENCE, path))
         recordings = read_recordings("data/recordings/manifest.jsonl")
         for wanted in HUMANS:
-            recording = next(
-                r
-                for r in recordings
-                if wanted == r.id or (wanted == r.language and 3 <= r.seconds <= 8)
-            )
+            recording = next(r for r in recordings if wanted == r.id or (wanted == r.language and 3 <= r.seconds <= 8))
             found.append((f"human-{recording.language}", recording.text, recording.path))
         return found
 
@@ -229,9 +214,7 @@ class Exam:
         """Is the nearest of the ten references the one that was given?"""
         references = self.references()
         texts = self.texts[-self.sizes.clone_sentences :]
-        targets = torch.stack(
-            [self.encoder.embed(load_audio(p, SAMPLE_RATE)[0], SAMPLE_RATE) for *_, p in references]
-        )
+        targets = torch.stack([self.encoder.embed(load_audio(p, SAMPLE_RATE)[0], SAMPLE_RATE) for *_, p in references])
         owners = [index for index in range(len(references)) for _ in texts]
         said = [text for _ in references for text in texts]
         samples = [
@@ -268,9 +251,7 @@ class Exam:
     def dialogues(self) -> dict[str, Any]:
         """Four turns by chunks, two own voices in each: does each turn have its voice?"""
         self.centroids = {
-            speaker.name: centroid(
-                [self.embed(r.waveform) for r in self.own(speaker, self.texts[-8:], 1)]
-            )
+            speaker.name: centroid([self.embed(r.waveform) for r in self.own(speaker, self.texts[-8:], 1)])
             for speaker in OWN
         }
         names, rng = list(self.centroids), random.Random(0)
@@ -280,9 +261,7 @@ class Exam:
             pair = rng.sample(OWN, 2)
             lines = [self.texts[(4 * index + turn) % len(self.texts)] for turn in range(4)]
             plans.append((index, pair, lines))
-        options = self.generation.chunks.model_copy(
-            update={"per_speaker_context": True, "retries": 0}
-        )
+        options = self.generation.chunks.model_copy(update={"per_speaker_context": True, "retries": 0})
 
         def converse(job: tuple[int, list[Speaker], list[str]]) -> list[tuple[str, str, Tensor]]:
             index, pair, lines = job
@@ -355,9 +334,7 @@ class Exam:
     def size_and_speed(self) -> dict[str, Any]:
         """Megabytes on disk; seconds of work for a second of speech, one request at a time."""
         files = [p for p in self.checkpoint.rglob("*") if p.is_file()]
-        plain = Engine.from_pretrained(
-            self.checkpoint / "model", self.checkpoint / "codec", device="cpu"
-        )
+        plain = Engine.from_pretrained(self.checkpoint / "model", self.checkpoint / "codec", device="cpu")
         plain.generate(smart_voice(self.texts[0]), self.sampling(0), 50)
         started, seconds = time.monotonic(), 0.0
         for index in range(self.sizes.timed):
@@ -409,9 +386,7 @@ def main() -> None:
         default=["moonshine-tiny-en-float32"],
         help="recognisers; all hear the first voice, the first of them the rest",
     )
-    parser.add_argument(
-        "--parts", nargs="+", choices=Exam.PARTS, default=list(Exam.PARTS), metavar="PART"
-    )
+    parser.add_argument("--parts", nargs="+", choices=Exam.PARTS, default=list(Exam.PARTS), metavar="PART")
     parser.add_argument("--threads", type=int, default=2)
     for name, kind in (("--temperature", float), ("--top-k", int)):
         parser.add_argument(name, type=kind, help="default: the checkpoint's")
@@ -423,9 +398,7 @@ def main() -> None:
     generation = replace(own, sampling=sampling, max_new_tokens=arguments.max_new_tokens)
     sizes = Sizes.quick() if arguments.quick else Sizes()
     judges = [recogniser(name) for name in arguments.judge]
-    content = examine(
-        Exam(arguments.checkpoint, arguments.out, sizes, generation, judges), arguments.parts
-    )
+    content = examine(Exam(arguments.checkpoint, arguments.out, sizes, generation, judges), arguments.parts)
     table = markdown(content)
     with replacing(arguments.out / "exam.md") as partial:
         partial.write_text(table, encoding="utf-8")

@@ -117,9 +117,7 @@ def main() -> None:
     content = json.loads(arguments.exam.read_text(encoding="utf-8"))
     for part in ("model", "codec"):
         if content["about"][part] != fingerprint(arguments.checkpoint / part):
-            parser.error(
-                f"{arguments.exam} examined another {part} than that in {arguments.checkpoint}"
-            )
+            parser.error(f"{arguments.exam} examined another {part} than that in {arguments.checkpoint}")
     filled = fill(arguments.card.read_text(encoding="utf-8"), markdown(content))
     with replacing(arguments.card) as partial:
         partial.write_text(filled, encoding="utf-8")

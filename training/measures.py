@@ -59,9 +59,7 @@ def error_rates(judge: Any, texts: Sequence[str], clips: Sequence[Tensor]) -> di
     rate = 100 * sum(w.errors for w in words) / sum(w.total for w in words)
     row: dict[str, Any] = {"wer_percent": rate}
     if len(set(texts)) > 1:
-        found = bootstrap_interval(
-            [w.errors for w in words], [w.total for w in words], clusters=list(texts)
-        )
+        found = bootstrap_interval([w.errors for w in words], [w.total for w in words], clusters=list(texts))
         row["wer_interval"] = [100 * found.low, 100 * found.high]
     row["cer_percent"] = 100 * sum(c.errors for c in characters) / sum(c.total for c in characters)
     row["whole_sentences_percent"] = 100 * mean([w.errors == 0 for w in words])
@@ -69,10 +67,7 @@ def error_rates(judge: Any, texts: Sequence[str], clips: Sequence[Tensor]) -> di
 
 
 def plain_rate(judge: Any, texts: Sequence[str], clips: Sequence[Tensor]) -> float:
-    words = [
-        word_errors(text, judge.transcribe(clip, SAMPLE_RATE))
-        for text, clip in zip(texts, clips, strict=True)
-    ]
+    words = [word_errors(text, judge.transcribe(clip, SAMPLE_RATE)) for text, clip in zip(texts, clips, strict=True)]
     return sum(w.errors for w in words) / sum(w.total for w in words)
 
 

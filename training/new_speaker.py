@@ -29,9 +29,7 @@ from training.corpus.voices import SAMPLE_RATE, Speaker, speak
 from training.exam import MAX_NEW_TOKENS
 from training.measures import error_rates, mean, write_json
 
-NOVA = Speaker(
-    "nova", 0.76, 1.05
-)  # low and with short formants: far from the corpus's correlation of the two
+NOVA = Speaker("nova", 0.76, 1.05)  # low and with short formants: far from the corpus's correlation of the two
 HERE = Path(__file__).parent
 
 
@@ -135,17 +133,13 @@ def main() -> None:
     judge = Judge(texts, own)
     rows = [
         judge.row("the speaker (similarity to itself)", own),
-        judge.row(
-            "before: the voice `feminine`", generated(arguments.checkpoint, texts, "feminine")
-        ),
+        judge.row("before: the voice `feminine`", generated(arguments.checkpoint, texts, "feminine")),
         judge.row("before: asked for `nova`", generated(arguments.checkpoint, texts, NOVA.name)),
     ]
     for name, rank in (("LoRA of rank 16", 16), ("every weight", 0)):
         out = arguments.out / f"rank-{rank}"
         tuned = tune(manifest, arguments.checkpoint, out, rank, arguments.steps)
-        rows.append(
-            judge.row(f"after {arguments.steps} steps, {name}", generated(tuned, texts, "nova"))
-        )
+        rows.append(judge.row(f"after {arguments.steps} steps, {name}", generated(tuned, texts, "nova")))
     about = {
         "model": fingerprint(arguments.checkpoint / "model"),
         "clips": len(manifest.read_text().splitlines()),

@@ -21,9 +21,7 @@ def write_report(out: Path, threads: int) -> Path:
     out, source = out.resolve(), Path("report.ipynb")
     with contextlib.chdir(HERE), stage_environment("training", threads) as scratch:
         check_parameters_cell(read_notebook(source), ["out"], source)
-        executed = clean_executed(
-            execute(source, {"out": str(out)}, scratch, out / "report.failed.ipynb")
-        )
+        executed = clean_executed(execute(source, {"out": str(out)}, scratch, out / "report.failed.ipynb"))
     page = out / "report.html"
     for path, content in (
         (page, to_html(executed, "training")),

@@ -23,9 +23,7 @@ HUBERT = {
     "num_heads": "num_attention_heads", "conv_dim": "conv_dim", "position_kernel": "num_conv_pos_embeddings",
     "position_groups": "num_conv_pos_embedding_groups",
 }  # fmt: skip
-CODEC_SIZES = {
-    key: key for key in ("sample_rate", "semantic_sample_rate", "codebook_size", "codebook_dim")
-}
+CODEC_SIZES = {key: key for key in ("sample_rate", "semantic_sample_rate", "codebook_size", "codebook_dim")}
 LLAMA = {
     "vocab_size": "vocab_size", "hidden_size": "hidden_size", "intermediate_size": "intermediate_size",
     "num_layers": "num_hidden_layers", "num_heads": "num_attention_heads", "num_kv_heads": "num_key_value_heads",
@@ -61,9 +59,7 @@ def _layout(config: dict[str, Any], wanted: str) -> str:
     return layout
 
 
-def codec_from_json(
-    config: dict[str, Any], shapes: Mapping[str, tuple[int, ...]] | None = None
-) -> CodecConfig:
+def codec_from_json(config: dict[str, Any], shapes: Mapping[str, tuple[int, ...]] | None = None) -> CodecConfig:
     """Reads either schema. The original's has no widths: they come from the tensors' `shapes`.
 
     Raises ConfigError for a schema that is neither, or for a value that the release does not use.
@@ -134,9 +130,7 @@ def _codec_from_transformers(config: dict[str, Any]) -> CodecConfig:
     )
 
 
-def _codec_from_original(
-    config: dict[str, Any], shapes: Mapping[str, tuple[int, ...]]
-) -> CodecConfig:
+def _codec_from_original(config: dict[str, Any], shapes: Mapping[str, tuple[int, ...]]) -> CodecConfig:
     what = "codec config (original)"
     require(config, what, "D", "bins", "codebook_dim", "n_q", "ratios", "sample_rate")
     expect(config, what, semantic_techer="hubert_base_general", merge_mode="concat", vq_scale=1)

@@ -56,9 +56,7 @@ class CheckpointError(ValueError):
 def layout_of(names: Iterable[str], what: str = "checkpoint") -> str:
     """Which of the two layouts the tensors' names are of; CheckpointError when of neither."""
     names = list(names)
-    votes = Counter(
-        layout for name in names for layout in ROOTS if name.split(".")[0] in ROOTS[layout].split()
-    )
+    votes = Counter(layout for name in names for layout in ROOTS if name.split(".")[0] in ROOTS[layout].split())
     if not votes:
         raise CheckpointError(f"{what}: not of Higgs Audio V2: names like {sorted(names)[:4]}")
     return votes.most_common(1)[0][0]
@@ -79,9 +77,7 @@ def read_config(folder: Path) -> dict[str, Any]:
     if not (folder / CONFIG).is_file():
         inside = [name for name in (MODEL, CODEC) if (folder / name / CONFIG).is_file()]
         advice = f"; did you mean {folder / inside[0]}?" if inside else broken_off(folder)
-        raise FileNotFoundError(
-            f"{folder} holds no {CONFIG}: not a checkpoint, or only half of one{advice}"
-        )
+        raise FileNotFoundError(f"{folder} holds no {CONFIG}: not a checkpoint, or only half of one{advice}")
     return read_json(folder / CONFIG)
 
 
@@ -142,9 +138,7 @@ def _weight_map(path: Path) -> dict[str, str]:
 def _shards(folder: Path, names: Set[str]) -> list[str]:
     shards = sorted(set(_weight_map(folder / INDEX).values()))
     if missing := [shard for shard in shards if shard not in names]:
-        raise FileNotFoundError(
-            f"{folder}: {INDEX} names shards that are not there: {missing}{broken_off(folder)}"
-        )
+        raise FileNotFoundError(f"{folder}: {INDEX} names shards that are not there: {missing}{broken_off(folder)}")
     return shards
 
 
@@ -164,9 +158,7 @@ def read_tensors(folder: Path) -> dict[str, Tensor]:
     return _gather(folder, _safetensors, "cpu")
 
 
-def _gather(
-    folder: Path, read: Callable[[Path], dict[str, Tensor]], device: str
-) -> dict[str, Tensor]:
+def _gather(folder: Path, read: Callable[[Path], dict[str, Tensor]], device: str) -> dict[str, Tensor]:
     tensors: dict[str, Tensor] = {}
     files = weight_files(folder)
     for path in files:
@@ -203,9 +195,7 @@ def safetensors_header(path: Path) -> dict[str, Tensor]:
 
 def _pointer(start: bytes) -> str:
     """Advice where a file of Git LFS holds the address in place of the content."""
-    return (
-        ", but a pointer of Git LFS: fetch it with `git lfs pull`" if start == b"version " else ""
-    )
+    return ", but a pointer of Git LFS: fetch it with `git lfs pull`" if start == b"version " else ""
 
 
 def _safetensors(path: Path) -> dict[str, Tensor]:
@@ -231,9 +221,7 @@ def _pickled(path: Path, device: str) -> dict[str, Tensor]:
         # Not chained: the error's own text advises to run the code.
         code = re.search(r"unsupported GLOBAL (\S+)", str(error), re.IGNORECASE)
         why = f"holds code ({code[1]}); it was not run" if code else "is no file of tensors"
-        raise CheckpointError(
-            f"{path} {why}{_pointer(start)}. Take it from its source again"
-        ) from None
+        raise CheckpointError(f"{path} {why}{_pointer(start)}. Take it from its source again") from None
     except (RuntimeError, EOFError, OSError) as error:
         raise CheckpointError(f"{path} is damaged or not completely downloaded: {error}") from error
     strays = (
@@ -293,7 +281,6 @@ def compare(
             if found[name].shape != expected[name].shape
             else f"{their_name(name)} is {found[name].dtype}, a floating point type is needed"
             for name in expected
-            if name in found
-            and (found[name].shape != expected[name].shape or not found[name].is_floating_point())
+            if name in found and (found[name].shape != expected[name].shape or not found[name].is_floating_point())
         ),
     )

@@ -45,8 +45,7 @@ class Checkpoint:
         name, _, revision = text.partition("@")
         if not re.fullmatch(r"[\w-][\w.-]*/[\w.-]+", name):
             raise ParamsError(
-                f"checkpoint: {text!r} is neither 'nano', nor 'organisation/name@revision', "
-                "nor a folder here"
+                f"checkpoint: {text!r} is neither 'nano', nor 'organisation/name@revision', nor a folder here"
             )
         if not re.fullmatch(r"[0-9a-f]{40}", revision):
             known = RELEASED_MODEL_REVISION if name == RELEASED_MODEL else "<40 hexadecimal digits>"
@@ -57,7 +56,5 @@ class Checkpoint:
         return cls(name=text, model=text, codec=RELEASED_CODEC, dtype="bfloat16", device="auto")
 
     @classmethod
-    def _from_folder(
-        cls, name: str, folder: str, dtype: str = "auto", device: str = "auto"
-    ) -> "Checkpoint":
+    def _from_folder(cls, name: str, folder: str, dtype: str = "auto", device: str = "auto") -> "Checkpoint":
         return cls(name, f"{folder}/model", f"{folder}/codec", dtype, device)

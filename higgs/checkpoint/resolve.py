@@ -83,9 +83,7 @@ def _check_sizes(folder: Path, sizes: dict[str, int]) -> None:
         path = folder / name
         if path.exists() and (size := path.stat().st_size) != expected:
             path.resolve().unlink()
-            raise OSError(
-                f"{path} has {size:,} bytes, on the hub {expected:,}. It is deleted here: run it again"
-            )
+            raise OSError(f"{path} has {size:,} bytes, on the hub {expected:,}. It is deleted here: run it again")
 
 
 def _small_files(name: str, revision: str) -> Path:
@@ -117,9 +115,7 @@ def _small_files(name: str, revision: str) -> Path:
             "`hf auth login` or set HF_TOKEN"
         ) from error
     except LocalEntryNotFoundError as error:
-        offline = (
-            "HF_HUB_OFFLINE is set" if constants.HF_HUB_OFFLINE else f"no answer: {_told(error)}"
-        )
+        offline = "HF_HUB_OFFLINE is set" if constants.HF_HUB_OFFLINE else f"no answer: {_told(error)}"
         raise FileNotFoundError(
             f"{where}: {offline}, and {constants.HF_HUB_CACHE} does not hold all of revision {revision!r}: run it "
             "once with network, or give a folder"

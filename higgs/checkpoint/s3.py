@@ -90,13 +90,9 @@ def explained(error: Exception, where: str) -> Exception:
     if isinstance(error, NoCredentialsError):
         return PermissionError(f"{where}: no access key. Set {SET_KEYS}.")
     if isinstance(error, NoConnection | HTTPClientError):
-        return ConnectionError(
-            f"{where}: no S3 server answers ({error}). Is it up? Check {SET_ENDPOINT}."
-        )
+        return ConnectionError(f"{where}: no S3 server answers ({error}). Is it up? Check {SET_ENDPOINT}.")
     if isinstance(error, S3_RETRYABLE_ERRORS):
-        return ConnectionError(
-            f"{where}: the line broke ({error}). Run it again: what has arrived is kept."
-        )
+        return ConnectionError(f"{where}: the line broke ({error}). Run it again: what has arrived is kept.")
     if isinstance(error, PermissionError) and isinstance(error.__cause__, ClientError):
         return PermissionError(
             f"{where}: access denied ({error}). Check {SET_KEYS}; the key must be allowed to list "

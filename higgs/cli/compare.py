@@ -46,9 +46,7 @@ def aligned(found: Any) -> list[str]:
 
     lines = [list(COLUMNS), *(cells(row) for row in found.rows)]
     widths = [max(len(line[column]) for line in lines) for column in range(len(COLUMNS))]
-    return [
-        "  ".join(t.ljust(w) for t, w in zip(line, widths, strict=True)).rstrip() for line in lines
-    ]
+    return ["  ".join(t.ljust(w) for t, w in zip(line, widths, strict=True)).rstrip() for line in lines]
 
 
 def find(name: str, scratch: Path) -> Path:

@@ -9,9 +9,7 @@ from higgs.cli.options import Checkpoint
 
 
 def finetune(
-    manifest: Annotated[
-        Path, Argument(help='JSON Lines: {"audio": "a.wav", "text": "..."}, or conversations')
-    ],
+    manifest: Annotated[Path, Argument(help='JSON Lines: {"audio": "a.wav", "text": "..."}, or conversations')],
     out: Annotated[Path, Option(help="folder of the tuned checkpoint")],
     description: Annotated[
         str | None, Option(help="asks for the voice of rows without a description or reference")
@@ -24,12 +22,8 @@ def finetune(
     seed: Annotated[int, Option(min=0)] = 0,
     recompute: Annotated[bool, Option("--recompute", help="gradient checkpointing")] = False,
     attention: Annotated[bool, Option("--attention", help="adapters on attention, too")] = False,
-    noise: Annotated[
-        float, Option(min=0, max=1, help="largest share of an example's frames that are corrupted")
-    ] = 0.5,
-    replay: Annotated[
-        Path | None, Option(help="a manifest of older voices, each with its `description`")
-    ] = None,
+    noise: Annotated[float, Option(min=0, max=1, help="largest share of an example's frames that are corrupted")] = 0.5,
+    replay: Annotated[Path | None, Option(help="a manifest of older voices, each with its `description`")] = None,
     allow_special: Annotated[
         bool,
         Option(

@@ -13,9 +13,7 @@ class Dtype(StrEnum):
     bfloat16 = "bfloat16"
 
 
-ModelName = Annotated[
-    str | None, Option(help="what requests call the model", show_default="the checkpoint's name")
-]
+ModelName = Annotated[str | None, Option(help="what requests call the model", show_default="the checkpoint's name")]
 Host = Annotated[str, Option(help="who may connect: 0.0.0.0 is everyone, and there are no keys")]
 Port = Annotated[int, Option(min=0, max=65535)]
 Type = Annotated[Dtype | None, Option(show_default="what the checkpoint is meant for")]
@@ -72,12 +70,8 @@ def serve(
     if threads:
         torch.set_num_threads(threads)
     guards = None if no_guards else Guards()
-    config = EngineConfig(
-        max_batch, max_positions, max_waiting, compile=compile, int8=int8, guards=guards
-    )
-    engine = Engine.from_pretrained(
-        source.model, source.codec, source.device, dtype or source.dtype, config
-    )
+    config = EngineConfig(max_batch, max_positions, max_waiting, compile=compile, int8=int8, guards=guards)
+    engine = Engine.from_pretrained(source.model, source.codec, source.device, dtype or source.dtype, config)
     name = model_name or source.name
     limits = (max_new_tokens, max_characters, max_seconds)
     serve(engine, ServerConfig(name, voices, sampling, *limits), host, port)

@@ -40,9 +40,7 @@ Normalize = Annotated[
     Option("--normalize", help="clean the text up as the original does ([laugh] and others become sound events); "
                                "numbers, dates, times, money and units in words, in English and Chinese"),
 ]  # fmt: skip
-KeepDigits = Annotated[
-    bool, Option("--keep-digits", help="with --normalize: leave numbers as digits")
-]
+KeepDigits = Annotated[bool, Option("--keep-digits", help="with --normalize: leave numbers as digits")]
 NoChunking = Annotated[bool, Option("--no-chunking", help="in one go, however long the text is")]
 MaxWords = Annotated[
     int | None,
@@ -60,9 +58,7 @@ Retries = Annotated[
     int | None,
     Option(min=0, help="other seeds for a chunk without audio, or one cut off", show_default=OWN),
 ]
-SentencePause = Annotated[
-    float | None, Option(min=0, help="seconds of silence between chunks", show_default=OWN)
-]
+SentencePause = Annotated[float | None, Option(min=0, help="seconds of silence between chunks", show_default=OWN)]
 ParagraphPause = Annotated[float | None, Option(min=0, help="between paragraphs", show_default=OWN)]
 SpeakerPause = Annotated[float | None, Option(min=0, help="between speakers", show_default=OWN)]
 
@@ -111,18 +107,14 @@ def check_options(asked: SimpleNamespace) -> None:
     if (asked.text is None) == (asked.file is None):
         raise BadParameter("give a text, or - for standard input, or --file, one of them")
     if (asked.reference is None) != (not (asked.reference_text or "").strip()):
-        raise BadParameter(
-            "--reference and --reference-text go together: the recording and its words"
-        )
+        raise BadParameter("--reference and --reference-text go together: the recording and its words")
     numbers = []
     for pair in asked.speaker or ():
         number, _, name = pair.partition("=")
         if not number.isdecimal() or not name:
             raise BadParameter(f"--speaker takes NUMBER=VOICE, got {pair!r}")
         if int(number) in numbers:
-            raise BadParameter(
-                f"--speaker {int(number)} is given twice; each speaker has one voice"
-            )
+            raise BadParameter(f"--speaker {int(number)} is given twice; each speaker has one voice")
         numbers.append(int(number))
 
 
@@ -177,9 +169,7 @@ def make(asked: SimpleNamespace, text: str) -> Any:
         if not chunks:
             return engine.generate(samples[0], sampling, limit, on_column=lambda _: bar.update())
         try:
-            return speak_long(
-                engine, chunks, prompt, sampling, options, limit, lambda *_: bar.update()
-            )
+            return speak_long(engine, chunks, prompt, sampling, options, limit, lambda *_: bar.update())
         except SilentChunk as error:
             keep_what_came_before(error, asked.out)
             raise

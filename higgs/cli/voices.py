@@ -65,9 +65,7 @@ def add(
     voice, findings = add_voice(voices or context.obj, name, file, text, force)
     for finding in findings:
         print(f"{voice.name}: warning: {finding.message}")
-    print(
-        f"{voice.audio}: `higgs voices check {voice.name}` also compares what is said with the text"
-    )
+    print(f"{voice.audio}: `higgs voices check {voice.name}` also compares what is said with the text")
 
 
 @app.command()
@@ -143,6 +141,4 @@ def misheard(judge: Any, voice: Any) -> list[str]:
     heard = judge.transcribe(*load_audio(voice.audio))
     if word_errors(voice.transcript, heard).rate <= MISHEARD:
         return []
-    return [
-        f"warning: the transcript says {voice.transcript!r}, a recogniser of English heard {heard!r}"
-    ]
+    return [f"warning: the transcript says {voice.transcript!r}, a recogniser of English heard {heard!r}"]

@@ -62,9 +62,7 @@ class EncoderBlock(nn.Module):
         super().__init__()
         self.units = ResidualUnits(channels)
         self.snake = Snake(channels)
-        self.down = nn.Conv1d(
-            channels, 2 * channels, 2 * stride, stride, padding=math.ceil(stride / 2)
-        )
+        self.down = nn.Conv1d(channels, 2 * channels, 2 * stride, stride, padding=math.ceil(stride / 2))
 
     def forward(self, x: Tensor, lengths: Tensor | None = None) -> Tensor:
         return self.down(trim(self.snake(self.units(x, lengths)), lengths))

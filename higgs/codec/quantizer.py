@@ -34,9 +34,7 @@ class ResidualVectorQuantizer(nn.Module):
     def __init__(self, num_codebooks: int, width: int, codebook_size: int, codebook_dim: int):
         super().__init__()
         self.codebook_size = codebook_size
-        self.layers = nn.ModuleList(
-            Codebook(width, codebook_size, codebook_dim) for _ in range(num_codebooks)
-        )
+        self.layers = nn.ModuleList(Codebook(width, codebook_size, codebook_dim) for _ in range(num_codebooks))
 
     def encode(self, z: Tensor) -> Tensor:
         """[B, D, T] -> [B, K, T]"""

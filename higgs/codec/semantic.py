@@ -109,9 +109,7 @@ class SemanticEncoder(nn.Module):
         encoder, mask = self.teacher.encoder, None
         if steps is not None:
             x = trim(x.transpose(1, 2), steps).transpose(1, 2)
-            mask = inside(x.transpose(1, 2), steps)[
-                :, None
-            ]  # which keys may be heard: [B, 1, 1, S]
+            mask = inside(x.transpose(1, 2), steps)[:, None]  # which keys may be heard: [B, 1, 1, S]
         states = [encoder.layer_norm(x + encoder.pos_conv_embed(x))]
         for layer in encoder.layers:
             states.append(layer(states[-1], attention_mask=mask))

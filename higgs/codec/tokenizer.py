@@ -63,9 +63,7 @@ def check_codes(codes: Tensor, config: CodecConfig, what: str) -> None:
         raise ValueError(f"{what}: no frame (T = 0): there is nothing to decode")
     low, high = int(codes.min()), int(codes.max())
     if low < 0 or high >= config.codebook_size:
-        raise ValueError(
-            f"{what}: must be in 0 ... {config.codebook_size - 1}, got {low} ... {high}"
-        )
+        raise ValueError(f"{what}: must be in 0 ... {config.codebook_size - 1}, got {low} ... {high}")
 
 
 def exact_convolutions(device: torch.device) -> AbstractContextManager:
@@ -80,18 +78,12 @@ class AudioTokenizer(nn.Module):
         super().__init__()
         self.config = config
         width = config.embedding_dim
-        self.acoustic_encoder = AcousticEncoder(
-            config.encoder_width, config.acoustic_dim, config.strides
-        )
+        self.acoustic_encoder = AcousticEncoder(config.encoder_width, config.acoustic_dim, config.strides)
         self.semantic_encoder = SemanticEncoder(config)
         self.fuse = nn.Linear(width, width)
-        self.quantizer = ResidualVectorQuantizer(
-            config.num_codebooks, width, config.codebook_size, config.codebook_dim
-        )
+        self.quantizer = ResidualVectorQuantizer(config.num_codebooks, width, config.codebook_size, config.codebook_dim)
         self.to_acoustic = nn.Linear(width, config.acoustic_dim)
-        self.acoustic_decoder = AcousticDecoder(
-            config.acoustic_dim, config.decoder_width, config.strides
-        )
+        self.acoustic_decoder = AcousticDecoder(config.acoustic_dim, config.decoder_width, config.strides)
 
     @property
     def sample_rate(self) -> int:
@@ -171,9 +163,7 @@ class AudioTokenizer(nn.Module):
             clips = [row[0] if len(row) == 1 else row for row in waveform]
             return torch.stack(self.encode(clips, sample_rate, pad_to_hop))
         alone, hop = isinstance(waveform, Tensor), self.hop_length
-        named = (
-            {"waveform": waveform} if alone else {f"clip {i}": c for i, c in enumerate(waveform)}
-        )
+        named = {"waveform": waveform} if alone else {f"clip {i}": c for i, c in enumerate(waveform)}
         clips = [self._prepare(c, sample_rate, pad_to_hop, name) for name, c in named.items()]
         sizes = [room(-(-(clip.shape[1] + 2 * EDGE) // hop)) * hop for clip in clips]
         rows = in_batches(self._encode, clips, sizes, self._rows)

@@ -120,15 +120,11 @@ def fold_weight_norm(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
     for key in (key for key in tensors if key.endswith(("weight_g", "weight_v"))):
         name = key[:-2]
         if missing := {f"{name}_g", f"{name}_v"} - tensors.keys():
-            raise CheckpointError(
-                f"{key} is there, {missing.pop()} is missing: they are one weight"
-            )
+            raise CheckpointError(f"{key} is there, {missing.pop()} is missing: they are one weight")
         if name not in folded:
             g, v = tensors[f"{name}_g"].float(), tensors[f"{name}_v"].float()
             if g.shape != (len(v), *[1] * (v.dim() - 1)):
-                raise CheckpointError(
-                    f"{name}_g is {list(g.shape)} beside {name}_v {list(v.shape)}"
-                )
+                raise CheckpointError(f"{name}_g is {list(g.shape)} beside {name}_v {list(v.shape)}")
             norm = v.flatten(1).norm(dim=1).view_as(g)
             folded[name] = v * (g / norm)
     return folded

@@ -78,9 +78,7 @@ class AudioContent:
         Raises ValueError for audio that is not here or not readable, and for a stretch beyond its end.
         """
         if not self.here:
-            raise ValueError(
-                "the conversation holds audio without a file, and no reference_codes for it"
-            )
+            raise ValueError("the conversation holds audio without a file, and no reference_codes for it")
         if self.audio_url in NOT_HERE:
             try:
                 content = base64.b64decode(self.raw_audio, validate=True)
@@ -119,9 +117,7 @@ class Message:
         if self.role not in ROLES:
             raise ValueError(f"role must be one of {', '.join(ROLES)}, got {self.role!r}")
         if self.recipient is not None and self.role != "assistant":
-            raise ValueError(
-                f"only the assistant's messages have a recipient, not the {self.role}'s"
-            )
+            raise ValueError(f"only the assistant's messages have a recipient, not the {self.role}'s")
 
     @property
     def parts(self) -> list[TextContent | AudioContent]:
@@ -245,17 +241,13 @@ def smart_voice(text: str, scene: str | None = None, speaker: str | None = None)
     return ChatMLSample([system, Message("user", text)])
 
 
-def voice_clone(
-    text: str, reference_text: str, reference: AudioContent, scene: str | None = None
-) -> ChatMLSample:
+def voice_clone(text: str, reference_text: str, reference: AudioContent, scene: str | None = None) -> ChatMLSample:
     """Speak `text` in the voice of a reference, which stands as an earlier turn. No system message without a scene."""
     turns = [*_reference_turns([(reference_text, reference)]), Message("user", text)]
     return ChatMLSample(_scene_only(scene) + turns)
 
 
-def voices_clone(
-    text: Lines, references: Sequence[tuple[str, AudioContent]], scene: str | None = None
-) -> ChatMLSample:
+def voices_clone(text: Lines, references: Sequence[tuple[str, AudioContent]], scene: str | None = None) -> ChatMLSample:
     """Several speakers, each by a reference (what is said in it, the audio) in an earlier turn; numbered from 0."""
     said = Message("user", tagged(text, range(len(references))))
     return ChatMLSample([*_scene_only(scene), *_reference_turns(references), said])
@@ -277,9 +269,7 @@ def _reference_turns(references: Sequence[tuple[str, AudioContent]]) -> list[Mes
     ]
 
 
-def voices_in_system(
-    text: Lines, voices: Sequence[str | AudioContent], scene: str | None = None
-) -> ChatMLSample:
+def voices_in_system(text: Lines, voices: Sequence[str | AudioContent], scene: str | None = None) -> ChatMLSample:
     """Speakers in the system message, numbered from 0: each a description or a reference that the model hears."""
     body: list[str | AudioContent] = [f"{scene}\n\n"] if scene else []
     for number, voice in enumerate(voices):
@@ -288,9 +278,7 @@ def voices_in_system(
     return ChatMLSample([system_message(GENERATE, body), said])
 
 
-def dialogue(
-    lines: Lines, speakers: dict[int, str] | None = None, scene: str | None = None
-) -> ChatMLSample:
+def dialogue(lines: Lines, speakers: dict[int, str] | None = None, scene: str | None = None) -> ChatMLSample:
     """Several speakers by description; each line is spoken by the speaker of that number.
 
     Without `speakers` they are feminine and masculine by turns, in order of their numbers, as in the original. Raises
@@ -337,7 +325,5 @@ def after_chunks(
     if last.role != "user":
         raise ValueError(f"the prompt of a chunk ends in the user's message, not the {last.role}'s")
     recent = spoken if keep is None else spoken[max(0, len(spoken) - keep) :]
-    turns = [
-        m for text, audio in recent for m in (Message("user", text), Message("assistant", audio))
-    ]
+    turns = [m for text, audio in recent for m in (Message("user", text), Message("assistant", audio))]
     return replace(sample, messages=[*context, *turns, last])

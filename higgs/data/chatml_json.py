@@ -82,17 +82,13 @@ class _Message(Record):
 
 
 class _Sample(Record):
-    messages: Annotated[
-        list[Annotated[_Message, AfterValidator(lambda m: Message(**dict(m)))]], Field(min_length=1)
-    ]
+    messages: Annotated[list[Annotated[_Message, AfterValidator(lambda m: Message(**dict(m)))]], Field(min_length=1)]
     start_index: Count | None = None
     speaker: str | None = None
     misc: dict[str, Any] | None = None
 
 
-def sample_from_json(
-    value: Any, allow_special: bool = False, where: str = "conversation"
-) -> ChatMLSample:
+def sample_from_json(value: Any, allow_special: bool = False, where: str = "conversation") -> ChatMLSample:
     """A JSON object -> the conversation.
 
     `allow_special` reads `<|...|>` strings in its texts as the tokens that they name. Raises ValueError, which starts
@@ -148,12 +144,8 @@ def read_conversations(path: str | Path, allow_special: bool = False) -> list[Ch
     else:
         whole = parse_json(read_text(path), str(path))
         several = isinstance(whole, list)
-        found = (
-            [(f"{path}[{i}]", v) for i, v in enumerate(whole)] if several else [(f"{path}", whole)]
-        )
-    return [
-        sample_from_json(value, allow_special, f"{where}: conversation") for where, value in found
-    ]
+        found = [(f"{path}[{i}]", v) for i, v in enumerate(whole)] if several else [(f"{path}", whole)]
+    return [sample_from_json(value, allow_special, f"{where}: conversation") for where, value in found]
 
 
 def write_conversations(path: str | Path, samples: Sequence[ChatMLSample]) -> None:

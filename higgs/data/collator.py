@@ -19,9 +19,7 @@ def count_positions(tokens: Tokens, frames: Sequence[int], num_codebooks: int) -
     return len(tokens.input_ids) + sum(count + num_codebooks for count in frames)
 
 
-def spread(
-    tokens: Tokens, codes: list[Tensor], ids: TokenIds, config: ModelConfig, code_labels: bool
-) -> Row:
+def spread(tokens: Tokens, codes: list[Tensor], ids: TokenIds, config: ModelConfig, code_labels: bool) -> Row:
     """One conversation and its codes [K, T] in order -> tensors over its positions, S of them.
 
     Each placeholder becomes T + K + 1 positions. Raises ValueError when placeholders and codes differ in number.
@@ -48,9 +46,7 @@ def spread(
         if segment.shape[0] != num_codebooks:
             raise ValueError(f"codes [K, T] need K = {num_codebooks}, got {tuple(segment.shape)}")
         if segment.numel() and not 0 <= int(segment.min()) <= int(segment.max()) < bos:
-            raise ValueError(
-                f"codes must be in 0 ... {bos - 1}, got {int(segment.min())} ... {int(segment.max())}"
-            )
+            raise ValueError(f"codes must be in 0 ... {bos - 1}, got {int(segment.min())} ... {int(segment.max())}")
         text(place)
         delayed = delayed_segment(segment.long(), bos, eos).T
         trained = code_labels and tokens.labels[place] != IGNORE
@@ -59,9 +55,7 @@ def spread(
                 "input_ids": torch.full((len(delayed),), tokens.input_ids[place]),
                 "labels": torch.full((len(delayed),), IGNORE),
                 "codes": delayed,
-                "code_labels": delayed_labels(segment.long(), eos).T
-                if trained
-                else torch.full_like(delayed, IGNORE),
+                "code_labels": delayed_labels(segment.long(), eos).T if trained else torch.full_like(delayed, IGNORE),
             }
         )
         start = place + 1

@@ -132,15 +132,11 @@ def script_file(name: str, folder: str | Path = "data/scripts") -> Path:
     path = Path(name) if name.endswith(".jsonl") else Path(folder) / f"{name}.jsonl"
     if not path.is_file():
         known = ", ".join(sorted(entry.stem for entry in Path(folder).glob("*.jsonl")))
-        raise FileNotFoundError(
-            f"there is no set {name!r}; there are: {known}; or name a .jsonl file"
-        )
+        raise FileNotFoundError(f"there is no set {name!r}; there are: {known}; or name a .jsonl file")
     return path
 
 
-def read_scripts(
-    path: str | Path, voices: str | Path, chunking: ChunkOptions | None = None
-) -> list[Script]:
+def read_scripts(path: str | Path, voices: str | Path, chunking: ChunkOptions | None = None) -> list[Script]:
     """-> the scripts in order. `chunking` is what they leave open of their `chunks`: the checkpoint's.
 
     Raises ValueError naming the line and what is wrong in it, or that there is none.

@@ -99,9 +99,7 @@ def list_voices(folder: str | Path) -> dict[str, Voice]:
             "root, and `dvc pull data.dvc` fetches it"
         )
     descriptions, voices = _profiles(folder), {}
-    for path in sorted(
-        p for p in folder.iterdir() if p.suffix in AUDIO_SUFFIXES and p.name[0] != "."
-    ):
+    for path in sorted(p for p in folder.iterdir() if p.suffix in AUDIO_SUFFIXES and p.name[0] != "."):
         name, transcript = path.stem, path.with_suffix(".txt")
         if name in voices:
             raise ValueError(f"voice {name}: {voices[name].audio} and {path}; keep one of them")
@@ -187,9 +185,7 @@ def add_voice(
     """
     folder = Path(folder)
     if not NAME.fullmatch(name):
-        raise ValueError(
-            f"{name!r} is no name for a voice: letters, figures, '-', '_' and '.', and no path"
-        )
+        raise ValueError(f"{name!r} is no name for a voice: letters, figures, '-', '_' and '.', and no path")
     if not (said := transcript.strip()):
         raise ValueError(f"the transcript is empty; write what is said in {source}")
     check_text(said)

@@ -80,9 +80,7 @@ def _listen(
     return heard, ask(panel.speaker, lambda j: j.embed(piece, sample_rate), notes), notes
 
 
-def _compare(
-    speakers: Sequence[str], voices: Sequence[Tensor | None], references: Mapping[str, Tensor]
-) -> list[Row]:
+def _compare(speakers: Sequence[str], voices: Sequence[Tensor | None], references: Mapping[str, Tensor]) -> list[Row]:
     rows: list[Row] = []
     for number, (speaker, voice) in enumerate(zip(speakers, voices, strict=True)):
         row: Row = dict.fromkeys(
@@ -96,11 +94,7 @@ def _compare(
         )
         if voice is not None:
             turns = {
-                name: [
-                    v
-                    for i, v in enumerate(voices)
-                    if v is not None and i != number and speakers[i] == name
-                ]
+                name: [v for i, v in enumerate(voices) if v is not None and i != number and speakers[i] == name]
                 for name in dict.fromkeys(speakers)
             }
             own = [similarity(voice, other) for other in turns[speaker]]
@@ -116,9 +110,7 @@ def _compare(
     return rows
 
 
-def _attribute(
-    voice: Tensor, turns: Mapping[str, Sequence[Tensor]], references: Mapping[str, Tensor]
-) -> str | None:
+def _attribute(voice: Tensor, turns: Mapping[str, Sequence[Tensor]], references: Mapping[str, Tensor]) -> str | None:
     """The speaker that a turn sounds like; None where a speaker has nothing to compare with, or there is but one."""
     if all(speaker in references for speaker in turns):
         wanted = {speaker: references[speaker] for speaker in turns}
@@ -156,9 +148,7 @@ def _summary(name: str, rows: Sequence[Row]) -> Row:
         "similarity": _mean(rows, "similarity"),
         "similarity_within": within,
         "dissimilarity": apart,
-        "voices": None
-        if within is None or apart is None
-        else (max(0.0, within) * max(0.0, apart)) ** 0.5,
+        "voices": None if within is None or apart is None else (max(0.0, within) * max(0.0, apart)) ** 0.5,
         "attributed_right_percent": 100 * share.estimate if share else None,
         "attributed_right_low": 100 * share.low if share else None,
         "attributed_right_high": 100 * share.high if share else None,

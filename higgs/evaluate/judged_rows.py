@@ -39,9 +39,7 @@ class Journal:
     def __len__(self) -> int:
         return len(self._rows)
 
-    def judge_all(
-        self, tasks: Sequence[Task], listener: Listener, workers: Workers
-    ) -> Iterator[list[Row]]:
+    def judge_all(self, tasks: Sequence[Task], listener: Listener, workers: Workers) -> Iterator[list[Row]]:
         """The rows of each task, in order. `workers` judge what is not here, with listeners like this one."""
         hashes: dict[Path, str] = {}
         keys = [_key(listener, task, hashes) for task in tasks]

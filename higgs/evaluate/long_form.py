@@ -70,9 +70,7 @@ def judge_long(
     return rows
 
 
-def _judge_stretch(
-    panel: Panel, piece: Tensor, sample_rate: int, language: str
-) -> tuple[Row, Tensor | None]:
+def _judge_stretch(panel: Panel, piece: Tensor, sample_rate: int, language: str) -> tuple[Row, Tensor | None]:
     notes: list[str] = []
     heard = ask(panel.recogniser, lambda j: j.transcribe(piece, sample_rate, language), notes)
     voice = ask(panel.speaker, lambda j: j.embed(piece, sample_rate), notes)
@@ -88,9 +86,7 @@ def align(words: Sequence[str], heard: Sequence[Sequence[str]]) -> list[tuple[in
     said = [word for some in heard for word in some]
     (chunks,) = jiwer.process_words(" ".join(words), " ".join(said)).alignments
     for chunk in chunks:
-        length = max(
-            chunk.ref_end_idx - chunk.ref_start_idx, chunk.hyp_end_idx - chunk.hyp_start_idx
-        )
+        length = max(chunk.ref_end_idx - chunk.ref_start_idx, chunk.hyp_end_idx - chunk.hyp_start_idx)
         for step in range(length):
             place = chunk.hyp_start_idx + (0 if chunk.type == "delete" else step)
             stretch = stretch_of[place] if place < len(said) else len(heard) - 1

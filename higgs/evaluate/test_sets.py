@@ -25,9 +25,7 @@ FIELDS = "id|prompt text|prompt wav|target text, and possibly |target wav"
 MAX_LISTED = 20
 
 
-def convert_seed_tts_eval(
-    folder: str | Path, list_name: str = "meta.lst", language: str | None = None
-) -> list[Row]:
+def convert_seed_tts_eval(folder: str | Path, list_name: str = "meta.lst", language: str | None = None) -> list[Row]:
     """SeedTTS-Eval's list -> rows of a manifest, paths relative to the folder above `folder`.
 
     The language is that of the folder's name unless one is given. Common Voice does not say who
@@ -40,9 +38,7 @@ def convert_seed_tts_eval(
     folder = Path(folder).resolve()
     language = language or folder.name
     if language not in LANGUAGES:
-        raise ValueError(
-            f"{folder}: the language is not one of {', '.join(LANGUAGES)}; give --language"
-        )
+        raise ValueError(f"{folder}: the language is not one of {', '.join(LANGUAGES)}; give --language")
     source = folder / list_name
     if not source.is_file():
         raise FileNotFoundError(f"{source} does not exist: name the folder that holds {list_name}")
@@ -81,10 +77,7 @@ def _recording(folder: Path, entry: Sequence[str]) -> Path | None:
 
 def _file_faults(folder: Path, entries: Sequence[Sequence[str]]) -> list[str]:
     wanted = dict.fromkeys(
-        path
-        for entry in entries
-        for path in (folder / entry[2], _recording(folder, entry))
-        if path is not None
+        path for entry in entries for path in (folder / entry[2], _recording(folder, entry)) if path is not None
     )
     faults = [f"{path} does not exist" for path in wanted if not path.is_file()]
     outside = [path for path in wanted if not path.resolve().is_relative_to(folder.parent)]
@@ -135,14 +128,10 @@ def read_set(manifest: str | Path) -> list[Script]:
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(
-        prog="python -m higgs.evaluate.test_sets", description=__doc__.partition("\n")[0]
-    )
+    parser = argparse.ArgumentParser(prog="python -m higgs.evaluate.test_sets", description=__doc__.partition("\n")[0])
     parser.add_argument("kind", choices=["seed-tts-eval"])
     parser.add_argument("folder", type=Path, help="the folder of one language, with meta.lst")
-    parser.add_argument(
-        "--list", default="meta.lst", help="another list, as hardcase.lst (default: %(default)s)"
-    )
+    parser.add_argument("--list", default="meta.lst", help="another list, as hardcase.lst (default: %(default)s)")
     parser.add_argument("--language", choices=LANGUAGES, help="default: the folder's name")
     chosen = parser.parse_args(arguments)
     try:

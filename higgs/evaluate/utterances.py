@@ -137,9 +137,7 @@ class Listener:
         if waveform is not None:
             row["seconds"] = len(waveform) / rate
             row["level_dbfs"] = max(SILENCE_DBFS, level_dbfs(waveform))
-            row["silence_share"] = (
-                silence_share(waveform, rate) if len(waveform) >= rate // 50 else 1.0
-            )
+            row["silence_share"] = silence_share(waveform, rate) if len(waveform) >= rate // 50 else 1.0
             waveform = waveform[: round(self.max_seconds * rate)]
         if status in HEARD:
             row |= self._listen(item, waveform, rate, notes)
@@ -179,15 +177,11 @@ class Listener:
         """What the judges say of one waveform; a judge that fails leaves None and a note."""
         panel, found = self.panel, {}
         if panel.recogniser:
-            found["heard"] = ask(
-                panel.recogniser, lambda j: j.transcribe(waveform, rate, item.language), notes
-            )
+            found["heard"] = ask(panel.recogniser, lambda j: j.transcribe(waveform, rate, item.language), notes)
         voice = ask(panel.speaker, lambda j: j.embed(waveform, rate), notes)
         if voice is not None:
             found |= self._compare_voices(item, voice, notes)
-        if item.predict and (
-            scores := ask(panel.naturalness, lambda j: j.rate(waveform, rate), notes)
-        ):
+        if item.predict and (scores := ask(panel.naturalness, lambda j: j.rate(waveform, rate), notes)):
             found |= {f"mos_{name}": _rounded(scores.get(name)) for name in QUALITIES}
         return found
 
@@ -272,9 +266,7 @@ def text_scores(text: str, heard: str | None, language: str) -> Row:
 
     With nothing heard (None), only the counts of the text.
     """
-    words, characters = (
-        count(text, heard or "", language) for count in (word_errors, character_errors)
-    )
+    words, characters = (count(text, heard or "", language) for count in (word_errors, character_errors))
     scores: Row = dict.fromkeys(SCORES) | {
         "words": words.words,
         "characters": characters.characters,
@@ -293,9 +285,7 @@ def text_scores(text: str, heard: str | None, language: str) -> Row:
 
 # The scripts that a language is written in, as Unicode names its letters; others are not checked.
 LATIN = ("LATIN",)
-SCRIPTS = {
-    language: LATIN for language in "en es fr it de pt nl pl sv da no fi cs hu ro tr id vi".split()
-} | {
+SCRIPTS = {language: LATIN for language in "en es fr it de pt nl pl sv da no fi cs hu ro tr id vi".split()} | {
     "zh": ("CJK",),
     "yue": ("CJK",),
     "ja": ("CJK", "HIRAGANA", "KATAKANA"),

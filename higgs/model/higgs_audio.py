@@ -25,9 +25,7 @@ class ModelOutput:
     loss: Tensor | None = None  # text_loss + the mean of codebook_losses
     text_loss: Tensor | None = None
     codebook_losses: Tensor | None = None  # [K]
-    hidden_states: tuple[
-        Tensor, ...
-    ] = ()  # embeddings, after each layer; the last one is normalised
+    hidden_states: tuple[Tensor, ...] = ()  # embeddings, after each layer; the last one is normalised
 
 
 class HiggsAudio(nn.Module):
@@ -154,9 +152,7 @@ class HiggsAudio(nn.Module):
         model.load_state_dict({k: v.to(dtype) for k, v in tensors.items()}, assign=True)
         return model.to(device).eval().requires_grad_(False)
 
-    def save_pretrained(
-        self, folder: str | Path, token_ids: dict[str, int], half: bool = False
-    ) -> None:
+    def save_pretrained(self, folder: str | Path, token_ids: dict[str, int], half: bool = False) -> None:
         """Writes `config.json` and `model.safetensors` in transformers' layout; `half` stores float16.
 
         `token_ids` are the ids that this schema keeps in the config (`audio_bos_token_id`, `pad_token_id`, ...).

@@ -33,18 +33,14 @@ def rope_frequencies(rope: RopeConfig, head_dim: int, device: torch.device) -> T
     base = 1.0 / (rope.theta**exponent)
     wavelength = 2 * math.pi / base
     slow, fast = rope.original_context / rope.low_factor, rope.original_context / rope.high_factor
-    blend = (rope.original_context / wavelength - rope.low_factor) / (
-        rope.high_factor - rope.low_factor
-    )
+    blend = (rope.original_context / wavelength - rope.low_factor) / (rope.high_factor - rope.low_factor)
     mixed = (1 - blend) * base / rope.factor + blend * base
     scaled = torch.where(wavelength > slow, base / rope.factor, base)
     between = ~(wavelength < fast) & ~(wavelength > slow)
     return torch.where(between, mixed, scaled).to(device)
 
 
-def rope_table(
-    rope: RopeConfig, head_dim: int, positions: Tensor, dtype: torch.dtype
-) -> tuple[Tensor, Tensor]:
+def rope_table(rope: RopeConfig, head_dim: int, positions: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
     """positions [B, S] -> cos, sin [B, 1, S, head_dim]; angles in float32 whatever the dtype."""
     angles = positions[..., None].float() * rope_frequencies(rope, head_dim, positions.device)
     angles = torch.cat([angles, angles], dim=-1)[:, None]

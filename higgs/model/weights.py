@@ -64,9 +64,7 @@ def their_name(name: str, layout: str) -> str:
 def our_name(key: str) -> str:
     """One key of either layout -> ours. Raises CheckpointError for parts that this package does not run."""
     if key.startswith(_REFUSED) or ".audio_attn." in key:
-        raise CheckpointError(
-            f"{key}: the release has no such part, and this package does not run it"
-        )
+        raise CheckpointError(f"{key}: the release has no such part, and this package does not run it")
     # A conversion may leave names of both layouts in one file, so all are known at once.
     known = {theirs: ours for top in TOP.values() for ours, theirs in top.items()}
     name = _replace_start(key, known)

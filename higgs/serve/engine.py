@@ -164,8 +164,7 @@ class Engine:
             )
         if model.config.codebook_size != tokenizer.codebook_size:
             raise ValueError(
-                f"the model has {model.config.codebook_size} codes in a codebook, "
-                f"the codec {tokenizer.codebook_size}"
+                f"the model has {model.config.codebook_size} codes in a codebook, the codec {tokenizer.codebook_size}"
             )
 
     @classmethod
@@ -198,9 +197,7 @@ class Engine:
             if self._scheduler is None:
                 made = self.config
                 rows, positions = made.max_batch, made.max_positions
-                decoder = Decoder(
-                    self.model, rows, positions, made.burst, made.compile, self.voices, made.int8
-                )
+                decoder = Decoder(self.model, rows, positions, made.burst, made.compile, self.voices, made.int8)
                 self._scheduler = Scheduler(decoder, made.max_waiting)
             return self._scheduler
 
@@ -256,9 +253,7 @@ class Engine:
             request.watch = partial(Watch, guards, self.tokenizer.frame_rate)
         return request
 
-    def _settings(
-        self, sampling: SamplingConfig | None, max_new_tokens: int | None
-    ) -> tuple[SamplingConfig, int]:
+    def _settings(self, sampling: SamplingConfig | None, max_new_tokens: int | None) -> tuple[SamplingConfig, int]:
         """What is None is the checkpoint's own."""
         limit = self.generation.max_new_tokens if max_new_tokens is None else max_new_tokens
         return sampling or self.generation.sampling, limit
@@ -327,9 +322,7 @@ class Engine:
         finally:
             self.scheduler.cancel(ticket)
 
-    def _run(
-        self, requests: Sequence[Request], on_column: Callable[[int], None] | None = None
-    ) -> list[Response]:
+    def _run(self, requests: Sequence[Request], on_column: Callable[[int], None] | None = None) -> list[Response]:
         """Requests that run together -> their responses, in order."""
         retries = self.config.guards.retries if self.config.guards else 0
         takes = [Take(request, retries) for request in requests]

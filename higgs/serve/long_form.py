@@ -74,14 +74,11 @@ class LongResponse(Response):
         ]
 
 
-def in_seconds(
-    chunks: Sequence[dict[str, Any]], sample_rate: int
-) -> list[dict[str, str | int | float]]:
+def in_seconds(chunks: Sequence[dict[str, Any]], sample_rate: int) -> list[dict[str, str | int | float]]:
     """Rows of chunks -> the columns that people look at, with times in seconds."""
     columns = ("name", "chunk", "speaker", "border", "start", "end", "stop", "text")
     return [
-        {key: row[key] for key in columns}
-        | {end: round(row[end] / sample_rate, 2) for end in ("start", "end")}
+        {key: row[key] for key in columns} | {end: round(row[end] / sample_rate, 2) for end in ("start", "end")}
         for row in chunks
     ]
 
@@ -139,11 +136,7 @@ def speak_long(
         for audio in sample.audios:
             if audio not in references:
                 references[audio] = engine.reference_codes(audio)
-        before = [
-            n
-            for n in range(index)
-            if not options.per_speaker_context or chunks[n].speakers == chunk.speakers
-        ]
+        before = [n for n in range(index) if not options.per_speaker_context or chunks[n].speakers == chunk.speakers]
         keep = options.context_chunks
         heard = before if keep is None else before[max(0, len(before) - keep) :]
         request = after_chunks(sample, [(asked[n], AudioContent()) for n in heard])
@@ -184,9 +177,7 @@ def first_whole_take(speak: Callable[[int], Response], seeds: Sequence[int]) -> 
     return take
 
 
-def speak_script(
-    engine: Engine, script: Script, sampling: SamplingConfig, max_new_tokens: int
-) -> Response:
+def speak_script(engine: Engine, script: Script, sampling: SamplingConfig, max_new_tokens: int) -> Response:
     """A script as it asks for: chunk by chunk (then a `LongResponse`), or in one go."""
     limit = script.max_new_tokens or max_new_tokens
     if not script.chunks:
@@ -206,9 +197,7 @@ def _joined(chunks: Sequence[Chunk], takes: Sequence[Take], options: ChunkOption
         start = end + len(pause)
         end = start + len(waveform)
         reason, frames = take.response.stop_reason, take.response.usage.audio_frames
-        spoken.append(
-            SpokenChunk(chunk, start, end, take.seed, take.attempts, reason, frames, gain)
-        )
+        spoken.append(SpokenChunk(chunk, start, end, take.seed, take.attempts, reason, frames, gain))
     usages = [response.usage for response in responses]
     names = [entry.name for entry in fields(Usage)]
     reasons = [response.stop_reason for response in responses]

@@ -64,9 +64,7 @@ def work_folder(above: str | Path, settings: Mapping[str, Any]) -> Path:
     return Path(above) / hashlib.sha256(said.encode()).hexdigest()[:16]
 
 
-def choose_requests(
-    scripts: Sequence[Script], seeds: Sequence[int], repeated: int | None
-) -> list[Request]:
+def choose_requests(scripts: Sequence[Script], seeds: Sequence[int], repeated: int | None) -> list[Request]:
     """Every script with the first seed, `repeated` of them (None: all) with the others too, in the scripts' order."""
     chosen = some_of((script.id for script in scripts), repeated)
     return [(s, seed) for s in scripts for seed in (seeds if s.id in chosen else seeds[:1])]
@@ -130,9 +128,7 @@ def _speaker(
     return speak
 
 
-def _speak(
-    engine: Engine, requests: Sequence[Request], sampling: SamplingConfig, limit: int
-) -> list[Spoken]:
+def _speak(engine: Engine, requests: Sequence[Request], sampling: SamplingConfig, limit: int) -> list[Spoken]:
     """Several together; where one of them is refused, one by one, so that the others are spoken."""
     drawn = [replace(sampling, seed=seed) for _, seed in requests]
     try:
@@ -165,16 +161,12 @@ def _take(script: Script, seed: int, response: Response) -> Spoken:
 def _failed(engine: Engine, script: Script, seed: int, note: str) -> Spoken:
     row = script.row(seed) | asdict(Usage(0, 0, 0, 0))
     empty = torch.zeros(engine.tokenizer.num_codebooks, 0, dtype=torch.long)
-    return Spoken(
-        row | {"retries": 0, "stop": FAILED, "note": note}, torch.zeros(0), empty, empty.clone()
-    )
+    return Spoken(row | {"retries": 0, "stop": FAILED, "note": note}, torch.zeros(0), empty, empty.clone())
 
 
 def write_take(path: Path, spoken: Spoken) -> None:
     """Whole or not at all."""
-    tensors = {
-        name: getattr(spoken, name).contiguous() for name in ("waveform", "codes", "delayed")
-    }
+    tensors = {name: getattr(spoken, name).contiguous() for name in ("waveform", "codes", "delayed")}
     said = json.dumps({"row": spoken.row, "chunks": spoken.chunks})
     with replacing(path) as partial:
         save_file(tensors, partial, metadata={"take": said})

@@ -103,9 +103,7 @@ class FineTuning:
             for part, positions in zip(parts, config.budgets(replay is not None), strict=False)
         ]
         model.requires_grad_(config.rank is None)
-        self.adapters = (
-            None if config.rank is None else add_lora(model, config.rank, config.attention)
-        )
+        self.adapters = None if config.rank is None else add_lora(model, config.rank, config.attention)
         if config.recompute:
             recompute_layers(model)
         self.trained = {n: p for n, p in model.named_parameters() if p.requires_grad}
@@ -271,9 +269,7 @@ def finetune(
 
     def dataset(path: Path, positions: int, description: str | None = None) -> Dataset:
         found = read_manifest(path, allow_special, description)
-        found, codes = encode_audio(
-            found, out / "codes", codec.encode, made_by, codec.sample_rate, MAX_SECONDS
-        )
+        found, codes = encode_audio(found, out / "codes", codec.encode, made_by, codec.sample_rate, MAX_SECONDS)
         examples = Dataset(found, codes, tokenizer, model.config, positions, leave_out=True)
         keys = {key for example in examples.examples for key in example.keys}
         minutes = sum(codes.frames[key] for key in keys) / codec.frame_rate / 60

@@ -49,9 +49,7 @@ def layer_activations(config: ModelConfig) -> int:
     return norms + 2 * (attention + 2 * keys) + attention + 4 * config.intermediate_size
 
 
-def memory_plan(
-    config: ModelConfig, positions: int, rank: int | None, recompute: bool
-) -> MemoryPlan:
+def memory_plan(config: ModelConfig, positions: int, rank: int | None, recompute: bool) -> MemoryPlan:
     """For a model in bfloat16 with Adam. `rank`: of LoRA; None trains every weight, with a float32 master copy."""
     with torch.device("meta"):
         model = HiggsAudio(config)
@@ -59,9 +57,7 @@ def memory_plan(
     layer, width = layer_activations(config), config.hidden_size
     # With recomputation: the input of each layer, and the inside of one at a time.
     kept = layer + config.num_layers * width if recompute else config.num_layers * layer
-    heads = (
-        config.num_codebooks * config.code_vocab_size * 3 * 2
-    )  # bfloat16 logits, float32 logits and softmax
+    heads = config.num_codebooks * config.code_vocab_size * 3 * 2  # bfloat16 logits, float32 logits and softmax
     trained, master = parameters, MASTER
     if rank is not None:
         matched = (m for n, m in model.named_modules() if re.fullmatch(TARGETS, n))
@@ -80,9 +76,7 @@ def memory_plan(
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("checkpoint", help="folder or hub id of the model; its config is enough")
-    parser.add_argument(
-        "--positions", type=int, default=4096, help="of a batch (default: %(default)s)"
-    )
+    parser.add_argument("--positions", type=int, default=4096, help="of a batch (default: %(default)s)")
     parser.add_argument("--rank", type=int, default=16, help="of LoRA (default: %(default)s)")
     arguments = parser.parse_args()
     config = model_from_json(read_config(Path(resolve(arguments.checkpoint))))

@@ -38,9 +38,7 @@ def clean_executed(notebook: NotebookNode) -> NotebookNode:
         # papermill gives the cell that it injects a random id.
         cell.id = f"cell-{index:03d}"
         if cell.cell_type == "code":
-            cell.outputs = _joined(
-                _clean_output(output) for output in cell.outputs if _kept(output)
-            )
+            cell.outputs = _joined(_clean_output(output) for output in cell.outputs if _kept(output))
     notebook.metadata = _notebook_metadata()
     notebook.nbformat_minor = max(notebook.nbformat_minor, 5)
     return notebook

@@ -66,9 +66,7 @@ def compare(
     describe: Callable[[str, str | None], list[str]] = lambda path, md5: [],
 ) -> list[str]:
     """Two mappings of stages -> the lines of the report, for people. `describe(path, old md5)` compares contents."""
-    made = {
-        path for stages in (before, after) for s in stages.values() for path in hashes(s, "outs")
-    }
+    made = {path for stages in (before, after) for s in stages.values() for path in hashes(s, "outs")}
     total, lines, differing = 0, [], 0
     for name in sorted(before.keys() | after.keys()):
         old, new = before.get(name, {}), after.get(name, {})

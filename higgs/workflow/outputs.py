@@ -42,9 +42,7 @@ def find_root(start: str | Path = ".") -> Path:
     for folder in (start, *start.parents):
         if (folder / "dvc.yaml").is_file():
             return folder
-    raise FileNotFoundError(
-        f"no dvc.yaml in {start} or above it: this is not inside the repository"
-    )
+    raise FileNotFoundError(f"no dvc.yaml in {start} or above it: this is not inside the repository")
 
 
 def enter_root() -> Path:
@@ -80,9 +78,7 @@ def say(text: str) -> None:
     sys.stderr.flush()
 
 
-def progress(
-    items: Iterable[T], label: str, total: int | None = None, every: float = 5.0
-) -> Iterator[T]:
+def progress(items: Iterable[T], label: str, total: int | None = None, every: float = 5.0) -> Iterator[T]:
     """`items`, with a bar where somebody watches and with a line every few seconds in a stage.
 
     The total is len(items) where they have one and none is given.
@@ -124,9 +120,7 @@ def audio_player(waveform: Any, sample_rate: int, label: str = ""):
     samples = waveform.detach().cpu() if hasattr(waveform, "detach") else waveform
     samples = np.asarray(samples, dtype=np.float64)
     if samples.ndim == 0 or samples.size == 0 or samples.size != samples.shape[-1]:
-        raise ValueError(
-            f"expected a waveform of shape [L], [1, L] or [1, 1, L], got {samples.shape}"
-        )
+        raise ValueError(f"expected a waveform of shape [L], [1, L] or [1, 1, L], got {samples.shape}")
     if not np.isfinite(samples).all():
         raise ValueError(f"{label or 'waveform'}: NaN or infinite samples cannot be played")
     pcm = np.round(np.clip(samples.reshape(-1), -1, 1) * 32767).astype("<i2")
@@ -159,14 +153,9 @@ def table(rows: Sequence[Mapping[str, Any]], caption: str = "", digits: int = 4)
 
     columns = _columns(rows)
     head = "".join(f"<th>{html.escape(str(column))}</th>" for column in columns)
-    body = "".join(
-        "<tr>" + "".join(_table_cell(row[column], digits) for column in columns) + "</tr>"
-        for row in rows
-    )
+    body = "".join("<tr>" + "".join(_table_cell(row[column], digits) for column in columns) + "</tr>" for row in rows)
     title = f"<caption>{html.escape(caption)}</caption>" if caption else ""
-    return HTML(
-        f'<table class="results">{title}<thead><tr>{head}</tr></thead><tbody>{body}</tbody></table>'
-    )
+    return HTML(f'<table class="results">{title}<thead><tr>{head}</tr></thead><tbody>{body}</tbody></table>')
 
 
 def _table_cell(value: Any, digits: int) -> str:
@@ -221,10 +210,7 @@ def record_timing(stage: str, timing: Mapping[str, Any]) -> None:
     path = output_path(f"results/{stage}/timing.json")
     known = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
     write_json(path, {**known, **timing}, digits=4)
-    say(
-        f"{stage}: "
-        + ", ".join(f"{name} {_plain(value, 4, name)}" for name, value in timing.items())
-    )
+    say(f"{stage}: " + ", ".join(f"{name} {_plain(value, 4, name)}" for name, value in timing.items()))
 
 
 def _plain(value: Any, digits: int, place: str) -> Any:

@@ -45,9 +45,7 @@ def check_self_contained(page: str) -> None:
     finder.close()
     if finder.found:
         raise NotSelfContained(
-            "the page loads from outside itself: "
-            + "; ".join(finder.found[:10])
-            + " (embed it as a data: URI)"
+            "the page loads from outside itself: " + "; ".join(finder.found[:10]) + " (embed it as a data: URI)"
         )
 
 
@@ -94,9 +92,7 @@ class _OutsideFinder(HTMLParser):
         self.in_style = tag == "style"
         for name, value in attributes:
             value = (value or "").strip()
-            loads = name in self.LOADING or (
-                name == "href" and tag in {"link", "base", "use", "image"}
-            )
+            loads = name in self.LOADING or (name == "href" and tag in {"link", "base", "use", "image"})
             if loads and value and not value.startswith(("data:", "#")):
                 self.found.append(f"<{tag} {name}={html.escape(value[:80])}>")
             if name == "style":

@@ -117,9 +117,7 @@ def scalars_of(stage: str) -> list[str]:
 
 def read_params(path: str | Path = "params.yaml") -> dict[str, Any]:
     """The whole file as it stands. Not a mapping at the top: ParamsError."""
-    return validate(
-        dict[str, Any], parse_yaml(Path(path).read_text(encoding="utf-8"), str(path)), str(path)
-    )
+    return validate(dict[str, Any], parse_yaml(Path(path).read_text(encoding="utf-8"), str(path)), str(path))
 
 
 def select(params: Mapping[str, Any], stage: str) -> dict[str, Any]:
@@ -128,9 +126,7 @@ def select(params: Mapping[str, Any], stage: str) -> dict[str, Any]:
     Raises ParamsError for a stage without a section here, and for unknown or missing keys at the top.
     """
     names = [*scalars_of(stage), stage]
-    check_keys(
-        params, (*SCALARS, WORKERS, *SECTIONS), required=(*names, WORKERS), what="params.yaml"
-    )
+    check_keys(params, (*SCALARS, WORKERS, *SECTIONS), required=(*names, WORKERS), what="params.yaml")
     return {name: params[name] for name in names}
 
 

@@ -117,18 +117,14 @@ def lines_by_group(
 ) -> Figure:
     """One line for each group over the same x."""
     figure, axis = plt.subplots(figsize=(6.5, 3.2), layout="constrained")
-    for (name, values), colour in zip(
-        groups.items(), plt.cm.viridis(np.linspace(0.1, 0.8, len(groups))), strict=True
-    ):
+    for (name, values), colour in zip(groups.items(), plt.cm.viridis(np.linspace(0.1, 0.8, len(groups))), strict=True):
         axis.plot(x, values, "o-", color=colour, label=name, linewidth=1.5, markersize=4)
     axis.set(xlabel=xlabel, ylabel=ylabel, title=title, xticks=x)
     axis.legend(frameon=False)
     return _finish(figure)
 
 
-def curves(
-    rows: Sequence[Mapping[str, float]], x: str, names: Sequence[str], ylabel: str, title: str = ""
-) -> Figure:
+def curves(rows: Sequence[Mapping[str, float]], x: str, names: Sequence[str], ylabel: str, title: str = "") -> Figure:
     """The columns `names` of a log over its column `x`; rows without a column are left out of its curve."""
     figure, axis = plt.subplots(figsize=(7.5, 3.2), layout="constrained")
     for name, colour in zip(names, plt.cm.viridis(np.linspace(0.1, 0.8, len(names))), strict=True):
@@ -140,9 +136,7 @@ def curves(
     return _finish(figure)
 
 
-def intervals(
-    rows: Mapping[str, tuple[float, float, float]], xlabel: str, title: str = ""
-) -> Figure:
+def intervals(rows: Mapping[str, tuple[float, float, float]], xlabel: str, title: str = "") -> Figure:
     """Name -> (estimate, low, high), drawn as points with whiskers, the first on top."""
     figure, axis = plt.subplots(figsize=(7.5, 0.6 + 0.42 * len(rows)), layout="constrained")
     for place, (estimate, low, high) in enumerate(rows.values()):
@@ -167,9 +161,7 @@ def strips(panels: Mapping[str, Mapping[str, Sequence[float]]]) -> Figure:
     """What is measured -> group -> values: a point for each value, a line at the median, one panel for each measure."""
     count = -(-len(panels) // 2)
     most = max(len(groups) for groups in panels.values())
-    figure, axes = plt.subplots(
-        count, 2, figsize=(9, count * (0.9 + 0.5 * most)), squeeze=False, layout="constrained"
-    )
+    figure, axes = plt.subplots(count, 2, figsize=(9, count * (0.9 + 0.5 * most)), squeeze=False, layout="constrained")
     for axis in axes.flat[len(panels) :]:
         axis.set_visible(False)
     for axis, (name, groups) in zip(axes.flat, panels.items(), strict=False):
@@ -196,9 +188,7 @@ def strips(panels: Mapping[str, Mapping[str, Sequence[float]]]) -> Figure:
 
 def differences(rows: Sequence[Mapping[str, Any]]) -> Figure:
     """Rows of a comparison: each difference with its interval on a scale of its own; the line is no difference."""
-    figure, axes = plt.subplots(
-        len(rows), 1, figsize=(8, 0.75 * len(rows) + 0.3), squeeze=False, layout="constrained"
-    )
+    figure, axes = plt.subplots(len(rows), 1, figsize=(8, 0.75 * len(rows) + 0.3), squeeze=False, layout="constrained")
     for axis, row in zip(axes[:, 0], rows, strict=True):
         axis.axvline(0, color=INK, linewidth=1)
         axis.plot([row["low"], row["high"]], [0, 0], color=SECOND, linewidth=2)
@@ -216,9 +206,7 @@ def small_spectrogram(waveform: Tensor, sample_rate: int = 24_000) -> Figure:
     """Mel spectrogram without axes, to stand beside a player; its length is that of the sound."""
     mel = _decibels(waveform, sample_rate)
     figure, axis = plt.subplots(figsize=(3.4, 1.0), dpi=80)
-    axis.imshow(
-        mel, origin="lower", aspect="auto", cmap="magma", vmin=mel.max() - 80, vmax=mel.max()
-    )
+    axis.imshow(mel, origin="lower", aspect="auto", cmap="magma", vmin=mel.max() - 80, vmax=mel.max())
     axis.set_axis_off()
     figure.subplots_adjust(0, 0, 1, 1)
     return _finish(figure)

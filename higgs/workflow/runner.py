@@ -114,25 +114,20 @@ def check_parameters_cell(notebook: NotebookNode, expected: Sequence[str], sourc
     try:
         statements = ast.parse(cells[0].source).body
     except SyntaxError as error:
-        raise ParamsError(
-            f"{source}: the cell tagged 'parameters' is no Python: {error}"
-        ) from error
+        raise ParamsError(f"{source}: the cell tagged 'parameters' is no Python: {error}") from error
     names = []
     for statement in statements:
         targets = statement.targets if isinstance(statement, ast.Assign) else [statement]
         if not all(isinstance(target, ast.Name) for target in targets):
             raise ParamsError(
-                f"{source}: the cell tagged 'parameters' holds more than plain assignments: "
-                f"{ast.unparse(statement)}"
+                f"{source}: the cell tagged 'parameters' holds more than plain assignments: {ast.unparse(statement)}"
             )
         names += [target.id for target in targets]
     check_keys(names, expected, required=expected, what=f"{source}, cell tagged 'parameters'")
 
 
 @contextlib.contextmanager
-def stage_environment(
-    stage: str, repeatable: bool = True, workers: int | None = None
-) -> Iterator[Path]:
+def stage_environment(stage: str, repeatable: bool = True, workers: int | None = None) -> Iterator[Path]:
     """The environment that a stage's kernel inherits, free of a user's own settings.
 
     Yields a scratch folder, which also holds the kernel's sockets and its IPython profile.
@@ -267,9 +262,7 @@ def clean_files(paths: Sequence[Path], check: bool = False) -> list[Path]:
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """0: done. 1: a cell failed, or a notebook is not clean. 2: wrong parameters. 130: Ctrl-C."""
-    parser = argparse.ArgumentParser(
-        prog="python -m higgs.workflow.runner", description=__doc__.splitlines()[0]
-    )
+    parser = argparse.ArgumentParser(prog="python -m higgs.workflow.runner", description=__doc__.splitlines()[0])
     commands = parser.add_subparsers(dest="command", required=True)
     run = commands.add_parser("run", help="run notebooks/STAGE.ipynb as a stage")
     run.add_argument("stage", metavar="STAGE", help=", ".join(SECTIONS))
@@ -278,9 +271,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     run.add_argument("--output-dir", default="reports", type=Path, metavar="FOLDER")
     clean = commands.add_parser("clean", help="strip notebooks of outputs and volatile metadata")
     clean.add_argument("notebooks", nargs="+", type=Path)
-    clean.add_argument(
-        "--check", action="store_true", help="change nothing; fail if there is something to do"
-    )
+    clean.add_argument("--check", action="store_true", help="change nothing; fail if there is something to do")
     options = parser.parse_args(arguments)
     try:
         if options.command == "run":

@@ -64,9 +64,7 @@ def to_page(results: Path) -> str:
         for stage, timing in known.items()
         for name, value in timing.items()
     ]
-    facts = "".join(
-        f"<tr><td>{name}</td><td>{html.escape(v)}</td></tr>" for name, v in machine().items()
-    )
+    facts = "".join(f"<tr><td>{name}</td><td>{html.escape(v)}</td></tr>" for name, v in machine().items())
     return bare_page(
         "Speed",
         "<h1>Speed</h1><p>Times of the last run of each stage, on this machine. A stage that DVC took from its cache "

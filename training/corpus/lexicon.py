@@ -40,9 +40,7 @@ def voted(texts: list[str]) -> dict[str, str]:
 def listed() -> dict[str, str]:
     """The commonest words in hibari's dictionaries, the checked one first."""
     found = {}
-    entries = [
-        json.load(gzip.open(ASSETS / f"lexicon_us_{kind}.json.gz")) for kind in ("gold", "silver")
-    ]
+    entries = [json.load(gzip.open(ASSETS / f"lexicon_us_{kind}.json.gz")) for kind in ("gold", "silver")]
     for word in islice(iter_wordlist("en"), COMMONEST):
         if not WORD.fullmatch(word):
             continue

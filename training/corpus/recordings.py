@@ -69,9 +69,7 @@ def read_clips(path: Path) -> list[Clip]:
     clips.sort(key=lambda clip: clip.id)
     ids = [clip.id for clip in clips]
     if len(set(ids)) != len(ids):
-        raise ValueError(
-            f"{path} names a clip twice: {sorted({i for i in ids if ids.count(i) > 1})}"
-        )
+        raise ValueError(f"{path} names a clip twice: {sorted({i for i in ids if ids.count(i) > 1})}")
     return clips
 
 
@@ -91,9 +89,7 @@ def letters(text: str) -> str:
 
 def check_text(clip: Clip, transcript: str) -> None:
     """Refuses a clip whose words are not those of its package's list (spelling and punctuation may differ)."""
-    agreement = difflib.SequenceMatcher(
-        None, letters(clip.text), letters(transcript), autojunk=False
-    ).ratio()
+    agreement = difflib.SequenceMatcher(None, letters(clip.text), letters(transcript), autojunk=False).ratio()
     if agreement < MIN_AGREEMENT:
         raise ValueError(
             f"{clip.id}: text agrees to {agreement:.3f}, at least {MIN_AGREEMENT} is wanted: {clip.text!r} and {transcript!r}"  # noqa: E501
@@ -113,9 +109,7 @@ def ffmpeg(*arguments: str, data: bytes | None = None) -> bytes:
     ]
     result = subprocess.run(command, input=data, capture_output=True)
     if result.returncode != 0:
-        raise RuntimeError(
-            f"{' '.join(command)} ended with {result.returncode}: {result.stderr.decode().strip()}"
-        )
+        raise RuntimeError(f"{' '.join(command)} ended with {result.returncode}: {result.stderr.decode().strip()}")
     return result.stdout
 
 

@@ -45,9 +45,7 @@ class Shards:
                 row = json.loads(line)
                 part = self.validation if path.name.startswith("validation-") else self.training
                 part.append(len(self.utterances))
-                self.utterances.append(
-                    Utterance(shard, row["offset"], row["length"], row["text"], row["speaker"])
-                )
+                self.utterances.append(Utterance(shard, row["offset"], row["length"], row["text"], row["speaker"]))
 
     def __len__(self) -> int:
         return len(self.utterances)
@@ -67,9 +65,7 @@ def group_of(speaker: str) -> str:
     return speaker if speaker.isalpha() else KOKORO if "_" in speaker else DRAWN
 
 
-def balance(
-    groups: Sequence[str], sizes: Sequence[float], shares: Mapping[str, float]
-) -> list[float]:
+def balance(groups: Sequence[str], sizes: Sequence[float], shares: Mapping[str, float]) -> list[float]:
     """Group and size of each utterance -> weights by which each group is drawn as often as its share (1 by default).
 
     A codec that hears one voice half of the time is good for that voice only.
@@ -81,14 +77,10 @@ def balance(
     return [rates[group] * size for group, size in zip(groups, sizes, strict=True)]
 
 
-def balanced(
-    shards: Shards, indices: Sequence[int], count: int, shares: Mapping[str, float]
-) -> list[int]:
+def balanced(shards: Shards, indices: Sequence[int], count: int, shares: Mapping[str, float]) -> list[int]:
     """`count` of the indices, or fewer: of each group as many as its share (1 by default), the first ones."""
     groups: dict[str, list[int]] = {}
     for index in indices:
         groups.setdefault(group_of(shards.utterances[index].speaker), []).append(index)
     unit = count / sum(shares.get(name, 1.0) for name in groups)
-    return sorted(
-        i for name, group in groups.items() for i in group[: round(unit * shares.get(name, 1.0))]
-    )
+    return sorted(i for name, group in groups.items() for i in group[: round(unit * shares.get(name, 1.0))])

@@ -31,11 +31,7 @@ FRAMES = {
         "Not {a}, but {b}.|The list has {a}, {b} and {c}.|From {a} to {b}.|She said {a} and he said {b}."
     ),
 }  # fmt: skip
-TIMES = (
-    "today|tomorrow|last year|in the evening|at school|again|every week|for an hour|in May".split(
-        "|"
-    )
-)
+TIMES = "today|tomorrow|last year|in the evening|at school|again|every week|for an hour|in May".split("|")
 
 
 def words_of(text: str) -> list[str]:
@@ -47,9 +43,7 @@ def commonest_words(count: int = COMMONEST) -> list[str]:
     from wordfreq import iter_wordlist  # of the extra `train`: an examination needs no word list
 
     readable = (
-        word
-        for word in iter_wordlist("en")
-        if re.fullmatch(r"[a-z]+('[a-z]+)?", word) and re.search("[aeiouy]", word)
+        word for word in iter_wordlist("en") if re.fullmatch(r"[a-z]+('[a-z]+)?", word) and re.search("[aeiouy]", word)
     )
     return list(islice(readable, count))
 
@@ -77,11 +71,7 @@ def covering_sentences(texts: list[str], wordnet: Path) -> list[str]:
         frames = FRAMES[kind].split("|")
         while words:
             frame = rng.choice(frames)
-            fill = {
-                slot: words.pop() if words else "day"
-                for slot in "abc"
-                if f"{{{slot}}}" in frame.lower()
-            }
+            fill = {slot: words.pop() if words else "day" for slot in "abc" if f"{{{slot}}}" in frame.lower()}
             fill["A"] = fill["a"].capitalize() if "a" in fill else ""
             made.append(frame.format(time=rng.choice(TIMES), **fill))
     return made

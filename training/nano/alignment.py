@@ -47,10 +47,7 @@ def symbols_of(text: str, lexicon: Lexicon | None) -> tuple[list[int], list[int]
         else:
             spread = len(piece.text) / len(piece.phonemes) if piece.spelled else 1
             first = 1 + len(CHARACTERS)
-            pairs = [
-                (first + lexicon.phonemes.index(p), at + int(n * spread))
-                for n, p in enumerate(piece.phonemes)
-            ]
+            pairs = [(first + lexicon.phonemes.index(p), at + int(n * spread)) for n, p in enumerate(piece.phonemes)]
         for symbol, place in pairs:
             # One blank between words, none before.
             if symbol != 1 or (symbols and symbols[-1] != 1):

@@ -22,9 +22,7 @@ def assemble_codec(folder: Path) -> AudioTokenizer:
     tensors = read_part(folder, "decoder", "ema") | read_part(folder, "encoder", "ema")
     wanted = {k for k in codec.state_dict() if not k.startswith("quantizer.")}
     if wanted != set(tensors):
-        raise ValueError(
-            f"decoder and encoder do not make a codec: {sorted(wanted ^ set(tensors))[:5]}"
-        )
+        raise ValueError(f"decoder and encoder do not make a codec: {sorted(wanted ^ set(tensors))[:5]}")
     codec.load_state_dict(tensors, strict=False)
     return codec.eval()
 

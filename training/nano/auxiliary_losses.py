@@ -81,9 +81,7 @@ class AuxiliaryLosses(nn.Module):
         for index, layer in enumerate(model.layers):
             layer.attention.attend = Attend(index in config.attention_layers)
             self.attends.append(layer.attention.attend)
-        self.character_head = nn.Linear(
-            model.config.hidden_size, len(OFFSETS) * model.config.vocab_size
-        )
+        self.character_head = nn.Linear(model.config.hidden_size, len(OFFSETS) * model.config.vocab_size)
 
     def attention_loss(self, spoken: Tensor) -> Tensor:
         """spoken [B, S]: position of the byte spoken at each position, -1 where none is."""

@@ -108,9 +108,7 @@ class CodecJob(Job):
         self.ema = copy.deepcopy(self.module)
         self.parts = {"module": self.module, "ema": self.ema}
         self.optimizers = {
-            "optimizer": torch.optim.AdamW(
-                self.module.parameters(), lr=1e-3, betas=(0.8, 0.99), weight_decay=0.01
-            )
+            "optimizer": torch.optim.AdamW(self.module.parameters(), lr=1e-3, betas=(0.8, 0.99), weight_decay=0.01)
         }
 
     def half_of(self, codec: AudioTokenizer) -> nn.ModuleDict:
@@ -194,9 +192,7 @@ def main() -> None:
     use_trainable_snake(compiled=not arguments.eager)
     shards = Shards(arguments.corpus)
     crops = Crops(shards, read_codes(arguments.out, shards)[0], arguments.frames)
-    job = JOBS[arguments.job](
-        arguments.out, crops, arguments.steps, arguments.seed, arguments.batch
-    )
+    job = JOBS[arguments.job](arguments.out, crops, arguments.steps, arguments.seed, arguments.batch)
     job.run()
 
 

@@ -86,9 +86,7 @@ class Corpus:
         if draw < SINGLE:
             return alone
         if draw < SINGLE + LONG_FORM:
-            more = rng.choices(
-                self.by_speaker[self.speakers[index]], k=rng.randint(1, limits.turns - 1)
-            )
+            more = rng.choices(self.by_speaker[self.speakers[index]], k=rng.randint(1, limits.turns - 1))
             item = self.turns(alone.sample, [index, *more])
         else:
             item = self.spoken_dialogue(index, rng, limits)
@@ -160,9 +158,7 @@ class Corpus:
         tokens = tokenize(ChatMLSample([*item.sample.messages, answer]), self.tokenizer)
         codes = [self.codes[i] for i in item.utterances]
         together = len(item.sample.audios) + 1 < len(codes)  # a dialogue in one go is one segment
-        row = spread(
-            tokens, [torch.cat(codes, dim=1)] if together else codes, self.ids, config, True
-        )
+        row = spread(tokens, [torch.cat(codes, dim=1)] if together else codes, self.ids, config, True)
         row["spoken"] = self.spoken(row, item, together)
         return row
 
@@ -193,9 +189,7 @@ def find(content: list[int], wanted: list[int], start: int) -> int:
     raise ValueError("the text of an utterance is not in its conversation")
 
 
-def plan(
-    corpus: Corpus, indices: Sequence[int], seed: int, positions: int, limits: Limits
-) -> list[list[Item]]:
+def plan(corpus: Corpus, indices: Sequence[int], seed: int, positions: int, limits: Limits) -> list[list[Item]]:
     """One epoch: conversations of like length together, at most `positions` in a batch, batches shuffled."""
     rng = random.Random(seed)
     drawn = (corpus.item(index, rng, limits) for index in indices)

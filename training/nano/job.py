@@ -66,9 +66,7 @@ class Job:
         self.folder, self.steps, self.seed = folder, steps, seed
         self.step, self.seconds, self.averages = 0, 0.0, Averages()
         self.saved = load_state(self.path)
-        self.dtype = (
-            getattr(torch, self.saved["record"]["dtype"]) if self.saved else best_dtype("cpu")
-        )
+        self.dtype = getattr(torch, self.saved["record"]["dtype"]) if self.saved else best_dtype("cpu")
         self.parts: dict[str, Any] = {}
         self.optimizers: dict[str, torch.optim.Optimizer] = {}
 
@@ -150,9 +148,7 @@ class Job:
             group["lr"] = group.setdefault("base_lr", group["lr"]) * factor
         loss, shown = self.losses()
         if not torch.isfinite(loss):
-            raise FloatingPointError(
-                f"step {self.step}: the loss is {loss.item()}{self.describe_batch()}"
-            )
+            raise FloatingPointError(f"step {self.step}: the loss is {loss.item()}{self.describe_batch()}")
         for optimizer in self.optimizers.values():
             optimizer.zero_grad()
         loss.backward()

@@ -36,9 +36,7 @@ class Residual(nn.Module):
 class MelAutoencoder(nn.Module):
     """Encoder, the quantiser that is kept, decoder and CTC head. Mels are [B, 80, 4 T], normalised."""
 
-    def __init__(
-        self, config: CodecConfig, lexicon: Lexicon | None, narrow: int = 160, wide: int = 320
-    ):
+    def __init__(self, config: CodecConfig, lexicon: Lexicon | None, narrow: int = 160, wide: int = 320):
         super().__init__()
         self.lexicon, self.num_symbols = lexicon, num_symbols(lexicon)
         width = config.embedding_dim
@@ -52,9 +50,7 @@ class MelAutoencoder(nn.Module):
             nn.Conv1d(wide, width, 1),
         )
         self.quantizer = QuantizerTrainer(
-            ResidualVectorQuantizer(
-                config.num_codebooks, width, config.codebook_size, config.codebook_dim
-            )
+            ResidualVectorQuantizer(config.num_codebooks, width, config.codebook_size, config.codebook_dim)
         )
         self.decoder = nn.Sequential(
             nn.Conv1d(width, wide, 3, padding=1),

@@ -73,10 +73,7 @@ class QuantizerJob(Job):
         super().__init__(folder, steps, seed)
         shards, self.batch = Shards(corpus), batch
         chosen = balanced(shards, shards.training, utterances, SHARES)
-        self.mels = [
-            log_mel(shards.waveform(i)).half()
-            for i in tqdm(chosen, desc="mel", mininterval=10, miniters=500)
-        ]
+        self.mels = [log_mel(shards.waveform(i)).half() for i in tqdm(chosen, desc="mel", mininterval=10, miniters=500)]
         self.texts = [shards.utterances[i].text for i in chosen]
         self.by_length = sorted(range(len(chosen)), key=lambda i: self.mels[i].shape[1])
         self.autoencoder = MelAutoencoder(config, Lexicon.read(folder))
@@ -85,9 +82,7 @@ class QuantizerJob(Job):
         self.autoencoder.mel_std.copy_(sample.std())
         self.parts = {"autoencoder": self.autoencoder}
         self.optimizers = {
-            "optimizer": torch.optim.AdamW(
-                self.autoencoder.parameters(), lr=1e-3, betas=(0.9, 0.98), weight_decay=0.01
-            )
+            "optimizer": torch.optim.AdamW(self.autoencoder.parameters(), lr=1e-3, betas=(0.9, 0.98), weight_decay=0.01)
         }
 
     def losses(self) -> tuple[Tensor, dict[str, Tensor]]:
@@ -179,9 +174,7 @@ def main() -> None:
     parser.add_argument("--utterances", type=int, default=10_000, help="of the corpus, to train on")
     arguments = parser.parse_args()
     torch.set_num_threads(1)
-    job = QuantizerJob(
-        arguments.out, arguments.corpus, arguments.steps, arguments.seed, arguments.utterances
-    )
+    job = QuantizerJob(arguments.out, arguments.corpus, arguments.steps, arguments.seed, arguments.utterances)
     job.run()
     code_corpus(arguments.out, arguments.corpus)
 

@@ -24,9 +24,7 @@ class CodebookAverages(nn.Module):
         centres = x[torch.randint(0, len(x), (len(embed),))].clone()
         for _ in range(iterations):
             counts, totals = self.assign(x, centres)
-            centres = torch.where(
-                counts[:, None] > 0, totals / counts[:, None].clamp(min=1), centres
-            )
+            centres = torch.where(counts[:, None] > 0, totals / counts[:, None].clamp(min=1), centres)
         counts, _ = self.assign(x, centres)
         embed.copy_(centres)
         self.count.copy_(counts.clamp(min=1))
@@ -66,9 +64,7 @@ class QuantizerTrainer(nn.Module):
     def __init__(self, quantizer: ResidualVectorQuantizer):
         super().__init__()
         self.quantizer = quantizer
-        self.averages = nn.ModuleList(
-            CodebookAverages(*layer.embed.shape) for layer in quantizer.layers
-        )
+        self.averages = nn.ModuleList(CodebookAverages(*layer.embed.shape) for layer in quantizer.layers)
         for layer in quantizer.layers:
             nn.init.orthogonal_(layer.project_in.weight)
             nn.init.zeros_(layer.project_in.bias)
@@ -82,9 +78,7 @@ class QuantizerTrainer(nn.Module):
         `used` is false at padding and, for a whole utterance, at the codebooks left out of it.
         """
         residual, parts, commitment = z, [], z.new_zeros(())
-        for k, (layer, averages) in enumerate(
-            zip(self.quantizer.layers, self.averages, strict=True)
-        ):
+        for k, (layer, averages) in enumerate(zip(self.quantizer.layers, self.averages, strict=True)):
             on = used[..., k]
             x = layer.project_in(residual)
             flat = x.detach()[on]
@@ -94,9 +88,7 @@ class QuantizerTrainer(nn.Module):
             vectors = nn.functional.embedding(codes, layer.embed)
             if self.training and len(flat):
                 averages.update(flat, layer.embed)
-            commitment = commitment + ((x - vectors).square().sum(-1) * on).sum() / on.sum().clamp(
-                min=1
-            )
+            commitment = commitment + ((x - vectors).square().sum(-1) * on).sum() / on.sum().clamp(min=1)
             part = layer.project_out(x + (vectors - x).detach()) * on[..., None]
             parts.append(part)
             residual = residual - part

@@ -20,16 +20,12 @@ WORD = re.compile(rf"\s*(?:[{HAN}][^\w\s]*|[^\s{HAN}]{{1,40}})\s*")
 BLANKS = re.compile(r"\s*")
 CLOSING = "\"'”’」』)]）】》"
 SENTENCE_END = re.compile(rf"(?:[.!?…]+|[。！？；]+)[{re.escape(CLOSING)}]*")
-CLAUSE_END = re.compile(
-    rf"(?:[，、；：—–]+|[,;:]+(?=[\s{HAN}{re.escape(CLOSING)}]))[{re.escape(CLOSING)}]*"
-)
+CLAUSE_END = re.compile(rf"(?:[，、；：—–]+|[,;:]+(?=[\s{HAN}{re.escape(CLOSING)}]))[{re.escape(CLOSING)}]*")
 # They stand before what they belong to, so their full stop ends no sentence. The second lot only before a figure.
 ABBREVIATIONS = frozenset(
     "mr mrs ms dr prof st mt gen col sgt capt lt rev hon vs cf approx dept gov sen rep e.g i.e".split()
 )
-BEFORE_FIGURES = frozenset(
-    "no nos fig vol p pp ch sec jan feb mar apr jun jul aug sep sept oct nov dec".split()
-)
+BEFORE_FIGURES = frozenset("no nos fig vol p pp ch sec jan feb mar apr jun jul aug sep sept oct nov dec".split())
 SPEAKER_TAG = re.compile(r"\[SPEAKER(\d+)\]")
 LIKE_A_TAG = re.compile(r"\[\s*speaker[\s_-]*(?:\d+|[a-z])?\s*\]|\[speaker\s*\d+", re.IGNORECASE)
 
@@ -125,9 +121,7 @@ def _ends_sentence(before: str, match: re.Match, follower: str) -> bool:
     return not (word in ABBREVIATIONS or initials or listed)
 
 
-def _fit(
-    text: str, max_words: int, cutters: tuple = (sentences, _clauses, WORD.findall)
-) -> list[str]:
+def _fit(text: str, max_words: int, cutters: tuple = (sentences, _clauses, WORD.findall)) -> list[str]:
     """-> pieces of at most `max_words` that concatenate to the text, cut at the best places there are."""
     cut, *finer = cutters
     packed: list[str] = []
@@ -191,11 +185,7 @@ def chunk_turns(turns: Iterable[tuple[int, str]], options: ChunkOptions) -> list
         for index, piece in enumerate(chunk_text(said, options.max_words)):
             text = f"[SPEAKER{number}] {piece.text}"
             last = chunks[-1] if chunks else None
-            room = (
-                options.max_words - count_words(SPEAKER_TAG.sub("", f"{last.text} {text}"))
-                if last
-                else -1
-            )
+            room = options.max_words - count_words(SPEAKER_TAG.sub("", f"{last.text} {text}")) if last else -1
             if last and index == 0 and merged < options.max_turns and room >= 0:
                 chunks[-1] = Chunk(f"{last.text}\n{text}", (*last.speakers, number), last.border)
                 merged += 1

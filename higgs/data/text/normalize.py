@@ -59,9 +59,7 @@ def normalize_contents(text: str) -> list[TextContent]:
     """As `normalize_text`, as the parts of a message: sound events are tokens, whatever else looks like one is text."""
     pieces = re.split(f"([{''.join(EVENT_OF)}])", _clean(text))
     return [
-        TextContent(EVENT_OF[piece], allow_special=True)
-        if piece in EVENT_OF
-        else TextContent(piece)
+        TextContent(EVENT_OF[piece], allow_special=True) if piece in EVENT_OF else TextContent(piece)
         for piece in pieces
         if piece
     ]

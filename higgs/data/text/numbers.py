@@ -15,17 +15,13 @@ from higgs.data.text.numbers_chinese import RULES as CHINESE
 
 Rule = tuple[str, Callable[[re.Match], str]]
 
-PROTECTED = re.compile(
-    r"(\[SPEAKER\d+\]|<\|[^|<>]*\|>|\b\w+://\S+|\bwww\.\S+|[\w.+-]+@[\w-]+(?:\.[\w-]+)+)"
-)
+PROTECTED = re.compile(r"(\[SPEAKER\d+\]|<\|[^|<>]*\|>|\b\w+://\S+|\bwww\.\S+|[\w.+-]+@[\w-]+(?:\.[\w-]+)+)")
 NUMBER = r"(?:[0-9]{1,3}(?:,[0-9]{3})+|[0-9]+)(?:\.[0-9]+)?"
 START = r"(?<![\w.,:/$€£¥-])"  # not inside a word or a number
 END = r"(?![\w/]|[.,:-]?[0-9])"
 SIGNED = rf"(?<![\w.,:/$€£¥])(?P<minus>[-−]?)(?P<number>{NUMBER})"
 
-MONTHS = (
-    "January February March April May June July August September October November December".split()
-)
+MONTHS = "January February March April May June July August September October November December".split()
 MONTH = "|".join(MONTHS) + r"|(?:Jan|Feb|Mar|Apr|Jun|Jul|Aug|Sept?|Oct|Nov|Dec)\b\.?"
 DAY = r"(?P<day>0?[1-9]|[12][0-9]|3[01])(?:st|nd|rd|th)?"
 YEAR = r"(?P<year>1[1-9][0-9]{2}|20[0-9]{2})"
@@ -71,9 +67,7 @@ def line_language(line: str) -> str | None:
     letters = re.sub(r"[\d_\W]", "", line)
     han = len(re.findall(r"[\u3400-\u9fff]", letters))
     latin = len(re.findall(r"[A-Za-z\u00c0-\u024f]+", line))
-    other = len(
-        re.findall(r"[^\u3400-\u9fffA-Za-z\u00c0-\u024f\uff21-\uff5a\u02b0-\u036f]", letters)
-    )
+    other = len(re.findall(r"[^\u3400-\u9fffA-Za-z\u00c0-\u024f\uff21-\uff5a\u02b0-\u036f]", letters))
     if other > 0 and other >= latin:
         return None
     return "zh" if han and han >= latin else "en" if latin else None
@@ -156,9 +150,7 @@ def _time(match: re.Match) -> str:
 
 
 def _money(match: re.Match) -> str:
-    one, many, small_one, small_many = CURRENCIES[
-        match["sign"].replace("US", "").replace("￥", "¥")
-    ]
+    one, many, small_one, small_many = CURRENCIES[match["sign"].replace("US", "").replace("￥", "¥")]
     minus = "minus " if match["minus"] else ""
     figures, upto, magnitude = match["number"], match["upto"], match["magnitude"]
     if magnitude:

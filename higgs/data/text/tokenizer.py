@@ -26,9 +26,7 @@ class TextTokenizer:
         if lexicon is not None:
             tokens = [token.content for token in backend.get_added_tokens_decoder().values()]
             if missing := set(lexicon.tokens) - set(tokens):
-                raise ValueError(
-                    f"the text tokenizer lacks {len(missing)} of the lexicon's phonemes"
-                )
+                raise ValueError(f"the text tokenizer lacks {len(missing)} of the lexicon's phonemes")
             # What is a token as it stands (a phrase of every prompt) is not pronounced.
             # One that is a word, as the name of a role is, is such a phrase only where nothing else is said.
             whole = sorted(set(tokens) - set(lexicon.tokens), key=len, reverse=True)
@@ -78,22 +76,15 @@ def byte_tokenizer(phrases: Sequence[str] = ()) -> Tokenizer:
     tokenizer = Tokenizer(models.BPE(vocab={c: i for i, c in enumerate(alphabet)}, merges=[]))
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
     tokenizer.decoder = decoders.ByteLevel()
-    tokenizer.add_special_tokens(
-        [AddedToken(t, special=True, normalized=False) for t in SPECIAL_TOKENS.values()]
-    )
+    tokenizer.add_special_tokens([AddedToken(t, special=True, normalized=False) for t in SPECIAL_TOKENS.values()])
     # A phrase that is a word ("user") is no part of another ("users").
     tokenizer.add_tokens(
-        [
-            AddedToken(phrase, single_word=phrase.isalpha(), special=False, normalized=False)
-            for phrase in phrases
-        ]
+        [AddedToken(phrase, single_word=phrase.isalpha(), special=False, normalized=False) for phrase in phrases]
     )
     return tokenizer
 
 
-def save_byte_tokenizer(
-    folder: Path, phrases: Sequence[str] = (), lexicon: Lexicon | None = None
-) -> None:
+def save_byte_tokenizer(folder: Path, phrases: Sequence[str] = (), lexicon: Lexicon | None = None) -> None:
     """Writes the two files that `AutoTokenizer` reads, and the lexicon."""
     if lexicon is not None:
         phrases = (*phrases, *lexicon.tokens)

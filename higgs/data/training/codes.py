@@ -146,11 +146,7 @@ class CodesReader:
             path = self.folder / shard["file"]
             size = path.stat().st_size if path.is_file() else None
             if size != shard["bytes"]:
-                found = (
-                    "missing"
-                    if size is None
-                    else f"{size} bytes where {shard['bytes']} were written"
-                )
+                found = "missing" if size is None else f"{size} bytes where {shard['bytes']} were written"
                 wrong.append(f"{path.name}: {found}")
             self.hashes[path.name] = shard["sha256"]
             self.frames |= shard["clips"]
@@ -188,9 +184,7 @@ class CodesReader:
             raise ValueError(f"{self.folder / file} is damaged: {error}") from error
         if codes.shape != (self.num_codebooks, self.frames[name]):
             wanted = (self.num_codebooks, self.frames[name])
-            raise ValueError(
-                f"{self.folder / file} is damaged: {name!r} is {tuple(codes.shape)}, not {wanted}"
-            )
+            raise ValueError(f"{self.folder / file} is damaged: {name!r} is {tuple(codes.shape)}, not {wanted}")
         return codes
 
     def _shard(self, file: str) -> Any:

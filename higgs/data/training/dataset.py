@@ -34,9 +34,7 @@ class Dataset:
         leave_out: bool = False,
     ):
         if codes.num_codebooks != config.num_codebooks:
-            raise ValueError(
-                f"{codes.path} has {codes.num_codebooks} codebooks, the model {config.num_codebooks}"
-            )
+            raise ValueError(f"{codes.path} has {codes.num_codebooks} codebooks, the model {config.num_codebooks}")
         self.codes, self.tokenizer, self.config = codes, tokenizer, config
         self.ids, self.max_positions = TokenIds.of(tokenizer), max_positions
         self.positions: list[int] = []  # of each example: what it costs
@@ -135,9 +133,7 @@ class Batches:
         batches: list[list[int]] = []
         for start in range(0, len(order), settings["pool"]):
             batch: list[int] = []
-            for index in sorted(
-                order[start : start + settings["pool"]], key=self.dataset.positions.__getitem__
-            ):
+            for index in sorted(order[start : start + settings["pool"]], key=self.dataset.positions.__getitem__):
                 length = self.dataset.positions[index]
                 length += -length % self.round_to
                 if batch and length * (len(batch) + 1) > settings["max_positions"]:

@@ -106,9 +106,7 @@ class Manifest:
         """-> the same with further problems, and without the examples that have them."""
         told = (*self.problems, *problems)
         places = {problem.place for problem in told}
-        return replace(
-            self, examples=tuple(e for e in self.examples if e.place not in places), problems=told
-        )
+        return replace(self, examples=tuple(e for e in self.examples if e.place not in places), problems=told)
 
     def __str__(self) -> str:
         kinds = ", ".join(f"{count} {kind}" for kind, count in self.counts.items())
@@ -181,9 +179,7 @@ class _Reader:
         if form not in FORMS:
             raise ValueError(f"row.form: expected one of {', '.join(FORMS)}, got {form!r}")
         if FORMS[form] != (given.reference is not None):
-            raise ValueError(
-                f"row.form: {form} {'needs a' if FORMS[form] else 'takes no'} reference"
-            )
+            raise ValueError(f"row.form: {form} {'needs a' if FORMS[form] else 'takes no'} reference")
         if FORMS[form] and given.description:
             raise ValueError(f"row.description: {form} has a reference in place of a description")
         if form == "smart_voice":
@@ -191,9 +187,7 @@ class _Reader:
         else:
             _, other = self.rows.get(given.reference, ("", None))
             if not isinstance(other, Utterance) or not other.text or other is given:
-                raise ValueError(
-                    f"row.reference: no other utterance {given.reference!r} in this file"
-                )
+                raise ValueError(f"row.reference: no other utterance {given.reference!r} in this file")
             reference = AudioContent(other.source)
             if form == "voice_clone":
                 asked = voice_clone(text, other.text, reference, given.scene)
@@ -211,19 +205,13 @@ def check_spoken(sample: ChatMLSample) -> None:
     """Raises ValueError for a conversation that teaches nothing, or whose audio has no name."""
     trained = [m for m in sample.messages[sample.start_index :] if m.role == "assistant"]
     parts = [part for message in trained for part in message.parts]
-    if not any(
-        isinstance(p, AudioContent) or (isinstance(p, TextContent) and p.text) for p in parts
-    ):
+    if not any(isinstance(p, AudioContent) or (isinstance(p, TextContent) and p.text) for p in parts):
         raise ValueError("row.messages: no assistant's message with content from start_index on")
     if any(audio.raw_audio is not None or not audio.here for audio in sample.audios):
-        raise ValueError(
-            "row.messages: audio to train on is a file, or the name of codes, as audio_url"
-        )
+        raise ValueError("row.messages: audio to train on is a file, or the name of codes, as audio_url")
 
 
-def read_manifest(
-    path: str | Path, allow_special: bool = False, description: str | None = None
-) -> Manifest:
+def read_manifest(path: str | Path, allow_special: bool = False, description: str | None = None) -> Manifest:
     """JSON Lines, or a `.json` with a list of rows -> what they ask for, in order, and what is wrong with the others.
 
     `description` asks for the voice of utterances that have neither one of their own nor a reference. Files and codes
@@ -259,18 +247,14 @@ def encode_audio(
     folder, audios = Path(folder) / codec[:16], manifest.path.parent
     keys: dict[AudioContent, str] = {}
     faults: dict[AudioContent, tuple[str, str]] = {}
-    wanted = dict.fromkeys(
-        audio for example in manifest.examples for audio in example.sample.audios
-    )
+    wanted = dict.fromkeys(audio for example in manifest.examples for audio in example.sample.audios)
     with CodesWriter(folder, SHARD_BYTES) as writer:
         for audio in tqdm(wanted, unit="clip", desc="encode", disable=None):
             try:
                 keys[audio] = key = _key(audio, audios, codec)
                 waveform = audio.load(sample_rate, audios)
                 if (seconds := len(waveform) / sample_rate) > max_seconds:
-                    raise ValueError(
-                        f"{seconds:.1f} s, at most {max_seconds:g} s: cut it at pauses"
-                    )
+                    raise ValueError(f"{seconds:.1f} s, at most {max_seconds:g} s: cut it at pauses")
                 if key not in writer:
                     codes = encode(waveform)
                     if _key(audio, audios, codec) != key:

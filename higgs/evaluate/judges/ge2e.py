@@ -88,9 +88,7 @@ def without_long_silences(samples: Tensor, sample_rate: int) -> Tensor:
     windows = samples[: len(samples) // size * size].view(-1, size)
     power = windows.double().square().mean(dim=1)
     loud = (power > power.max() * 10 ** (-SPEECH_RANGE_DB / 10)).double()
-    near = nn.functional.max_pool1d(
-        loud[None], 2 * KEPT_WINDOWS + 1, stride=1, padding=KEPT_WINDOWS
-    )[0]
+    near = nn.functional.max_pool1d(loud[None], 2 * KEPT_WINDOWS + 1, stride=1, padding=KEPT_WINDOWS)[0]
     return windows[near.bool()].flatten()
 
 

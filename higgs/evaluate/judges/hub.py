@@ -78,9 +78,7 @@ class Whisper:
         for piece in split_at_quiet(samples, SAMPLE_RATE, self.MAX_SECONDS):
             if level_dbfs(piece) <= SILENCE_DBFS:
                 continue
-            inputs = self._processor(
-                piece.numpy(), sampling_rate=SAMPLE_RATE, return_tensors="pt"
-            ).input_features
+            inputs = self._processor(piece.numpy(), sampling_rate=SAMPLE_RATE, return_tensors="pt").input_features
             tokens = self._model.generate(
                 inputs.to(self._model.device, self._model.dtype),
                 language=language,
@@ -107,9 +105,7 @@ class Paraformer:
         self._simplify = optional_module("zhconv", needed).convert
         funasr = optional_module("funasr", needed)
         self.name = f"Paraformer ({source}, FunASR)"
-        self._model = funasr.AutoModel(
-            model=source, device=str(choose_device()), disable_update=True
-        )
+        self._model = funasr.AutoModel(model=source, device=str(choose_device()), disable_update=True)
 
     def transcribe(self, waveform: Tensor, sample_rate: int, language: str = "zh") -> str:
         """float [L] in [-1, 1] -> simplified Chinese; "" for silence. Other languages: ValueError."""

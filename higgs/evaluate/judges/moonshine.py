@@ -75,9 +75,7 @@ class Moonshine:
 class MoonshineTiny(Moonshine):
     """In float32, by the network that transformers has: no transcript hangs on what nobody hears."""
 
-    name = (
-        "Moonshine tiny-en, 8-bit weights, float32 arithmetic (PyPI wheel moonshine-voice 0.0.48)"
-    )
+    name = "Moonshine tiny-en, 8-bit weights, float32 arithmetic (PyPI wheel moonshine-voice 0.0.48)"
     short = "Moonshine tiny-en, float32"
 
     def __init__(self) -> None:
@@ -88,12 +86,8 @@ class MoonshineTiny(Moonshine):
 
         super().__init__()
         files = [wheel_file(self.WHEEL, path) for path in (self.ENCODER, self.DECODER)]
-        with (
-            no_init_weights()
-        ):  # every parameter is loaded; nothing is drawn from torch's generator
-            network = MoonshineForConditionalGeneration(
-                MoonshineConfig()
-            )  # the defaults are tiny's
+        with no_init_weights():  # every parameter is loaded; nothing is drawn from torch's generator
+            network = MoonshineForConditionalGeneration(MoonshineConfig())  # the defaults are tiny's
         try:
             encoder, decoder = map(ort_weights, files)
             inner = {f"model.encoder.{name}": weight for name, weight in encoder.items()}
@@ -143,12 +137,8 @@ class MoonshineTiny8Bit(Moonshine):
     def _tokens(self, samples: Tensor, most: int) -> list[int]:
         # The decoder's mask counts samples too: the graph thins it out to encoder frames itself.
         mask = np.ones(samples.shape, dtype=np.int64)
-        (states,) = self._encoder.run(
-            None, {"input_values": samples.numpy(), "attention_mask": mask}
-        )
-        cache = {
-            name: np.zeros(shape, dtype=np.float32) for name, shape in self._cache_shapes.items()
-        }
+        (states,) = self._encoder.run(None, {"input_values": samples.numpy(), "attention_mask": mask})
+        cache = {name: np.zeros(shape, dtype=np.float32) for name, shape in self._cache_shapes.items()}
         tokens: list[int] = []
         last = self.START
         for step in range(most):
@@ -188,9 +178,7 @@ def read_vocabulary(path: Path) -> list[bytes]:
             length += 128 * (data[position] - 1)
             position += 1
         if position + length > len(data):
-            raise ValueError(
-                f"{path}: entry {len(entries)} of {length} bytes ends after {len(data)}"
-            )
+            raise ValueError(f"{path}: entry {len(entries)} of {length} bytes ends after {len(data)}")
         entries.append(data[position : position + length])
         position += length
     control = (b"<unk>", b"<s>", b"</s>")

@@ -78,9 +78,7 @@ def make_judge(name: str, languages: Sequence[str] = ("en",)) -> Recogniser:
     """
     known = _find(name, RECOGNISERS).languages
     if foreign := sorted(set(languages) - known):
-        raise ValueError(
-            f"the judge {name} knows {', '.join(sorted(known))} only, not {', '.join(foreign)}"
-        )
+        raise ValueError(f"the judge {name} knows {', '.join(sorted(known))} only, not {', '.join(foreign)}")
     return _make(name, RECOGNISERS)
 
 
@@ -124,10 +122,7 @@ class Panel:
             "speaker": self.speaker,
             "naturalness": self.naturalness,
         }
-        return {
-            kind: (judge.short if short else judge.name) if judge else None
-            for kind, judge in judges.items()
-        }
+        return {kind: (judge.short if short else judge.name) if judge else None for kind, judge in judges.items()}
 
 
 def make_panel(

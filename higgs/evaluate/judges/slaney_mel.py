@@ -39,8 +39,6 @@ def slaney_filters(n_fft: int, num_mels: int, sample_rate: int) -> Tensor:
 def mel_power(samples: Tensor, n_fft: int, hop: int, num_mels: int, sample_rate: int) -> Tensor:
     """[L] -> [1 + L // hop, num_mels]: power in Slaney bands; Hann window, zeros beyond the ends."""
     window = torch.hann_window(n_fft, dtype=samples.dtype)
-    spectrum = torch.stft(
-        samples, n_fft, hop, window=window, center=True, pad_mode="constant", return_complex=True
-    )
+    spectrum = torch.stft(samples, n_fft, hop, window=window, center=True, pad_mode="constant", return_complex=True)
     filters = slaney_filters(n_fft, num_mels, sample_rate).to(samples.dtype)
     return spectrum.abs().square().T @ filters

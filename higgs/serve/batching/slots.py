@@ -84,9 +84,7 @@ class Decoder:
             self.weights = self.weights.packed()
         self.compiled, self.exact = compiled, device.type == "cpu" and not compiled
         self.graphed = GraphedStep() if GraphedStep.runs_on(device) else None
-        self.records = torch.empty_like(
-            self.state.records, device="cpu", pin_memory=device.type != "cpu"
-        )
+        self.records = torch.empty_like(self.state.records, device="cpu", pin_memory=device.type != "cpu")
         self.filled = [0] * rows  # where each row's newest column goes
         self.occupied = [False] * rows
         self.wide = [False] * rows
@@ -161,9 +159,7 @@ class Decoder:
                 self._program(key)(*arguments)
             else:
                 self.graphed(key, state.changed(), self._program(key), *arguments)
-        self.filled = [
-            filled + steps * taken for filled, taken in zip(self.filled, self.occupied, strict=True)
-        ]
+        self.filled = [filled + steps * taken for filled, taken in zip(self.filled, self.occupied, strict=True)]
         self.records.copy_(self.state.records, non_blocking=True)
         if self.model.device.type != "cpu":
             torch.accelerator.current_stream(self.model.device).synchronize()

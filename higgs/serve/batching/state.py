@@ -28,9 +28,7 @@ class DecodeState:
     live: Tensor  # [B] bool: whether there is a next column
     ended: Tensor  # [B, 1] int64: how many codebooks, from the first, have ended
     heard: Tensor  # [B, RING, K] int64: the last columns, column n at place n mod ras_window; -1 is none
-    keys: (
-        Tensor  # [B, capacity, 2 K, 2] int64: of the draws of each column, and of drawing it again
-    )
+    keys: Tensor  # [B, capacity, 2 K, 2] int64: of the draws of each column, and of drawing it again
     temperature: Tensor  # [B, 1, 1]
     top_k: Tensor  # [B, K, 1] int64: rank of the last candidate that is kept
     top_p: Tensor  # [B, 1, 1]
@@ -39,16 +37,12 @@ class DecodeState:
     ras_repeats: Tensor  # [B, 1] int64
     barred: Tensor  # [B, K, 2]: 0, or -inf for stream bos and eos that may not be drawn
     ordinal: Tensor  # [B, K] int64: 1 ... K; with strict_eos 0 ... K - 1
-    records: (
-        Tensor  # [B, steps, K + 1] int64: what was drawn in each step, and IDLE, RUNNING or ENDED
-    )
+    records: Tensor  # [B, steps, K + 1] int64: what was drawn in each step, and IDLE, RUNNING or ENDED
     tick: Tensor  # [1] int64: steps since the host read the records
     rows: Tensor  # [B] int64: 0 ... B - 1
 
     @classmethod
-    def create(
-        cls, config: ModelConfig, rows: int, capacity: int, steps: int, device: torch.device
-    ) -> "DecodeState":
+    def create(cls, config: ModelConfig, rows: int, capacity: int, steps: int, device: torch.device) -> "DecodeState":
         """All rows idle."""
         K = config.num_codebooks
 
@@ -135,9 +129,7 @@ class DecodeState:
         """Fills the ring: column 0 of stream bos, and before it what was heard."""
         window = sampling.ras_window or 1
         self.ras_window[row] = window
-        self.ras_repeats[row] = (
-            RING + 1 if sampling.ras_window is None else sampling.ras_max_repeats
-        )
+        self.ras_repeats[row] = RING + 1 if sampling.ras_window is None else sampling.ras_max_repeats
         self.heard[row] = -1
         self.heard[row, 0] = bos
         before = min(window - 1, 0 if sampling.strict_eos else heard.shape[1])

@@ -72,9 +72,7 @@ def attend(q: Tensor, kept: Tensor, span: int | Sequence[int], mask: Tensor | No
     return scores.masked_fill(~mask, -torch.inf).softmax(-1) @ v
 
 
-def keep(
-    new: Tensor, kept: Tensor, place: tuple[Tensor, Tensor], span: int | Sequence[int]
-) -> None:
+def keep(new: Tensor, kept: Tensor, place: tuple[Tensor, Tensor], span: int | Sequence[int]) -> None:
     """Writes keys and values [B, 2, kv heads, d] to their places (rows [B], positions [B]).
 
     Where `span` is exact, the newest position is its last: that of a row which has ended is beyond its end, and is not
@@ -88,9 +86,7 @@ def keep(
         kept.select(1, b).select(2, length - 1).copy_(new[b])
 
 
-def draw(
-    logits: Tensor, state: DecodeState, top_k: Tensor, log_uniform: Tensor, width: int
-) -> Tensor:
+def draw(logits: Tensor, state: DecodeState, top_k: Tensor, log_uniform: Tensor, width: int) -> Tensor:
     """[B, K, N + 2] -> [B, K]: temperature, top-k and top-p among the `width` likeliest, then one draw.
 
     As `process_logits`: ties with the k-th stay, and top-p keeps a code while the likelier ones before it sum to less
@@ -186,9 +182,7 @@ def decode_step(
     rows, K = state.codes.shape
     x = weights.embedding[weights.codebooks, state.codes].sum(1, keepdim=True)
     position = state.position[:, None]
-    angles = position.expand(-1, len(weights.still)).masked_fill(
-        weights.still, len(weights.rope) - 1
-    )
+    angles = position.expand(-1, len(weights.still)).masked_fill(weights.still, len(weights.rope) - 1)
     turns = weights.rope[angles]
     place, rope = (state.rows, state.position), turns.unbind(2)
     mask = None

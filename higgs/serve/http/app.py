@@ -69,9 +69,7 @@ def read_voices(folder: Path) -> dict[str, Voice]:
         raise RuntimeError(f"voice folder {folder}: {error}") from error
 
 
-def validate(
-    request: SpeechRequest, config: ServerConfig
-) -> tuple[ChatMLSample, SamplingConfig, int]:
+def validate(request: SpeechRequest, config: ServerConfig) -> tuple[ChatMLSample, SamplingConfig, int]:
     """-> the arguments of `AsyncEngine.stream`. Raises ApiError for what this server does not do."""
     if request.model != config.model:
         message = f"model: no {request.model!r:.60} here; this server has {config.model!r}"
@@ -84,9 +82,7 @@ def validate(
         if text is None:
             continue
         if len(text) > config.max_characters:
-            message = (
-                f"{name}: {len(text)} characters; at most {config.max_characters} in one request"
-            )
+            message = f"{name}: {len(text)} characters; at most {config.max_characters} in one request"
             raise ApiError(message, name, "string_above_max_length")
         try:
             check_text(text)
@@ -235,9 +231,7 @@ def make_app(engine: Engine, config: ServerConfig) -> FastAPI:
             async_engine.close()
 
     # The pages of documentation would fetch their scripts from elsewhere; /openapi.json is all here.
-    app = FastAPI(
-        title="higgs", lifespan=lifespan, docs_url=None, redoc_url=None, max_body_size=MAX_BODY
-    )
+    app = FastAPI(title="higgs", lifespan=lifespan, docs_url=None, redoc_url=None, max_body_size=MAX_BODY)
     metrics = Metrics(engine)
     handle_errors(app, metrics)
     app.add_route("/metrics", lambda _: metrics.app)

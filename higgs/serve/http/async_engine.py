@@ -81,9 +81,7 @@ class AsyncEngine:
         self.open += 1
         ticket = None
         try:
-            request = await self._in_pool(
-                deadline, self.engine.request, sample, sampling, max_new_tokens
-            )
+            request = await self._in_pool(deadline, self.engine.request, sample, sampling, max_new_tokens)
             ticket = self.scheduler.submit(request)
             audio, ready = AudioStream(self.engine.tokenizer), self._subscribe(ticket)
             done = False

@@ -71,9 +71,7 @@ class AudioEncoder:
         self.kind, self.sample_rate = kind, check_rate(sample_rate)
         self._outbox, self._file, self._started = _Outbox(), None, False
         if settings := STREAMED[kind]:
-            self._file = soundfile.SoundFile(
-                self._outbox, "w", samplerate=sample_rate, channels=1, **settings
-            )
+            self._file = soundfile.SoundFile(self._outbox, "w", samplerate=sample_rate, channels=1, **settings)
 
     def write(self, waveform: Tensor) -> bytes:
         """[L] float, clipped to [-1, 1] -> the next bytes, perhaps none."""

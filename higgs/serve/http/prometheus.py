@@ -51,9 +51,7 @@ class Metrics:
             ["outcome"],
             registry=registry,
         )
-        self.audio_seconds = Counter(
-            "higgs_audio_seconds", "Seconds of audio made.", registry=registry
-        )
+        self.audio_seconds = Counter("higgs_audio_seconds", "Seconds of audio made.", registry=registry)
         self.first_audio = Histogram(
             "higgs_first_packet_seconds",
             "From a request to its first audio.",

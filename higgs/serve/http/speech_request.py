@@ -14,9 +14,7 @@ UNSUPPORTED = {
 class ApiError(Exception):
     """An error answer: HTTP status, the parameter at fault, and a code for programs."""
 
-    def __init__(
-        self, message: str, param: str | None = None, code: str | None = None, status: int = 400
-    ):
+    def __init__(self, message: str, param: str | None = None, code: str | None = None, status: int = 400):
         super().__init__(message)
         self.param, self.code, self.status = param, code, status
 

@@ -113,9 +113,7 @@ class Loop:
             cache,
             noise,
         )
-        self.history = (
-            heard  # [K, columns] of the assistant's audio so far, which repetition counting sees
-        )
+        self.history = heard  # [K, columns] of the assistant's audio so far, which repetition counting sees
         self.made = Generation()
         self.delay: DelayState | None = None
         self.unread = False  # whether the last column of a segment has still to be read
@@ -151,9 +149,7 @@ class Loop:
             logits = logits.index_fill(0, self.forbidden, -torch.inf)
         token = int(sample_text(logits, self.made.steps, self.sampling, self.noise))
         if token == self.ids.audio_in or (token == self.ids.audio_out and not self.made.segments):
-            raise ValueError(
-                "the text head chose an audio placeholder, and there is no audio for it"
-            )
+            raise ValueError("the text head chose an audio placeholder, and there is no audio for it")
         if token == self.ids.audio_out:
             # As in the original: the last segment goes on behind its own last column.
             self.delay, self.made.segments[-1].finished = self.new_delay(), False

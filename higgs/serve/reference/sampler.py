@@ -25,9 +25,7 @@ def process_logits(logits: Tensor, config: SamplingConfig) -> Tensor:
     return logits
 
 
-def sample_codes(
-    logits: Tensor, history: Tensor, step: int, config: SamplingConfig, noise: Noise
-) -> Tensor:
+def sample_codes(logits: Tensor, history: Tensor, step: int, config: SamplingConfig, noise: Noise) -> Tensor:
     """logits [K, N + 2] float32, history [K, columns so far] -> one code for each codebook [K].
 
     Repetition-aware sampling (Chen et al. 2024, VALL-E 2): a code that already stands `ras_max_repeats` times in
