@@ -1,7 +1,7 @@
 """`AsyncEngine`: an `Engine` for asyncio. One thread runs the scheduler; a pool prepares prompts and decodes audio.
 
-Nothing blocks the event loop. A request that ends early (error, timeout, client gone) frees its slot before
-the next burst.
+Nothing blocks the event loop. A request that ends early (error, timeout, client gone) frees its slot before the next
+decode steps.
 """
 
 import asyncio
@@ -12,14 +12,13 @@ from collections.abc import AsyncIterator, Awaitable, Callable
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any, TypeVar
 
-from higgs.config import SamplingConfig
-from higgs.data.chatml import ChatMLSample
-from higgs.serve.batching.scheduler import QueueFull, Ticket
+from higgs.data.speech import SpeechRequest
+from higgs.serve.batching.scheduler import QueueFull, Sequence
 from higgs.serve.engine import Engine
-from higgs.serve.stream import AudioStream, Chunk
+from higgs.serve.stream import AudioChunk, AudioStream
 
 T = TypeVar("T")
-MAX_FAILURES = 3  # consecutive bursts that may fail before the engine is dead
+MAX_FAILURES = 3  # consecutive failures of the scheduler before the engine is dead
 
 logger = logging.getLogger(__name__)
 
@@ -29,7 +28,7 @@ class EngineDead(RuntimeError):
 
 
 class AsyncEngine:
-    """`async for chunk in AsyncEngine(engine).stream(sample, sampling)`: `Engine.stream`, many at once.
+    """`async for chunk in AsyncEngine(engine).stream(request)`: `Engine.stream`, many at once.
 
     `stream` is called from one event loop. `close` ends the threads and the open requests.
     """
@@ -39,11 +38,11 @@ class AsyncEngine:
         self.open = 0  # requests that `stream` is serving, queued ones included
         self.error: Exception | None = None  # why the engine is dead
         self._failures = 0
-        self._subscribers: dict[Ticket, tuple[asyncio.AbstractEventLoop, asyncio.Event]] = {}
+        self._subscribers: dict[Sequence, tuple[asyncio.AbstractEventLoop, asyncio.Event]] = {}
         self._lock = threading.Lock()
         self._work, self._closing = threading.Event(), False
         self._pool = ThreadPoolExecutor(workers, "higgs-audio")
-        self._thread = threading.Thread(target=self._run, name="higgs-bursts", daemon=True)
+        self._thread = threading.Thread(target=self._run, name="higgs-scheduler", daemon=True)
         self._thread.start()
 
     @property
@@ -61,14 +60,8 @@ class AsyncEngine:
         self._thread.join()
         self._pool.shutdown(cancel_futures=True)
 
-    async def stream(
-        self,
-        sample: ChatMLSample,
-        sampling: SamplingConfig | None = None,
-        max_new_tokens: int = 1024,
-        seconds: float | None = None,
-    ) -> AsyncIterator[Chunk]:
-        """Chunks of waveform as they become final; the last one has a `stop_reason`.
+    async def stream(self, request: SpeechRequest, seconds: float | None = None) -> AsyncIterator[AudioChunk]:
+        """A request without text chunks -> chunks of waveform as they become final; the last has a `stop_reason`.
 
         Raises QueueFull at once when `max_open` requests are open, ValueError as `Engine.stream`, TimeoutError after
         `seconds`, EngineDead, and whatever the engine fails with.
@@ -79,26 +72,27 @@ class AsyncEngine:
             raise QueueFull(f"{self.open} requests are open; this server takes {self.max_open}")
         deadline = None if seconds is None else time.monotonic() + seconds
         self.open += 1
-        ticket = None
+        sequence = None
         try:
-            request = await self._in_pool(deadline, self.engine.request, sample, sampling, max_new_tokens)
-            ticket = self.scheduler.submit(request)
-            audio, ready = AudioStream(self.engine.tokenizer), self._subscribe(ticket)
+            (sample,), settings = request.samples, (request.sampling, request.max_new_tokens)
+            prepared = await self._in_pool(deadline, self.engine.sequence, sample, *settings)
+            sequence = self.scheduler.submit(prepared)
+            audio, ready = AudioStream(self.engine.tokenizer), self._subscribe(sequence)
             done = False
             while not done:
                 await self._before(deadline, ready.wait())
                 ready.clear()
-                done = ticket.done  # before `take`, which then returns the rest
-                chunks = await self._in_pool(deadline, lambda: list(audio.push(ticket.take())))
+                done = sequence.done  # before `read_new`, which then returns the rest
+                chunks = await self._in_pool(deadline, lambda: list(audio.push(sequence.read_new())))
                 for chunk in chunks:
                     yield chunk
-            yield await self._in_pool(deadline, audio.finish, ticket.finished, ticket.stop_reason)
+            yield await self._in_pool(deadline, audio.finish, sequence.finished, sequence.stop_reason)
         finally:
             self.open -= 1
-            if ticket is not None:
-                self.scheduler.cancel(ticket)
+            if sequence is not None:
+                self.scheduler.cancel(sequence)
                 with self._lock:
-                    self._subscribers.pop(ticket, None)
+                    self._subscribers.pop(sequence, None)
 
     async def _in_pool(self, deadline: float | None, work: Callable[..., T], *arguments: Any) -> T:
         loop = asyncio.get_running_loop()
@@ -109,22 +103,22 @@ class AsyncEngine:
         left = None if deadline is None else deadline - time.monotonic()
         return await asyncio.wait_for(awaitable, left)
 
-    def _subscribe(self, ticket: Ticket) -> asyncio.Event:
-        """-> an event that is set when there is something to take, or the end."""
+    def _subscribe(self, sequence: Sequence) -> asyncio.Event:
+        """-> an event that is set when the sequence has something new, or has ended."""
         ready = asyncio.Event()
         with self._lock:
-            self._subscribers[ticket] = (asyncio.get_running_loop(), ready)
+            self._subscribers[sequence] = (asyncio.get_running_loop(), ready)
         if self.error is not None:  # the engine died after `stream` had looked
             self._fail(self.error)
-        self._notify()  # the burst may have come first
+        self._notify()  # the scheduler may have run before
         self._work.set()
         return ready
 
     def _notify(self) -> None:
         with self._lock:
             subscribers = list(self._subscribers.items())
-        for ticket, (loop, ready) in subscribers:
-            if (ticket.done or ticket.fresh) and not loop.is_closed():
+        for sequence, (loop, ready) in subscribers:
+            if sequence.has_new and not loop.is_closed():
                 loop.call_soon_threadsafe(ready.set)
 
     def _run(self) -> None:
@@ -132,17 +126,17 @@ class AsyncEngine:
             self._work.wait()
             self._work.clear()
             while not self._closing and self.error is None and not self.scheduler.idle:
-                self._burst()
+                self._run_steps()
                 self._notify()
         self._fail(EngineDead("the engine was closed"))
 
-    def _burst(self) -> None:
+    def _run_steps(self) -> None:
         try:
-            self.scheduler.burst()
+            self.scheduler.run_steps()
             self._failures = 0
-        except Exception as error:  # the running requests have it as theirs
+        except Exception as error:  # the running sequences end with it
             self._failures += 1
-            logger.exception("a burst failed (%d in a row)", self._failures)
+            logger.exception("the scheduler failed (%d times in a row)", self._failures)
             if self._failures >= MAX_FAILURES:
                 self._fail(error)
 
@@ -150,8 +144,8 @@ class AsyncEngine:
         """The engine is dead: open requests end with this error, and no new ones are taken."""
         self.error = error
         with self._lock:
-            tickets = list(self._subscribers)
-        for ticket in tickets:
-            if not ticket.done:
-                ticket.error, ticket.stop_reason = error, "error"
+            sequences = list(self._subscribers)
+        for sequence in sequences:
+            if not sequence.done:
+                sequence.error, sequence.stop_reason = error, "error"
         self._notify()
