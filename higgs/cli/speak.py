@@ -3,6 +3,8 @@
 import json
 import sys
 import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -101,12 +103,16 @@ def speak(
         raise BadParameter("--reference and --reference-text go together: the recording and its transcript")
     numbered = parse_speakers(speaker)
 
+    from tqdm import tqdm
+
+    from higgs import Engine
     from higgs.audio import check_writable
     from higgs.checkpoint.preset import Checkpoint
     from higgs.data.speech import speech_request
     from higgs.data.text.chunks import ChunkOptions
     from higgs.data.voices import list_voices
     from higgs.files import check_place, read_text
+    from higgs.serve import long_form
     from higgs.serve.generation import GenerationConfig
     from higgs.validation import validate
 
@@ -137,7 +143,10 @@ def speak(
         sampling=own.sampling.override(**sampling),
         max_new_tokens=max_new_tokens,
     )
-    response = run(source, request, out)
+    engine = Engine.from_pretrained(source.model, source.codec, source.device, source.dtype)
+    unit, total = ("chunk", len(request.chunks)) if request.chunks else ("frame", None)
+    with saving_what_came_before(out), tqdm(unit=unit, total=total, disable=not sys.stderr.isatty()) as bar:
+        response = long_form.speak(engine, request, lambda _: bar.update(), lambda *_: bar.update())
     write(out, response)
     report(response, out, as_json, {"checkpoint": checkpoint, "seed": seed})
 
@@ -177,26 +186,21 @@ def find_voices(
     return Voice("reference", reference, reference_text)
 
 
-def run(source: Any, request: Any, out: Path) -> Any:
-    """Loads the checkpoint and speaks, with a progress bar -> a `Response`."""
-    from tqdm import tqdm
-
-    from higgs import Engine
+@contextmanager
+def saving_what_came_before(out: Path) -> Iterator[None]:
+    """Where a chunk has no audio, the speech before it, which may have taken hours, goes into a file of its own."""
     from higgs.audio import save_audio
-    from higgs.serve.long_form import SilentChunkError, speak
+    from higgs.serve.long_form import SilentChunkError
 
-    engine = Engine.from_pretrained(source.model, source.codec, source.device, source.dtype)
-    unit, total = ("chunk", len(request.chunks)) if request.chunks else ("frame", None)
-    with tqdm(unit=unit, total=total, disable=not sys.stderr.isatty()) as bar:
-        try:
-            return speak(engine, request, lambda _: bar.update(), lambda *_: bar.update())
-        except SilentChunkError as error:
-            if error.before is not None:  # it may have taken hours
-                path = Path("speech.wav") if out == STDIO else out
-                path = path.with_stem(f"{path.stem}.before")
-                save_audio(path, error.before.waveform, error.before.sample_rate)
-                error.add_note(f"the speech before it is in {path}")
-            raise
+    try:
+        yield
+    except SilentChunkError as error:
+        if error.before is not None:
+            path = Path("speech.wav") if out == STDIO else out
+            path = path.with_stem(f"{path.stem}.before")
+            save_audio(path, error.before.waveform, error.before.sample_rate)
+            error.add_note(f"the speech before it is in {path}")
+        raise
 
 
 def write(out: Path, response: Any) -> None:

@@ -6,9 +6,9 @@
      "lines": [[0, "Hi."], [1, "Hello."]]}
 {"id": "d", "form": "long_form", "voice": "ada", "text": "...", "chunks": {"max_words": 14}}
 
-A dialogue has `voices` (names) or `speakers` (descriptions). It is spoken in a single pass, or chunk by chunk where it has
-`chunks`, whose keys are those of `ChunkOptions`. `max_new_tokens` takes the place of the general one. An id is part of
-file names: letters, digits, "-", "_" and ".". Lines of a public test set, as `higgs.evaluate.test_sets` writes them,
+A dialogue has `voices` (names) or `speakers` (descriptions). It is spoken in a single pass, or chunk by chunk where it
+has `chunks`, whose keys are those of `ChunkOptions`. `max_new_tokens` takes the place of the general one. An id is part
+of file names: letters, digits, "-", "_" and ".". Lines of a public test set, as `higgs.evaluate.test_sets` writes them,
 have a `reference` with its `reference_text` in place of form and voice.
 """
 

@@ -4,7 +4,7 @@ from dataclasses import dataclass
 
 from higgs.config import SamplingConfig
 from higgs.data.chatml import ChatMLSample
-from higgs.data.text.chunks import SPEAKER_TAG, Chunk, ChunkOptions, chunk_text, chunk_turns, count_words, speaker_turns
+from higgs.data.text.chunks import SPEAKER_TAG, WORD, Chunk, ChunkOptions, chunk_text, chunk_turns, speaker_turns
 from higgs.data.text.normalize import normalize_prompt
 from higgs.data.voices import Voice, speakers_prompt
 
@@ -46,11 +46,11 @@ def speech_request(
         from higgs.data.text.numbers import spell_out  # its library is slow to import
 
         text = spell_out(text)
-    turns = speaker_turns(text)
+    turns = speaker_turns(text) if "[" in text else []
     if bool(turns) != isinstance(voice, dict):
         raise ValueError("[SPEAKERn] tags in the text and a voice for each speaker go together: one is there alone")
     if chunked is None:
-        chunked = count_words(text) > options.max_words or bool(turns and options.per_speaker_context)
+        chunked = len(WORD.findall(text)) > options.max_words or bool(turns and options.per_speaker_context)
     if not chunked:
         chunks = ()
         samples = [speakers_prompt(voice, text, scene) if turns else voice.prompt(text, scene)]

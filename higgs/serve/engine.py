@@ -11,7 +11,6 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from higgs.batch import Batch
 from higgs.codec.tokenizer import AudioTokenizer
 from higgs.config import SamplingConfig
 from higgs.data.chatml import AudioContent, ChatMLSample, TextContent, tokenize
@@ -174,44 +173,32 @@ class Engine:
             )
         return self.cache.get(fingerprint(waveform), lambda: [self.tokenizer.encode(waveform).cpu()])[0]
 
-    def prepare(
-        self,
-        sample: ChatMLSample,
-        reference_codes: Iterable[Tensor] | None = None,
-        force_audio: bool = True,
-    ) -> Batch:
-        """A conversation -> the prompt, on the CPU. Without codes, its audio files are encoded."""
-        if reference_codes is None:
-            reference_codes = [self.reference_codes(audio) for audio in sample.audios]
-        with self._lock:  # the text tokenizer has a switch that is set for each text
-            tokens = tokenize(sample, self.text_tokenizer, generate=True, force_audio=force_audio)
-        example = spread(tokens, [c.cpu() for c in reference_codes], self.ids, self.model.config, False)
-        return collate([example], self.ids)
-
     def sequence(
         self,
         sample: ChatMLSample,
         sampling: SamplingConfig | None = None,
         max_new_tokens: int | None = None,
         reference_codes: Iterable[Tensor] | None = None,
+        force_audio: bool = True,
     ) -> Sequence:
-        """A conversation -> what `scheduler.submit` takes. Raises ValueError as `generate` does, and for parity."""
-        sampling, max_new_tokens = self._settings(sampling, max_new_tokens)
-        if sampling.parity:
-            raise ValueError("parity=True is for `generate` and `generate_batch`")
-        sequence = Sequence(self.prepare(sample, reference_codes), sampling, max_new_tokens)
-        if runaway := self.config.runaway:
-            text = "".join(part.text for part in sample.messages[-1].parts if isinstance(part, TextContent))
-            sequence.max_frames = runaway.max_frames(text, self.tokenizer.frame_rate)
-            sequence.make_detector = partial(RunawayDetector, runaway, self.tokenizer.frame_rate)
-        return sequence
+        """A conversation -> its prompt and settings, which `run` takes. Without codes, its audio files are encoded.
 
-    def _settings(self, sampling: SamplingConfig | None, max_new_tokens: int | None) -> tuple[SamplingConfig, int]:
-        """Those that are None are the checkpoint's. Raises ValueError for a limit below 1."""
+        Settings that are None are the checkpoint's. Raises ValueError for `max_new_tokens` below 1.
+        """
         limit = self.generation.max_new_tokens if max_new_tokens is None else max_new_tokens
         if limit < 1:
             raise ValueError(f"max_new_tokens must be at least 1, got {limit}")
-        return sampling or self.generation.sampling, limit
+        with self._lock:  # the text tokenizer has a switch that is set for each text
+            tokens = tokenize(sample, self.text_tokenizer, generate=True, force_audio=force_audio)
+        if reference_codes is None:
+            reference_codes = [self.reference_codes(audio) for audio in sample.audios]
+        example = spread(tokens, [c.cpu() for c in reference_codes], self.ids, self.model.config, False)
+        sequence = Sequence(collate([example], self.ids), sampling or self.generation.sampling, limit)
+        if runaway := self.config.runaway:
+            texts = (part.text for part in sample.messages[-1].parts if isinstance(part, TextContent))
+            sequence.max_frames = runaway.max_frames(len("".join(texts).encode()), self.tokenizer.frame_rate)
+            sequence.make_detector = partial(RunawayDetector, runaway, self.tokenizer.frame_rate)
+        return sequence
 
     def generate(
         self,
@@ -230,11 +217,10 @@ class Engine:
         Raises ValueError for `max_new_tokens` below 1, for more than the engine's `max_positions`, and for audio that
         cannot be encoded; RuntimeError when the device has no memory left.
         """
-        sampling, max_new_tokens = self._settings(sampling, max_new_tokens)
-        if sampling.parity or not force_audio:
-            prompt = self.prepare(sample, reference_codes, force_audio)
-            return self._generate_by_reference(prompt, sampling, max_new_tokens, force_audio, on_step)
-        return self._run([self.sequence(sample, sampling, max_new_tokens, reference_codes)], on_step)[0]
+        sequence = self.sequence(sample, sampling, max_new_tokens, reference_codes, force_audio)
+        if sequence.sampling.parity or not force_audio:
+            return self._run_reference(sequence, force_audio, on_step)
+        return self.run([sequence], on_step)[0]
 
     def generate_batch(
         self,
@@ -248,7 +234,7 @@ class Engine:
         pairs = list(zip(samples, each, strict=True))
         if any(config and config.parity for _, config in pairs):
             return [self.generate(sample, config, max_new_tokens) for sample, config in pairs]
-        return self._run([self.sequence(sample, config, max_new_tokens) for sample, config in pairs])
+        return self.run([self.sequence(sample, config, max_new_tokens) for sample, config in pairs])
 
     def stream(
         self,
@@ -277,8 +263,11 @@ class Engine:
         finally:
             self.scheduler.cancel(sequence)
 
-    def _run(self, sequences: list[Sequence], on_step: Callable[[int], None] | None = None) -> list[Response]:
-        """Sequences that run together -> their responses, in order. What ran away is made again."""
+    def run(self, sequences: list[Sequence], on_step: Callable[[int], None] | None = None) -> list[Response]:
+        """Sequences that run together -> their responses, in order. What ran away is made again.
+
+        Raises ValueError and QueueFull as `Scheduler.submit`.
+        """
         retries = self.config.runaway.retries if self.config.runaway else 0
         started = time.perf_counter()
         todo, running = deque(enumerate(sequences)), {}
@@ -316,22 +305,15 @@ class Engine:
         response.timing["generate"] = seconds
         return response
 
-    def _generate_by_reference(
-        self,
-        prompt: Batch,
-        sampling: SamplingConfig,
-        max_new_tokens: int,
-        force_audio: bool,
-        on_step: Callable[[int], None] | None,
-    ) -> Response:
+    def _run_reference(self, sequence: Sequence, force_audio: bool, on_step: Callable[[int], None] | None) -> Response:
         stop = (self.ids.end_of_turn, self.ids.end_of_text)
         stop += (self.ids.audio_eos,) if force_audio else ()
         started = time.perf_counter()
-        prompt = prompt.to(self.model.device)
-        result = generate(self.model, prompt, self.ids, sampling, max_new_tokens, stop, on_step)
+        prompt, sampling = sequence.prompt.to(self.model.device), sequence.sampling
+        result = generate(self.model, prompt, self.ids, sampling, sequence.limit, stop, on_step)
         seconds = time.perf_counter() - started
         segments = [(segment.delayed.cpu(), segment.finished) for segment in result.segments]
-        response = self._respond(result.ids, segments, result.stop_reason, prompt.input_ids.shape[1])
+        response = self._respond(result.ids, segments, result.stop_reason, sequence.length)
         response.timing["generate"] = seconds
         return response
 

@@ -124,7 +124,7 @@ def speak(
     """
     chunks, options, limit = request.chunks, request.options, request.max_new_tokens
     if not chunks:
-        return engine.generate(request.samples[0], request.sampling, limit, on_step=on_step)
+        return engine.run([engine.sequence(request.samples[0], request.sampling, limit)], on_step)[0]
     sampling = request.sampling or engine.generation.sampling
     references: dict[AudioContent, Tensor] = {}
     kept: list[Attempts] = []

@@ -33,11 +33,11 @@ class RunawayConfig:
     longest_loop: int = 75
     retries: int = 0
 
-    def max_frames(self, text: str, frame_rate: int) -> int | None:
-        """How many frames the text may take; None is no limit, as for no text at all."""
-        if self.seconds_per_byte is None or not text.strip():
+    def max_frames(self, text_bytes: int, frame_rate: int) -> int | None:
+        """How many frames a text of so many bytes may take; None is no limit, as for no text at all."""
+        if self.seconds_per_byte is None or not text_bytes:
             return None
-        seconds = self.least_seconds + self.seconds_per_byte * len(text.encode())
+        seconds = self.least_seconds + self.seconds_per_byte * text_bytes
         return math.ceil(seconds * frame_rate)
 
 

@@ -105,7 +105,9 @@ class Scheduler:
         self._lock = threading.Lock()
 
     def submit(self, sequence: Sequence) -> Sequence:
-        """Enqueues. Raises ValueError for a sequence that no slot can hold, and QueueFull when too many wait."""
+        """Enqueues. Raises ValueError where no slot can hold it and for parity, QueueFull when too many wait."""
+        if sequence.sampling.parity:
+            raise ValueError("parity=True is for `generate` and `generate_batch`")
         self.decoder.check_capacity(sequence.length, sequence.limit)
         waiting = len(self.waiting) + len(self.running) - self.decoder.slots
         if waiting >= self.max_waiting:
