@@ -43,7 +43,7 @@ def serve(
     max_batch: MaxBatch = 8,
     max_waiting: MaxWaiting = 32,
     max_positions: MaxPositions = 2048,
-    max_characters: MaxCharacters = 1000,
+    max_characters: MaxCharacters = 4096,
     max_seconds: MaxSeconds = 120.0,
     temperature: Temperature = None,
     top_k: TopK = None,

@@ -86,8 +86,11 @@ def times_in_seconds(chunks: Sequence[dict[str, Any]], sample_rate: int) -> list
 class SilentChunkError(ValueError):
     """A chunk that never had audio. `before` is the speech before it, or None."""
 
-    def __init__(self, message: str, before: LongResponse | None):
-        super().__init__(message)
+    def __init__(self, chunks: Sequence[Chunk], index: int, before: LongResponse | None = None):
+        super().__init__(
+            f"chunk {index + 1} of {len(chunks)}, {chunks[index].text[:60]!r}: no audio in any attempt; try another "
+            "seed, or shorter chunks"
+        )
         self.before = before
 
 
@@ -109,6 +112,25 @@ def chunk_seed(seed: int, index: int, attempt: int = 0) -> int:
     return int.from_bytes(digest, "big")
 
 
+def chunk_seeds(seed: int, index: int, options: ChunkOptions) -> list[int]:
+    """The seeds of all attempts at one chunk."""
+    return [chunk_seed(seed, index, attempt) for attempt in range(options.retries + 1)]
+
+
+def chunk_prompt(request: SpeechRequest, index: int) -> tuple[ChatMLSample, list[int]]:
+    """-> the conversation for one chunk, and the earlier chunks that it holds as turns.
+
+    The codes of their audio follow those of the references.
+    """
+    chunks, options = request.chunks, request.options
+    own = chunks[index].speakers
+    context = [n for n in range(index) if not options.per_speaker_context or chunks[n].speakers == own]
+    if options.context_chunks is not None:
+        context = context[max(0, len(context) - options.context_chunks) :]
+    earlier = [(request.samples[n].messages[-1].content, AudioContent()) for n in context]
+    return after_chunks(request.samples[index], earlier), context
+
+
 def speak(
     engine: Engine,
     request: SpeechRequest,
@@ -117,7 +139,7 @@ def speak(
 ) -> Response:
     """A request in a single pass, or chunk by chunk: then a `LongResponse`.
 
-    References are encoded once. `max_new_tokens` holds for each chunk. A chunk without audio, or one that is cut off,
+    `max_new_tokens` holds for each chunk. A chunk without audio, or one that is cut off,
     is generated again with another seed, `options.retries` times. `on_step` gets the number of each step of a single
     pass, `on_chunk` the index and the response of each chunk.
     Raises ValueError as `Engine.generate`, and SilentChunkError for a chunk that never had audio, naming it.
@@ -126,30 +148,18 @@ def speak(
     if not chunks:
         return engine.run([engine.sequence(request.samples[0], request.sampling, limit)], on_step)[0]
     sampling = request.sampling or engine.generation.sampling
-    references: dict[AudioContent, Tensor] = {}
     kept: list[Attempts] = []
-    for index, (chunk, sample) in enumerate(zip(chunks, request.samples, strict=True)):
-        for audio in sample.audios:
-            if audio not in references:
-                references[audio] = engine.reference_codes(audio)
-        context = [n for n in range(index) if not options.per_speaker_context or chunks[n].speakers == chunk.speakers]
-        if options.context_chunks is not None:
-            context = context[max(0, len(context) - options.context_chunks) :]
-        earlier = [(request.samples[n].messages[-1].content, AudioContent()) for n in context]
-        prompt = after_chunks(sample, earlier)
-        codes = [references[a] for a in sample.audios] + [kept[n].response.codes for n in context]
+    for index in range(len(chunks)):
+        prompt, context = chunk_prompt(request, index)
+        codes = [engine.reference_codes(audio) for audio in request.samples[index].audios]
+        codes += [kept[n].response.codes for n in context]
 
         def attempt(seed: int, prompt: ChatMLSample = prompt, codes: list = codes) -> Response:
             return engine.generate(prompt, replace(sampling, seed=seed), limit, reference_codes=codes)
 
-        seeds = [chunk_seed(sampling.seed, index, n) for n in range(options.retries + 1)]
-        attempts = first_complete(attempt, seeds)
+        attempts = first_complete(attempt, chunk_seeds(sampling.seed, index, options))
         if not attempts.response.usage.audio_frames:
-            raise SilentChunkError(
-                f"chunk {index + 1} of {len(chunks)}, {chunk.text[:60]!r}: no audio after {attempts.count} attempts; "
-                "try another seed, or shorter chunks",
-                _joined(chunks[:index], kept, options) if kept else None,
-            )
+            raise SilentChunkError(chunks, index, _joined(chunks[:index], kept, options) if kept else None)
         kept.append(attempts)
         if on_chunk is not None:
             on_chunk(index, attempts.response)
@@ -180,7 +190,7 @@ def _joined(chunks: Sequence[Chunk], kept: Sequence[Attempts], options: ChunkOpt
     for chunk, attempts, gain in zip(chunks, kept, gains, strict=True):
         response = attempts.response
         pause = torch.zeros(round(options.pause(chunk.border) * rate))
-        waveform = _faded(response.waveform, round(FADE_SECONDS * rate)) * 10 ** (gain / 20)
+        waveform = fade(response.waveform, round(FADE_SECONDS * rate)) * 10 ** (gain / 20)
         parts += [pause, waveform]
         start = end + len(pause)
         end = start + len(waveform)
@@ -226,7 +236,7 @@ def _gains(chunks: Sequence[Chunk], responses: Sequence[Response]) -> list[float
     return gains
 
 
-def _faded(waveform: Tensor, samples: int) -> Tensor:
+def fade(waveform: Tensor, samples: int) -> Tensor:
     """[L] -> the same with a ramp over so many samples at both ends."""
     samples = min(samples, len(waveform) // 2)
     ramp = torch.linspace(0, 1, samples + 2)[1:-1]
@@ -234,3 +244,27 @@ def _faded(waveform: Tensor, samples: int) -> Tensor:
     faded[:samples] *= ramp
     faded[len(faded) - samples :] *= ramp.flip(0)
     return faded
+
+
+class StreamFade:
+    """`fade` for a waveform that comes in parts: the last samples are held back until it ends."""
+
+    def __init__(self, samples: int):
+        self.samples, self.held, self.started = samples, torch.zeros(0), False
+
+    def push(self, waveform: Tensor) -> Tensor:
+        """[L] -> what is final, which may be empty."""
+        self.held = torch.cat([self.held, waveform])
+        if len(self.held) < 2 * self.samples:
+            return torch.zeros(0)
+        final, self.held = self.held[: -self.samples], self.held[-self.samples :]
+        if not self.started:
+            final = fade(torch.cat([final, final.new_zeros(self.samples)]), self.samples)[: -self.samples]
+        self.started = True
+        return final
+
+    def finish(self) -> Tensor:
+        """-> the rest."""
+        if not self.started:
+            return fade(self.held, self.samples)
+        return fade(torch.cat([self.held.new_zeros(self.samples), self.held]), self.samples)[self.samples :]

@@ -26,6 +26,7 @@ from starlette.types import Receive, Scope, Send
 from higgs.config import SamplingConfig
 from higgs.data.chatml import smart_voice
 from higgs.data.speech import SpeechRequest, speech_request
+from higgs.data.text.chunks import ChunkOptions
 from higgs.data.voices import Voice, list_voices
 from higgs.serve.batching.scheduler import QueueFull
 from higgs.serve.engine import Engine
@@ -34,6 +35,7 @@ from higgs.serve.http.async_engine import AsyncEngine, EngineDead
 from higgs.serve.http.audio_encoder import MEDIA_TYPES, AudioEncoder
 from higgs.serve.http.prometheus import Metrics
 from higgs.serve.http.speech_request import ApiError, SpeechBody, validation_error
+from higgs.serve.long_form import SilentChunkError
 
 MAX_BODY = 1 << 20  # bytes
 WARM_UP = "Good morning."
@@ -46,19 +48,24 @@ logger = logging.getLogger(__name__)
 class ServerConfig:
     """`model` is the name that requests give. The limits are those of one request.
 
-    `sampling` and `max_new_tokens` None: the checkpoint's.
+    `sampling`, `max_new_tokens` and `chunks` None: the checkpoint's.
     """
 
     model: str = "nano"
     voices: Path = Path("data/voices")
     sampling: SamplingConfig | None = None
     max_new_tokens: int | None = None
-    max_characters: int = 1000
+    chunks: ChunkOptions | None = None
+    max_characters: int = 4096
     max_seconds: float = 120.0
 
     def completed(self, own: GenerationConfig) -> "ServerConfig":
-        limit = self.max_new_tokens or own.max_new_tokens
-        return replace(self, sampling=self.sampling or own.sampling, max_new_tokens=limit)
+        return replace(
+            self,
+            sampling=self.sampling or own.sampling,
+            max_new_tokens=self.max_new_tokens or own.max_new_tokens,
+            chunks=self.chunks or own.chunks,
+        )
 
 
 def read_voices(folder: Path) -> dict[str, Voice]:
@@ -94,8 +101,8 @@ def to_request(body: SpeechBody, config: ServerConfig) -> SpeechRequest:
     return speech_request(
         body.input,
         voices[name],
-        scene=body.scene,
-        chunked=False,
+        config.chunks,
+        body.scene,
         sampling=config.sampling.override(**settings),
         max_new_tokens=limit,
     )
@@ -108,6 +115,8 @@ def to_api_error(error: Exception) -> ApiError:
             return ApiError(f"{error}; try again later", code="busy", status=429)
         case TimeoutError():
             return ApiError("the request took too long", code="timeout", status=504)
+        case SilentChunkError():
+            return ApiError(str(error), "seed", "no_audio", 500)
         case EngineDead():
             message = "the engine has stopped; the server's log says why"
             return ApiError(message, code="engine_stopped", status=503)
@@ -142,8 +151,13 @@ def accounted(metrics: Metrics, seconds: float) -> Iterator[None]:
         metrics.requests.labels(outcome).inc()
 
 
-async def speak(body: SpeechBody, config: ServerConfig, engine: AsyncEngine, metrics: Metrics) -> AsyncIterator[bytes]:
-    """-> the response's body, in at least one part, each of at least one byte. Raises ApiError."""
+async def speak(
+    body: SpeechBody, config: ServerConfig, engine: AsyncEngine, metrics: Metrics, headers: dict[str, str]
+) -> AsyncIterator[bytes]:
+    """-> the response's body, in at least one part, each of at least one byte. Raises ApiError.
+
+    `headers` has the stop reason before the last part is yielded, which is in time where the first is the last.
+    """
     with accounted(metrics, config.max_seconds):
         request = await asyncio.to_thread(to_request, body, config)
         started, samples, rate = time.monotonic(), 0, engine.engine.tokenizer.sample_rate
@@ -151,13 +165,14 @@ async def speak(body: SpeechBody, config: ServerConfig, engine: AsyncEngine, met
         async with aclosing(engine.stream(request, config.max_seconds)) as chunks:
             async for chunk in chunks:
                 data = encoder.write(chunk.waveform) if len(chunk.waveform) else b""
-                if not samples:
-                    if not len(chunk.waveform):
-                        message = "the model ended its turn without audio; try another seed"
-                        raise ApiError(message, "seed", "no_audio", 500)
+                if not samples and len(chunk.waveform):
                     metrics.first_audio.observe(time.monotonic() - started)
                 samples += len(chunk.waveform)
                 if chunk.stop_reason:
+                    if not samples:
+                        message = "the model ended its turn without audio; try another seed"
+                        raise ApiError(message, "seed", "no_audio", 500)
+                    headers["x-higgs-stop-reason"] = chunk.stop_reason
                     data += encoder.finish()
                     metrics.audio_seconds.inc(samples / rate)
                     metrics.whole.observe(time.monotonic() - started)
@@ -182,12 +197,12 @@ class SpeechResponse(StreamingResponse):
     """A streamed body whose headers wait for its first piece: an error before it is an answer with its own status.
 
     An error after it closes the connection; so does the end of `seconds`, also where the client does not read. The body
-    is closed in every case, which frees the slot. A FLAC file is one piece, so its length is known.
+    is closed in every case, which frees the slot. A FLAC file is one part, so its length and `late_headers` are known.
     """
 
-    def __init__(self, body: AsyncIterator[bytes], seconds: float, **more):
+    def __init__(self, body: AsyncIterator[bytes], seconds: float, late_headers: dict[str, str], **more):
         super().__init__(body, **more)
-        self.seconds = seconds
+        self.seconds, self.late_headers = seconds, late_headers
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         try:
@@ -200,7 +215,7 @@ class SpeechResponse(StreamingResponse):
     async def stream_response(self, send: Send) -> None:
         first = await anext(self.body_iterator)
         if self.media_type == MEDIA_TYPES["flac"]:
-            self.headers["content-length"] = str(len(first))
+            self.headers.update(self.late_headers | {"content-length": str(len(first))})
         self.body_iterator = _chain(first, self.body_iterator)
         await super().stream_response(send)
 
@@ -238,9 +253,11 @@ def make_app(engine: Engine, config: ServerConfig) -> FastAPI:
     async def speech(body: SpeechBody) -> SpeechResponse:
         sse = body.stream_format == "sse"
         seed = config.sampling.seed if body.seed is None else body.seed
+        late_headers: dict[str, str] = {}
         return SpeechResponse(
-            speak(body, config, app.state.async_engine, metrics),
+            speak(body, config, app.state.async_engine, metrics, late_headers),
             config.max_seconds,
+            late_headers,
             media_type="text/event-stream" if sse else MEDIA_TYPES[body.response_format],
             headers={"cache-control": "no-store", "x-seed": str(seed)},
         )

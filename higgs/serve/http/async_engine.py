@@ -10,11 +10,19 @@ import threading
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import aclosing
+from dataclasses import replace
 from typing import Any, TypeVar
 
+import torch
+from torch import Tensor
+
+from higgs.config import SamplingConfig
+from higgs.data.chatml import ChatMLSample
 from higgs.data.speech import SpeechRequest
 from higgs.serve.batching.scheduler import QueueFull, Sequence
 from higgs.serve.engine import Engine
+from higgs.serve.long_form import FADE_SECONDS, SilentChunkError, StreamFade, chunk_prompt, chunk_seeds
 from higgs.serve.stream import AudioChunk, AudioStream
 
 T = TypeVar("T")
@@ -61,10 +69,12 @@ class AsyncEngine:
         self._pool.shutdown(cancel_futures=True)
 
     async def stream(self, request: SpeechRequest, seconds: float | None = None) -> AsyncIterator[AudioChunk]:
-        """A request without text chunks -> chunks of waveform as they become final; the last has a `stop_reason`.
+        """Chunks of waveform as they become final; the last one has a `stop_reason`.
 
-        Raises QueueFull at once when `max_open` requests are open, ValueError as `Engine.stream`, TimeoutError after
-        `seconds`, EngineDead, and whatever the engine fails with.
+        A long text is spoken chunk by chunk, as `higgs.serve.long_form.speak` does, but for its levels, which only the
+        whole can tell; a chunk that was cut off cannot be spoken again, and its reason is that of the request.
+        Raises QueueFull at once when `max_open` requests are open, ValueError as `speak`, TimeoutError after `seconds`,
+        EngineDead, and whatever the engine fails with.
         """
         if not self.healthy or self._closing:
             raise EngineDead(f"the engine has stopped: {self.error or 'it is being closed'}")
@@ -72,27 +82,74 @@ class AsyncEngine:
             raise QueueFull(f"{self.open} requests are open; this server takes {self.max_open}")
         deadline = None if seconds is None else time.monotonic() + seconds
         self.open += 1
-        sequence = None
         try:
-            (sample,), settings = request.samples, (request.sampling, request.max_new_tokens)
-            prepared = await self._in_pool(deadline, self.engine.sequence, sample, *settings)
-            sequence = self.scheduler.submit(prepared)
+            settings = (request.sampling, request.max_new_tokens)
+            single = self._sequence(request.samples[0], *settings, None, deadline)
+            async with aclosing(self._chunks(request, deadline) if request.chunks else single) as chunks:
+                async for chunk in chunks:
+                    yield chunk
+        finally:
+            self.open -= 1
+
+    async def _sequence(
+        self,
+        sample: ChatMLSample,
+        sampling: SamplingConfig | None,
+        max_new_tokens: int | None,
+        codes: list[Tensor] | None,
+        deadline: float | None,
+    ) -> AsyncIterator[AudioChunk]:
+        """One sequence; without `codes`, the sample's audio files are encoded."""
+        sequence = await self._in_pool(deadline, self.engine.sequence, sample, sampling, max_new_tokens, codes)
+        self.scheduler.submit(sequence)
+        try:
             audio, ready = AudioStream(self.engine.tokenizer), self._subscribe(sequence)
             done = False
             while not done:
                 await self._before(deadline, ready.wait())
                 ready.clear()
                 done = sequence.done  # before `read_new`, which then returns the rest
-                chunks = await self._in_pool(deadline, lambda: list(audio.push(sequence.read_new())))
-                for chunk in chunks:
+                for chunk in await self._in_pool(deadline, lambda: list(audio.push(sequence.read_new()))):
                     yield chunk
             yield await self._in_pool(deadline, audio.finish, sequence.finished, sequence.stop_reason)
         finally:
-            self.open -= 1
-            if sequence is not None:
-                self.scheduler.cancel(sequence)
-                with self._lock:
-                    self._subscribers.pop(sequence, None)
+            self.scheduler.cancel(sequence)
+            with self._lock:
+                self._subscribers.pop(sequence, None)
+
+    async def _chunks(self, request: SpeechRequest, deadline: float | None) -> AsyncIterator[AudioChunk]:
+        """The sequences of a text's chunks, one after another, with pauses between them."""
+        engine, options = self.engine, request.options
+        sampling, rate = request.sampling or engine.generation.sampling, engine.tokenizer.sample_rate
+        none = torch.zeros(engine.tokenizer.num_codebooks, 0, dtype=torch.long)
+        spoken: list[Tensor] = []
+        start, stop_reason = 0, "stop"
+        for index, chunk in enumerate(request.chunks):
+            prompt, context = chunk_prompt(request, index)
+            codes = [await self._in_pool(deadline, engine.reference_codes, a) for a in request.samples[index].audios]
+            codes += [spoken[n] for n in context]
+            fade, frames, last = StreamFade(round(FADE_SECONDS * rate)), [], "stop"
+            for seed in chunk_seeds(sampling.seed, index, options):
+                settings = (replace(sampling, seed=seed), request.max_new_tokens)
+                async with aclosing(self._sequence(prompt, *settings, codes, deadline)) as parts:
+                    async for part in parts:
+                        if part.codes.shape[1] and not frames and (pause := options.pause(chunk.border)):
+                            yield AudioChunk(torch.zeros(round(pause * rate)), none, start, rate)
+                        frames.append(part.codes)
+                        last = part.stop_reason or last
+                        if len(final := fade.push(part.waveform)):
+                            yield AudioChunk(final, part.codes, start + part.start, rate)
+                spoken.append(torch.cat(frames, dim=1))
+                if spoken[-1].shape[1]:
+                    break
+                spoken.pop()
+                frames.clear()
+            else:
+                raise SilentChunkError(request.chunks, index)
+            start += spoken[-1].shape[1]
+            stop_reason = last if stop_reason == "stop" else stop_reason
+            ended = stop_reason if index + 1 == len(request.chunks) else None
+            yield AudioChunk(fade.finish(), none, start, rate, ended)
 
     async def _in_pool(self, deadline: float | None, work: Callable[..., T], *arguments: Any) -> T:
         loop = asyncio.get_running_loop()
