@@ -83,7 +83,7 @@ def read_config(folder: Path) -> dict[str, Any]:
 
 def broken_off(folder: Path) -> str:
     """What an unfinished download left in or beside a folder, as the end of a sentence."""
-    found = [*folder.glob("*.part"), *(folder / ".cache").rglob("*.incomplete")]
+    found = [*folder.glob(".*.tmp"), *(folder / ".cache").rglob("*.incomplete")]
     if folder.parent.name == "snapshots":  # of the hub's cache
         found += (folder.parent.parent / "blobs").glob("*.incomplete")
     return f"; a download was broken off ({found[0]}): start it again" if found else ""
