@@ -40,7 +40,7 @@ from higgs.checkpoint.folder import (
 from higgs.cli.app import main
 from higgs.codec import weights as codec_weights
 from higgs.config import CodecConfig, ConfigError, ModelConfig, SemanticConfig
-from higgs.inspection import inspect_checkpoint, memory
+from higgs.cli.checkpoint_report import inspect_checkpoint, memory
 from higgs.model import weights as model_weights
 
 SMALL_MODEL = ModelConfig(
@@ -341,7 +341,7 @@ def repeat_shard(folder: Path) -> None:
         ("model-transformers", remove("config.json"), "holds no config.json"),
         ("model-transformers", remove(SINGLE), "holds no model.safetensors, .*only .'config.json'"),
         ("codec-original", remove(PICKLE), "no model.pth: only .'config.json'"),
-        ("model-original", remove(SHARDS[1]), f"names shards that are not there: .'{SHARDS[1]}'"),
+        ("model-original", remove(SHARDS[1]), f"names missing shards: .'{SHARDS[1]}'"),
         ("model-original", remove(INDEX), f"{SHARDS[0]}.*{SHARDS[1]}.* without {INDEX}"),
         ("model-transformers", leave_incomplete, f"broken off .*{SINGLE}.1234.incomplete"),
     ],
@@ -363,7 +363,7 @@ def test_half_a_download_is_told(copy, kind, damage, message):
         ("model-original", wrong_index({"norm.weight": "../secret.safetensors"}), "secret.* is no name of a shard"),
         ("model-original", drop_from_index, "'norm.weight'. are not in the index"),
         ("model-original", add_to_index, "'layers.9.mlp.up_proj.weight'. are not in the shards"),
-        ("model-original", repeat_shard, "00003-of-00003.safetensors: .* stand in another shard as well"),
+        ("model-original", repeat_shard, "00003-of-00003.safetensors: .* are in another shard as well"),
     ],
 )  # fmt: skip
 def test_a_damaged_config_or_index_is_named(copy, kind, damage, message):
@@ -595,9 +595,9 @@ def test_configs_of_other_shape_are_refused(whole, schema, path, value, message)
 
 
 def test_a_model_is_no_codec(whole):
-    with pytest.raises(ConfigError, match="config of a codec is needed, and this is that of a model"):
+    with pytest.raises(ConfigError, match="config of a codec, got that of a model"):
         AudioTokenizer.from_pretrained(whole["model-transformers"])
-    with pytest.raises(ConfigError, match="config of a model is needed, and this is that of a codec"):
+    with pytest.raises(ConfigError, match="config of a model, got that of a codec"):
         HiggsAudio.from_pretrained(whole["codec-original"])
 
 
@@ -724,7 +724,7 @@ def test_inspect_needs_no_weights_of_the_release(tmp_path, layout):
 
 
 def test_the_cache_takes_what_inspect_says():
-    from higgs.inspection import cache_bytes
+    from higgs.cli.checkpoint_report import cache_bytes
     from higgs.model.kv_cache import KVCache
 
     cache = KVCache(SMALL_MODEL, 1, 100, dtype=torch.bfloat16)

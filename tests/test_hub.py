@@ -229,7 +229,7 @@ def test_a_config_that_is_not_run_is_refused_before_weights_are_fetched(hub, fil
     ("gone", "message"),
     [
         (["config.json"], "holds no config.json"),
-        ([SHARDS[1]], f"names shards that are not there: .'{SHARDS[1]}'"),
+        ([SHARDS[1]], f"names missing shards: .'{SHARDS[1]}'"),
         ([*SHARDS, INDEX], "no model.pth: only .*'README.md'"),
     ],
 )

@@ -20,7 +20,7 @@ def inspect(
 
     What it lacks, too, and the memory it takes; it is not loaded.
     """
-    from higgs.inspection import inspect_checkpoint, to_json, to_text
+    from higgs.cli.checkpoint_report import inspect_checkpoint, to_json, to_text
 
     reports = [report for source in checkpoints for report in inspect_checkpoint(source)]
     print(json.dumps(to_json(reports), indent=2) if as_json else to_text(reports))
