@@ -22,7 +22,7 @@ ARROWS = {
     "train": {"codec", "model", "data", "checkpoint", "workflow"},
     "evaluate": {"data", "workflow"},
 }
-EVERYTHING = {"__main__.py", "inspection.py"}  # and cli/
+EVERYTHING = {"__main__.py"}  # and cli/
 DOORS = {
     "torchaudio": {"audio.py"},
     "soundfile": {"audio.py", "serve/http/audio_encoder.py"},
