@@ -38,9 +38,9 @@ from higgs.checkpoint.folder import (
     read_tensors,
 )
 from higgs.cli.app import main
+from higgs.cli.checkpoint_report import inspect_checkpoint, memory
 from higgs.codec import weights as codec_weights
 from higgs.config import CodecConfig, ConfigError, ModelConfig, SemanticConfig
-from higgs.cli.checkpoint_report import inspect_checkpoint, memory
 from higgs.model import weights as model_weights
 
 SMALL_MODEL = ModelConfig(
