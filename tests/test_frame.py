@@ -273,12 +273,12 @@ def test_lock_says_by_how_much_contents_differ(tmp_path):
         "new.txt: only here",
         "a.flac: 1 of 2400 samples differ, by at most 3 of 32768",
         "c.safetensors: 1 of 2 differ: x",
-        "r.parquet: 2 -> 2 rows; n in rows 1",
-        "t.csv: 2 -> 2 lines; others: 2",
+        "r.parquet: 1 of 4 differ: row 1, n",
+        "t.csv: 1 of 2 differ: line 2",
     ]
     (unknown,) = lock.describe_output(tmp_path, "out", "cc.dir")
     assert "not known" in unknown
-    moved = lock._numbers({"a": {"b": 1, "c": 2}}, {"a": {"b": 1, "c": 3}})
+    moved = lock._changed_numbers({"a": {"b": 1, "c": 2}}, {"a": {"b": 1, "c": 3}})
     assert list(moved) == ["a.c: 2 -> 3"]
 
 

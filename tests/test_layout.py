@@ -29,6 +29,8 @@ DOORS = {
     "matplotlib": {"workflow/plots.py"},
     "huggingface_hub": {"checkpoint/resolve.py"},
     "s3fs": {"checkpoint/s3.py"},
+    "fsspec": {"checkpoint/s3.py"},
+    "nbstripout": {"workflow/clean.py"},
     "botocore": {"checkpoint/s3.py"},
     "transformers": {
         "codec/semantic.py",
@@ -41,7 +43,7 @@ DOORS = {
     "tokenizers": {"data/text/tokenizer.py"},
     "papermill": {"workflow/runner.py"},
     "onnxruntime": {"evaluate/judges/wheels.py", "evaluate/judges/ort_weights.py"},
-    "pyarrow": {"workflow/tables.py", "workflow/lock.py"},
+    "pyarrow": {"workflow/tables.py"},
     "fastapi": {"serve/http/app.py"},
     "starlette": {"serve/http/app.py"},
     "uvicorn": {"serve/http/app.py"},
