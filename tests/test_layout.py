@@ -81,7 +81,7 @@ def imported(tree: ast.AST) -> set[str]:
             names |= {node.module}
             for alias in node.names:
                 whole = f"{node.module}.{alias.name}"
-                names.add(higgs._HOMES.get(alias.name, whole) if node.module == "higgs" else whole)
+                names.add(higgs._MODULES.get(alias.name, whole) if node.module == "higgs" else whole)
     return names
 
 

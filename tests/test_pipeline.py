@@ -35,7 +35,7 @@ def imports_of(source: str) -> set[str]:
         elif isinstance(node, ast.ImportFrom):
             names = {f"{node.module}.{alias.name}" for alias in node.names}
             if node.module == "higgs":
-                names = {higgs._HOMES.get(alias.name, f"higgs.{alias.name}") for alias in node.names}
+                names = {higgs._MODULES.get(alias.name, f"higgs.{alias.name}") for alias in node.names}
             found |= {node.module} | names
     return {name for name in found if name.split(".")[0] == "higgs" and module_file(name)}
 
