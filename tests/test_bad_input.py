@@ -357,7 +357,7 @@ STAGE = """stages:
   generate:
     cmd: python -m higgs.workflow.runner run generate
     deps: [notebooks/generate.ipynb]
-    outs: [results/generate, reports/generate.ipynb, reports/generate.html]
+    outs: [results/generate, reports/generate.ipynb]
 """
 SLOW_CELL = """import os, time
 from pathlib import Path
@@ -419,5 +419,5 @@ def test_a_killed_stage_leaves_no_outputs_and_starts_again(tmp_path):
     subprocess.run(["dvc", "repro"], cwd=tmp_path, env=environment, check=True, capture_output=True)
     results = sorted(path.name for path in (tmp_path / "results" / "generate").iterdir())
     assert [name for name in results if name != "timing.json"] == ["first.json", "second.json"]
-    assert (tmp_path / "reports" / "generate.html").is_file()
+    assert (tmp_path / "reports" / "generate.ipynb").is_file()
     assert "up to date" in run("dvc", "status", cwd=tmp_path)

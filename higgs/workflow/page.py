@@ -1,12 +1,16 @@
-"""An executed notebook as one self-contained HTML page: it loads nothing from outside."""
+"""An executed notebook as one HTML page that loads nothing from outside: `python -m higgs.workflow.page STAGE`."""
 
 import html
 import re
+import sys
 from functools import cache
 from html.parser import HTMLParser
 from pathlib import Path
 
+import nbformat
 from nbformat import NotebookNode
+
+from higgs.files import replacing
 
 FILES = Path(__file__).parent / "templates"  # style.css and the template of nbconvert
 
@@ -108,3 +112,20 @@ class _ExternalLoads(HTMLParser):
     def _check_style(self, style: str) -> None:
         for match in re.finditer(r"@import[^;]*|url\(\s*['\"]?(?!data:|#|['\"])[^)]*\)", style):
             self.loads.append(match[0][:80])
+
+
+def main(stage: str) -> int:
+    """reports/<stage>.ipynb -> reports/<stage>.html."""
+    source = Path(f"reports/{stage}.ipynb")
+    try:
+        page = to_html(nbformat.read(source, as_version=4), stage)
+    except (FileNotFoundError, NotSelfContained) as error:
+        sys.stderr.write(f"{source}: {error}\n")
+        return 1
+    with replacing(source.with_suffix(".html")) as partial:
+        partial.write_text(page, encoding="utf-8")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(*sys.argv[1:]))

@@ -1,10 +1,10 @@
-"""Runs a notebook as a stage: strict parameters, live progress, clean output, one page of HTML.
+"""Runs a notebook as a stage: strict parameters, live progress, repeatable output.
 
     python -m higgs.workflow.runner run generate --set generate.temperature=0.5
     python -m higgs.workflow.runner clean --check notebooks/*.ipynb
 
-The executed notebook and its page are written to reports/ together, only after every cell has run. papermill executes;
-parameters are checked here, because papermill ignores a misspelt one.
+The executed notebook is written to reports/ after every cell has run; `higgs.workflow.page` renders it. papermill
+executes; parameters are checked here, because papermill ignores a misspelt one.
 """
 
 import argparse
@@ -27,7 +27,6 @@ from higgs.validation import ParamsError, check_keys, parse_yaml
 from higgs.workers import WORKERS
 from higgs.workflow.clean import clean_executed, clean_source, dump
 from higgs.workflow.outputs import STAGE_VARIABLE, find_root, record_timing, say, write_atomically
-from higgs.workflow.page import NotSelfContained, to_html
 from higgs.workflow.params import SECTIONS, from_section, read_params, select, worker_count
 
 ANSI = re.compile(r"\x1b\[[0-9;]*m")
@@ -45,7 +44,7 @@ def run_stage(
     settings: Sequence[str] = (),
     output_dir: str | Path = "reports",
 ) -> None:
-    """Runs notebooks/<stage>.ipynb and writes <stage>.ipynb and <stage>.html into `output_dir`.
+    """Runs notebooks/<stage>.ipynb and writes it, with its outputs, to `output_dir`.
 
     Paths are relative to the repository's root, the nearest above the working directory. Raises ParamsError before any
     cell has run, and StageError when a cell fails; then only <stage>.failed.ipynb is written.
@@ -53,23 +52,17 @@ def run_stage(
     with contextlib.chdir(find_root()):
         params = read_params(params_path)
         values, workers = stage_values(params, stage, settings), worker_count(params)
-        source, output_dir = Path("notebooks") / f"{stage}.ipynb", Path(output_dir)
+        source, output = Path("notebooks") / f"{stage}.ipynb", Path(output_dir) / f"{stage}.ipynb"
+        failed = output.with_suffix(".failed.ipynb")
         check_parameters_cell(read_notebook(source), [*values], source)
         Path(f"results/{stage}/timing.json").unlink(missing_ok=True)
-        failed = output_dir / f"{stage}.failed.ipynb"
         started = time.monotonic()
         with stage_environment(stage, values["repeatable"], workers) as scratch:
             executed = clean_executed(execute(source, values, scratch, failed))
-            try:
-                page = to_html(executed, stage)
-            except NotSelfContained as error:
-                write_atomically(failed, dump(executed))
-                raise StageError(f"{source}: {error}\nThe notebook as it ran: {failed}") from error
-            write_atomically(output_dir / f"{stage}.ipynb", dump(executed))
-            write_atomically(output_dir / f"{stage}.html", page)
+            write_atomically(output, dump(executed))
             failed.unlink(missing_ok=True)
             record_timing(stage, {"stage_seconds": time.monotonic() - started})
-    say(f"{stage}: {output_dir / stage}.html")
+    say(f"{stage}: {output}")
 
 
 def stage_values(params: Mapping[str, Any], stage: str, settings: Sequence[str]) -> dict[str, Any]:
