@@ -31,13 +31,7 @@ class Record(BaseModel):
     model_config = STRICT | ConfigDict(frozen=True)
 
 
-def validate(
-    kind: type[T],
-    value: Any,
-    where: str,
-    error: type[ValueError] = ParamsError,
-    context: Any = None,
-) -> T:
+def validate(kind: type[T], value: Any, where: str, error: type[ValueError] = ParamsError, context: Any = None) -> T:
     """`value` as a Record, or as another type. Raises `error` with all faults and their places in `where`."""
     is_record = isinstance(kind, type) and issubclass(kind, Record)
     adapter = TypeAdapter(kind, config=None if is_record else STRICT)

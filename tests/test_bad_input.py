@@ -50,12 +50,7 @@ BAD_WAVEFORMS = {
     "empty": (torch.zeros(0), RATE, ValueError, "waveform: empty"),
     "no clip": (torch.zeros(0, 1, 5000), RATE, ValueError, r"mono .* shape \(0, 1, 5000\)"),
     "NaN": (with_one(float("nan")), RATE, ValueError, "1 of 5000 samples are NaN"),
-    "infinite": (
-        with_one(float("-inf")),
-        RATE,
-        ValueError,
-        "1 of 5000 samples are NaN or infinite",
-    ),
+    "infinite": (with_one(float("-inf")), RATE, ValueError, "1 of 5000 samples are NaN or infinite"),
     "int16": (torch.zeros(5000, dtype=torch.int16), RATE, TypeError, "int16; divide .* by 32768"),
     "int16 as float": (noise(5000) * 32768, RATE, ValueError, "divide 16-bit integers by 32768"),
     "stereo": (noise(2, 5000), RATE, ValueError, "mono .* average the channels"),
@@ -116,11 +111,7 @@ BAD_CODES = {
     "booleans": (CODES.bool(), TypeError, "codes are integers, got torch.bool"),
     "no frame": (CODES[:, :0], ValueError, "no frame"),
     "no codebook": (CODES[:0], ValueError, r"K <= 8, got shape \(0, 3\)"),
-    "nine codebooks": (
-        torch.zeros(9, 3, dtype=torch.long),
-        ValueError,
-        r"K <= 8, got shape \(9, 3\)",
-    ),
+    "nine codebooks": (torch.zeros(9, 3, dtype=torch.long), ValueError, r"K <= 8, got shape \(9, 3\)"),
     "frames first": (torch.zeros(30, 8, dtype=torch.long), ValueError, r"got shape \(30, 8\)"),
     "one dimension": (CODES[0], ValueError, r"got shape \(3,\)"),
     "no clip": (torch.zeros(0, 8, 3, dtype=torch.long), ValueError, r"got shape \(0, 8, 3\)"),
@@ -199,11 +190,7 @@ BAD_FILES = {
     "empty.wav": (written(np.zeros(0)), ValueError, "empty"),
     "zero_bytes.flac": (content(b""), ValueError, "not an audio file"),
     "text.wav": (content(b"this is no audio\n" * 50), ValueError, "not an audio file"),
-    "random.flac": (
-        content(np.random.default_rng(0).bytes(20_000)),
-        ValueError,
-        "not an audio file",
-    ),
+    "random.flac": (content(np.random.default_rng(0).bytes(20_000)), ValueError, "not an audio file"),
     "samples.raw": (content(bytes(20_000)), ValueError, "raw samples do not say what they are"),
     "cut_off.wav": (cut_off(0.5), ValueError, r"cut off: \d+ of 48044 bytes are there"),
     "header_only.wav": (cut_off(0.0005), ValueError, "cut off|not an audio file"),
@@ -294,16 +281,7 @@ def test_a_full_disk_leaves_what_was_there(tmp_path, golden, how):
     command = [sys.executable, "-c", FULL_DISK, str(golden / "codec"), how]
     code = "OSError(27, 'File too large')"
     if how == "disk":
-        space = [
-            "unshare",
-            "--user",
-            "--map-root-user",
-            "--mount",
-            "sh",
-            "-c",
-            SMALL_DISK,
-            tmp_path,
-        ]
+        space = ["unshare", "--user", "--map-root-user", "--mount", "sh", "-c", SMALL_DISK, tmp_path]
         if not shutil.which("unshare") or subprocess.run([*space, "true"], stderr=subprocess.DEVNULL).returncode:
             pytest.skip("a disk cannot be mounted here")
         command, code = [*space, *command], "OSError(28, 'No space left on device')"

@@ -23,20 +23,8 @@ from tiny import (
 from torch import Tensor
 
 from higgs import AudioTokenizer, HiggsAudio
-from higgs.checkpoint.config_json import (
-    codec_from_json,
-    codec_to_json,
-    model_from_json,
-    model_to_json,
-)
-from higgs.checkpoint.folder import (
-    INDEX,
-    PICKLE,
-    SINGLE,
-    CheckpointError,
-    read_headers,
-    read_tensors,
-)
+from higgs.checkpoint.config_json import codec_from_json, codec_to_json, model_from_json, model_to_json
+from higgs.checkpoint.folder import INDEX, PICKLE, SINGLE, CheckpointError, read_headers, read_tensors
 from higgs.cli.app import main
 from higgs.cli.checkpoint_report import inspect_checkpoint, memory
 from higgs.codec import weights as codec_weights
@@ -390,10 +378,7 @@ def test_half_of_a_weight_norm_is_named(copy, missing, left):
 @pytest.mark.parametrize("layout", ["transformers", "original"])
 def test_rows_tuned_apart_are_joined(copy, layout):
     """Frozen and trainable rows of embeddings and heads, as they are saved while new rows are tuned."""
-    folder, join = (
-        copy(f"model-{layout}"),
-        "embed_tokens" if layout == "original" else "model.embed_tokens",
-    )
+    folder, join = (copy(f"model-{layout}"), "embed_tokens" if layout == "original" else "model.embed_tokens")
     before = load(folder).state_dict()
     head = "audio_decoder_proj.text_lm_head" if layout == "original" else "text_lm_head"
 
@@ -493,10 +478,7 @@ def test_weights_of_something_else_are_refused(copy):
 def test_nothing_is_read_before_all_tensors_are_known_to_fit(copy, monkeypatch):
     for kind in KINDS:
         folder = copy(kind)
-        edit(
-            folder,
-            lambda tensors: tensors.update(stray=torch.ones(1)) if len(tensors) > 3 else None,
-        )
+        edit(folder, lambda tensors: tensors.update(stray=torch.ones(1)) if len(tensors) > 3 else None)
         weights = model_weights if "model" in kind else codec_weights
         monkeypatch.setattr(weights, "read_tensors", lambda folder: pytest.fail("read"))
         with pytest.raises(CheckpointError):
@@ -644,11 +626,7 @@ def test_inspect_lists_what_is_wrong_and_fails(copy, monkeypatch, capsys):
     edit(folder, change)
     status, out, err = run(monkeypatch, capsys, "inspect", str(folder))
     assert status == 1 and "3 problems" in err
-    for line in (
-        "1 missing: fc_post2.bias",
-        "1 unexpected: stray",
-        "1 misshapen: fc_prior.bias is [3], the config",
-    ):
+    for line in ("1 missing: fc_post2.bias", "1 unexpected: stray", "1 misshapen: fc_prior.bias is [3], the config"):
         assert f"PROBLEM   {line}" in out
     truncate(folder / PICKLE, 0.5)
     status, out, err = run(monkeypatch, capsys, "inspect", str(folder))

@@ -163,9 +163,7 @@ def test_the_configuration_is_that_of_the_code(section):
     params = read_params(ROOT / "params.yaml")
     heading = "At the top" if section == "scalars" else f"`{section}`"
     (part,) = re.findall(
-        rf"^## {re.escape(heading)}\n(.*?)(?=^## |\Z)",
-        read("configuration"),
-        re.DOTALL | re.MULTILINE,
+        rf"^## {re.escape(heading)}\n(.*?)(?=^## |\Z)", read("configuration"), re.DOTALL | re.MULTILINE
     )
     hints = {WORKERS: int | None}
     if section == "scalars":
@@ -272,10 +270,7 @@ def test_the_delay_pattern_is_drawn_as_it_is_computed():
     tree = ElementTree.parse(DOCS / "figures" / "delay-pattern.svg")
     codes, bos, eos = torch.arange(1, 6).expand(8, 5), 0, 6
     shown = "B12345E"
-    for group, expected in (
-        ("before", add_stream_ids(codes, bos, eos)),
-        ("after", delayed_segment(codes, bos, eos)),
-    ):
+    for group, expected in (("before", add_stream_ids(codes, bos, eos)), ("after", delayed_segment(codes, bos, eos))):
         drawn = [text.text for text in tree.findall(f".//*[@id='{group}']/")]
         assert drawn == ["".join(shown[i] for i in row) for row in expected.tolist()]
 

@@ -146,16 +146,7 @@ def test_a_broken_connection_is_resumed(hub, files):
 
 def test_a_later_run_goes_on_where_the_last_one_broke(hub, files, monkeypatch, tmp_path):
     content = files["both"][SINGLE]
-    hub.cut = [
-        1000,
-        500,
-        0,
-        0,
-        0,
-        0,
-        0,
-        0,
-    ]  # the library tries again as long as something comes, then five times
+    hub.cut = [1000, 500, 0, 0, 0, 0, 0, 0]  # the library tries again as long as something comes, then five times
     with pytest.raises(OSError) as error:
         resolve(NAME)
     message = str(error.value)
@@ -265,8 +256,7 @@ def test_offline_the_cache_has_to_do(hub, monkeypatch, how, tmp_path):
     assert str(tmp_path / "cache") in message
     assert "HF_HUB_OFFLINE is set" in message if how == "HF_HUB_OFFLINE" else "no answer" in message
     with pytest.raises(
-        OSError,
-        match=f"{PICKLE} is not in the cache, and cannot be fetched: .* Run it again with network",
+        OSError, match=f"{PICKLE} is not in the cache, and cannot be fetched: .* Run it again with network"
     ):
         resolve("some/codec")
     huggingface_hub.utils.close_session()

@@ -156,10 +156,7 @@ def test_the_same_notebook_runs_cell_by_cell_and_touches_nothing_tracked(reposit
 @pytest.mark.parametrize(
     ("code", "told"),
     [
-        (
-            "chosen = {}\n# comment\nchosen['voice']",
-            ["KeyError: 'voice'", "`chosen = {}` failed: KeyError"],
-        ),
+        ("chosen = {}\n# comment\nchosen['voice']", ["KeyError: 'voice'", "`chosen = {}` failed: KeyError"]),
         ("import os\nos._exit(9)", ["the kernel died", "`import os`"]),
         ("import sys\nsys.exit(0)", ["SystemExit", "runs every cell to its end"]),
     ],
@@ -201,10 +198,7 @@ def test_wrong_parameters_stop_before_any_cell(repository, capsys, arguments, to
     ("parameters", "told"),
     [
         (PARAMETERS + "\nvoice = 1", "unknown key 'voice'"),
-        (
-            PARAMETERS.replace("seed =", "sed ="),
-            "unknown key 'sed'.*did you mean 'seed'.*missing key 'seed'",
-        ),
+        (PARAMETERS.replace("seed =", "sed ="), "unknown key 'sed'.*did you mean 'seed'.*missing key 'seed'"),
         (PARAMETERS + "\nprint(seed)", "more than plain assignments"),
         (PARAMETERS + "\nseed =", "no valid Python"),
     ],
@@ -246,29 +240,18 @@ def test_saving_in_jupyter_leaves_the_committed_bytes(repository):
     manager = SimpleNamespace(root_dir=str(REPOSITORY))
     run = nbformat.read(path, as_version=4)
     for count, cell in enumerate(run.cells):
-        cell.metadata |= {
-            "execution": {"iopub.execute_input": "now"},
-            "trusted": True,
-            "collapsed": False,
-        }
+        cell.metadata |= {"execution": {"iopub.execute_input": "now"}, "trusted": True, "collapsed": False}
         if cell.cell_type == "code":
             cell.execution_count = count
             cell.outputs = [nbformat.v4.new_output("stream", text="done\n")]
     run.metadata.language_info["version"] = "3.99"
     run.metadata["widgets"] = {"state": {}}
-    for where, stripped in {
-        "notebooks/generate.ipynb": True,
-        "reports/generate.ipynb": False,
-    }.items():
+    for where, stripped in {"notebooks/generate.ipynb": True, "reports/generate.ipynb": False}.items():
         model = {"type": "notebook", "content": json.loads(json.dumps(run))}
         hook(model=model, path=where, contents_manager=manager)
         saved = dump(nbformat.from_dict(model["content"])).encode("utf-8")
         assert (saved == committed) is stripped
-    hook(
-        model={"type": "file", "content": "text"},
-        path="notebooks/notes.txt",
-        contents_manager=manager,
-    )
+    hook(model={"type": "file", "content": "text"}, path="notebooks/notes.txt", contents_manager=manager)
 
 
 def test_clean_command_rewrites_only_what_is_not_clean(repository, capsys):
@@ -349,12 +332,7 @@ def test_helpers_import_neither_torch_nor_papermill():
         tree = ast.parse((REPOSITORY / "higgs" / "workflow" / f"{name}.py").read_text())
         top = [node for node in tree.body if isinstance(node, ast.Import | ast.ImportFrom)]
         names = {alias.name for node in top for alias in node.names} | {getattr(node, "module", "") for node in top}
-        assert not {part.split(".")[0] for part in names if part} & {
-            "torch",
-            "papermill",
-            "nbconvert",
-            "IPython",
-        }
+        assert not {part.split(".")[0] for part in names if part} & {"torch", "papermill", "nbconvert", "IPython"}
     assert sys.version_info >= (3, 11)
 
 

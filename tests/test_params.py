@@ -5,22 +5,9 @@ import re
 import pytest
 from pydantic import ValidationError
 
-from higgs.checkpoint.preset import (
-    RELEASED_CODEC,
-    RELEASED_MODEL,
-    RELEASED_MODEL_REVISION,
-    Checkpoint,
-)
+from higgs.checkpoint.preset import RELEASED_CODEC, RELEASED_MODEL, RELEASED_MODEL_REVISION, Checkpoint
 from higgs.validation import ParamsError, Record, parse_yaml, validate
-from higgs.workflow.params import (
-    SECTIONS,
-    GenerateParams,
-    from_section,
-    read_params,
-    scalars_of,
-    select,
-    worker_count,
-)
+from higgs.workflow.params import SECTIONS, GenerateParams, from_section, read_params, scalars_of, select, worker_count
 
 GOOD = """
 seed: 0
@@ -182,19 +169,13 @@ def test_keys_are_advised_where_they_stand():
 
 def test_checkpoint_is_one_key(tmp_path):
     nano = Checkpoint.parse("nano")
-    assert (nano.model, nano.codec) == (
-        "data/checkpoints/nano/model",
-        "data/checkpoints/nano/codec",
-    )
+    assert (nano.model, nano.codec) == ("data/checkpoints/nano/model", "data/checkpoints/nano/codec")
     assert (nano.dtype, nano.device) == ("float32", "cpu")
     released = Checkpoint.parse(f"{RELEASED_MODEL}@{RELEASED_MODEL_REVISION}")
     assert released.model == f"{RELEASED_MODEL}@{RELEASED_MODEL_REVISION}"
     assert released.codec == RELEASED_CODEC
     assert (released.dtype, released.device) == ("bfloat16", "auto")
-    for part, said in (
-        ("model", "has no model/ and no codec/ in it$"),
-        ("codec", "has no codec/ in it$"),
-    ):
+    for part, said in (("model", "has no model/ and no codec/ in it$"), ("codec", "has no codec/ in it$")):
         with pytest.raises(ParamsError, match=said):
             Checkpoint.parse(str(tmp_path))
         (tmp_path / part).mkdir()

@@ -9,10 +9,7 @@ from typer import Argument, Option
 def inspect(
     checkpoints: Annotated[
         list[str],
-        Argument(
-            metavar="CHECKPOINT...",
-            help="nano, a folder, ORGANISATION/NAME@REVISION or s3://BUCKET/PREFIX",
-        ),
+        Argument(metavar="CHECKPOINT...", help="nano, a folder, ORGANISATION/NAME@REVISION or s3://BUCKET/PREFIX"),
     ],
     as_json: Annotated[bool, Option("--json", help="for programs")] = False,
 ) -> None:
