@@ -176,7 +176,7 @@ def _model_from_transformers(config: dict[str, Any]) -> ModelConfig:
 
 
 # The reference's defaults for absent keys, all of features that this package does not run.
-_ORIGINAL_DEFAULTS = {
+REFERENCE_DEFAULTS = {
     "audio_adapter_type": "stack",
     "encode_whisper_embed": True,
     "encode_audio_in_tokens": False,
@@ -187,7 +187,7 @@ _ORIGINAL_DEFAULTS = {
 
 def _model_from_original(config: dict[str, Any]) -> ModelConfig:
     what = "model config (original)"
-    config = _ORIGINAL_DEFAULTS | config
+    config = REFERENCE_DEFAULTS | config
     adapter = config["audio_adapter_type"]
     if adapter not in ("dual_ffn", "dual_ffn_fast_forward"):
         raise ConfigError(f"{what}: audio_adapter_type is {adapter!r}: only dual FFN is run")
