@@ -35,20 +35,26 @@ ROPE = {
     "original_context": "original_max_position_embeddings",
 }  # fmt: skip
 
+# Keys of transformers' schema that have one value in every config that this package runs.
+FIXED_CODEC = {
+    "channel_ratios": [1, 1], "strides": [1, 1], "block_dilations": [1, 1], "unit_kernel_size": 3, "kernel_size": 3,
+}  # fmt: skip
+FIXED_LLAMA = {"hidden_act": "silu", "attention_bias": False, "mlp_bias": False}
+KINDS = {
+    "higgs_audio": (MODEL, ORIGINAL),
+    "higgs_audio_v2": (MODEL, TRANSFORMERS),
+    "higgs_audio_v2_tokenizer": (CODEC, TRANSFORMERS),
+}
+
 
 def recognise(config: Mapping[str, Any], what: str = "config") -> tuple[str, str]:
     """The content of a config.json -> (MODEL or CODEC, ORIGINAL or TRANSFORMERS). Raises ConfigError for others."""
-    known = {
-        "higgs_audio": (MODEL, ORIGINAL),
-        "higgs_audio_v2": (MODEL, TRANSFORMERS),
-        "higgs_audio_v2_tokenizer": (CODEC, TRANSFORMERS),
-    }
-    if config.get("model_type") in known:
-        return known[config["model_type"]]
+    if config.get("model_type") in KINDS:
+        return KINDS[config["model_type"]]
     if {"ratios", "n_q"} <= config.keys():
         return CODEC, ORIGINAL
     raise ConfigError(
-        f"{what}: not a Higgs Audio V2 config: expected model_type {' or '.join(known)}, or the keys ratios and n_q; "
+        f"{what}: not a Higgs Audio V2 config: expected model_type {' or '.join(KINDS)}, or the keys ratios and n_q; "
         f"got model_type {config.get('model_type')!r} and the keys {sorted(config)[:8]}"
     )
 
@@ -107,8 +113,7 @@ def _write(config: Any, names: dict[str, str]) -> dict[str, Any]:
 def _codec_from_transformers(config: dict[str, Any]) -> CodecConfig:
     what = "codec config (transformers)"
     require(config, what, "acoustic_model_config", "semantic_model_config", "codebook_dim")
-    expect(config, what, channel_ratios=[1, 1], strides=[1, 1], block_dilations=[1, 1])
-    expect(config, what, unit_kernel_size=3, kernel_size=3, downsample_factor=320)
+    expect(config, what, **FIXED_CODEC, downsample_factor=320)
     acoustic, semantic = config["acoustic_model_config"], config["semantic_model_config"]
     require(acoustic, f"{what}: acoustic_model_config", "downsampling_ratios")
     require(semantic, f"{what}: semantic_model_config")
@@ -212,9 +217,8 @@ def _model(
 ) -> ModelConfig:
     what = "model config"
     expect(config, what, audio_stream_bos_id=codebook_size, audio_stream_eos_id=codebook_size + 1)
-    require(llama, what, "hidden_size", "intermediate_size", "num_hidden_layers", "vocab_size")
-    require(llama, what, "num_attention_heads")
-    expect(llama, what, hidden_act="silu", attention_bias=False, mlp_bias=False)
+    require(llama, what, *(key for key in LLAMA.values() if key not in ("num_key_value_heads", "head_dim")))
+    expect(llama, what, **FIXED_LLAMA)
     require(rope, f"{what}: rope", *ROPE.values())
     expect(rope, f"{what}: rope", rope_type="llama3")
     sizes = _read(llama, LLAMA)
@@ -225,9 +229,7 @@ def _model(
         num_codebooks=num_codebooks,
         codebook_size=codebook_size,
     )
-    if "head_dim" not in sizes:
-        model = replace(model, head_dim=model.hidden_size // model.num_heads)
-    return model
+    return model if "head_dim" in sizes else replace(model, head_dim=model.hidden_size // model.num_heads)
 
 
 def codec_to_json(config: CodecConfig) -> dict[str, Any]:
@@ -252,11 +254,7 @@ def codec_to_json(config: CodecConfig) -> dict[str, Any]:
         },
         **_write(config, CODEC_SIZES),
         "target_bandwidths": [kbits / 4, kbits / 2, 3 * kbits / 4, kbits],
-        "channel_ratios": [1, 1],
-        "strides": [1, 1],
-        "block_dilations": [1, 1],
-        "unit_kernel_size": 3,
-        "kernel_size": 3,
+        **FIXED_CODEC,
     }
 
 
@@ -273,8 +271,6 @@ def model_to_json(config: ModelConfig) -> dict[str, Any]:
         "codebook_size": config.code_vocab_size,
         "audio_stream_bos_id": config.stream_bos,
         "audio_stream_eos_id": config.stream_eos,
-        "hidden_act": "silu",
-        "attention_bias": False,
-        "mlp_bias": False,
+        **FIXED_LLAMA,
         "tie_word_embeddings": False,
     }
