@@ -7,6 +7,7 @@ import json
 import os
 import re
 import runpy
+import subprocess
 import sys
 import wave
 from pathlib import Path
@@ -154,18 +155,18 @@ def test_the_same_notebook_runs_cell_by_cell_and_touches_nothing_tracked(reposit
 
 
 @pytest.mark.parametrize(
-    ("code", "told"),
+    ("code", "message"),
     [
         ("chosen = {}\n# comment\nchosen['voice']", ["KeyError: 'voice'", "`chosen = {}` failed: KeyError"]),
         ("import os\nos._exit(9)", ["the kernel died", "`import os`"]),
         ("import sys\nsys.exit(0)", ["SystemExit", "runs every cell to its end"]),
     ],
 )
-def test_a_failing_cell_is_told_first_and_leaves_no_output(repository, capfd, code, told):
+def test_a_failing_cell_is_told_first_and_leaves_no_output(repository, capfd, code, message):
     repository.write([code, "print('never')"])
     assert main(["run", "generate"]) == 1
     error = capfd.readouterr().err
-    for words in told:
+    for words in message:
         assert words in error
     assert [path.name for path in repository.reports.iterdir()] == ["generate.failed.ipynb"]
     if "KeyError" in error:
@@ -174,7 +175,7 @@ def test_a_failing_cell_is_told_first_and_leaves_no_output(repository, capfd, co
 
 
 @pytest.mark.parametrize(
-    ("arguments", "told"),
+    ("arguments", "message"),
     [
         (["--set", "generate.temprature=0.5"], "did you mean 'generate.temperature'"),
         (["--set", "generate.temperature='1e-4'"], "error: generate.temperature: "),
@@ -187,15 +188,15 @@ def test_a_failing_cell_is_told_first_and_leaves_no_output(repository, capfd, co
         (["--set", "checkpoint=someone/model"], "pin a full commit"),
     ],
 )
-def test_wrong_parameters_stop_before_any_cell(repository, capsys, arguments, told):
+def test_wrong_parameters_stop_before_any_cell(repository, capsys, arguments, message):
     repository.write(["import pathlib\npathlib.Path('ran').touch()"])
     assert main(["run", "generate", *arguments]) == 2
-    assert told in capsys.readouterr().err
+    assert message in capsys.readouterr().err
     assert not (repository.root / "ran").exists() and not repository.reports.exists()
 
 
 @pytest.mark.parametrize(
-    ("parameters", "told"),
+    ("parameters", "message"),
     [
         (PARAMETERS + "\nvoice = 1", "unknown key 'voice'"),
         (PARAMETERS.replace("seed =", "sed ="), "unknown key 'sed'.*did you mean 'seed'.*missing key 'seed'"),
@@ -203,10 +204,10 @@ def test_wrong_parameters_stop_before_any_cell(repository, capsys, arguments, to
         (PARAMETERS + "\nseed =", "no valid Python"),
     ],
 )
-def test_the_notebook_must_take_exactly_what_is_passed(repository, capsys, parameters, told):
+def test_the_notebook_must_take_exactly_what_is_passed(repository, capsys, parameters, message):
     repository.write(["print('never')"], parameters)
     assert main(["run", "generate"]) == 2
-    assert re.search(told, capsys.readouterr().err)
+    assert re.search(message, capsys.readouterr().err)
     assert not repository.reports.exists()
 
 
@@ -261,6 +262,8 @@ def test_clean_command_rewrites_only_what_is_not_clean(repository, capsys):
     path.write_text(clean.decode("utf-8").replace('"execution_count": null', '"execution_count": 3', 1))
     assert main(["clean", "--check", str(path)]) == 1
     assert main(["clean", str(path)]) == 0
+    assert path.read_bytes() == clean
+    subprocess.run([sys.executable, "-m", "nbstripout", "--keep-id", path], check=True)  # as the commit hook does
     assert path.read_bytes() == clean
 
 

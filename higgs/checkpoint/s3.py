@@ -106,14 +106,14 @@ def explain(error: Exception, where: str) -> Exception:
 def list_objects(files: S3FileSystem, url: str, prefix: str) -> dict[str, dict[str, Any]]:
     """-> name below the prefix -> the server's listing of the object (name, size, ETag), sorted by name."""
     try:
-        found = files.find(url, detail=True)
+        by_key = files.find(url, detail=True)
     except FileNotFoundError as error:
         raise FileNotFoundError(
             f"{url} at {files.s3.meta.endpoint_url}: there is no bucket {prefix.split('/')[0]!r}. "
             f"Check the name, and {SET_ENDPOINT}."
         ) from error
     objects = {}
-    for key, listed in sorted(found.items()):
+    for key, listed in sorted(by_key.items()):
         name = key.removeprefix(prefix)
         if key == name or key.endswith("/"):  # the URL is itself an object; the marker of a folder
             continue

@@ -17,7 +17,7 @@ T = TypeVar("T")
 
 def _distinct(values: list[T]) -> list[T]:
     if len(set(values)) < len(values):
-        raise ValueError(f"expected no entry twice, got {values!r}")
+        raise ValueError(f"expected no duplicates, got {values!r}")
     return values
 
 
