@@ -91,7 +91,7 @@ def apply_setting(values: dict[str, Any], stage: str, setting: str) -> None:
 
 def read_notebook(path: Path) -> NotebookNode:
     if not path.is_file():
-        raise StageError(f"{path} is not there")
+        raise StageError(f"{path} does not exist")
     return nbformat.read(path, as_version=4)
 
 
@@ -125,7 +125,7 @@ def stage_environment(stage: str, repeatable: bool = True, workers: int | None =
     """
     before = dict(os.environ)
     with tempfile.TemporaryDirectory(prefix="higgs-") as scratch:
-        os.environ |= {
+        changes = environment(repeatable) | {
             STAGE_VARIABLE: stage,
             "PYTHONHASHSEED": "0",
             "JUPYTER_RUNTIME_DIR": scratch,
@@ -134,9 +134,7 @@ def stage_environment(stage: str, repeatable: bool = True, workers: int | None =
             "IPYTHONDIR": scratch,
             "MPLBACKEND": "module://matplotlib_inline.backend_inline",
         }
-        os.environ |= environment(repeatable)
-        if workers:
-            os.environ[WORKERS] = str(workers)
+        os.environ.update(changes | ({WORKERS: str(workers)} if workers else {}))
         os.environ.pop("COLUMNS", None)
         try:
             yield Path(scratch)
