@@ -288,9 +288,9 @@ def test_a_full_disk_leaves_what_was_there(tmp_path, golden, how):
     environment = os.environ | {"PYTHONPATH": str(ROOT)}
     done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
-    *told, (new, old) = map(json.loads, done.stdout.splitlines())
-    assert [row[:2] for row in told] == [[folder, name] for folder in ("new", "old") for name in names]
-    for folder, name, error, filename, notes in told:
+    *errors, (new, old) = map(json.loads, done.stdout.splitlines())
+    assert [row[:2] for row in errors] == [[folder, name] for folder in ("new", "old") for name in names]
+    for folder, name, error, filename, notes in errors:
         assert notes == [f"while writing {folder}/{name}, which is as it was before"]
         # Two libraries do not pass the system's error on as it is.
         if name not in ("a.safetensors", "a.pt", "model.safetensors"):
@@ -323,9 +323,6 @@ def test_an_error_while_writing_leaves_what_was_there(tmp_path):
     with pytest.raises(FileNotFoundError) as caught, replacing(path):
         pass  # nothing was written
     assert caught.value.filename == str(path)
-
-
-def test_a_folder_that_cannot_be_written_is_named(tmp_path):
     (tmp_path / "file").write_text("")
     with pytest.raises((NotADirectoryError, FileExistsError), match="file"):
         save_audio(tmp_path / "file" / "a.wav", noise(100), RATE)

@@ -80,6 +80,8 @@ def test_the_commit_of_the_original_is_fetched_whole(hub, files):
     assert {path.name for path in folder.iterdir()} == expected
     assert all((folder / name).read_bytes() == files["original"][name] for name in expected)
     assert HiggsAudio.from_pretrained(NAME, revision=FIRST).config == SMALL_MODEL
+    assert {path.name for path in resolve("some/codec").iterdir()} == {"config.json", PICKLE}
+    assert AudioTokenizer.from_pretrained("some/codec").num_codebooks == 8
 
 
 def test_of_two_layouts_only_that_of_the_config_is_fetched(hub, files):
@@ -94,12 +96,6 @@ def test_of_two_layouts_only_that_of_the_config_is_fetched(hub, files):
     hub.repositories[NAME][SECOND]["config.json"] = files["original"]["config.json"]
     hub.add(NAME, "3" * 40, hub.repositories[NAME][SECOND])
     assert {path.name for path in resolve(NAME).glob("*.safetensors")} == set(SHARDS)
-
-
-def test_the_codec_of_the_original_is_fetched(hub, files):
-    folder = resolve("some/codec")
-    assert {path.name for path in folder.iterdir()} == {"config.json", PICKLE}
-    assert AudioTokenizer.from_pretrained("some/codec").num_codebooks == 8
 
 
 def test_a_commit_in_the_cache_costs_no_request(hub):
@@ -140,8 +136,8 @@ def test_a_broken_connection_is_resumed(hub, files):
     half = len(content) // 200 * 100
     hub.cut = [half]
     assert (resolve(NAME) / SINGLE).read_bytes() == content
-    asked = [span for method, path, span in hub.log if path == f"/cdn/{sha256(content)}"]
-    assert asked == [None, f"bytes={half}-"]
+    ranges = [span for method, path, span in hub.log if path == f"/cdn/{sha256(content)}"]
+    assert ranges == [None, f"bytes={half}-"]
 
 
 def test_a_later_run_goes_on_where_the_last_one_broke(hub, files, monkeypatch, tmp_path):
@@ -149,17 +145,15 @@ def test_a_later_run_goes_on_where_the_last_one_broke(hub, files, monkeypatch, t
     hub.cut = [1000, 500, 0, 0, 0, 0, 0, 0]  # the library tries again as long as something comes, then five times
     with pytest.raises(OSError) as error:
         resolve(NAME)
-    message = str(error.value)
-    assert f"{NAME}@{SECOND}: {SINGLE}: 1,500 of {len(content):,} bytes are here" in message
-    assert "Run it again" in message
+    assert f"{NAME}@{SECOND}: {SINGLE}: 1,500 of {len(content):,} bytes" in str(error.value)
     assert [path.name for path in blobs(tmp_path) if is_large(path.name) or path.stat().st_size == 1500] == [
         f"{sha256(content)}.incomplete"
     ]
     hub.cut, hub.log = [], []
     folder = resolve(NAME)
     assert (folder / SINGLE).read_bytes() == content
-    asked = [span for method, path, span in hub.log if path == f"/cdn/{sha256(content)}"]
-    assert asked == ["bytes=1500-"]
+    ranges = [span for method, path, span in hub.log if path == f"/cdn/{sha256(content)}"]
+    assert ranges == ["bytes=1500-"]
     assert not list((tmp_path / "cache").rglob("*.incomplete"))
     HiggsAudio.from_pretrained(NAME)
 
@@ -213,15 +207,11 @@ def test_a_config_that_is_not_run_is_refused_before_weights_are_fetched(hub, fil
 
 
 @pytest.mark.parametrize(
-    ("gone", "message"),
-    [
-        (["config.json"], "holds no config.json"),
-        ([SHARDS[1]], f"names missing shards: .'{SHARDS[1]}'"),
-        ([*SHARDS, INDEX], "no model.pth: only .*'README.md'"),
-    ],
+    ("missing", "message"),
+    [(["config.json"], "holds no config.json"), ([SHARDS[1]], "missing shards"), ([*SHARDS, INDEX], "no model.pth")],
 )
-def test_a_repository_that_lacks_files_is_told(hub, files, gone, message):
-    hub.add("some/half", FIRST, {k: v for k, v in files["original"].items() if k not in gone})
+def test_a_repository_that_lacks_files_is_named(hub, files, missing, message):
+    hub.add("some/half", FIRST, {k: v for k, v in files["original"].items() if k not in missing})
     with pytest.raises(FileNotFoundError, match=message):
         resolve("some/half")
 

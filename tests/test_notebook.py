@@ -2,6 +2,7 @@
 
 import ast
 import base64
+import contextlib
 import io
 import json
 import os
@@ -178,14 +179,10 @@ def test_a_failing_cell_is_told_first_and_leaves_no_output(repository, capfd, co
     ("arguments", "message"),
     [
         (["--set", "generate.temprature=0.5"], "did you mean 'generate.temperature'"),
-        (["--set", "generate.temperature='1e-4'"], "error: generate.temperature: "),
-        (["--set", "generate.seeds=3"], "error: generate.seeds: "),
         (["--set", "generate.seeds=[1"], "--set generate.seeds=[1"),
-        (["--set", "seed=true"], "error: seed: "),
         (["--set", "seed=null"], "error: seed: "),
         (["--set", "tokenize.players=1"], "unknown key 'tokenize.players'"),
         (["--set", "seed"], "expected key=value"),
-        (["--set", "checkpoint=someone/model"], "pin a full commit"),
     ],
 )
 def test_wrong_parameters_stop_before_any_cell(repository, capsys, arguments, message):
@@ -211,14 +208,13 @@ def test_the_notebook_must_take_exactly_what_is_passed(repository, capsys, param
     assert not repository.reports.exists()
 
 
-def test_a_notebook_without_its_parameters_cell_is_refused():
-    expected = ["seed", "repeatable", "checkpoint", "set", "generate"]
+@pytest.mark.parametrize("tags", [[], ["injected-parameters"], ["parameters"]])
+def test_a_notebook_without_its_parameters_cell_is_refused(tags):
     notebook = make_notebook([])
-    check_parameters_cell(notebook, expected, Path("x.ipynb"))
-    for tags in ([], ["injected-parameters"]):
-        notebook.cells[2].metadata["tags"] = tags
-        with pytest.raises(ParamsError, match="expected one code cell tagged 'parameters'"):
-            check_parameters_cell(notebook, expected, Path("x.ipynb"))
+    notebook.cells[2].metadata["tags"] = tags
+    outcome = contextlib.nullcontext() if tags == ["parameters"] else pytest.raises(ParamsError, match="one code cell")
+    with outcome:
+        check_parameters_cell(notebook, ["seed", "repeatable", "checkpoint", "set", "generate"], Path("x.ipynb"))
 
 
 def test_settings_are_yaml_and_leave_the_file_values_alone(repository):
@@ -345,6 +341,6 @@ def test_the_kernel_is_reached_through_the_scratch_folder_alone(repository, capf
     kernel = "from pathlib import Path\nip = get_ipython().kernel.parent.ip\n"
     repository.write([WORK[0], kernel + look])
     assert main(["run", "generate"]) == 0
-    (said,) = (line for line in capfd.readouterr().out.splitlines() if line.startswith("sockets"))
-    folder = said.removeprefix("sockets [] ")
+    (line,) = (line for line in capfd.readouterr().out.splitlines() if line.startswith("sockets"))
+    folder = line.removeprefix("sockets [] ")
     assert Path(folder).parent.name.startswith("higgs-") and not Path(folder).parent.exists()

@@ -118,19 +118,12 @@ def test_all_faults_are_told_at_once(write):
         assert place in str(caught.value)
 
 
-def test_a_word_is_no_boolean(write):
+def test_a_word_is_no_boolean_and_stages_and_mappings_are_checked(write):
     path = write(GOOD.replace("pad_to_hop: true", "pad_to_hop: no"))
-    assert read_params(path)["tokenize"]["pad_to_hop"] == "no"
     with pytest.raises(ParamsError, match="tokenize.pad_to_hop: .*'no'"):
         load_section("tokenize", path)
-
-
-def test_unknown_stage_names_the_choices(write):
     with pytest.raises(ParamsError, match="did you mean 'generate'.*tokenize"):
-        load_section("genrate", write(GOOD))
-
-
-def test_the_file_must_be_a_mapping(write):
+        load_section("genrate", path)
     with pytest.raises(ParamsError, match=r"params.yaml: .*\[1\]"):
         read_params(write("- 1\n"))
     with pytest.raises(ParamsError, match="expected ',' or ']'"):
