@@ -91,7 +91,7 @@ def choose_weights(folder: Path, names: Set[str]) -> list[str]:
                 others.append(f"{name} has {weights_layout} names")
     if others:
         raise CheckpointError(
-            f"{folder}: {CONFIG} is in the {layout} layout, but {' and '.join(others)}: use both of one revision"
+            f"{folder}: {CONFIG} is in the {layout} layout, but {' and '.join(others)}: take both of one revision"
         )
     shards = sorted(name for name in names if re.fullmatch(r"model-\d+-of-\d+\.safetensors", name))
     present = f"{shards} without {INDEX}" if shards else f"only {sorted(names)[:8]}"

@@ -15,7 +15,7 @@ def inspect(
 ) -> None:
     """Show what a checkpoint holds and needs.
 
-    What it lacks, too, and the memory it takes; it is not loaded.
+    Its sizes, its faults and the memory on the device, from config and tensor headers: weights are not loaded.
     """
     from higgs.cli.checkpoint_report import inspect_checkpoint, to_json, to_text
 

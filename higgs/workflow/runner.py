@@ -181,7 +181,7 @@ def execute(source: Path, values: dict[str, Any], scratch: Path, failed: Path) -
     if problem is not None:
         if output.is_file():
             write_atomically(failed, output.read_bytes())
-            problem += f"\nThe notebook until there: {failed}"
+            problem += f"\nThe notebook as far as it got: {failed}"
         raise StageError(problem)
     return executed
 
