@@ -54,7 +54,7 @@ KINDS = ("model-transformers", "model-original", "codec-transformers", "codec-or
 
 
 def original_model_config(config: ModelConfig) -> dict:
-    """The original's config.json with the values of the release, at other sizes."""
+    """The reference's config.json with the values of the release, at other sizes."""
     return {
         "model_type": "higgs_audio", "audio_adapter_type": "dual_ffn_fast_forward", "audio_embed_avg": False,
         "audio_dual_ffn_layers": list(range(config.num_layers)), "audio_decoder_proj_num_layers": 0,
@@ -78,7 +78,7 @@ def original_model_config(config: ModelConfig) -> dict:
 
 
 def original_codec_config(config: CodecConfig) -> dict:
-    """The nine keys of the original's config.json."""
+    """The nine keys of the reference's config.json."""
     return {
         "n_filters": 32, "D": config.acoustic_dim, "codebook_dim": config.codebook_dim,
         "target_bandwidths": [0.5, 1, 1.5, 2, 4], "ratios": list(config.strides),
@@ -419,8 +419,8 @@ def test_weights_of_the_other_layout_alone_are_refused(copy, kind, config):
         load(folder)
 
 
-def test_the_layout_is_told_by_the_names_of_the_tensors(copy):
-    """The original's in one file, transformers' in shards: containers that neither uses, and both load."""
+def test_the_layout_is_that_of_the_tensor_names(copy):
+    """The reference's in one file, transformers' in shards: containers that neither uses, and both load."""
     folder = copy("model-original")
     before = load(folder).state_dict()
     tensors = {name: t for shard in SHARDS for name, t in load_file(folder / shard).items()}
@@ -542,9 +542,9 @@ def run(monkeypatch, capsys, *arguments: str) -> tuple[int, str, str]:
 def test_inspect_tells_the_default_checkpoint(nano, monkeypatch, capsys):
     monkeypatch.chdir(nano.parent.parent.parent)
     status, out, _ = run(monkeypatch, capsys, "inspect", "nano", "--json")
-    told = json.loads(out)
+    output = json.loads(out)
     assert status == 0
-    model, codec = told["checkpoints"]
+    model, codec = output["checkpoints"]
     assert [(r["kind"], r["layout"]) for r in (model, codec)] == [
         ("model", "transformers"), ("codec", "transformers"),
     ]  # fmt: skip
@@ -653,7 +653,7 @@ def test_the_cache_takes_what_inspect_says():
     from higgs.model.kv_cache import KVCache
 
     cache = KVCache(SMALL_MODEL, 1, 100, dtype=torch.bfloat16)
-    held = sum(kept.nbytes for kept in cache.layers)
+    held = sum(layer.nbytes for layer in cache.layers)
     assert cache_bytes(SMALL_MODEL, 100, 2) == held
 
 

@@ -59,8 +59,8 @@ def rows(text: str) -> list[list[str]]:
 
 def slug(heading: str) -> str:
     """As GitHub makes anchors of headings."""
-    kept = re.sub(r"[^\w\- ]", "", heading.replace("`", "").strip().lower())
-    return kept.replace(" ", "-")
+    text = re.sub(r"[^\w\- ]", "", heading.replace("`", "").strip().lower())
+    return text.replace(" ", "-")
 
 
 def test_the_pages_are_those_that_the_readme_links():
@@ -209,8 +209,8 @@ def test_the_result_tables_have_the_columns_of_the_page(clone, first_run):
 def signature(thing: object) -> str:
     """Without annotations, `self` and `cls`."""
     found = inspect.signature(thing)
-    kept = [p.replace(annotation=p.empty) for p in found.parameters.values() if p.name != "self"]
-    return str(found.replace(parameters=kept, return_annotation=found.empty))
+    parameters = [p.replace(annotation=p.empty) for p in found.parameters.values() if p.name != "self"]
+    return str(found.replace(parameters=parameters, return_annotation=found.empty))
 
 
 def test_the_public_names_are_described_with_their_signatures():

@@ -180,7 +180,7 @@ COMMITTED = {
 }
 
 
-def test_another_machine_is_told_apart_from_another_input():
+def test_another_machine_is_distinguished_from_another_input():
     assert lock.compare(COMMITTED, COMMITTED) == ["dvc.lock: all 3 outputs have the hashes of the commit"]
     now = {
         "generate": stage({"higgs/serve": "a", "data": "b"}, {"results/generate": "C"}, seed=0),
@@ -225,7 +225,7 @@ def test_lock_report_in_a_repository(tmp_path, monkeypatch, capsys):
 
 
 def test_lock_says_by_how_much_contents_differ(tmp_path):
-    def keep(name: str, content: bytes, md5: str) -> None:
+    def cache(name: str, content: bytes, md5: str) -> None:
         path = tmp_path / lock.CACHE / md5[:2] / md5[2:]
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_bytes(content)
@@ -243,9 +243,9 @@ def test_lock_says_by_how_much_contents_differ(tmp_path):
     (here / "new.txt").write_text("new")
     listing = []
     for number, path in enumerate(sorted(before.iterdir())):
-        keep(path.name, path.read_bytes(), f"aa{number}")
+        cache(path.name, path.read_bytes(), f"aa{number}")
         listing.append({"relpath": path.name, "md5": f"aa{number}"})
-    keep("", json.dumps(listing).encode(), "bb.dir")
+    cache("", json.dumps(listing).encode(), "bb.dir")
     assert lock.describe_output(tmp_path, "out", "bb.dir") == [
         "new.txt: only here",
         "a.flac: 1 of 2400 samples differ, by at most 3 of 32768",

@@ -28,7 +28,7 @@ def read(folder: Path) -> dict[str, bytes]:
 
 @pytest.fixture(scope="module")
 def files(tmp_path_factory) -> dict[str, dict[str, bytes]]:
-    """The original's repository as it was, and as it is since transformers' layout was laid beside it."""
+    """The reference's repository as it was, and as it is since it has transformers' layout too."""
     folder = tmp_path_factory.mktemp("repository")
     text = {
         "tokenizer.json": b"{}",
@@ -59,7 +59,7 @@ def hub(files, tmp_path, monkeypatch):
     monkeypatch.setattr(constants, "HUGGINGFACE_CO_URL_TEMPLATE", template)
     monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "cache"))
     monkeypatch.setattr(constants, "HF_TOKEN_PATH", str(tmp_path / "token"))
-    monkeypatch.setattr(constants, "DOWNLOAD_CHUNK_SIZE", 100)  # of what is kept when a connection breaks
+    monkeypatch.setattr(constants, "DOWNLOAD_CHUNK_SIZE", 100)  # granularity of a partial file
     for name in ("HF_HUB_DISABLE_XET", "HF_HUB_DISABLE_TELEMETRY", "HF_HUB_DISABLE_IMPLICIT_TOKEN"):
         monkeypatch.setattr(constants, name, True)
     monkeypatch.setattr(huggingface_hub.file_download.time, "sleep", lambda seconds: None)
@@ -274,7 +274,7 @@ def test_a_cache_without_listing_is_read_as_it_is(hub, monkeypatch, tmp_path):
         ("a b/c", None, ValueError, "Repo id must"),
     ],
 )
-def test_what_is_no_source_is_told(source, revision, error, message):
+def test_what_is_no_source_is_named(source, revision, error, message):
     with pytest.raises(error, match=message):
         resolve(source, revision)
 

@@ -1,4 +1,4 @@
-"""The shape of the house: who may import whom, which doors libraries enter by, and how big a room may grow."""
+"""The package's structure: which folder imports which, which files import a library, sizes of files and functions."""
 
 import ast
 import re
@@ -12,7 +12,7 @@ import higgs
 PACKAGE = ROOT / "higgs"
 BASE = "base"
 # Packages -> what of higgs they may import, besides themselves and the base files.
-ARROWS = {
+MAY_IMPORT = {
     "checkpoint": set(),
     "data": {"checkpoint"},
     "codec": {"checkpoint"},
@@ -23,7 +23,7 @@ ARROWS = {
     "evaluate": {"data", "workflow"},
 }
 EVERYTHING = {"__main__.py"}  # and cli/
-DOORS = {
+LIBRARIES = {
     "torchaudio": {"audio.py"},
     "soundfile": {"audio.py", "serve/http/audio_encoder.py"},
     "matplotlib": {"workflow/plots.py"},
@@ -85,29 +85,29 @@ def imported(tree: ast.AST) -> set[str]:
     return names
 
 
-def room(module: str) -> str:
+def folder_of(module: str) -> str:
     """`higgs.codec.weights` -> codec; a file at the top -> base."""
     parts = module.split(".")
     return parts[1] if len(parts) > 1 and (PACKAGE / parts[1]).is_dir() else BASE
 
 
 @pytest.mark.parametrize("path", FILES, ids=lambda p: str(p.relative_to(PACKAGE)))
-def test_imports_follow_the_arrows_and_the_doors(path: Path):
+def test_imports_are_those_that_are_allowed(path: Path):
     place = str(path.relative_to(PACKAGE))
     names = imported(ast.parse(path.read_text()))
     own = place.split("/")[0] if "/" in place else BASE
-    allowed = {BASE, own} | ARROWS.get(own, set())
+    allowed = {BASE, own} | MAY_IMPORT.get(own, set())
     if place not in EVERYTHING and own != "cli":
         for name in names:
             if name.startswith("higgs."):
-                assert room(name) in allowed, f"{place} imports {name}"
-    for library, doors in DOORS.items():
+                assert folder_of(name) in allowed, f"{place} imports {name}"
+    for library, files in LIBRARIES.items():
         if any(name.split(".")[0] == library for name in names):
-            assert place in doors, f"{place} imports {library}"
+            assert place in files, f"{place} imports {library}"
 
 
 @pytest.mark.parametrize("path", FILES, ids=lambda p: str(p.relative_to(PACKAGE)))
-def test_rooms_are_small_and_quiet(path: Path):
+def test_files_are_small_and_quiet(path: Path):
     place, text = str(path.relative_to(PACKAGE)), path.read_text()
     assert len(text.splitlines()) <= LONG.get(place, MAX_LINES)
     for node in ast.walk(ast.parse(text)):

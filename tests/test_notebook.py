@@ -163,7 +163,7 @@ def test_the_same_notebook_runs_cell_by_cell_and_touches_nothing_tracked(reposit
         ("import sys\nsys.exit(0)", ["SystemExit", "runs every cell to its end"]),
     ],
 )
-def test_a_failing_cell_is_told_first_and_leaves_no_output(repository, capfd, code, message):
+def test_a_failing_cell_is_reported_first_and_leaves_no_output(repository, capfd, code, message):
     repository.write([code, "print('never')"])
     assert main(["run", "generate"]) == 1
     error = capfd.readouterr().err

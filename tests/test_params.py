@@ -73,9 +73,9 @@ def test_every_section_loads_with_its_scalars(write):
         generate.seed = 1
 
 
-# What is written in place of what, the place of the fault, and what else is said.
+# What is written in place of what, the place of the fault, and what else the message has.
 @pytest.mark.parametrize(
-    ("old", "new", "place", "said"),
+    ("old", "new", "place", "message"),
     [
         ("temperature:", "temprature:", "generate", "temprature.*did you mean 'temperature'.*temperature"),
         ("temperature: 1e-4, ", "", "generate", "'temperature'"),
@@ -103,14 +103,14 @@ def test_every_section_loads_with_its_scalars(write):
         ("generate: {", "generate: [], other: {", "params.yaml", ""),
     ],
 )  # fmt: skip
-def test_what_is_wrong_is_refused(write, old, new, place, said):
+def test_what_is_wrong_is_refused(write, old, new, place, message):
     assert old in GOOD
     path = write(GOOD.replace(old, new, 1))
-    with pytest.raises(ParamsError, match=f"(?s){re.escape(place)}: .*{said}"):
+    with pytest.raises(ParamsError, match=f"(?s){re.escape(place)}: .*{message}"):
         load_section("generate", path)
 
 
-def test_all_faults_are_told_at_once(write):
+def test_all_faults_are_reported_at_once(write):
     text = GOOD.replace("seed: 0", "seed: -1").replace("top_p: 1", "top_p: no, tpo_k: 3")
     with pytest.raises(ParamsError) as caught:
         load_section("generate", write(text))
@@ -168,8 +168,8 @@ def test_checkpoint_is_one_key(tmp_path):
     assert released.model == f"{RELEASED_MODEL}@{RELEASED_MODEL_REVISION}"
     assert released.codec == RELEASED_CODEC
     assert (released.dtype, released.device) == ("bfloat16", "auto")
-    for part, said in (("model", "has no model/ and no codec/ in it$"), ("codec", "has no codec/ in it$")):
-        with pytest.raises(ParamsError, match=said):
+    for part, message in (("model", "has no model/ and no codec/ in it$"), ("codec", "has no codec/ in it$")):
+        with pytest.raises(ParamsError, match=message):
             Checkpoint.parse(str(tmp_path))
         (tmp_path / part).mkdir()
     (tmp_path / "model" / "config.json").touch()
