@@ -1,8 +1,8 @@
-"""Higgs Audio V2: codec, model, serving, training and evaluation. The public names, loaded when first used."""
+"""Higgs Audio V2: codec, model, serving, training and evaluation. Public names are imported on first use."""
 
 import importlib
 
-_HOMES = {
+_MODULES = {
     "AudioTokenizer": "higgs.codec.tokenizer",
     "HiggsAudio": "higgs.model.higgs_audio",
     "Engine": "higgs.serve.engine",
@@ -13,7 +13,7 @@ _HOMES = {
     "TextContent": "higgs.data.chatml",
 }
 
-__all__ = list(_HOMES)
+__all__ = list(_MODULES)
 
 
 def __dir__() -> list[str]:
@@ -21,6 +21,6 @@ def __dir__() -> list[str]:
 
 
 def __getattr__(name: str):
-    if name not in _HOMES:
-        raise AttributeError(f"module 'higgs' has no {name!r}; it has {', '.join(_HOMES)}")
-    return getattr(importlib.import_module(_HOMES[name]), name)
+    if name not in _MODULES:
+        raise AttributeError(f"module 'higgs' has no {name!r}; it has {', '.join(_MODULES)}")
+    return getattr(importlib.import_module(_MODULES[name]), name)

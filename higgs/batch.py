@@ -1,4 +1,4 @@
-"""What the collator makes and the model reads."""
+"""The model's input: written by the collator, read by the model."""
 
 from dataclasses import dataclass
 
@@ -8,16 +8,16 @@ from torch import Tensor
 
 @dataclass
 class Batch:
-    """Sequences with every audio segment spread out: one position for each delayed column. Padded on the right.
+    """Sequences with audio placeholders expanded to one position for each delayed frame. Padded on the right.
 
-    At audio positions `input_ids` holds the placeholder's id; at text positions `codes` is 0: neither is read there.
+    At audio positions `input_ids` is the placeholder's id; at text positions `codes` is 0: neither is read there.
     Labels are not shifted: the loss compares position i with label i + 1; -100 is ignored.
     """
 
     input_ids: Tensor  # [B, S] int64
     codes: Tensor  # [B, S, K] int64, delayed, with stream ids
-    audio_mask: Tensor  # [B, S] bool: audio, heard or spoken
-    audio_out_mask: Tensor  # [B, S] bool: spoken (in assistant turns)
+    audio_mask: Tensor  # [B, S] bool: audio of any turn
+    audio_out_mask: Tensor  # [B, S] bool: audio of assistant turns
     attention_mask: Tensor  # [B, S] bool: not padding
     labels: Tensor | None = None  # [B, S] int64
     code_labels: Tensor | None = None  # [B, S, K] int64

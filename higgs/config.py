@@ -1,7 +1,7 @@
-"""Sizes of the codec and of the model, and how one samples: frozen and strict.
+"""Sizes of codec and model, and sampling settings, as strict frozen dataclasses.
 
-`higgs/checkpoint/config_json.py` reads them from a checkpoint's config.json, and refuses whatever the released
-checkpoint does not use: structure is code, not configuration.
+`higgs/checkpoint/config_json.py` reads the sizes from a checkpoint's config.json and refuses features that the released
+checkpoint does not use.
 """
 
 import math
@@ -15,27 +15,27 @@ from pydantic import Field
 from higgs.validation import STRICT, Positive, explained
 
 STRIDES = (8, 5, 4, 2, 3)
-MAX_RAS_WINDOW = 64  # columns that a request in a batch keeps of its codes
+MAX_RAS_WINDOW = 64  # delayed frames of history that a slot of the batch holds
 
 
 class ConfigError(ValueError):
-    """A configuration that this package does not run, with what was expected."""
+    """A configuration that this package does not run; the message says what was expected."""
 
 
 def strict(cls: type) -> type:
-    """A frozen dataclass with exact types and ranges. Whatever does not fit is a ConfigError that names all of it."""
-    made = pydantic.dataclasses.dataclass(cls, frozen=True, config=STRICT)
-    init, names = made.__init__, [entry.name for entry in fields(made)]
+    """A frozen dataclass with exact types and ranges. A ConfigError names all faults."""
+    dataclass = pydantic.dataclasses.dataclass(cls, frozen=True, config=STRICT)
+    init, names = dataclass.__init__, [entry.name for entry in fields(dataclass)]
 
     @wraps(init)
-    def checked(self: Any, *values: Any, **named: Any) -> None:
-        # By name, so that a fault of a positional value has one.
-        more = dict(zip(names, values, strict=False))
+    def checked_init(self: Any, *args: Any, **kwargs: Any) -> None:
+        # Passed by name, so that faults of positional values have a name.
+        by_name = dict(zip(names, args, strict=False))
         with explained(cls.__name__, ConfigError):
-            init(self, *values[len(names) :], **more, **named)
+            init(self, *args[len(names) :], **by_name, **kwargs)
 
-    made.__init__ = checked
-    return made
+    dataclass.__init__ = checked_init
+    return dataclass
 
 
 @strict
@@ -76,7 +76,7 @@ class CodecConfig:
 
     @property
     def embedding_dim(self) -> int:
-        """Width of what is quantised: acoustic latent and semantic features side by side."""
+        """Width of the quantizer's input: acoustic latent and semantic features concatenated."""
         return self.acoustic_dim + self.semantic.hidden_size
 
     @property
@@ -133,20 +133,19 @@ class ModelConfig:
 
 @strict
 class SamplingConfig:
-    """How one column of codes, or one text token, is chosen.
+    """How one audio token step of K codes, or one text token, is sampled.
 
-    `temperature=0` is greedy. `top_k=None` and `top_p=1` keep everything. Repetition-aware sampling redraws a code
-    that stands `ras_max_repeats` times in the last `ras_window` columns (64 at most) of its codebook; `ras_window=None`
-    is off. The defaults are those recommended for the release; `Engine.generation.sampling` are those of a checkpoint.
+    `temperature=0` is greedy. `top_k=None` and `top_p=1` do not filter. Repetition-aware sampling (RAS) redraws a code
+    that occurs `ras_max_repeats` times in the last `ras_window` steps (64 at most) of its codebook; `ras_window=None`
+    is off. The defaults are recommended for the release; `Engine.generation.sampling` has those of a checkpoint.
 
-    `seed` makes a request repeatable: each draw is a function of (seed, step, codebook) alone, so that nothing else in
-    a batch, and no earlier draw, can change it. With `parity` the draws come from one `torch.Generator`, and the text
-    head may choose audio placeholders, both as in the original.
+    `seed` makes a request repeatable: each draw is a function of (seed, step, codebook) alone, whatever else is in the
+    batch. With `parity` all draws come from one `torch.Generator` and the text head may choose audio placeholders,
+    both as in the reference implementation (boson-ai/higgs-audio).
 
-    `strict_eos` leaves the original's rule for the end of a segment, by which any codebook's stray stream eos cuts it
-    off. With it, stream bos is never drawn, stream eos by codebook 0 alone, and each further codebook ends one column
-    later; repetitions are counted in the segment at hand only; and the model reads a segment's last column, as in
-    training.
+    In the reference a stray stream eos of any codebook ends a segment. With `strict_eos` stream bos is never sampled,
+    stream eos only by codebook 0, and each further codebook ends one step later; repetitions are counted within the
+    segment; and the model reads a segment's last delayed frame, as in training.
     """
 
     temperature: Annotated[float, Field(ge=0)] = 0.7
@@ -160,10 +159,10 @@ class SamplingConfig:
 
     def __post_init__(self) -> None:
         if self.parity and self.strict_eos:
-            raise ValueError("strict_eos leaves the original's rules, which parity asks for: choose one")
+            raise ValueError("strict_eos differs from the reference's rules, which parity asks for: choose one")
 
     def override(self, **options: Any) -> "SamplingConfig":
-        """With the options that are not None. 0 stands for no limit (`top_k`) and for off (`ras_window`)."""
-        given = {name: value for name, value in options.items() if value is not None}
-        off = {name: None for name in ("top_k", "ras_window") if given.get(name) == 0}
-        return replace(self, **given | off)
+        """A copy with the options that are not None. `top_k=0` is no limit, `ras_window=0` is off."""
+        changes = {name: value for name, value in options.items() if value is not None}
+        off = {name: None for name in ("top_k", "ras_window") if changes.get(name) == 0}
+        return replace(self, **changes | off)

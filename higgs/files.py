@@ -1,4 +1,4 @@
-"""Files that are written whole or not at all, and text files that say what is wrong with them."""
+"""Atomic writes, and reading text files with errors that name the place."""
 
 import os
 import tempfile
@@ -9,11 +9,10 @@ from pathlib import Path
 
 @contextmanager
 def replacing(path: str | Path) -> Iterator[Path]:
-    """A path beside `path`, to be written; at the end it takes the place of `path`, or is gone where anything failed.
+    """Yields a temporary path beside `path`; renames it to `path` at the end, or deletes it after an error.
 
-    The folder is made. A full disk, a kill or an error leaves the file that was there as it was, and a reader never
-    sees half of the new one. What a killed writer left, the next one overwrites: one writer of a path at a time.
-    Errors of the system name `path`.
+    Creates the folder. A full disk, a kill or an error leaves the old file unchanged, and a reader never sees a partial
+    new one. One writer of a path at a time: a killed writer's temporary file is overwritten. OSErrors name `path`.
     """
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -30,10 +29,10 @@ def replacing(path: str | Path) -> Iterator[Path]:
 
 
 def check_place(path: str | Path) -> None:
-    """OSError where `replacing` could not write, by trying it: before hours of work, not after them."""
+    """Raises OSError where `replacing` could not write: to be called before long work."""
     path = Path(path)
     if path.is_dir():
-        raise IsADirectoryError(f"{path} is a folder, and a file is to be written")
+        raise IsADirectoryError(f"{path} is a folder, not a file")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryFile(dir=path.parent):
@@ -43,7 +42,7 @@ def check_place(path: str | Path) -> None:
 
 
 def read_text(path: str | Path) -> str:
-    """A text file in UTF-8, without the mark that some editors put at its start. ValueError names one that is not."""
+    """A text file in UTF-8, without a byte order mark. ValueError names a file in another encoding."""
     try:
         return Path(path).read_text(encoding="utf-8-sig")
     except UnicodeDecodeError as error:
@@ -51,6 +50,6 @@ def read_text(path: str | Path) -> str:
 
 
 def read_lines(path: str | Path) -> list[tuple[str, str]]:
-    """The lines of a text file that are not blank, each behind its place ("FILE, line 3") for errors."""
-    lines = enumerate(read_text(path).split("\n"), start=1)  # not splitlines: U+2028 is no end
+    """The lines that are not blank as pairs (place, line); a place for error messages is "FILE, line 3"."""
+    lines = enumerate(read_text(path).split("\n"), start=1)  # not splitlines, which also splits at U+2028
     return [(f"{path}, line {number}", line) for number, line in lines if line.strip()]

@@ -35,7 +35,7 @@ class TokenLookup(Protocol):
 
 @dataclass(frozen=True)
 class TokenIds:
-    """The ids that steer generation, in one text tokenizer."""
+    """The ids of one text tokenizer that prompts and generation use."""
 
     begin_of_text: int
     end_of_text: int
@@ -50,6 +50,6 @@ class TokenIds:
 
     @classmethod
     def of(cls, tokenizer: TokenLookup) -> "TokenIds":
-        """Looks every token up by its string; a tokenizer that lacks one raises KeyError naming it."""
+        """Looks every token up by its string; KeyError names one that the tokenizer lacks."""
         names = (field.name for field in fields(cls))
         return cls(**{name: tokenizer.token_id(SPECIAL_TOKENS[name]) for name in names})

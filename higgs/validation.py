@@ -1,7 +1,7 @@
-"""What people write, read strictly: YAML and JSON -> records of known types. Every fault is named with its place.
+"""Strict records for YAML and JSON input: every fault is reported with its place, on top of pydantic.
 
-Types are exact: a boolean is no int and a string is no number, but an int will do for a float. Unknown keys, NaN and
-keys that stand twice are refused. YAML is YAML 1.2, exactly as DVC reads it: `1e-4` is a number and `no` is a word.
+Types are exact: a boolean is no int and a string is no number, but an int is accepted for a float. Unknown keys, NaN
+and duplicate keys are errors. YAML is YAML 1.2, exactly as DVC reads it: `1e-4` is a number and `no` is a string.
 """
 
 import difflib
@@ -22,23 +22,17 @@ Positive = Annotated[int, Field(ge=1)]
 
 
 class ParamsError(ValueError):
-    """What was written cannot be used. The message has the place of each fault, and what was found there."""
+    """Invalid input. The message has the place and the value of each fault."""
 
 
 class Record(BaseModel):
-    """Fields with exact types. Raises pydantic's ValidationError, a ValueError; `validate` says it in fewer words."""
+    """Fields with exact types. Raises pydantic's ValidationError, a ValueError; `validate` words it shorter."""
 
     model_config = STRICT | ConfigDict(frozen=True)
 
 
-def validate(
-    kind: type[T],
-    value: Any,
-    where: str,
-    error: type[ValueError] = ParamsError,
-    context: Any = None,
-) -> T:
-    """`value` as a Record, or as another type. Raises `error` with all faults, each with its place in `where`."""
+def validate(kind: type[T], value: Any, where: str, error: type[ValueError] = ParamsError, context: Any = None) -> T:
+    """`value` as a Record, or as another type. Raises `error` with all faults and their places in `where`."""
     is_record = isinstance(kind, type) and issubclass(kind, Record)
     adapter = TypeAdapter(kind, config=None if is_record else STRICT)
     with explained(where, error, kind):
@@ -49,19 +43,19 @@ def validate(
 def explained(
     where: str, error: type[ValueError] = ParamsError, kind: Any = None, beside: Collection = ()
 ) -> Iterator[None]:
-    """What pydantic finds in here -> `error`. Keys named in `beside` stand beside `where`, not in it."""
+    """Turns a ValidationError of its block into `error`. Keys named in `beside` are reported without `where`."""
     try:
         yield
-    except ValidationError as found:
+    except ValidationError as caught:
         faults = [
             _fault(fault, "" if fault["loc"][:1] and fault["loc"][0] in beside else where, kind)
-            for fault in found.errors()
+            for fault in caught.errors()
         ]
         raise error("; ".join(fault.removeprefix(": ") for fault in faults)) from None
 
 
 def _fault(fault: dict[str, Any], where: str, kind: Any) -> str:
-    # No places: "[key]" for a key itself, and names in <> of choices between types (`higgs/data/chatml_json.py`).
+    # pydantic's "[key]" and the names in <> of unions (`higgs/data/chatml_json.py`) are no part of the place.
     path = [p for p in fault["loc"] if p != "[key]" and not str(p).startswith("<")]
     *above, last = path or [""]
     if fault["type"] == "missing":
@@ -70,8 +64,8 @@ def _fault(fault: dict[str, Any], where: str, kind: Any) -> str:
         return f"{_place(where, above)}: unknown key {last!r}{choices(str(last), _keys(kind, above))}"
     if fault["type"] == "value_error":
         return f"{_place(where, path)}: {fault['ctx']['error']}"
-    said = re.sub(r" or instance of \w+", "", fault["msg"].replace("Input should be", "must be"))
-    return f"{_place(where, path)}: {said}, got {fault['input']!r:.60}"
+    message = re.sub(r" or instance of \w+", "", fault["msg"].replace("Input should be", "must be"))
+    return f"{_place(where, path)}: {message}, got {fault['input']!r:.60}"
 
 
 def _place(where: str, path: Iterable[Any]) -> str:
@@ -87,7 +81,7 @@ def _records(hint: Any) -> list[type[Record]]:
 
 
 def _keys(kind: Any, path: Iterable[Any]) -> list[str]:
-    """The keys that records have at a place in `kind`."""
+    """The keys of the records at `path` in `kind`."""
     records = _records(kind)
     for key in (part for part in path if isinstance(part, str)):
         fields = [record.model_fields[key] for record in records if key in record.model_fields]
@@ -96,7 +90,7 @@ def _keys(kind: Any, path: Iterable[Any]) -> list[str]:
 
 
 def check_keys(values: Iterable[Any], known: Iterable[str], required: Iterable[str], what: str) -> None:
-    """Raises ParamsError for unknown keys, naming the closest known one first, and missing ones."""
+    """Raises ParamsError for unknown keys, with the known ones, and for missing ones."""
     known, values = list(known), list(values)
     faults = [f"unknown key {k!r}{choices(str(k), known)}" for k in values if k not in known]
     faults += [f"missing key {key!r}" for key in required if key not in values]
@@ -105,7 +99,7 @@ def check_keys(values: Iterable[Any], known: Iterable[str], required: Iterable[s
 
 
 def choices(word: str, known: Iterable[str]) -> str:
-    """The known words, that which is most like `word` first."""
+    """Advice for an error message: the known words, that which is most like `word` first."""
     ranked = sorted(known, key=lambda name: -difflib.SequenceMatcher(None, word, name).ratio())
     return f" (did you mean {ranked[0]!r}? choices: {', '.join(ranked)})" if ranked else ""
 
@@ -115,7 +109,7 @@ def parse_yaml(text: str, where: str = "YAML") -> Any:
     try:
         return YAML(typ="safe", pure=True).load(text)
     except YAMLError as error:
-        # ruamel appends advice on how to switch the check off, which is not what is wanted here.
+        # Without ruamel's advice on how to switch the check off.
         message = str(error).split("To suppress this check")[0].strip()
         raise ParamsError(f"{where}: {message}") from error
 
@@ -123,16 +117,16 @@ def parse_yaml(text: str, where: str = "YAML") -> Any:
 def parse_json(text: str, where: str) -> Any:
     """JSON -> Python objects. Duplicate keys, NaN, broken syntax: ParamsError that names `where`."""
 
-    def once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    def unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
         if len(keys := dict(pairs)) < len(pairs):
             names = [key for key, _ in pairs]
             raise ParamsError(f"{where}: duplicate key {max(names, key=names.count)!r}")
         return keys
 
-    def number(word: str) -> None:
+    def refuse(word: str) -> None:
         raise ParamsError(f"{where}: {word} is not JSON")
 
     try:
-        return json.loads(text, object_pairs_hook=once, parse_constant=number)
+        return json.loads(text, object_pairs_hook=unique, parse_constant=refuse)
     except json.JSONDecodeError as error:
         raise ParamsError(f"{where}: not JSON: {error}") from error

@@ -99,11 +99,7 @@ class Handler(BaseHTTPRequestHandler):
         if not is_large(file):
             return self.answer(200, content, headers)
         linked = {"X-Linked-ETag": f'"{sha256(content)}"', "X-Linked-Size": str(len(content))}
-        self.answer(
-            302,
-            b"",
-            headers | linked | {"Location": f"{self.server.elsewhere}/cdn/{sha256(content)}"},
-        )
+        self.answer(302, b"", headers | linked | {"Location": f"{self.server.elsewhere}/cdn/{sha256(content)}"})
 
     def content(self, digest: str) -> None:
         """A large file, from where the Range header says."""
@@ -135,12 +131,7 @@ class Handler(BaseHTTPRequestHandler):
 
 def entry(path: str, content: bytes) -> dict:
     """One file of a listing."""
-    listed = {
-        "type": "file",
-        "path": path,
-        "size": len(content),
-        "oid": hashlib.sha1(content).hexdigest(),
-    }
+    listed = {"type": "file", "path": path, "size": len(content), "oid": hashlib.sha1(content).hexdigest()}
     if is_large(path):
         listed["lfs"] = {"oid": sha256(content), "size": len(content), "pointerSize": 130}
     return listed

@@ -67,11 +67,7 @@ class Server:
         folder.mkdir(parents=True)
         actions = {"writer": ["Admin", "Read", "Write", "List"], "reader": ["Read", "List"]}
         identities = [
-            {
-                "name": name,
-                "credentials": [{"accessKey": name, "secretKey": secret}],
-                "actions": actions[name],
-            }
+            {"name": name, "credentials": [{"accessKey": name, "secretKey": secret}], "actions": actions[name]}
             for name, secret in KEYS.items()
         ]
         config = folder / "s3.json"
@@ -115,8 +111,7 @@ class Server:
         while time.monotonic() < deadline and self.process.poll() is None:
             try:
                 with contextlib.suppress(
-                    self.client.exceptions.BucketAlreadyOwnedByYou,
-                    self.client.exceptions.BucketAlreadyExists,
+                    self.client.exceptions.BucketAlreadyOwnedByYou, self.client.exceptions.BucketAlreadyExists
                 ):
                     self.client.create_bucket(Bucket=name)
                 self.client.put_object(Bucket=name, Key="ready", Body=b"ready")

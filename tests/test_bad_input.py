@@ -50,12 +50,7 @@ BAD_WAVEFORMS = {
     "empty": (torch.zeros(0), RATE, ValueError, "waveform: empty"),
     "no clip": (torch.zeros(0, 1, 5000), RATE, ValueError, r"mono .* shape \(0, 1, 5000\)"),
     "NaN": (with_one(float("nan")), RATE, ValueError, "1 of 5000 samples are NaN"),
-    "infinite": (
-        with_one(float("-inf")),
-        RATE,
-        ValueError,
-        "1 of 5000 samples are NaN or infinite",
-    ),
+    "infinite": (with_one(float("-inf")), RATE, ValueError, "1 of 5000 samples are NaN or infinite"),
     "int16": (torch.zeros(5000, dtype=torch.int16), RATE, TypeError, "int16; divide .* by 32768"),
     "int16 as float": (noise(5000) * 32768, RATE, ValueError, "divide 16-bit integers by 32768"),
     "stereo": (noise(2, 5000), RATE, ValueError, "mono .* average the channels"),
@@ -116,11 +111,7 @@ BAD_CODES = {
     "booleans": (CODES.bool(), TypeError, "codes are integers, got torch.bool"),
     "no frame": (CODES[:, :0], ValueError, "no frame"),
     "no codebook": (CODES[:0], ValueError, r"K <= 8, got shape \(0, 3\)"),
-    "nine codebooks": (
-        torch.zeros(9, 3, dtype=torch.long),
-        ValueError,
-        r"K <= 8, got shape \(9, 3\)",
-    ),
+    "nine codebooks": (torch.zeros(9, 3, dtype=torch.long), ValueError, r"K <= 8, got shape \(9, 3\)"),
     "frames first": (torch.zeros(30, 8, dtype=torch.long), ValueError, r"got shape \(30, 8\)"),
     "one dimension": (CODES[0], ValueError, r"got shape \(3,\)"),
     "no clip": (torch.zeros(0, 8, 3, dtype=torch.long), ValueError, r"got shape \(0, 8, 3\)"),
@@ -199,11 +190,7 @@ BAD_FILES = {
     "empty.wav": (written(np.zeros(0)), ValueError, "empty"),
     "zero_bytes.flac": (content(b""), ValueError, "not an audio file"),
     "text.wav": (content(b"this is no audio\n" * 50), ValueError, "not an audio file"),
-    "random.flac": (
-        content(np.random.default_rng(0).bytes(20_000)),
-        ValueError,
-        "not an audio file",
-    ),
+    "random.flac": (content(np.random.default_rng(0).bytes(20_000)), ValueError, "not an audio file"),
     "samples.raw": (content(bytes(20_000)), ValueError, "raw samples do not say what they are"),
     "cut_off.wav": (cut_off(0.5), ValueError, r"cut off: \d+ of 48044 bytes are there"),
     "header_only.wav": (cut_off(0.0005), ValueError, "cut off|not an audio file"),
@@ -294,25 +281,16 @@ def test_a_full_disk_leaves_what_was_there(tmp_path, golden, how):
     command = [sys.executable, "-c", FULL_DISK, str(golden / "codec"), how]
     code = "OSError(27, 'File too large')"
     if how == "disk":
-        space = [
-            "unshare",
-            "--user",
-            "--map-root-user",
-            "--mount",
-            "sh",
-            "-c",
-            SMALL_DISK,
-            tmp_path,
-        ]
+        space = ["unshare", "--user", "--map-root-user", "--mount", "sh", "-c", SMALL_DISK, tmp_path]
         if not shutil.which("unshare") or subprocess.run([*space, "true"], stderr=subprocess.DEVNULL).returncode:
             pytest.skip("a disk cannot be mounted here")
         command, code = [*space, *command], "OSError(28, 'No space left on device')"
     environment = os.environ | {"PYTHONPATH": str(ROOT)}
     done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
-    *told, (new, old) = map(json.loads, done.stdout.splitlines())
-    assert [row[:2] for row in told] == [[folder, name] for folder in ("new", "old") for name in names]
-    for folder, name, error, filename, notes in told:
+    *errors, (new, old) = map(json.loads, done.stdout.splitlines())
+    assert [row[:2] for row in errors] == [[folder, name] for folder in ("new", "old") for name in names]
+    for folder, name, error, filename, notes in errors:
         assert notes == [f"while writing {folder}/{name}, which is as it was before"]
         # Two libraries do not pass the system's error on as it is.
         if name not in ("a.safetensors", "a.pt", "model.safetensors"):
@@ -345,9 +323,6 @@ def test_an_error_while_writing_leaves_what_was_there(tmp_path):
     with pytest.raises(FileNotFoundError) as caught, replacing(path):
         pass  # nothing was written
     assert caught.value.filename == str(path)
-
-
-def test_a_folder_that_cannot_be_written_is_named(tmp_path):
     (tmp_path / "file").write_text("")
     with pytest.raises((NotADirectoryError, FileExistsError), match="file"):
         save_audio(tmp_path / "file" / "a.wav", noise(100), RATE)
@@ -357,7 +332,7 @@ STAGE = """stages:
   generate:
     cmd: python -m higgs.workflow.runner run generate
     deps: [notebooks/generate.ipynb]
-    outs: [results/generate, reports/generate.ipynb, reports/generate.html]
+    outs: [results/generate, reports/generate.ipynb]
 """
 SLOW_CELL = """import os, time
 from pathlib import Path
@@ -419,5 +394,5 @@ def test_a_killed_stage_leaves_no_outputs_and_starts_again(tmp_path):
     subprocess.run(["dvc", "repro"], cwd=tmp_path, env=environment, check=True, capture_output=True)
     results = sorted(path.name for path in (tmp_path / "results" / "generate").iterdir())
     assert [name for name in results if name != "timing.json"] == ["first.json", "second.json"]
-    assert (tmp_path / "reports" / "generate.html").is_file()
+    assert (tmp_path / "reports" / "generate.ipynb").is_file()
     assert "up to date" in run("dvc", "status", cwd=tmp_path)

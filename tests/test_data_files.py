@@ -14,12 +14,7 @@ from higgs.data.voices import list_voices
 from higgs.files import read_lines, read_text
 
 GOOD = {"id": "a", "form": "smart_voice", "voice": "ada", "text": "Hi."}
-DUO = {
-    "id": "a",
-    "form": "dialogue",
-    "speakers": {"0": "old", "1": "young"},
-    "lines": [[0, "Hi."], [1, "Yes?"]],
-}
+DUO = {"id": "a", "form": "dialogue", "speakers": {"0": "old", "1": "young"}, "lines": [[0, "Hi."], [1, "Yes?"]]}
 
 
 @pytest.fixture

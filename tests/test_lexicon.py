@@ -5,9 +5,9 @@ import json
 import pytest
 from conftest import NANO
 
+from higgs.cli.checkpoint_report import inspect_checkpoint
 from higgs.data.text.lexicon import FILE, SPELL, Lexicon
 from higgs.data.text.tokenizer import TextTokenizer, byte_tokenizer, save_byte_tokenizer
-from higgs.inspection import inspect_checkpoint
 from higgs.tokens import SPECIAL_TOKENS
 from training.nano.sizes import NANO_PHRASES
 

@@ -2,11 +2,13 @@
 
 import ast
 import base64
+import contextlib
 import io
 import json
 import os
 import re
 import runpy
+import subprocess
 import sys
 import wave
 from pathlib import Path
@@ -21,6 +23,7 @@ from higgs.validation import ParamsError
 from higgs.workflow import outputs as cells
 from higgs.workflow.clean import clean_source, dump
 from higgs.workflow.page import NotSelfContained, check_self_contained
+from higgs.workflow.page import main as render
 from higgs.workflow.params import read_params
 from higgs.workflow.runner import apply_setting, check_parameters_cell, main, stage_values
 
@@ -103,11 +106,11 @@ def test_a_stage_gets_its_parameters_and_repeats_byte_for_byte(repository, monke
     committed = source.read_bytes()
     before = dict(os.environ)
     assert main(["run", "generate", "--set", "seed=7"]) == 0
-    told = capfd.readouterr()
-    assert "step 0\nstep 1\nstep 2\n" in told.out
-    assert "speaking 3/3 in" in told.err and "generate: rtf 1.25" in told.err and "a warning" in told.err
+    log = capfd.readouterr()
+    assert "step 0\nstep 1\nstep 2\n" in log.out
+    assert re.search(r"speaking: .* 3/3", log.err) and "generate: rtf 1.25" in log.err and "a warning" in log.err
     first = {path.name: path.read_bytes() for path in repository.reports.iterdir()}
-    assert set(first) == {"generate.ipynb", "generate.html"}
+    assert set(first) == {"generate.ipynb"}
 
     # From another folder, another terminal width and another hash seed, the bytes stay.
     monkeypatch.chdir(repository.root / "notebooks")
@@ -130,10 +133,9 @@ def test_a_stage_gets_its_parameters_and_repeats_byte_for_byte(repository, monke
     assert [output.text for output in streams[-1:]] == ["one\ntwo\n"]
     assert {output.name for output in streams} == {"stdout"}
     assert b"stage_seconds" not in first["generate.ipynb"] and b" at 0x" not in first["generate.ipynb"]
-    check_page(first["generate.html"].decode("utf-8"))
-
-
-def check_page(page):
+    monkeypatch.chdir(repository.root)
+    assert render("generate") == 0
+    page = (repository.reports / "generate.html").read_text()
     assert "<title>Does it speak?</title>" in page
     assert not re.findall(r'<(?:script|link|iframe)\b|(?:src|srcset)="(?!data:)', page)
     assert page.count("data:audio/wav;base64,") == 1
@@ -154,25 +156,18 @@ def test_the_same_notebook_runs_cell_by_cell_and_touches_nothing_tracked(reposit
 
 
 @pytest.mark.parametrize(
-    ("code", "told"),
+    ("code", "message"),
     [
-        (
-            "chosen = {}\n# comment\nchosen['voice']",
-            ["KeyError: 'voice'", "`chosen = {}` failed: KeyError"],
-        ),
+        ("chosen = {}\n# comment\nchosen['voice']", ["KeyError: 'voice'", "`chosen = {}` failed: KeyError"]),
         ("import os\nos._exit(9)", ["the kernel died", "`import os`"]),
         ("import sys\nsys.exit(0)", ["SystemExit", "runs every cell to its end"]),
-        (
-            "from IPython.display import HTML\nHTML('<script src=\"https://cdn.example/x\"></script>')",
-            ["outside"],
-        ),
     ],
 )
-def test_a_failing_cell_is_told_first_and_leaves_no_output(repository, capfd, code, told):
+def test_a_failing_cell_is_reported_first_and_leaves_no_output(repository, capfd, code, message):
     repository.write([code, "print('never')"])
     assert main(["run", "generate"]) == 1
     error = capfd.readouterr().err
-    for words in told:
+    for words in message:
         assert words in error
     assert [path.name for path in repository.reports.iterdir()] == ["generate.failed.ipynb"]
     if "KeyError" in error:
@@ -181,53 +176,45 @@ def test_a_failing_cell_is_told_first_and_leaves_no_output(repository, capfd, co
 
 
 @pytest.mark.parametrize(
-    ("arguments", "told"),
+    ("arguments", "message"),
     [
         (["--set", "generate.temprature=0.5"], "did you mean 'generate.temperature'"),
-        (["--set", "generate.temperature='1e-4'"], "error: generate.temperature: "),
-        (["--set", "generate.seeds=3"], "error: generate.seeds: "),
         (["--set", "generate.seeds=[1"], "--set generate.seeds=[1"),
-        (["--set", "seed=true"], "error: seed: "),
         (["--set", "seed=null"], "error: seed: "),
         (["--set", "tokenize.players=1"], "unknown key 'tokenize.players'"),
         (["--set", "seed"], "expected key=value"),
-        (["--set", "checkpoint=someone/model"], "pin a full commit"),
     ],
 )
-def test_wrong_parameters_stop_before_any_cell(repository, capsys, arguments, told):
+def test_wrong_parameters_stop_before_any_cell(repository, capsys, arguments, message):
     repository.write(["import pathlib\npathlib.Path('ran').touch()"])
     assert main(["run", "generate", *arguments]) == 2
-    assert told in capsys.readouterr().err
+    assert message in capsys.readouterr().err
     assert not (repository.root / "ran").exists() and not repository.reports.exists()
 
 
 @pytest.mark.parametrize(
-    ("parameters", "told"),
+    ("parameters", "message"),
     [
         (PARAMETERS + "\nvoice = 1", "unknown key 'voice'"),
-        (
-            PARAMETERS.replace("seed =", "sed ="),
-            "unknown key 'sed'.*did you mean 'seed'.*missing key 'seed'",
-        ),
+        (PARAMETERS.replace("seed =", "sed ="), "unknown key 'sed'.*did you mean 'seed'.*missing key 'seed'"),
         (PARAMETERS + "\nprint(seed)", "more than plain assignments"),
-        (PARAMETERS + "\nseed =", "no Python"),
+        (PARAMETERS + "\nseed =", "no valid Python"),
     ],
 )
-def test_the_notebook_must_take_exactly_what_is_passed(repository, capsys, parameters, told):
+def test_the_notebook_must_take_exactly_what_is_passed(repository, capsys, parameters, message):
     repository.write(["print('never')"], parameters)
     assert main(["run", "generate"]) == 2
-    assert re.search(told, capsys.readouterr().err)
+    assert re.search(message, capsys.readouterr().err)
     assert not repository.reports.exists()
 
 
-def test_a_notebook_without_its_parameters_cell_is_refused():
-    expected = ["seed", "repeatable", "checkpoint", "set", "generate"]
+@pytest.mark.parametrize("tags", [[], ["injected-parameters"], ["parameters"]])
+def test_a_notebook_without_its_parameters_cell_is_refused(tags):
     notebook = make_notebook([])
-    check_parameters_cell(notebook, expected, Path("x.ipynb"))
-    for tags in ([], ["injected-parameters"]):
-        notebook.cells[2].metadata["tags"] = tags
-        with pytest.raises(ParamsError, match="expected one code cell tagged 'parameters'"):
-            check_parameters_cell(notebook, expected, Path("x.ipynb"))
+    notebook.cells[2].metadata["tags"] = tags
+    outcome = contextlib.nullcontext() if tags == ["parameters"] else pytest.raises(ParamsError, match="one code cell")
+    with outcome:
+        check_parameters_cell(notebook, ["seed", "repeatable", "checkpoint", "set", "generate"], Path("x.ipynb"))
 
 
 def test_settings_are_yaml_and_leave_the_file_values_alone(repository):
@@ -250,29 +237,18 @@ def test_saving_in_jupyter_leaves_the_committed_bytes(repository):
     manager = SimpleNamespace(root_dir=str(REPOSITORY))
     run = nbformat.read(path, as_version=4)
     for count, cell in enumerate(run.cells):
-        cell.metadata |= {
-            "execution": {"iopub.execute_input": "now"},
-            "trusted": True,
-            "collapsed": False,
-        }
+        cell.metadata |= {"execution": {"iopub.execute_input": "now"}, "trusted": True, "collapsed": False}
         if cell.cell_type == "code":
             cell.execution_count = count
             cell.outputs = [nbformat.v4.new_output("stream", text="done\n")]
     run.metadata.language_info["version"] = "3.99"
     run.metadata["widgets"] = {"state": {}}
-    for where, stripped in {
-        "notebooks/generate.ipynb": True,
-        "reports/generate.ipynb": False,
-    }.items():
+    for where, stripped in {"notebooks/generate.ipynb": True, "reports/generate.ipynb": False}.items():
         model = {"type": "notebook", "content": json.loads(json.dumps(run))}
         hook(model=model, path=where, contents_manager=manager)
         saved = dump(nbformat.from_dict(model["content"])).encode("utf-8")
         assert (saved == committed) is stripped
-    hook(
-        model={"type": "file", "content": "text"},
-        path="notebooks/notes.txt",
-        contents_manager=manager,
-    )
+    hook(model={"type": "file", "content": "text"}, path="notebooks/notes.txt", contents_manager=manager)
 
 
 def test_clean_command_rewrites_only_what_is_not_clean(repository, capsys):
@@ -283,9 +259,17 @@ def test_clean_command_rewrites_only_what_is_not_clean(repository, capsys):
     assert main(["clean", "--check", str(path)]) == 1
     assert main(["clean", str(path)]) == 0
     assert path.read_bytes() == clean
+    subprocess.run([sys.executable, "-m", "nbstripout", "--keep-id", path], check=True)  # as the commit hook does
+    assert path.read_bytes() == clean
 
 
-def test_a_page_that_would_load_something_is_refused():
+def test_a_page_that_would_load_something_is_refused(repository, capsys):
+    (repository.reports).mkdir()
+    script = nbformat.v4.new_output("display_data", {"text/html": "<script src='https://cdn.example/x'></script>"})
+    notebook = new_notebook(cells=[new_code_cell("", outputs=[script])])
+    (repository.reports / "generate.ipynb").write_text(dump(notebook))
+    assert render("generate") == 1 and "cdn.example" in capsys.readouterr().err
+    assert render("tokenize") == 1 and not list(repository.reports.glob("*.html"))
     check_self_contained('<a href="https://x.org">x</a><p>url(http://x)</p><img src="data:image/png;base64,AA">')
     for page in (
         '<script src="https://cdn.example/require.js"></script>',
@@ -347,12 +331,7 @@ def test_helpers_import_neither_torch_nor_papermill():
         tree = ast.parse((REPOSITORY / "higgs" / "workflow" / f"{name}.py").read_text())
         top = [node for node in tree.body if isinstance(node, ast.Import | ast.ImportFrom)]
         names = {alias.name for node in top for alias in node.names} | {getattr(node, "module", "") for node in top}
-        assert not {part.split(".")[0] for part in names if part} & {
-            "torch",
-            "papermill",
-            "nbconvert",
-            "IPython",
-        }
+        assert not {part.split(".")[0] for part in names if part} & {"torch", "papermill", "nbconvert", "IPython"}
     assert sys.version_info >= (3, 11)
 
 
@@ -362,6 +341,6 @@ def test_the_kernel_is_reached_through_the_scratch_folder_alone(repository, capf
     kernel = "from pathlib import Path\nip = get_ipython().kernel.parent.ip\n"
     repository.write([WORK[0], kernel + look])
     assert main(["run", "generate"]) == 0
-    (said,) = (line for line in capfd.readouterr().out.splitlines() if line.startswith("sockets"))
-    folder = said.removeprefix("sockets [] ")
+    (line,) = (line for line in capfd.readouterr().out.splitlines() if line.startswith("sockets"))
+    folder = line.removeprefix("sockets [] ")
     assert Path(folder).parent.name.startswith("higgs-") and not Path(folder).parent.exists()

@@ -5,22 +5,9 @@ import re
 import pytest
 from pydantic import ValidationError
 
-from higgs.checkpoint.preset import (
-    RELEASED_CODEC,
-    RELEASED_MODEL,
-    RELEASED_MODEL_REVISION,
-    Checkpoint,
-)
+from higgs.checkpoint.preset import RELEASED_CODEC, RELEASED_MODEL, RELEASED_MODEL_REVISION, Checkpoint
 from higgs.validation import ParamsError, Record, parse_yaml, validate
-from higgs.workflow.params import (
-    SECTIONS,
-    GenerateParams,
-    from_section,
-    read_params,
-    scalars_of,
-    select,
-    worker_count,
-)
+from higgs.workflow.params import SECTIONS, GenerateParams, from_section, read_params, scalars_of, select, worker_count
 
 GOOD = """
 seed: 0
@@ -86,9 +73,9 @@ def test_every_section_loads_with_its_scalars(write):
         generate.seed = 1
 
 
-# What is written in place of what, the place of the fault, and what else is said.
+# What is written in place of what, the place of the fault, and what else the message has.
 @pytest.mark.parametrize(
-    ("old", "new", "place", "said"),
+    ("old", "new", "place", "message"),
     [
         ("temperature:", "temprature:", "generate", "temprature.*did you mean 'temperature'.*temperature"),
         ("temperature: 1e-4, ", "", "generate", "'temperature'"),
@@ -116,14 +103,14 @@ def test_every_section_loads_with_its_scalars(write):
         ("generate: {", "generate: [], other: {", "params.yaml", ""),
     ],
 )  # fmt: skip
-def test_what_is_wrong_is_refused(write, old, new, place, said):
+def test_what_is_wrong_is_refused(write, old, new, place, message):
     assert old in GOOD
     path = write(GOOD.replace(old, new, 1))
-    with pytest.raises(ParamsError, match=f"(?s){re.escape(place)}: .*{said}"):
+    with pytest.raises(ParamsError, match=f"(?s){re.escape(place)}: .*{message}"):
         load_section("generate", path)
 
 
-def test_all_faults_are_told_at_once(write):
+def test_all_faults_are_reported_at_once(write):
     text = GOOD.replace("seed: 0", "seed: -1").replace("top_p: 1", "top_p: no, tpo_k: 3")
     with pytest.raises(ParamsError) as caught:
         load_section("generate", write(text))
@@ -131,19 +118,12 @@ def test_all_faults_are_told_at_once(write):
         assert place in str(caught.value)
 
 
-def test_a_word_is_no_boolean(write):
+def test_a_word_is_no_boolean_and_stages_and_mappings_are_checked(write):
     path = write(GOOD.replace("pad_to_hop: true", "pad_to_hop: no"))
-    assert read_params(path)["tokenize"]["pad_to_hop"] == "no"
     with pytest.raises(ParamsError, match="tokenize.pad_to_hop: .*'no'"):
         load_section("tokenize", path)
-
-
-def test_unknown_stage_names_the_choices(write):
     with pytest.raises(ParamsError, match="did you mean 'generate'.*tokenize"):
-        load_section("genrate", write(GOOD))
-
-
-def test_the_file_must_be_a_mapping(write):
+        load_section("genrate", path)
     with pytest.raises(ParamsError, match=r"params.yaml: .*\[1\]"):
         read_params(write("- 1\n"))
     with pytest.raises(ParamsError, match="expected ',' or ']'"):
@@ -182,20 +162,14 @@ def test_keys_are_advised_where_they_stand():
 
 def test_checkpoint_is_one_key(tmp_path):
     nano = Checkpoint.parse("nano")
-    assert (nano.model, nano.codec) == (
-        "data/checkpoints/nano/model",
-        "data/checkpoints/nano/codec",
-    )
+    assert (nano.model, nano.codec) == ("data/checkpoints/nano/model", "data/checkpoints/nano/codec")
     assert (nano.dtype, nano.device) == ("float32", "cpu")
     released = Checkpoint.parse(f"{RELEASED_MODEL}@{RELEASED_MODEL_REVISION}")
     assert released.model == f"{RELEASED_MODEL}@{RELEASED_MODEL_REVISION}"
     assert released.codec == RELEASED_CODEC
     assert (released.dtype, released.device) == ("bfloat16", "auto")
-    for part, said in (
-        ("model", "has no model/ and no codec/ in it$"),
-        ("codec", "has no codec/ in it$"),
-    ):
-        with pytest.raises(ParamsError, match=said):
+    for part, message in (("model", "has no model/ and no codec/ in it$"), ("codec", "has no codec/ in it$")):
+        with pytest.raises(ParamsError, match=message):
             Checkpoint.parse(str(tmp_path))
         (tmp_path / part).mkdir()
     (tmp_path / "model" / "config.json").touch()

@@ -1,4 +1,4 @@
-"""Data and checkpoints on S3, against a real server: what works, what each fault says, and that nothing wrong stays."""
+"""Data (by DVC) and checkpoints on S3, against a real server: commands of docs/s3.md, faults, versions, security."""
 
 import contextlib
 import fcntl
@@ -8,8 +8,8 @@ import shlex
 import shutil
 import subprocess
 import sys
-import threading
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 from conftest import ROOT
@@ -31,13 +31,6 @@ def server(tmp_path_factory):
         yield server
     finally:
         server.stop()
-
-
-def trouble() -> dict[str, list[list[str]]]:
-    """The table of docs/s3.md: what is wrong -> the messages it quotes, of DVC and of `s3://`."""
-    table = DOCUMENT.partition("## Trouble")[2].partition("\n## ")[0]
-    rows = [line.strip("|").split("|") for line in table.splitlines() if line.startswith("| ")][1:]
-    return {row[0].strip(): [re.findall(r"`([^`]+)`", row[1]), re.findall(r"`([^`]+)`", row[2])] for row in rows}
 
 
 def command(text: str) -> list[str]:
@@ -82,26 +75,26 @@ def contents(folder: Path) -> dict[str, bytes]:
     return {str(p.relative_to(folder)): p.read_bytes() for p in folder.rglob("*") if p.is_file()}
 
 
-class Asked:
-    """A hook that lets everything pass and keeps what was read: (name of the object, first byte)."""
+class Reads:
+    """A hook that lets everything pass and collects the names of the objects that were read."""
 
     def __init__(self):
-        self.reads: list[tuple[str, int]] = []
+        self.names: list[str] = []
 
-    def __call__(self, up: bool, piece: bytes, passed: int) -> bytes | None:
-        if up and (first := re.search(rb"\r\nrange: bytes=(\d+)-", piece, re.IGNORECASE)):
-            self.reads.append((piece.split()[1].decode().split("/")[-1], int(first[1])))
+    def __call__(self, up: bool, piece: bytes, passed: int) -> bytes:
+        if up and (read := re.match(rb"GET /\S*/([\w.]+)\S* HTTP", piece)):
+            self.names.append(read[1].decode())
         return piece
 
 
 def test_a_prefix_becomes_a_folder_and_is_fetched_once(server, surroundings, prefix):
-    asked = Asked()
-    with Line(server.port, asked) as line:
+    reads = Reads()
+    with Line(server.port, reads) as line:
         surroundings(line.endpoint, "reader")
         small = resolve(f"s3://{prefix}/", weights=False)
         assert contents(small) == {name: FILES[name] for name in ("config.json", "lexicon.json")}
-        assert len(asked.reads) == 2
-        assert resolve(f"s3://{prefix}") == small and len(asked.reads) == 2
+        assert sorted(reads.names) == ["config.json", "lexicon.json"]
+        assert resolve(f"s3://{prefix}") == small and len(reads.names) == 2
 
 
 def test_a_changed_object_is_another_version(server, surroundings, prefix):
@@ -128,85 +121,39 @@ def test_the_engine_speaks_from_a_bucket(server, surroundings, nano):
     assert codes.shape[0] == 8 and codes.shape[1] > 0
 
 
-def test_a_broken_download_goes_on_where_it_stopped(server, surroundings, prefix, monkeypatch):
-    monkeypatch.setattr(s3, "BLOCK", 2**16)
-    monkeypatch.setattr(s3, "REQUESTS", 1)
-    weights = os.urandom(10 * 2**16 + 5)
-    put(server, prefix, "model.safetensors", weights)
-    left = 5 * 2**16
+def cut_after(limit: int):
+    """A hook that cuts the connections once `limit` bytes have come from the server."""
 
     def cut(up: bool, piece: bytes, passed: int) -> bytes | None:
-        nonlocal left
-        left -= 0 if up else len(piece)
-        return piece if left > 0 else None
+        nonlocal limit
+        limit -= 0 if up else len(piece)
+        return piece if limit > 0 else None
 
-    with Line(server.port, cut) as line:
-        surroundings(line.endpoint)
-        with pytest.raises(ConnectionError, match=f"s3://{prefix} at {line.endpoint}: no S3 server"):
-            resolve(f"s3://{prefix}")
-    (partial,) = (Path(os.environ["HIGGS_CACHE"]) / prefix).rglob("*.part")
-    here = partial.stat().st_size
-    assert 0 < here < len(weights) and weights.startswith(partial.read_bytes())
-    asked = Asked()
-    with Line(server.port, asked) as line:
-        surroundings(line.endpoint)
-        folder = resolve(f"s3://{prefix}")
-    assert (folder / "model.safetensors").read_bytes() == weights
-    assert min(first for name, first in asked.reads if name == "model.safetensors") == here
-    assert not list(folder.rglob("*.part"))
+    return cut
 
 
-def test_truncated_answers_are_asked_for_again_and_then_an_error(server, surroundings, prefix, monkeypatch):
-    _, broke = trouble()["altered or cut off on the way"][1]
-    put(server, prefix, "model.safetensors", bytes(3 * 2**16))
+def test_after_a_broken_download_finished_files_are_not_fetched_again(server, surroundings, prefix):
+    weights = os.urandom(10 * 2**16)
+    put(server, prefix, "model.safetensors", weights)
     with Line(server.port, lambda up, piece, passed: piece if up or passed < 2**17 else None) as line:
         surroundings(line.endpoint)
-        with pytest.raises(ConnectionError, match=f"{broke} .* what has arrived is kept"):
+        with pytest.raises(ConnectionError, match=f"s3://{prefix} at {line.endpoint}: the connection broke"):
             resolve(f"s3://{prefix}")
-        assert not list(Path(os.environ["HIGGS_CACHE"]).rglob("model.safetensors"))
-        monkeypatch.setattr(s3, "BLOCK", 2**16)  # now two of three fit through before each cut
-        folder = resolve(f"s3://{prefix}")
-    assert (folder / "model.safetensors").read_bytes() == bytes(3 * 2**16)
-
-
-@pytest.mark.parametrize("parts", [0, 2])
-def test_a_file_that_arrives_altered_is_deleted(server, surroundings, prefix, parts):
-    content = bytes(5 * 2**20) + b"the marker" if parts else FILES["config.json"]
-    if parts:
-        upload_in_parts(server, prefix, "model.safetensors", content)
-        assert contents(resolve(f"s3://{prefix}"))["model.safetensors"] == content
-        shutil.rmtree(os.environ["HIGGS_CACHE"])
-
-    damaged, _ = trouble()["altered or cut off on the way"][1]
-
-    def alter(up: bool, piece: bytes, passed: int) -> bytes:
-        return piece if up else piece.replace(b"marker", b"Marker")
-
-    with Line(server.port, alter) as line:
+    with Line(server.port, cut_after(2**18)) as line:
         surroundings(line.endpoint)
-        with pytest.raises(OSError, match=rf"s3://{prefix}/\S+ {damaged} .* Run it again"):
+        with pytest.raises(ConnectionError, match=f"s3://{prefix} at {line.endpoint}: "):
             resolve(f"s3://{prefix}")
-    left = contents(Path(os.environ["HIGGS_CACHE"]))
-    assert not any(b"Marker" in found for found in left.values())
-    surroundings(server.endpoint)
-    assert content in contents(resolve(f"s3://{prefix}")).values()
-
-
-def upload_in_parts(server: Server, prefix: str, name: str, content: bytes) -> None:
-    where = {"Bucket": BUCKET, "Key": f"{prefix.split('/')[1]}/{name}"}
-    upload = server.client.create_multipart_upload(**where)["UploadId"]
-    parts = []
-    for number, start in enumerate(range(0, len(content), 5 * 2**20), start=1):
-        body = content[start : start + 5 * 2**20]
-        part = server.client.upload_part(**where, UploadId=upload, PartNumber=number, Body=body)
-        parts.append({"ETag": part["ETag"], "PartNumber": number})
-    server.client.complete_multipart_upload(**where, UploadId=upload, MultipartUpload={"Parts": parts})
+    left = contents(Path(os.environ["HIGGS_CACHE"]) / prefix)
+    assert {Path(name).name for name in left if not name.endswith(".lock")} == {"config.json", "lexicon.json"}
+    reads = Reads()
+    with Line(server.port, reads) as line:
+        surroundings(line.endpoint)
+        folder = resolve(f"s3://{prefix}")
+    assert (folder / "model.safetensors").read_bytes() == weights and set(reads.names) == {"model.safetensors"}
 
 
 def test_an_object_replaced_while_it_is_read(server, surroundings, prefix):
     """The listing names one version, the bytes are of another: no mixture gets a name."""
-
-    (replaced,) = trouble()["replaced during the download"][1]
 
     def replace(up: bool, piece: bytes, passed: int) -> bytes:
         if up and b"/config.json" in piece.partition(b"\r\n")[0] and piece.startswith(b"GET"):
@@ -215,7 +162,7 @@ def test_an_object_replaced_while_it_is_read(server, surroundings, prefix):
 
     with Line(server.port, replace) as line:
         surroundings(line.endpoint)
-        with pytest.raises(OSError, match=f"s3://{prefix}/config.json {replaced}"):
+        with pytest.raises(OSError, match=f"s3://{prefix}/config.json was replaced"):
             resolve(f"s3://{prefix}")
     surroundings(server.endpoint)
     assert contents(resolve(f"s3://{prefix}"))["config.json"] == b'{"marker": 3}'
@@ -232,53 +179,20 @@ def test_only_one_process_at_a_time_writes_a_folder(server, surroundings, prefix
     found = []
 
     def look(up: bool, piece: bytes, passed: int) -> bytes:
-        if up and b"\r\nrange: bytes=" in piece.lower():
+        if up and piece.startswith(b"GET") and b"/config.json" in piece.partition(b"\r\n")[0]:
             found.append(free())
         return piece
 
     with Line(server.port, look) as line:
         surroundings(line.endpoint)
         resolve(f"s3://{prefix}")
-    assert found == [False, False] and free()
-
-
-class Said:
-    """A file system that answers with what a server said: for what the test's server cannot be brought to say."""
-
-    def __init__(self, **head):
-        self.head = head
-
-    def find(self, url: str, detail: bool) -> dict:
-        return {"b/p/../../x": {"name": "b/p/../../x", "size": 1, "ETag": '"0"'}}
-
-    def split_path(self, path: str) -> tuple:
-        return (*path.split("/", 1), None)
-
-    def call_s3(self, method: str, **_) -> dict:
-        return self.head
+    assert found == [False] and free()
 
 
 def test_no_object_is_written_outside_the_folder():
+    listing = SimpleNamespace(find=lambda url, detail: {"b/p/../../x": {"name": "b/p/../../x", "size": 1}})
     with pytest.raises(ValueError, match=r"b/p/\.\./\.\./x"):
-        s3.listed(Said(), "s3://b/p", "b/p/")
-
-
-def test_a_tag_that_is_no_hash_leaves_the_size(tmp_path):
-    """Of an object encrypted with a key of KMS the ETag has the form of an MD5 and is none."""
-    path = tmp_path / "file"
-    path.write_bytes(b"12345")
-    tag = md5(b"of something else")
-    info = {"name": "b/k", "ETag": f'"{tag}"', "size": 5}
-    head = {"ETag": info["ETag"], "ContentLength": 5}
-    assert s3.damage(Said(**head, ServerSideEncryption="aws:kms"), info, path) is None
-    assert "damaged" in s3.damage(Said(**head, ServerSideEncryption="AES256"), info, path)
-    short = info | {"size": 6}
-    assert "damaged" in s3.damage(Said(**head, ServerSideEncryption="aws:kms"), short, path)
-    assert s3.has_tag(path, "made-up-by-the-server", 5)
-    assert s3.has_tag(path, f"{tag}-2", part_size=5)  # five bytes are one part of five, not two
-    assert not s3.has_tag(path, f"{tag}-2", part_size=3)
-    whole = md5(bytes.fromhex(md5(b"123") + md5(b"45")))
-    assert s3.has_tag(path, f"{whole}-2", part_size=3)
+        s3.list_objects(listing, "s3://b/p", "b/p/")
 
 
 SETTINGS = {  # what is wrong -> whose key, its secret
@@ -286,23 +200,26 @@ SETTINGS = {  # what is wrong -> whose key, its secret
     "unknown key": ("nobody", "wrong"),
     "no key": (None, None),
 }
-FAULTS = [*SETTINGS, "server down", "bucket missing", "nothing under the prefix"]
 
 
-@pytest.mark.parametrize("fault", FAULTS)
-def test_a_fault_names_the_address_and_what_to_set(server, surroundings, prefix, fault):
-    endpoint = server.endpoint
-    if fault == "server down":
-        endpoint = f"http://127.0.0.1:{free_ports(1)[0]}"
+@pytest.mark.parametrize(
+    ("fault", "error", "message"),
+    [
+        ("wrong secret", PermissionError, "signature .* Check AWS_ACCESS_KEY_ID"),
+        ("unknown key", PermissionError, "key ID .* Check AWS_ACCESS_KEY_ID"),
+        ("no key", PermissionError, "Set AWS_ACCESS_KEY_ID"),
+        ("server down", ConnectionError, "Check AWS_ENDPOINT_URL"),
+        ("bucket missing", FileNotFoundError, "'no-such-bucket'.* AWS_ENDPOINT_URL"),
+        ("nothing under the prefix", FileNotFoundError, "no object"),
+    ],
+)
+def test_a_fault_names_the_address_and_what_to_set(server, surroundings, prefix, fault, error, message):
+    endpoint = f"http://127.0.0.1:{free_ports(1)[0]}" if fault == "server down" else server.endpoint
     surroundings(endpoint, *SETTINGS.get(fault, ()))
-    url = {"bucket missing": "s3://no-such-bucket/p", "nothing under the prefix": f"s3://{prefix}x"}
-    url = url.get(fault, f"s3://{prefix}")
-    kind = PermissionError if fault in SETTINGS else FileNotFoundError
-    with pytest.raises(ConnectionError if fault == "server down" else kind) as caught:
+    urls = {"bucket missing": "s3://no-such-bucket/p", "nothing under the prefix": f"s3://{prefix}x"}
+    url = urls.get(fault, f"s3://{prefix}")
+    with pytest.raises(error, match=f"(?s)^{url} at {endpoint}: .*{message}"):
         resolve(url)
-    said = str(caught.value)
-    assert said.startswith(f"{url} at {endpoint}: ")
-    assert trouble()[fault][1] and all(quote in said for quote in trouble()[fault][1])
     assert contents(Path(os.environ["HIGGS_CACHE"])) == {}
 
 
@@ -325,26 +242,23 @@ def test_an_error_of_the_disk_stays_one(server, surroundings, prefix, tmp_path, 
 
 
 def run(folder: Path, *words: str, settings: dict | None = None) -> tuple[int, str]:
-    """A command with nothing of this machine's settings. -> exit code, what it said."""
-    result = subprocess.run(words, cwd=folder, env=outside(settings or {}), capture_output=True, text=True)
-    return result.returncode, result.stdout + result.stderr
-
-
-def outside(settings: dict) -> dict:
+    """A command with nothing of this machine's settings -> exit code, stdout and stderr."""
     home = os.environ["S3_TEST_HOME"]
-    return settings | {
+    variables = (settings or {}) | {
         "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}",
         "HOME": home,
         "DVC_SITE_CACHE_DIR": f"{home}/site",
         "DVC_NO_ANALYTICS": "1",
         **{f"GIT_{who}_{what}": "t" for who in ("AUTHOR", "COMMITTER") for what in ("NAME", "EMAIL")},
     }
+    result = subprocess.run(words, cwd=folder, env=variables, capture_output=True, text=True)
+    return result.returncode, result.stdout + result.stderr
 
 
 def done(folder: Path, *words: str, settings: dict | None = None) -> str:
-    code, said = run(folder, *words, settings=settings)
-    assert code == 0, said
-    return said
+    code, output = run(folder, *words, settings=settings)
+    assert code == 0, output
+    return output
 
 
 @pytest.fixture(scope="module")
@@ -366,8 +280,8 @@ def repository(server, tmp_path_factory) -> Path:
         done(folder, "git", "commit", "--quiet", "--message", "data")
         address = [f"URL=s3://{BUCKET}/team", f"ENDPOINT={server.endpoint}"]
         assert f"now use s3://{BUCKET}/team" in done(folder, "make", "s3", *address)
-        said = done(folder, *command("dvc push"), settings=environment("http://unused"))
-        assert "4 files pushed" in said
+        output = done(folder, *command("dvc push"), settings=environment("http://unused"))
+        assert "4 files pushed" in output
         yield folder
 
 
@@ -382,14 +296,8 @@ def new_repository(folder: Path) -> Path:
 
 def point(folder: Path, url: str, endpoint: str) -> Path:
     """What `make s3` writes."""
-    lines = [
-        "[core]",
-        "remote = s3",
-        "['remote \"s3\"']",
-        f"url = {url}",
-        f"endpointurl = {endpoint}",
-    ]
-    (folder / ".dvc" / "config.local").write_text("\n".join(lines) + "\n")
+    config = f"[core]\nremote = s3\n['remote \"s3\"']\nurl = {url}\nendpointurl = {endpoint}\n"
+    (folder / ".dvc" / "config.local").write_text(config)
     return folder
 
 
@@ -431,8 +339,8 @@ def test_the_switch_changes_nothing_tracked_and_has_a_way_back(server, repositor
     folder = tmp_path / "clone"
     shutil.copytree(repository, folder, symlinks=True)
     for words in (["URL=http://somewhere"], ["URL=s3://"], []):
-        code, said = run(folder, "make", "s3", *words, settings={"URL": "s3://from/outside"})
-        assert code != 0 and "make s3 URL=s3://bucket/prefix" in said
+        code, output = run(folder, "make", "s3", *words, settings={"URL": "s3://from/outside"})
+        assert code != 0 and "make s3 URL=s3://bucket/prefix" in output
     assert "now use the store in the repository" in done(folder, "make", "s3", "URL=")
     assert "remote = " not in (folder / ".dvc" / "config.local").read_text()
     assert done(folder, "git", "status", "--porcelain") == ""
@@ -446,45 +354,22 @@ def test_pull_into_a_fresh_clone_with_a_key_that_only_reads(server, repository, 
     check_bucket(server, "team")
 
 
-PULLS = ["wrong secret", "no key", "server down", "bucket missing, on pull"]
-
-
-@pytest.mark.parametrize("fault", PULLS)
-def test_a_pull_that_fails_says_so_and_leaves_nothing(server, repository, tmp_path, fault):
-    endpoint = server.endpoint
-    if fault == "server down":
-        endpoint = f"http://127.0.0.1:{free_ports(1)[0]}"
-    bucket = "no-such-bucket" if "bucket" in fault else BUCKET
+@pytest.mark.parametrize("fault", ["wrong secret", "no key", "server down", "bucket missing"])
+def test_a_pull_that_fails_leaves_nothing(server, repository, tmp_path, fault):
+    endpoint = f"http://127.0.0.1:{free_ports(1)[0]}" if fault == "server down" else server.endpoint
+    bucket = "no-such-bucket" if fault == "bucket missing" else BUCKET
     folder = clone(repository, tmp_path / "clone", f"s3://{bucket}/team", endpoint)
-    settings = environment("http://unused", *SETTINGS.get(fault, ()))
-    code, said = run(folder, "dvc", "pull", settings=settings)
-    check_fault(fault, code, said)
+    code, output = run(folder, "dvc", "pull", settings=environment("http://unused", *SETTINGS.get(fault, ())))
+    assert code != 0, output
     assert data(folder) == {} and contents(folder / ".dvc" / "cache") == {}
-    if fault == "no key":
-        # Not a check: it compares what is here, which is nothing, and asks nobody.
-        assert "are in sync" in done(folder, "dvc", "status", "-c", settings=settings)
 
 
-@pytest.mark.parametrize("fault", ["key may only read", "bucket missing"])
-def test_a_push_that_fails_says_so_and_leaves_nothing(server, repository, tmp_path, fault):
-    bucket = "no-such-bucket" if "bucket" in fault else BUCKET
+@pytest.mark.parametrize(("bucket", "key"), [(BUCKET, "reader"), ("no-such-bucket", "writer")])
+def test_a_push_that_fails_leaves_nothing(server, repository, tmp_path, bucket, key):
     folder = copy(repository, tmp_path / "copy", f"s3://{bucket}/other", server.endpoint)
-    key = "reader" if "read" in fault else "writer"
-    check_fault(fault, *run(folder, "dvc", "push", settings=environment("http://unused", key)))
-    assert server.objects(BUCKET, "other/") == {}
-    assert data(folder) == data(repository)
-
-
-def check_fault(fault: str, code: int, said: str) -> None:
-    quotes = trouble()[fault][0]
-    assert code != 0, said
-    assert quotes and all(quote in said for quote in quotes), said
-
-
-def test_the_table_has_no_row_that_is_not_tested():
-    pushes = {"key may only read", "bucket missing", "object altered in the bucket"}
-    on_the_way = {"altered or cut off on the way", "replaced during the download"}
-    assert set(trouble()) == {*FAULTS, *PULLS} | pushes | on_the_way
+    code, output = run(folder, "dvc", "push", settings=environment("http://unused", key))
+    assert code != 0, output
+    assert server.objects(BUCKET, "other/") == {} and data(folder) == data(repository)
 
 
 def test_an_altered_object_is_noticed_named_and_repaired(server, repository, tmp_path):
@@ -498,13 +383,12 @@ def test_an_altered_object_is_noticed_named_and_repaired(server, repository, tmp
     server.client.put_object(Bucket=BUCKET, Key=bad, Body=bytes(300_000))
 
     fresh = clone(repository, tmp_path / "fresh", url, server.endpoint)
-    code, said = run(fresh, "dvc", "pull", settings=settings)
-    check_fault("object altered in the bucket", code, said)
-    assert data(fresh) == {}
+    code, _ = run(fresh, "dvc", "pull", settings=settings)
+    assert code != 0 and data(fresh) == {}
     check_cache(fresh)
     words = command("dvc fetch -v 2>&1 | grep 'corrupted cache file'")
-    said = run(fresh, *words[:3], settings=settings)[1]
-    (named,) = re.findall(r"corrupted cache file '.*/(files/md5/\w\w/\w+)'", said)
+    output = run(fresh, *words[:3], settings=settings)[1]
+    (named,) = re.findall(r"corrupted cache file '.*/(files/md5/\w\w/\w+)'", output)
     assert bad == f"altered/{named}"
     check_cache(fresh)
 
@@ -518,48 +402,6 @@ def test_an_altered_object_is_noticed_named_and_repaired(server, repository, tmp
     assert "2 files pushed" in done(folder, "dvc", "push", settings=settings)
     assert check_bucket(server, "altered") == good
     done(fresh, "dvc", "pull", settings=settings)
-    assert data(fresh) == data(repository)
-
-
-def test_a_killed_push_is_pushed_again(server, repository, tmp_path):
-    """Killed while the second of three files is on its way: the bucket holds whole objects only."""
-    url = f"s3://{BUCKET}/killed"
-    halfway, killed = threading.Event(), threading.Event()
-    passed = 0
-
-    def hold(up: bool, piece: bytes, _: int) -> bytes | None:
-        nonlocal passed
-        passed += len(piece) if up else 0
-        if passed > 450_000:
-            halfway.set()
-            killed.wait()
-            return None
-        return piece
-
-    with Line(server.port, hold) as line:
-        folder = copy(repository, tmp_path / "copy", url, line.endpoint)
-        push = subprocess.Popen(
-            ["dvc", "push", "--jobs", "1"],
-            cwd=folder,
-            env=outside(environment(line.endpoint)),
-            stdout=subprocess.DEVNULL,
-            stderr=subprocess.DEVNULL,
-        )
-        while not halfway.wait(0.1):
-            assert push.poll() is None
-        push.kill()
-        assert push.wait() != 0
-        killed.set()
-    assert len(check_bucket(server, "killed")) == 1
-
-    fresh = clone(repository, tmp_path / "fresh", url, server.endpoint)
-    code, said = run(fresh, "dvc", "pull", settings=environment(server.endpoint))
-    assert code != 0 and data(fresh) == {}, said
-    check_cache(fresh)
-    point(folder, url, server.endpoint)
-    assert "3 files pushed" in done(folder, "dvc", "push", settings=environment(server.endpoint))
-    assert len(check_bucket(server, "killed")) == 4
-    done(fresh, "dvc", "pull", settings=environment(server.endpoint))
     assert data(fresh) == data(repository)
 
 
@@ -606,8 +448,8 @@ def test_garbage_is_collected_and_nothing_else(server, repository, tmp_path):
     done(folder, *command("git fetch --all --tags"))
     done(folder, *command("dvc fetch --all-commits --remote s3"), settings=settings)
     dry = command("dvc gc --all-commits --cloud --remote s3 --dry")
-    said = done(folder, *dry, settings=settings)
-    assert len(re.findall("^Removing", said, re.MULTILINE)) == 2
+    output = done(folder, *dry, settings=settings)
+    assert len(re.findall("^Removing", output, re.MULTILINE)) == 2
     assert check_bucket(server, "versions") == before
     done(folder, *command("dvc gc --all-commits --cloud --remote s3 --force"), settings=settings)
     after = check_bucket(server, "versions")
@@ -615,5 +457,5 @@ def test_garbage_is_collected_and_nothing_else(server, repository, tmp_path):
     assert b"never committed" not in after.values()
 
     # Why not `--workspace`, and not in a shallow clone: both would take the version of the branch.
-    said = done(folder, "dvc", "gc", "--workspace", "--cloud", "--dry", settings=settings)
-    assert len(re.findall("^Removing.*versions", said, re.MULTILINE)) == 2
+    output = done(folder, "dvc", "gc", "--workspace", "--cloud", "--dry", settings=settings)
+    assert len(re.findall("^Removing.*versions", output, re.MULTILINE)) == 2

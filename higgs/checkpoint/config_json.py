@@ -1,7 +1,8 @@
-"""config.json of a checkpoint <-> sizes: the original's schema and transformers' are read, transformers' is written.
+"""config.json of a checkpoint <-> sizes.
 
-Whatever the released checkpoint does not use is refused here, with the key and its value: the Whisper tower, adapters
-other than the dual FFN, self-attention and projection of the audio output, the RQ transformer.
+Two schemas are read, that of the reference implementation (boson-ai/higgs-audio) and that of transformers; the latter
+is written. Features that the released checkpoint does not use raise ConfigError with the key and its value: the Whisper
+tower, adapters other than the dual FFN, self-attention and projection of the audio output, the RQ transformer.
 """
 
 import math
@@ -14,7 +15,7 @@ from higgs.config import CodecConfig, ConfigError, ModelConfig, RopeConfig, Sema
 MODEL, CODEC = "model", "codec"
 ORIGINAL, TRANSFORMERS = "original", "transformers"
 
-# Our names of sizes -> the keys of transformers' schema, which are also those of the original's Llama.
+# This package's names of sizes -> the keys of transformers' schema, which the reference's Llama has too.
 ACOUSTIC = {
     "encoder_width": "encoder_hidden_size", "decoder_width": "decoder_hidden_size", "acoustic_dim": "hidden_size",
 }  # fmt: skip
@@ -34,33 +35,39 @@ ROPE = {
     "original_context": "original_max_position_embeddings",
 }  # fmt: skip
 
+# Keys of transformers' schema that have one value in every config that this package runs.
+FIXED_CODEC = {
+    "channel_ratios": [1, 1], "strides": [1, 1], "block_dilations": [1, 1], "unit_kernel_size": 3, "kernel_size": 3,
+}  # fmt: skip
+FIXED_LLAMA = {"hidden_act": "silu", "attention_bias": False, "mlp_bias": False}
+KINDS = {
+    "higgs_audio": (MODEL, ORIGINAL),
+    "higgs_audio_v2": (MODEL, TRANSFORMERS),
+    "higgs_audio_v2_tokenizer": (CODEC, TRANSFORMERS),
+}
+
 
 def recognise(config: Mapping[str, Any], what: str = "config") -> tuple[str, str]:
     """The content of a config.json -> (MODEL or CODEC, ORIGINAL or TRANSFORMERS). Raises ConfigError for others."""
-    known = {
-        "higgs_audio": (MODEL, ORIGINAL),
-        "higgs_audio_v2": (MODEL, TRANSFORMERS),
-        "higgs_audio_v2_tokenizer": (CODEC, TRANSFORMERS),
-    }
-    if config.get("model_type") in known:
-        return known[config["model_type"]]
+    if config.get("model_type") in KINDS:
+        return KINDS[config["model_type"]]
     if {"ratios", "n_q"} <= config.keys():
         return CODEC, ORIGINAL
     raise ConfigError(
-        f"{what}: not a Higgs Audio V2 config: expected model_type {' or '.join(known)}, or the keys ratios and n_q; "
+        f"{what}: not a Higgs Audio V2 config: expected model_type {' or '.join(KINDS)}, or the keys ratios and n_q; "
         f"got model_type {config.get('model_type')!r} and the keys {sorted(config)[:8]}"
     )
 
 
-def _layout(config: dict[str, Any], wanted: str) -> str:
+def _layout(config: dict[str, Any], expected: str) -> str:
     kind, layout = recognise(config)
-    if kind != wanted:
-        raise ConfigError(f"the config of a {wanted} is needed, and this is that of a {kind}")
+    if kind != expected:
+        raise ConfigError(f"expected the config of a {expected}, got that of a {kind}")
     return layout
 
 
 def codec_from_json(config: dict[str, Any], shapes: Mapping[str, tuple[int, ...]] | None = None) -> CodecConfig:
-    """Reads either schema. The original's has no widths: they come from the tensors' `shapes`.
+    """Reads either schema. The reference's has no widths: they come from the tensors' `shapes`.
 
     Raises ConfigError for a schema that is neither, or for a value that the release does not use.
     """
@@ -79,14 +86,14 @@ def model_from_json(config: dict[str, Any]) -> ModelConfig:
 
 
 def expect(config: dict[str, Any], what: str, **allowed: Any) -> None:
-    """Every named key that is present must have the given value."""
+    """Raises ConfigError for a key that is present with another value."""
     for key, value in allowed.items():
         if key in config and config[key] != value:
             raise ConfigError(f"{what}: {key} is {config[key]!r}, this package runs only {value!r}")
 
 
 def require(config: Any, what: str, *keys: str) -> None:
-    """A JSON object with all these keys, none of them null."""
+    """Raises ConfigError unless `config` is a JSON object with all these keys, none of them null."""
     if not isinstance(config, dict):
         raise ConfigError(f"{what}: expected a JSON object, got {config!r}")
     missing = [key for key in keys if config.get(key) is None]
@@ -95,19 +102,18 @@ def require(config: Any, what: str, *keys: str) -> None:
 
 
 def _read(config: dict[str, Any], names: dict[str, str]) -> dict[str, Any]:
-    """What a config has of these sizes, by our names."""
+    """The sizes that a config has, by this package's names."""
     return {ours: config[key] for ours, key in names.items() if config.get(key) is not None}
 
 
-def _written(config: Any, names: dict[str, str]) -> dict[str, Any]:
+def _write(config: Any, names: dict[str, str]) -> dict[str, Any]:
     return {key: getattr(config, ours) for ours, key in names.items()}
 
 
 def _codec_from_transformers(config: dict[str, Any]) -> CodecConfig:
     what = "codec config (transformers)"
     require(config, what, "acoustic_model_config", "semantic_model_config", "codebook_dim")
-    expect(config, what, channel_ratios=[1, 1], strides=[1, 1], block_dilations=[1, 1])
-    expect(config, what, unit_kernel_size=3, kernel_size=3, downsample_factor=320)
+    expect(config, what, **FIXED_CODEC, downsample_factor=320)
     acoustic, semantic = config["acoustic_model_config"], config["semantic_model_config"]
     require(acoustic, f"{what}: acoustic_model_config", "downsampling_ratios")
     require(semantic, f"{what}: semantic_model_config")
@@ -159,7 +165,7 @@ def _codec_from_original(config: dict[str, Any], shapes: Mapping[str, tuple[int,
             hidden_size=hidden,
             intermediate_size=width(f"{encoder}.layers.0.feed_forward.intermediate_dense.bias"),
             num_layers=len({key.split(".")[3] for key in shapes if f"{encoder}.layers." in key}),
-            # No tensor shows the number of heads: HuBERT's have 64 channels; smaller teachers get 4.
+            # No tensor shows the number of heads: HuBERT's have 64 channels; smaller models get 4.
             num_heads=hidden // 64 if hidden % 64 == 0 else 4,
             conv_dim=width("semantic_model.feature_projection.layer_norm.weight"),
             position_kernel=width(position, 2),
@@ -174,8 +180,8 @@ def _model_from_transformers(config: dict[str, Any]) -> ModelConfig:
     return _model(config, config, config["rope_parameters"], config["num_codebooks"], codebook_size)
 
 
-# What the original takes where its config lacks the key: parts that this package does not run.
-_ORIGINAL_DEFAULTS = {
+# The reference's defaults for absent keys, all of features that this package does not run.
+REFERENCE_DEFAULTS = {
     "audio_adapter_type": "stack",
     "encode_whisper_embed": True,
     "encode_audio_in_tokens": False,
@@ -186,7 +192,7 @@ _ORIGINAL_DEFAULTS = {
 
 def _model_from_original(config: dict[str, Any]) -> ModelConfig:
     what = "model config (original)"
-    config = _ORIGINAL_DEFAULTS | config
+    config = REFERENCE_DEFAULTS | config
     adapter = config["audio_adapter_type"]
     if adapter not in ("dual_ffn", "dual_ffn_fast_forward"):
         raise ConfigError(f"{what}: audio_adapter_type is {adapter!r}: only dual FFN is run")
@@ -211,22 +217,19 @@ def _model(
 ) -> ModelConfig:
     what = "model config"
     expect(config, what, audio_stream_bos_id=codebook_size, audio_stream_eos_id=codebook_size + 1)
-    require(llama, what, "hidden_size", "intermediate_size", "num_hidden_layers", "vocab_size")
-    require(llama, what, "num_attention_heads")
-    expect(llama, what, hidden_act="silu", attention_bias=False, mlp_bias=False)
+    require(llama, what, *(key for key in LLAMA.values() if key not in ("num_key_value_heads", "head_dim")))
+    expect(llama, what, **FIXED_LLAMA)
     require(rope, f"{what}: rope", *ROPE.values())
     expect(rope, f"{what}: rope", rope_type="llama3")
     sizes = _read(llama, LLAMA)
-    whole = ModelConfig(
+    model = ModelConfig(
         **{"num_kv_heads": sizes["num_heads"]} | sizes,
         rms_norm_eps=llama.get("rms_norm_eps", ModelConfig.rms_norm_eps),
         rope=RopeConfig(**_read(rope, ROPE)),
         num_codebooks=num_codebooks,
         codebook_size=codebook_size,
     )
-    if "head_dim" not in sizes:
-        whole = replace(whole, head_dim=whole.hidden_size // whole.num_heads)
-    return whole
+    return model if "head_dim" in sizes else replace(model, head_dim=model.hidden_size // model.num_heads)
 
 
 def codec_to_json(config: CodecConfig) -> dict[str, Any]:
@@ -238,24 +241,20 @@ def codec_to_json(config: CodecConfig) -> dict[str, Any]:
         "model_type": "higgs_audio_v2_tokenizer",
         "acoustic_model_config": {
             "model_type": "dac",
-            **_written(config, ACOUSTIC),
+            **_write(config, ACOUSTIC),
             "downsampling_ratios": list(config.strides),
             "upsampling_ratios": list(config.strides),
             "hop_length": config.hop_length,
         },
         "semantic_model_config": {
             "model_type": "hubert",
-            **_written(config.semantic, HUBERT),
+            **_write(config.semantic, HUBERT),
             "conv_dim": [config.semantic.conv_dim] * 7,
             "mask_time_prob": 0.0,
         },
-        **_written(config, CODEC_SIZES),
+        **_write(config, CODEC_SIZES),
         "target_bandwidths": [kbits / 4, kbits / 2, 3 * kbits / 4, kbits],
-        "channel_ratios": [1, 1],
-        "strides": [1, 1],
-        "block_dilations": [1, 1],
-        "unit_kernel_size": 3,
-        "kernel_size": 3,
+        **FIXED_CODEC,
     }
 
 
@@ -264,16 +263,14 @@ def model_to_json(config: ModelConfig) -> dict[str, Any]:
     return {
         "architectures": ["HiggsAudioV2ForConditionalGeneration"],
         "model_type": "higgs_audio_v2",
-        **_written(config, LLAMA),
+        **_write(config, LLAMA),
         "max_position_embeddings": 131_072,
         "rms_norm_eps": config.rms_norm_eps,
-        "rope_parameters": {"rope_type": "llama3", **_written(config.rope, ROPE)},
+        "rope_parameters": {"rope_type": "llama3", **_write(config.rope, ROPE)},
         "num_codebooks": config.num_codebooks,
         "codebook_size": config.code_vocab_size,
         "audio_stream_bos_id": config.stream_bos,
         "audio_stream_eos_id": config.stream_eos,
-        "hidden_act": "silu",
-        "attention_bias": False,
-        "mlp_bias": False,
+        **FIXED_LLAMA,
         "tie_word_embeddings": False,
     }

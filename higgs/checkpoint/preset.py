@@ -1,4 +1,4 @@
-"""The name of a checkpoint -> where its model and its codec are, and how they are run."""
+"""The key `checkpoint` of params.yaml and the command line -> sources of model and codec, dtype and device."""
 
 import re
 from dataclasses import dataclass
@@ -13,7 +13,7 @@ RELEASED_CODEC = "bosonai/higgs-audio-v2-tokenizer@9d4988fbd4ad07b4cac3a5fa46274
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """What the one key `checkpoint` stands for: where model and codec are, and how they are run."""
+    """Sources of model and codec for `resolve`, and the dtype and device to run them with."""
 
     name: str
     model: str
@@ -25,19 +25,18 @@ class Checkpoint:
     def parse(cls, text: str) -> "Checkpoint":
         """`nano`, `organisation/name@revision`, or a folder (or s3://) with `model/` and `codec/`.
 
-        A model from the hub goes with the released codec. Its revision is a full commit hash: a
-        branch moves, and the same params.yaml would then mean something else. Anything else is a
-        ParamsError.
+        A model from the hub is used with the released codec. Its revision must be a full commit hash, because a
+        branch moves. Anything else is a ParamsError.
         """
         if text == "nano":
-            # float32 on the CPU: this is where its codes repeat bit by bit.
+            # float32 on the CPU repeats bit by bit.
             return cls._from_folder(text, "data/checkpoints/nano", "float32", "cpu")
         if Path(text).is_dir():
-            if lacking := [part for part in ("model", "codec") if not Path(text, part).is_dir()]:
-                above = Path(text, "config.json").is_file()
+            if missing := [part for part in ("model", "codec") if not Path(text, part).is_dir()]:
+                is_part = Path(text, "config.json").is_file()
                 raise ParamsError(
-                    f"checkpoint: {text!r} has no {'/ and no '.join(lacking)}/ in it"
-                    f"{': name the folder above it' if above else ''}"
+                    f"checkpoint: {text!r} has no {'/ and no '.join(missing)}/ in it"
+                    f"{': name the folder above it' if is_part else ''}"
                 )
             return cls._from_folder(text, text.rstrip("/"))
         if text.startswith("s3://"):

@@ -1,30 +1,24 @@
-"""Checkpoints: "local folder | hub id @ revision | s3://bucket/prefix" -> a local folder, complete and verified."""
+"""A local folder, a hub id with a revision or s3://bucket/prefix -> a local folder with a complete checkpoint."""
 
 import hashlib
 import re
 from pathlib import Path
 
 from higgs.checkpoint.config_json import MODEL, model_from_json, recognise
-from higgs.checkpoint.folder import (
-    CONFIG,
-    GENERATION_CONFIG,
-    choose_weights,
-    read_config,
-    weight_files,
-)
+from higgs.checkpoint.folder import CONFIG, GENERATION_CONFIG, choose_weights, read_config, weight_files
 
 SMALL_FILES = ["*.json", "*.jinja"]
 CHECKPOINT_FILES = [*SMALL_FILES, "*.safetensors", "*.pth"]
 
 
 def resolve(source: str | Path, revision: str | None = None, weights: bool = True) -> Path:
-    """-> a local folder that holds the checkpoint, downloaded (and cached, resumed, verified) where necessary.
+    """-> a local folder that holds the checkpoint; from the hub and S3 it is downloaded into a cache.
 
-    `source` is a folder, `organisation/name`, `organisation/name@revision`, or `s3://bucket/prefix`. Of the hub's and
-    S3's, `weights=False` fetches only the small files: configs and the text tokenizer.
+    `source` is a folder, `organisation/name`, `organisation/name@revision`, or `s3://bucket/prefix`. With
+    `weights=False` only the small files of a remote checkpoint are fetched: configs and the text tokenizer.
 
     Raises FileNotFoundError when it is none of them, or the hub has no such repository or revision; OSError for a
-    download that failed or arrived damaged; ConfigError, before anything large is fetched, for a config not run here.
+    failed or damaged download; ConfigError, before weights are fetched, for a config that this package does not run.
     """
     text = str(source)
     if text.startswith("s3://"):
@@ -50,9 +44,9 @@ def resolve(source: str | Path, revision: str | None = None, weights: bool = Tru
 
 
 def _from_hub(name: str, revision: str, weights: bool) -> Path:
-    """The snapshot in the hub's cache: small files first, then the weights in the layout of the config, no others.
+    """-> the snapshot in the hub's cache: small files first, then only the weights in the layout of the config.
 
-    A commit that is in the cache costs no request. Without network, the cache has to do.
+    A commit that is in the cache costs no request. Without network the cache is used as it is.
     """
     from huggingface_hub import get_cached_repo_tree, snapshot_download
     from huggingface_hub.errors import CachedRepoTreeNotFoundError
@@ -78,7 +72,7 @@ def _from_hub(name: str, revision: str, weights: bool) -> Path:
 
 
 def _check_sizes(folder: Path, sizes: dict[str, int]) -> None:
-    """Raises OSError for a file in the cache that is shorter or longer than on the hub."""
+    """Deletes a cached file whose length differs from the hub's, and raises OSError."""
     for name, expected in sizes.items():
         path = folder / name
         if path.exists() and (size := path.stat().st_size) != expected:
@@ -87,7 +81,7 @@ def _check_sizes(folder: Path, sizes: dict[str, int]) -> None:
 
 
 def _small_files(name: str, revision: str) -> Path:
-    """-> the snapshot's folder with configs and text tokenizer, or an error that says what to do."""
+    """-> the snapshot's folder with configs and text tokenizer."""
     from huggingface_hub import constants, snapshot_download
     from huggingface_hub.errors import (
         GatedRepoError,
@@ -115,24 +109,24 @@ def _small_files(name: str, revision: str) -> Path:
             "`hf auth login` or set HF_TOKEN"
         ) from error
     except LocalEntryNotFoundError as error:
-        offline = "HF_HUB_OFFLINE is set" if constants.HF_HUB_OFFLINE else f"no answer: {_told(error)}"
+        offline = "HF_HUB_OFFLINE is set" if constants.HF_HUB_OFFLINE else f"no answer: {_first_line(error)}"
         raise FileNotFoundError(
             f"{where}: {offline}, and {constants.HF_HUB_CACHE} does not hold all of revision {revision!r}: run it "
             "once with network, or give a folder"
         ) from error
     except HTTPError as error:
-        raise ConnectionError(f"{where}: {_told(error)}") from error
+        raise ConnectionError(f"{where}: {_first_line(error)}") from error
 
 
-def _told(error: Exception) -> str:
-    """The first line of an error, which the library follows with pages of advice."""
+def _first_line(error: Exception) -> str:
+    """Of an error's text, which the library continues with pages of advice."""
     return str(error).strip().partition("\n")[0].rstrip(".")
 
 
 def _fetch(name: str, folder: Path, path: str) -> None:
-    """One large file into the hub's cache, by its sha256; what a broken download left is continued.
+    """Downloads one large file into the hub's cache, resumes a partial one, and checks its sha256.
 
-    The library's own way starts a broken file again with every run. This one puts the blob where that way looks first.
+    huggingface_hub 2.4 starts a partial file again with every run, but uses a blob that is in its place.
     """
     from huggingface_hub import get_hf_file_metadata, hf_hub_url
     from huggingface_hub.errors import HTTPError
@@ -144,49 +138,43 @@ def _fetch(name: str, folder: Path, path: str) -> None:
         listed = get_hf_file_metadata(url)
     except (HTTPError, OSError) as error:
         raise ConnectionError(
-            f"{where} is not in the cache, and cannot be fetched: {_told(error)}. Run it again with network"
+            f"{where} is not in the cache, and cannot be fetched: {_first_line(error)}. Run it again with network"
         ) from error
     if not re.fullmatch("[0-9a-f]{64}", listed.etag or ""):
-        return  # small, so not stored by its sha256: for the library to fetch
+        return  # a small file without a sha256: the library fetches it
     storage = folder.parent.parent
     blob = storage / "blobs" / listed.etag
     partial = blob.with_name(f"{blob.name}.incomplete")
     lock = storage.parent / ".locks" / storage.name / f"{blob.name}.lock"
-    for place in (blob, lock):
-        place.parent.mkdir(parents=True, exist_ok=True)
+    for path_in_cache in (blob, lock):
+        path_in_cache.parent.mkdir(parents=True, exist_ok=True)
     with WeakFileLock(lock):
         if blob.exists():
             return
         try:
             with partial.open("ab") as sink:
-                http_get(
-                    url,
-                    sink,
-                    resume_size=sink.tell(),
-                    headers=build_hf_headers(),
-                    expected_size=listed.size,
-                    displayed_filename=path,
-                )
+                options = {"headers": build_hf_headers(), "displayed_filename": path}
+                http_get(url, sink, resume_size=sink.tell(), expected_size=listed.size, **options)
         except (HTTPError, OSError) as error:
             have = partial.stat().st_size
             if have > listed.size:
                 partial.unlink()
             raise OSError(
-                f"{where}: {have:,} of {listed.size:,} bytes are here ({_told(error)}). Run it again: it goes on"
+                f"{where}: {have:,} of {listed.size:,} bytes are here ({_first_line(error)}). Run it again: it goes on"
             ) from error
         with partial.open("rb") as content:
-            found = hashlib.file_digest(content, "sha256").hexdigest()
-        if found != listed.etag:
+            digest = hashlib.file_digest(content, "sha256").hexdigest()
+        if digest != listed.etag:
             partial.unlink()
             raise OSError(
-                f"{where} arrived damaged: its sha256 is {found}, on the hub {listed.etag}. It is deleted here: "
+                f"{where} arrived damaged: its sha256 is {digest}, on the hub {listed.etag}. It is deleted here: "
                 "run it again"
             )
         partial.rename(blob)
 
 
 def fingerprint(source: str | Path) -> str:
-    """-> sha256 over the names and bytes of a checkpoint's weights and configs: what a report came from."""
+    """-> sha256 over the names and bytes of a checkpoint's weights and configs, for the provenance of results."""
     folder = resolve(source)
     digest = hashlib.sha256()
     settings = [path for path in [folder / GENERATION_CONFIG] if path.is_file()]

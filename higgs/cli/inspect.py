@@ -9,18 +9,15 @@ from typer import Argument, Option
 def inspect(
     checkpoints: Annotated[
         list[str],
-        Argument(
-            metavar="CHECKPOINT...",
-            help="nano, a folder, ORGANISATION/NAME@REVISION or s3://BUCKET/PREFIX",
-        ),
+        Argument(metavar="CHECKPOINT...", help="nano, a folder, ORGANISATION/NAME@REVISION or s3://BUCKET/PREFIX"),
     ],
     as_json: Annotated[bool, Option("--json", help="for programs")] = False,
 ) -> None:
     """Show what a checkpoint holds and needs.
 
-    What it lacks, too, and the memory it takes; it is not loaded.
+    Its sizes, its faults and the memory on the device, from config and tensor headers: weights are not loaded.
     """
-    from higgs.inspection import inspect_checkpoint, to_json, to_text
+    from higgs.cli.checkpoint_report import inspect_checkpoint, to_json, to_text
 
     reports = [report for source in checkpoints for report in inspect_checkpoint(source)]
     print(json.dumps(to_json(reports), indent=2) if as_json else to_text(reports))

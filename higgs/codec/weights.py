@@ -10,7 +10,6 @@ from torch import Tensor
 from higgs.checkpoint.config_json import ORIGINAL, TRANSFORMERS, codec_from_json
 from higgs.checkpoint.folder import (
     CheckpointError,
-    Differences,
     compare,
     layout_of,
     read_config,
@@ -162,8 +161,8 @@ def load_config(folder: Path) -> CodecConfig:
     return codec_from_json(read_config(folder), shapes)
 
 
-def differences(folder: Path, expected: Mapping[str, Tensor]) -> Differences:
-    """Between a checkpoint and the tensors (of the meta device) that its config asks for, by the headers alone."""
+def differences(folder: Path, expected: Mapping[str, Tensor]) -> list[str]:
+    """Lines that say where a checkpoint's headers differ from the tensors that its config asks for (meta device)."""
     headers = read_headers(folder)
     layout, (strides, codebooks) = layout_of(headers), sizes(expected)
     found, _ = convert(headers, strides)
@@ -182,6 +181,6 @@ def load_weights(folder: Path, expected: Mapping[str, Tensor]) -> dict[str, Tens
     Raises CheckpointError that names the tensors which are missing, unexpected or misshapen.
     """
     if found := differences(folder, expected):
-        raise CheckpointError(f"{folder}: " + "; ".join(found.lines()))
+        raise CheckpointError(f"{folder}: " + "; ".join(found))
     ours, _ = convert(read_tensors(folder), sizes(expected)[0])
     return {name: tensor.float() for name, tensor in ours.items()}

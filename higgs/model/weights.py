@@ -10,7 +10,6 @@ from torch import Tensor
 from higgs.checkpoint.config_json import ORIGINAL, TRANSFORMERS
 from higgs.checkpoint.folder import (
     CheckpointError,
-    Differences,
     compare,
     layout_of,
     read_headers,
@@ -122,8 +121,8 @@ def to_transformers(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
     return {their_name(key, TRANSFORMERS): t.contiguous() for key, t in tensors.items()}
 
 
-def differences(folder: Path, expected: Mapping[str, Tensor]) -> Differences:
-    """Between a checkpoint and the tensors (of the meta device) that its config asks for, by the headers alone."""
+def differences(folder: Path, expected: Mapping[str, Tensor]) -> list[str]:
+    """Lines that say where a checkpoint's headers differ from the tensors that its config asks for (meta device)."""
     headers = read_headers(folder)
     layout = layout_of(headers)
     return compare(expected, convert(headers), lambda name: their_name(name, layout))
@@ -135,5 +134,5 @@ def load_weights(folder: Path, expected: Mapping[str, Tensor]) -> dict[str, Tens
     Raises CheckpointError that names the tensors which are missing, unexpected or misshapen.
     """
     if found := differences(folder, expected):
-        raise CheckpointError(f"{folder}: " + "; ".join(found.lines()))
+        raise CheckpointError(f"{folder}: " + "; ".join(found))
     return convert(read_tensors(folder))

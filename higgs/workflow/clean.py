@@ -1,10 +1,11 @@
-"""Notebooks without what changes from run to run: sources to commit, executed ones to repeat."""
+"""Notebooks without what changes from run to run: sources as they are committed, executed ones as stages write them."""
 
 import re
-from typing import Any
+from collections.abc import Iterable
 
 import nbformat
 from nbformat import NotebookNode
+from nbstripout import strip_output
 
 KERNELSPEC = {"display_name": "Python 3 (ipykernel)", "language": "python", "name": "python3"}
 WIDGET = "application/vnd.jupyter.widget-view+json"
@@ -17,64 +18,47 @@ def dump(notebook: NotebookNode) -> str:
 
 
 def clean_source(notebook: NotebookNode) -> NotebookNode:
-    """A notebook as committed: no outputs or counts, of the metadata only tags. Works in place."""
-    for cell in notebook.cells:
-        _clean_metadata(cell)
-        if cell.cell_type == "code":
-            cell.outputs = []
-            cell.execution_count = None
-    notebook.metadata = _notebook_metadata()
-    return notebook
+    """A notebook as committed: without outputs and counts, of the metadata only tags. Works in place."""
+    _clean_metadata(notebook)
+    return strip_output(notebook, keep_output=False, keep_count=False, keep_id=True)
 
 
 def clean_executed(notebook: NotebookNode) -> NotebookNode:
-    """An executed notebook without times, random ids, widgets, stderr: runs give equal bytes.
+    """An executed notebook without times, random ids, widgets and stderr: equal runs give equal bytes. Works in place.
 
-    Warnings and progress live on stderr, and both hold paths and times: they belong to the
-    terminal. Works in place.
+    stderr carries warnings and progress, with paths and times in them: it is for the terminal only.
     """
+    _clean_metadata(notebook)
     for index, cell in enumerate(notebook.cells):
-        _clean_metadata(cell)
-        # papermill gives the cell that it injects a random id.
-        cell.id = f"cell-{index:03d}"
+        cell.id = f"cell-{index:03d}"  # papermill gives the cell that it injects a random id
         if cell.cell_type == "code":
-            cell.outputs = _joined(_clean_output(output) for output in cell.outputs if _kept(output))
-    notebook.metadata = _notebook_metadata()
+            cell.outputs = _join_streams(output for output in cell.outputs if _is_repeatable(output))
     notebook.nbformat_minor = max(notebook.nbformat_minor, 5)
     return notebook
 
 
-def _notebook_metadata() -> NotebookNode:
-    # The exact version of Python is left out: it is the environment's to fix, not the notebook's to
-    # repeat.
+def _clean_metadata(notebook: NotebookNode) -> None:
+    for cell in notebook.cells:
+        tags = cell.metadata.get("tags")
+        cell.metadata = nbformat.from_dict({"tags": tags} if tags else {})
+    # Without the exact version of Python, which is the environment's.
     language = {"name": "python", "pygments_lexer": "ipython3"}
-    return nbformat.from_dict({"kernelspec": KERNELSPEC, "language_info": language})
+    notebook.metadata = nbformat.from_dict({"kernelspec": KERNELSPEC, "language_info": language})
 
 
-def _clean_metadata(cell: NotebookNode) -> None:
-    tags = cell.metadata.get("tags")
-    cell.metadata = nbformat.from_dict({"tags": tags} if tags else {})
-
-
-def _kept(output: NotebookNode) -> bool:
+def _is_repeatable(output: NotebookNode) -> bool:
     if output.output_type == "stream":
         return output.name == "stdout"
-    # A widget's picture lives in the browser; what remains of it in a file is its name and a random
-    # id.
-    return WIDGET not in output.get("data", {})
+    return WIDGET not in output.get("data", {})  # a file holds of a widget only its name and a random id
 
 
-def _clean_output(output: NotebookNode) -> NotebookNode:
-    output.pop("transient", None)
-    if "text/plain" in output.get("data", {}):
-        output.data["text/plain"] = ADDRESS.sub("", output.data["text/plain"])
-    return output
-
-
-def _joined(outputs: Any) -> list[NotebookNode]:
-    """Adjacent streams as one: where a kernel cuts its output into messages is a matter of time."""
+def _join_streams(outputs: Iterable[NotebookNode]) -> list[NotebookNode]:
+    """Adjacent streams as one (where a kernel cuts them depends on time); objects without their addresses."""
     joined: list[NotebookNode] = []
     for output in outputs:
+        output.pop("transient", None)
+        if "text/plain" in output.get("data", {}):
+            output.data["text/plain"] = ADDRESS.sub("", output.data["text/plain"])
         if joined and output.output_type == joined[-1].output_type == "stream":
             joined[-1].text += output.text
         else:

@@ -1,8 +1,7 @@
-"""What the cells of a notebook use: the root, progress, players, tables, results that repeat.
+"""Helpers for notebook cells: the root, progress, players, tables, result files.
 
-A notebook runs in two ways. As a stage (`python -m higgs.workflow.runner run`) it writes the tracked
-outputs. Opened in JupyterLab, or run by nbval, it writes the same files below results/explore/, so
-that exploring changes nothing tracked.
+As a stage (`python -m higgs.workflow.runner run`) a notebook writes the tracked outputs. In JupyterLab or under nbval
+it writes the same files below results/explore/, so that exploring changes nothing tracked.
 """
 
 import base64
@@ -13,10 +12,9 @@ import json
 import math
 import os
 import sys
-import time
 import warnings
 import wave
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -26,12 +24,10 @@ from higgs.files import replacing
 
 T = TypeVar("T")
 
-# tqdm says so wherever ipywidgets is not installed. Nothing here uses its widgets.
+# tqdm.auto warns where ipywidgets is not installed; nothing here uses widgets.
 warnings.filterwarnings("ignore", message="IProgress not found")
 
-STAGE_VARIABLE = "HIGGS_STAGE"
-"""Set by the runner to the stage's name; its absence means that somebody is exploring."""
-
+STAGE_VARIABLE = "HIGGS_STAGE"  # set by the runner to the stage's name; not set while exploring
 EXPLORE_FOLDER = Path("results/explore")
 DIGITS = 6
 
@@ -46,7 +42,7 @@ def find_root(start: str | Path = ".") -> Path:
 
 
 def enter_root() -> Path:
-    """Makes the repository's root the working directory, wherever we started; returns it."""
+    """Makes the repository's root the working directory, and returns it."""
     root = find_root()
     os.chdir(root)
     return root
@@ -57,10 +53,9 @@ def running_as_stage() -> bool:
 
 
 def output_path(path: str | Path) -> Path:
-    """Where to write the output `path` (relative to the root); its folder is made.
+    """`path`, relative to the root, in a stage; results/explore/... elsewhere. Creates the folder.
 
-    The path itself in a stage; results/explore/... elsewhere. Raises ValueError for an absolute
-    path.
+    Raises ValueError for an absolute path.
     """
     path = Path(path)
     if path.is_absolute():
@@ -73,47 +68,23 @@ def output_path(path: str | Path) -> Path:
 
 
 def say(text: str) -> None:
-    """A line for the terminal, kept out of the executed notebook: for times and all that varies."""
+    """A line on stderr, which executed notebooks do not hold: for times and whatever else varies."""
     sys.stderr.write(text + "\n")
     sys.stderr.flush()
 
 
-def progress(items: Iterable[T], label: str, total: int | None = None, every: float = 5.0) -> Iterator[T]:
-    """`items`, with a bar where somebody watches and with a line every few seconds in a stage.
+def progress(items: Iterable[T], label: str, total: int | None = None) -> Iterable[T]:
+    """`items` with a bar on stderr, updated every five seconds in a stage."""
+    from tqdm import tqdm
 
-    The total is len(items) where they have one and none is given.
-    """
-    if total is None and hasattr(items, "__len__"):
-        total = len(items)
-    if not running_as_stage():
-        from tqdm import tqdm
-
-        yield from tqdm(items, desc=label, total=total)
-        return
-    start = last = time.monotonic()
-    done = 0
-    for done, item in enumerate(items, start=1):
-        yield item
-        now = time.monotonic()
-        if now - last >= every and done != total:
-            say(_progress_line(label, done, total, now - start))
-            last = now
-    say(_progress_line(label, done, total, time.monotonic() - start))
-
-
-def _progress_line(label: str, done: int, total: int | None, seconds: float) -> str:
-    count = f"{done}" if total is None else f"{done}/{total}"
-    rate = done / max(seconds, 1e-9)
-    left = f", {(total - done) / rate:.0f} s left" if total and 0 < done < total else ""
-    return f"{label} {count} in {seconds:.1f} s{left}"
+    return tqdm(items, desc=label, total=total, mininterval=5 if running_as_stage() else 0.1)
 
 
 def audio_player(waveform: Any, sample_rate: int, label: str = ""):
-    """Float [L], [1, L] or [1, 1, L] in [-1, 1] -> an <audio> element that carries its sound.
+    """Float [L], [1, L] or [1, 1, L] in [-1, 1] -> an <audio> element with the sound embedded.
 
-    The sound is 16-bit PCM in WAV: lossless, played by every browser, and the same bytes on every
-    machine (a FLAC encoder's choices may follow the CPU). One second at 24 kHz is 64 kB. Samples
-    outside [-1, 1] are clipped; NaN, infinity, no samples or more than one channel: ValueError.
+    16-bit PCM in WAV: lossless, played by every browser, the same bytes on every machine; a second at 24 kHz is 64 kB.
+    Samples outside [-1, 1] are clipped. NaN, infinity, no samples or more than one channel: ValueError.
     """
     from IPython.display import HTML
 
@@ -140,7 +111,7 @@ def audio_player(waveform: Any, sample_rate: int, label: str = ""):
 
 
 def picture(content: bytes, description: str):
-    """PNG bytes -> an <img> element that carries them."""
+    """PNG bytes -> an <img> element with the picture embedded."""
     from IPython.display import HTML
 
     data = base64.b64encode(content).decode("ascii")
@@ -180,7 +151,7 @@ def _columns(rows: Sequence[Mapping[str, Any]]) -> list[str]:
 
 
 def write_atomically(path: str | Path, content: str | bytes) -> None:
-    """Writes beside the target and renames, so that a file is either whole or not there."""
+    """Writes beside the target and renames (see `replacing`)."""
     with replacing(path) as partial:
         partial.write_bytes(content.encode("utf-8") if isinstance(content, str) else content)
 
@@ -190,7 +161,7 @@ def write_json(path: str | Path, value: Any, digits: int = DIGITS) -> None:
 
     NaN and infinity are no JSON: ValueError that names the place.
     """
-    text = json.dumps(_plain(value, digits, Path(path).name), indent=2, ensure_ascii=False)
+    text = json.dumps(_to_json(value, digits, Path(path).name), indent=2, ensure_ascii=False)
     write_atomically(path, text + "\n")
 
 
@@ -201,26 +172,26 @@ def write_table(path: str | Path, rows: Sequence[Mapping[str, Any]], digits: int
     writer = csv.writer(buffer, lineterminator="\n")
     writer.writerow(columns)
     for index, row in enumerate(rows):
-        writer.writerow(_plain(row[column], digits, f"row {index}, {column}") for column in columns)
+        writer.writerow(_to_json(row[column], digits, f"row {index}, {column}") for column in columns)
     write_atomically(path, buffer.getvalue())
 
 
 def record_timing(stage: str, timing: Mapping[str, Any]) -> None:
-    """Adds to results/<stage>/timing.json, which nothing tracks, and shows it in the terminal."""
+    """Adds to results/<stage>/timing.json, which is not tracked, and shows it in the terminal."""
     path = output_path(f"results/{stage}/timing.json")
-    known = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
-    write_json(path, {**known, **timing}, digits=4)
-    say(f"{stage}: " + ", ".join(f"{name} {_plain(value, 4, name)}" for name, value in timing.items()))
+    earlier = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
+    write_json(path, {**earlier, **timing}, digits=4)
+    say(f"{stage}: " + ", ".join(f"{name} {_to_json(value, 4, name)}" for name, value in timing.items()))
 
 
-def _plain(value: Any, digits: int, place: str) -> Any:
+def _to_json(value: Any, digits: int, place: str) -> Any:
     """Plain Python objects, floats rounded."""
     if hasattr(value, "tolist"):
         value = value.tolist()
     if isinstance(value, Mapping):
-        return {str(key): _plain(entry, digits, f"{place}: {key}") for key, entry in value.items()}
+        return {str(key): _to_json(entry, digits, f"{place}: {key}") for key, entry in value.items()}
     if isinstance(value, list | tuple):
-        return [_plain(entry, digits, f"{place}[{index}]") for index, entry in enumerate(value)]
+        return [_to_json(entry, digits, f"{place}[{index}]") for index, entry in enumerate(value)]
     if isinstance(value, float):
         if not math.isfinite(value):
             raise ValueError(f"{place} is {value}: only finite numbers can be written")

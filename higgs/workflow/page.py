@@ -1,12 +1,16 @@
-"""An executed notebook as one page that loads nothing from outside: for phone, print, archive."""
+"""An executed notebook as one HTML page that loads nothing from outside: `python -m higgs.workflow.page STAGE`."""
 
 import html
 import re
+import sys
 from functools import cache
 from html.parser import HTMLParser
 from pathlib import Path
 
+import nbformat
 from nbformat import NotebookNode
+
+from higgs.files import replacing
 
 FILES = Path(__file__).parent / "templates"  # style.css and the template of nbconvert
 
@@ -24,7 +28,7 @@ def to_html(notebook: NotebookNode, title: str) -> str:
 
 
 def bare_page(title: str, body: str) -> str:
-    """HTML that is no notebook, as a page of the same looks. Raises NotSelfContained."""
+    """Any HTML as a page in the same style. Raises NotSelfContained."""
     page = (
         '<!doctype html>\n<html lang="en"><head><meta charset="utf-8">'
         '<meta name="viewport" content="width=device-width, initial-scale=1">'
@@ -38,14 +42,14 @@ def bare_page(title: str, body: str) -> str:
 def check_self_contained(page: str) -> None:
     """Raises NotSelfContained, naming each element of the page that would load something.
 
-    A link that a reader may follow loads nothing by itself and is allowed.
+    Links that a reader may follow are allowed.
     """
-    finder = _OutsideFinder()
+    finder = _ExternalLoads()
     finder.feed(page)
     finder.close()
-    if finder.found:
+    if finder.loads:
         raise NotSelfContained(
-            "the page loads from outside itself: " + "; ".join(finder.found[:10]) + " (embed it as a data: URI)"
+            "the page loads from outside itself: " + "; ".join(finder.loads[:10]) + " (embed it as a data: URI)"
         )
 
 
@@ -80,21 +84,21 @@ def _first_heading(notebook: NotebookNode) -> str | None:
     return None
 
 
-class _OutsideFinder(HTMLParser):
+class _ExternalLoads(HTMLParser):
     LOADING = {"src", "srcset", "poster", "data", "background", "xlink:href"}
 
     def __init__(self) -> None:
         super().__init__()
-        self.found: list[str] = []
+        self.loads: list[str] = []
         self.in_style = False
 
     def handle_starttag(self, tag: str, attributes: list[tuple[str, str | None]]) -> None:
         self.in_style = tag == "style"
         for name, value in attributes:
             value = (value or "").strip()
-            loads = name in self.LOADING or (name == "href" and tag in {"link", "base", "use", "image"})
-            if loads and value and not value.startswith(("data:", "#")):
-                self.found.append(f"<{tag} {name}={html.escape(value[:80])}>")
+            is_load = name in self.LOADING or (name == "href" and tag in {"link", "base", "use", "image"})
+            if is_load and value and not value.startswith(("data:", "#")):
+                self.loads.append(f"<{tag} {name}={html.escape(value[:80])}>")
             if name == "style":
                 self._check_style(value)
 
@@ -107,4 +111,21 @@ class _OutsideFinder(HTMLParser):
 
     def _check_style(self, style: str) -> None:
         for match in re.finditer(r"@import[^;]*|url\(\s*['\"]?(?!data:|#|['\"])[^)]*\)", style):
-            self.found.append(match[0][:80])
+            self.loads.append(match[0][:80])
+
+
+def main(stage: str) -> int:
+    """reports/<stage>.ipynb -> reports/<stage>.html."""
+    source = Path(f"reports/{stage}.ipynb")
+    try:
+        page = to_html(nbformat.read(source, as_version=4), stage)
+    except (FileNotFoundError, NotSelfContained) as error:
+        sys.stderr.write(f"{source}: {error}\n")
+        return 1
+    with replacing(source.with_suffix(".html")) as partial:
+        partial.write_text(page, encoding="utf-8")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(*sys.argv[1:]))

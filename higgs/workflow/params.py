@@ -1,6 +1,6 @@
-"""The sections of params.yaml as strict records: a wrong key is an error naming the choices.
+"""The sections of params.yaml as strict records.
 
-What a section declares itself is written in it; what it inherits stands at the top of the file, beside it.
+A record's own fields are keys of its section; inherited fields are keys at the top of the file.
 """
 
 from collections.abc import Mapping
@@ -10,24 +10,14 @@ from typing import Annotated, Any, TypeVar
 from pydantic import AfterValidator, Field
 
 from higgs.checkpoint.preset import Checkpoint
-from higgs.validation import (
-    Count,
-    ParamsError,
-    Positive,
-    Record,
-    check_keys,
-    choices,
-    explained,
-    parse_yaml,
-    validate,
-)
+from higgs.validation import Count, ParamsError, Positive, Record, check_keys, choices, explained, parse_yaml, validate
 
 T = TypeVar("T")
 
 
 def _distinct(values: list[T]) -> list[T]:
     if len(set(values)) < len(values):
-        raise ValueError(f"expected no entry twice, got {values!r}")
+        raise ValueError(f"expected no duplicates, got {values!r}")
     return values
 
 
@@ -48,7 +38,7 @@ class StageParams(Record):
 
 
 class SpeechParams(StageParams):
-    """What is spoken, which is also what is judged: the name of a set, or a file."""
+    """The scripts that are generated and evaluated: the name of a set, or a file."""
 
     set: Annotated[str, Field(min_length=1)]
 
@@ -80,10 +70,10 @@ class GenerateParams(SpeechParams):
 
 
 class EvaluateParams(SpeechParams):
-    """speech -> how good it is, with the languages that the judge understands.
+    """speech -> metrics, in the languages that the judge understands.
 
-    Judges that are null, and what they would say, are left out. One take of each of `naturalness_texts` scripts has
-    its naturalness predicted.
+    Judges that are null are left out, with their metrics. Naturalness is predicted for one sample of each of
+    `naturalness_texts` scripts.
     """
 
     judge: str | None
@@ -116,7 +106,7 @@ def scalars_of(stage: str) -> list[str]:
 
 
 def read_params(path: str | Path = "params.yaml") -> dict[str, Any]:
-    """The whole file as it stands. Not a mapping at the top: ParamsError."""
+    """The whole file, unchecked but for its top, which must be a mapping: ParamsError."""
     return validate(dict[str, Any], parse_yaml(Path(path).read_text(encoding="utf-8"), str(path)), str(path))
 
 
@@ -131,7 +121,7 @@ def select(params: Mapping[str, Any], stage: str) -> dict[str, Any]:
 
 
 def worker_count(params: Mapping[str, Any]) -> int | None:
-    """How many processes share a stage's work; None: one for each usable core."""
+    """The number of processes of a stage; None: one for each usable core."""
     return validate(Positive | None, params[WORKERS], WORKERS)
 
 
@@ -139,7 +129,7 @@ def from_section(cls: type[T], section: Mapping[str, Any], **scalars: Any) -> T:
     """A stage's parameters from its section of params.yaml and the scalars beside it. Raises ParamsError."""
     where = next(stage for stage, known in SECTIONS.items() if known is cls)
     section = validate(dict[str, Any], section, where)
-    if twice := sorted(set(section) & set(SCALARS)):
-        raise ParamsError(f"{where}: {', '.join(twice)} belongs beside the section, not into it")
+    if misplaced := sorted(set(section) & set(SCALARS)):
+        raise ParamsError(f"{where}: {', '.join(misplaced)} belongs beside the section, not into it")
     with explained(where, kind=cls, beside=SCALARS):
         return cls.model_validate(section | scalars)

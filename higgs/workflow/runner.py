@@ -1,11 +1,10 @@
-"""Runs a notebook as a stage: strict parameters, live progress, clean output, one page of HTML.
+"""Runs a notebook as a stage: strict parameters, live progress, repeatable output.
 
     python -m higgs.workflow.runner run generate --set generate.temperature=0.5
     python -m higgs.workflow.runner clean --check notebooks/*.ipynb
 
-The executed notebook and its page appear in reports/ together, and only after every cell has run.
-papermill does the running; its defaults are not trusted with the parameters, because it leaves a
-misspelt one silently at its default.
+The executed notebook is written to reports/ after every cell has run; `higgs.workflow.page` renders it. papermill
+executes; parameters are checked here, because papermill ignores a misspelt one.
 """
 
 import argparse
@@ -28,7 +27,6 @@ from higgs.validation import ParamsError, check_keys, parse_yaml
 from higgs.workers import WORKERS
 from higgs.workflow.clean import clean_executed, clean_source, dump
 from higgs.workflow.outputs import STAGE_VARIABLE, find_root, record_timing, say, write_atomically
-from higgs.workflow.page import NotSelfContained, to_html
 from higgs.workflow.params import SECTIONS, from_section, read_params, select, worker_count
 
 ANSI = re.compile(r"\x1b\[[0-9;]*m")
@@ -37,7 +35,7 @@ LONGEST_SCRATCH = 48
 
 
 class StageError(RuntimeError):
-    """The stage did not reach its end. The message is all that a reader needs: no traceback."""
+    """The stage failed. The message is printed without a traceback."""
 
 
 def run_stage(
@@ -46,38 +44,32 @@ def run_stage(
     settings: Sequence[str] = (),
     output_dir: str | Path = "reports",
 ) -> None:
-    """Runs notebooks/<stage>.ipynb and writes <stage>.ipynb and <stage>.html into `output_dir`.
+    """Runs notebooks/<stage>.ipynb and writes it, with its outputs, to `output_dir`.
 
-    Paths are relative to the repository's root, which is found from the working directory. Raises
-    ParamsError before any cell has run, and StageError when a cell fails; then <stage>.failed.ipynb
-    is all that is written.
+    Paths are relative to the repository's root, the nearest above the working directory. Raises ParamsError before any
+    cell has run, and StageError when a cell fails; then only <stage>.failed.ipynb is written.
     """
     with contextlib.chdir(find_root()):
         params = read_params(params_path)
         values, workers = stage_values(params, stage, settings), worker_count(params)
-        source, output_dir = Path("notebooks") / f"{stage}.ipynb", Path(output_dir)
+        source, output = Path("notebooks") / f"{stage}.ipynb", Path(output_dir) / f"{stage}.ipynb"
+        failed = output.with_suffix(".failed.ipynb")
         check_parameters_cell(read_notebook(source), [*values], source)
         Path(f"results/{stage}/timing.json").unlink(missing_ok=True)
-        failed = output_dir / f"{stage}.failed.ipynb"
         started = time.monotonic()
         with stage_environment(stage, values["repeatable"], workers) as scratch:
             executed = clean_executed(execute(source, values, scratch, failed))
-            try:
-                page = to_html(executed, stage)
-            except NotSelfContained as error:
-                write_atomically(failed, dump(executed))
-                raise StageError(f"{source}: {error}\nThe notebook as it ran: {failed}") from error
-            write_atomically(output_dir / f"{stage}.ipynb", dump(executed))
-            write_atomically(output_dir / f"{stage}.html", page)
+            write_atomically(output, dump(executed))
             failed.unlink(missing_ok=True)
             record_timing(stage, {"stage_seconds": time.monotonic() - started})
-    say(f"{stage}: {output_dir / stage}.html")
+    say(f"{stage}: {output}")
 
 
 def stage_values(params: Mapping[str, Any], stage: str, settings: Sequence[str]) -> dict[str, Any]:
-    """The values for a stage's `parameters` cell, with the settings in place, checked."""
+    """The checked values for a stage's `parameters` cell; `settings` override those of params.yaml."""
     values = select(params, stage)
-    values[stage] = dict(values[stage]) if isinstance(values[stage], dict) else values[stage]
+    if isinstance(values[stage], dict):
+        values[stage] = dict(values[stage])
     for setting in settings:
         apply_setting(values, stage, setting)
     scalars = {name: value for name, value in values.items() if name != stage}
@@ -91,16 +83,15 @@ def apply_setting(values: dict[str, Any], stage: str, setting: str) -> None:
     if not equals:
         raise ParamsError(f"--set {setting}: expected key=value")
     section = values[stage] if isinstance(values[stage], dict) else {}
-    inside = {f"{stage}.{name}": name for name in section}
-    known = [name for name in values if name != stage] + list(inside)
+    known = [name for name in values if name != stage] + [f"{stage}.{name}" for name in section]
     check_keys([key], known, required=(), what=f"--set {setting}")
-    target, name = (section, inside[key]) if key in inside else (values, key)
-    target[name] = parse_yaml(text, f"--set {setting}")
+    target = section if key.startswith(f"{stage}.") else values
+    target[key.removeprefix(f"{stage}.")] = parse_yaml(text, f"--set {setting}")
 
 
 def read_notebook(path: Path) -> NotebookNode:
     if not path.is_file():
-        raise StageError(f"{path} is not there")
+        raise StageError(f"{path} does not exist")
     return nbformat.read(path, as_version=4)
 
 
@@ -109,12 +100,12 @@ def check_parameters_cell(notebook: NotebookNode, expected: Sequence[str], sourc
     tagged = {"parameters", "injected-parameters"}
     cells = [cell for cell in notebook.cells if tagged & set(cell.metadata.get("tags", []))]
     if [(cell.cell_type, cell.metadata.tags) for cell in cells] != [("code", ["parameters"])]:
-        found = [cell.metadata.tags for cell in cells]
-        raise ParamsError(f"{source}: expected one code cell tagged 'parameters', found {found}")
+        tags = [cell.metadata.tags for cell in cells]
+        raise ParamsError(f"{source}: expected one code cell tagged 'parameters', got the tags {tags}")
     try:
         statements = ast.parse(cells[0].source).body
     except SyntaxError as error:
-        raise ParamsError(f"{source}: the cell tagged 'parameters' is no Python: {error}") from error
+        raise ParamsError(f"{source}: the cell tagged 'parameters' is no valid Python: {error}") from error
     names = []
     for statement in statements:
         targets = statement.targets if isinstance(statement, ast.Assign) else [statement]
@@ -128,48 +119,38 @@ def check_parameters_cell(notebook: NotebookNode, expected: Sequence[str], sourc
 
 @contextlib.contextmanager
 def stage_environment(stage: str, repeatable: bool = True, workers: int | None = None) -> Iterator[Path]:
-    """The environment that a stage's kernel inherits, free of a user's own settings.
+    """The environment that a stage's kernel inherits, without a user's own settings.
 
-    Yields a scratch folder, which also holds the kernel's sockets and its IPython profile.
+    Yields a scratch folder for the kernel's sockets and its IPython profile.
     """
+    before = dict(os.environ)
     with tempfile.TemporaryDirectory(prefix="higgs-") as scratch:
-        changes = (
-            {
-                STAGE_VARIABLE: stage,
-                "PYTHONHASHSEED": "0",
-                # tqdm misses its widgets, which a stage has no use for.
-                "PYTHONWARNINGS": "ignore:IProgress not found",
-                "JUPYTER_RUNTIME_DIR": scratch,
-                # A kernel named python3 in the home folder may belong to another Python, and a profile
-                # may run anything.
-                "JUPYTER_PREFER_ENV_PATH": "1",
-                "IPYTHONDIR": scratch,
-                "MPLBACKEND": "module://matplotlib_inline.backend_inline",
-            }
-            | environment(repeatable)
-            | ({WORKERS: str(workers)} if workers else {})
-        )
-        saved = {name: os.environ.get(name) for name in (*changes, "COLUMNS")}
-        os.environ.update(changes)
+        changes = environment(repeatable) | {
+            STAGE_VARIABLE: stage,
+            "PYTHONHASHSEED": "0",
+            "JUPYTER_RUNTIME_DIR": scratch,
+            # A kernel named python3 in the home folder may belong to another Python, and a profile may run anything.
+            "JUPYTER_PREFER_ENV_PATH": "1",
+            "IPYTHONDIR": scratch,
+            "MPLBACKEND": "module://matplotlib_inline.backend_inline",
+        }
+        os.environ.update(changes | ({WORKERS: str(workers)} if workers else {}))
         os.environ.pop("COLUMNS", None)
         try:
             yield Path(scratch)
         finally:
-            for name, value in saved.items():
-                os.environ.pop(name, None)
-                if value is not None:
-                    os.environ[name] = value
+            os.environ.clear()
+            os.environ.update(before)
 
 
 def execute(source: Path, values: dict[str, Any], scratch: Path, failed: Path) -> NotebookNode:
-    """Runs every cell. When one fails, `failed` keeps what there is, and StageError says why."""
+    """Runs every cell. When one fails, writes the notebook so far to `failed` and raises StageError with the cause."""
     from nbclient.exceptions import DeadKernelError
     from papermill import execute_notebook
     from papermill.exceptions import PapermillExecutionError
     from traitlets.config import Config
 
-    # Through sockets in the scratch folder nobody else can reach the kernel; a long TMPDIR leaves
-    # no room for them. Their `ip` is the beginning of their names.
+    # Sockets in the scratch folder are private; a long TMPDIR exceeds the limit on their paths, which begin with `ip`.
     manager = {"transport": "ipc", "ip": str(scratch / "kernel")}
     if len(str(scratch)) > LONGEST_SCRATCH:
         manager = {"transport": "tcp"}
@@ -186,14 +167,14 @@ def execute(source: Path, values: dict[str, Any], scratch: Path, failed: Path) -
             stderr_file=sys.stderr,
             iopub_timeout=60,
             config=Config({"KernelManager": manager}),
-            # A kernel that is shut down says that it was interrupted, as if something had gone wrong.
+            # Without the message of a kernel that is shut down that it was interrupted.
             extra_arguments=["--IPKernelApp.log_level=50"],
         )
     except PapermillExecutionError as error:
         problem = concise_traceback(error.traceback)
-        problem += f"\n\n{source}: {_described(error.source)} failed: {error.ename}"
+        problem += f"\n\n{source}: {_describe(error.source)} failed: {error.ename}"
     except DeadKernelError:
-        problem = f"{source}: the kernel died (out of memory?) in {_last_cell_reached(output)}"
+        problem = f"{source}: the kernel died (out of memory?) in {_last_cell(output)}"
     if problem is None:
         executed = read_notebook(output)
         problem = unfinished(executed, source)
@@ -206,50 +187,43 @@ def execute(source: Path, values: dict[str, Any], scratch: Path, failed: Path) -
 
 
 def unfinished(executed: NotebookNode, source: Path) -> str | None:
-    """What papermill lets pass: `exit()`, which it takes for a good end, and tolerated errors."""
+    """The error that papermill ignores, if any: `exit()`, and errors that a cell's tags allow."""
     for cell in executed.cells:
-        if cell.cell_type != "code" or not cell.source.strip():
-            continue
-        errors = [output.ename for output in cell.outputs if output.output_type == "error"]
-        if errors:
-            ending = f"ended in {errors[0]}; a stage runs every cell to its end"
-            return f"{source}: {_described(cell.source)} {ending}"
-        if cell.execution_count is None:
-            return f"{source}: {_described(cell.source)} was never run"
+        if cell.cell_type == "code" and cell.source.strip():
+            errors = [output.ename for output in cell.outputs if output.output_type == "error"]
+            if errors:
+                return f"{source}: {_describe(cell.source)} ended in {errors[0]}; a stage runs every cell to its end"
+            if cell.execution_count is None:
+                return f"{source}: {_describe(cell.source)} was never run"
     return None
 
 
-def _described(code: str) -> str:
+def _describe(code: str) -> str:
     lines = [line for line in code.strip().splitlines() if not line.startswith("#")] or [""]
     return f"the cell that begins `{lines[0]}`"
 
 
-def _last_cell_reached(output: Path) -> str:
+def _last_cell(output: Path) -> str:
     """The cell that papermill saw end last, if only by its kernel's death."""
     cells = read_notebook(output).cells if output.is_file() else []
-    ended = [cell for cell in cells if cell.metadata.get("papermill", {}).get("end_time")]
-    return _described(ended[-1].source) if ended else "an unknown cell"
+    finished = [cell for cell in cells if cell.metadata.get("papermill", {}).get("end_time")]
+    return _describe(finished[-1].source) if finished else "an unknown cell"
 
 
 def concise_traceback(frames: Sequence[str]) -> str:
-    """IPython's traceback without frames of installed packages, except for the last."""
+    """IPython's traceback without colours and without frames of installed packages, except for the last."""
     frames = [ANSI.sub("", frame).rstrip("\n") for frame in frames]
-    kept: list[str] = []
-    left_out = 0
-    for index, frame in enumerate(frames):
-        foreign = re.match(r"File .*(site-packages|lib/python3[^/]*)/", frame)
-        if foreign and index < len(frames) - 2:
-            left_out += 1
-            continue
-        if left_out:
-            kept.append(f"[... {left_out} frames in installed packages ...]")
-            left_out = 0
-        kept.append(frame)
-    return "\n".join(kept)
+    shown = [
+        frame
+        for index, frame in enumerate(frames)
+        if index >= len(frames) - 2 or not re.match(r"File .*(site-packages|lib/python3[^/]*)/", frame)
+    ]
+    omitted = len(frames) - len(shown)
+    return "\n".join(shown) + (f"\n({omitted} frames in installed packages not shown)" if omitted else "")
 
 
 def clean_files(paths: Sequence[Path], check: bool = False) -> list[Path]:
-    """Rewrites notebooks as they are committed; returns those that were not. `check` only looks."""
+    """Rewrites notebooks as they are committed -> those that were not clean. `check` changes nothing."""
     changed = []
     for path in paths:
         text = dump(clean_source(read_notebook(path)))

@@ -1,9 +1,8 @@
-"""`python -m higgs.workflow.speed`: how long the last run took, on one page that nothing tracks.
+"""`python -m higgs.workflow.speed`: how long each stage's last run took, on a page that is not tracked.
 
-Times vary from run to run, so they are in no report: stages leave them in results/STAGE/timing.json.
+Times vary from run to run, so no report shows them: stages write them to results/STAGE/timing.json.
 """
 
-import html
 import json
 import os
 import platform
@@ -11,22 +10,22 @@ import sys
 from importlib.metadata import version
 from pathlib import Path
 
-from higgs.workflow.outputs import write_atomically
+from higgs.workflow.outputs import table, write_atomically
 from higgs.workflow.page import bare_page
 
 PAGE = Path("reports/speed.html")
 TITLES = {
     "stage_seconds": "the whole stage, s",
-    "generation_seconds": "speaking, s",
-    "new_audio_seconds": "sound that was made, s",
+    "generation_seconds": "generation, s",
+    "new_audio_seconds": "generated audio, s",
     "times_real_time": "times real time, codec included",
-    "listening_seconds": "judging, s",
-    "utterances": "utterances judged",
+    "listening_seconds": "evaluation, s",
+    "utterances": "utterances evaluated",
 }
 
 
 def cpu_name() -> str:
-    """The processor's model, or its kind where the system does not say."""
+    """The processor's model, or its architecture where the system does not name it."""
     try:
         lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
     except OSError:
@@ -35,42 +34,28 @@ def cpu_name() -> str:
     return next(names, platform.machine())
 
 
-def machine() -> dict[str, str]:
-    """What the times depend on."""
-    return {
+def to_page(results: Path) -> str:
+    """Raises FileNotFoundError where no stage has recorded times."""
+    paths = sorted(results.glob("*/timing.json"))
+    if not paths:
+        raise FileNotFoundError(f"{results} holds no timing.json: run `dvc repro` first")
+    times = [
+        {"stage": path.parent.name, "what": TITLES.get(name, name), "time": value}
+        for path in paths
+        for name, value in json.loads(path.read_text(encoding="utf-8")).items()
+    ]
+    machine = {
         "processor": cpu_name(),
         "cores that may be used": str(len(os.sched_getaffinity(0))),
         "Python": platform.python_version(),
         "torch": version("torch"),
     }
-
-
-def timings(results: Path) -> dict[str, dict[str, float]]:
-    """Stage -> what it recorded, in the order of the stages' names."""
-    found = {}
-    for path in sorted(results.glob("*/timing.json")):
-        found[path.parent.name] = json.loads(path.read_text(encoding="utf-8"))
-    return found
-
-
-def to_page(results: Path) -> str:
-    """Raises FileNotFoundError where no stage has recorded anything."""
-    known = timings(results)
-    if not known:
-        raise FileNotFoundError(f"{results} holds no timing.json: run `dvc repro` first")
-    rows = [
-        f"<tr><td>{html.escape(stage)}</td><td>{TITLES.get(name, html.escape(name))}</td>"
-        f'<td class="number">{value:.4g}</td></tr>'
-        for stage, timing in known.items()
-        for name, value in timing.items()
-    ]
-    facts = "".join(f"<tr><td>{name}</td><td>{html.escape(v)}</td></tr>" for name, v in machine().items())
     return bare_page(
         "Speed",
-        "<h1>Speed</h1><p>Times of the last run of each stage, on this machine. A stage that DVC took from its cache "
-        "keeps those of the run that made it, if that was here. For comparisons there is <code>benchmarks/</code>.</p>"
-        f"<table>{facts}</table><table><thead><tr><th>stage</th><th>what</th><th></th></tr></thead>"
-        f"<tbody>{''.join(rows)}</tbody></table>",
+        "<h1>Speed</h1><p>Times of the last run of each stage, on this machine. A stage that DVC restored from its "
+        "cache shows the times of an earlier run. For comparisons there is <code>benchmarks/</code>.</p>"
+        + table([{"machine": name, "": value} for name, value in machine.items()]).data
+        + table(times).data,
     )
 
 
@@ -80,7 +65,6 @@ def main() -> int:
     except FileNotFoundError as error:
         sys.stderr.write(f"{error}\n")
         return 1
-    PAGE.parent.mkdir(exist_ok=True)
     write_atomically(PAGE, page)
     sys.stdout.write(f"times: {PAGE}\n")
     return 0

@@ -1,4 +1,4 @@
-"""What a checkpoint holds, what it lacks, and the memory it needs: told by config and headers, no weights read."""
+"""What `higgs inspect` reports: contents, faults and memory of a checkpoint, from configs and tensor headers alone."""
 
 import re
 import textwrap
@@ -10,14 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from higgs.checkpoint.config_json import (
-    CODEC,
-    MODEL,
-    ORIGINAL,
-    codec_from_json,
-    model_from_json,
-    recognise,
-)
+from higgs.checkpoint.config_json import CODEC, MODEL, ORIGINAL, codec_from_json, model_from_json, recognise
 from higgs.checkpoint.folder import CONFIG, CheckpointError, read_config, read_headers, weight_files
 from higgs.checkpoint.preset import Checkpoint
 from higgs.checkpoint.resolve import resolve
@@ -29,7 +22,7 @@ from higgs.data.text.lexicon import Lexicon
 from higgs.model import weights as model_weights
 from higgs.model.higgs_audio import HiggsAudio
 
-# The parts of each kind, and the names of this package that belong to them; the first match counts.
+# Part -> the names of this package that belong to it; the first match counts.
 PARTS = {
     MODEL: {
         "text embedding": r"text_embedding\.",
@@ -56,10 +49,10 @@ BYTES = {"bfloat16": 2, "float32": 4}
 
 @dataclass
 class Report:
-    """One model or codec. Of its `files` (bytes), `weights` are read; `dtypes` counts their elements by type.
+    """One model or codec. `files` are in bytes; `weights` are those that are read; `dtypes` counts their elements.
 
-    `parameters` are those that run, `training_only` counts what the weights hold beside them. `problems` keep it from
-    being loaded. `config` is None where the sizes stand in weights that cannot be read.
+    `parameters` counts the elements that run, by part; `training_only` those that do not. `problems` prevent loading.
+    `config` is None where the sizes follow from weights that cannot be read.
     """
 
     source: str
@@ -78,12 +71,12 @@ class Report:
 def inspect_checkpoint(source: str | Path) -> list[Report]:
     """`nano`, a folder, hub id or s3:// prefix of a model or a codec, or of both in `model/` and `codec/`.
 
-    From the hub and S3 only the small files are fetched: where the weights are not in the cache, a note says so.
+    From the hub and S3 only the small files are fetched; where the weights are not in the cache, a note says so.
     """
     place = Path(Checkpoint.parse("nano").model).parent if source == "nano" else source
     folder = resolve(place, weights=False)
-    inside = [folder / name for name in (MODEL, CODEC) if (folder / name / CONFIG).is_file()]
-    folders = inside if inside and not (folder / CONFIG).is_file() else [folder]
+    parts = [folder / name for name in (MODEL, CODEC) if (folder / name / CONFIG).is_file()]
+    folders = parts if parts and not (folder / CONFIG).is_file() else [folder]
     return [_inspect(each, local=Path(place).is_dir()) for each in folders]
 
 
@@ -110,17 +103,21 @@ def _inspect(folder: Path, local: bool) -> Report:
         except ValueError as error:
             report.problems.append(str(error))
     if (kind, layout) == (CODEC, ORIGINAL) and not headers:
-        report.notes.append("the sizes stand in the weights, which cannot be read")
+        report.notes.append("the sizes follow from the weights, which cannot be read")
         return report
     report.config, expected = _expected(kind, content, headers)
-    report.parameters = count(PARTS[kind], expected)
+    report.parameters = _count(PARTS[kind], expected)
     for name, tensor in headers.items():
         dtype = str(tensor.dtype).removeprefix("torch.")
         report.dtypes[dtype] = report.dtypes.get(dtype, 0) + tensor.numel()
         if codec_weights.TRAINING_ONLY.fullmatch(name):
             report.training_only += tensor.numel()
     if headers:
-        report.problems += _differences(kind, folder, expected)
+        weights = model_weights if kind == MODEL else codec_weights
+        try:
+            report.problems += weights.differences(folder, expected)
+        except CheckpointError as error:
+            report.problems.append(str(error))
     return report
 
 
@@ -132,20 +129,11 @@ def _expected(
         if kind == MODEL:
             config = model_from_json(content)
             return config, HiggsAudio(config).state_dict()
-        shapes = {name: tuple(tensor.shape) for name, tensor in headers.items()}
-        config = codec_from_json(content, shapes)
+        config = codec_from_json(content, {name: tuple(tensor.shape) for name, tensor in headers.items()})
         return config, AudioTokenizer(config).state_dict()
 
 
-def _differences(kind: str, folder: Path, expected: Mapping[str, Tensor]) -> list[str]:
-    weights = model_weights if kind == MODEL else codec_weights
-    try:
-        return weights.differences(folder, expected).lines(limit=8)
-    except CheckpointError as error:
-        return [str(error)]
-
-
-def count(parts: Mapping[str, str], tensors: Mapping[str, Tensor]) -> dict[str, int]:
+def _count(parts: Mapping[str, str], tensors: Mapping[str, Tensor]) -> dict[str, int]:
     """Elements by part, in the order of the parts."""
     counted = dict.fromkeys(parts, 0)
     for name, tensor in tensors.items():
@@ -153,45 +141,41 @@ def count(parts: Mapping[str, str], tensors: Mapping[str, Tensor]) -> dict[str, 
     return counted
 
 
-def cache_bytes(config: ModelConfig, positions: int, bytes_each: int) -> int:
+def cache_bytes(config: ModelConfig, positions: int, element_bytes: int) -> int:
     """Keys and values of one request."""
-    return 2 * config.num_layers * config.num_kv_heads * config.head_dim * positions * bytes_each
+    return 2 * config.num_layers * config.num_kv_heads * config.head_dim * positions * element_bytes
 
 
 def memory(reports: Sequence[Report]) -> dict[str, dict[str, int]]:
-    """Type of the model's weights and cache -> what -> bytes on the device. The codec is float32 always.
+    """Type of the model's weights and cache -> what -> bytes on the device. The codec is always float32.
 
-    Weights and caches alone: activations, graphs and CUDA itself come on top.
+    Weights and caches alone: activations, graphs and CUDA itself are not counted.
     """
-    table = {}
-    for dtype, each in BYTES.items():
-        rows = {}
-        for report in reports:
-            size = each if report.kind == MODEL else 4
-            rows[f"{report.kind}'s weights"] = size * sum(report.parameters.values())
-        held = sum(rows.values())
+    by_dtype = {}
+    for dtype, size in BYTES.items():
+        needed = {f"{r.kind}'s weights": (size if r.kind == MODEL else 4) * sum(r.parameters.values()) for r in reports}
+        weights = sum(needed.values())
         for config in (r.config for r in reports if isinstance(r.config, ModelConfig)):
-            rows["KV cache, 1,000 positions"] = cache_bytes(config, 1000, each)
+            needed["KV cache, 1,000 positions"] = cache_bytes(config, 1000, size)
             for batch in BATCHES:
-                caches = batch * cache_bytes(config, POSITIONS, each)
-                rows[f"together, {batch} x {POSITIONS:,} positions"] = held + caches
-        table[dtype] = rows
-    return table
+                caches = batch * cache_bytes(config, POSITIONS, size)
+                needed[f"together, {batch} x {POSITIONS:,} positions"] = weights + caches
+        by_dtype[dtype] = needed
+    return by_dtype
 
 
 def to_json(reports: Sequence[Report]) -> dict[str, Any]:
-    """The reports and the memory in bytes, as JSON has them."""
     return {"checkpoints": [asdict(report) for report in reports], "memory": memory(reports)}
 
 
 def to_text(reports: Sequence[Report]) -> str:
-    """The same for people, each checkpoint in a screen."""
-    table = memory(reports)
-    rows = [("memory on the device", *table)]
-    rows += [(what, *(_size(table[dtype][what]) for dtype in table)) for what in table["float32"]]
-    body = [f"{what:34}" + "".join(f"{value:>12}" for value in values) for what, *values in rows]
-    notes = "Activations, graphs and CUDA itself come on top; the codec is float32 always."
-    return "\n\n".join([*map(_text, reports), "\n".join([*body, notes])])
+    """The same as lines of at most 100 characters, a screen for each checkpoint."""
+    by_dtype = memory(reports)
+    rows = [("memory on the device", *by_dtype)]
+    rows += [(what, *(_size(by_dtype[dtype][what]) for dtype in by_dtype)) for what in by_dtype["float32"]]
+    lines = [f"{what:34}" + "".join(f"{value:>12}" for value in values) for what, *values in rows]
+    lines.append("Activations, graphs and CUDA itself come on top; the codec is float32 always.")
+    return "\n\n".join([*map(_text, reports), "\n".join(lines)])
 
 
 def _text(report: Report) -> str:
@@ -200,19 +184,18 @@ def _text(report: Report) -> str:
     elements = f"{dtypes}, in {', '.join(report.weights)}" if report.weights else "not read"
     lines = [f"{report.source}: {report.kind}, {report.layout} layout"]
     lines += _wrapped("files", files) + _wrapped("elements", elements)
+    counts = dict(report.parameters)
     if report.config is not None:
-        sizes = ", ".join(f"{name} {value}" for name, value in _flat(asdict(report.config)).items())
-        lines += _wrapped("config", sizes)
-        total = sum(report.parameters.values())
-        lines += [f"  {part:18}{number:>16,}" for part, number in report.parameters.items()]
-        lines.append(f"  {'parameters':18}{total:>16,}")
+        lines += _wrapped("config", ", ".join(_sizes(asdict(report.config))))
+        counts["parameters"] = sum(counts.values())
     if report.training_only:
-        lines.append(f"  {'for training only':18}{report.training_only:>16,}")
+        counts["for training only"] = report.training_only
+    lines += [f"  {part:18}{number:>16,}" for part, number in counts.items()]
     if report.dtypes and not report.problems:
         lines.append("  every tensor is there and fits")
-    for kind, messages in (("PROBLEM", report.problems), ("note", report.notes)):
+    for title, messages in (("PROBLEM", report.problems), ("note", report.notes)):
         for message in messages:
-            lines += _wrapped(kind, message)
+            lines += _wrapped(title, message)
     return "\n".join(lines)
 
 
@@ -220,19 +203,17 @@ def _wrapped(title: str, text: str) -> list[str]:
     return textwrap.wrap(text, 100, initial_indent=f"  {title:9} ", subsequent_indent=" " * 12)
 
 
-def _flat(sizes: Mapping[str, Any]) -> dict[str, Any]:
-    """Nested names joined by dots."""
-    flat: dict[str, Any] = {}
-    for name, value in sizes.items():
-        if isinstance(value, dict):
-            flat |= {f"{name}.{inner}": v for inner, v in _flat(value).items()}
-        else:
-            flat[name] = value
-    return flat
+def _sizes(config: Mapping[str, Any], prefix: str = "") -> list[str]:
+    """Nested names joined by dots, each with its value."""
+    sizes = []
+    for name, value in config.items():
+        nested = isinstance(value, dict)
+        sizes += _sizes(value, f"{prefix}{name}.") if nested else [f"{prefix}{name} {value}"]
+    return sizes
 
 
 def _size(size: int) -> str:
-    """Bytes -> for people: three digits, in powers of ten as the hub shows them."""
+    """Bytes with three digits, in powers of ten as the hub shows them."""
     for unit, step in (("GB", 1e9), ("MB", 1e6), ("kB", 1e3)):
         if size >= step:
             return f"{size / step:.{2 if size < 10 * step else 1}f} {unit}"
