@@ -5,6 +5,7 @@ import json
 import socket
 import threading
 import time
+from dataclasses import replace
 
 import httpx
 import pytest
@@ -76,9 +77,8 @@ def speech(client: httpx.Client, **more) -> httpx.Response:
 
 
 def test_a_long_text_is_spoken_in_chunks_as_elsewhere(client, engine, voices):
-    request = speech_request(
-        LONG, find_voice(voices, "ada"), CHUNKS, sampling=SAMPLING.override(seed=3), max_new_tokens=LIMIT
-    )
+    request = speech_request(LONG, find_voice(voices, "ada"), CHUNKS)
+    request = replace(request, sampling=SAMPLING.override(seed=3), max_new_tokens=LIMIT)
     assert len(request.chunks) == 4
     whole = long_form.speak(engine, request).waveform
     answer = speech(client, input=LONG, seed=3)
@@ -196,7 +196,7 @@ def test_a_body_that_does_not_arrive_is_given_up(serve):
 def test_requests_that_wait_are_answered_when_the_server_stops(engine, voices):
     """Those in a slot end as ever; those that wait, and new ones, are refused."""
     sample = find_voice(voices, "ada")
-    request = speech_request("Good morning.", sample, sampling=SAMPLING, max_new_tokens=200)
+    request = replace(speech_request("Good morning.", sample), sampling=SAMPLING, max_new_tokens=200)
 
     async def check() -> None:
         async_engine = AsyncEngine(engine)

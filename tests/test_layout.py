@@ -44,9 +44,9 @@ LIBRARIES = {
     "papermill": {"workflow/runner.py"},
     "onnxruntime": {"evaluate/judges/wheels.py", "evaluate/judges/ort_weights.py"},
     "pyarrow": {"workflow/tables.py"},
-    "fastapi": {"serve/http/app.py"},
-    "starlette": {"serve/http/app.py"},
-    "uvicorn": {"serve/http/app.py"},
+    "fastapi": {"serve/http/app.py", "serve/http/access.py", "serve/http/speech_response.py"},
+    "starlette": {"serve/http/app.py", "serve/http/access.py", "serve/http/speech_response.py"},
+    "uvicorn": {"serve/http/app.py", "serve/http/access.py", "serve/http/speech_response.py"},
     "pydantic": {
         "validation.py",
         "config.py",

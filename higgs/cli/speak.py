@@ -3,8 +3,9 @@
 import json
 import sys
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -87,68 +88,73 @@ def speak(
 
     A text of more than --max-words words is spoken in chunks that end with sentences.
     """
-    chunking = {
-        "max_words": max_words,
-        "context_chunks": context_chunks,
-        "per_speaker_context": per_speaker_context,
-        "retries": retries,
-        "sentence_pause": sentence_pause,
-        "paragraph_pause": paragraph_pause,
-        "speaker_pause": speaker_pause,
-    }
-    sampling = {"temperature": temperature, "top_k": top_k, "top_p": top_p, "seed": seed}
     if (text is None) == (file is None):
         raise BadParameter("give a text, or - for standard input, or --file, one of them")
     if (reference is None) != (not (reference_text or "").strip()):
         raise BadParameter("--reference and --reference-text go together: the recording and its transcript")
     numbered = parse_speakers(speaker)
 
-    from tqdm import tqdm
-
-    from higgs import Engine
-    from higgs.audio import check_writable
-    from higgs.checkpoint.preset import Checkpoint
     from higgs.data.speech import speech_request
-    from higgs.data.text.chunks import ChunkOptions
-    from higgs.data.voices import list_voices
-    from higgs.files import check_place, read_text
     from higgs.serve import long_form
-    from higgs.serve.generation import GenerationConfig
-    from higgs.validation import validate
 
     # Whatever is wrong with the request is reported before the checkpoint is read.
+    check_out(out)
+    if file is not None or text == str(STDIO):
+        text = read_text(file)
+    named = find_voices(voices, voice, reference, reference_text, numbered, "[SPEAKER" in text)
+    pauses = {"sentence_pause": sentence_pause, "paragraph_pause": paragraph_pause, "speaker_pause": speaker_pause}
+    chunking = {"max_words": max_words, "context_chunks": context_chunks, "retries": retries}
+    chunking |= {"per_speaker_context": per_speaker_context} | pauses
+    sampling = {"temperature": temperature, "top_k": top_k, "top_p": top_p, "seed": seed}
+    options, settings = checkpoint_settings(checkpoint, chunking, sampling)
+    chunked, spell_numbers = False if no_chunking else None, normalize and not keep_digits
+    request = speech_request(text, named, options, scene, chunked, normalize, spell_numbers)
+    request = replace(request, sampling=settings, max_new_tokens=max_new_tokens)
+    with progress(out, len(request.chunks)) as update:
+        response = long_form.speak(load_engine(checkpoint), request, update, update)
+    write(out, response)
+    report(response, out, as_json, {"checkpoint": checkpoint, "seed": seed})
+
+
+def check_out(out: Path) -> None:
+    from higgs.audio import check_writable
+    from higgs.files import check_place
+
     if out != STDIO:
         check_writable(out)
         check_place(out)
+
+
+def read_text(file: Path | None) -> str:
+    """A file, or standard input."""
+    from higgs.files import read_text
+
     if file is not None:
-        text = read_text(file)
-    elif text == str(STDIO):
-        text = read_stdin()
-    if ("[SPEAKER" in text) != bool(numbered):
-        raise ValueError(
-            "[SPEAKERn] tags in the text and --speaker go together, as in --speaker 0=ada --speaker 1=ben; "
-            f"voices are: {', '.join(list_voices(voices))}"
-        )
-    source = Checkpoint.parse(checkpoint)
-    own = GenerationConfig.from_pretrained(source.model)
+        return read_text(file)
+    try:
+        return sys.stdin.buffer.read().decode("utf-8")
+    except UnicodeDecodeError as error:
+        raise ValueError(f"standard input is not text in UTF-8: {error}") from error
+
+
+def checkpoint_settings(checkpoint: str, chunking: dict[str, Any], sampling: dict[str, Any]) -> tuple[Any, Any]:
+    """-> `ChunkOptions` and `SamplingConfig`: the checkpoint's, but for options that are given."""
+    from higgs.checkpoint.preset import Checkpoint
+    from higgs.data.text.chunks import ChunkOptions
+    from higgs.serve.generation import GenerationConfig
+    from higgs.validation import validate
+
+    own = GenerationConfig.from_pretrained(Checkpoint.parse(checkpoint).model)
     options = dict(own.chunks) | {name: value for name, value in chunking.items() if value is not None}
-    request = speech_request(
-        text,
-        find_voices(voices, voice, reference, reference_text, numbered),
-        validate(ChunkOptions, options, ""),
-        scene,
-        chunked=False if no_chunking else None,
-        normalize=normalize,
-        spell_numbers=normalize and not keep_digits,
-        sampling=own.sampling.override(**sampling),
-        max_new_tokens=max_new_tokens,
-    )
-    engine = Engine.from_pretrained(source.model, source.codec, source.device, source.dtype)
-    unit, total = ("chunk", len(request.chunks)) if request.chunks else ("frame", None)
-    with saving_what_came_before(out), tqdm(unit=unit, total=total, disable=not sys.stderr.isatty()) as bar:
-        response = long_form.speak(engine, request, lambda _: bar.update(), lambda *_: bar.update())
-    write(out, response)
-    report(response, out, as_json, {"checkpoint": checkpoint, "seed": seed})
+    return validate(ChunkOptions, options, ""), own.sampling.override(**sampling)
+
+
+def load_engine(checkpoint: str) -> Any:
+    from higgs import Engine
+    from higgs.checkpoint.preset import Checkpoint
+
+    source = Checkpoint.parse(checkpoint)
+    return Engine.from_pretrained(source.model, source.codec, source.device, source.dtype)
 
 
 def parse_speakers(pairs: list[str] | None) -> dict[int, str]:
@@ -164,20 +170,18 @@ def parse_speakers(pairs: list[str] | None) -> dict[int, str]:
     return numbered
 
 
-def read_stdin() -> str:
-    try:
-        return sys.stdin.buffer.read().decode("utf-8")
-    except UnicodeDecodeError as error:
-        raise ValueError(f"standard input is not text in UTF-8: {error}") from error
-
-
 def find_voices(
-    folder: Path, name: str, reference: Path | None, reference_text: str | None, numbered: dict[int, str]
+    folder: Path, name: str, reference: Path | None, reference_text: str | None, numbered: dict[int, str], tagged: bool
 ) -> Any:
     """-> the voice, or the voice of each speaker of a dialogue."""
     from higgs.audio import probe
-    from higgs.data.voices import Voice, find_voice
+    from higgs.data.voices import Voice, find_voice, list_voices
 
+    if tagged != bool(numbered):
+        raise ValueError(
+            "[SPEAKERn] tags in the text and --speaker go together, as in --speaker 0=ada --speaker 1=ben; "
+            f"voices are: {', '.join(list_voices(folder))}"
+        )
     if numbered:
         return {number: find_voice(folder, name) for number, name in numbered.items()}
     if reference is None:
@@ -187,20 +191,27 @@ def find_voices(
 
 
 @contextmanager
-def saving_what_came_before(out: Path) -> Iterator[None]:
-    """Where a chunk has no audio, the speech before it, which may have taken hours, goes into a file of its own."""
+def progress(out: Path, num_chunks: int) -> Iterator[Callable[..., None]]:
+    """A bar of chunks, or of frames in a single pass.
+
+    Where a chunk has no audio, the speech before it, which may have taken hours, goes into a file of its own.
+    """
+    from tqdm import tqdm
+
     from higgs.audio import save_audio
     from higgs.serve.long_form import SilentChunkError
 
-    try:
-        yield
-    except SilentChunkError as error:
-        if error.before is not None:
-            path = Path("speech.wav") if out == STDIO else out
-            path = path.with_stem(f"{path.stem}.before")
-            save_audio(path, error.before.waveform, error.before.sample_rate)
-            error.add_note(f"the speech before it is in {path}")
-        raise
+    unit, total = ("chunk", num_chunks) if num_chunks else ("frame", None)
+    with tqdm(unit=unit, total=total, disable=not sys.stderr.isatty()) as bar:
+        try:
+            yield lambda *_: bar.update()
+        except SilentChunkError as error:
+            if error.before is not None:
+                path = Path("speech.wav") if out == STDIO else out
+                path = path.with_stem(f"{path.stem}.before")
+                save_audio(path, error.before.waveform, error.before.sample_rate)
+                error.add_note(f"the speech before it is in {path}")
+            raise
 
 
 def write(out: Path, response: Any) -> None:

@@ -12,7 +12,7 @@ of file names: letters, digits, "-", "_" and ".". Lines of a public test set, as
 have a `reference` with its `reference_text` in place of form and voice.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -171,9 +171,8 @@ def _script(content: Any, voices: str | Path, chunking: ChunkOptions) -> Script:
         example = Path(voices) / "profiles" / f"{voice.name}.flac"
         reference = voice.audio or (example if example.is_file() else None)
         name, text, spoken = voice.name, record.text, record.text
-    request = speech_request(
-        spoken, voice, options or chunking, record.scene, chunked, max_new_tokens=record.max_new_tokens
-    )
+    request = speech_request(spoken, voice, options or chunking, record.scene, chunked)
+    request = replace(request, max_new_tokens=record.max_new_tokens)
     return Script(record.id, form, name, text, request, reference=reference)
 
 

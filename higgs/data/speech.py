@@ -32,8 +32,6 @@ def speech_request(
     chunked: bool | None = None,
     normalize: bool = False,
     spell_numbers: bool = False,
-    sampling: SamplingConfig | None = None,
-    max_new_tokens: int | None = None,
 ) -> SpeechRequest:
     """A text and its voice, or a dialogue with `[SPEAKERn]` tags and the voice of each speaker.
 
@@ -64,7 +62,7 @@ def speech_request(
         raise ValueError("there is no text to speak")
     if normalize:
         samples = map(normalize_prompt, samples)
-    return SpeechRequest(tuple(samples), tuple(chunks), options, sampling, max_new_tokens)
+    return SpeechRequest(tuple(samples), tuple(chunks), options)
 
 
 def _turn_prompt(voices: dict[int, Voice], chunk: Chunk, options: ChunkOptions, scene: str | None) -> ChatMLSample:

@@ -4,7 +4,7 @@ import asyncio
 import hmac
 from dataclasses import dataclass
 
-from fastapi import FastAPI
+from starlette.applications import Starlette
 from starlette.datastructures import Headers
 from starlette.middleware.cors import CORSMiddleware
 from starlette.middleware.trustedhost import TrustedHostMiddleware
@@ -30,7 +30,7 @@ class Access:
     body_seconds: float = 30.0
 
 
-def protect(app: FastAPI, access: Access) -> None:
+def protect(app: Starlette, access: Access) -> None:
     app.add_middleware(BodyTimeout, seconds=access.body_seconds)
     if access.api_key is not None:
         app.add_middleware(ApiKey, key=access.api_key)

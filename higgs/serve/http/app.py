@@ -1,12 +1,10 @@
 """Speech over HTTP, in the form of OpenAI's interface: `higgs serve`.
 
 `/v1/audio/speech` streams; a client that disconnects frees its slot. The server binds 127.0.0.1 by default, has no
-users and no keys, and is meant to stand behind something that has.
+users and at most one key, and is meant to be behind something that has more.
 """
 
 import asyncio
-import base64
-import json
 import logging
 import time
 from collections.abc import AsyncIterator, Iterator
@@ -20,10 +18,8 @@ import torch
 import uvicorn
 from fastapi import FastAPI
 from fastapi.exceptions import RequestValidationError
-from fastapi.responses import JSONResponse, Response, StreamingResponse
-from fastapi.sse import format_sse_event
+from fastapi.responses import JSONResponse, Response
 from starlette.exceptions import HTTPException
-from starlette.types import Receive, Scope, Send
 
 from higgs.config import SamplingConfig
 from higgs.data.chatml import smart_voice
@@ -38,6 +34,7 @@ from higgs.serve.http.async_engine import AsyncEngine, EngineDead
 from higgs.serve.http.audio_encoder import MEDIA_TYPES, AudioEncoder
 from higgs.serve.http.prometheus import Metrics
 from higgs.serve.http.speech_request import ApiError, SpeechBody, validation_error
+from higgs.serve.http.speech_response import SpeechResponse, events
 from higgs.serve.long_form import SilentChunkError
 
 MAX_BODY = 1 << 20  # bytes
@@ -108,14 +105,8 @@ def to_request(body: SpeechBody, config: ServerConfig, engine: Engine) -> Speech
         message = f"max_new_tokens: at least {shortest + 1}, got {limit}: the first {shortest} steps have no audio"
         raise ApiError(message, "max_new_tokens", "invalid_value")
     settings = {key: getattr(body, key) for key in ("seed", "temperature", "top_k", "top_p")}
-    request = speech_request(
-        body.input,
-        voices[name],
-        config.chunks,
-        body.scene,
-        sampling=config.sampling.override(**settings),
-        max_new_tokens=limit,
-    )
+    request = speech_request(body.input, voices[name], config.chunks, body.scene)
+    request = replace(request, sampling=config.sampling.override(**settings), max_new_tokens=limit)
     try:
         for audio in request.samples[0].audios:
             engine.reference_codes(audio)
@@ -199,50 +190,6 @@ async def speak(
                     yield data
 
 
-def events(data: bytes, stop_reason: str | None, seconds: float) -> bytes:
-    """Server-sent events as OpenAI's: `speech.audio.delta` with base64, at the end `speech.audio.done`."""
-    made = []
-    if data:
-        made.append({"type": "speech.audio.delta", "audio": base64.b64encode(data).decode()})
-    if stop_reason:
-        usage = {"audio_seconds": seconds}
-        made.append({"type": "speech.audio.done", "stop_reason": stop_reason, "usage": usage})
-    return b"".join(format_sse_event(data_str=json.dumps(event)) for event in made)
-
-
-class SpeechResponse(StreamingResponse):
-    """A streamed body whose headers wait for its first piece: an error before it is an answer with its own status.
-
-    An error after it closes the connection; so does the end of `seconds`, also where the client does not read. The body
-    is closed in every case, which frees the slot. A FLAC file is one part, so its length and `late_headers` are known.
-    """
-
-    def __init__(self, body: AsyncIterator[bytes], seconds: float, late_headers: dict[str, str], **more):
-        super().__init__(body, **more)
-        self.seconds, self.late_headers = seconds, late_headers
-
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        try:
-            # The engine has the same deadline; this one, a second later, is for a client that does not read.
-            async with aclosing(self.body_iterator), asyncio.timeout(self.seconds + 1):
-                await super().__call__(scope, receive, send)
-        except TimeoutError as error:
-            raise to_api_error(error) from error
-
-    async def stream_response(self, send: Send) -> None:
-        first = await anext(self.body_iterator)
-        if self.media_type == MEDIA_TYPES["flac"]:
-            self.headers.update(self.late_headers | {"content-length": str(len(first))})
-        self.body_iterator = _chain(first, self.body_iterator)
-        await super().stream_response(send)
-
-
-async def _chain(first: bytes, rest: AsyncIterator[bytes]) -> AsyncIterator[bytes]:
-    yield first
-    async for piece in rest:
-        yield piece
-
-
 def make_app(engine: Engine, config: ServerConfig, access: Access | None = None) -> FastAPI:
     """The engine behind HTTP. Its threads start and end with the app."""
     config = config.completed(engine.generation)
@@ -266,7 +213,7 @@ def make_app(engine: Engine, config: ServerConfig, access: Access | None = None)
     metrics = Metrics(engine)
     handle_errors(app, metrics)
     app.add_route("/metrics", lambda _: metrics.app)
-    read = partial(app.api_route, methods=["GET", "HEAD"])
+    add_listings(app, engine, config)
 
     @app.post("/v1/audio/speech", response_class=Response)
     async def speech(body: SpeechBody) -> SpeechResponse:
@@ -280,6 +227,13 @@ def make_app(engine: Engine, config: ServerConfig, access: Access | None = None)
             media_type="text/event-stream" if sse else MEDIA_TYPES[body.response_format],
             headers={"cache-control": "no-store", "x-seed": str(seed)},
         )
+
+    return app
+
+
+def add_listings(app: FastAPI, engine: Engine, config: ServerConfig) -> None:
+    """What can be read: voices, models, health."""
+    read = partial(app.api_route, methods=["GET", "HEAD"])
 
     @read("/v1/audio/voices")
     def voices() -> dict:
@@ -306,8 +260,6 @@ def make_app(engine: Engine, config: ServerConfig, access: Access | None = None)
         counts = {"running": len(scheduler.running), "waiting": len(scheduler.waiting)}
         body = {"status": "ok" if healthy else "stopped", "model": config.model} | counts
         return JSONResponse(body, 200 if healthy else 503)
-
-    return app
 
 
 def handle_errors(app: FastAPI, metrics: Metrics) -> None:
