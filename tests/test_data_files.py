@@ -143,7 +143,7 @@ def test_a_manifest_of_training_data(tmp_path):
     path.write_text("\ufeff" + row.format("a", "") + "\n" + row.format("b", "\\u0000"))
     found = read_manifest(path)
     assert [example.id for example in found.examples] == ["a"]
-    assert [(p.kind, p.place) for p in found.problems] == [("wrong row", f"{path}, line 2")]
+    assert [(p.kind, p.place) for p in found.problems] == [("invalid record", f"{path}, line 2")]
     assert "U+0000" in found.problems[0].what
 
 

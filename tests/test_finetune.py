@@ -213,11 +213,11 @@ def test_rows_that_cannot_be_used_are_named_once(dataset):
     assert [e.id for e in dataset.examples] == ["a.wav", "b.wav", "clone", "talk"]
     told = [(int(p.place.rsplit(" ", 1)[1]), p.kind) for p in dataset.manifest.problems]
     assert sorted(told) == [
-        (3, "missing audio"), (4, "empty text"), (5, "unusable audio"), (6, "unusable audio"), (7, "wrong row"),
-        (10, "wrong row"),
+        (3, "missing audio"), (4, "empty text"), (5, "unusable audio"), (6, "unusable audio"), (7, "invalid record"),
+        (10, "invalid record"),
     ]  # fmt: skip
     alone = read_manifest(dataset.manifest.path, description="nobody")
-    assert alone.counts["wrong row"] == 3, "special tokens are for whoever trusts the file"
+    assert alone.counts["invalid record"] == 3, "special tokens are for whoever trusts the file"
 
 
 def tuning_in(folder, dataset, replay=None, **options):

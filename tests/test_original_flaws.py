@@ -30,7 +30,7 @@ from higgs.audio import save_audio
 from higgs.config import ModelConfig
 from higgs.data.chatml import dialogue, smart_voice, tokenize, voice_clone, voices_in_system
 from higgs.data.chatml_json import sample_from_json
-from higgs.data.collator import collate, count_positions, spread
+from higgs.data.collator import collate, count_positions, expand_audio_placeholders
 from higgs.data.text.tokenizer import TextTokenizer, byte_tokenizer
 from higgs.data.voices import list_voices
 from higgs.delay import delayed_segment
@@ -182,7 +182,7 @@ def _(model, golden) -> None:
     samples = [smart_voice("Hi."), voice_clone("A longer text to say.", "Hm.", A)]
     codes = [[], [torch.full((8, 4), 7)]]
     rows = [
-        spread(tokenize(s, tokenizer, generate=True), c, ids, model.config, False)
+        expand_audio_placeholders(tokenize(s, tokenizer, generate=True), c, ids, model.config, False)
         for s, c in zip(samples, codes, strict=True)
     ]
     together = model(collate(rows, ids)).text_logits
@@ -213,7 +213,8 @@ def _() -> None:
     samples = [voices_in_system("Hi.", [A, B, A]), smart_voice("Hi."), voice_clone("Hi.", "Ho.", A)]
     codes = [[torch.full((8, 2 + n), n) for n in range(len(s.audios))] for s in samples]
     rows = [
-        spread(tokenize(s, BYTES, generate=True), c, IDS, CONFIG, False) for s, c in zip(samples, codes, strict=True)
+        expand_audio_placeholders(tokenize(s, BYTES, generate=True), c, IDS, CONFIG, False)
+        for s, c in zip(samples, codes, strict=True)
     ]
     batch = collate(rows, IDS)
     begins = (batch.codes == 1024).all(-1) & batch.audio_mask
@@ -339,7 +340,7 @@ def _() -> None:
 def _() -> None:
     tokens = tokenize(ChatMLSample([Message("user", "Hi."), Message("assistant", A)]), BYTES)
     labels = list(tokens.labels)
-    rows = [spread(tokens, [torch.full((8, 4), 7)], IDS, CONFIG, True) for _ in range(2)]
+    rows = [expand_audio_placeholders(tokens, [torch.full((8, 4), 7)], IDS, CONFIG, True) for _ in range(2)]
     epochs = [collate([row], IDS, labels=True).code_labels for row in (rows[0], rows[0], rows[1])]
     assert tokens.labels == labels
     assert all(torch.equal(epoch, epochs[0]) for epoch in epochs)
@@ -349,7 +350,7 @@ def _() -> None:
 @flaw("the length of a conversation left out nine positions of each audio")
 def _() -> None:
     tokens = tokenize(voices_in_system("Hi.", [A, B]), BYTES)
-    row = spread(tokens, [torch.full((8, 4), 7), torch.full((8, 6), 7)], IDS, CONFIG, False)
+    row = expand_audio_placeholders(tokens, [torch.full((8, 4), 7), torch.full((8, 6), 7)], IDS, CONFIG, False)
     assert count_positions(tokens, [4, 6], 8) == len(row["input_ids"])
 
 

@@ -24,7 +24,7 @@ from higgs.data.chatml import (
     voices_clone,
     voices_in_system,
 )  # fmt: skip
-from higgs.data.collator import collate, spread
+from higgs.data.collator import collate, expand_audio_placeholders
 from higgs.data.scripts import read_scripts
 from higgs.data.text.tokenizer import TextTokenizer, byte_tokenizer
 from higgs.data.voices import find_voice, list_voices
@@ -84,7 +84,7 @@ def test_dialogue_with_a_scene(tokenizer):
 
 
 def test_golden_prompts_of_the_tiny_checkpoint(golden):
-    """The ids of independent code, spread out by our collator."""
+    """The ids of independent code, expanded by our collator."""
     from safetensors.torch import load_file
 
     prompts = load_file(golden / "prompts.safetensors")
@@ -98,7 +98,7 @@ def test_golden_prompts_of_the_tiny_checkpoint(golden):
 
         codes = [revert_delay(columns)[:, 1:-1]] if sample.audios else []
         tokens = tokenize(sample, tokenizer, generate=True)
-        batch = collate([spread(tokens, codes, ids, config, False)], ids)
+        batch = collate([expand_audio_placeholders(tokens, codes, ids, config, False)], ids)
         return batch.input_ids, batch.codes[batch.audio_mask]
 
     wanted = prompts["smart_voice.input_ids"]
@@ -136,7 +136,7 @@ def test_labels_train_the_assistant_only(tokenizer, ids):
     assert trained == [*tokenizer.encode("Yes"), *audio, ids.end_of_turn]
     config = ModelConfig(vocab_size=tokenizer.vocab_size)
     codes = [torch.zeros(8, 3, dtype=torch.long), torch.ones(8, 2, dtype=torch.long)]
-    batch = collate([spread(tokens, codes, ids, config, True)], ids, labels=True)
+    batch = collate([expand_audio_placeholders(tokens, codes, ids, config, True)], ids, labels=True)
     assert batch.audio_out_mask.sum() == (3 + 9) + (2 + 9)
     assert (batch.code_labels == 0).sum() == 0 and (batch.code_labels == 1).sum() == 16
     assert (batch.code_labels == 1025).sum() == 8
@@ -148,7 +148,7 @@ def test_collating_twice_gives_the_same_labels(tokenizer, ids):
     tokens = tokenize(ChatMLSample([Message("user", "A"), Message("assistant", AudioContent())]), tokenizer)
     config = ModelConfig(vocab_size=tokenizer.vocab_size)
     codes = [torch.zeros(8, 3, dtype=torch.long)]
-    first, second = (spread(tokens, codes, ids, config, True) for _ in range(2))
+    first, second = (expand_audio_placeholders(tokens, codes, ids, config, True) for _ in range(2))
     assert torch.equal(first["code_labels"], second["code_labels"])
     assert (first["code_labels"] == 0).sum() == 24
 
@@ -159,10 +159,10 @@ def test_audio_that_is_heard(tokenizer, ids):
     place = tokens.input_ids.index(ids.audio_in)
     assert tokens.input_ids[place - 1 : place + 2] == [ids.audio_bos, ids.audio_in, ids.audio_eos]
     config = ModelConfig(vocab_size=tokenizer.vocab_size)
-    batch = collate([spread(tokens, [torch.zeros(8, 4, dtype=torch.long)], ids, config, False)], ids)
+    batch = collate([expand_audio_placeholders(tokens, [torch.zeros(8, 4, dtype=torch.long)], ids, config, False)], ids)
     assert batch.audio_mask.sum() == 13 and batch.audio_out_mask.sum() == 0
     with pytest.raises(ValueError, match="1 audio placeholders, but 0 code tensors"):
-        spread(tokens, [], ids, config, False)
+        expand_audio_placeholders(tokens, [], ids, config, False)
 
 
 def test_unknown_roles_are_refused():
@@ -321,11 +321,7 @@ def test_released_ids_of_a_long_form_chunk():
     last = [*turn("user", SAID), *HEADER["assistant"]]
     assert released_ids(after_chunks(sample, [])) == [*context, *last]
     assert released_ids(after_chunks(sample, spoken)) == [*context, *first, *second, *third, *last]
-    assert released_ids(after_chunks(sample, spoken, keep=2)) == [*context, *second, *third, *last]
-    assert released_ids(after_chunks(sample, spoken, keep=0)) == [*context, *last]
-    assert [a.name for a in after_chunks(sample, spoken, keep=2).audios] == ["belinda.wav", "", ""]
-    with pytest.raises(ValueError, match="keep"):
-        after_chunks(sample, spoken, keep=-1)
+    assert [a.name for a in after_chunks(sample, spoken).audios] == ["belinda.wav", "", "", ""]
     with pytest.raises(ValueError, match="ends in the user's message"):
         after_chunks(ChatMLSample(sample.messages[:-1]), spoken)
 
@@ -380,7 +376,7 @@ def test_a_reference_takes_nine_positions_more_than_its_frames():
     """[text, text, <|audio_bos|>, <|AUDIO|>, <|audio_eos|>, ...] with 4 frames holds 13 positions of <|AUDIO|>."""
     tokenizer = llama3_tokenizer()
     sample = voices_in_system("Hi.", [AudioContent("a")])
-    row = spread(
+    row = expand_audio_placeholders(
         tokenize(sample, tokenizer),
         [torch.ones(8, 4, dtype=torch.long)],
         TokenIds.of(tokenizer),

@@ -15,7 +15,7 @@ from higgs.batch import Batch
 from higgs.codec.tokenizer import AudioTokenizer
 from higgs.config import SamplingConfig
 from higgs.data.chatml import AudioContent, ChatMLSample, TextContent, tokenize
-from higgs.data.collator import collate, spread
+from higgs.data.collator import collate, expand_audio_placeholders
 from higgs.data.text.checks import check_messages
 from higgs.data.text.tokenizer import TextTokenizer
 from higgs.delay import segment_frames
@@ -228,7 +228,7 @@ class Engine:
         )
         with self._lock:  # the text tokenizer has a switch that is turned for each text
             tokens = tokenize(sample, self.text_tokenizer, generate=True, force_audio=force_audio)
-        row = spread(tokens, [c.cpu() for c in codes], self.ids, self.model.config, False)
+        row = expand_audio_placeholders(tokens, [c.cpu() for c in codes], self.ids, self.model.config, False)
         return collate([row], self.ids)
 
     def request(
