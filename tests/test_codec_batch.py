@@ -10,7 +10,7 @@ from conftest import ROOT, assert_close
 from higgs import AudioTokenizer
 from higgs.audio import load_audio, resampler
 from higgs.codec import acoustic
-from higgs.codec.padding import group_norm, in_batches, room, stack, trim, windows
+from higgs.codec.padding import bucket_length, group_norm, mask_padding, pad_to_batch, run_in_batches, windows
 
 HOP = 960
 
@@ -50,7 +50,7 @@ def test_codes_do_not_depend_on_the_batch(codec, rows, speech, monkeypatch):
     A quarter of them is also encoded at its own length, without padding, as the original would: there the shape is
     another, so that on some machine a last bit may be, and with it one code in many thousands.
     """
-    monkeypatch.setattr(AudioTokenizer, "_rows", lambda self, samples: rows)
+    monkeypatch.setattr(AudioTokenizer, "_batch_size", lambda self, samples: rows)
     draw = random.Random(0)
     lengths = [round(1200 * 240 ** (draw.random() ** 3)) for _ in range(200)]
     clips = cut(speech, [1200, 288_000, *lengths[2:]], draw)
@@ -78,8 +78,8 @@ def test_padding_does_not_leak(codec, speech):
     with torch.inference_mode():
         for start in range(0, len(clips), 5):
             some = clips[start : start + 5]
-            size = HOP * room(max(map(len, some)) // HOP + 2)
-            z = codec.embed(*stack([clip[None] for clip in some], size, len(some)))
+            size = HOP * bucket_length(max(map(len, some)) // HOP + 2)
+            z = codec.embed(*pad_to_batch([clip[None] for clip in some], size, len(some)))
             for clip, row in zip(some, z, strict=True):
                 own = codec.embed(clip[None, None])[0]
                 assert own.shape[1] == codec.num_frames(len(clip)) == (len(clip) + 841) // HOP
@@ -89,7 +89,7 @@ def test_padding_does_not_leak(codec, speech):
 
 def test_rows_of_a_batch_do_not_depend_on_each_other(tiny, speech, monkeypatch):
     """As on an accelerator: four rows at once, some of them left over."""
-    monkeypatch.setattr(AudioTokenizer, "_rows", lambda self, samples: 4)
+    monkeypatch.setattr(AudioTokenizer, "_batch_size", lambda self, samples: 4)
     clips = cut(speech, [24_000 + 7 * i for i in range(6)], random.Random(2))
     together = tiny.encode(clips)
     for clip, codes in zip(clips, together, strict=True):
@@ -129,22 +129,22 @@ def test_decoding_in_windows_equals_decoding_at_once(tiny, frames):
     with torch.inference_mode():
         whole = tiny.synthesize(tiny.quantizer.decode(codes[None]))[0, 0]
     assert_close(tiny.decode(codes), whole)
-    assert tiny.acoustic_decoder.reach == 10
+    assert tiny.acoustic_decoder.context_frames == 10
 
 
 def test_windows_cover_each_frame_once():
     for length in (1, 5, 6, 7, 24, 25):
         owned = []
-        for heard, skip, frames in windows(length, own=6, reach=2):
-            first = heard.start + skip
+        for context, skip, frames in windows(length, frames=6, context=2):
+            first = context.start + skip
             owned += range(first, first + frames)
-            assert heard.start == max(0, first - 2)
-            assert heard.stop == min(length, first + frames + 2)
+            assert context.start == max(0, first - 2)
+            assert context.stop == min(length, first + frames + 2)
         assert owned == list(range(length))
 
 
 def test_few_sizes():
-    sizes = [room(steps) for steps in range(1, 1025)]
+    sizes = [bucket_length(steps) for steps in range(1, 1025)]
     assert all(steps <= size <= steps * 9 / 8 for steps, size in enumerate(sizes, start=1))
     assert sizes == sorted(sizes) and len({size for size in sizes if 64 < size <= 128}) == 8
 
@@ -157,7 +157,7 @@ def test_items_of_a_size_go_together_in_equal_batches():
         return padded.sum(-1)
 
     items = [torch.ones(1, n) for n in (3, 8, 4, 2, 7)]
-    sums = in_batches(run, items, [4, 8, 4, 4, 8], rows=lambda size: 2)
+    sums = run_in_batches(run, items, [4, 8, 4, 4, 8], batch_size=lambda size: 2)
     assert [int(s) for s in sums] == [3, 8, 4, 2, 7]
     assert seen == [((2, 1, 4), [3, 4]), ((2, 1, 4), [2, 2]), ((2, 1, 8), [8, 7])]
 
@@ -169,7 +169,7 @@ def test_padding_is_no_part_of_the_norm():
     normed = group_norm(x, norm, lengths)
     assert torch.equal(normed[:1, :, :5], norm(x[:1, :, :5]))
     assert torch.equal(normed[1:], norm(x[1:])) and not normed[0, :, 5:].any()
-    assert not trim(x, lengths)[0, :, 5:].any() and torch.equal(trim(x, lengths)[1], x[1])
+    assert not mask_padding(x, lengths)[0, :, 5:].any() and torch.equal(mask_padding(x, lengths)[1], x[1])
 
 
 def test_whole_frames_take_every_clip(tiny):

@@ -37,7 +37,7 @@ class AudioStream:
         if not chunk_frames or min(chunk_frames) < 1:
             raise ValueError(f"chunk_frames must be positive, got {list(chunk_frames)}")
         self.tokenizer, self.lengths = tokenizer, tuple(chunk_frames)
-        self.reach = tokenizer.acoustic_decoder.reach
+        self.reach = tokenizer.acoustic_decoder.context_frames
         self.columns = torch.zeros(tokenizer.num_codebooks, 0, dtype=torch.long)
         self.start = 0  # the next frame to be heard
         self.before = 0  # how many frames before it are still held, within reach
