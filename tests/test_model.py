@@ -169,13 +169,13 @@ def test_padding_changes_nothing(model, prompts):
 
 def test_dual_ffn_is_plain_llama_for_each_kind(model, prompts):
     """With all positions of one kind, the mask path and the all-of-one-kind path agree."""
-    from higgs.model.llama import Kind
+    from higgs.model.llama import ModalityMask
 
     x = torch.randn(1, 12, 96)
     positions, mask = torch.arange(12)[None], torch.ones(12, 12, dtype=torch.bool).tril()
     for audio in (True, False):
-        by_mask, _ = model.run_layers(x, Kind(torch.full((1, 12), audio)), positions, mask)
-        assert_close(by_mask, model.run_layers(x, Kind(audio), positions, mask)[0])
+        by_mask, _ = model.run_layers(x, ModalityMask(torch.full((1, 12), audio)), positions, mask)
+        assert_close(by_mask, model.run_layers(x, ModalityMask(audio), positions, mask)[0])
 
 
 def test_rope_frequencies():

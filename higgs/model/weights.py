@@ -1,4 +1,4 @@
-"""Checkpoints of the generation model, in both layouts, to this package's names. Their names go no further."""
+"""Checkpoints of the generation model: tensor names of both layouts <-> this package's names."""
 
 import re
 from collections.abc import Mapping
@@ -50,8 +50,10 @@ _REFUSED = ("audio_tower.", "audio_encoder_proj.", "audio_out_embed_projector.")
 
 
 def _replace_start(name: str, pairs: Mapping[str, str]) -> str:
-    start = next((start for start in pairs if name.startswith(start)), None)
-    return name if start is None else pairs[start] + name.removeprefix(start)
+    for start, replacement in pairs.items():
+        if name.startswith(start):
+            return replacement + name.removeprefix(start)
+    return name
 
 
 def their_name(name: str, layout: str) -> str:
@@ -62,10 +64,10 @@ def their_name(name: str, layout: str) -> str:
 
 
 def our_name(key: str) -> str:
-    """One key of either layout -> ours. Raises CheckpointError for parts that this package does not run."""
+    """A key of either layout -> ours. Raises CheckpointError for modules that this package does not implement."""
     if key.startswith(_REFUSED) or ".audio_attn." in key:
-        raise CheckpointError(f"{key}: the release has no such part, and this package does not run it")
-    # A conversion may leave names of both layouts in one file, so all are known at once.
+        raise CheckpointError(f"{key}: the release has no such module, and this package does not implement it")
+    # A converted file may mix names of both layouts.
     known = {theirs: ours for top in TOP.values() for ours, theirs in top.items()}
     name = _replace_start(key, known)
     if match := re.match(r"layers\.(\d+)\.(.*)", name):
@@ -75,7 +77,7 @@ def our_name(key: str) -> str:
 
 
 def join_split(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """`x.embedding_frozen` + `x.embedding_trainable` (or `linear_...`), written while tuning new rows -> `x`."""
+    """`x.embedding_frozen` + `x.embedding_trainable` (or `linear_...`) of partly frozen embeddings -> `x`."""
     joined = {}
     for key, tensor in tensors.items():
         match = re.fullmatch(r"(.*)\.(embedding|linear)_(frozen|trainable)\.weight", key)
@@ -88,8 +90,7 @@ def join_split(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
         frozen, trainable = (tensors[half] for half in halves)
         if frozen.shape[1:] != trainable.shape[1:]:
             raise CheckpointError(
-                f"{halves[0]} is {list(frozen.shape)}, {halves[1]} is {list(trainable.shape)}: "
-                "they are no two parts of one matrix"
+                f"{halves[0]} is {list(frozen.shape)}, {halves[1]} is {list(trainable.shape)}: they do not fit together"
             )
         if match[3] == "frozen":
             joined[f"{match[1]}.weight"] = torch.cat([frozen, trainable])
@@ -97,9 +98,9 @@ def join_split(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
 
 
 def convert(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """A checkpoint's tensors -> ours. Headers are converted alike.
+    """A checkpoint's tensors, or headers -> by our names.
 
-    Head copies that a conversion left under both names must be equal; CheckpointError else.
+    Raises CheckpointError for a tensor that is stored under two names with different values.
     """
     ours: dict[str, Tensor] = {}
     for key, tensor in join_split(tensors).items():
@@ -118,7 +119,7 @@ def _same(a: Tensor, b: Tensor) -> bool:
 
 
 def to_transformers(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """This package's names -> those of transformers, the layout in which we write checkpoints."""
+    """This package's names -> those of transformers, the layout in which checkpoints are written."""
     return {their_name(key, TRANSFORMERS): t.contiguous() for key, t in tensors.items()}
 
 

@@ -118,7 +118,7 @@ class Decoder:
 
     def _prefill(self, row: int, prompt: Batch) -> None:
         """The voices' part goes by itself, whether it is kept or new, so that the numbers are the same."""
-        cache = self.cache.row(row)
+        cache = self.cache.slot(row)
         length, prefix = prompt.input_ids.shape[1], prefix_length(prompt)
 
         def read(start: int, stop: int) -> None:
