@@ -233,8 +233,8 @@ def test_chunks_end_with_sentences():
     text = "One two three. Four five. Six seven eight nine.\n\nTen."
     assert chunk_text(text, 5) == [
         Chunk("One two three. Four five."),
-        Chunk("Six seven eight nine.", border="sentence"),
-        Chunk("Ten.", border="paragraph"),
+        Chunk("Six seven eight nine.", boundary="sentence"),
+        Chunk("Ten.", boundary="paragraph"),
     ]
     assert [c.text for c in chunk_text(text, 3)] == [
         "One two three.", "Four five.", "Six seven eight", "nine.", "Ten."
@@ -275,7 +275,7 @@ def test_chunks_of_anything_hold_all_of_it_and_are_never_empty():
         chunks = chunk_text(text, most)
         assert "".join("".join(c.text.split()) for c in chunks) == "".join(text.split())
         assert all(c.text and count_words(c.text) <= most for c in chunks)
-        assert [c.border for c in chunks].count("start") == 1
+        assert [c.boundary for c in chunks].count("start") == 1
         assert not any(re.search(r"3\.$|^\.?14", c.text) for c in chunks)
 
 
@@ -304,7 +304,7 @@ def test_strange_speaker_tags_are_refused(tag):
 
 
 def test_text_before_the_first_tag_is_refused():
-    with pytest.raises(ValueError, match="'Hello' stands before"):
+    with pytest.raises(ValueError, match="'Hello'"):
         speaker_turns("Hello [SPEAKER0] Hi.")
 
 

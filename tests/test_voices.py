@@ -15,8 +15,8 @@ from higgs.data.voices import (
     Finding,
     Voice,
     add_voice,
-    cast_prompt,
     check_recording,
+    dialogue_prompt,
     find_voice,
     list_voices,
 )
@@ -62,7 +62,7 @@ BAD = {
     "clipped": (lambda p: write(p, speech(level=-7.0).clamp(-1, 1)), False, "clipped"),
     "mostly clipped": (lambda p: write(p, speech(level=3.0).clamp(-1, 1)), True, "clipped"),
     "late": (lambda p: write(p, torch.cat([torch.zeros(48_000), speech()])), False, "2.0 s of silence before"),
-    "a tail": (lambda p: write(p, torch.cat([speech(), torch.zeros(24_000)])), False, "1.0 s of silence behind"),
+    "a tail": (lambda p: write(p, torch.cat([speech(), torch.zeros(24_000)])), False, "1.0 s of silence after"),
     "gaps": (lambda p: write(p, torch.cat([speech(1), torch.zeros(96_000), speech(1)])), False, "67% of it is silent"),
     "NaN": (lambda p: write(p, NAN, subtype="FLOAT"), True, "1 of 96000 samples are NaN"),
     "no audio": (lambda p: p.write_text("hello"), True, "not an audio file"),
@@ -173,22 +173,22 @@ EVE = Voice("eve", ROOT / "eve.flac", "Old words.")
 def test_a_cast_becomes_the_form_that_fits(cast, roles, audios):
     first, second = cast
     text = f"[SPEAKER{first}] Hi.\n[SPEAKER{second}] Yes?"
-    sample = cast_prompt(cast, text)
+    sample = dialogue_prompt(cast, text)
     assert [message.role for message in sample.messages] == roles
     assert len(sample.audios) == audios
     assert sample.messages[-1].content == text
     with pytest.raises(ValueError, match=r"\[7\]"):
-        cast_prompt(cast, "[SPEAKER7] Hi.")
+        dialogue_prompt(cast, "[SPEAKER7] Hi.")
 
 
 def test_recorded_speakers_are_numbered_from_0():
     with pytest.raises(ValueError, match=r"numbered 0, 1, ..., got \[1, 2\]"):
-        cast_prompt({1: EVE, 2: BEN}, "[SPEAKER1] Hi.")
+        dialogue_prompt({1: EVE, 2: BEN}, "[SPEAKER1] Hi.")
 
 
 @pytest.mark.parametrize("text", ["", " ", "a\0"])
 def test_voices_do_not_speak_what_is_no_text(text):
-    for prompt in (ADA.prompt, EVE.prompt, lambda said: cast_prompt({0: ADA}, said)):
+    for prompt in (ADA.prompt, EVE.prompt, lambda said: dialogue_prompt({0: ADA}, said)):
         with pytest.raises(ValueError, match="no text|U\\+0000"):
             prompt(text)
 

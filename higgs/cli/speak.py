@@ -180,7 +180,7 @@ def prompt_maker(asked: SimpleNamespace, text: str, by_speaker: bool) -> Callabl
     from higgs.audio import probe
     from higgs.data.text.chunks import speaker_turns
     from higgs.data.text.normalize import normalize_prompt
-    from higgs.data.voices import Voice, cast_prompt, find_voice, list_voices, speaker_prompt
+    from higgs.data.voices import Voice, dialogue_prompt, find_voice, list_voices, speaker_prompt
 
     turns = speaker_turns(text)
     if bool(turns) != bool(asked.speaker):
@@ -191,7 +191,7 @@ def prompt_maker(asked: SimpleNamespace, text: str, by_speaker: bool) -> Callabl
     if turns:
         pairs = [pair.partition("=") for pair in asked.speaker]
         speakers = {int(number): find_voice(asked.voices, name) for number, _, name in pairs}
-        form = speaker_prompt if by_speaker else cast_prompt
+        form = speaker_prompt if by_speaker else dialogue_prompt
         prompt = partial(form, speakers, scene=asked.scene)
     else:
         if asked.reference is not None:

@@ -1,4 +1,4 @@
-"""Scripts to speak: JSON Lines, each row one request in one of the prompt forms.
+"""Scripts: JSON Lines, each record one request in one of the prompt forms.
 
 {"id": "a", "form": "smart_voice", "voice": "ada", "text": "Hello.", "scene": "A quiet room."}
 {"id": "b", "form": "voice_clone", "voice": "cleo", "text": "Hello."}
@@ -6,10 +6,10 @@
      "lines": [[0, "Hi."], [1, "Hello."]]}
 {"id": "d", "form": "long_form", "voice": "ada", "text": "...", "chunks": {"max_words": 14}}
 
-A dialogue has `voices` (names) or `speakers` (descriptions). It is spoken in one go, or chunk by chunk where it has
-`chunks`, whose keys are those of `ChunkOptions`. `max_new_tokens` takes the place of the general one. An id is part of
-file names: letters, figures, "-", "_" and ".". Rows of a public test set, as `higgs.evaluate.test_sets` writes them,
-have a `reference` with its `reference_text` in place of form and voice.
+A dialogue has `voices` (names) or `speakers` (descriptions). It is generated in a single pass, or chunk by chunk with
+`chunks`, whose keys are those of `ChunkOptions`. `max_new_tokens` overrides the general setting. An id is part of file
+names: letters, digits, "-", "_" and ".". Records of a public test set, written by `higgs.evaluate.test_sets`, have a
+`reference` with its `reference_text` in place of form and voice.
 """
 
 from collections.abc import Callable
@@ -23,7 +23,7 @@ from pydantic import AfterValidator, Field, Strict, model_validator
 from higgs.data.chatml import ChatMLSample, tagged
 from higgs.data.text.checks import check_text
 from higgs.data.text.chunks import Chunk, ChunkOptions, chunk_text, chunk_turns, speaker_turns
-from higgs.data.voices import NAME, Voice, cast_prompt, find_voice, speaker_prompt
+from higgs.data.voices import NAME, Voice, dialogue_prompt, find_voice, speaker_prompt
 from higgs.files import read_lines
 from higgs.validation import Count, Positive, Record, parse_json, validate
 
@@ -31,17 +31,17 @@ from higgs.validation import Count, Positive, Record, parse_json, validate
 def _line(line: tuple[int, str]) -> tuple[int, str]:
     number, text = line
     if speaker_turns(f"[SPEAKER{number}] {check_text(text)}") != [(number, text.strip())]:
-        raise ValueError(f"a line is one speaker's, without tags, got {text!r:.60}")
+        raise ValueError(f"a line is of one speaker, without tags, got {text!r:.60}")
     return line
 
 
-# One line of a dialogue: who, and what. JSON has lists where Python has tuples.
+# A line of a dialogue: speaker and text. JSON has lists where Python has tuples.
 Line = Annotated[tuple[Count, str], Strict(False), AfterValidator(_line)]
-Cast = dict[Annotated[str, Field(pattern=r"^[0-9]+$")], str]
+Speakers = dict[Annotated[str, Field(pattern=r"^[0-9]+$")], str]
 
 
 class Row(Record):
-    """What every form has."""
+    """The fields of every form."""
 
     id: Annotated[str, Field(pattern=f"^{NAME.pattern}$")]
     form: str
@@ -60,12 +60,12 @@ class LongForm(OneVoice):
 
 class Dialogue(Row):
     lines: list[Line]
-    speakers: Cast | None = None
-    voices: Cast | None = None
+    speakers: Speakers | None = None
+    voices: Speakers | None = None
     chunks: ChunkOptions | None = None
 
     @model_validator(mode="after")
-    def _one_cast(self) -> "Dialogue":
+    def _one_source(self) -> "Dialogue":
         if (self.speakers is None) == (self.voices is None):
             raise ValueError("give either speakers (descriptions) or voices (names)")
         return self
@@ -75,7 +75,7 @@ FORMS = {"smart_voice": OneVoice, "voice_clone": OneVoice, "dialogue": Dialogue,
 
 
 class SetRow(Record):
-    """A row of a public test set. Paths are relative to the folder above the manifest's own."""
+    """A record of a public test set. Paths are relative to the parent of the manifest's folder."""
 
     id: str
     path: str | None
@@ -91,11 +91,10 @@ class SetRow(Record):
 
 @dataclass(frozen=True)
 class Script:
-    """One request: its conversation, and the words that should be heard.
+    """One request: its conversation and its reference text.
 
-    `prompt` makes a conversation of a text. Where the script is spoken chunk by chunk, `chunks` are its pieces, and
-    `sample` is the conversation of the first. `reference` is a recording of the voice that is to speak, `recording` a
-    person saying the text; None where there is none.
+    `prompt` builds the conversation for a text. For a script in `chunks`, `sample` is the conversation of the first.
+    `reference` is a recording of the voice, `recording` one of a person saying the text, if there is one.
     """
 
     id: str
@@ -112,7 +111,7 @@ class Script:
     recording: Path | None = None
 
     def row(self, seed: int) -> dict[str, str | int]:
-        """What a table says of this request; `name` tells apart the seeds of one script."""
+        """The columns of this request in a table; `name` distinguishes the seeds of one script."""
         name = f"{self.id}-s{seed}"
         return {
             "name": name,
@@ -128,7 +127,7 @@ class Script:
 
 
 def script_file(name: str, folder: str | Path = "data/scripts") -> Path:
-    """The name of a set, or a file -> the file. Raises FileNotFoundError that lists the sets."""
+    """The name of a set, or a path -> the path. Raises FileNotFoundError that lists the sets."""
     path = Path(name) if name.endswith(".jsonl") else Path(folder) / f"{name}.jsonl"
     if not path.is_file():
         known = ", ".join(sorted(entry.stem for entry in Path(folder).glob("*.jsonl")))
@@ -137,20 +136,20 @@ def script_file(name: str, folder: str | Path = "data/scripts") -> Path:
 
 
 def read_scripts(path: str | Path, voices: str | Path, chunking: ChunkOptions | None = None) -> list[Script]:
-    """-> the scripts in order. `chunking` is what they leave open of their `chunks`: the checkpoint's.
+    """-> the scripts in order. `chunking` are the defaults of their `chunks`: the checkpoint's.
 
-    Raises ValueError naming the line and what is wrong in it, or that there is none.
+    Raises ValueError naming the line and its fault, and for a file without scripts.
     """
     scripts: dict[str, Script] = {}
     for where, line in read_lines(path):
         row = parse_json(line, where)
         try:
             if isinstance(row, dict) and "form" not in row and "reference" in row:
-                script = _set_script(validate(SetRow, row, "a row of a test set"), Path(path))
+                script = _set_script(validate(SetRow, row, "a test set's record"), Path(path))
             else:
                 script = _script(row, voices, chunking or ChunkOptions())
             if script.id in scripts:
-                raise ValueError(f"the id {script.id!r} stands twice")
+                raise ValueError(f"duplicate id {script.id!r}")
         except ValueError as error:
             raise ValueError(f"{where}: {error}") from error
         scripts[script.id] = script
@@ -166,24 +165,24 @@ def _script(content: Any, voices: str | Path, chunking: ChunkOptions) -> Script:
     row = validate(FORMS[form], content, form)
     options, reference = getattr(row, "chunks", None), None
     if options or form == "long_form":
-        said = options.model_dump(exclude_unset=True) if options else {}
-        options = validate(ChunkOptions, dict(chunking) | said, "chunks")
+        given = options.model_dump(exclude_unset=True) if options else {}
+        options = validate(ChunkOptions, dict(chunking) | given, "chunks")
     if form == "dialogue":
-        cast, voice = _cast(row, voices)
-        form_of = speaker_prompt if options and options.per_speaker_context else cast_prompt
-        prompt = partial(form_of, cast, scene=row.scene)
-        text, whole = " ".join(said for _, said in row.lines), tagged(row.lines, cast)
+        speakers, voice = _speakers(row, voices)
+        form_of = speaker_prompt if options and options.per_speaker_context else dialogue_prompt
+        prompt = partial(form_of, speakers, scene=row.scene)
+        text, whole = " ".join(line for _, line in row.lines), tagged(row.lines, speakers)
         chunks = chunk_turns(row.lines, options) if options else []
     else:
-        found = find_voice(voices, row.voice)
-        if form != "long_form" and (form == "voice_clone") != (found.audio is not None):
-            raise ValueError(f"{form} does not go with the voice {found.name!r}")
-        example = Path(voices) / "profiles" / f"{found.name}.flac"
-        reference = found.audio or (example if example.is_file() else None)
-        voice, prompt = found.name, partial(found.prompt, scene=row.scene)
+        one = find_voice(voices, row.voice)
+        if form != "long_form" and (form == "voice_clone") != (one.audio is not None):
+            raise ValueError(f"{form} does not go with the voice {one.name!r}")
+        example = Path(voices) / "profiles" / f"{one.name}.flac"
+        reference = one.audio or (example if example.is_file() else None)
+        voice, prompt = one.name, partial(one.prompt, scene=row.scene)
         text = whole = row.text
         if speaker_turns(text):
-            raise ValueError(f"{form} has one voice; for [SPEAKERn] tags take the form dialogue")
+            raise ValueError(f"{form} has one voice; for [SPEAKERn] tags use the form dialogue")
         chunks = chunk_text(text, options.max_words) if options else []
     return Script(
         row.id, form, voice, text, prompt(chunks[0].text if chunks else whole),
@@ -202,10 +201,9 @@ def _set_script(row: SetRow, manifest: Path) -> Script:
     )  # fmt: skip
 
 
-def _cast(row: Dialogue, voices: str | Path) -> tuple[dict[int, Voice], str]:
-    """The speakers of a dialogue, and the names of their voices where they have names."""
+def _speakers(row: Dialogue, voices: str | Path) -> tuple[dict[int, Voice], str]:
+    """The speakers of a dialogue, and the names of their voices, if they have names."""
     if row.speakers is not None:
-        described = row.speakers.items()
-        return {int(n): Voice(f"SPEAKER{n}", description=text) for n, text in described}, ""
-    cast = {int(number): find_voice(voices, name) for number, name in row.voices.items()}
-    return cast, " ".join(cast[number].name for number in sorted(cast))
+        return {int(n): Voice(f"SPEAKER{n}", description=text) for n, text in row.speakers.items()}, ""
+    speakers = {int(number): find_voice(voices, name) for number, name in row.voices.items()}
+    return speakers, " ".join(speakers[number].name for number in sorted(speakers))

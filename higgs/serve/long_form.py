@@ -60,7 +60,7 @@ class LongResponse(Response):
                 "name": name,
                 "chunk": index,
                 "speaker": " ".join(map(str, spoken.chunk.speakers)),
-                "border": spoken.chunk.border,
+                "border": spoken.chunk.boundary,
                 "start": spoken.start,
                 "end": spoken.end,
                 "audio_frames": spoken.frames,
@@ -191,7 +191,7 @@ def _joined(chunks: Sequence[Chunk], takes: Sequence[Take], options: ChunkOption
     gains = _gains(chunks, responses) if options.match_levels else [0.0] * len(takes)
     pieces, spoken, end = [], [], 0
     for chunk, take, gain in zip(chunks, takes, gains, strict=True):
-        pause = torch.zeros(round(options.pause(chunk.border) * rate))
+        pause = torch.zeros(round(options.pause(chunk.boundary) * rate))
         waveform = _faded(take.response.waveform, round(FADE_SECONDS * rate)) * 10 ** (gain / 20)
         pieces += [pause, waveform]
         start = end + len(pause)

@@ -243,8 +243,8 @@ def finetune(
 ) -> None:
     """A manifest -> a checkpoint in `out`. `description` is used for records with neither description nor reference.
 
-    `replay` is a manifest of older voices, each with its `description`. `allow_special`, for trusted files, reads <|...|>
-    in the texts of conversations as the token of that name.
+    `replay` is a manifest of older voices, each with its `description`. `allow_special`, for trusted files, reads
+    <|...|> in the texts of conversations as the token of that name.
     """
     source = Checkpoint.parse(checkpoint)
     folder, device = resolve(source.model), choose_device(source.device)

@@ -1,31 +1,28 @@
-"""Which texts can be spoken at all."""
+"""Validation of texts to speak."""
 
 import re
 from collections.abc import Sequence
 from typing import Any
 
 # Control characters other than white space, halves of surrogate pairs, and noncharacters.
-UNSPEAKABLE = re.compile("[\x00-\x08\x0e-\x1f\x7f-\x84\x86-\x9f\ud800-\udfff\ufdd0-\ufdef]")
+INVALID = re.compile("[\x00-\x08\x0e-\x1f\x7f-\x84\x86-\x9f\ud800-\udfff\ufdd0-\ufdef]")
 
 
 def check_text(text: str) -> str:
-    """The text itself; emoji, right-to-left scripts and the strings of special tokens are text like any other.
+    """The text itself; emoji, right-to-left scripts and the strings of special tokens are allowed.
 
-    Raises ValueError for text that is empty or blank, and for characters that are none (NUL, ...), naming the place.
+    Raises ValueError for blank text and for control characters, surrogates and noncharacters, with their position.
     """
     if not text.strip():
         raise ValueError("there is no text to speak")
-    if found := UNSPEAKABLE.search(text):
-        raise ValueError(
-            f"U+{ord(found[0]):04X} at character {found.start()} of the text is no character to speak; remove it"
-        )
+    if found := INVALID.search(text):
+        raise ValueError(f"U+{ord(found[0]):04X} at character {found.start()} of the text cannot be spoken; remove it")
     return text
 
 
 def check_messages(messages: Sequence[Any]) -> None:
-    """Each `Message` of a conversation as `check_text` does; one that holds audio needs no words."""
+    """`check_text` for each `Message` of a conversation; a message with audio may have no text."""
     for message in messages:
         texts = [part.text for part in message.parts if hasattr(part, "text")]
-        words = "".join(texts)
-        if words or len(texts) == len(message.parts):
-            check_text(words)
+        if any(texts) or len(texts) == len(message.parts):
+            check_text("".join(texts))
