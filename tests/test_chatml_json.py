@@ -18,20 +18,12 @@ from higgs.data.chatml import (
     voices_clone,
     voices_in_system,
 )
-from higgs.data.chatml_json import (
-    read_conversations,
-    sample_from_json,
-    sample_to_json,
-    write_conversations,
-)
+from higgs.data.chatml_json import read_conversations, sample_from_json, sample_to_json, write_conversations
 from higgs.data.text.tokenizer import TextTokenizer, byte_tokenizer
 from higgs.tokens import SPECIAL_TOKENS
 from higgs.validation import parse_json
 
-REFERENCES = [
-    ("Hi.", AudioContent("0.wav")),
-    ("Yes.", AudioContent("1.wav", offset=0.5, duration=2.0)),
-]
+REFERENCES = [("Hi.", AudioContent("0.wav")), ("Yes.", AudioContent("1.wav", offset=0.5, duration=2.0))]
 FORMS = [
     smart_voice("Hi.", QUIET_ROOM, "british accent"),
     voice_clone("Hi.", *REFERENCES[0]),
@@ -53,11 +45,7 @@ def test_what_goes_out_comes_in_again(sample):
     assert tokenize(again, tokenizer) == tokenize(sample, tokenizer)
     assert again.audios == sample.audios
     assert [(m.role, m.recipient) for m in again.messages] == [(m.role, m.recipient) for m in sample.messages]
-    assert (again.start_index, again.speaker, again.misc) == (
-        sample.start_index,
-        sample.speaker,
-        sample.misc,
-    )
+    assert (again.start_index, again.speaker, again.misc) == (sample.start_index, sample.speaker, sample.misc)
     assert sample_to_json(again) == sample_to_json(sample)
     if all(not part.allow_special for m in sample.messages for part in m.parts if isinstance(part, TextContent)):
         assert tokenize(sample_from_json(sample_to_json(sample)), tokenizer) == tokenize(sample, tokenizer)
@@ -102,12 +90,7 @@ def test_a_file_cannot_make_its_text_special():
     specials = {tokenizer.token_id(token) for token in SPECIAL_TOKENS.values()}
     assert all("<" in token for token in RELEASED), "the file would not say which texts hold one"
     evil = "".join(SPECIAL_TOKENS.values())
-    row = {
-        "messages": [
-            {"role": "user", "content": evil},
-            {"role": "user", "content": [{"text": evil}]},
-        ]
-    }
+    row = {"messages": [{"role": "user", "content": evil}, {"role": "user", "content": [{"text": evil}]}]}
     clean = {"messages": [{"role": "user", "content": ""}] * 2}
 
     def counted(row: dict, **options) -> int:

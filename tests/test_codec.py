@@ -123,10 +123,7 @@ def released_shapes(codec: AudioTokenizer) -> dict[str, tuple[int, ...]]:
         shapes[f"quantizer.vq.layers.{i}._codebook.embed_avg"] = (1024, 64)
     shapes |= {f"decoder_semantic.conv{i}.conv.weight": (hidden, hidden, 3) for i in (1, 2)}
     for block in ("decoder_semantic.conv_blocks.0", "decoder_semantic.conv_blocks.1"):
-        shapes |= {
-            f"{block}.conv.conv.weight": (hidden, hidden, 3),
-            f"{block}.conv.conv.bias": (hidden,),
-        }
+        shapes |= {f"{block}.conv.conv.weight": (hidden, hidden, 3), f"{block}.conv.conv.bias": (hidden,)}
         for unit in (0, 1):
             shapes[f"{block}.res_units.{unit}.conv1.conv.weight"] = (hidden, hidden, 3)
             shapes[f"{block}.res_units.{unit}.conv2.weight"] = (hidden, hidden, 1)
@@ -152,11 +149,7 @@ def test_released_sizes_on_the_meta_device():
         "encoder.block.7.weight_v": (256, 2048, 3),
         "decoder_2.model.1.block.1.weight_g": (1024, 1, 1),
         "decoder_2.model.5.block.4.block.1.weight_v": (32, 32, 7),
-        "semantic_model.encoder.pos_conv_embed.conv.parametrizations.weight.original1": (
-            768,
-            48,
-            128,
-        ),
+        "semantic_model.encoder.pos_conv_embed.conv.parametrizations.weight.original1": (768, 48, 128),
         "encoder_semantic.conv_blocks.1.res_units.0.conv1.conv.weight": (768, 768, 3),
         "encoder_semantic.conv_blocks.0.conv.conv.bias": (768,),
         "quantizer.vq.layers.7._codebook.embed": (1024, 64),

@@ -33,13 +33,7 @@ from higgs.train.losses import speech_losses
 from higgs.train.memory import layer_activations, memory_plan
 
 SMALL = ModelConfig(
-    vocab_size=300,
-    hidden_size=192,
-    intermediate_size=512,
-    num_layers=2,
-    num_heads=3,
-    num_kv_heads=1,
-    head_dim=64,
+    vocab_size=300, hidden_size=192, intermediate_size=512, num_layers=2, num_heads=3, num_kv_heads=1, head_dim=64
 )
 
 

@@ -116,12 +116,7 @@ def test_released_sizes_on_the_meta_device():
     }
     for layer in range(28):
         top = f"layers.{layer}"
-        for projection, rows in (
-            ("q_proj", 3072),
-            ("k_proj", 1024),
-            ("v_proj", 1024),
-            ("o_proj", 3072),
-        ):
+        for projection, rows in (("q_proj", 3072), ("k_proj", 1024), ("v_proj", 1024), ("o_proj", 3072)):
             expected[f"{top}.self_attn.{projection}.weight"] = (rows, 3072)
         for mlp in ("mlp", "audio_mlp"):
             expected[f"{top}.{mlp}.gate_proj.weight"] = (8192, 3072)
@@ -192,11 +187,7 @@ def test_rope_frequencies():
 
 @pytest.mark.parametrize(
     ("key", "value"),
-    [
-        ("audio_adapter_type", "stack"),
-        ("skip_audio_tower", False),
-        ("use_audio_out_self_attention", True),
-    ],
+    [("audio_adapter_type", "stack"), ("skip_audio_tower", False), ("use_audio_out_self_attention", True)],
 )
 def test_parts_that_the_release_does_not_use_are_refused(golden, key, value):
     config = json.loads((golden / "original-gen" / "config.json").read_text())

@@ -17,15 +17,7 @@ from test_strict_eos import begun
 from tiny import prompt_batch
 from torch import Tensor
 
-from higgs import (
-    AudioContent,
-    AudioTokenizer,
-    ChatMLSample,
-    Engine,
-    Message,
-    SamplingConfig,
-    TextContent,
-)
+from higgs import AudioContent, AudioTokenizer, ChatMLSample, Engine, Message, SamplingConfig, TextContent
 from higgs.audio import save_audio
 from higgs.config import ModelConfig
 from higgs.data.chatml import dialogue, smart_voice, tokenize, voice_clone, voices_in_system
@@ -195,10 +187,7 @@ def _(model, golden) -> None:
 def _(model) -> None:
     cache = KVCache(model.config, 1, 3)
     shape = (1, model.config.num_kv_heads, 3, model.config.head_dim)
-    for value in (
-        0.0,
-        torch.nan,
-    ):  # rows of zeros count; and what an earlier request left is never read
+    for value in (0.0, torch.nan):  # rows of zeros count; and what an earlier request left is never read
         for layer in range(model.config.num_layers):
             cache.update(layer, torch.full(shape, value), torch.full(shape, value))
         cache.advance(3)
@@ -321,10 +310,7 @@ def _() -> None:
         (voice_clone(evil, evil, AudioContent(evil), evil), voice_clone("", "", A, "-")),
         (voices_in_system(evil, [evil, A], evil), voices_in_system("", ["", A], "-")),
         (dialogue([(0, evil)], {0: evil}, evil), dialogue([(0, "")], {0: ""}, "-")),
-        (
-            ChatMLSample([Message("assistant", evil, evil)]),
-            ChatMLSample([Message("assistant", "", "")]),
-        ),
+        (ChatMLSample([Message("assistant", evil, evil)]), ChatMLSample([Message("assistant", "", "")])),
     ]
     for sample, plain in everywhere:
         found, wanted = (

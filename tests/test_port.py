@@ -50,19 +50,7 @@ def conversation() -> Batch:
     """Text, a reference, text, a second reference: 7 and 4 frames."""
     generator = torch.Generator().manual_seed(3)
     codes = [torch.randint(0, 1024, (8, frames), generator=generator) for frames in (7, 4)]
-    input_ids = [
-        256,
-        5,
-        6,
-        7,
-        IDS.audio_out_bos,
-        IDS.audio_out,
-        IDS.audio_eos,
-        9,
-        10,
-        IDS.audio_out_bos,
-        IDS.audio_out,
-    ]
+    input_ids = [256, 5, 6, 7, IDS.audio_out_bos, IDS.audio_out, IDS.audio_eos, 9, 10, IDS.audio_out_bos, IDS.audio_out]
     input_ids += [IDS.audio_eos, 260, 17]
     return collate(
         [expand_audio_placeholders(Tokens(input_ids, input_ids), codes, IDS, CONFIG, True)], IDS, labels=True
@@ -104,10 +92,7 @@ def test_greedy_codes_equal_the_port_until_the_end_of_stream(pair):
     prompt = collate([expand_audio_placeholders(Tokens(text, [-100] * len(text)), [], IDS, CONFIG, False)], IDS)
     made = generate(ours, prompt, IDS, SamplingConfig(temperature=0, ras_window=None), 40, (IDS.audio_eos,))
     theirs = port.generate(
-        input_ids=prompt.input_ids,
-        attention_mask=prompt.attention_mask.long(),
-        do_sample=False,
-        max_new_tokens=40,
+        input_ids=prompt.input_ids, attention_mask=prompt.attention_mask.long(), do_sample=False, max_new_tokens=40
     )
     columns = (theirs if isinstance(theirs, torch.Tensor) else theirs.audio_sequences)[0].T
     delayed = made.segments[0].delayed

@@ -225,14 +225,7 @@ EOT, AUDIO_OUT, AUDIO_IN = 128009, [128013, 128016, 128012], [128011, 128015, 12
 HEADER = {role: [128006, number, 128007, 271] for role, number in
           {"system": 9125, "user": 882, "assistant": 78191}.items()}  # fmt: skip
 SCENE = [32215, 7855, 2768, 7754, 382, 128018, 198, 15097, 374, 12715, 505, 264, 11594, 3130]
-QUIET = [
-    128000,
-    *HEADER["system"],
-    *SCENE,
-    627,
-    128019,
-    EOT,
-]  # the system message with the scene QUIET_ROOM
+QUIET = [128000, *HEADER["system"], *SCENE, 627, 128019, EOT]  # the system message with the scene QUIET_ROOM
 
 
 def turn(role: str, *parts: list[int]) -> list[int]:
@@ -284,18 +277,7 @@ def test_released_ids_of_a_clone():
 def test_released_ids_of_references_in_the_system_message():
     sample = voices_in_system("x", [audio for _, audio in REFERENCES], QUIET_ROOM)
     ids = released_ids(ChatMLSample(sample.messages[:1]), generate=False)
-    expected = [
-        128000,
-        *HEADER["system"],
-        *SCENE,
-        382,
-        *SPEAKER_0,
-        220,
-        *AUDIO_IN,
-        *SPEAKER_1,
-        220,
-        *AUDIO_IN,
-    ]
+    expected = [128000, *HEADER["system"], *SCENE, 382, *SPEAKER_0, 220, *AUDIO_IN, *SPEAKER_1, 220, *AUDIO_IN]
     assert ids == [*expected, 198, 128019, EOT] and len(ids) == 42
 
 
@@ -328,25 +310,7 @@ def test_released_ids_of_a_long_form_chunk():
 
 def test_released_ids_of_free_dialogue():
     sample = free_dialogue({0: "masculine;curious", 1: "feminine;calm"}, "A library.")
-    asked = [
-        128020,
-        198,
-        32215,
-        96068,
-        4234,
-        36815,
-        323,
-        7855,
-        430,
-        40758,
-        369,
-        2212,
-        220,
-        508,
-        6622,
-        627,
-        128021,
-    ]
+    asked = [128020, 198, 32215, 96068, 4234, 36815, 323, 7855, 430, 40758, 369, 2212, 220, 508, 6622, 627, 128021]
     assert released_ids(sample)[-len(asked) - 5 : -5] == asked
     text = llama3_tokenizer().decode(released_ids(sample))
     assert text == (
@@ -359,14 +323,7 @@ def test_released_ids_of_free_dialogue():
 
 def test_released_ids_of_small_pieces():
     tokenizer = llama3_tokenizer()
-    assert tokenizer.encode("<SE>[Laughter]</SE>", allow_special=True) == [
-        128022,
-        58,
-        8921,
-        7490,
-        60,
-        128023,
-    ]
+    assert tokenizer.encode("<SE>[Laughter]</SE>", allow_special=True) == [128022, 58, 8921, 7490, 60, 128023]
     assert tokenizer.encode("[SPEAKER0] ") == [43574, 1777, 77587, 15, 60, 220]
     # The release has no such tokens, whatever its documentation says.
     assert len(tokenizer.encode("<|speaker_id_start|>", allow_special=True)) == 7
@@ -377,11 +334,7 @@ def test_a_reference_takes_nine_positions_more_than_its_frames():
     tokenizer = llama3_tokenizer()
     sample = voices_in_system("Hi.", [AudioContent("a")])
     row = expand_audio_placeholders(
-        tokenize(sample, tokenizer),
-        [torch.ones(8, 4, dtype=torch.long)],
-        TokenIds.of(tokenizer),
-        ModelConfig(),
-        False,
+        tokenize(sample, tokenizer), [torch.ones(8, 4, dtype=torch.long)], TokenIds.of(tokenizer), ModelConfig(), False
     )
     places = (row["input_ids"] == 128015).nonzero()[:, 0].tolist()
     assert places == list(range(places[0], places[0] + 13))
@@ -413,11 +366,7 @@ def test_speakers_are_sorted_as_numbers():
     """As strings, SPEAKER10 would come before SPEAKER2."""
     system = dialogue([(n, "Hi.") for n in (10, 2, 1)]).messages[0]
     body = next(p.text for p in system.parts if "SPEAKER1:" in p.text)
-    assert body.split("\n")[1:4] == [
-        "SPEAKER1: feminine",
-        "SPEAKER2: masculine",
-        "SPEAKER10: feminine",
-    ]
+    assert body.split("\n")[1:4] == ["SPEAKER1: feminine", "SPEAKER2: masculine", "SPEAKER10: feminine"]
 
 
 @pytest.mark.parametrize(
@@ -429,11 +378,7 @@ def test_speakers_are_sorted_as_numbers():
     ],
 )
 def test_a_speaker_that_nobody_is_is_refused(build):
-    for text in (
-        [(0, "Hi."), (2, "Ho.")],
-        "[SPEAKER0] Hi. [SPEAKER2] Ho.",
-        [(0, "[SPEAKER2] Ho.")],
-    ):
+    for text in ([(0, "Hi."), (2, "Ho.")], "[SPEAKER0] Hi. [SPEAKER2] Ho.", [(0, "[SPEAKER2] Ho.")]):
         with pytest.raises(ValueError, match=r"speakers \[2\], but only .*0.* are described"):
             build(text)
     with pytest.raises(ValueError, match="there is no speaker"):
@@ -443,10 +388,7 @@ def test_a_speaker_that_nobody_is_is_refused(build):
 
 def test_recipients_are_trained_with_their_message(tokenizer, ids):
     """`all<|recipient|>` after the header; not trained before start_index, unlike in the original."""
-    messages = [
-        Message("assistant", "A", recipient="all"),
-        Message("assistant", "B", recipient="ben"),
-    ]
+    messages = [Message("assistant", "A", recipient="all"), Message("assistant", "B", recipient="ben")]
     tokens = tokenize(ChatMLSample(messages, start_index=1), tokenizer)
     text = ASSISTANT.replace("<|start", "<|begin_of_text|><|start", 1)
     assert tokenizer.decode(tokens.input_ids) == (
@@ -478,12 +420,7 @@ def test_audio_is_cut_to_its_stretch(tmp_path):
     ):
         with pytest.raises(ValueError, match=message):
             wrong.load(8000, tmp_path)
-    for wrong in (
-        {"offset": -1.0},
-        {"offset": float("nan")},
-        {"duration": 0.0},
-        {"duration": float("inf")},
-    ):
+    for wrong in ({"offset": -1.0}, {"offset": float("nan")}, {"duration": 0.0}, {"duration": float("inf")}):
         with pytest.raises(ValueError, match=next(iter(wrong))):
             AudioContent("a.wav", **wrong)
 

@@ -62,10 +62,7 @@ def written_out(sample: ChatMLSample) -> list[Piece]:
         pieces += [Piece("<|start_header_id|>", True), Piece(message.role)]
         pieces += [Piece("<|end_header_id|>", True), Piece("\n\n")]
         if message.recipient is not None:
-            pieces += [
-                Piece(message.recipient, False, learnt),
-                Piece("<|recipient|>", True, learnt),
-            ]
+            pieces += [Piece(message.recipient, False, learnt), Piece("<|recipient|>", True, learnt)]
         for part in message.parts:
             if isinstance(part, TextContent):
                 pieces.append(Piece(part.text, False, learnt))

@@ -17,12 +17,7 @@ from higgs.data.text.chunks import (
     sentences,
     speaker_turns,
 )
-from higgs.data.text.normalize import (
-    SOUND_EVENTS,
-    normalize_contents,
-    normalize_prompt,
-    normalize_text,
-)
+from higgs.data.text.normalize import SOUND_EVENTS, normalize_contents, normalize_prompt, normalize_text
 from higgs.data.text.numbers import line_language, spell_out
 from higgs.data.text.numbers_chinese import integer
 from higgs.data.text.tokenizer import TextTokenizer, byte_tokenizer
@@ -250,25 +245,7 @@ def test_chunks_end_with_sentences():
 
 def test_chunks_of_anything_hold_all_of_it_and_are_never_empty():
     draw = random.Random(1)
-    bits = [
-        "word",
-        "3.14",
-        "Dr.",
-        "好",
-        "。",
-        ".",
-        ",",
-        "，",
-        " ",
-        " ",
-        "\n",
-        "\n\n",
-        "a" * 50,
-        "!",
-        '"',
-        "(",
-        "5",
-    ]
+    bits = ["word", "3.14", "Dr.", "好", "。", ".", ",", "，", " ", " ", "\n", "\n\n", "a" * 50, "!", '"', "(", "5"]
     for _ in range(500):
         text = "x" + "".join(draw.choices(bits, k=40))
         most = draw.randint(1, 8)

@@ -11,15 +11,7 @@ from conftest import ROOT
 
 from higgs.audio import load_audio
 from higgs.data.loudness import frame_levels, silence, speech_level
-from higgs.data.voices import (
-    Finding,
-    Voice,
-    add_voice,
-    check_recording,
-    dialogue_prompt,
-    find_voice,
-    list_voices,
-)
+from higgs.data.voices import Finding, Voice, add_voice, check_recording, dialogue_prompt, find_voice, list_voices
 
 WORDS = "one two three four five six seven eight"
 

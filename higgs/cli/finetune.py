@@ -26,10 +26,7 @@ def finetune(
     replay: Annotated[Path | None, Option(help="a manifest of older voices, each with its `description`")] = None,
     allow_special: Annotated[
         bool,
-        Option(
-            "--allow-special",
-            help="for trusted conversations: <|...|> in their texts is the token of that name",
-        ),
+        Option("--allow-special", help="for trusted conversations: <|...|> in their texts is the token of that name"),
     ] = False,
 ) -> None:
     """Fine-tune a checkpoint on recordings or conversations.

@@ -75,12 +75,7 @@ class DecoderBlock(nn.Module):
         super().__init__()
         self.snake = Snake(channels)
         self.up = nn.ConvTranspose1d(
-            channels,
-            channels // 2,
-            2 * stride,
-            stride,
-            padding=math.ceil(stride / 2),
-            output_padding=stride % 2,
+            channels, channels // 2, 2 * stride, stride, padding=math.ceil(stride / 2), output_padding=stride % 2
         )
         self.units = ResidualUnits(channels // 2)
 

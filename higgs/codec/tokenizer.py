@@ -99,10 +99,7 @@ class AudioTokenizer(nn.Module):
 
     @torch.inference_mode()
     def encode(
-        self,
-        waveform: Tensor | Sequence[Tensor],
-        sample_rate: int = 24_000,
-        pad_to_hop: bool = False,
+        self, waveform: Tensor | Sequence[Tensor], sample_rate: int = 24_000, pad_to_hop: bool = False
     ) -> Tensor | list[Tensor]:
         """[L] -> [K, T]; [B, 1, L] -> [B, K, T]; a list of [L] -> a list of [K, T].
 

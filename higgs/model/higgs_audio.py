@@ -66,12 +66,7 @@ class HiggsAudio(nn.Module):
         return text
 
     def run_layers(
-        self,
-        x: Tensor,
-        modality: ModalityMask,
-        positions: Tensor,
-        mask: Tensor | None,
-        cache: KVCache | None = None,
+        self, x: Tensor, modality: ModalityMask, positions: Tensor, mask: Tensor | None, cache: KVCache | None = None
     ) -> tuple[Tensor, list[Tensor]]:
         """x [B, S, D], positions [B, S], mask [B, 1, S, S'] bool -> ([B, S, D] normalised, input of each layer)"""
         rope = rope_table(self.config.rope, self.config.head_dim, positions, x.dtype)

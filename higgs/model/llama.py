@@ -143,12 +143,7 @@ class DualFFNLayer(nn.Module):
         self.audio_ffn = nn.Sequential(RMSNorm(width, eps), FeedForward(width, hidden))
 
     def forward(
-        self,
-        x: Tensor,
-        modality: ModalityMask,
-        rope: tuple[Tensor, Tensor],
-        mask: Tensor | None,
-        cache: KVCache | None,
+        self, x: Tensor, modality: ModalityMask, rope: tuple[Tensor, Tensor], mask: Tensor | None, cache: KVCache | None
     ) -> Tensor:
         x = x + self.attention(modality.norm(x, self.text_norm, self.audio_norm), rope, mask, cache)
         return x + modality.feed_forward(x, self.text_ffn, self.audio_ffn)

@@ -85,12 +85,7 @@ class FineTuning:
     """
 
     def __init__(
-        self,
-        model: HiggsAudio,
-        dataset: Dataset,
-        folder: Path,
-        config: TuneConfig,
-        replay: Dataset | None = None,
+        self, model: HiggsAudio, dataset: Dataset, folder: Path, config: TuneConfig, replay: Dataset | None = None
     ):
         torch.manual_seed(config.seed)
         self.model, self.dataset, self.folder, self.config = model, dataset, folder, config
@@ -108,10 +103,7 @@ class FineTuning:
         self.optimizer = torch.optim.AdamW(self.trained.values(), lr=config.rate, weight_decay=0.01)
         self.step, self.dtype = 0, best_dtype(model.device)
         self.best: dict[str, Any] = {"loss": math.inf, "step": 0, "trained": {}}
-        self.key = asdict(config) | {
-            "data": dataset.fingerprint,
-            "replay": replay.fingerprint if replay else None,
-        }
+        self.key = asdict(config) | {"data": dataset.fingerprint, "replay": replay.fingerprint if replay else None}
         del self.key["recompute"]  # which does not change the result
         if state := load_state(folder / "tuning.pt"):
             self.load(state)

@@ -48,11 +48,7 @@ def codebook_losses(logits: Tensor, targets: Tensor) -> Tensor:
 
 
 def speech_losses(
-    model: HiggsAudio,
-    inputs: Batch,
-    labels: Batch,
-    share: float = 1.0,
-    dtype: torch.dtype | None = None,
+    model: HiggsAudio, inputs: Batch, labels: Batch, share: float = 1.0, dtype: torch.dtype | None = None
 ) -> tuple[dict[str, Tensor], list[Tensor]]:
     """-> `text` and `codebooks` [K], nats; and the input of each layer. Matrix products in `dtype` (`best_dtype`).
 
