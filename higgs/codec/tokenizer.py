@@ -31,8 +31,9 @@ MAX_BATCH, MAX_SAMPLES = 16, 1 << 20  # clips and samples of a batch on an accel
 class AudioTokenizer(nn.Module):
     def __init__(self, config: CodecConfig):
         super().__init__()
-        self.config = config
-        width = config.embedding_dim
+        self.config, width = config, config.embedding_dim
+        self.sample_rate, self.frame_rate, self.hop_length = config.sample_rate, config.frame_rate, config.hop_length
+        self.num_codebooks, self.codebook_size = config.num_codebooks, config.codebook_size
         self.acoustic_encoder = AcousticEncoder(config.encoder_width, config.acoustic_dim, config.strides)
         self.semantic_encoder = SemanticEncoder(config)
         self.fuse = nn.Linear(width, width)
@@ -41,28 +42,8 @@ class AudioTokenizer(nn.Module):
         self.acoustic_decoder = AcousticDecoder(config.acoustic_dim, config.decoder_width, config.strides)
 
     @property
-    def sample_rate(self) -> int:
-        return self.config.sample_rate
-
-    @property
-    def frame_rate(self) -> int:
-        return self.config.frame_rate
-
-    @property
-    def hop_length(self) -> int:
-        return self.config.hop_length
-
-    @property
-    def num_codebooks(self) -> int:
-        return self.config.num_codebooks
-
-    @property
     def device(self) -> torch.device:
         return next(self.parameters()).device
-
-    @property
-    def codebook_size(self) -> int:
-        return self.config.codebook_size
 
     def num_frames(self, samples: Lengths) -> Lengths:
         """T of a clip of `samples`: floor((samples + 841) / 960); below 1 for clips that are too short."""

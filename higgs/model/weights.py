@@ -61,11 +61,9 @@ def our_name(key: str) -> str:
     if key.startswith(_REFUSED) or ".audio_attn." in key:
         raise CheckpointError(f"{key}: the release has no such module, and this package does not implement it")
     # A converted file may mix names of both layouts.
-    known = {theirs: ours for top in TOP.values() for ours, theirs in top.items()}
-    name = _replace_start(key, known)
+    name = _replace_start(key, {theirs: ours for top in TOP.values() for ours, theirs in top.items()})
     if match := re.match(r"layers\.(\d+)\.(.*)", name):
-        layer = {theirs: ours for ours, theirs in LAYER.items()}
-        return f"layers.{match[1]}.{_replace_start(match[2], layer)}"
+        name = f"layers.{match[1]}.{_replace_start(match[2], {theirs: ours for ours, theirs in LAYER.items()})}"
     return name
 
 
@@ -100,15 +98,13 @@ def convert(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
         if _NOT_WEIGHTS.fullmatch(key):
             continue
         name = our_name(key)
-        if name in ours and not _same(ours[name], tensor):
+        if name in ours and not (
+            ours[name].shape == tensor.shape and (tensor.is_meta or torch.equal(ours[name], tensor))
+        ):
             names = " and ".join(their_name(name, layout) for layout in TOP)
             raise CheckpointError(f"{names} are one tensor under two names, and differ")
         ours[name] = tensor
     return ours
-
-
-def _same(a: Tensor, b: Tensor) -> bool:
-    return a.shape == b.shape if a.is_meta else torch.equal(a, b)
 
 
 def to_transformers(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:

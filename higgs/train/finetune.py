@@ -125,16 +125,16 @@ class FineTuning:
         return {name: p.detach().clone() for name, p in self.trained.items()}
 
     def save(self) -> None:
-        state = {
-            "key": self.key,
-            "batches": [batches.state_dict() for batches in self.batches],
-            "trained": self.weights(),
-            "optimizer": self.optimizer.state_dict(),
-            "step": self.step,
-            "best": self.best,
-            "dtype": str(self.dtype).removeprefix("torch."),
-        }
-        save_state(self.folder / "tuning.pt", **state)
+        save_state(
+            self.folder / "tuning.pt",
+            key=self.key,
+            batches=[batches.state_dict() for batches in self.batches],
+            trained=self.weights(),
+            optimizer=self.optimizer.state_dict(),
+            step=self.step,
+            best=self.best,
+            dtype=str(self.dtype).removeprefix("torch."),
+        )
 
     @property
     def steps(self) -> int:
@@ -163,9 +163,7 @@ class FineTuning:
         loss, first = self.losses(inputs, batch)
         if not torch.isfinite(loss):
             names = [dataset.examples[index].id for dataset, index in examples]
-            raise FloatingPointError(
-                f"step {self.step}: the loss is {loss.item()}; a lower --rate may help; batch: {names}"
-            )
+            raise FloatingPointError(f"step {self.step}: loss {loss.item()}; a lower --rate may help; batch: {names}")
         self.optimizer.zero_grad()
         loss.backward()
         torch.nn.utils.clip_grad_norm_(self.trained.values(), 1.0)
@@ -187,8 +185,7 @@ class FineTuning:
     @property
     def should_stop(self) -> bool:
         """No improvement of the validation loss within PATIENCE validations."""
-        best = self.best
-        return bool(best["trained"]) and self.step - best["step"] >= PATIENCE * VALIDATE_EVERY
+        return bool(self.best["trained"]) and self.step - self.best["step"] >= PATIENCE * VALIDATE_EVERY
 
     def run(self) -> HiggsAudio:
         """Trains to the last step, or stops early -> the best model, adapters merged."""
@@ -209,8 +206,7 @@ class FineTuning:
 
 def save_tuned(model: HiggsAudio, source: Path, target: Path) -> None:
     """A checkpoint with the text tokenizer, lexicon, generation settings and token ids of its source."""
-    config: dict[str, Any] = read_config(source)
-    ids = {key: value for key, value in config.items() if key.endswith("_token_id")}
+    ids = {key: value for key, value in read_config(source).items() if key.endswith("_token_id")}
     model.save_pretrained(target, ids, half=True)
     for pattern in ("tokenizer*.json", LEXICON, GENERATION_CONFIG):
         for path in source.glob(pattern):
@@ -242,18 +238,15 @@ def finetune(
     folder, device = resolve(source.model), choose_device(source.device)
     config = replace(config, checkpoint=fingerprint(folder))
     codec = AudioTokenizer.from_pretrained(source.codec, device=device)
-    codec_version, tokenizer = fingerprint(source.codec), TextTokenizer.from_pretrained(folder)
+    version, tokenizer = fingerprint(source.codec), TextTokenizer.from_pretrained(folder)
     # Adapters are float32 on weights of any type; weights that are trained themselves need float32.
-    frozen = config.rank is not None and device.type != "cpu"
-    dtype = torch.bfloat16 if frozen else torch.float32
+    dtype = torch.bfloat16 if config.rank is not None and device.type != "cpu" else torch.float32
     model = HiggsAudio.from_pretrained(folder, device=device, dtype=dtype)
 
     def dataset(path: Path, positions: int, description: str | None = None) -> Dataset:
-        records = read_manifest(path, allow_special, description)
-        records, codes = encode_audio(
-            records, out / "codes", codec.encode, codec_version, codec.sample_rate, MAX_SECONDS
-        )
-        examples = Dataset(records, codes, tokenizer, model.config, positions, leave_out=True)
+        found = read_manifest(path, allow_special, description)
+        found, codes = encode_audio(found, out / "codes", codec.encode, version, codec.sample_rate, MAX_SECONDS)
+        examples = Dataset(found, codes, tokenizer, model.config, positions, leave_out=True)
         keys = {key for example in examples.examples for key in example.keys}
         minutes = sum(codes.frames[key] for key in keys) / codec.frame_rate / 60
         say(f"{path}: {len(examples)} examples, {minutes:.1f} minutes; {examples.manifest}")
@@ -262,8 +255,7 @@ def finetune(
     positions, replay_positions = config.budgets(replay is not None)
     examples = dataset(manifest, positions, description)
     replayed = dataset(replay, replay_positions) if replay else None
-    tuned = FineTuning(model, examples, out, config, replayed).run()
-    save_tuned(tuned, folder, out / "model")
+    save_tuned(FineTuning(model, examples, out, config, replayed).run(), folder, out / "model")
     codec.save_pretrained(out / "codec", half=True)
     hint = f"; its voice is {description!r}" if description else ""
     say(f"{out}: a checkpoint for params.yaml{hint}")

@@ -14,10 +14,6 @@ from higgs.model.higgs_audio import HiggsAudio
 from higgs.train.lora import TARGETS
 from higgs.workflow.outputs import say
 
-GB = 1e9
-ADAM = 8  # bytes of both moments of a weight, in float32
-MASTER = 4  # a float32 copy of a weight that is stored in bfloat16
-
 
 @dataclass(frozen=True)
 class MemoryPlan:
@@ -41,10 +37,8 @@ def layer_activations(config: ModelConfig) -> int:
     Two norms save their float32 input (twice the size of the activation), its scaled form and the output; attention
     saves q, k and v before and after rotation and its output; the FFN saves gate, up, SiLU(gate) and their product.
     """
-    width = config.hidden_size
-    attention = config.num_heads * config.head_dim
-    keys = config.num_kv_heads * config.head_dim
-    return 2 * 5 * width + 2 * (attention + 2 * keys) + attention + 4 * config.intermediate_size
+    attention, keys = config.num_heads * config.head_dim, config.num_kv_heads * config.head_dim
+    return 10 * config.hidden_size + 2 * (attention + 2 * keys) + attention + 4 * config.intermediate_size
 
 
 def memory_plan(config: ModelConfig, positions: int, rank: int | None, checkpointing: bool) -> MemoryPlan:
@@ -52,23 +46,17 @@ def memory_plan(config: ModelConfig, positions: int, rank: int | None, checkpoin
     with torch.device("meta"):
         model = HiggsAudio(config)
     parameters = sum(p.numel() for p in model.parameters())
-    layer, width = layer_activations(config), config.hidden_size
+    layer = layer_activations(config)
     # With gradient checkpointing: the input of each layer, and the activations of one layer at a time.
-    saved = layer + config.num_layers * width if checkpointing else config.num_layers * layer
+    saved = layer + config.num_layers * config.hidden_size if checkpointing else config.num_layers * layer
     heads = config.num_codebooks * config.code_vocab_size * 3 * 2  # bfloat16 logits, float32 logits and softmax
-    trained, master = parameters, MASTER
-    if rank is not None:
-        adapted = (m for n, m in model.named_modules() if re.fullmatch(TARGETS, n))
-        trained = sum(rank * (m.in_features + m.out_features) for m in adapted)
-        master = 0  # the adapters are float32 themselves
-    return MemoryPlan(
-        parameters=parameters,
-        trained=trained,
-        weights=2 * parameters + (4 * trained if rank is not None else 0),
-        gradients=trained * (2 if rank is None else 4),
-        optimizer=trained * (ADAM + master),
-        activations=positions * 2 * (saved + heads),
-    )
+    activations = positions * 2 * (saved + heads)
+    # Adam has two float32 moments, and a master copy of bfloat16 weights; adapters are float32 themselves.
+    if rank is None:
+        return MemoryPlan(parameters, parameters, 2 * parameters, 2 * parameters, 12 * parameters, activations)
+    adapted = (m for n, m in model.named_modules() if re.fullmatch(TARGETS, n))
+    trained = sum(rank * (m.in_features + m.out_features) for m in adapted)
+    return MemoryPlan(parameters, trained, 2 * parameters + 4 * trained, 4 * trained, 8 * trained, activations)
 
 
 def main() -> None:
@@ -84,7 +72,7 @@ def main() -> None:
             plan = memory_plan(config, arguments.positions, rank, checkpointing)
             sizes = (plan.weights, plan.gradients, plan.optimizer, plan.activations, plan.total)
             label = name + (", gradient checkpointing" if checkpointing else "")
-            say(f"{label:40}{plan.trained:>14,}" + "".join(f"{size / GB:>9.1f}" for size in sizes))
+            say(f"{label:40}{plan.trained:>14,}" + "".join(f"{size / 1e9:>9.1f}" for size in sizes))
 
 
 if __name__ == "__main__":

@@ -145,10 +145,10 @@ class CodesReader:
                 self._shard_of[name] = self.path.name
         else:
             self.folder = self.path
-            self._add_shards(Index.read(self.path))
+            self._read_index()
 
-    def _add_shards(self, index: Index) -> None:
-        faults = []
+    def _read_index(self) -> None:
+        index, faults = Index.read(self.path), []
         for shard in index.shards:
             path = self.folder / shard.file
             if not path.is_file():
