@@ -117,7 +117,9 @@ def test_batches_of_any_size(tiny, rows):
     codes = tiny.encode(waveform)
     assert codes.shape == (rows, 8, 6) and codes.dtype == torch.int64
     assert torch.equal(codes, torch.stack(tiny.encode(list(waveform[:, 0]))))
+    tiny.requires_grad_(True)
     back = tiny.decode(codes)
+    tiny.requires_grad_(False)
     assert back.shape == (rows, 1, 6 * HOP) and not back.requires_grad
     assert torch.equal(back[:, 0], torch.stack(tiny.decode(list(codes))))
     assert tiny.encode([]) == [] and tiny.decode([]) == []
@@ -180,15 +182,6 @@ def test_whole_frames_take_every_clip(tiny):
         codes = tiny.encode(clip, pad_to_hop=True)
         assert codes.shape == (8, -(-samples // HOP))
         assert torch.equal(codes, tiny.encode(padded))
-
-
-def test_training_mode_changes_no_codes(tiny):
-    waveform = torch.randn(9000, generator=torch.Generator().manual_seed(4)) * 0.1
-    expected = tiny.encode(waveform)
-    try:
-        assert torch.equal(tiny.train().encode(waveform), expected)
-    finally:
-        tiny.eval()
 
 
 def test_snake_without_gradients_is_the_same():

@@ -47,6 +47,8 @@ BAD_SCRIPTS = {
     "NUL": (GOOD | {"text": "a\0b"}, r"U\+0000 at character 1"),
     "no text": (GOOD | {"text": " "}, "no text to speak"),
     "voice": (GOOD | {"voice": ["ada"]}, r"\.voice: .*ada"),
+    "an unknown voice": (GOOD | {"voice": "eva"}, "no voice 'eva'"),
+    "a clone without a recording": (GOOD | {"form": "voice_clone"}, "does not go with"),
     "scene": (GOOD | {"scene": 5}, r"\.scene: .*5"),
     "limit in words": (GOOD | {"max_new_tokens": "5"}, r"\.max_new_tokens: .*'5'"),
     "limit of nothing": (GOOD | {"max_new_tokens": 0}, r"\.max_new_tokens: .*0"),

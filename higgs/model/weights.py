@@ -59,7 +59,7 @@ def their_name(name: str, layout: str) -> str:
 def our_name(key: str) -> str:
     """A key of either layout -> ours. Raises CheckpointError for modules that this package does not implement."""
     if key.startswith(_REFUSED) or ".audio_attn." in key:
-        raise CheckpointError(f"{key}: the release has no such module, and this package does not implement it")
+        raise CheckpointError(f"{key}: the release has no such part, and this package does not implement it")
     # A converted file may mix names of both layouts.
     name = _replace_start(key, {theirs: ours for top in TOP.values() for ours, theirs in top.items()})
     if match := re.match(r"layers\.(\d+)\.(.*)", name):
