@@ -1,4 +1,4 @@
-"""Text: the original's clean-up, figures in words, chunks, and which texts are refused."""
+"""Text: the reference's normalisation, numbers as words, chunks, and validation."""
 
 import random
 import re
@@ -22,7 +22,7 @@ from higgs.data.text.numbers import line_language, spell_out
 from higgs.data.text.numbers_chinese import integer
 from higgs.data.text.tokenizer import TextTokenizer, byte_tokenizer
 
-# One row for each character and each rule of the original, in its order.
+# One entry per character and rule of the reference, in its order.
 NORMAL = [
     ("  Hello.\n", "Hello."),
     ("你好，世界。", "你好, 世界."),
@@ -55,12 +55,14 @@ NORMAL = [
 
 
 @pytest.mark.parametrize(("text", "normal"), NORMAL)
-def test_the_originals_clean_up(text, normal):
+def test_normalisation_of_the_reference(text, normal):
     assert normalize_text(text) == normal
-    assert normalize_text(normal) == normal, "normal text is a fixed point"
+    assert normalize_text(normal) == normal, "fixed point"
 
 
 def test_only_sound_events_become_tokens():
+    with pytest.raises(ValueError, match="nothing is left"):
+        normalize_text("()")
     tokenizer = TextTokenizer(byte_tokenizer())
     parts = normalize_contents("《SE》 <SE>[Laughter]</SE> <|eot_id|> [laugh] bye")
     assert [part.text for part in parts if part.allow_special] == [SOUND_EVENTS["[laugh]"]]
@@ -153,9 +155,9 @@ CHINESE = [
 
 
 @pytest.mark.parametrize(("text", "words"), [*ENGLISH, *CHINESE])
-def test_figures_in_words(text, words):
+def test_numbers_as_words(text, words):
     assert spell_out(text) == words
-    assert spell_out(words) == words, "what is in words is a fixed point"
+    assert spell_out(words) == words, "fixed point"
 
 
 def test_spelling_out_leaves_other_text_alone():
@@ -274,27 +276,28 @@ def test_turns_of_a_dialogue():
     assert [c.speakers for c in together] == [(0, 1), (0,)]
 
 
-@pytest.mark.parametrize("tag", ["[SPEAKER]", "[SPEAKER A]", "[speaker0]", "[SPEAKER 1]", "[SPEAKER1"])
-def test_strange_speaker_tags_are_refused(tag):
-    with pytest.raises(ValueError, match="unknown speaker tag.*SPEAKER0"):
-        speaker_turns(f"[SPEAKER0] Hi. {tag} Yes.")
-
-
-def test_text_before_the_first_tag_is_refused():
-    with pytest.raises(ValueError, match="'Hello'"):
-        speaker_turns("Hello [SPEAKER0] Hi.")
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [(f"[SPEAKER0] Hi. {tag} Yes.", "unknown speaker tag.*SPEAKER0")
+     for tag in ("[SPEAKER]", "[SPEAKER A]", "[speaker0]", "[SPEAKER 1]", "[SPEAKER1")]
+    + [("Hello [SPEAKER0] Hi.", "'Hello'"), ("[SPEAKER0] [SPEAKER1]", "no text to speak")],
+)  # fmt: skip
+def test_malformed_dialogues_are_refused(text, message):
+    with pytest.raises(ValueError, match=message):
+        speaker_turns(text)
 
 
 @pytest.mark.parametrize(
-    ("settings", "message"),
-    [({"max_words": 0}, "max_words"), ({"context_chunks": -1}, "context"), ({"speaker_pause": float("inf")}, "pause")],
+    "options",
+    [{"max_words": 0}, {"context_chunks": -1}, {"speaker_pause": float("inf")},
+     {"max_turns": 2, "per_speaker_context": True}],
 )  # fmt: skip
-def test_chunk_options_are_checked(settings, message):
-    with pytest.raises(ValueError, match=message):
-        ChunkOptions(**settings)
+def test_chunk_options_are_checked(options):
+    with pytest.raises(ValueError, match=next(iter(options))):
+        ChunkOptions(**options)
 
 
-# What is odd, and what becomes of it: an error's words, or None for text that is spoken as it stands.
+# Text, and a key word of its error, or None for valid text.
 ODD = [
     ("", "no text to speak"),
     (" \n\t ", "no text to speak"),
@@ -320,9 +323,3 @@ def test_which_texts_are_refused(text, message):
     if not message:
         tokenizer = TextTokenizer(byte_tokenizer())
         assert tokenizer.decode(tokenizer.encode(text)) == text
-
-
-def test_nothing_left_after_the_clean_up_is_an_error():
-    """The original's helpers run past the end of short texts, and make a lone full stop of an empty one."""
-    with pytest.raises(ValueError, match="nothing is left"):
-        normalize_text("()")
