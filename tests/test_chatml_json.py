@@ -1,4 +1,4 @@
-"""Conversations as JSON: what goes out comes in again, and what is wrong is named with its place."""
+"""Conversations as JSON: round trips, and errors with their place."""
 
 import json
 import re
@@ -23,6 +23,7 @@ from higgs.data.text.tokenizer import TextTokenizer, byte_tokenizer
 from higgs.tokens import SPECIAL_TOKENS
 from higgs.validation import parse_json
 
+USER = {"role": "user", "content": "x"}
 REFERENCES = [("Hi.", AudioContent("0.wav")), ("Yes.", AudioContent("1.wav", offset=0.5, duration=2.0))]
 FORMS = [
     smart_voice("Hi.", QUIET_ROOM, "british accent"),
@@ -61,9 +62,16 @@ def test_files(tmp_path):
     (tmp_path / "one.json").write_text(json.dumps(rows[0], indent=2))
     assert read_conversations(tmp_path / "list.json") == read_conversations(tmp_path / "one.json")
     assert not list(tmp_path.glob(".*")), "a partial file was left"
+    good = json.dumps({"messages": [USER]})
+    (tmp_path / "s.jsonl").write_text(f"{good}\n\n{good}\n" + '{"messages": [{"role": "x", "content": "y"}]}\n')
+    with pytest.raises(ValueError, match=r"s\.jsonl, line 4: conversation\.messages\[0\]\.role"):
+        read_conversations(tmp_path / "s.jsonl")
+    (tmp_path / "list.json").write_text(f"[{good}, 3]")
+    with pytest.raises(ValueError, match=r"list\.json\[1\]: conversation: .*3"):
+        read_conversations(tmp_path / "list.json")
 
 
-def test_the_original_s_form():
+def test_the_form_of_the_reference():
     sample = sample_from_json(
         {
             "messages": [
@@ -104,9 +112,6 @@ def test_a_file_cannot_make_its_text_special():
         sample_from_json(asking)
     refusing = {"messages": [{"role": "user", "content": {"text": evil, "allow_special": False}}] * 2}
     assert counted(refusing) == counted(refusing, allow_special=True) == counted(clean)
-
-
-USER = {"role": "user", "content": "x"}
 
 
 @pytest.mark.parametrize(
@@ -152,13 +157,3 @@ def test_what_is_wrong_is_named_with_its_place(value, message):
 def test_json_is_strict(text, message):
     with pytest.raises(ValueError, match=message):
         parse_json(text, "here")
-
-
-def test_files_name_their_line(tmp_path):
-    good = json.dumps({"messages": [USER]})
-    (tmp_path / "s.jsonl").write_text(f"{good}\n\n{good}\n" + '{"messages": [{"role": "x", "content": "y"}]}\n')
-    with pytest.raises(ValueError, match=r"s\.jsonl, line 4: conversation\.messages\[0\]\.role"):
-        read_conversations(tmp_path / "s.jsonl")
-    (tmp_path / "list.json").write_text(f"[{good}, 3]")
-    with pytest.raises(ValueError, match=r"list\.json\[1\]: conversation: .*3"):
-        read_conversations(tmp_path / "list.json")

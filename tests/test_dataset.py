@@ -357,11 +357,14 @@ def test_features_are_those_of_the_collator(data):
         wanted = expand_audio_placeholders(tokens, clips, dataset.ids, CONFIG, True)
         assert all(torch.equal(row[key], wanted[key]) for key in wanted)
         assert dataset.positions[index] == len(row["input_ids"])
-    learnt = dataset[7]["code_labels"]
-    assert (learnt == 1025).sum() == 8, "the answer, and not the reference"
+    assert (dataset[7]["code_labels"] == 1025).sum() == 8, "the answer, and not the reference"
+    subset = dataset.subset([7, 3])
+    assert [example.id for example in subset.examples] == ["u7", "u3"] and len(dataset) == 31
+    assert torch.equal(subset[1]["input_ids"], dataset[3]["input_ids"])
+    assert len({d.fingerprint for d in (dataset, subset, dataset.subset([3, 7]))}) == 3
 
 
-def test_what_cannot_be_used_stops_the_dataset_unless_told_otherwise(data):
+def test_problems_stop_the_dataset_unless_they_are_left_out(data):
     found, codes = data
     lines = found.path.read_text().splitlines()
     extra = [{"id": "x", "text": " ", "codes": "c1"}, {"id": "y", "text": "Hi.", "codes": "c99"}]
@@ -393,14 +396,6 @@ def test_an_example_that_the_tokenizer_cannot_read_is_a_problem(data, monkeypatc
     found = read_manifest(manifest(data[0].path.parent, TALK, talk))
     dataset = Dataset(found, data[1], TOKENIZER, CONFIG, leave_out=True)
     assert [e.id for e in dataset.examples] == ["t"] and dataset.manifest.counts == {"invalid record": 1}
-
-
-def test_a_subset_has_its_own_examples(data):
-    dataset = Dataset(*data, TOKENIZER, CONFIG)
-    subset = dataset.subset([7, 3])
-    assert [example.id for example in subset.examples] == ["u7", "u3"] and len(dataset) == 31
-    assert torch.equal(subset[1]["input_ids"], dataset[3]["input_ids"])
-    assert len({d.fingerprint for d in (dataset, subset, dataset.subset([3, 7]))}) == 3
 
 
 def same(a: object, b: object) -> bool:
