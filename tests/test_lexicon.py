@@ -86,7 +86,7 @@ def test_a_checkpoint_with_a_lexicon_is_read_as_it_was_written(tmp_path, tokeniz
         ('{"phonemes": "t", "words": {}, "more": 1}', "more"),
         ('{"phonemes": "t", "words": ["a"]}', "is no lexicon"),
         ('{"phonemes": "t", "words": {"a": 1}}', "is no lexicon"),
-        ('{"phonemes": "tt", "words": {"a": "t"}}', "twice"),
+        ('{"phonemes": "tt", "words": {"a": "t"}}', "duplicate"),
         ('{"phonemes": "t", "words": {"a": "tx"}}', "does not list: .'x'"),
         (b"\xff\xfe", "is no lexicon"),
     ],

@@ -40,7 +40,7 @@ Line = Annotated[tuple[Count, str], Strict(False), AfterValidator(_line)]
 Speakers = dict[Annotated[str, Field(pattern=r"^[0-9]+$")], str]
 
 
-class Row(Record):
+class Request(Record):
     """The fields of every form."""
 
     id: Annotated[str, Field(pattern=f"^{NAME.pattern}$")]
@@ -49,7 +49,7 @@ class Row(Record):
     max_new_tokens: Positive | None = None
 
 
-class OneVoice(Row):
+class OneVoice(Request):
     voice: str
     text: str
 
@@ -58,7 +58,7 @@ class LongForm(OneVoice):
     chunks: ChunkOptions | None = None
 
 
-class Dialogue(Row):
+class Dialogue(Request):
     lines: list[Line]
     speakers: Speakers | None = None
     voices: Speakers | None = None
@@ -74,7 +74,7 @@ class Dialogue(Row):
 FORMS = {"smart_voice": OneVoice, "voice_clone": OneVoice, "dialogue": Dialogue, "long_form": LongForm}  # fmt: skip
 
 
-class SetRow(Record):
+class SetRecord(Record):
     """A record of a public test set. Paths are relative to the parent of the manifest's folder."""
 
     id: str
@@ -142,12 +142,12 @@ def read_scripts(path: str | Path, voices: str | Path, chunking: ChunkOptions | 
     """
     scripts: dict[str, Script] = {}
     for where, line in read_lines(path):
-        row = parse_json(line, where)
+        record = parse_json(line, where)
         try:
-            if isinstance(row, dict) and "form" not in row and "reference" in row:
-                script = _set_script(validate(SetRow, row, "a test set's record"), Path(path))
+            if isinstance(record, dict) and "form" not in record and "reference" in record:
+                script = _set_script(validate(SetRecord, record, "a test set's record"), Path(path))
             else:
-                script = _script(row, voices, chunking or ChunkOptions())
+                script = _script(record, voices, chunking or ChunkOptions())
             if script.id in scripts:
                 raise ValueError(f"duplicate id {script.id!r}")
         except ValueError as error:
@@ -162,48 +162,48 @@ def _script(content: Any, voices: str | Path, chunking: ChunkOptions) -> Script:
     form = content.get("form") if isinstance(content, dict) else None
     if not isinstance(form, str) or form not in FORMS:
         raise ValueError(f"form must be one of {', '.join(FORMS)}, got {form!r} in {content!r:.60}")
-    row = validate(FORMS[form], content, form)
-    options, reference = getattr(row, "chunks", None), None
+    record = validate(FORMS[form], content, form)
+    options, reference = getattr(record, "chunks", None), None
     if options or form == "long_form":
-        given = options.model_dump(exclude_unset=True) if options else {}
-        options = validate(ChunkOptions, dict(chunking) | given, "chunks")
+        overrides = options.model_dump(exclude_unset=True) if options else {}
+        options = validate(ChunkOptions, dict(chunking) | overrides, "chunks")
     if form == "dialogue":
-        speakers, voice = _speakers(row, voices)
+        speakers, voice = _speakers(record, voices)
         form_of = speaker_prompt if options and options.per_speaker_context else dialogue_prompt
-        prompt = partial(form_of, speakers, scene=row.scene)
-        text, whole = " ".join(line for _, line in row.lines), tagged(row.lines, speakers)
-        chunks = chunk_turns(row.lines, options) if options else []
+        prompt = partial(form_of, speakers, scene=record.scene)
+        text, whole = " ".join(line for _, line in record.lines), tagged(record.lines, speakers)
+        chunks = chunk_turns(record.lines, options) if options else []
     else:
-        one = find_voice(voices, row.voice)
-        if form != "long_form" and (form == "voice_clone") != (one.audio is not None):
-            raise ValueError(f"{form} does not go with the voice {one.name!r}")
-        example = Path(voices) / "profiles" / f"{one.name}.flac"
-        reference = one.audio or (example if example.is_file() else None)
-        voice, prompt = one.name, partial(one.prompt, scene=row.scene)
-        text = whole = row.text
+        selected = find_voice(voices, record.voice)
+        if form != "long_form" and (form == "voice_clone") != (selected.audio is not None):
+            raise ValueError(f"{form} does not go with the voice {selected.name!r}")
+        example = Path(voices) / "profiles" / f"{selected.name}.flac"
+        reference = selected.audio or (example if example.is_file() else None)
+        voice, prompt = selected.name, partial(selected.prompt, scene=record.scene)
+        text = whole = record.text
         if speaker_turns(text):
             raise ValueError(f"{form} has one voice; for [SPEAKERn] tags use the form dialogue")
         chunks = chunk_text(text, options.max_words) if options else []
     return Script(
-        row.id, form, voice, text, prompt(chunks[0].text if chunks else whole),
-        row.max_new_tokens, tuple(chunks), options, prompt, reference=reference,
+        record.id, form, voice, text, prompt(chunks[0].text if chunks else whole),
+        record.max_new_tokens, tuple(chunks), options, prompt, reference=reference,
     )  # fmt: skip
 
 
-def _set_script(row: SetRow, manifest: Path) -> Script:
+def _set_script(record: SetRecord, manifest: Path) -> Script:
     above = manifest.resolve().parent.parent
-    check_text(row.text)
-    reference, recording = above / row.reference, above / row.path if row.path else None
-    voice = Voice(row.speaker, reference, row.reference_text)
+    check_text(record.text)
+    reference, recording = above / record.reference, above / record.path if record.path else None
+    voice = Voice(record.speaker, reference, record.reference_text)
     return Script(
-        row.id, "voice_clone", voice.name, row.text, voice.prompt(row.text), None, (), None, voice.prompt,
-        row.language, reference, recording,
+        record.id, "voice_clone", voice.name, record.text, voice.prompt(record.text), None, (), None, voice.prompt,
+        record.language, reference, recording,
     )  # fmt: skip
 
 
-def _speakers(row: Dialogue, voices: str | Path) -> tuple[dict[int, Voice], str]:
+def _speakers(record: Dialogue, voices: str | Path) -> tuple[dict[int, Voice], str]:
     """The speakers of a dialogue, and the names of their voices, if they have names."""
-    if row.speakers is not None:
-        return {int(n): Voice(f"SPEAKER{n}", description=text) for n, text in row.speakers.items()}, ""
-    speakers = {int(number): find_voice(voices, name) for number, name in row.voices.items()}
+    if record.speakers is not None:
+        return {int(n): Voice(f"SPEAKER{n}", description=text) for n, text in record.speakers.items()}, ""
+    speakers = {int(number): find_voice(voices, name) for number, name in record.voices.items()}
     return speakers, " ".join(speakers[number].name for number in sorted(speakers))

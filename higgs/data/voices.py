@@ -105,7 +105,7 @@ def list_voices(folder: str | Path) -> dict[str, Voice]:
             raise ValueError(f"voice {name}: {voices[name].audio} and {path}; keep one of them")
         if not transcript.is_file() or not (words := read_text(transcript).strip()):
             raise ValueError(
-                f"voice {name}: the transcript {transcript} is missing; write into it what is said in {path.name}"
+                f"voice {name}: the transcript {transcript} is missing: the text that is spoken in {path.name}"
             )
         voices[name] = Voice(name, path, words, descriptions.pop(name, None))
     for name, description in descriptions.items():
@@ -160,7 +160,7 @@ def check_recording(path: str | Path, transcript: str) -> list[Finding]:
         (after <= SILENT_SECONDS, True, f"{after:.1f} s of silence after the speech: leave {SILENT_SECONDS} s"),
         (silent <= SILENT_SHARE, True, f"{silent:.0%} of it is silent: {SILENT_SHARE:.0%} or less is wanted"),
         (_within(rate_of_speech, WORDS_PER_SECOND), rate_of_speech > 0,
-         f"{rate_of_speech:.1f} words a second by its transcript: is that what is said, and all of it?"),
+         f"{rate_of_speech:.1f} words a second by its transcript: does the transcript match the recording?"),
     ]  # fmt: skip
     return [Finding(not usable, message) for good, usable, message in checks if not good]
 
@@ -181,7 +181,7 @@ def add_voice(
     if not NAME.fullmatch(name):
         raise ValueError(f"{name!r} is no name for a voice: letters, digits, '-', '_' and '.', and no path")
     if not (words := transcript.strip()):
-        raise ValueError(f"the transcript is empty; write what is said in {source}")
+        raise ValueError(f"the transcript is empty: it must be the text that is spoken in {source}")
     check_text(words)
     description = _profiles(folder).get(name)
     paths = [folder / f"{name}{suffix}" for suffix in (*AUDIO_SUFFIXES, ".txt")]

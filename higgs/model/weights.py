@@ -98,9 +98,8 @@ def convert(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
         if _NOT_WEIGHTS.fullmatch(key):
             continue
         name = our_name(key)
-        if name in ours and not (
-            ours[name].shape == tensor.shape and (tensor.is_meta or torch.equal(ours[name], tensor))
-        ):
+        first = ours.get(name, tensor)
+        if first.shape != tensor.shape or not (tensor.is_meta or torch.equal(first, tensor)):
             names = " and ".join(their_name(name, layout) for layout in TOP)
             raise CheckpointError(f"{names} are one tensor under two names, and differ")
         ours[name] = tensor

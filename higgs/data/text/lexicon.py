@@ -38,7 +38,7 @@ class Lexicon:
 
     def __post_init__(self) -> None:
         if len(set(self.phonemes)) < len(self.phonemes):
-            raise ValueError(f"the lexicon lists a phoneme twice: {self.phonemes}")
+            raise ValueError(f"the lexicon lists a duplicate phoneme: {self.phonemes}")
         used = set("".join(self.words.values()))
         if unknown := sorted(used - set(self.phonemes)):
             raise ValueError(f"the lexicon uses phonemes that it does not list: {unknown}")
