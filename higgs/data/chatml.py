@@ -11,6 +11,7 @@ import math
 import re
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass, field, replace
+from itertools import groupby
 from pathlib import Path
 from tempfile import NamedTemporaryFile
 from typing import Any
@@ -198,11 +199,8 @@ def system_message(instruction: str, scene: Sequence[str | AudioContent] = ()) -
         return Message("system", instruction)
     start, end = special("scene_start"), special("scene_end")
     body: list[Content] = []
-    for item in ["\n", *scene, "\n"]:
-        if isinstance(item, str) and body and isinstance(body[-1], str):
-            body[-1] += item
-        else:
-            body.append(item)
+    for is_text, items in groupby(["\n", *scene, "\n"], key=lambda item: isinstance(item, str)):
+        body += ["".join(items)] if is_text else items
     return Message("system", [f"{instruction}\n\n", start, *body, end])
 
 

@@ -55,10 +55,9 @@ class Lexicon:
             raise ValueError(f"{path} is no lexicon ({error})") from error
 
     def write(self, folder: Path) -> None:
-        content = {"phonemes": self.phonemes, "words": self.words}
+        content = json.dumps(vars(self), ensure_ascii=False, separators=(",", ":"))
         with replacing(folder / FILE) as partial:
-            text = json.dumps(content, ensure_ascii=False, separators=(",", ":"))
-            partial.write_text(text + "\n", "utf-8")
+            partial.write_text(f"{content}\n", "utf-8")
 
     @property
     def tokens(self) -> list[str]:
@@ -82,10 +81,9 @@ class Lexicon:
 
     def pronounce(self, text: str) -> str:
         """The text with each listed word as the characters of its phonemes' tokens."""
+        tokens = {ord(phoneme): token for phoneme, token in zip(self.phonemes, self.tokens, strict=True)}
         return "".join(
-            segment.text
-            if segment.phonemes is None or segment.spelled
-            else "".join(chr(FIRST + self.phonemes.index(p)) for p in segment.phonemes)
+            segment.text if segment.phonemes is None or segment.spelled else segment.phonemes.translate(tokens)
             for segment in self.split(text)
         )
 

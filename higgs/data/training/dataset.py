@@ -100,13 +100,8 @@ class Batches:
                 f"holds {max_positions}"
             )
         self.dataset = dataset
-        self.settings = {
-            "seed": seed,
-            "max_positions": max_positions,
-            "pool": pool,
-            "round_to": round_to,
-            "dataset": dataset.fingerprint,
-        }
+        self.settings = {"seed": seed, "max_positions": max_positions, "pool": pool, "round_to": round_to}
+        self.settings["dataset"] = dataset.fingerprint
         self.epoch, self.done = 0, 0
         self._plan = self.plan(0)
 
