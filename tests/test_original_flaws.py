@@ -19,7 +19,6 @@ from higgs import AudioContent, AudioTokenizer, ChatMLSample, Engine, Message, S
 from higgs.audio import save_audio
 from higgs.config import ModelConfig
 from higgs.data.chatml import dialogue, smart_voice, tokenize, voice_clone, voices_in_system
-from higgs.data.collator import collate, expand_audio_placeholders
 from higgs.data.text.tokenizer import TextTokenizer, byte_tokenizer
 from higgs.delay import delayed_segment
 from higgs.model.kv_cache import KVCache
@@ -227,17 +226,6 @@ def _() -> None:
         assert found == wanted
     meant = ChatMLSample([Message("user", TextContent("<SE>", allow_special=True))])
     assert BYTES.token_id("<SE>") in tokenize(meant, BYTES).input_ids
-
-
-@flaw("collating wrote into its input: from the second epoch on, nothing was trained")
-def _() -> None:
-    tokens = tokenize(ChatMLSample([Message("user", "Hi."), Message("assistant", A)]), BYTES)
-    labels = list(tokens.labels)
-    rows = [expand_audio_placeholders(tokens, [torch.full((8, 4), 7)], IDS, CONFIG, True) for _ in range(2)]
-    epochs = [collate([row], IDS, labels=True).code_labels for row in (rows[0], rows[0], rows[1])]
-    assert tokens.labels == labels
-    assert all(torch.equal(epoch, epochs[0]) for epoch in epochs)
-    assert (epochs[0] >= 0).sum() == 8 * (4 + 1)
 
 
 @flaw("errors while streaming never reached who waited, and nobody could stop a run")

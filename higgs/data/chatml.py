@@ -200,7 +200,8 @@ def system_message(instruction: str, scene: Sequence[str | AudioContent] = ()) -
     start, end = special("scene_start"), special("scene_end")
     body: list[Content] = []
     for is_text, items in groupby(["\n", *scene, "\n"], key=lambda item: isinstance(item, str)):
-        body += ["".join(items)] if is_text else items
+        adjacent = list(items)
+        body += ["".join(adjacent)] if is_text else adjacent
     return Message("system", [f"{instruction}\n\n", start, *body, end])
 
 
