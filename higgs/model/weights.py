@@ -69,11 +69,10 @@ def our_name(key: str) -> str:
 
 def join_split(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """`x.embedding_frozen` + `x.embedding_trainable` (or `linear_...`) of partly frozen embeddings -> `x`."""
-    joined = {}
-    for key, tensor in tensors.items():
+    joined = dict(tensors)
+    for key in tensors:
         match = re.fullmatch(r"(.*)\.(embedding|linear)_(frozen|trainable)\.weight", key)
         if match is None:
-            joined[key] = tensor
             continue
         halves = [f"{match[1]}.{match[2]}_{half}.weight" for half in ("frozen", "trainable")]
         if missing := [half for half in halves if half not in tensors]:
@@ -83,6 +82,7 @@ def join_split(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
             raise CheckpointError(
                 f"{halves[0]} is {list(frozen.shape)}, {halves[1]} is {list(trainable.shape)}: they do not fit together"
             )
+        del joined[key]
         if match[3] == "frozen":
             joined[f"{match[1]}.weight"] = torch.cat([frozen, trainable])
     return joined
@@ -98,10 +98,10 @@ def convert(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
         if _NOT_WEIGHTS.fullmatch(key):
             continue
         name = our_name(key)
-        first = ours.get(name, tensor)
-        if first.shape != tensor.shape or not (tensor.is_meta or torch.equal(first, tensor)):
-            names = " and ".join(their_name(name, layout) for layout in TOP)
-            raise CheckpointError(f"{names} are one tensor under two names, and differ")
+        if (first := ours.get(name)) is not None:
+            if first.shape != tensor.shape or not (tensor.is_meta or torch.equal(first, tensor)):
+                names = " and ".join(their_name(name, layout) for layout in TOP)
+                raise CheckpointError(f"{names} are one tensor under two names, and differ")
         ours[name] = tensor
     return ours
 

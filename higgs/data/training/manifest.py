@@ -63,8 +63,6 @@ class Utterance(Record):
             raise ValueError(f"{self.form} needs a reference")
         if self.reference is not None and self.description:
             raise ValueError("give either a reference or a description")
-        if self.text:
-            check_text(self.text)
         return self
 
     @property
