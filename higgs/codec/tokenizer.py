@@ -98,7 +98,8 @@ class AudioTokenizer(nn.Module):
         named = {"waveform": waveform} if single else {f"clip {i}": c for i, c in enumerate(waveform)}
         clips = [self._prepare(c, sample_rate, pad_to_hop, name) for name, c in named.items()]
         sizes = [bucket_length(-(-(clip.shape[1] + 2 * EDGE) // hop)) * hop for clip in clips]
-        outputs = run_in_batches(self._encode, clips, sizes, self._batch_size)
+        with exact_convolutions(self.device):
+            outputs = run_in_batches(self._encode, clips, sizes, self._batch_size)
         pairs = zip(outputs, clips, strict=True)
         codes = [output[:, : self.num_frames(clip.shape[1])].clone() for output, clip in pairs]
         return codes[0] if single else codes
@@ -117,8 +118,7 @@ class AudioTokenizer(nn.Module):
         return clip[None]
 
     def _encode(self, waveform: Tensor, lengths: Tensor) -> Tensor:
-        with exact_convolutions(self.device):
-            return self.quantizer.encode(self.embed(waveform, lengths))
+        return self.quantizer.encode(self.embed(waveform, lengths))
 
     @torch.inference_mode()
     def decode(self, codes: Tensor | Sequence[Tensor]) -> Tensor | list[Tensor]:
@@ -147,15 +147,12 @@ class AudioTokenizer(nn.Module):
         ]
         z_q = [self.quantizer.decode(clips[index][None, :, window.context])[0] for index, window in parts]
         sizes = [bucket_length(z.shape[1]) for z in z_q]
-        outputs = run_in_batches(self._synthesize, z_q, sizes, lambda frames: self._batch_size(frames * hop))
+        with exact_convolutions(self.device):
+            outputs = run_in_batches(self.synthesize, z_q, sizes, lambda frames: self._batch_size(frames * hop))
         segments: list[list[Tensor]] = [[] for _ in clips]
         for (index, window), output in zip(parts, outputs, strict=True):
             segments[index].append(output[0, window.skip * hop : (window.skip + window.frames) * hop])
         return [torch.cat(waveforms) for waveforms in segments]
-
-    def _synthesize(self, z_q: Tensor, lengths: Tensor) -> Tensor:
-        with exact_convolutions(self.device):
-            return self.synthesize(z_q, lengths)
 
     def _batch_size(self, samples: int) -> int:
         """How many clips, padded to `samples`, form a batch: constant, whatever the number of clips.

@@ -41,7 +41,6 @@ UNITS = {
     "kW": "kilowatt", "W": "watt", "V": "volt", "dB": "decibel", "ms": "millisecond", "min": "minute",
     "hrs": "hour", "hr": "hour", "h": "hour",
 }  # fmt: skip
-SAME_PLURAL = {"hertz", "kilohertz", "megahertz", "gigahertz"}
 
 
 def spell_out(text: str) -> str:
@@ -105,9 +104,7 @@ def _signed(match: re.Match) -> str:
 
 def _plural(noun: str) -> str:
     first, *rest = noun.split(" per ")
-    if first in SAME_PLURAL:
-        return noun
-    plural = "feet" if first == "foot" else f"{first}s"
+    plural = "feet" if first == "foot" else first if first.endswith("hertz") else f"{first}s"
     return " per ".join([plural, *rest])
 
 
