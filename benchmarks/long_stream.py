@@ -39,7 +39,7 @@ def main() -> None:
     arguments = parser.parse_args()
     torch.set_num_threads(arguments.threads)
     columns = round(arguments.minutes * 60 * 25) + 9
-    config = EngineConfig(max_batch=1, max_positions=columns + 200, guards=None)
+    config = EngineConfig(max_batch=1, max_positions=columns + 200, runaway=None)
     folder = arguments.checkpoint
     engine = Engine.from_pretrained(folder / "model", folder / "codec", device="cpu", config=config)
     for layer in engine.scheduler.decoder.cache.layers:

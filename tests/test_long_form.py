@@ -10,10 +10,10 @@ from higgs.data.chatml import after_chunks, tokenize
 from higgs.data.loudness import speech_level
 from higgs.data.scripts import read_scripts
 from higgs.data.text.chunks import Chunk, ChunkOptions, chunk_text, chunk_turns
-from higgs.data.voices import Voice, dialogue_prompt, speaker_prompt
+from higgs.data.voices import Voice, speaker_prompt, speakers_prompt
 from higgs.serve.engine import Response, Usage
 from higgs.serve.generation import GenerationConfig
-from higgs.serve.long_form import LongResponse, SilentChunk, chunk_seed, speak_long, speak_script
+from higgs.serve.long_form import LongResponse, SilentChunkError, chunk_seed, speak_long, speak_script
 
 RATE, HOP = 24_000, 960
 ADA, BEN = Voice("ada", description="feminine"), Voice("ben", description="masculine")
@@ -129,10 +129,10 @@ def test_a_chunk_without_audio_is_spoken_again():
 
 def test_a_chunk_that_never_brings_audio_is_named():
     """The original crashes when it concatenates nothing."""
-    with pytest.raises(SilentChunk, match="chunk 2 of 3, 'Two.': no audio after 3 attempts") as at:
+    with pytest.raises(SilentChunkError, match="chunk 2 of 3, 'Two.': no audio after 3 attempts") as at:
         speak_long(Echo(frames=[3, 0, 0, 0]), THREE, ADA.prompt)
     assert [spoken.frames for spoken in at.value.before.chunks] == [3]
-    with pytest.raises(SilentChunk, match="no audio after 1 attempts") as at:
+    with pytest.raises(SilentChunkError, match="no audio after 1 attempts") as at:
         speak_long(Echo(frames=[0]), THREE, ADA.prompt, options=ChunkOptions(retries=0))
     assert at.value.before is None
     with pytest.raises(ValueError, match="no chunk"):
@@ -158,7 +158,7 @@ def test_loudness_is_that_of_the_speaker():
         made = speak_long(
             Echo([9] * 4, level=list(levels)),
             chunks,
-            lambda t: dialogue_prompt(cast, t),
+            lambda t: speakers_prompt(cast, t),
             options=ChunkOptions(**settings),
         )
         return [speech_level(made.waveform[s.start + 480 : s.end - 480], RATE) for s in made.chunks]
@@ -174,7 +174,7 @@ def test_dialogues_together_and_alone():
     turns = [(0, "Hi."), (1, "Yes?"), (0, "Bye.")]
     cast = {0: ADA, 1: BEN}
     together = Echo()
-    speak_long(together, chunk_turns(turns, ChunkOptions()), lambda t: dialogue_prompt(cast, t))
+    speak_long(together, chunk_turns(turns, ChunkOptions()), lambda t: speakers_prompt(cast, t))
     assert together.said[2] == ["[SPEAKER0] Hi.", "[SPEAKER1] Yes?", "[SPEAKER0] Bye."]
     options = ChunkOptions(per_speaker_context=True)
     alone = Echo()

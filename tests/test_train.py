@@ -561,4 +561,4 @@ def test_every_part_fits_and_the_checkpoint_speaks(started, taught, tmp_path, mo
     engine = Engine.from_pretrained(nano / "model", nano / "codec", device="cpu")
     assert engine.model.config == TINY_MODEL
     response = engine.generate(smart_voice("Hello."), SamplingConfig(seed=1), 20)
-    assert response.usage.audio_columns <= 20
+    assert response.usage.audio_steps <= 20

@@ -10,7 +10,7 @@ from conftest import ROOT
 
 from higgs.audio import load_audio
 from higgs.data.loudness import frame_levels, silence, speech_level
-from higgs.data.voices import Voice, add_voice, check_recording, dialogue_prompt, find_voice, list_voices
+from higgs.data.voices import Voice, add_voice, check_recording, find_voice, list_voices, speakers_prompt
 
 WORDS = "one two three four five six seven eight"
 
@@ -169,18 +169,18 @@ EVE = Voice("eve", ROOT / "eve.flac", "Old words.")
 def test_the_form_of_a_dialogue_follows_from_its_speakers(speakers, roles, audios):
     first, second = speakers
     text = f"[SPEAKER{first}] Hi.\n[SPEAKER{second}] Yes?"
-    sample = dialogue_prompt(speakers, text)
+    sample = speakers_prompt(speakers, text)
     assert [message.role for message in sample.messages] == roles
     assert len(sample.audios) == audios
     assert sample.messages[-1].content == text
     with pytest.raises(ValueError, match=r"\[7\]"):
-        dialogue_prompt(speakers, "[SPEAKER7] Hi.")
+        speakers_prompt(speakers, "[SPEAKER7] Hi.")
 
 
 def test_prompts_that_are_refused():
     with pytest.raises(ValueError, match=r"numbered 0, 1, ..., got \[1, 2\]"):
-        dialogue_prompt({1: EVE, 2: BEN}, "[SPEAKER1] Hi.")
-    for prompt in (ADA.prompt, EVE.prompt, lambda text: dialogue_prompt({0: ADA}, text)):
+        speakers_prompt({1: EVE, 2: BEN}, "[SPEAKER1] Hi.")
+    for prompt in (ADA.prompt, EVE.prompt, lambda text: speakers_prompt({0: ADA}, text)):
         for text in ("", " ", "a\0"):
             with pytest.raises(ValueError, match="no text|U\\+0000"):
                 prompt(text)

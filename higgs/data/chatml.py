@@ -19,6 +19,7 @@ from typing import Any
 from torch import Tensor
 
 from higgs.audio import load_audio, resample
+from higgs.data.text.checks import check_text
 from higgs.data.text.tokenizer import TextTokenizer
 from higgs.delay import IGNORE
 from higgs.tokens import SPECIAL_TOKENS, TokenIds
@@ -108,7 +109,10 @@ Lines = str | Sequence[tuple[int, str]]
 
 @dataclass(frozen=True)
 class Message:
-    """One turn; `recipient` is the addressee of an assistant's message."""
+    """One turn; `recipient` is the addressee of an assistant's message.
+
+    Raises ValueError for text that cannot be spoken (see `check_text`); a message with audio may have none.
+    """
 
     role: str
     content: Content | list[Content]
@@ -119,6 +123,9 @@ class Message:
             raise ValueError(f"role must be one of {', '.join(ROLES)}, got {self.role!r}")
         if self.recipient is not None and self.role != "assistant":
             raise ValueError(f"only the assistant's messages have a recipient, not the {self.role}'s")
+        texts = [part.text for part in self.parts if isinstance(part, TextContent)]
+        if (text := "".join(texts)) or len(texts) == len(self.parts):
+            check_text(text)
 
     @property
     def parts(self) -> list[TextContent | AudioContent]:

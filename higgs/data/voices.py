@@ -20,7 +20,7 @@ from higgs.data.chatml import (
 )
 from higgs.data.loudness import silence, speech_level
 from higgs.data.text.checks import check_text
-from higgs.data.text.chunks import count_words, speaker_turns
+from higgs.data.text.chunks import count_words
 from higgs.files import read_text, replacing
 from higgs.validation import parse_json, validate
 
@@ -45,21 +45,19 @@ class Voice:
     description: str | None = None
 
     def prompt(self, text: str, scene: str | None = None) -> ChatMLSample:
-        """A conversation that ends in `text`, in this voice. Raises ValueError as `check_text` does."""
-        check_text(text)
+        """A conversation that ends in `text`, in this voice."""
         if self.audio is not None:
             return voice_clone(text, self.transcript, AudioContent(str(self.audio)), scene)
         return smart_voice(text, scene, self.description)
 
 
-def dialogue_prompt(speakers: dict[int, Voice], text: str, scene: str | None = None) -> ChatMLSample:
+def speakers_prompt(speakers: dict[int, Voice], text: str, scene: str | None = None) -> ChatMLSample:
     """A conversation that ends in `text`, whose `[SPEAKERn]` tags refer to `speakers`.
 
     Recordings become earlier turns, descriptions go into the system message, as do mixtures of both, as in
     boson-ai/higgs-audio. Raises ValueError for a tag without a speaker, and for speakers with a recording that are not
     numbered 0, 1, ...
     """
-    check_text(text)
     voices = [speakers[number] for number in sorted(speakers)]
     recorded = [voice for voice in voices if voice.audio is not None]
     if not recorded:
@@ -71,20 +69,6 @@ def dialogue_prompt(speakers: dict[int, Voice], text: str, scene: str | None = N
         return voices_clone(text, pairs, scene)
     described = [v.description if v.audio is None else AudioContent(str(v.audio)) for v in voices]
     return voices_in_system(text, described, scene)
-
-
-def speaker_prompt(speakers: dict[int, Voice], text: str, scene: str | None = None) -> ChatMLSample:
-    """`[SPEAKERn] text` -> a conversation that ends in the text, in the speaker's own context.
-
-    Raises ValueError for text that is not one turn, and for a number that is not in `speakers`.
-    """
-    turns = speaker_turns(text)
-    if len(turns) != 1:
-        raise ValueError(f"expected one turn, got {len(turns)} in {text[:40]!r}")
-    ((number, turn),) = turns
-    if number not in speakers:
-        raise ValueError(f"no speaker {number}; there are: {', '.join(map(str, sorted(speakers)))}")
-    return speakers[number].prompt(turn, scene)
 
 
 def list_voices(folder: str | Path) -> dict[str, Voice]:

@@ -1,8 +1,6 @@
 """Validation of texts to speak."""
 
 import re
-from collections.abc import Sequence
-from typing import Any
 
 # Control characters other than white space, halves of surrogate pairs, and noncharacters.
 INVALID = re.compile("[\x00-\x08\x0e-\x1f\x7f-\x84\x86-\x9f\ud800-\udfff\ufdd0-\ufdef]")
@@ -18,11 +16,3 @@ def check_text(text: str) -> str:
     if found := INVALID.search(text):
         raise ValueError(f"U+{ord(found[0]):04X} at character {found.start()} of the text cannot be spoken; remove it")
     return text
-
-
-def check_messages(messages: Sequence[Any]) -> None:
-    """`check_text` for each `Message` of a conversation; a message with audio may have no text."""
-    for message in messages:
-        texts = [part.text for part in message.parts if hasattr(part, "text")]
-        if any(texts) or len(texts) == len(message.parts):
-            check_text("".join(texts))

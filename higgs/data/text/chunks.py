@@ -11,7 +11,6 @@ from typing import Annotated
 
 from pydantic import Field, model_validator
 
-from higgs.data.text.checks import check_text
 from higgs.validation import Count, Positive, Record
 
 HAN = r"\u3400-\u9fff\uf900-\ufaff"
@@ -141,10 +140,10 @@ def _fit(text: str, max_words: int, splitters: tuple = (sentences, _clauses, WOR
 def chunk_text(text: str, max_words: int = 100) -> list[Chunk]:
     """-> chunks of at most `max_words`; none spans two paragraphs (separated by blank lines).
 
-    White space within a chunk is collapsed. Raises ValueError as `check_text` does.
+    White space within a chunk is collapsed.
     """
     chunks: list[Chunk] = []
-    for paragraph in re.split(r"\n\s*\n", check_text(text).strip()):
+    for paragraph in re.split(r"\n\s*\n", text.strip()):
         boundary = "paragraph" if chunks else "start"
         for segment in _fit(" ".join(paragraph.split()), max_words):
             chunks.append(Chunk(segment.strip(), boundary=boundary))
@@ -194,9 +193,3 @@ def chunk_turns(turns: Iterable[tuple[int, str]], options: ChunkOptions) -> list
             chunks.append(Chunk(text, (number,), boundary))
             merged = 1
     return chunks
-
-
-def chunk_script(text: str, options: ChunkOptions) -> list[Chunk]:
-    """Text with speaker tags or without -> its chunks."""
-    turns = speaker_turns(check_text(text))
-    return chunk_turns(turns, options) if turns else chunk_text(text, options.max_words)
