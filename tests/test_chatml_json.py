@@ -99,7 +99,7 @@ def test_a_file_cannot_make_its_text_special():
     assert all("<" in token for token in RELEASED), "the file would not say which texts hold one"
     evil = "".join(SPECIAL_TOKENS.values())
     row = {"messages": [{"role": "user", "content": evil}, {"role": "user", "content": [{"text": evil}]}]}
-    clean = {"messages": [{"role": "user", "content": ""}] * 2}
+    clean = {"messages": [{"role": "user", "content": "x"}] * 2}
 
     def counted(row: dict, **options) -> int:
         ids = tokenize(sample_from_json(row, **options), tokenizer).input_ids

@@ -106,10 +106,10 @@ def plays(model, monkeypatch) -> Callable[[list[int]], None]:
 def _(engine: Engine) -> None:
     sample = voices_in_system("Hi.", [A])
     codes = torch.arange(24).view(8, 3)
-    batch = engine.prepare(sample, [codes])
+    batch = engine.sequence(sample, reference_codes=[codes]).prompt
     heard = batch.audio_mask & ~batch.audio_out_mask
     assert torch.equal(batch.codes[heard].T, delayed_segment(codes, 1024, 1025))
-    other = engine.prepare(sample, [codes + 100])
+    other = engine.sequence(sample, reference_codes=[codes + 100]).prompt
     states = [engine.model.hidden(b)[0][:, -1] for b in (batch, other)]
     assert (states[0] - states[1]).abs().max() > 1e-3, "what is heard reaches what is said"
 
@@ -197,7 +197,7 @@ def _(engine: Engine, tmp_path) -> None:
         with pytest.raises(ValueError, match="audio without a file"):
             engine.generate(voices_in_system("Hi.", [absent, here]), GREEDY, 20)
     with pytest.raises(ValueError, match="2 audio placeholders, but 1 code tensors"):
-        engine.prepare(voices_in_system("Hi.", [A, here]), [torch.full((8, 3), 7)])
+        engine.sequence(voices_in_system("Hi.", [A, here]), reference_codes=[torch.full((8, 3), 7)])
 
 
 @flaw("offset and duration of an audio were read and not applied")

@@ -27,7 +27,7 @@ PIECES = [
 
 
 def random_text(rng: random.Random) -> str:
-    return "".join(rng.choices(PIECES, k=rng.randrange(6)))
+    return "".join(rng.choices(PIECES, k=rng.randrange(6))) + "."
 
 
 def random_content(rng: random.Random) -> str | TextContent | AudioContent:
@@ -39,7 +39,7 @@ def random_conversation(rng: random.Random) -> ChatMLSample:
     messages = []
     for _ in range(rng.randint(1, 6)):
         role = rng.choice(["system", "user", "assistant", "assistant"])
-        several = [random_content(rng) for _ in range(rng.randrange(4))]
+        several = [random_content(rng) for _ in range(rng.randint(1, 3))]
         recipient = random_text(rng) if role == "assistant" and rng.random() < 0.3 else None
         messages.append(Message(role, rng.choice([several, random_content(rng)]), recipient))
     return ChatMLSample(messages, rng.randint(0, len(messages)))

@@ -2,6 +2,7 @@
 
 import random
 import re
+from functools import partial
 
 import pytest
 
@@ -10,7 +11,6 @@ from higgs.data.text.checks import check_text
 from higgs.data.text.chunks import (
     Chunk,
     ChunkOptions,
-    chunk_script,
     chunk_text,
     chunk_turns,
     count_words,
@@ -263,7 +263,7 @@ def test_turns_of_a_dialogue():
     turns = [(0, "Hi there. How are you today?"), (1, "Good.\nAnd you?"), (0, "Fine.")]
     assert speaker_turns(text) == turns
     assert speaker_turns("No tags (here).") == []
-    assert chunk_script(text, ChunkOptions(max_words=4)) == [
+    assert chunk_turns(turns, ChunkOptions(max_words=4)) == [
         Chunk("[SPEAKER0] Hi there.", (0,), "start"),
         Chunk("[SPEAKER0] How are you today?", (0,), "sentence"),
         Chunk("[SPEAKER1] Good. And you?", (1,), "speaker"),
@@ -314,7 +314,7 @@ ODD = [
 
 @pytest.mark.parametrize(("text", "message"), ODD)
 def test_which_texts_are_refused(text, message):
-    for use in (check_text, chunk_text, normalize_text):
+    for use in (check_text, normalize_text, partial(Message, "user")):
         if message:
             with pytest.raises(ValueError, match=message):
                 use(text)
