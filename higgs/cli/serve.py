@@ -14,7 +14,17 @@ class Dtype(StrEnum):
 
 
 ModelName = Annotated[str | None, Option(help="what requests call the model", show_default="the checkpoint's name")]
-Host = Annotated[str, Option(help="who may connect: 0.0.0.0 is everyone, and there are no keys")]
+Host = Annotated[str, Option(help="who may connect: 0.0.0.0 is everyone")]
+AllowHost = Annotated[
+    list[str] | None,
+    Option(help="a name under which clients call the server; again for more, * for any", show_default="--host"),
+]
+Key = Annotated[str | None, Option(envvar="HIGGS_API_KEY", help="what clients send as Authorization: Bearer KEY")]
+Cors = Annotated[
+    list[str] | None, Option(help="a web page's origin that may use the server; again for more, * for any")
+]
+Connections = Annotated[int, Option(min=1, help="open at once; more get 503")]
+Grace = Annotated[int, Option(min=0, help="seconds in which running requests may end when the server is stopped")]
 Port = Annotated[int, Option(min=0, max=65535)]
 Type = Annotated[Dtype | None, Option(show_default="what the checkpoint is meant for")]
 Compile = Annotated[bool, Option("--compile", help="the step by torch.compile: a slower start")]
@@ -35,6 +45,9 @@ def serve(
     voices: Voices = FOLDER,
     host: Host = "127.0.0.1",
     port: Port = 8000,
+    allow_host: AllowHost = None,
+    api_key: Key = None,
+    cors: Cors = None,
     dtype: Type = None,
     compile: Compile = False,
     int8: Int8 = False,
@@ -50,6 +63,8 @@ def serve(
     top_p: TopP = None,
     max_new_tokens: MaxNewTokens = None,
     seed: Seed = 0,
+    max_connections: Connections = 1000,
+    grace_seconds: Grace = 10,
 ) -> None:
     """Serve speech over HTTP.
 
@@ -60,6 +75,7 @@ def serve(
     from higgs.checkpoint.preset import Checkpoint
     from higgs.serve.engine import Engine, EngineConfig
     from higgs.serve.generation import GenerationConfig
+    from higgs.serve.http.access import LOOPBACK, Access
     from higgs.serve.http.app import ServerConfig, serve
     from higgs.serve.runaway import RunawayConfig
 
@@ -73,5 +89,9 @@ def serve(
     config = EngineConfig(max_batch, max_positions, max_waiting, compile=compile, int8=int8, runaway=runaway)
     engine = Engine.from_pretrained(source.model, source.codec, source.device, dtype or source.dtype, config)
     name = model_name or source.name
-    limits = (max_new_tokens, max_characters, max_seconds)
-    serve(engine, ServerConfig(name, voices, sampling, *limits), host, port)
+    config = ServerConfig(
+        name, voices, sampling, max_new_tokens, max_characters=max_characters, max_seconds=max_seconds
+    )
+    everyone = ("*",) if host in ("0.0.0.0", "::") else (*LOOPBACK, host)
+    access = Access(tuple(allow_host or everyone), api_key, tuple(cors or ()))
+    serve(engine, config, access, host, port, grace_seconds, max_connections)

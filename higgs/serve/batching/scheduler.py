@@ -127,6 +127,12 @@ class Scheduler:
             finally:
                 self._lock.release()
 
+    def reject_waiting(self, error: Exception) -> None:
+        """Ends all sequences that have no slot yet, with this error."""
+        with self._lock:
+            while self.waiting:
+                self._end(self.waiting.popleft(), ERROR, error)
+
     @property
     def idle(self) -> bool:
         return not self.waiting and not self.running

@@ -12,7 +12,9 @@ import time
 from collections.abc import AsyncIterator, Iterator
 from contextlib import aclosing, asynccontextmanager, contextmanager
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
+from types import FrameType
 
 import torch
 import uvicorn
@@ -31,6 +33,7 @@ from higgs.data.voices import Voice, list_voices
 from higgs.serve.batching.scheduler import QueueFull
 from higgs.serve.engine import Engine
 from higgs.serve.generation import GenerationConfig
+from higgs.serve.http.access import Access, protect
 from higgs.serve.http.async_engine import AsyncEngine, EngineDead
 from higgs.serve.http.audio_encoder import MEDIA_TYPES, AudioEncoder
 from higgs.serve.http.prometheus import Metrics
@@ -76,11 +79,15 @@ def read_voices(folder: Path) -> dict[str, Voice]:
         raise RuntimeError(f"voice folder {folder}: {error}") from error
 
 
-def to_request(body: SpeechBody, config: ServerConfig) -> SpeechRequest:
-    """Raises ApiError for what this server does not do."""
-    if body.model != config.model:
-        message = f"model: no {body.model!r:.60} here; this server has {config.model!r}"
+def check_model(name: str, config: ServerConfig) -> None:
+    if name != config.model:
+        message = f"model: no {name!r:.60} here; this server has {config.model!r}"
         raise ApiError(message, "model", "model_not_found", 404)
+
+
+def to_request(body: SpeechBody, config: ServerConfig, engine: Engine) -> SpeechRequest:
+    """Raises ApiError for what this server does not do, and for a voice that cannot be read."""
+    check_model(body.model, config)
     if body.speed != 1:
         message = f"speed: only 1.0 is supported, got {body.speed}"
         raise ApiError(message, "speed", "unsupported_parameter")
@@ -97,8 +104,11 @@ def to_request(body: SpeechBody, config: ServerConfig) -> SpeechRequest:
     if limit > config.max_new_tokens:
         message = f"max_new_tokens: at most {config.max_new_tokens}, got {limit}"
         raise ApiError(message, "max_new_tokens", "invalid_value")
+    if limit <= (shortest := engine.tokenizer.num_codebooks + 1):
+        message = f"max_new_tokens: at least {shortest + 1}, got {limit}: the first {shortest} steps have no audio"
+        raise ApiError(message, "max_new_tokens", "invalid_value")
     settings = {key: getattr(body, key) for key in ("seed", "temperature", "top_k", "top_p")}
-    return speech_request(
+    request = speech_request(
         body.input,
         voices[name],
         config.chunks,
@@ -106,6 +116,13 @@ def to_request(body: SpeechBody, config: ServerConfig) -> SpeechRequest:
         sampling=config.sampling.override(**settings),
         max_new_tokens=limit,
     )
+    try:
+        for audio in request.samples[0].audios:
+            engine.reference_codes(audio)
+    except (ValueError, OSError) as error:
+        logger.error("voice %s cannot be used: %s", name, error)
+        raise ApiError(f"voice: {name} cannot be used at present", "voice", "voice_unusable", 500) from error
+    return request
 
 
 def to_api_error(error: Exception) -> ApiError:
@@ -159,7 +176,7 @@ async def speak(
     `headers` has the stop reason before the last part is yielded, which is in time where the first is the last.
     """
     with accounted(metrics, config.max_seconds):
-        request = await asyncio.to_thread(to_request, body, config)
+        request = await asyncio.to_thread(to_request, body, config, engine.engine)
         started, samples, rate = time.monotonic(), 0, engine.engine.tokenizer.sample_rate
         encoder = AudioEncoder(body.response_format, rate)
         async with aclosing(engine.stream(request, config.max_seconds)) as chunks:
@@ -226,7 +243,7 @@ async def _chain(first: bytes, rest: AsyncIterator[bytes]) -> AsyncIterator[byte
         yield piece
 
 
-def make_app(engine: Engine, config: ServerConfig) -> FastAPI:
+def make_app(engine: Engine, config: ServerConfig, access: Access | None = None) -> FastAPI:
     """The engine behind HTTP. Its threads start and end with the app."""
     config = config.completed(engine.generation)
 
@@ -245,9 +262,11 @@ def make_app(engine: Engine, config: ServerConfig) -> FastAPI:
 
     # The pages of documentation would fetch their scripts from elsewhere; /openapi.json is all here.
     app = FastAPI(title="higgs", lifespan=lifespan, docs_url=None, redoc_url=None, max_body_size=MAX_BODY)
+    protect(app, access or Access())
     metrics = Metrics(engine)
     handle_errors(app, metrics)
     app.add_route("/metrics", lambda _: metrics.app)
+    read = partial(app.api_route, methods=["GET", "HEAD"])
 
     @app.post("/v1/audio/speech", response_class=Response)
     async def speech(body: SpeechBody) -> SpeechResponse:
@@ -262,7 +281,7 @@ def make_app(engine: Engine, config: ServerConfig) -> FastAPI:
             headers={"cache-control": "no-store", "x-seed": str(seed)},
         )
 
-    @app.get("/v1/audio/voices")
+    @read("/v1/audio/voices")
     def voices() -> dict:
         """The folder as it is now."""
         return {
@@ -272,12 +291,16 @@ def make_app(engine: Engine, config: ServerConfig) -> FastAPI:
             ]
         }  # fmt: skip
 
-    @app.get("/v1/models")
+    @read("/v1/models")
     def models() -> dict:
-        model = {"id": config.model, "object": "model", "created": 0, "owned_by": "local"}
-        return {"object": "list", "data": [model]}
+        return {"object": "list", "data": [model(config.model)]}
 
-    @app.get("/health")
+    @read("/v1/models/{name}")
+    def model(name: str) -> dict:
+        check_model(name, config)
+        return {"id": name, "object": "model", "created": 0, "owned_by": "local"}
+
+    @read("/health")
     def health() -> JSONResponse:
         healthy, scheduler = app.state.async_engine.healthy, engine.scheduler
         counts = {"running": len(scheduler.running), "waiting": len(scheduler.waiting)}
@@ -314,7 +337,29 @@ def handle_errors(app: FastAPI, metrics: Metrics) -> None:
         return answer(ApiError(FAILED, code="failed", status=500))
 
 
-def serve(engine: Engine, config: ServerConfig, host: str = "127.0.0.1", port: int = 8000) -> None:
-    """Until it is interrupted; open requests then have ten seconds to end."""
-    app = make_app(engine, config)
-    uvicorn.run(app, host=host, port=port, log_level="info", timeout_graceful_shutdown=10)
+class Server(uvicorn.Server):
+    """When it is told to stop, requests that wait for a slot are answered at once, and those in one may end."""
+
+    def handle_exit(self, sig: int, frame: FrameType | None) -> None:
+        self.config.app.state.async_engine.drain()
+        super().handle_exit(sig, frame)
+
+
+def serve(
+    engine: Engine,
+    config: ServerConfig,
+    access: Access | None = None,
+    host: str = "127.0.0.1",
+    port: int = 8000,
+    grace_seconds: int = 10,
+    max_connections: int = 1000,
+) -> None:
+    """Until it is interrupted; running requests then have `grace_seconds` to end."""
+    settings = uvicorn.Config(
+        make_app(engine, config, access),
+        host,
+        port,
+        limit_concurrency=max_connections,
+        timeout_graceful_shutdown=grace_seconds,
+    )
+    Server(settings).run()

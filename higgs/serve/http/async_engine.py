@@ -45,6 +45,7 @@ class AsyncEngine:
         self.engine, self.scheduler = engine, engine.scheduler
         self.open = 0  # requests that `stream` is serving, queued ones included
         self.error: Exception | None = None  # why the engine is dead
+        self.draining = False
         self._failures = 0
         self._subscribers: dict[Sequence, tuple[asyncio.AbstractEventLoop, asyncio.Event]] = {}
         self._lock = threading.Lock()
@@ -61,6 +62,12 @@ class AsyncEngine:
     def healthy(self) -> bool:
         return self.error is None and self._thread.is_alive()
 
+    def drain(self) -> None:
+        """From now on requests are refused, those that wait for a slot end, and those in one go on. Thread-safe."""
+        self.draining = True
+        self.scheduler.reject_waiting(EngineDead("the server is stopping"))
+        self._notify()
+
     def close(self) -> None:
         """Joins the threads; open requests raise EngineDead."""
         self._closing = True
@@ -76,8 +83,8 @@ class AsyncEngine:
         Raises QueueFull at once when `max_open` requests are open, ValueError as `speak`, TimeoutError after `seconds`,
         EngineDead, and whatever the engine fails with.
         """
-        if not self.healthy or self._closing:
-            raise EngineDead(f"the engine has stopped: {self.error or 'it is being closed'}")
+        if not self.healthy or self._closing or self.draining:
+            raise EngineDead(f"the engine has stopped: {self.error or 'the server is stopping'}")
         if self.open >= self.max_open:
             raise QueueFull(f"{self.open} requests are open; this server takes {self.max_open}")
         deadline = None if seconds is None else time.monotonic() + seconds

@@ -2,7 +2,7 @@
 
 from typing import Annotated, Any, Literal
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, model_validator
 
 from higgs.data.text.checks import check_text
 
@@ -13,6 +13,8 @@ UNSUPPORTED = {
     "instructions": "the model takes no instructions; describe the scene with `scene`",
     "language": "the model finds the language out by itself",
 }
+# Their values that ask for nothing.
+NEUTRAL = [("instructions", ""), ("stream", False), ("language", "")]
 
 
 class ApiError(Exception):
@@ -43,6 +45,14 @@ class SpeechBody(BaseModel):
     """
 
     model_config = ConfigDict(extra="forbid", strict=True)
+
+    @model_validator(mode="before")
+    @classmethod
+    def _drop_neutral(cls, body: Any) -> Any:
+        """Null is absent, and so are OpenAI's parameters at values that ask for nothing."""
+        if not isinstance(body, dict):
+            return body
+        return {k: v for k, v in body.items() if v is not None and (k, v) not in NEUTRAL}
 
     model: str
     input: Text
