@@ -47,11 +47,11 @@ def encoders(codec: AudioTokenizer, folder: str, port: bool, rows: int) -> dict[
             return [codec.quantizer.encode(codec.embed(clip[None, None]))[0] for clip in clips]
 
     def together(clips: list[Tensor]) -> list[Tensor]:
-        codec._rows = lambda samples: rows
+        codec._batch_size = lambda samples: rows
         try:
             return codec.encode(clips)
         finally:
-            del codec._rows
+            del codec._batch_size
 
     ways: dict[str, Way] = {}
     if port:

@@ -38,7 +38,7 @@ from higgs.batch import Batch
 from higgs.checkpoint.config_json import model_to_json
 from higgs.config import CodecConfig, ModelConfig, SamplingConfig
 from higgs.data.chatml import Tokens
-from higgs.data.collator import collate, spread
+from higgs.data.collator import collate, expand_audio_placeholders
 from higgs.serve.batching.scheduler import Request, Scheduler
 from higgs.serve.batching.slots import SlotDecoder
 from higgs.serve.stream import AudioStream
@@ -91,7 +91,7 @@ def port_of(model: HiggsAudio, static: bool = False) -> transformers.PreTrainedM
 def prompt_of(length: int, config: ModelConfig) -> Batch:
     """Text and the start of audio."""
     text = [256, *(n % 250 for n in range(length - 2)), IDS.audio_out_bos]
-    return collate([spread(Tokens(text, [-100] * length), [], IDS, config, False)], IDS)
+    return collate([expand_audio_placeholders(Tokens(text, [-100] * length), [], IDS, config, False)], IDS)
 
 
 def ours(

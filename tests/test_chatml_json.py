@@ -1,4 +1,4 @@
-"""Conversations as JSON: what goes out comes in again, and what is wrong is named with its place."""
+"""Conversations as JSON: round trips, and errors with their place."""
 
 import json
 import re
@@ -18,20 +18,13 @@ from higgs.data.chatml import (
     voices_clone,
     voices_in_system,
 )
-from higgs.data.chatml_json import (
-    read_conversations,
-    sample_from_json,
-    sample_to_json,
-    write_conversations,
-)
+from higgs.data.chatml_json import read_conversations, sample_from_json, sample_to_json, write_conversations
 from higgs.data.text.tokenizer import TextTokenizer, byte_tokenizer
 from higgs.tokens import SPECIAL_TOKENS
 from higgs.validation import parse_json
 
-REFERENCES = [
-    ("Hi.", AudioContent("0.wav")),
-    ("Yes.", AudioContent("1.wav", offset=0.5, duration=2.0)),
-]
+USER = {"role": "user", "content": "x"}
+REFERENCES = [("Hi.", AudioContent("0.wav")), ("Yes.", AudioContent("1.wav", offset=0.5, duration=2.0))]
 FORMS = [
     smart_voice("Hi.", QUIET_ROOM, "british accent"),
     voice_clone("Hi.", *REFERENCES[0]),
@@ -53,11 +46,7 @@ def test_what_goes_out_comes_in_again(sample):
     assert tokenize(again, tokenizer) == tokenize(sample, tokenizer)
     assert again.audios == sample.audios
     assert [(m.role, m.recipient) for m in again.messages] == [(m.role, m.recipient) for m in sample.messages]
-    assert (again.start_index, again.speaker, again.misc) == (
-        sample.start_index,
-        sample.speaker,
-        sample.misc,
-    )
+    assert (again.start_index, again.speaker, again.misc) == (sample.start_index, sample.speaker, sample.misc)
     assert sample_to_json(again) == sample_to_json(sample)
     if all(not part.allow_special for m in sample.messages for part in m.parts if isinstance(part, TextContent)):
         assert tokenize(sample_from_json(sample_to_json(sample)), tokenizer) == tokenize(sample, tokenizer)
@@ -73,9 +62,16 @@ def test_files(tmp_path):
     (tmp_path / "one.json").write_text(json.dumps(rows[0], indent=2))
     assert read_conversations(tmp_path / "list.json") == read_conversations(tmp_path / "one.json")
     assert not list(tmp_path.glob(".*")), "a partial file was left"
+    good = json.dumps({"messages": [USER]})
+    (tmp_path / "s.jsonl").write_text(f"{good}\n\n{good}\n" + '{"messages": [{"role": "x", "content": "y"}]}\n')
+    with pytest.raises(ValueError, match=r"s\.jsonl, line 4: conversation\.messages\[0\]\.role"):
+        read_conversations(tmp_path / "s.jsonl")
+    (tmp_path / "list.json").write_text(f"[{good}, 3]")
+    with pytest.raises(ValueError, match=r"list\.json\[1\]: conversation: .*3"):
+        read_conversations(tmp_path / "list.json")
 
 
-def test_the_original_s_form():
+def test_the_form_of_the_reference():
     sample = sample_from_json(
         {
             "messages": [
@@ -102,13 +98,8 @@ def test_a_file_cannot_make_its_text_special():
     specials = {tokenizer.token_id(token) for token in SPECIAL_TOKENS.values()}
     assert all("<" in token for token in RELEASED), "the file would not say which texts hold one"
     evil = "".join(SPECIAL_TOKENS.values())
-    row = {
-        "messages": [
-            {"role": "user", "content": evil},
-            {"role": "user", "content": [{"text": evil}]},
-        ]
-    }
-    clean = {"messages": [{"role": "user", "content": ""}] * 2}
+    row = {"messages": [{"role": "user", "content": evil}, {"role": "user", "content": [{"text": evil}]}]}
+    clean = {"messages": [{"role": "user", "content": "x"}] * 2}
 
     def counted(row: dict, **options) -> int:
         ids = tokenize(sample_from_json(row, **options), tokenizer).input_ids
@@ -121,9 +112,6 @@ def test_a_file_cannot_make_its_text_special():
         sample_from_json(asking)
     refusing = {"messages": [{"role": "user", "content": {"text": evil, "allow_special": False}}] * 2}
     assert counted(refusing) == counted(refusing, allow_special=True) == counted(clean)
-
-
-USER = {"role": "user", "content": "x"}
 
 
 @pytest.mark.parametrize(
@@ -169,13 +157,3 @@ def test_what_is_wrong_is_named_with_its_place(value, message):
 def test_json_is_strict(text, message):
     with pytest.raises(ValueError, match=message):
         parse_json(text, "here")
-
-
-def test_files_name_their_line(tmp_path):
-    good = json.dumps({"messages": [USER]})
-    (tmp_path / "s.jsonl").write_text(f"{good}\n\n{good}\n" + '{"messages": [{"role": "x", "content": "y"}]}\n')
-    with pytest.raises(ValueError, match=r"s\.jsonl, line 4: conversation\.messages\[0\]\.role"):
-        read_conversations(tmp_path / "s.jsonl")
-    (tmp_path / "list.json").write_text(f"[{good}, 3]")
-    with pytest.raises(ValueError, match=r"list\.json\[1\]: conversation: .*3"):
-        read_conversations(tmp_path / "list.json")

@@ -1,4 +1,4 @@
-"""The codec: equal to the original code on its golden numbers, in both layouts; clear about bad input."""
+"""The codec: equal to the reference implementation on golden numbers, in both layouts; errors of checkpoints."""
 
 import json
 import math
@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 import torch
 from conftest import assert_close
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 from tiny import original_codec_names, write_original_codec
 
 from higgs import AudioTokenizer
@@ -37,15 +37,11 @@ def original_folder(golden, tmp_path_factory) -> Path:
 
 
 @pytest.mark.parametrize("length", LENGTHS)
-def test_codes_equal_the_original(codec, numbers, length):
+def test_codes_and_waveforms_equal_the_reference(codec, numbers, length):
     codes = codec.encode(numbers[f"n{length}.wave"])
     assert torch.equal(codes, numbers[f"n{length}.codes"].long())
-
-
-@pytest.mark.parametrize("length", (12345, 23040, 24500))
-def test_decoded_waveform_equals_the_original(codec, numbers, length):
-    waveform = codec.decode(numbers[f"n{length}.codes"].long())
-    assert_close(waveform, numbers[f"n{length}.decoded"])
+    if f"n{length}.decoded" in numbers:
+        assert_close(codec.decode(codes), numbers[f"n{length}.decoded"])
 
 
 def test_intermediate_values_equal_the_port(codec, numbers, golden):
@@ -71,12 +67,6 @@ def test_both_layouts_load_to_equal_codecs(codec, original_folder, numbers):
         assert torch.equal(other.encode(numbers[f"n{length}.wave"]), numbers[f"n{length}.codes"].long())
 
 
-@pytest.mark.parametrize(("samples", "frames"), [(960, 1), (1078, 1), (1079, 2), (1591, 2), (1592, 2), (700, 1)])
-def test_number_of_frames(codec, samples, frames):
-    assert codec.encode(torch.randn(samples) * 0.1).shape == (8, frames)
-    assert frames == (samples + 841) // 960
-
-
 def test_shapes(codec):
     waveform = torch.randn(2, 1, 4800) * 0.1
     codes = codec.encode(waveform)
@@ -94,16 +84,16 @@ def test_shapes(codec):
     assert (codec.num_codebooks, codec.codebook_size) == (8, 1024)
 
 
-def test_decoder_reaches_ten_frames_to_each_side():
+def test_receptive_field_of_the_decoder_is_ten_frames():
     torch.manual_seed(0)
     decoder = AcousticDecoder(8, 32, (8, 5, 4, 2, 3)).double()
     z = torch.randn(1, 8, 60, dtype=torch.float64)
     changed = z.clone()
     changed[..., 30] += 1
     with torch.no_grad():
-        touched = (decoder(z) != decoder(changed))[0, 0].nonzero()[:, 0]
-    assert touched.min() >= 960 * 30 - 9458
-    assert touched.max() < 960 * 31 + 9433
+        changed_samples = (decoder(z) != decoder(changed))[0, 0].nonzero()[:, 0]
+    assert changed_samples.min() >= 960 * 30 - 9458
+    assert changed_samples.max() < 960 * 31 + 9433
 
 
 def released_shapes(codec: AudioTokenizer) -> dict[str, tuple[int, ...]]:
@@ -123,10 +113,7 @@ def released_shapes(codec: AudioTokenizer) -> dict[str, tuple[int, ...]]:
         shapes[f"quantizer.vq.layers.{i}._codebook.embed_avg"] = (1024, 64)
     shapes |= {f"decoder_semantic.conv{i}.conv.weight": (hidden, hidden, 3) for i in (1, 2)}
     for block in ("decoder_semantic.conv_blocks.0", "decoder_semantic.conv_blocks.1"):
-        shapes |= {
-            f"{block}.conv.conv.weight": (hidden, hidden, 3),
-            f"{block}.conv.conv.bias": (hidden,),
-        }
+        shapes |= {f"{block}.conv.conv.weight": (hidden, hidden, 3), f"{block}.conv.conv.bias": (hidden,)}
         for unit in (0, 1):
             shapes[f"{block}.res_units.{unit}.conv1.conv.weight"] = (hidden, hidden, 3)
             shapes[f"{block}.res_units.{unit}.conv2.weight"] = (hidden, hidden, 1)
@@ -152,11 +139,7 @@ def test_released_sizes_on_the_meta_device():
         "encoder.block.7.weight_v": (256, 2048, 3),
         "decoder_2.model.1.block.1.weight_g": (1024, 1, 1),
         "decoder_2.model.5.block.4.block.1.weight_v": (32, 32, 7),
-        "semantic_model.encoder.pos_conv_embed.conv.parametrizations.weight.original1": (
-            768,
-            48,
-            128,
-        ),
+        "semantic_model.encoder.pos_conv_embed.conv.parametrizations.weight.original1": (768, 48, 128),
         "encoder_semantic.conv_blocks.1.res_units.0.conv1.conv.weight": (768, 768, 3),
         "encoder_semantic.conv_blocks.0.conv.conv.bias": (768,),
         "quantizer.vq.layers.7._codebook.embed": (1024, 64),
@@ -166,25 +149,17 @@ def test_released_sizes_on_the_meta_device():
         assert shapes[name] == shape
 
 
-def test_untrained_codebooks_are_refused(golden, tmp_path):
-    from safetensors.torch import save_file
-
-    tensors = load_file(golden / "codec" / "model.safetensors")
-    tensors["quantizer.quantizers.3.codebook.inited"] = torch.zeros(1)
-    save_file(tensors, tmp_path / "model.safetensors")
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda t: t | {"quantizer.quantizers.3.codebook.inited": torch.zeros(1)}, "never trained"),
+        (lambda t: {name: tensor for name, tensor in t.items() if name != "fc2.bias"}, "missing: fc2.bias"),
+    ],
+)
+def test_damaged_checkpoints_are_refused(golden, tmp_path, change, message):
+    save_file(change(load_file(golden / "codec" / "model.safetensors")), tmp_path / "model.safetensors")
     (tmp_path / "config.json").write_text((golden / "codec" / "config.json").read_text())
-    with pytest.raises(ValueError, match="never trained"):
-        AudioTokenizer.from_pretrained(tmp_path)
-
-
-def test_missing_and_damaged_tensors_are_named(golden, tmp_path):
-    from safetensors.torch import save_file
-
-    tensors = load_file(golden / "codec" / "model.safetensors")
-    tensors.pop("fc2.bias")
-    save_file(tensors, tmp_path / "model.safetensors")
-    (tmp_path / "config.json").write_text((golden / "codec" / "config.json").read_text())
-    with pytest.raises(ValueError, match="missing: fc2.bias"):
+    with pytest.raises(ValueError, match=message):
         AudioTokenizer.from_pretrained(tmp_path)
     whole = (tmp_path / "model.safetensors").read_bytes()
     (tmp_path / "model.safetensors").write_bytes(whole[: len(whole) // 2])

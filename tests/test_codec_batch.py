@@ -1,4 +1,4 @@
-"""Lists of clips: a clip's codes are its own, whatever is beside it, whatever it is padded to."""
+"""Batched encoding: a clip's codes do not depend on the other clips, nor on padding."""
 
 import json
 import random
@@ -10,14 +10,14 @@ from conftest import ROOT, assert_close
 from higgs import AudioTokenizer
 from higgs.audio import load_audio, resampler
 from higgs.codec import acoustic
-from higgs.codec.padding import group_norm, in_batches, room, stack, trim, windows
+from higgs.codec.padding import bucket_length, group_norm, mask_padding, pad_to_batch, run_in_batches
 
 HOP = 960
 
 
 @pytest.fixture(scope="module")
 def speech() -> torch.Tensor:
-    """The recordings in a row: three and a half minutes."""
+    """The recordings, concatenated: three and a half minutes."""
     manifest = ROOT / "data" / "recordings" / "manifest.jsonl"
     if not manifest.is_file():
         pytest.skip("the recordings are not here: run `dvc pull data.dvc`")
@@ -45,12 +45,12 @@ def cut(speech: torch.Tensor, lengths: list[int], draw: random.Random) -> list[t
 @pytest.mark.slow
 @pytest.mark.parametrize(("codec", "rows"), [("tiny", 2), ("nano", 1)], indirect=["codec"])
 def test_codes_do_not_depend_on_the_batch(codec, rows, speech, monkeypatch):
-    """200 random lengths from 0.05 s to 12 s, the short ones more often; with a neighbour, and as a CPU has it.
+    """200 random lengths from 0.05 s to 12 s, short ones more often; in batches of two and of one.
 
-    A quarter of them is also encoded at its own length, without padding, as the original would: there the shape is
-    another, so that on some machine a last bit may be, and with it one code in many thousands.
+    A quarter is also encoded without padding, as by the reference: another shape, so rounding may differ, and with it
+    one code in many thousands.
     """
-    monkeypatch.setattr(AudioTokenizer, "_rows", lambda self, samples: rows)
+    monkeypatch.setattr(AudioTokenizer, "_batch_size", lambda self, samples: rows)
     draw = random.Random(0)
     lengths = [round(1200 * 240 ** (draw.random() ** 3)) for _ in range(200)]
     clips = cut(speech, [1200, 288_000, *lengths[2:]], draw)
@@ -66,20 +66,19 @@ def test_codes_do_not_depend_on_the_batch(codec, rows, speech, monkeypatch):
     assert sum(same) >= 0.999 * sum(codes.numel() for codes in own)
 
 
-# Of each class of the original's rule, at its borders, short and long, and lengths where a size is just reached.
+# Around the boundaries of the reference's padding rule, short and long, and of bucket lengths.
 RESIDUES = (0, 1, 118, 119, 120, 400, 631, 632, 959)
 LENGTHS = [7 * HOP + r for r in RESIDUES] + [51 * HOP + r for r in RESIDUES]
 LENGTHS += [119, 400, 631, 632, 959, 32 * HOP - 640, 32 * HOP - 639]
 
 
 def test_padding_does_not_leak(codec, speech):
-    """What comes of a clip in its place in a batch, and of the same clip at its own length."""
     clips = cut(speech, LENGTHS, random.Random(1))
     with torch.inference_mode():
         for start in range(0, len(clips), 5):
             some = clips[start : start + 5]
-            size = HOP * room(max(map(len, some)) // HOP + 2)
-            z = codec.embed(*stack([clip[None] for clip in some], size, len(some)))
+            size = HOP * bucket_length(max(map(len, some)) // HOP + 2)
+            z = codec.embed(*pad_to_batch([clip[None] for clip in some], size, len(some)))
             for clip, row in zip(some, z, strict=True):
                 own = codec.embed(clip[None, None])[0]
                 assert own.shape[1] == codec.num_frames(len(clip)) == (len(clip) + 841) // HOP
@@ -87,9 +86,9 @@ def test_padding_does_not_leak(codec, speech):
                 assert error < 1e-5, f"{len(clip)} samples: {error:.1e}"
 
 
-def test_rows_of_a_batch_do_not_depend_on_each_other(tiny, speech, monkeypatch):
-    """As on an accelerator: four rows at once, some of them left over."""
-    monkeypatch.setattr(AudioTokenizer, "_rows", lambda self, samples: 4)
+def test_clips_of_a_batch_do_not_depend_on_each_other(tiny, speech, monkeypatch):
+    """As on an accelerator: batches of four, the last one padded."""
+    monkeypatch.setattr(AudioTokenizer, "_batch_size", lambda self, samples: 4)
     clips = cut(speech, [24_000 + 7 * i for i in range(6)], random.Random(2))
     together = tiny.encode(clips)
     for clip, codes in zip(clips, together, strict=True):
@@ -99,11 +98,18 @@ def test_rows_of_a_batch_do_not_depend_on_each_other(tiny, speech, monkeypatch):
         assert torch.equal(tiny.decode(codes), waveform)
 
 
+@pytest.mark.parametrize("samples", [1, 118, 119, 631, 960, 1500, 4799])
+def test_pad_to_hop(tiny, samples):
+    clip = torch.randn(samples, generator=torch.Generator().manual_seed(3)) * 0.1
+    codes = tiny.encode(clip, pad_to_hop=True)
+    assert codes.shape == (8, -(-samples // HOP))
+    assert torch.equal(codes, tiny.encode(torch.nn.functional.pad(clip, (0, -samples % HOP))))
+
+
 def test_number_of_frames_of_every_length(tiny):
     samples = torch.arange(119, 400_000)
     assert torch.equal(tiny.num_frames(samples), (samples + 841) // HOP)
     assert tiny.num_frames(118) == 0
-    # Where the branches differ, the acoustic one gives as many frames from the padded clip.
     rest = samples % HOP
     differ = tiny._branches_differ(samples)
     assert torch.equal(differ, (119 <= rest) & (rest <= 631))
@@ -117,7 +123,9 @@ def test_batches_of_any_size(tiny, rows):
     codes = tiny.encode(waveform)
     assert codes.shape == (rows, 8, 6) and codes.dtype == torch.int64
     assert torch.equal(codes, torch.stack(tiny.encode(list(waveform[:, 0]))))
+    tiny.requires_grad_(True)
     back = tiny.decode(codes)
+    tiny.requires_grad_(False)
     assert back.shape == (rows, 1, 6 * HOP) and not back.requires_grad
     assert torch.equal(back[:, 0], torch.stack(tiny.decode(list(codes))))
     assert tiny.encode([]) == [] and tiny.decode([]) == []
@@ -129,22 +137,11 @@ def test_decoding_in_windows_equals_decoding_at_once(tiny, frames):
     with torch.inference_mode():
         whole = tiny.synthesize(tiny.quantizer.decode(codes[None]))[0, 0]
     assert_close(tiny.decode(codes), whole)
-    assert tiny.acoustic_decoder.reach == 10
-
-
-def test_windows_cover_each_frame_once():
-    for length in (1, 5, 6, 7, 24, 25):
-        owned = []
-        for heard, skip, frames in windows(length, own=6, reach=2):
-            first = heard.start + skip
-            owned += range(first, first + frames)
-            assert heard.start == max(0, first - 2)
-            assert heard.stop == min(length, first + frames + 2)
-        assert owned == list(range(length))
+    assert tiny.acoustic_decoder.context_frames == 10
 
 
 def test_few_sizes():
-    sizes = [room(steps) for steps in range(1, 1025)]
+    sizes = [bucket_length(steps) for steps in range(1, 1025)]
     assert all(steps <= size <= steps * 9 / 8 for steps, size in enumerate(sizes, start=1))
     assert sizes == sorted(sizes) and len({size for size in sizes if 64 < size <= 128}) == 8
 
@@ -157,7 +154,7 @@ def test_items_of_a_size_go_together_in_equal_batches():
         return padded.sum(-1)
 
     items = [torch.ones(1, n) for n in (3, 8, 4, 2, 7)]
-    sums = in_batches(run, items, [4, 8, 4, 4, 8], rows=lambda size: 2)
+    sums = run_in_batches(run, items, [4, 8, 4, 4, 8], batch_size=lambda size: 2)
     assert [int(s) for s in sums] == [3, 8, 4, 2, 7]
     assert seen == [((2, 1, 4), [3, 4]), ((2, 1, 4), [2, 2]), ((2, 1, 8), [8, 7])]
 
@@ -169,34 +166,7 @@ def test_padding_is_no_part_of_the_norm():
     normed = group_norm(x, norm, lengths)
     assert torch.equal(normed[:1, :, :5], norm(x[:1, :, :5]))
     assert torch.equal(normed[1:], norm(x[1:])) and not normed[0, :, 5:].any()
-    assert not trim(x, lengths)[0, :, 5:].any() and torch.equal(trim(x, lengths)[1], x[1])
-
-
-def test_whole_frames_take_every_clip(tiny):
-    draw = torch.Generator().manual_seed(3)
-    for samples in (1, 118, 119, 631, 960, 1500, 4799):
-        clip = torch.randn(samples, generator=draw) * 0.1
-        padded = torch.nn.functional.pad(clip, (0, -samples % HOP))
-        codes = tiny.encode(clip, pad_to_hop=True)
-        assert codes.shape == (8, -(-samples // HOP))
-        assert torch.equal(codes, tiny.encode(padded))
-
-
-def test_training_mode_changes_no_codes(tiny):
-    waveform = torch.randn(9000, generator=torch.Generator().manual_seed(4)) * 0.1
-    expected = tiny.encode(waveform)
-    try:
-        assert torch.equal(tiny.train().encode(waveform), expected)
-    finally:
-        tiny.eval()
-
-
-def test_snake_without_gradients_is_the_same():
-    x, alpha = torch.randn(2, 3, 50), torch.rand(1, 3, 1) + 0.5
-    before, with_gradients = x.clone(), acoustic.snake(x, alpha)
-    with torch.no_grad():
-        assert torch.equal(acoustic.snake(x, alpha), with_gradients)
-    assert torch.equal(x, before)
+    assert not mask_padding(x, lengths)[0, :, 5:].any() and torch.equal(mask_padding(x, lengths)[1], x[1])
 
 
 def test_the_resampling_filter_is_made_once(tiny):
@@ -204,6 +174,14 @@ def test_the_resampling_filter_is_made_once(tiny):
     made = resampler.cache_info().misses
     tiny.encode([torch.zeros(3000), torch.zeros(4000)])
     assert resampler.cache_info().misses == made
+
+
+def test_snake_in_place_equals_snake_with_gradients():
+    x, alpha = torch.randn(2, 3, 50), torch.rand(1, 3, 1) + 0.5
+    before, with_gradients = x.clone(), acoustic.snake(x, alpha)
+    with torch.no_grad():
+        assert torch.equal(acoustic.snake(x, alpha), with_gradients)
+    assert torch.equal(x, before)
 
 
 @pytest.mark.requires_cuda

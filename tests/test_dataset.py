@@ -1,4 +1,4 @@
-"""Training data: codes in shards, manifests, and batches in an order that can be taken up again."""
+"""Training data: codes in shards, manifests, and batches in a resumable order."""
 
 import json
 import os
@@ -18,12 +18,12 @@ from higgs.audio import save_audio
 from higgs.config import ModelConfig
 from higgs.data.chatml import QUIET_ROOM, smart_voice, tokenize, voice_clone, voices_in_system
 from higgs.data.chatml_json import read_conversations
-from higgs.data.collator import spread
+from higgs.data.collator import expand_audio_placeholders
 from higgs.data.text.tokenizer import TextTokenizer, byte_tokenizer
 from higgs.data.training import codes as codes_module
 from higgs.data.training.codes import CodesReader, CodesWriter, load_codes, save_codes
 from higgs.data.training.dataset import Batches, Dataset
-from higgs.data.training.manifest import FORMS, DataError, Manifest, encode_audio, read_manifest
+from higgs.data.training.manifest import DataError, Manifest, encode_audio, read_manifest
 
 TOKENIZER = TextTokenizer(byte_tokenizer())
 CONFIG = ModelConfig(vocab_size=TOKENIZER.vocab_size)
@@ -42,24 +42,19 @@ def write(folder: Path, count: int, shard_bytes: int = 400) -> Path:
     return folder
 
 
-def test_codes_come_back_from_shards_of_the_stated_size(tmp_path):
+def test_codes_come_back_from_shards_of_the_stated_size_and_from_one_file(tmp_path):
     reader = CodesReader(write(tmp_path, 40, shard_bytes=1000))
     assert list(reader) == [f"c{index}" for index in range(40)] and len(reader) == 40
-    for index in range(40):
-        assert torch.equal(reader[f"c{index}"], clip(index))
-        assert reader.frames[f"c{index}"] == clip(index).shape[1]
-    assert reader["c0"].dtype == torch.int64 and reader.num_codebooks == 8
     shards = sorted(tmp_path.glob("*.safetensors"))
-    held = [sum(2 * c.numel() for c in load_codes(path).values()) for path in shards]
-    assert len(held) == 4 and all(1000 <= size < 1000 + 2 * 8 * 10 for size in held[:-1])
+    sizes = [sum(2 * c.numel() for c in load_codes(path).values()) for path in shards]
+    assert len(sizes) == 4 and all(1000 <= size < 1000 + 2 * 8 * 10 for size in sizes[:-1])
     reader.verify()
-
-
-def test_a_file_of_codes_is_read_like_a_folder(tmp_path):
-    save_codes(tmp_path / "codes.safetensors", {"a": clip(1), "b": clip(2)})
-    reader = CodesReader(tmp_path / "codes.safetensors")
-    assert sorted(reader) == ["a", "b"] and reader.num_codebooks == 8
-    assert torch.equal(reader["b"], clip(2)) and reader.frames["b"] == clip(2).shape[1]
+    save_codes(tmp_path / "codes.safetensors", {name: reader[name] for name in reader})
+    for codes in (reader, CodesReader(tmp_path / "codes.safetensors")):
+        assert sorted(codes) == sorted(reader) and codes.num_codebooks == 8
+        for index in range(40):
+            assert torch.equal(codes[f"c{index}"], clip(index)) and codes["c0"].dtype == torch.int64
+            assert codes.frames[f"c{index}"] == clip(index).shape[1]
 
 
 def test_reading_opens_only_what_is_asked_for(tmp_path, monkeypatch):
@@ -100,7 +95,7 @@ def test_a_killed_writer_loses_one_shard_at_most(tmp_path, moment, after):
     safe = list(CodesReader(tmp_path)) if shards else []
     with CodesWriter(tmp_path) as writer:
         assert len(writer.written) == len(safe)
-        assert len(writer.index["shards"]) == shards
+        assert len(writer.shards) == shards
     reader = CodesReader(write(tmp_path, 40))
     reader.verify()
     assert all(torch.equal(reader[f"c{index}"], clip(index)) for index in range(40))
@@ -121,6 +116,11 @@ def test_missing_and_damaged_shards_are_named(tmp_path):
     second.write_bytes(whole)
     with pytest.raises(ValueError, match=r"codes-00002\.safetensors: missing; fetch"):
         CodesReader(tmp_path)
+    write(tmp_path / "swapped", 14, shard_bytes=1)  # clips i and i + 7 have as many frames
+    first, last = (tmp_path / "swapped" / f"codes-0000{n}.safetensors" for n in (1, 8))
+    first.write_bytes(last.read_bytes())
+    with pytest.raises(ValueError, match=r"codes-00001\.safetensors is damaged"):
+        CodesReader(tmp_path / "swapped")["c1"]
     write(tmp_path / "other", 40)
     shard = tmp_path / "other" / "codes-00001.safetensors"
     altered = bytearray(shard.read_bytes())
@@ -131,33 +131,21 @@ def test_missing_and_damaged_shards_are_named(tmp_path):
     shard.write_bytes(b"x" * len(altered))
     reader = CodesReader(tmp_path / "other")
     assert torch.equal(reader["c0"], clip(0)), "the other shards are read all the same"
-    name = next(iter(load_names(tmp_path / "other", 1)))
+    name = next(name for name in reader if reader._shard_of[name] == shard.name)
     with pytest.raises(ValueError, match=r"codes-00001\.safetensors is damaged") as caught:
         reader[name]
     assert isinstance(caught.value.__cause__, SafetensorError)
 
 
-def load_names(folder: Path, shard: int) -> dict[str, int]:
-    return json.loads((folder / "index.json").read_text())["shards"][shard]["clips"]
-
-
-def test_a_shard_in_another_s_place_is_named(tmp_path):
-    write(tmp_path, 14, shard_bytes=1)  # clips i and i + 7 have as many frames, c10 and c3 differ in name
-    a, b = (tmp_path / f"codes-0000{n}.safetensors" for n in (1, 8))
-    a.write_bytes(b.read_bytes())
-    with pytest.raises(ValueError, match=r"codes-00001\.safetensors is damaged"):
-        CodesReader(tmp_path)["c1"]
-
-
 def test_codes_that_are_not_here_are_named(tmp_path):
     reader = CodesReader(write(tmp_path, 3))
-    assert reader.missing(["c1", "d", "c2", "e"]) == ["d", "e"]
+    assert "c1" in reader and "d" not in reader
     with pytest.raises(KeyError, match="has no codes for 'd'"):
         reader["d"]
     with pytest.raises(FileNotFoundError, match=r"there is no index\.json"):
         CodesReader(tmp_path / "nowhere")
-    (tmp_path / "index.json").write_text('{"shards": [')
-    for open_codes in (CodesReader, CodesWriter):
+    for open_codes, text in ((CodesReader, '{"shards": ['), (CodesWriter, '{"shards": []}')):
+        (tmp_path / "index.json").write_text(text)
         with pytest.raises(ValueError, match=r"index\.json is damaged"):
             open_codes(tmp_path)
 
@@ -171,7 +159,7 @@ def test_codes_that_are_not_here_are_named(tmp_path):
         ("x", torch.full((8, 2), 32768), "0 ... 32767"),
         ("x", torch.zeros(8, 2), r"\[K, T\]"),
         ("x", torch.zeros(8, dtype=torch.long), r"\[K, T\]"),
-        ("__metadata__", clip(0), "safetensors keeps that name"),
+        ("__metadata__", clip(0), "__metadata__"),
     ],
 )
 def test_codes_that_cannot_be_kept_are_refused(tmp_path, name, codes, message):
@@ -193,35 +181,35 @@ TALK = {"id": "t", "start_index": 1, "messages": [
     {"role": "assistant", "content": ["Yes.", {"type": "audio", "audio_url": "c1"}]}]}  # fmt: skip
 
 
-def test_rows_become_conversations(tmp_path):
-    answer = Message("assistant", AudioContent("b.wav"))
-    row = {"id": "b", "text": "Hi.", "audio": "b.wav"}
-    path = manifest(tmp_path, A, row | {"scene": QUIET_ROOM, "description": "calm"}, "", TALK)
+def test_records_become_conversations(tmp_path):
+    answer, reference = Message("assistant", AudioContent("b.wav")), AudioContent("a.wav")
+    row = {"text": "Hi.", "audio": "b.wav"}
+    path = manifest(tmp_path, A, row | {"scene": QUIET_ROOM, "description": "calm"}, "", TALK, row | {"codes": "c3"})
     first, second, third = read_manifest(path).examples
     assert second.sample.messages == [*smart_voice("Hi.", QUIET_ROOM, "calm").messages, answer]
+    assert second.id == "b.wav", "the name of the audio, where there is no id"
     assert (first.sample.speaker_id, first.sample.start_index, first.keys) == ("ada", 2, ("a.wav",))
     assert third.keys == ("c0", "c1") and third.sample.start_index == 1
-    for form, build in (("voice_clone", voice_clone), ("voice_in_system", None)):
+    clone = voice_clone("Hi.", "Hello.", reference, QUIET_ROOM)
+    for form, prompt in (
+        (None, clone),
+        ("voice_clone", clone),
+        ("voice_in_system", voices_in_system("Hi.", [reference], QUIET_ROOM)),
+    ):
         path = manifest(tmp_path, A, row | {"reference": "a", "form": form, "scene": QUIET_ROOM})
-        example = read_manifest(path).examples[1]
-        heard = AudioContent("a.wav")
-        asked = build("Hi.", "Hello.", heard, QUIET_ROOM) if build else voices_in_system("Hi.", [heard], QUIET_ROOM)
-        assert example.sample.messages == [*asked.messages, answer]
-        assert example.sample.start_index == len(asked.messages), "the reference is not trained on"
-    path = manifest(tmp_path, A, row | {"reference": "a"})
-    plain, default = read_manifest(path, description="nova").examples
-    assert default.sample.messages[:-1] == voice_clone("Hi.", "Hello.", heard).messages
-    assert plain.sample.messages[:-1] == smart_voice("Hello.", speaker="nova").messages
+        plain, example = read_manifest(path, description="nova").examples
+        assert example.sample.messages == [*prompt.messages, answer]
+        assert example.sample.start_index == len(prompt.messages), "the reference is not trained on"
+        assert plain.sample.messages[:-1] == smart_voice("Hello.", speaker="nova").messages
 
 
-def test_conversations_come_as_the_original_has_them(tmp_path):
-    """One `.json` with a list of conversations, which have no ids."""
+def test_a_json_list_of_conversations_without_ids(tmp_path):
     path = tmp_path / "talks.json"
     talk = {key: value for key, value in TALK.items() if key != "id"}
     path.write_text(json.dumps([talk, talk, {"messages": []}], indent=1))
     found = read_manifest(path)
     assert [(e.id, e.place) for e in found.examples] == [("1", f"{path}[0]"), ("2", f"{path}[1]")]
-    assert [problem.place for problem in found.problems] == [f"{path}[2]"] and found.rows == 3
+    assert [problem.place for problem in found.problems] == [f"{path}[2]"] and found.num_records == 3
     path.write_text(json.dumps(talk))
     (example,) = read_manifest(path).examples
     assert [example.sample] == read_conversations(path)
@@ -230,46 +218,41 @@ def test_conversations_come_as_the_original_has_them(tmp_path):
         read_manifest(path)
 
 
-def test_ids_may_be_left_to_the_names(tmp_path):
-    rows = [{"text": "Hi.", "codes": "c3"}, {"text": "Ho.", "audio": "b.wav"}]
-    assert [e.id for e in read_manifest(manifest(tmp_path, *rows)).examples] == ["c3", "b.wav"]
-
-
 WRONG = [
-    ("[1]", "wrong row", r"row: .*\[1\]"),
-    ('{"id": "a",', "wrong row", "not JSON"),
-    ('{"id": "a", "id": "b"}', "wrong row", "duplicate key 'id'"),
-    (A | {"txt": "x"}, "wrong row", "row: unknown key 'txt' .*did you mean 'text'"),
-    ({"id": "a", "audio": "a.wav"}, "wrong row", "row: missing key 'text'"),
-    (A | {"text": 5}, "wrong row", r"row\.text: .*5"),
-    (A | {"text": " \n"}, "empty text", "'a' has an empty text"),
-    (A | {"codes": "c1"}, "wrong row", "give either audio or codes"),
-    ({"id": "a", "text": "x"}, "wrong row", "give either audio or codes"),
-    (A | {"id": "z"}, "duplicate id", "'z' stands in .*line 1 already"),
-    (A | {"form": "song"}, "wrong row", f"one of {', '.join(FORMS)}, got 'song'"),
-    (A | {"form": "voice_clone"}, "wrong row", "voice_clone needs a reference"),
-    (A | {"reference": "z", "form": "smart_voice"}, "wrong row", "smart_voice takes no reference"),
-    (A | {"reference": "z", "description": "x"}, "wrong row", "in place of a description"),
-    (A | {"reference": "q"}, "wrong row", "no other utterance 'q' in this file"),
-    (A | {"reference": "a"}, "wrong row", "no other utterance 'a' in this file"),
-    (TALK | {"start_index": 2}, "wrong row", "no assistant's message with content"),
-    (TALK | {"messages": [{"role": "narrator", "content": "x"}]}, "wrong row", r"row\.messages\[0\]\.role: .*narrator"),
-    (TALK | {"messages": [{"role": "assistant", "content": {"audio_url": ""}}] * 2}, "wrong row", "a file, or"),
-    (TALK | {"messages": [{"role": "assistant", "content": {"text": "<SE>", "allow_special": True}}]}, "wrong row",
+    ("[1]", "invalid record", r"record: .*\[1\]"),
+    ('{"id": "a",', "invalid record", "not JSON"),
+    ('{"id": "a", "id": "b"}', "invalid record", "duplicate key 'id'"),
+    (A | {"txt": "x"}, "invalid record", "record: unknown key 'txt' .*did you mean 'text'"),
+    ({"id": "a", "audio": "a.wav"}, "invalid record", "record: missing key 'text'"),
+    (A | {"text": 5}, "invalid record", r"record\.text: .*5"),
+    (A | {"text": " \n"}, "empty text", "'a'"),
+    (A | {"codes": "c1"}, "invalid record", "either audio or codes"),
+    ({"id": "a", "text": "x"}, "invalid record", "either audio or codes"),
+    (A | {"id": "z"}, "duplicate id", "'z' .*line 1"),
+    (A | {"form": "song"}, "invalid record", r"record\.form: .*'smart_voice', .*'song'"),
+    (A | {"form": "voice_clone"}, "invalid record", "voice_clone needs a reference"),
+    (A | {"reference": "z", "form": "smart_voice"}, "invalid record", "smart_voice takes no reference"),
+    (A | {"reference": "z", "description": "x"}, "invalid record", "either a reference or a description"),
+    (A | {"reference": "q"}, "invalid record", r"record\.reference: .*'q'"),
+    (A | {"reference": "a"}, "invalid record", r"record\.reference: .*'a'"),
+    (TALK | {"start_index": 2}, "invalid record", "start_index"),
+    (TALK | {"messages": [{"role": "narrator", "content": "x"}]}, "invalid record", r"messages\[0\]\.role: .*narrator"),
+    (TALK | {"messages": [{"role": "assistant", "content": {"audio_url": ""}}] * 2}, "invalid record", "audio_url"),
+    (TALK | {"messages": [{"role": "assistant", "content": {"text": "<SE>", "allow_special": True}}]}, "invalid record",
      "allow_special=True"),
 ]  # fmt: skip
 
 
 @pytest.mark.parametrize(("row", "kind", "message"), WRONG)
-def test_wrong_rows_are_named_and_counted(tmp_path, row, kind, message):
+def test_invalid_records_are_named_and_counted(tmp_path, row, kind, message):
     good = {"id": "z", "text": "Hi.", "codes": "c0"}
     found = read_manifest(manifest(tmp_path, good, row))
     assert [example.id for example in found.examples] == ["z"]
     (problem,) = found.problems
     assert (problem.kind, problem.place) == (kind, f"{tmp_path / 'train.jsonl'}, line 2")
     assert re.search(message, problem.what), problem.what
-    assert (found.rows, found.left_out, found.counts) == (2, 1, {kind: 1})
-    assert str(found).startswith(f"1 of 2 rows cannot be used: 1 {kind}\n  ")
+    assert (found.num_records, found.counts) == (2, {kind: 1})
+    assert str(found).startswith(f"1 of 2 records cannot be used: 1 {kind}\n  ")
 
 
 def fake_encode(waveform: Tensor) -> Tensor:
@@ -307,8 +290,8 @@ def test_audio_is_encoded_once_and_what_cannot_be_is_named(tmp_path):
         assert f"{name}.wav" in problem.what
     dataset = Dataset(found, codes, TOKENIZER, CONFIG, leave_out=True)
     assert [example.id for example in dataset.examples] == ["a", "b", "part", "again"]
-    assert dataset.manifest.problems == found.problems, "each is told once"
-    assert len(codes) == 3 and (dataset.manifest.rows, dataset.manifest.left_out) == (9, 5)
+    assert dataset.manifest.problems == found.problems, "each is reported once"
+    assert len(codes) == 3 and dataset.manifest.num_records == 9
     with pytest.raises(DataError):
         Dataset(found, codes, TOKENIZER, CONFIG)
     with pytest.raises(DataError) as caught:
@@ -316,18 +299,17 @@ def test_audio_is_encoded_once_and_what_cannot_be_is_named(tmp_path):
     assert caught.value.manifest.counts == {"missing audio": 1}
 
 
-def test_codes_are_those_of_the_file_as_it_is_now(tmp_path):
-    """Another file under the same name, another stretch, another codec: other codes."""
-    heard, meddle = [], False
+def test_codes_are_cached_by_file_content_segment_and_codec(tmp_path):
+    encoded_clips, meddle = [], False
 
     def encode(waveform: Tensor) -> Tensor:
-        heard.append(waveform)
+        encoded_clips.append(waveform)
         if meddle:
             save_audio(tmp_path / "a.wav", torch.rand(9600) * 0.1, 24_000)
-        return clip(len(heard), 5)
+        return clip(len(encoded_clips), 5)
 
-    def encoded(codec: str = "codec", **stretch: float) -> Tensor:
-        part = {"audio_url": "a.wav", **stretch}
+    def encoded(codec: str = "codec", **segment: float) -> Tensor:
+        part = {"audio_url": "a.wav", **segment}
         row = {"messages": [{"role": "assistant", "content": part}]}
         found = encode_audio(read_manifest(manifest(tmp_path, row)), tmp_path / "codes", encode, codec)
         dataset = Dataset(*found, TOKENIZER, CONFIG)
@@ -340,13 +322,13 @@ def test_codes_are_those_of_the_file_as_it_is_now(tmp_path):
     save_audio(tmp_path / "a.wav", first, 24_000)
     assert torch.equal(encoded(), clip(1, 5)) and torch.equal(encoded(), clip(1, 5))
     save_audio(tmp_path / "a.wav", second, 24_000)
-    assert torch.equal(encoded(), clip(2, 5)) and not torch.equal(heard[0], heard[1])
+    assert torch.equal(encoded(), clip(2, 5)) and not torch.equal(*encoded_clips)
     assert torch.equal(encoded(offset=0.1), clip(3, 5))
     assert torch.equal(encoded(offset=0.10000001), clip(4, 5)), "to the last digit"
     assert torch.equal(encoded(codec="other"), clip(5, 5))
     assert len(set(prints)) == 5 and prints[0] == prints[1]
     save_audio(tmp_path / "a.wav", first, 24_000)
-    assert torch.equal(encoded(), clip(1, 5)) and len(heard) == 5
+    assert torch.equal(encoded(), clip(1, 5)) and len(encoded_clips) == 5
 
     meddle = True
     save_audio(tmp_path / "a.wav", torch.rand(9600) * 0.1, 24_000)
@@ -364,22 +346,25 @@ def data(tmp_path) -> tuple[Manifest, CodesReader]:
     return found, CodesReader(write(tmp_path / "codes", 30))
 
 
-def test_rows_are_those_of_the_collator(data):
+def test_features_are_those_of_the_collator(data):
     found, codes = data
     dataset = Dataset(found, codes, TOKENIZER, CONFIG)
-    assert len(dataset) == 31 and str(dataset.manifest) == "0 of 31 rows cannot be used"
+    assert len(dataset) == 31 and str(dataset.manifest) == "0 of 31 records cannot be used"
     for index, example in enumerate(dataset.examples):
         row = dataset[index]
         tokens = tokenize(example.sample, TOKENIZER)
         clips = [codes[key] for key in example.keys]
-        wanted = spread(tokens, clips, dataset.ids, CONFIG, True)
+        wanted = expand_audio_placeholders(tokens, clips, dataset.ids, CONFIG, True)
         assert all(torch.equal(row[key], wanted[key]) for key in wanted)
         assert dataset.positions[index] == len(row["input_ids"])
-    learnt = dataset[7]["code_labels"]
-    assert (learnt == 1025).sum() == 8, "the answer, and not the reference"
+    assert (dataset[7]["code_labels"] == 1025).sum() == 8, "the answer, and not the reference"
+    subset = dataset.subset([7, 3])
+    assert [example.id for example in subset.examples] == ["u7", "u3"] and len(dataset) == 31
+    assert torch.equal(subset[1]["input_ids"], dataset[3]["input_ids"])
+    assert len({d.fingerprint for d in (dataset, subset, dataset.subset([3, 7]))}) == 3
 
 
-def test_what_cannot_be_used_stops_the_dataset_unless_told_otherwise(data):
+def test_problems_stop_the_dataset_unless_they_are_left_out(data):
     found, codes = data
     lines = found.path.read_text().splitlines()
     extra = [{"id": "x", "text": " ", "codes": "c1"}, {"id": "y", "text": "Hi.", "codes": "c99"}]
@@ -398,7 +383,7 @@ def test_what_cannot_be_used_stops_the_dataset_unless_told_otherwise(data):
         Dataset(found, codes, TOKENIZER, ModelConfig(vocab_size=400, num_codebooks=4))
 
 
-def test_an_example_that_the_tokenizer_cannot_read_takes_no_other_along(data, monkeypatch):
+def test_an_example_that_the_tokenizer_cannot_read_is_a_problem(data, monkeypatch):
     real = TextTokenizer.token_id
 
     def token_id(self: TextTokenizer, token: str) -> int:
@@ -410,15 +395,7 @@ def test_an_example_that_the_tokenizer_cannot_read_takes_no_other_along(data, mo
     talk = {"messages": [{"role": "assistant", "content": {"audio_url": "c0"}, "recipient": "all"}]}
     found = read_manifest(manifest(data[0].path.parent, TALK, talk))
     dataset = Dataset(found, data[1], TOKENIZER, CONFIG, leave_out=True)
-    assert [e.id for e in dataset.examples] == ["t"] and dataset.manifest.counts == {"wrong row": 1}
-
-
-def test_a_part_has_its_own_examples(data):
-    dataset = Dataset(*data, TOKENIZER, CONFIG)
-    part = dataset.part([7, 3])
-    assert [example.id for example in part.examples] == ["u7", "u3"] and len(dataset) == 31
-    assert torch.equal(part[1]["input_ids"], dataset[3]["input_ids"])
-    assert len({d.fingerprint for d in (dataset, part, dataset.part([3, 7]))}) == 3
+    assert [e.id for e in dataset.examples] == ["t"] and dataset.manifest.counts == {"invalid record": 1}
 
 
 def same(a: object, b: object) -> bool:
@@ -459,23 +436,17 @@ def test_resuming_goes_on_exactly(data):
         assert all(same(next(resumed), batch) for batch in whole[start:])
 
 
-def test_a_state_of_other_data_is_refused(data):
+def test_other_states_and_too_small_batches_are_refused(data, tmp_path):
     dataset = Dataset(*data, TOKENIZER, CONFIG)
     state = Batches(dataset, max_positions=600, seed=3).state_dict()
     with pytest.raises(ValueError, match="seed was 3 and is 4"):
         Batches(dataset, max_positions=600, seed=4).load_state_dict(state)
-    path = data[0].path
-    fewer = read_manifest(manifest(path.parent, *path.read_text().splitlines()[:-1]))
-    with pytest.raises(ValueError, match="other batches: dataset was"):
-        Batches(Dataset(fewer, data[1], TOKENIZER, CONFIG), max_positions=600, seed=3).load_state_dict(state)
-
-
-def test_batches_that_cannot_hold_an_example_are_refused(data, tmp_path):
-    with pytest.raises(ValueError, match="longest example takes .* positions.*a batch holds 100"):
-        Batches(Dataset(*data, TOKENIZER, CONFIG), max_positions=100)
-    nothing = Dataset(read_manifest(manifest(tmp_path)), data[1], TOKENIZER, CONFIG)
+    with pytest.raises(ValueError, match="dataset was"):
+        Batches(dataset.subset(range(30)), max_positions=600, seed=3).load_state_dict(state)
+    with pytest.raises(ValueError, match="longest example takes .* positions.* holds 100"):
+        Batches(dataset, max_positions=100)
     with pytest.raises(ValueError, match="the dataset is empty"):
-        Batches(nothing, max_positions=600)
+        Batches(dataset.subset([]), max_positions=600)
 
 
 def test_a_batch_trains_the_model(model, golden, data):

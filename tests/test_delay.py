@@ -3,14 +3,7 @@
 import pytest
 import torch
 
-from higgs.delay import (
-    add_stream_ids,
-    apply_delay,
-    delayed_labels,
-    delayed_segment,
-    revert_delay,
-    segment_frames,
-)
+from higgs.delay import add_stream_ids, apply_delay, delayed_labels, delayed_segment, revert_delay, segment_frames
 
 B, E, X = 1024, 1025, -100
 
@@ -35,10 +28,7 @@ def test_segment_of_eight_codebooks():
 
 def test_labels_train_each_row_on_its_codes_and_one_eos():
     codes = torch.tensor([[18, 693, 180], [872, 375, 890]])
-    assert delayed_labels(codes, E).tolist() == [
-        [X, 18, 693, 180, E, X],
-        [X, X, 872, 375, 890, E],
-    ]
+    assert delayed_labels(codes, E).tolist() == [[X, 18, 693, 180, E, X], [X, X, 872, 375, 890, E]]
 
 
 @pytest.mark.parametrize("columns", range(8))

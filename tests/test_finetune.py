@@ -1,4 +1,4 @@
-"""Fine-tuning: adapters, the memory it needs, data that cannot be used, and runs on the default checkpoint."""
+"""Fine-tuning: adapters, memory, unusable data, and runs on the default checkpoint."""
 
 import json
 import os
@@ -27,19 +27,13 @@ from higgs.data.training.dataset import Dataset
 from higgs.data.training.manifest import encode_audio, read_manifest
 from higgs.model.higgs_audio import HiggsAudio
 from higgs.serve.engine import Engine
-from higgs.train.finetune import FineTuning, TuneConfig, choose_device, save_tuned, split
-from higgs.train.lora import add_lora, merge_lora, recompute_layers
+from higgs.train.finetune import FineTuning, TuneConfig, save_tuned, split
+from higgs.train.lora import add_lora, enable_gradient_checkpointing, merge_lora
 from higgs.train.losses import speech_losses
 from higgs.train.memory import layer_activations, memory_plan
 
 SMALL = ModelConfig(
-    vocab_size=300,
-    hidden_size=192,
-    intermediate_size=512,
-    num_layers=2,
-    num_heads=3,
-    num_kv_heads=1,
-    head_dim=64,
+    vocab_size=300, hidden_size=192, intermediate_size=512, num_layers=2, num_heads=3, num_kv_heads=1, head_dim=64
 )
 
 
@@ -105,14 +99,9 @@ def test_adapters_of_a_model_in_bfloat16_are_float32():
     assert {p.dtype for p in merge_lora(handle).parameters()} == {torch.bfloat16}
 
 
-def test_a_device_is_chosen():
-    assert choose_device("cpu") == torch.device("cpu")
-    assert choose_device("auto").type in ("cpu", "cuda", "mps", "xpu")
-
-
-def test_recomputed_layers_have_the_same_gradients():
+def test_checkpointed_layers_have_the_same_gradients():
     plain, again, batch = small_model(), small_model(), small_batch()
-    recompute_layers(again)
+    enable_gradient_checkpointing(again)
     for model in (plain, again):
         loss_of(model, batch).backward()
     for a, b in zip(plain.parameters(), again.parameters(), strict=True):
@@ -120,55 +109,49 @@ def test_recomputed_layers_have_the_same_gradients():
         assert a.grad is None or torch.equal(a.grad, b.grad)
 
 
-def kept_for_backward(model, batch):
-    """Bytes that autograd keeps, weights not counted."""
+def saved_for_backward(model, batch):
+    """Bytes that autograd saves, without weights."""
     weights = {p.untyped_storage().data_ptr() for p in model.parameters()}
-    kept = {}
+    saved = {}
 
     def pack(tensor):
         storage = tensor.untyped_storage()
         if storage.data_ptr() not in weights:
-            kept[storage.data_ptr()] = storage
+            saved[storage.data_ptr()] = storage
         return tensor
 
     with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
         loss_of(model, batch)
-    return sum(storage.nbytes() for storage in kept.values())
+    return sum(storage.nbytes() for storage in saved.values())
 
 
-@pytest.mark.parametrize("recompute", [False, True])
-def test_the_memory_plan_agrees_with_what_autograd_keeps(recompute):
+@pytest.mark.parametrize("checkpointing", [False, True])
+def test_the_memory_plan_agrees_with_what_autograd_saves(checkpointing):
     batch, sizes = small_batch(), []
     for layers in (2, 6):
         model = small_model(replace(SMALL, num_layers=layers)).bfloat16()
-        if recompute:
-            recompute_layers(model)
-        sizes.append(kept_for_backward(model, batch))
+        if checkpointing:
+            enable_gradient_checkpointing(model)
+        sizes.append(saved_for_backward(model, batch))
     measured = (sizes[1] - sizes[0]) / 4 / batch.input_ids.numel() / 2
-    promised = SMALL.hidden_size if recompute else layer_activations(SMALL)
-    assert measured == pytest.approx(promised, rel=0.1)
+    planned = SMALL.hidden_size if checkpointing else layer_activations(SMALL)
+    assert measured == pytest.approx(planned, rel=0.1)
 
 
-def test_the_memory_plan_of_the_released_size():
-    full = memory_plan(ModelConfig(), 4096, None, True)
-    lora = memory_plan(ModelConfig(), 4096, 16, True)
-    assert full.parameters == full.trained == 5_771_283_456
-    with torch.device("meta"):
-        model = HiggsAudio(ModelConfig())
-    add_lora(model, 16)
-    assert lora.trained == sum(p.numel() for p in model.parameters() if p.requires_grad)
-    assert 12e9 < lora.total < 16e9 < 80e9 < full.total
-
-
-def test_the_plan_in_the_documents_is_the_plan():
+def test_the_memory_plan_of_the_release_is_that_of_the_documents():
     page = (ROOT / "docs/training.md").read_text()
     for rank in (None, 16):
-        for recompute in (False, True):
-            p = memory_plan(ModelConfig(), 4096, rank, recompute)
+        for checkpointing in (False, True):
+            p = memory_plan(ModelConfig(), 4096, rank, checkpointing)
             sizes = (p.weights, p.gradients, p.optimizer, p.activations, p.total)
             name = "all weights" if rank is None else f"LoRA of rank {rank}"
-            label = name + (", layers recomputed" if recompute else "")
+            label = name + (", gradient checkpointing" if checkpointing else "")
             assert f"| {label} | " + " | ".join(f"{size / 1e9:.1f}" for size in sizes) in page
+    with torch.device("meta"):
+        model = HiggsAudio(ModelConfig())
+    assert p.parameters == sum(p.numel() for p in model.parameters()) == 5_771_283_456
+    add_lora(model, 16)
+    assert p.trained == sum(p.numel() for p in model.parameters() if p.requires_grad)
 
 
 @pytest.fixture(scope="module")
@@ -209,15 +192,15 @@ def dataset(speech, tmp_path_factory):
     return Dataset(*found, tokenizer, config, 1500, leave_out=True)
 
 
-def test_rows_that_cannot_be_used_are_named_once(dataset):
+def test_unusable_records_are_named_once(dataset):
     assert [e.id for e in dataset.examples] == ["a.wav", "b.wav", "clone", "talk"]
     told = [(int(p.place.rsplit(" ", 1)[1]), p.kind) for p in dataset.manifest.problems]
     assert sorted(told) == [
-        (3, "missing audio"), (4, "empty text"), (5, "unusable audio"), (6, "unusable audio"), (7, "wrong row"),
-        (10, "wrong row"),
+        (3, "missing audio"), (4, "empty text"), (5, "unusable audio"), (6, "unusable audio"), (7, "invalid record"),
+        (10, "invalid record"),
     ]  # fmt: skip
     alone = read_manifest(dataset.manifest.path, description="nobody")
-    assert alone.counts["wrong row"] == 3, "special tokens are for whoever trusts the file"
+    assert alone.counts["invalid record"] == 3, "special tokens are for whoever trusts the file"
 
 
 def tuning_in(folder, dataset, replay=None, **options):
@@ -226,7 +209,7 @@ def tuning_in(folder, dataset, replay=None, **options):
 
 
 def test_a_killed_run_goes_on_as_if_nothing_had_happened(dataset, tmp_path):
-    options = {"steps": 4, "rank": 2, "positions": 500, "replay": dataset.part([0])}
+    options = {"steps": 4, "rank": 2, "positions": 500, "replay": dataset.subset([0])}
     whole = tuning_in(tmp_path / "whole", dataset, **options)
     losses = [whole.advance() for _ in range(4)]
     broken = tuning_in(tmp_path / "broken", dataset, **options)
@@ -250,33 +233,30 @@ def test_a_killed_run_goes_on_as_if_nothing_had_happened(dataset, tmp_path):
 )
 def test_another_run_is_not_gone_on_with(dataset, tmp_path, name, change):
     options = {"dataset": [0, 1], "replay": None, "rank": 2, "recompute": True} | change
-    tuning_in(tmp_path, dataset.part([0, 1]), rank=2).save()
+    tuning_in(tmp_path, dataset.subset([0, 1]), rank=2).save()
     for part in ("dataset", "replay"):
-        options[part] = options[part] and dataset.part(options[part])
+        options[part] = options[part] and dataset.subset(options[part])
     with pytest.raises(ValueError, match=f"of another run: {name} was"):
         tuning_in(tmp_path, **options)
 
 
-def test_steps_follow_the_speech_and_examples_are_held_back(dataset, tmp_path):
-    one, few = dataset.positions[0], dataset.part([0, 1])
+def test_steps_follow_the_speech_and_examples_are_validation(dataset, tmp_path):
+    several = dataset.subset([0, 1, 2, 3] * 5)
+    several.hashes = [str(number) for number in range(20)]
+    training, validation = split(several, 0.1, 3)
+    assert len(validation) == 2 and not set(training.hashes) & set(validation.hashes)
+    assert split(several, 0.1, 3)[1].hashes == validation.hashes != split(several, 0.1, 4)[1].hashes
+    one, few = dataset.positions[0], dataset.subset([0, 1])
     assert tuning_in(tmp_path, few, rank=2).steps == 20
     assert [len(part) for part in split(few, 0.1, 0)] == [2, 0]
-    many = dataset.part([0] * 60)
+    many = dataset.subset([0] * 60)
     tuning = tuning_in(tmp_path, many, rank=2)
-    assert tuning.steps == -(-10 * 60 * one // 1500) and len(tuning.held_back) == 6
+    assert tuning.steps == -(-10 * 60 * one // 1500) and len(tuning.validation) == 6
     (batches,) = tuning.batches
     assert batches.dataset.positions == [one] * 54
     mixed = tuning_in(tmp_path, many, replay=few, rank=2)
-    counts = [len(batches.draw()) for batches in mixed.batches]
+    counts = [len(batches.next_indices()) for batches in mixed.batches]
     assert all(counts) and sum(counts) * max(few.positions) <= 1500
-
-
-def test_held_back_examples_are_no_others(dataset):
-    several = dataset.part([0, 1, 2, 3] * 5)
-    several.hashes = [str(number) for number in range(20)]
-    train_on, held_back = split(several, 0.1, 3)
-    assert len(held_back) == 2 and not set(train_on.hashes) & set(held_back.hashes)
-    assert split(several, 0.1, 3)[1].hashes == held_back.hashes != split(several, 0.1, 4)[1].hashes
 
 
 def test_a_run_ends_at_its_best(dataset, tmp_path, monkeypatch):
@@ -284,7 +264,7 @@ def test_a_run_ends_at_its_best(dataset, tmp_path, monkeypatch):
     tuning = tuning_in(tmp_path, dataset, steps=100, rank=2, positions=400)
     told, weights = iter((3.0, 2.0, 2.5, 2.4, 2.1, 9.9)), {}
     monkeypatch.setattr("higgs.train.finetune.VALIDATE_EVERY", 1)
-    tuning.held_back = dataset.part([1])
+    tuning.validation = dataset.subset([1])
     losses = tuning.losses
 
     def worse(inputs, batch):
@@ -298,8 +278,8 @@ def test_a_run_ends_at_its_best(dataset, tmp_path, monkeypatch):
     tuning.run()
     assert tuning.step == 5 and tuning.best["step"] == 2 and list(told) == [9.9]
     again = tuning_in(tmp_path, dataset, steps=100, rank=2, positions=400)
-    assert again.over and again.best["loss"] == 2.0
-    again.put(again.best["trained"])
+    assert again.should_stop and again.best["loss"] == 2.0
+    again.load_weights(again.best["trained"])
     assert all(torch.equal(again.trained[n], value) for n, value in weights[2].items())
 
 
@@ -316,7 +296,7 @@ def test_what_is_only_heard_is_not_trained_on(dataset):
 @pytest.mark.slow
 def test_two_utterances_are_learnt_by_heart(dataset, tmp_path):
     """All weights, until greedy speech is the clip itself, to the end; and the saved checkpoint says it too."""
-    clips = dataset.part([0, 1])
+    clips = dataset.subset([0, 1])
     model = tuning_in(tmp_path, clips, steps=120, rank=None, rate=2e-3, noise=0.0).run()
     save_tuned(model, NANO / "model", tmp_path / "model")
     engine = Engine.from_pretrained(tmp_path / "model", NANO / "codec", device="cpu")
@@ -338,7 +318,7 @@ def test_the_tuned_checkpoint_reads_text_as_its_source_does(tmp_path):
 
 
 def test_a_loss_that_is_not_a_number_stops(dataset, tmp_path):
-    tuning = tuning_in(tmp_path, dataset.part([0, 1]), steps=4, rank=2)
+    tuning = tuning_in(tmp_path, dataset.subset([0, 1]), steps=4, rank=2)
     with torch.no_grad():
         tuning.model.norm.weight.fill_(float("nan"))
     with pytest.raises(FloatingPointError, match=r"step 0: .*batch: .*'a\.wav'"):

@@ -11,16 +11,16 @@ from tiny import prompt_batch
 from higgs.batch import Batch
 from higgs.config import SamplingConfig
 from higgs.data.chatml import Tokens
-from higgs.data.collator import collate, spread
+from higgs.data.collator import collate, expand_audio_placeholders
 from higgs.data.text.tokenizer import TextTokenizer
 from higgs.delay import revert_delay
 from higgs.model.kv_cache import KVCache
 from higgs.serve.counter_rng import (
     CounterRng,
-    step_keys,
+    exponential_race,
     log_uniforms,
     make_rng,
-    exponential_race,
+    step_keys,
     token_hashes,
 )
 from higgs.serve.reference.loop import DelayState, generate
@@ -63,7 +63,9 @@ def golden_prompt(case: dict, numbers: dict, ids: TokenIds, config) -> Batch:
         for token in input_ids
         if token in references and references[token]
     ]
-    return collate([spread(Tokens(input_ids, [-100] * len(input_ids)), codes, ids, config, False)], ids)
+    return collate(
+        [expand_audio_placeholders(Tokens(input_ids, [-100] * len(input_ids)), codes, ids, config, False)], ids
+    )
 
 
 CASES = (

@@ -10,7 +10,7 @@ from higgs.data.chatml import after_chunks, tokenize
 from higgs.data.loudness import speech_level
 from higgs.data.scripts import read_scripts
 from higgs.data.text.chunks import Chunk, ChunkOptions, chunk_text, chunk_turns
-from higgs.data.voices import Voice, cast_prompt, speaker_prompt
+from higgs.data.voices import Voice, speaker_prompt, speakers_prompt
 from higgs.serve.engine import Response, Usage
 from higgs.serve.generation import GenerationConfig
 from higgs.serve.long_form import LongResponse, SilentChunkError, chunk_seed, speak_long, speak_script
@@ -55,7 +55,7 @@ class Echo:
         return [[m.content for m in each if m.role == "user"] for each in messages]
 
 
-THREE = [Chunk("One."), Chunk("Two.", border="sentence"), Chunk("Three.", border="paragraph")]
+THREE = [Chunk("One."), Chunk("Two.", boundary="sentence"), Chunk("Three.", boundary="paragraph")]
 
 
 def test_chunks_are_joined_with_pauses():
@@ -158,7 +158,7 @@ def test_loudness_is_that_of_the_speaker():
         made = speak_long(
             Echo([9] * 4, level=list(levels)),
             chunks,
-            lambda t: cast_prompt(cast, t),
+            lambda t: speakers_prompt(cast, t),
             options=ChunkOptions(**settings),
         )
         return [speech_level(made.waveform[s.start + 480 : s.end - 480], RATE) for s in made.chunks]
@@ -174,7 +174,7 @@ def test_dialogues_together_and_alone():
     turns = [(0, "Hi."), (1, "Yes?"), (0, "Bye.")]
     cast = {0: ADA, 1: BEN}
     together = Echo()
-    speak_long(together, chunk_turns(turns, ChunkOptions()), lambda t: cast_prompt(cast, t))
+    speak_long(together, chunk_turns(turns, ChunkOptions()), lambda t: speakers_prompt(cast, t))
     assert together.said[2] == ["[SPEAKER0] Hi.", "[SPEAKER1] Yes?", "[SPEAKER0] Bye."]
     options = ChunkOptions(per_speaker_context=True)
     alone = Echo()

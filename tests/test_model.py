@@ -1,4 +1,4 @@
-"""The generation model: equal to the original and to the port on the golden numbers, in both layouts."""
+"""The generation model: equal to the reference implementation and to the port on golden numbers, in both layouts."""
 
 import json
 from dataclasses import replace
@@ -18,11 +18,19 @@ from higgs.model.llama import rope_frequencies
 
 
 @pytest.mark.parametrize("name", ["smart_voice", "clone", "multi_scene", "batch2"])
-def test_logits_equal_the_port(model, prompts, golden, name):
-    expected = load_file(golden / "port.safetensors")[f"{name}.logits"]
-    hidden, _ = model.hidden(prompt_batch(prompts, name))
-    actual = model.audio_head(hidden[:, -expected.shape[1] :])
-    assert_close(actual, expected)
+def test_logits_equal_the_port_and_the_reference(model, prompts, golden, name):
+    port, reference = (load_file(golden / f"{code}.safetensors") for code in ("port", "original"))
+    batch = prompt_batch(prompts, name)
+    output = model(batch)
+    expected = port[f"{name}.logits"]
+    assert_close(model.audio_head(output.hidden_states[-1][:, -expected.shape[1] :]), expected)
+    if f"{name}.text_logits_last" in reference:
+        assert_close(output.text_logits[:, -4:], reference[f"{name}.text_logits_last"])
+    if f"{name}.audio_logits_last" in reference:
+        assert_close(output.audio_logits[batch.audio_out_mask][-4:], reference[f"{name}.audio_logits_last"])
+    assert output.audio_logits.shape == (*batch.input_ids.shape, 8, 1026)
+    assert (output.audio_logits[~batch.audio_out_mask] == 0).all()
+    assert (output.audio_logits[batch.audio_out_mask] != 0).any(-1).all()
 
 
 def test_hidden_states_and_text_logits_equal_the_port(model, prompts, golden):
@@ -34,42 +42,18 @@ def test_hidden_states_and_text_logits_equal_the_port(model, prompts, golden):
     assert_close(output.text_logits[:, -20:], port["clone.text_logits"])
 
 
-@pytest.mark.parametrize("name", ["smart_voice", "clone", "multi_scene"])
-def test_logits_equal_the_original(model, prompts, golden, name):
-    original = load_file(golden / "original.safetensors")
-    hidden, _ = model.hidden(prompt_batch(prompts, name))
-    assert_close(model.text_head(hidden[:, -4:]), original[f"{name}.text_logits_last"])
-    if f"{name}.audio_logits_last" in original:
-        batch = prompt_batch(prompts, name)
-        spoken = model.audio_logits(hidden[batch.audio_out_mask])
-        assert_close(spoken[-4:], original[f"{name}.audio_logits_last"])
-
-
 def test_loss_under_the_port_s_labels(model, prompts, golden):
     expected = load_file(golden / "port.safetensors")["train.loss_audio_only"]
     output = model(prompt_batch(prompts, "train", labels=True))
     assert_close(output.codebook_losses.sum()[None], expected)
 
 
-def test_text_without_audio_has_a_loss(model, ids_only):
-    output = model(ids_only)
+def test_text_without_audio_has_a_loss(model, prompts):
+    batch = prompt_batch(prompts, "smart_voice")
+    batch.labels, batch.code_labels = batch.input_ids.clone(), torch.full_like(batch.codes, -100)
+    output = model(batch)
     assert output.loss.isfinite() and (output.codebook_losses == 0).all()
     assert_close(output.loss, output.text_loss)
-
-
-@pytest.fixture()
-def ids_only(prompts):
-    batch = prompt_batch(prompts, "smart_voice", labels=False)
-    batch.labels, batch.code_labels = batch.input_ids.clone(), torch.full_like(batch.codes, -100)
-    return batch
-
-
-def test_audio_logits_stand_at_audio_out_positions_only(model, prompts):
-    batch = prompt_batch(prompts, "clone")
-    logits = model(batch).audio_logits
-    assert logits.shape == (*batch.input_ids.shape, 8, 1026)
-    assert (logits[~batch.audio_out_mask] == 0).all()
-    assert (logits[batch.audio_out_mask] != 0).any(-1).all()
 
 
 def test_both_layouts_load_to_equal_models(model, golden, config, tmp_path):
@@ -116,12 +100,7 @@ def test_released_sizes_on_the_meta_device():
     }
     for layer in range(28):
         top = f"layers.{layer}"
-        for projection, rows in (
-            ("q_proj", 3072),
-            ("k_proj", 1024),
-            ("v_proj", 1024),
-            ("o_proj", 3072),
-        ):
+        for projection, rows in (("q_proj", 3072), ("k_proj", 1024), ("v_proj", 1024), ("o_proj", 3072)):
             expected[f"{top}.self_attn.{projection}.weight"] = (rows, 3072)
         for mlp in ("mlp", "audio_mlp"):
             expected[f"{top}.{mlp}.gate_proj.weight"] = (8192, 3072)
@@ -167,15 +146,14 @@ def test_padding_changes_nothing(model, prompts):
     assert_close(hidden[1:], model.hidden(long)[0])
 
 
-def test_dual_ffn_is_plain_llama_for_each_kind(model, prompts):
-    """With all positions of one kind, the mask path and the all-of-one-kind path agree."""
-    from higgs.model.llama import Kind
+def test_modality_masks_equal_a_single_modality(model, prompts):
+    from higgs.model.llama import ModalityMask
 
     x = torch.randn(1, 12, 96)
     positions, mask = torch.arange(12)[None], torch.ones(12, 12, dtype=torch.bool).tril()
     for audio in (True, False):
-        by_mask, _ = model.run_layers(x, Kind(torch.full((1, 12), audio)), positions, mask)
-        assert_close(by_mask, model.run_layers(x, Kind(audio), positions, mask)[0])
+        by_mask, _ = model.run_layers(x, ModalityMask(torch.full((1, 12), audio)), positions, mask)
+        assert_close(by_mask, model.run_layers(x, ModalityMask(audio), positions, mask)[0])
 
 
 def test_rope_frequencies():
@@ -192,11 +170,7 @@ def test_rope_frequencies():
 
 @pytest.mark.parametrize(
     ("key", "value"),
-    [
-        ("audio_adapter_type", "stack"),
-        ("skip_audio_tower", False),
-        ("use_audio_out_self_attention", True),
-    ],
+    [("audio_adapter_type", "stack"), ("skip_audio_tower", False), ("use_audio_out_self_attention", True)],
 )
 def test_parts_that_the_release_does_not_use_are_refused(golden, key, value):
     config = json.loads((golden / "original-gen" / "config.json").read_text())

@@ -16,7 +16,7 @@ from higgs.batch import Batch
 from higgs.checkpoint.config_json import codec_to_json, model_to_json
 from higgs.config import CodecConfig, ModelConfig, RopeConfig, SemanticConfig
 from higgs.data.chatml import Tokens
-from higgs.data.collator import collate, spread
+from higgs.data.collator import collate, expand_audio_placeholders
 from higgs.tokens import TokenIds
 
 CONFIG = ModelConfig(
@@ -50,21 +50,11 @@ def conversation() -> Batch:
     """Text, a reference, text, a second reference: 7 and 4 frames."""
     generator = torch.Generator().manual_seed(3)
     codes = [torch.randint(0, 1024, (8, frames), generator=generator) for frames in (7, 4)]
-    input_ids = [
-        256,
-        5,
-        6,
-        7,
-        IDS.audio_out_bos,
-        IDS.audio_out,
-        IDS.audio_eos,
-        9,
-        10,
-        IDS.audio_out_bos,
-        IDS.audio_out,
-    ]
+    input_ids = [256, 5, 6, 7, IDS.audio_out_bos, IDS.audio_out, IDS.audio_eos, 9, 10, IDS.audio_out_bos, IDS.audio_out]
     input_ids += [IDS.audio_eos, 260, 17]
-    return collate([spread(Tokens(input_ids, input_ids), codes, IDS, CONFIG, True)], IDS, labels=True)
+    return collate(
+        [expand_audio_placeholders(Tokens(input_ids, input_ids), codes, IDS, CONFIG, True)], IDS, labels=True
+    )
 
 
 @torch.inference_mode()
@@ -99,13 +89,10 @@ def test_greedy_codes_equal_the_port_until_the_end_of_stream(pair):
         *range(40, 60),
         IDS.audio_out_bos,
     ]  # the port looks back eight tokens: shorter prompts misplace its delay
-    prompt = collate([spread(Tokens(text, [-100] * len(text)), [], IDS, CONFIG, False)], IDS)
+    prompt = collate([expand_audio_placeholders(Tokens(text, [-100] * len(text)), [], IDS, CONFIG, False)], IDS)
     made = generate(ours, prompt, IDS, SamplingConfig(temperature=0, ras_window=None), 40, (IDS.audio_eos,))
     theirs = port.generate(
-        input_ids=prompt.input_ids,
-        attention_mask=prompt.attention_mask.long(),
-        do_sample=False,
-        max_new_tokens=40,
+        input_ids=prompt.input_ids, attention_mask=prompt.attention_mask.long(), do_sample=False, max_new_tokens=40
     )
     columns = (theirs if isinstance(theirs, torch.Tensor) else theirs.audio_sequences)[0].T
     delayed = made.segments[0].delayed

@@ -10,7 +10,7 @@ from higgs import AudioContent, ChatMLSample, Message, TextContent
 from higgs.batch import Batch
 from higgs.config import ModelConfig
 from higgs.data.chatml import Tokens, tokenize
-from higgs.data.collator import Row, collate, count_positions, spread
+from higgs.data.collator import Features, collate, count_positions, expand_audio_placeholders
 from higgs.data.text.tokenizer import TextTokenizer, byte_tokenizer
 from higgs.delay import revert_delay
 from higgs.tokens import SPECIAL_TOKENS, TokenIds
@@ -27,7 +27,7 @@ PIECES = [
 
 
 def random_text(rng: random.Random) -> str:
-    return "".join(rng.choices(PIECES, k=rng.randrange(6)))
+    return "".join(rng.choices(PIECES, k=rng.randrange(6))) + "."
 
 
 def random_content(rng: random.Random) -> str | TextContent | AudioContent:
@@ -39,7 +39,7 @@ def random_conversation(rng: random.Random) -> ChatMLSample:
     messages = []
     for _ in range(rng.randint(1, 6)):
         role = rng.choice(["system", "user", "assistant", "assistant"])
-        several = [random_content(rng) for _ in range(rng.randrange(4))]
+        several = [random_content(rng) for _ in range(rng.randint(1, 3))]
         recipient = random_text(rng) if role == "assistant" and rng.random() < 0.3 else None
         messages.append(Message(role, rng.choice([several, random_content(rng)]), recipient))
     return ChatMLSample(messages, rng.randint(0, len(messages)))
@@ -62,10 +62,7 @@ def written_out(sample: ChatMLSample) -> list[Piece]:
         pieces += [Piece("<|start_header_id|>", True), Piece(message.role)]
         pieces += [Piece("<|end_header_id|>", True), Piece("\n\n")]
         if message.recipient is not None:
-            pieces += [
-                Piece(message.recipient, False, learnt),
-                Piece("<|recipient|>", True, learnt),
-            ]
+            pieces += [Piece(message.recipient, False, learnt), Piece("<|recipient|>", True, learnt)]
         for part in message.parts:
             if isinstance(part, TextContent):
                 pieces.append(Piece(part.text, False, learnt))
@@ -130,10 +127,10 @@ def test_five_hundred_random_conversations():
             [torch.randint(0, 1024, (8, rng.randrange(12)), generator=generator) for _ in sample.audios]
             for sample in group
         ]
-        rows: list[Row] = []
+        rows: list[Features] = []
         for sample, tokens, codes in zip(group, every_tokens, every_codes, strict=True):
             check_tokens(written_out(sample), tokens)
-            rows.append(spread(tokens, codes, IDS, CONFIG, code_labels=True))
+            rows.append(expand_audio_placeholders(tokens, codes, IDS, CONFIG, code_labels=True))
         before = [{key: tensor.clone() for key, tensor in row.items()} for row in rows]
         batch = collate(rows, IDS, labels=True)
         for index, (sample, tokens, codes) in enumerate(zip(group, every_tokens, every_codes, strict=True)):
@@ -141,16 +138,18 @@ def test_five_hundred_random_conversations():
             trained = [piece.trained for piece in audio]
             check_row(batch, index, tokens, codes, trained)
             audios, learnt_audios = audios + len(codes), learnt_audios + sum(trained)
-        again = [spread(t, c, IDS, CONFIG, True) for t, c in zip(every_tokens, every_codes, strict=True)]
+        again = [
+            expand_audio_placeholders(t, c, IDS, CONFIG, True) for t, c in zip(every_tokens, every_codes, strict=True)
+        ]
         assert equal(batch, collate(rows, IDS, labels=True)), "collated twice"
-        assert equal(batch, collate(again, IDS, labels=True)), "spread twice"
+        assert equal(batch, collate(again, IDS, labels=True)), "expanded twice"
         assert all(torch.equal(row[key], old[key]) for row, old in zip(rows, before, strict=True) for key in row)
     assert audios > 600 and 0.2 < learnt_audios / audios < 0.6, "the draw covers both kinds"
 
 
 def test_rounding_adds_padding_only():
     tokens = tokenize(ChatMLSample([Message("user", "Hi."), Message("assistant", AudioContent())]), TOKENIZER)
-    rows = [spread(tokens, [torch.ones(8, 5, dtype=torch.long)], IDS, CONFIG, True)]
+    rows = [expand_audio_placeholders(tokens, [torch.ones(8, 5, dtype=torch.long)], IDS, CONFIG, True)]
     exact, rounded = (collate(rows, IDS, labels=True, round_to=n) for n in (1, 64))
     length = exact.input_ids.shape[1]
     assert length % 64 and rounded.input_ids.shape[1] % 64 == 0

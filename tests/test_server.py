@@ -31,12 +31,12 @@ from higgs.data.text.tokenizer import TextTokenizer
 from higgs.data.voices import find_voice
 from higgs.serve.batching.scheduler import QueueFull
 from higgs.serve.engine import EngineConfig
-from higgs.serve.runaway import RunawayConfig
 from higgs.serve.http.app import ServerConfig, SpeechResponse, make_app, speak
 from higgs.serve.http.async_engine import MAX_FAILURES, AsyncEngine, EngineDead
 from higgs.serve.http.audio_encoder import STREAMED, AudioEncoder
 from higgs.serve.http.prometheus import Metrics
 from higgs.serve.http.speech_request import ApiError, SpeechBody
+from higgs.serve.runaway import RunawayConfig
 
 TEXT = "We walked along the river."
 SAMPLING = SamplingConfig(seed=1)

@@ -77,7 +77,7 @@ def test_other_strides_have_another_reach(segment):
     """Pieces are exact for any decoder: how far it hears is its own to say."""
     codes, columns = segment
     codec = random_codec(replace(CODEC, strides=(2, 2, 2, 2, 4)))
-    assert codec.acoustic_decoder.reach > 10
+    assert codec.acoustic_decoder.context_frames > 10
     made = torch.cat([chunk.waveform for chunk in pieces(AudioStream(codec, [8]), columns, 4)])
     assert (made - codec.decode(codes)).abs().max() < 1e-5
 
@@ -116,8 +116,8 @@ def test_what_is_held_does_not_grow(codec, monkeypatch):
             samples += len(chunk.waveform)
         held.add(stream.delayed.untyped_storage().nbytes() // 64)
     assert samples > 4900 * 960
-    assert max(windows) == 32 + 2 * codec.acoustic_decoder.reach
-    assert max(held) < 32 + 2 * codec.acoustic_decoder.reach + 8 + 8
+    assert max(windows) == 32 + 2 * codec.acoustic_decoder.context_frames
+    assert max(held) < 32 + 2 * codec.acoustic_decoder.context_frames + 8 + 8
 
 
 @pytest.fixture(scope="module")

@@ -1,7 +1,8 @@
-"""Text: the original's clean-up, figures in words, chunks, and which texts are refused."""
+"""Text: the reference's normalisation, numbers as words, chunks, and validation."""
 
 import random
 import re
+from functools import partial
 
 import pytest
 
@@ -10,24 +11,18 @@ from higgs.data.text.checks import check_text
 from higgs.data.text.chunks import (
     Chunk,
     ChunkOptions,
-    chunk_script,
     chunk_text,
     chunk_turns,
     count_words,
     sentences,
     speaker_turns,
 )
-from higgs.data.text.normalize import (
-    SOUND_EVENTS,
-    normalize_contents,
-    normalize_prompt,
-    normalize_text,
-)
+from higgs.data.text.normalize import SOUND_EVENTS, normalize_contents, normalize_prompt, normalize_text
 from higgs.data.text.numbers import line_language, spell_out
 from higgs.data.text.numbers_chinese import integer
 from higgs.data.text.tokenizer import TextTokenizer, byte_tokenizer
 
-# One row for each character and each rule of the original, in its order.
+# One entry per character and rule of the reference, in its order.
 NORMAL = [
     ("  Hello.\n", "Hello."),
     ("你好，世界。", "你好, 世界."),
@@ -60,12 +55,14 @@ NORMAL = [
 
 
 @pytest.mark.parametrize(("text", "normal"), NORMAL)
-def test_the_originals_clean_up(text, normal):
+def test_normalisation_of_the_reference(text, normal):
     assert normalize_text(text) == normal
-    assert normalize_text(normal) == normal, "normal text is a fixed point"
+    assert normalize_text(normal) == normal, "fixed point"
 
 
 def test_only_sound_events_become_tokens():
+    with pytest.raises(ValueError, match="nothing is left"):
+        normalize_text("()")
     tokenizer = TextTokenizer(byte_tokenizer())
     parts = normalize_contents("《SE》 <SE>[Laughter]</SE> <|eot_id|> [laugh] bye")
     assert [part.text for part in parts if part.allow_special] == [SOUND_EVENTS["[laugh]"]]
@@ -158,9 +155,9 @@ CHINESE = [
 
 
 @pytest.mark.parametrize(("text", "words"), [*ENGLISH, *CHINESE])
-def test_figures_in_words(text, words):
+def test_numbers_as_words(text, words):
     assert spell_out(text) == words
-    assert spell_out(words) == words, "what is in words is a fixed point"
+    assert spell_out(words) == words, "fixed point"
 
 
 def test_spelling_out_leaves_other_text_alone():
@@ -233,8 +230,8 @@ def test_chunks_end_with_sentences():
     text = "One two three. Four five. Six seven eight nine.\n\nTen."
     assert chunk_text(text, 5) == [
         Chunk("One two three. Four five."),
-        Chunk("Six seven eight nine.", border="sentence"),
-        Chunk("Ten.", border="paragraph"),
+        Chunk("Six seven eight nine.", boundary="sentence"),
+        Chunk("Ten.", boundary="paragraph"),
     ]
     assert [c.text for c in chunk_text(text, 3)] == [
         "One two three.", "Four five.", "Six seven eight", "nine.", "Ten."
@@ -250,32 +247,14 @@ def test_chunks_end_with_sentences():
 
 def test_chunks_of_anything_hold_all_of_it_and_are_never_empty():
     draw = random.Random(1)
-    bits = [
-        "word",
-        "3.14",
-        "Dr.",
-        "好",
-        "。",
-        ".",
-        ",",
-        "，",
-        " ",
-        " ",
-        "\n",
-        "\n\n",
-        "a" * 50,
-        "!",
-        '"',
-        "(",
-        "5",
-    ]
+    bits = ["word", "3.14", "Dr.", "好", "。", ".", ",", "，", " ", " ", "\n", "\n\n", "a" * 50, "!", '"', "(", "5"]
     for _ in range(500):
         text = "x" + "".join(draw.choices(bits, k=40))
         most = draw.randint(1, 8)
         chunks = chunk_text(text, most)
         assert "".join("".join(c.text.split()) for c in chunks) == "".join(text.split())
         assert all(c.text and count_words(c.text) <= most for c in chunks)
-        assert [c.border for c in chunks].count("start") == 1
+        assert [c.boundary for c in chunks].count("start") == 1
         assert not any(re.search(r"3\.$|^\.?14", c.text) for c in chunks)
 
 
@@ -284,7 +263,7 @@ def test_turns_of_a_dialogue():
     turns = [(0, "Hi there. How are you today?"), (1, "Good.\nAnd you?"), (0, "Fine.")]
     assert speaker_turns(text) == turns
     assert speaker_turns("No tags (here).") == []
-    assert chunk_script(text, ChunkOptions(max_words=4)) == [
+    assert chunk_turns(turns, ChunkOptions(max_words=4)) == [
         Chunk("[SPEAKER0] Hi there.", (0,), "start"),
         Chunk("[SPEAKER0] How are you today?", (0,), "sentence"),
         Chunk("[SPEAKER1] Good. And you?", (1,), "speaker"),
@@ -297,27 +276,28 @@ def test_turns_of_a_dialogue():
     assert [c.speakers for c in together] == [(0, 1), (0,)]
 
 
-@pytest.mark.parametrize("tag", ["[SPEAKER]", "[SPEAKER A]", "[speaker0]", "[SPEAKER 1]", "[SPEAKER1"])
-def test_strange_speaker_tags_are_refused(tag):
-    with pytest.raises(ValueError, match="unknown speaker tag.*SPEAKER0"):
-        speaker_turns(f"[SPEAKER0] Hi. {tag} Yes.")
-
-
-def test_text_before_the_first_tag_is_refused():
-    with pytest.raises(ValueError, match="'Hello' stands before"):
-        speaker_turns("Hello [SPEAKER0] Hi.")
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [(f"[SPEAKER0] Hi. {tag} Yes.", "unknown speaker tag.*SPEAKER0")
+     for tag in ("[SPEAKER]", "[SPEAKER A]", "[speaker0]", "[SPEAKER 1]", "[SPEAKER1")]
+    + [("Hello [SPEAKER0] Hi.", "'Hello'"), ("[SPEAKER0] [SPEAKER1]", "no text to speak")],
+)  # fmt: skip
+def test_malformed_dialogues_are_refused(text, message):
+    with pytest.raises(ValueError, match=message):
+        speaker_turns(text)
 
 
 @pytest.mark.parametrize(
-    ("settings", "message"),
-    [({"max_words": 0}, "max_words"), ({"context_chunks": -1}, "context"), ({"speaker_pause": float("inf")}, "pause")],
+    "options",
+    [{"max_words": 0}, {"context_chunks": -1}, {"speaker_pause": float("inf")},
+     {"max_turns": 2, "per_speaker_context": True}],
 )  # fmt: skip
-def test_chunk_options_are_checked(settings, message):
-    with pytest.raises(ValueError, match=message):
-        ChunkOptions(**settings)
+def test_chunk_options_are_checked(options):
+    with pytest.raises(ValueError, match=next(iter(options))):
+        ChunkOptions(**options)
 
 
-# What is odd, and what becomes of it: an error's words, or None for text that is spoken as it stands.
+# Text, and a key word of its error, or None for valid text.
 ODD = [
     ("", "no text to speak"),
     (" \n\t ", "no text to speak"),
@@ -334,7 +314,7 @@ ODD = [
 
 @pytest.mark.parametrize(("text", "message"), ODD)
 def test_which_texts_are_refused(text, message):
-    for use in (check_text, chunk_text, normalize_text):
+    for use in (check_text, normalize_text, partial(Message, "user")):
         if message:
             with pytest.raises(ValueError, match=message):
                 use(text)
@@ -343,9 +323,3 @@ def test_which_texts_are_refused(text, message):
     if not message:
         tokenizer = TextTokenizer(byte_tokenizer())
         assert tokenizer.decode(tokenizer.encode(text)) == text
-
-
-def test_nothing_left_after_the_clean_up_is_an_error():
-    """The original's helpers run past the end of short texts, and make a lone full stop of an empty one."""
-    with pytest.raises(ValueError, match="nothing is left"):
-        normalize_text("()")

@@ -1,7 +1,6 @@
-"""Voices: the folder, what is said of a recording, and conversations with one voice or a cast."""
+"""Voices: the folder, findings on recordings, and prompts of one or several speakers."""
 
 import errno
-import json
 import math
 
 import pytest
@@ -11,15 +10,7 @@ from conftest import ROOT
 
 from higgs.audio import load_audio
 from higgs.data.loudness import frame_levels, silence, speech_level
-from higgs.data.voices import (
-    Finding,
-    Voice,
-    add_voice,
-    cast_prompt,
-    check_recording,
-    find_voice,
-    list_voices,
-)
+from higgs.data.voices import Voice, add_voice, check_recording, find_voice, list_voices, speakers_prompt
 
 WORDS = "one two three four five six seven eight"
 
@@ -49,7 +40,7 @@ def test_levels_and_silence():
 
 NAN = speech()
 NAN[7] = torch.nan
-# What is wrong with a recording: how it is made, whether it cannot be used, what is said.
+# How a flawed recording is made, whether the finding is fatal, its message.
 BAD = {
     "half a second": (lambda p: write(p, speech(0.5)), True, "0.50 s long: 1 to 60 s are possible"),
     "61 s": (lambda p: write(p, speech(61.0)), True, "61.00 s long"),
@@ -62,7 +53,7 @@ BAD = {
     "clipped": (lambda p: write(p, speech(level=-7.0).clamp(-1, 1)), False, "clipped"),
     "mostly clipped": (lambda p: write(p, speech(level=3.0).clamp(-1, 1)), True, "clipped"),
     "late": (lambda p: write(p, torch.cat([torch.zeros(48_000), speech()])), False, "2.0 s of silence before"),
-    "a tail": (lambda p: write(p, torch.cat([speech(), torch.zeros(24_000)])), False, "1.0 s of silence behind"),
+    "a tail": (lambda p: write(p, torch.cat([speech(), torch.zeros(24_000)])), False, "1.0 s of silence after"),
     "gaps": (lambda p: write(p, torch.cat([speech(1), torch.zeros(96_000), speech(1)])), False, "67% of it is silent"),
     "NaN": (lambda p: write(p, NAN, subtype="FLOAT"), True, "1 of 96000 samples are NaN"),
     "no audio": (lambda p: p.write_text("hello"), True, "not an audio file"),
@@ -72,7 +63,7 @@ BAD = {
 
 
 @pytest.mark.parametrize("name", BAD)
-def test_what_is_said_of_a_recording(tmp_path, name):
+def test_findings_on_a_recording(tmp_path, name):
     make, fatal, message = BAD[name]
     make(tmp_path / "clip.wav")
     findings = check_recording(tmp_path / "clip.wav", WORDS)
@@ -87,8 +78,8 @@ def test_what_is_said_of_a_recording(tmp_path, name):
 def test_a_good_recording(tmp_path):
     path = write(tmp_path / "clip.wav", speech())
     assert check_recording(path, WORDS) == []
-    (pace,) = check_recording(path, "word " * 40)
-    assert pace == Finding(False, "10.0 words a second by its transcript: is that what is said, and all of it?")
+    (rate,) = check_recording(path, "word " * 40)
+    assert not rate.fatal and "10.0 words a second" in rate.message
     assert any(finding.fatal for finding in check_recording(path, " "))
 
 
@@ -111,11 +102,16 @@ def test_adding_a_voice(tmp_path):
     assert sorted(list_voices(folder)) == ["eve", "fay"]
 
 
-@pytest.mark.parametrize("name", ["", "..", "a/b", "../a", "a\\b", ".hidden", "a b", "-x", "n" * 65])
-def test_names_that_are_paths_are_refused(tmp_path, name):
+NAMES = ["", "..", "a/b", "../a", "a\\b", ".hidden", "a b", "-x", "n" * 65]
+REFUSED = [(name, WORDS, "no name for a voice") for name in NAMES]
+REFUSED += [("eve", transcript, "the transcript is empty") for transcript in ("", " \n")]
+
+
+@pytest.mark.parametrize(("name", "transcript", "message"), REFUSED)
+def test_voices_that_are_refused(tmp_path, name, transcript, message):
     source = write(tmp_path / "clip.wav", speech())
-    with pytest.raises(ValueError, match="is no name for a voice"):
-        add_voice(tmp_path / "voices", name, source, WORDS)
+    with pytest.raises(ValueError, match=message):
+        add_voice(tmp_path / "voices", name, source, transcript)
     assert not (tmp_path / "voices").exists()
 
 
@@ -131,11 +127,11 @@ def test_a_folder_that_is_not_as_it_should_be(tmp_path):
     for content in (None, " \n"):
         if content is not None:
             (tmp_path / "eve.txt").write_text(content)
-        with pytest.raises(ValueError, match="voice eve: the transcript .*eve.txt is missing; write into it"):
+        with pytest.raises(ValueError, match="eve.txt is missing"):
             list_voices(tmp_path)
     (tmp_path / "eve.txt").write_text("Hello.")
-    (tmp_path / "profiles.json").write_text('{"ada": "feminine", "eve": "young"}')
-    assert list_voices(tmp_path)["eve"] == Voice("eve", tmp_path / "eve.flac", "Hello.", "young")
+    (tmp_path / "profiles.json").write_text('{"ada": "feminine", "eve": "young, from Zürich"}', encoding="utf-8")
+    assert list_voices(tmp_path)["eve"] == Voice("eve", tmp_path / "eve.flac", "Hello.", "young, from Zürich")
     with pytest.raises(ValueError, match="no voice 'zoe' in .*; there are: ada, eve"):
         find_voice(tmp_path, "zoe")
     (tmp_path / "eve.wav").write_bytes(b"")
@@ -162,7 +158,7 @@ EVE = Voice("eve", ROOT / "eve.flac", "Old words.")
 
 
 @pytest.mark.parametrize(
-    ("cast", "roles", "audios"),
+    ("speakers", "roles", "audios"),
     [
         ({0: ADA, 1: BEN}, ["system", "user"], 0),
         ({3: ADA, 5: BEN}, ["system", "user"], 0),
@@ -170,38 +166,28 @@ EVE = Voice("eve", ROOT / "eve.flac", "Old words.")
         ({0: EVE, 1: BEN}, ["system", "user"], 1),
     ],
 )
-def test_a_cast_becomes_the_form_that_fits(cast, roles, audios):
-    first, second = cast
+def test_the_form_of_a_dialogue_follows_from_its_speakers(speakers, roles, audios):
+    first, second = speakers
     text = f"[SPEAKER{first}] Hi.\n[SPEAKER{second}] Yes?"
-    sample = cast_prompt(cast, text)
+    sample = speakers_prompt(speakers, text)
     assert [message.role for message in sample.messages] == roles
     assert len(sample.audios) == audios
     assert sample.messages[-1].content == text
     with pytest.raises(ValueError, match=r"\[7\]"):
-        cast_prompt(cast, "[SPEAKER7] Hi.")
+        speakers_prompt(speakers, "[SPEAKER7] Hi.")
 
 
-def test_recorded_speakers_are_numbered_from_0():
+def test_prompts_that_are_refused():
     with pytest.raises(ValueError, match=r"numbered 0, 1, ..., got \[1, 2\]"):
-        cast_prompt({1: EVE, 2: BEN}, "[SPEAKER1] Hi.")
-
-
-@pytest.mark.parametrize("text", ["", " ", "a\0"])
-def test_voices_do_not_speak_what_is_no_text(text):
-    for prompt in (ADA.prompt, EVE.prompt, lambda said: cast_prompt({0: ADA}, said)):
-        with pytest.raises(ValueError, match="no text|U\\+0000"):
-            prompt(text)
-
-
-def test_profiles_are_json_text(tmp_path):
-    (tmp_path / "profiles.json").write_text(json.dumps({"zoë": "warm, 40 years"}), encoding="utf-8")
-    assert find_voice(tmp_path, "zoë").description == "warm, 40 years"
+        speakers_prompt({1: EVE, 2: BEN}, "[SPEAKER1] Hi.")
+    for prompt in (ADA.prompt, EVE.prompt, lambda text: speakers_prompt({0: ADA}, text)):
+        for text in ("", " ", "a\0"):
+            with pytest.raises(ValueError, match="no text|U\\+0000"):
+                prompt(text)
 
 
 def test_a_voice_is_replaced_whole_or_not_at_all(tmp_path, monkeypatch):
-    """A recording beside the words of another would be a voice that speaks gibberish."""
-    source, folder = tmp_path / "a.wav", tmp_path / "voices"
-    write(source, speech())
+    source, folder = write(tmp_path / "a.wav", speech()), tmp_path / "voices"
     add_voice(folder, "eve", source, WORDS)
     before = {path.name: path.read_bytes() for path in folder.iterdir()}
     with monkeypatch.context() as broken:
@@ -209,25 +195,11 @@ def test_a_voice_is_replaced_whole_or_not_at_all(tmp_path, monkeypatch):
         with pytest.raises(OSError, match="No space left"):
             add_voice(folder, "eve", source, "other words for the same voice", force=True)
     assert {path.name: path.read_bytes() for path in folder.iterdir()} == before
+    with pytest.raises(ValueError, match=r"eve.flac is a file of this voice itself.* eve.txt"):
+        add_voice(folder, "eve", folder / "eve.flac", WORDS, force=True)
     add_voice(folder, "eve", source, "other words for the same voice", force=True)
     assert find_voice(folder, "eve").transcript == "other words for the same voice"
 
 
 def full_disk(*_):
     raise OSError(errno.ENOSPC, "No space left on device")
-
-
-def test_the_recording_itself_is_not_replaced(tmp_path):
-    source = tmp_path / "eve.wav"
-    write(source, speech())
-    with pytest.raises(ValueError, match=r"eve.wav is a file of this voice itself.* eve.txt"):
-        add_voice(tmp_path, "eve", source, WORDS, force=True)
-    assert source.exists()
-
-
-@pytest.mark.parametrize("transcript", ["", " \n"])
-def test_a_transcript_is_asked_for(tmp_path, transcript):
-    write(tmp_path / "a.wav", speech())
-    with pytest.raises(ValueError, match="the transcript is empty; write what is said in"):
-        add_voice(tmp_path / "voices", "eve", tmp_path / "a.wav", transcript)
-    assert not (tmp_path / "voices").exists()

@@ -1,7 +1,7 @@
 """A tiny Higgs Audio V2 with random weights, made again from names and a seed: for parity tests only.
 
-The golden numbers in `tests/golden/` were computed with exactly these weights, by the original code (`original.*`) and
-by the port in transformers (`port.*`).
+The golden numbers in `tests/golden/` were computed with exactly these weights, by the reference implementation
+(`original.*`) and by the port in transformers (`port.*`).
 """
 
 import hashlib
@@ -57,7 +57,7 @@ def original_model_name(name: str) -> str:
 
 
 def write_original_model(folder: Path, config: dict, tensors: dict[str, Tensor]) -> Path:
-    """The layout of the original release: two shards and an index."""
+    """The layout of the reference: two shards and an index."""
     folder.mkdir(parents=True, exist_ok=True)
     (folder / "config.json").write_text(json.dumps(config))
     renamed = sorted((original_model_name(name), tensor) for name, tensor in tensors.items())
@@ -71,7 +71,7 @@ def write_original_model(folder: Path, config: dict, tensors: dict[str, Tensor])
 
 
 def original_codec_names(tensors: dict[str, Tensor], strides: int = 5) -> dict[str, str]:
-    """transformers' names -> the original's, written out apart from the loader that reads them."""
+    """transformers' names -> the reference's, independent of the loader."""
     names = {"fc": "fc_prior", "fc1": "fc_post1", "fc2": "fc_post2"}
     parts = {"snake1": 0, "conv1": 1, "snake2": 2, "conv2": 3}
     renamed = {}
@@ -102,7 +102,7 @@ def original_codec_names(tensors: dict[str, Tensor], strides: int = 5) -> dict[s
 
 
 def write_original_codec(folder: Path, config: dict, tensors: dict[str, Tensor]) -> Path:
-    """The layout of the original release: `model.pth` with weight norm unfolded (|v| is not g) and nine config keys."""
+    """The layout of the reference: `model.pth` with weight norm unfolded (|v| is not g) and nine config keys."""
     folder.mkdir(parents=True, exist_ok=True)
     (folder / "config.json").write_text(json.dumps(config))
     unfolded = {}
@@ -123,7 +123,7 @@ AUDIO, DELAY = 272, 270  # the port writes a second placeholder for the last col
 
 
 def prompt_batch(prompts: dict[str, torch.Tensor], name: str, labels: bool = False) -> Batch:
-    """A golden prompt, already spread out, as our batch."""
+    """A golden prompt, with expanded placeholders, as our batch."""
     ids = prompts[f"{name}.input_ids"]
     audio = (ids == AUDIO) | (ids == DELAY)
     codes = torch.zeros(*ids.shape, 8, dtype=torch.long)

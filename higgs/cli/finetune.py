@@ -1,4 +1,4 @@
-"""`higgs finetune`. The defaults are those of `higgs.train.finetune.TuneConfig` (a test compares)."""
+"""`higgs finetune`. The defaults are those of `higgs.train.finetune.TuneConfig` (checked by a test)."""
 
 from pathlib import Path
 from typing import Annotated
@@ -12,7 +12,7 @@ def finetune(
     manifest: Annotated[Path, Argument(help='JSON Lines: {"audio": "a.wav", "text": "..."}, or conversations')],
     out: Annotated[Path, Option(help="folder of the tuned checkpoint")],
     description: Annotated[
-        str | None, Option(help="asks for the voice of rows without a description or reference")
+        str | None, Option(help="of the voice, for records without a description or reference")
     ] = None,
     checkpoint: Checkpoint = "nano",
     steps: Annotated[int | None, Option(min=1, show_default="by the amount of speech")] = None,
@@ -26,15 +26,12 @@ def finetune(
     replay: Annotated[Path | None, Option(help="a manifest of older voices, each with its `description`")] = None,
     allow_special: Annotated[
         bool,
-        Option(
-            "--allow-special",
-            help="of conversations that are trusted: <|...|> in their texts is the token of that name",
-        ),
+        Option("--allow-special", help="for trusted conversations: <|...|> in their texts is the token of that name"),
     ] = False,
 ) -> None:
     """Fine-tune a checkpoint on recordings or conversations.
 
-    Rows that cannot be used are named and left out; a run that was killed goes on.
+    Unusable records are reported and left out; a killed run is resumed.
     """
     from higgs.train.finetune import TuneConfig, finetune
 

@@ -1,9 +1,9 @@
 """The acoustic branch: convolutions from waveform to latent and back, after the Descript Audio Codec.
 
-`lengths` [B] is for clips of different lengths in one batch (see `ragged.py`); without it all are equally long.
+`lengths` [B] is for clips of different lengths in one batch (see `padding.py`); without it all are equally long.
 
-Differences from stock DAC (https://github.com/descriptinc/descript-audio-codec): the decoder uses the strides in the
-encoder's order, its transposed convolutions have output padding for odd strides, and no tanh ends it.
+Differences from DAC (https://github.com/descriptinc/descript-audio-codec): the decoder uses the strides in the
+encoder's order, its transposed convolutions have output padding for odd strides, and there is no final tanh.
 """
 
 import math
@@ -11,7 +11,7 @@ import math
 import torch
 from torch import Tensor, nn
 
-from higgs.codec.padding import Steps, conv_steps, trim
+from higgs.codec.padding import Lengths, conv_lengths, mask_padding
 
 DILATIONS = (1, 3, 9)
 
@@ -20,7 +20,7 @@ def snake(x: Tensor, alpha: Tensor) -> Tensor:
     """[B, D, T], [1, D, 1] -> [B, D, T]: x + sin^2(alpha x) / alpha (Ziyin et al. 2020)."""
     if torch.is_grad_enabled():
         return x + (alpha + 1e-9).reciprocal() * torch.sin(alpha * x).pow(2)
-    # The same operations on one buffer: half of the time on a CPU, where this is a third of the codec.
+    # The same operations in place: half the time on a CPU, where this is a third of the codec.
     return (alpha * x).sin_().square_().mul_((alpha + 1e-9).reciprocal()).add_(x)
 
 
@@ -42,7 +42,7 @@ class ResidualUnit(nn.Module):
         self.conv2 = nn.Conv1d(channels, channels, 1)
 
     def forward(self, x: Tensor, lengths: Tensor | None = None) -> Tensor:
-        return x + self.conv2(self.snake2(self.conv1(trim(self.snake1(x), lengths))))
+        return x + self.conv2(self.snake2(self.conv1(mask_padding(self.snake1(x), lengths))))
 
 
 class ResidualUnits(nn.Sequential):
@@ -65,7 +65,7 @@ class EncoderBlock(nn.Module):
         self.down = nn.Conv1d(channels, 2 * channels, 2 * stride, stride, padding=math.ceil(stride / 2))
 
     def forward(self, x: Tensor, lengths: Tensor | None = None) -> Tensor:
-        return self.down(trim(self.snake(self.units(x, lengths)), lengths))
+        return self.down(mask_padding(self.snake(self.units(x, lengths)), lengths))
 
 
 class DecoderBlock(nn.Module):
@@ -75,17 +75,12 @@ class DecoderBlock(nn.Module):
         super().__init__()
         self.snake = Snake(channels)
         self.up = nn.ConvTranspose1d(
-            channels,
-            channels // 2,
-            2 * stride,
-            stride,
-            padding=math.ceil(stride / 2),
-            output_padding=stride % 2,
+            channels, channels // 2, 2 * stride, stride, padding=math.ceil(stride / 2), output_padding=stride % 2
         )
         self.units = ResidualUnits(channels // 2)
 
     def forward(self, x: Tensor, lengths: Tensor | None = None) -> Tensor:
-        x = self.up(trim(self.snake(x), lengths))
+        x = self.up(mask_padding(self.snake(x), lengths))
         return self.units(x, None if lengths is None else lengths * self.up.stride[0])
 
 
@@ -99,18 +94,18 @@ class AcousticEncoder(nn.Module):
         self.snake = Snake(width << len(strides))
         self.conv_out = nn.Conv1d(width << len(strides), latent, 3, padding=1)
 
-    def frames(self, samples: Steps) -> Steps:
-        """How many frames come out; below 1 where a convolution would have no input."""
+    def frames(self, samples: Lengths) -> Lengths:
+        """Number of output frames; below 1 where a convolution would have no input."""
         for block in self.blocks:
-            samples = conv_steps(samples, block.down)
+            samples = conv_lengths(samples, block.down)
         return samples
 
     def forward(self, waveform: Tensor, lengths: Tensor | None = None) -> Tensor:
         x = self.conv_in(waveform)
         for block in self.blocks:
             x = block(x, lengths)
-            lengths = None if lengths is None else conv_steps(lengths, block.down)
-        return self.conv_out(trim(self.snake(x), lengths))
+            lengths = None if lengths is None else conv_lengths(lengths, block.down)
+        return self.conv_out(mask_padding(self.snake(x), lengths))
 
 
 class AcousticDecoder(nn.Module):
@@ -124,13 +119,13 @@ class AcousticDecoder(nn.Module):
         self.conv_out = nn.Conv1d(width >> len(strides), 1, 7, padding=3)
 
     @property
-    def reach(self) -> int:
-        """How many frames before and behind its own a sample can hear: 10 with the strides of the release."""
+    def context_frames(self) -> int:
+        """The receptive field of a sample, in frames to each side of its own: 10 with the release's strides."""
         hop = math.prod(block.up.stride[0] for block in self.blocks)
         first, last = -3, hop - 1 + 3
         for up in (block.up for block in reversed(self.blocks)):
             first, last = first - 3 * sum(DILATIONS), last + 3 * sum(DILATIONS)
-            # Output j of a transposed convolution is made of the inputs i with 0 <= j + padding - i * stride < kernel.
+            # Output j of a transposed convolution depends on the inputs i with 0 <= j + padding - i * stride < kernel.
             first = -((up.kernel_size[0] - 1 - first - up.padding[0]) // up.stride[0])
             last = (last + up.padding[0]) // up.stride[0]
         return max(3 - first, last + 3)
@@ -140,4 +135,4 @@ class AcousticDecoder(nn.Module):
         for block in self.blocks:
             x = block(x, lengths)
             lengths = None if lengths is None else lengths * block.up.stride[0]
-        return self.conv_out(trim(self.snake(x), lengths))
+        return self.conv_out(mask_padding(self.snake(x), lengths))

@@ -1,4 +1,4 @@
-"""Residual vector quantisation: each codebook codes what the ones before it left over."""
+"""Residual vector quantisation: each codebook quantises the residual of the ones before it."""
 
 import torch
 import torch.nn.functional as F
@@ -6,13 +6,13 @@ from torch import Tensor, nn
 
 
 def nearest(x: Tensor, embed: Tensor) -> Tensor:
-    """[n, d], [N, d] -> [n] int64: the row of smallest squared distance, the first where several tie."""
+    """[n, d], [N, d] -> [n] int64: the vector of smallest squared distance, the first of a tie."""
     squared = x.square().sum(1, keepdim=True) - 2 * x @ embed.T + embed.square().sum(1)
     return (-squared).argmax(dim=1)
 
 
 class Codebook(nn.Module):
-    """N vectors of `codebook_dim`, reached through a projection from the embedding's width and back."""
+    """N vectors of `codebook_dim`, with projections from the embedding's width and back."""
 
     def __init__(self, width: int, codebook_size: int, codebook_dim: int):
         super().__init__()
@@ -47,6 +47,6 @@ class ResidualVectorQuantizer(nn.Module):
     def decode(self, codes: Tensor) -> Tensor:
         """[B, k, T] -> z_q [B, D, T]; the first k <= K codebooks."""
         z_q = torch.zeros((), device=codes.device)
-        for layer, row in zip(self.layers, codes.unbind(1), strict=False):
-            z_q = z_q + layer.decode(row)
+        for layer, ids in zip(self.layers, codes.unbind(1), strict=False):
+            z_q = z_q + layer.decode(ids)
         return z_q.transpose(1, 2)

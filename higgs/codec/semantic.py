@@ -1,10 +1,10 @@
-"""The semantic branch: what HuBERT hears at 16 kHz, averaged over its layers, at the codec's frame rate."""
+"""The semantic branch: HuBERT's hidden states at 16 kHz, averaged over its layers, at the codec's frame rate."""
 
 import torch
 from torch import Tensor, nn
 
 from higgs.audio import resample, torchaudio
-from higgs.codec.padding import Steps, conv_steps, group_norm, inside, trim
+from higgs.codec.padding import Lengths, conv_lengths, group_norm, length_mask, mask_padding
 from higgs.config import CodecConfig, SemanticConfig
 
 hubert = torchaudio.models.wav2vec2.components
@@ -47,7 +47,7 @@ class SemanticUnit(nn.Module):
         self.conv2 = nn.Conv1d(width, width, 1, bias=False)
 
     def forward(self, x: Tensor, lengths: Tensor | None = None) -> Tensor:
-        x_in = trim(nn.functional.elu(x), lengths)
+        x_in = mask_padding(nn.functional.elu(x), lengths)
         return x + self.conv2(nn.functional.elu(self.conv1(x_in)))
 
 
@@ -60,7 +60,7 @@ class SemanticBlock(nn.Module):
     def forward(self, x: Tensor, lengths: Tensor | None = None) -> Tensor:
         for unit in self.units:
             x = unit(x, lengths)
-        return self.conv(trim(x, lengths))
+        return self.conv(mask_padding(x, lengths))
 
 
 class SemanticEncoder(nn.Module):
@@ -71,21 +71,21 @@ class SemanticEncoder(nn.Module):
         width = config.semantic.hidden_size
         self.sample_rate = config.sample_rate
         self.semantic_rate = config.semantic_sample_rate
-        # HuBERT gives one frame for 320 samples at 16 kHz; every `step`-th is kept.
+        # HuBERT has one frame for 320 samples at 16 kHz; every `step`-th is used.
         self.step = config.semantic_step
         self.teacher = Hubert(config.semantic)
         self.conv = nn.Conv1d(width, width, 3, padding=1, bias=False)
         self.blocks = nn.Sequential(SemanticBlock(width), SemanticBlock(width))
 
-    def frames(self, samples: Steps) -> Steps:
+    def frames(self, samples: Lengths) -> Lengths:
         """How many frames come out; below 1 where HuBERT has no input for one."""
-        return -(-self._heard(samples) // self.step)
+        return -(-self._hubert_frames(samples) // self.step)
 
-    def _heard(self, samples: Steps) -> Steps:
+    def _hubert_frames(self, samples: Lengths) -> Lengths:
         """Frames of HuBERT: 50 a second."""
         samples = -(-samples * self.semantic_rate // self.sample_rate) + 2 * EDGE
         for layer in self.teacher.feature_extractor.conv_layers:
-            samples = conv_steps(samples, layer.conv)
+            samples = conv_lengths(samples, layer.conv)
         return samples
 
     def features(self, waveform: Tensor, lengths: Tensor | None = None) -> Tensor:
@@ -94,11 +94,11 @@ class SemanticEncoder(nn.Module):
         steps = None
         if lengths is not None:
             steps = -(-lengths * self.semantic_rate // self.sample_rate)
-            x, steps = trim(x, steps), steps + 2 * EDGE
+            x, steps = mask_padding(x, steps), steps + 2 * EDGE
         x = nn.functional.pad(x, (EDGE, EDGE))
         for layer in self.teacher.feature_extractor.conv_layers:
             # These convolutions have no padding: what lies beyond the end reaches no valid step.
-            x, steps = layer.conv(x), None if steps is None else conv_steps(steps, layer.conv)
+            x, steps = layer.conv(x), None if steps is None else conv_lengths(steps, layer.conv)
             if layer.layer_norm is not None:
                 x = group_norm(x, layer.layer_norm, steps)
             x = nn.functional.gelu(x)
@@ -110,9 +110,9 @@ class SemanticEncoder(nn.Module):
         """[B, S, D] -> what the first layer gets and what each layer gives, all [B, S, D]."""
         encoder, mask = self.teacher.encoder, None
         if steps is not None:
-            x = trim(x.transpose(1, 2), steps).transpose(1, 2)
+            x = mask_padding(x.transpose(1, 2), steps).transpose(1, 2)
             # Which keys may be attended to: [B, 1, S, S]
-            mask = inside(x.transpose(1, 2), steps)[:, None].expand(-1, -1, x.shape[1], -1)
+            mask = length_mask(x.transpose(1, 2), steps)[:, None].expand(-1, -1, x.shape[1], -1)
         states = [encoder.layer_norm(x + encoder.pos_conv_embed(x))]
         for layer in encoder.layers:
             states.append(layer(states[-1], attention_mask=mask)[0])
@@ -121,7 +121,7 @@ class SemanticEncoder(nn.Module):
     def forward(self, waveform: Tensor, lengths: Tensor | None = None) -> Tensor:
         x = self.features(waveform, lengths).transpose(1, 2)
         frames = None if lengths is None else self.frames(lengths)
-        x = self.conv(trim(x, frames))
+        x = self.conv(mask_padding(x, frames))
         for block in self.blocks:
             x = block(x, frames)
         return x

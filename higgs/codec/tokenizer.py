@@ -12,72 +12,28 @@ from higgs.checkpoint.config_json import codec_to_json
 from higgs.checkpoint.folder import write
 from higgs.checkpoint.resolve import resolve
 from higgs.codec.acoustic import AcousticDecoder, AcousticEncoder
-from higgs.codec.padding import Steps, in_batches, room, trim, windows
+from higgs.codec.padding import Lengths, bucket_length, mask_padding, run_in_batches, windows
 from higgs.codec.quantizer import ResidualVectorQuantizer
 from higgs.codec.semantic import SemanticEncoder
 from higgs.codec.weights import load_config, load_weights, to_transformers
 from higgs.config import CodecConfig
 
-EDGE = 320  # zeros at each side where the branches disagree about the number of frames (the original's rule)
+EDGE = 320  # zeros at each side where the branches differ in number of frames (boson-ai/higgs-audio's rule)
 MIN_SAMPLES = 119  # shorter clips leave HuBERT without a frame
-# HuBERT hears a clip as a whole: its memory grows with the clip (at the release's size by 36 MB a second; 7 MB with the
-# default checkpoint), its time in the end with the square.
+# HuBERT's attention spans the whole clip: memory grows by 36 MB a second at the release's size (7 MB with the default
+# checkpoint), time eventually with the square.
 MAX_SECONDS = 300.0
-MAX_PEAK = 100.0  # 8-bit and 16-bit integers turned to float are beyond it, audio is not
+MAX_PEAK = 100.0  # 8-bit and 16-bit integers converted to float exceed it, audio does not
 WINDOW = 128  # frames that are decoded at a time
-MAX_ROWS, MAX_SAMPLES = 16, 1 << 20  # that go through the network together, on an accelerator
-
-
-def check_clip(clip: Tensor, sample_rate: int, what: str) -> Tensor:
-    """[L] -> the same in float32; TypeError or ValueError where it is no audio to encode."""
-    if isinstance(clip, Tensor) and clip.dim() != 1:
-        raise ValueError(
-            f"{what}: expected mono audio [L] or [B, 1, L], got shape {tuple(clip.shape)}; "
-            "average the channels of stereo audio first"
-        )
-    # Before anything looks at the samples: there may be very many.
-    if isinstance(clip, Tensor) and len(clip) > MAX_SECONDS * check_rate(sample_rate):
-        raise ValueError(
-            f"{what}: {len(clip) / sample_rate:.0f} s of audio; at most {MAX_SECONDS:.0f} s are encoded "
-            "at once, because every frame hears all others: split it at a pause"
-        )
-    clip = check_waveform(clip, what)
-    if (peak := clip.abs().max().item()) > MAX_PEAK:
-        raise ValueError(
-            f"{what}: samples reach {peak:.0f}, audio is in about [-1, 1]; divide 16-bit integers by 32768"
-        )
-    return clip
-
-
-def check_codes(codes: Tensor, config: CodecConfig, what: str) -> None:
-    """TypeError or ValueError unless `codes` are integers [k, T] of the codebooks, k <= K and T >= 1."""
-    if not isinstance(codes, Tensor):
-        raise TypeError(f"{what}: expected a torch.Tensor, got {type(codes).__name__}")
-    if codes.dim() != 2 or not 1 <= codes.shape[0] <= config.num_codebooks:
-        raise ValueError(
-            f"{what}: expected [K, T] or [B, K, T] with K <= {config.num_codebooks}, got shape {tuple(codes.shape)}"
-        )
-    if codes.is_floating_point() or codes.is_complex() or codes.dtype == torch.bool:
-        raise TypeError(f"{what}: codes are integers, got {codes.dtype}")
-    if codes.shape[1] == 0:
-        raise ValueError(f"{what}: no frame (T = 0): there is nothing to decode")
-    low, high = int(codes.min()), int(codes.max())
-    if low < 0 or high >= config.codebook_size:
-        raise ValueError(f"{what}: must be in 0 ... {config.codebook_size - 1}, got {low} ... {high}")
-
-
-def exact_convolutions(device: torch.device) -> AbstractContextManager:
-    """Float32 to its last bit: cuDNN may round to ten bits (TF32), which changes codes."""
-    if device.type != "cuda":
-        return nullcontext()
-    return torch.backends.cudnn.flags(enabled=True, deterministic=True, allow_tf32=False)
+MAX_BATCH, MAX_SAMPLES = 16, 1 << 20  # clips and samples of a batch on an accelerator
 
 
 class AudioTokenizer(nn.Module):
     def __init__(self, config: CodecConfig):
         super().__init__()
-        self.config = config
-        width = config.embedding_dim
+        self.config, width = config, config.embedding_dim
+        self.sample_rate, self.frame_rate, self.hop_length = config.sample_rate, config.frame_rate, config.hop_length
+        self.num_codebooks, self.codebook_size = config.num_codebooks, config.codebook_size
         self.acoustic_encoder = AcousticEncoder(config.encoder_width, config.acoustic_dim, config.strides)
         self.semantic_encoder = SemanticEncoder(config)
         self.fuse = nn.Linear(width, width)
@@ -86,93 +42,70 @@ class AudioTokenizer(nn.Module):
         self.acoustic_decoder = AcousticDecoder(config.acoustic_dim, config.decoder_width, config.strides)
 
     @property
-    def sample_rate(self) -> int:
-        return self.config.sample_rate
-
-    @property
-    def frame_rate(self) -> int:
-        return self.config.frame_rate
-
-    @property
-    def hop_length(self) -> int:
-        return self.config.hop_length
-
-    @property
-    def num_codebooks(self) -> int:
-        return self.config.num_codebooks
-
-    @property
     def device(self) -> torch.device:
         return next(self.parameters()).device
 
-    @property
-    def codebook_size(self) -> int:
-        return self.config.codebook_size
-
-    def num_frames(self, samples: Steps) -> Steps:
+    def num_frames(self, samples: Lengths) -> Lengths:
         """T of a clip of `samples`: floor((samples + 841) / 960); below 1 for clips that are too short."""
         return self.semantic_encoder.frames(samples)
 
     def embed(self, waveform: Tensor, lengths: Tensor | None = None) -> Tensor:
-        """[B, 1, L] -> z [B, D, T]: both branches, side by side.
+        """[B, 1, L] -> z [B, D, T]: both branches, concatenated and fused.
 
-        Where the branches count frames differently (a clip's length mod 960 in 119 ... 631) the acoustic one hears the
-        clip with 320 zeros at each side, as in the original; then the longer is cut. `lengths` [B] is for clips of
-        different lengths: with 640 zeros at least behind each, and a result that means nothing beyond its own frames.
+        Where the branches differ in number of frames (a clip's length mod 960 in 119 ... 631) the acoustic one gets the
+        clip with 320 zeros at each side, as in the reference; then the longer is cut. `lengths` [B] is for clips of
+        different lengths, each followed by at least 640 zeros; results beyond a clip's own frames are undefined.
         """
         semantic = self.semantic_encoder(waveform, lengths)
         if lengths is None:
             if self._branches_differ(waveform.shape[-1]):
                 waveform = nn.functional.pad(waveform, (EDGE, EDGE))
         else:
-            late = self._branches_differ(lengths)
+            differ = self._branches_differ(lengths)
             shifted = nn.functional.pad(waveform, (EDGE, -EDGE))
-            waveform = torch.where(late[:, None, None], shifted, waveform)
-            lengths = torch.where(late, lengths + 2 * EDGE, lengths)
+            waveform = torch.where(differ[:, None, None], shifted, waveform)
+            lengths = torch.where(differ, lengths + 2 * EDGE, lengths)
         acoustic = self.acoustic_encoder(waveform, lengths)
         frames = min(acoustic.shape[-1], semantic.shape[-1])
         z = torch.cat([acoustic[..., :frames], semantic[..., :frames]], dim=1)
         return self.fuse(z.transpose(1, 2)).transpose(1, 2)
 
-    def _branches_differ(self, samples: Steps) -> Steps:
+    def _branches_differ(self, samples: Lengths) -> Lengths:
         return self.acoustic_encoder.frames(samples) != self.semantic_encoder.frames(samples)
 
     def synthesize(self, z_q: Tensor, lengths: Tensor | None = None) -> Tensor:
         """z_q [B, D, T] -> [B, 1, T * hop_length]; `lengths` [B] in frames is for clips of different lengths."""
         z = self.to_acoustic(z_q.transpose(1, 2)).transpose(1, 2)
-        return self.acoustic_decoder(trim(z, lengths), lengths)
+        return self.acoustic_decoder(mask_padding(z, lengths), lengths)
 
     @torch.inference_mode()
     def encode(
-        self,
-        waveform: Tensor | Sequence[Tensor],
-        sample_rate: int = 24_000,
-        pad_to_hop: bool = False,
+        self, waveform: Tensor | Sequence[Tensor], sample_rate: int = 24_000, pad_to_hop: bool = False
     ) -> Tensor | list[Tensor]:
         """[L] -> [K, T]; [B, 1, L] -> [B, K, T]; a list of [L] -> a list of [K, T].
 
         Floating point samples in about [-1, 1]; other sample rates are resampled. A clip's codes do not depend on the
-        clips beside it. `pad_to_hop` appends zeros up to a whole number of frames, so that clips of every length take
-        one path (T = ceil(L / 960)); without it T = floor((L + 841) / 960), and clips whose length mod 960 is in
-        119 ... 631 follow the original's rule (see `embed`).
+        other clips. `pad_to_hop` appends zeros up to a whole number of frames: T = ceil(L / 960); without it
+        T = floor((L + 841) / 960), and clips whose length mod 960 is in 119 ... 631 are padded as in `embed`.
 
         Raises ValueError for audio that is empty, not finite, not mono, too loud to be audio, too short (under 119
         samples at 24 kHz without `pad_to_hop`) or longer than five minutes; TypeError for integers.
         """
         if isinstance(waveform, Tensor) and waveform.dim() == 3 and waveform.shape[:2].numel():
-            clips = [row[0] if len(row) == 1 else row for row in waveform]
+            clips = [clip[0] if len(clip) == 1 else clip for clip in waveform]
             return torch.stack(self.encode(clips, sample_rate, pad_to_hop))
-        alone, hop = isinstance(waveform, Tensor), self.hop_length
-        named = {"waveform": waveform} if alone else {f"clip {i}": c for i, c in enumerate(waveform)}
+        single, hop = isinstance(waveform, Tensor), self.hop_length
+        named = {"waveform": waveform} if single else {f"clip {i}": c for i, c in enumerate(waveform)}
         clips = [self._prepare(c, sample_rate, pad_to_hop, name) for name, c in named.items()]
-        sizes = [room(-(-(clip.shape[1] + 2 * EDGE) // hop)) * hop for clip in clips]
-        rows = in_batches(self._encode, clips, sizes, self._rows)
-        pairs = zip(rows, clips, strict=True)
-        codes = [row[:, : self.num_frames(clip.shape[1])].clone() for row, clip in pairs]
-        return codes[0] if alone else codes
+        sizes = [bucket_length(-(-(clip.shape[1] + 2 * EDGE) // hop)) * hop for clip in clips]
+        with exact_convolutions(self.device):
+            outputs = run_in_batches(self._encode, clips, sizes, self._batch_size)
+        pairs = zip(outputs, clips, strict=True)
+        codes = [output[:, : self.num_frames(clip.shape[1])].clone() for output, clip in pairs]
+        return codes[0] if single else codes
 
     def _prepare(self, clip: Tensor, sample_rate: int, pad_to_hop: bool, what: str) -> Tensor:
-        """[L] at `sample_rate` -> [1, L] at the codec's own, checked."""
+        """[L] at `sample_rate` -> [1, L] at the codec's sample rate, checked."""
         clip = check_clip(clip, sample_rate, what).to(self.device)
         clip = resample(clip, sample_rate, self.sample_rate)
         if pad_to_hop:
@@ -185,56 +118,51 @@ class AudioTokenizer(nn.Module):
         return clip[None]
 
     def _encode(self, waveform: Tensor, lengths: Tensor) -> Tensor:
-        """[B, 1, L], samples of each [B] -> [B, K, T]"""
-        with exact_convolutions(self.device):
-            return self.quantizer.encode(self.embed(waveform, lengths))
+        return self.quantizer.encode(self.embed(waveform, lengths))
 
     @torch.inference_mode()
     def decode(self, codes: Tensor | Sequence[Tensor]) -> Tensor | list[Tensor]:
         """[K, T] -> [L]; [B, K, T] -> [B, 1, L]; list -> list; L = T * hop_length, not clamped.
 
-        The first k < K codebooks alone are accepted. A clip's waveform does not depend on the clips beside it, and may
-        have any length: the network sees 128 frames at a time. Raises ValueError for T = 0 and for ids beyond the
-        codebook (stream ids are not codes), TypeError for what is not a tensor of integers.
+        The first k < K codebooks suffice. A clip's waveform does not depend on the other clips, and clips may have any
+        length: 128 frames are decoded at a time. Raises ValueError for T = 0 and for ids beyond the codebook (stream
+        ids are not codes), TypeError for anything but tensors of integers.
         """
         if isinstance(codes, Tensor) and codes.dim() == 3 and len(codes):
             return torch.stack(self.decode(list(codes)))[:, None]
-        alone = isinstance(codes, Tensor)
-        named = {"codes": codes} if alone else {f"codes {i}": c for i, c in enumerate(codes)}
+        single = isinstance(codes, Tensor)
+        named = {"codes": codes} if single else {f"codes {i}": c for i, c in enumerate(codes)}
         for name, clip in named.items():
             check_codes(clip, self.config, name)
         waveforms = self._decode([clip.to(self.device, torch.int64) for clip in named.values()])
-        return waveforms[0] if alone else waveforms
+        return waveforms[0] if single else waveforms
 
     def _decode(self, clips: list[Tensor]) -> list[Tensor]:
-        """[K, T] -> [L] for each, in windows: at most 128 frames, of which those at its edges are only heard."""
-        hop, reach = self.hop_length, self.acoustic_decoder.reach
-        spans = [
-            (index, span)
+        """[K, T] -> [L] for each, in windows of at most 128 frames that overlap by the receptive field."""
+        hop, context = self.hop_length, self.acoustic_decoder.context_frames
+        parts = [
+            (index, window)
             for index, clip in enumerate(clips)
-            for span in windows(clip.shape[1], WINDOW - 2 * reach, reach)
+            for window in windows(clip.shape[1], WINDOW - 2 * context, context)
         ]
-        z_q = [self.quantizer.decode(clips[index][None, :, span.heard])[0] for index, span in spans]
-        sizes = [room(z.shape[1]) for z in z_q]
-        rows = in_batches(self._synthesize, z_q, sizes, lambda frames: self._rows(frames * hop))
-        pieces: list[list[Tensor]] = [[] for _ in clips]
-        for (index, span), row in zip(spans, rows, strict=True):
-            pieces[index].append(row[0, span.skip * hop : (span.skip + span.frames) * hop])
-        return [torch.cat(parts) for parts in pieces]
-
-    def _synthesize(self, z_q: Tensor, lengths: Tensor) -> Tensor:
+        z_q = [self.quantizer.decode(clips[index][None, :, window.context])[0] for index, window in parts]
+        sizes = [bucket_length(z.shape[1]) for z in z_q]
         with exact_convolutions(self.device):
-            return self.synthesize(z_q, lengths)
+            outputs = run_in_batches(self.synthesize, z_q, sizes, lambda frames: self._batch_size(frames * hop))
+        segments: list[list[Tensor]] = [[] for _ in clips]
+        for (index, window), output in zip(parts, outputs, strict=True):
+            segments[index].append(output[0, window.skip * hop : (window.skip + window.frames) * hop])
+        return [torch.cat(waveforms) for waveforms in segments]
 
-    def _rows(self, samples: int) -> int:
-        """How many clips, padded to `samples`, go through the network together: the same number whatever there is.
+    def _batch_size(self, samples: int) -> int:
+        """How many clips, padded to `samples`, form a batch: constant, whatever the number of clips.
 
-        One on a CPU: where code for the shape is ready, four or eight together take as long as one after another with
-        the default checkpoint, and longer at the release's size (see `benchmarks/codec.py`).
+        One on a CPU: with kernels for the shape prepared, batches of four or eight are no faster with the default
+        checkpoint, and slower at the release's size (see `benchmarks/codec.py`).
         """
         if self.device.type == "cpu":
             return 1
-        return max(1, min(MAX_ROWS, MAX_SAMPLES // samples))
+        return max(1, min(MAX_BATCH, MAX_SAMPLES // samples))
 
     @classmethod
     def from_pretrained(
@@ -242,8 +170,8 @@ class AudioTokenizer(nn.Module):
     ) -> "AudioTokenizer":
         """Folder, hub id (with `revision` or as `id@revision`) or s3:// prefix -> the tokenizer, in float32.
 
-        The layout (original `model.pth`, or transformers' safetensors) is found out by content. Raises ValueError
-        naming the tensors when any is missing, unexpected or misshapen.
+        The layout (the reference's `model.pth`, or transformers' safetensors) is detected by content. Raises ValueError
+        naming the tensors that are missing, unexpected or misshapen.
         """
         folder = resolve(source, revision)
         with torch.device("meta"):
@@ -260,3 +188,48 @@ class AudioTokenizer(nn.Module):
         if half:
             tensors = {k: v if ".codebook." in k else v.half() for k, v in tensors.items()}
         write(folder, codec_to_json(self.config), tensors)
+
+
+def check_clip(clip: Tensor, sample_rate: int, what: str) -> Tensor:
+    """[L] -> the same in float32. Raises TypeError or ValueError for anything that cannot be encoded."""
+    if isinstance(clip, Tensor) and clip.dim() != 1:
+        raise ValueError(
+            f"{what}: expected mono audio [L] or [B, 1, L], got shape {tuple(clip.shape)}; "
+            "average the channels of stereo audio first"
+        )
+    # Checked before the samples are read: there may be very many.
+    if isinstance(clip, Tensor) and len(clip) > MAX_SECONDS * check_rate(sample_rate):
+        raise ValueError(
+            f"{what}: {len(clip) / sample_rate:.0f} s of audio; at most {MAX_SECONDS:.0f} s are encoded "
+            "at once, because every frame attends to all others: split it at a pause"
+        )
+    clip = check_waveform(clip, what)
+    if (peak := clip.abs().max().item()) > MAX_PEAK:
+        raise ValueError(
+            f"{what}: samples reach {peak:.0f}, audio is in about [-1, 1]; divide 16-bit integers by 32768"
+        )
+    return clip
+
+
+def check_codes(codes: Tensor, config: CodecConfig, what: str) -> None:
+    """Raises TypeError or ValueError unless `codes` are integers [k, T] below the codebook size, k <= K, T >= 1."""
+    if not isinstance(codes, Tensor):
+        raise TypeError(f"{what}: expected a torch.Tensor, got {type(codes).__name__}")
+    if codes.dim() != 2 or not 1 <= codes.shape[0] <= config.num_codebooks:
+        raise ValueError(
+            f"{what}: expected [K, T] or [B, K, T] with K <= {config.num_codebooks}, got shape {tuple(codes.shape)}"
+        )
+    if codes.is_floating_point() or codes.is_complex() or codes.dtype == torch.bool:
+        raise TypeError(f"{what}: codes are integers, got {codes.dtype}")
+    if codes.shape[1] == 0:
+        raise ValueError(f"{what}: no frame (T = 0) to decode")
+    low, high = int(codes.min()), int(codes.max())
+    if low < 0 or high >= config.codebook_size:
+        raise ValueError(f"{what}: must be in 0 ... {config.codebook_size - 1}, got {low} ... {high}")
+
+
+def exact_convolutions(device: torch.device) -> AbstractContextManager:
+    """Full float32: cuDNN may round inputs to ten bits (TF32), which changes codes."""
+    if device.type != "cuda":
+        return nullcontext()
+    return torch.backends.cudnn.flags(enabled=True, deterministic=True, allow_tf32=False)

@@ -1,7 +1,8 @@
-"""Checkpoints of the codec, in both layouts, to this package's names. Their names go no further than this file."""
+"""Checkpoints of the codec: tensor names of both layouts <-> this package's names."""
 
 import re
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Mapping
+from itertools import product
 from pathlib import Path
 
 import torch
@@ -18,84 +19,71 @@ from higgs.checkpoint.folder import (
 )
 from higgs.config import CodecConfig
 
-# Used by training alone: the semantic decoder and its projection, and the codebooks' running averages.
+# Only used in training: the semantic decoder and its projection, and the codebooks' EMA statistics.
 TRAINING_ONLY = re.compile(
     r"(decoder_semantic|fc1|fc_post1)\..*|.*codebook\.(cluster_size|embed_avg)|semantic_model\.masked_spec_embed"
 )
-UNIT = ("snake1", "conv1", "snake2", "conv2")
-
-
-def _original_modules(strides: int, codebooks: int) -> Iterator[tuple[str, str]]:
-    """(ours, theirs). The original numbers every layer of every Sequential."""
-    for side, theirs, snake, conv, units in (
-        ("acoustic_encoder", "encoder.block", (3, "snake"), (4, "down"), 0),
-        ("acoustic_decoder", "decoder_2.model", (0, "snake"), (1, "up"), 2),
-    ):
-        yield f"{side}.conv_in", f"{theirs}.0"
-        yield f"{side}.snake", f"{theirs}.{strides + 1}"
-        yield f"{side}.conv_out", f"{theirs}.{strides + 2}"
-        for b in range(strides):
-            for place, name in (snake, conv):
-                yield f"{side}.blocks.{b}.{name}", f"{theirs}.{b + 1}.block.{place}"
-            for u in range(3):
-                unit = f"{theirs}.{b + 1}.block.{u + units}"
-                for j, part in enumerate(UNIT):
-                    yield f"{side}.blocks.{b}.units.{u}.{part}", f"{unit}.block.{j}"
-    yield "semantic_encoder.conv", "encoder_semantic.conv.conv"
-    for b in range(2):
-        block = f"encoder_semantic.conv_blocks.{b}"
-        yield f"semantic_encoder.blocks.{b}.conv", f"{block}.conv.conv"
-        for u in range(2):
-            for part, theirs in (("conv1", "conv1.conv"), ("conv2", "conv2")):
-                yield (
-                    f"semantic_encoder.blocks.{b}.units.{u}.{part}",
-                    f"{block}.res_units.{u}.{theirs}",
-                )
-    for k in range(codebooks):
-        for part in ("project_in", "project_out"):
-            yield f"quantizer.layers.{k}.{part}", f"quantizer.vq.layers.{k}.{part}"
-        yield f"quantizer.layers.{k}", f"quantizer.vq.layers.{k}._codebook"
-    yield from (("fuse", "fc_prior"), ("to_acoustic", "fc_post2"))
-
-
-def _transformers_modules(strides: int, codebooks: int) -> Iterator[tuple[str, str]]:
-    """(ours, theirs)"""
-    for side, conv, name in (
-        ("acoustic_encoder", "conv1", "down"),
-        ("acoustic_decoder", "conv_t1", "up"),
-    ):
-        yield f"{side}.conv_in", f"{side}.conv1"
-        yield f"{side}.snake", f"{side}.snake1"
-        yield f"{side}.conv_out", f"{side}.conv2"
-        for b in range(strides):
-            yield f"{side}.blocks.{b}.snake", f"{side}.block.{b}.snake1"
-            yield f"{side}.blocks.{b}.{name}", f"{side}.block.{b}.{conv}"
-            for u in range(3):
-                yield f"{side}.blocks.{b}.units.{u}", f"{side}.block.{b}.res_unit{u + 1}"
-    yield "semantic_encoder.conv", "encoder_semantic.conv"
-    for b in range(2):
-        block = f"encoder_semantic.conv_blocks.{b}"
-        yield f"semantic_encoder.blocks.{b}.conv", f"{block}.conv"
-        yield f"semantic_encoder.blocks.{b}.units", f"{block}.res_units"
-    for k in range(codebooks):
-        for part in ("project_in", "project_out"):
-            yield f"quantizer.layers.{k}.{part}", f"quantizer.quantizers.{k}.{part}"
-        yield f"quantizer.layers.{k}", f"quantizer.quantizers.{k}.codebook"
-    yield from (("fuse", "fc"), ("to_acoustic", "fc2"))
+# Names of modules: ours, in the layout of the reference (boson-ai/higgs-audio), in that of transformers.
+# b: block, u: residual unit, k: codebook, s: number of strides; b1 is b + 1, and so on.
+MODULES = (
+    ("fuse", "fc_prior", "fc"),
+    ("to_acoustic", "fc_post2", "fc2"),
+    ("quantizer.layers.{k}", "quantizer.vq.layers.{k}._codebook", "quantizer.quantizers.{k}.codebook"),
+    ("quantizer.layers.{k}.project_in", "quantizer.vq.layers.{k}.project_in", "quantizer.quantizers.{k}.project_in"),
+    ("quantizer.layers.{k}.project_out", "quantizer.vq.layers.{k}.project_out", "quantizer.quantizers.{k}.project_out"),
+    ("semantic_encoder.teacher", "semantic_model", "semantic_model"),
+    ("semantic_encoder.conv", "encoder_semantic.conv.conv", "encoder_semantic.conv"),
+    ("semantic_encoder.blocks.{b}.conv", "encoder_semantic.conv_blocks.{b}.conv.conv",
+     "encoder_semantic.conv_blocks.{b}.conv"),
+    ("semantic_encoder.blocks.{b}.units.{u}.conv1", "encoder_semantic.conv_blocks.{b}.res_units.{u}.conv1.conv",
+     "encoder_semantic.conv_blocks.{b}.res_units.{u}.conv1"),
+    ("semantic_encoder.blocks.{b}.units.{u}.conv2", "encoder_semantic.conv_blocks.{b}.res_units.{u}.conv2",
+     "encoder_semantic.conv_blocks.{b}.res_units.{u}.conv2"),
+    ("acoustic_encoder.conv_in", "encoder.block.0", "acoustic_encoder.conv1"),
+    ("acoustic_encoder.snake", "encoder.block.{s1}", "acoustic_encoder.snake1"),
+    ("acoustic_encoder.conv_out", "encoder.block.{s2}", "acoustic_encoder.conv2"),
+    ("acoustic_encoder.blocks.{b}.snake", "encoder.block.{b1}.block.3", "acoustic_encoder.block.{b}.snake1"),
+    ("acoustic_encoder.blocks.{b}.down", "encoder.block.{b1}.block.4", "acoustic_encoder.block.{b}.conv1"),
+    ("acoustic_encoder.blocks.{b}.units.{u}.snake1", "encoder.block.{b1}.block.{u}.block.0",
+     "acoustic_encoder.block.{b}.res_unit{u1}.snake1"),
+    ("acoustic_encoder.blocks.{b}.units.{u}.conv1", "encoder.block.{b1}.block.{u}.block.1",
+     "acoustic_encoder.block.{b}.res_unit{u1}.conv1"),
+    ("acoustic_encoder.blocks.{b}.units.{u}.snake2", "encoder.block.{b1}.block.{u}.block.2",
+     "acoustic_encoder.block.{b}.res_unit{u1}.snake2"),
+    ("acoustic_encoder.blocks.{b}.units.{u}.conv2", "encoder.block.{b1}.block.{u}.block.3",
+     "acoustic_encoder.block.{b}.res_unit{u1}.conv2"),
+    ("acoustic_decoder.conv_in", "decoder_2.model.0", "acoustic_decoder.conv1"),
+    ("acoustic_decoder.snake", "decoder_2.model.{s1}", "acoustic_decoder.snake1"),
+    ("acoustic_decoder.conv_out", "decoder_2.model.{s2}", "acoustic_decoder.conv2"),
+    ("acoustic_decoder.blocks.{b}.snake", "decoder_2.model.{b1}.block.0", "acoustic_decoder.block.{b}.snake1"),
+    ("acoustic_decoder.blocks.{b}.up", "decoder_2.model.{b1}.block.1", "acoustic_decoder.block.{b}.conv_t1"),
+    ("acoustic_decoder.blocks.{b}.units.{u}.snake1", "decoder_2.model.{b1}.block.{u2}.block.0",
+     "acoustic_decoder.block.{b}.res_unit{u1}.snake1"),
+    ("acoustic_decoder.blocks.{b}.units.{u}.conv1", "decoder_2.model.{b1}.block.{u2}.block.1",
+     "acoustic_decoder.block.{b}.res_unit{u1}.conv1"),
+    ("acoustic_decoder.blocks.{b}.units.{u}.snake2", "decoder_2.model.{b1}.block.{u2}.block.2",
+     "acoustic_decoder.block.{b}.res_unit{u1}.snake2"),
+    ("acoustic_decoder.blocks.{b}.units.{u}.conv2", "decoder_2.model.{b1}.block.{u2}.block.3",
+     "acoustic_decoder.block.{b}.res_unit{u1}.conv2"),
+)  # fmt: skip
 
 
 def modules(layout: str, strides: int, codebooks: int) -> dict[str, str]:
-    """This package's name of every module -> what the layout calls it."""
-    listed = _original_modules if layout == ORIGINAL else _transformers_modules
-    return {"semantic_encoder.teacher": "semantic_model", **dict(listed(strides, codebooks))}
+    """This package's name of every module -> its name in the layout."""
+    theirs = 1 if layout == ORIGINAL else 2
+    names = {}
+    for b, u, k in product(range(max(strides, 2)), range(3), range(max(codebooks, 1))):
+        fields = {"b": b, "b1": b + 1, "u": u, "u1": u + 1, "u2": u + 2, "k": k, "s1": strides + 1, "s2": strides + 2}
+        names |= {module[0].format(**fields): module[theirs].format(**fields) for module in MODULES}
+    return names
 
 
 def rename(key: str, names: Mapping[str, str]) -> str:
-    """Replaces the longest beginning of a dotted name that `names` holds; a name without one stays as it is."""
+    """Replaces the longest prefix of a dotted name that is in `names`; a name without one stays as it is."""
     parts = key.split(".")
     for cut in range(len(parts) - 1, 0, -1):
-        if found := names.get(".".join(parts[:cut])):
-            return ".".join([found, *parts[cut:]])
+        if prefix := names.get(".".join(parts[:cut])):
+            return ".".join([prefix, *parts[cut:]])
     return key
 
 
@@ -105,12 +93,9 @@ def _count(pattern: str, names: Iterable[str]) -> int:
 
 
 def sizes(names: Iterable[str]) -> tuple[int, int]:
-    """How many strides and codebooks this package's names tell of."""
+    """The number of strides and of codebooks, from this package's tensor names."""
     names = list(names)
-    return (
-        _count(r"acoustic_encoder\.blocks\.(\d+)\.", names),
-        _count(r"quantizer\.layers\.(\d+)\.", names),
-    )
+    return _count(r"acoustic_encoder\.blocks\.(\d+)\.", names), _count(r"quantizer\.layers\.(\d+)\.", names)
 
 
 def fold_weight_norm(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
@@ -130,33 +115,32 @@ def fold_weight_norm(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
 
 
 def convert(tensors: dict[str, Tensor], num_strides: int) -> tuple[dict[str, Tensor], list[str]]:
-    """A checkpoint's tensors -> (ours, names of the training-only ones left out). Headers are converted alike.
+    """A checkpoint's tensors, or headers -> (by our names, names of the training-only ones that are left out).
 
-    Raises CheckpointError when a codebook was never initialised: its codes would mean nothing.
+    Raises CheckpointError when a codebook was never initialised.
     """
-    left_out = sorted(key for key in tensors if TRAINING_ONLY.fullmatch(key))
-    kept = {key: tensor for key, tensor in tensors.items() if key not in set(left_out)}
-    for key in [key for key in kept if key.endswith("codebook.inited")]:
-        flag = kept.pop(key)
-        if not flag.is_meta and not bool(flag.bool().all()):
+    inited = {key for key in tensors if key.endswith("codebook.inited")}
+    for key in inited:
+        if not tensors[key].is_meta and not bool(tensors[key].bool().all()):
             raise CheckpointError(f"{key} is 0: this codebook was never trained")
-    codebooks = _count(r"quantizer\.(?:vq\.layers|quantizers)\.(\d+)\.", kept)
+    left_out = sorted(key for key in tensors if TRAINING_ONLY.fullmatch(key))
+    used = {key: tensor for key, tensor in tensors.items() if key not in inited.union(left_out)}
+    codebooks = _count(r"quantizer\.(?:vq\.layers|quantizers)\.(\d+)\.", used)
     names = modules(layout_of(tensors), num_strides, codebooks)
     ours = {theirs: name for name, theirs in names.items()}
-    return {rename(key, ours): t for key, t in fold_weight_norm(kept).items()}, left_out
+    return {rename(key, ours): tensor for key, tensor in fold_weight_norm(used).items()}, left_out
 
 
 def to_transformers(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
-    """This package's names -> those of transformers, the layout in which we write checkpoints."""
-    strides, codebooks = sizes(tensors)
-    names = modules(TRANSFORMERS, strides, codebooks)
+    """This package's names -> those of transformers, the layout in which checkpoints are written."""
+    names = modules(TRANSFORMERS, *sizes(tensors))
     renamed = {rename(key, names): tensor.contiguous() for key, tensor in tensors.items()}
     flags = [key for key in renamed if key.endswith("codebook.embed")]
     return renamed | {key.replace("embed", "inited"): torch.ones(1) for key in flags}
 
 
 def load_config(folder: Path) -> CodecConfig:
-    """The sizes of a checkpoint; the original's config leaves the widths to the tensors."""
+    """The sizes of a checkpoint; the reference's config leaves the widths to the tensors."""
     shapes = {name: tuple(tensor.shape) for name, tensor in read_headers(folder).items()}
     return codec_from_json(read_config(folder), shapes)
 

@@ -1,4 +1,4 @@
-"""Recordings with transcripts: a JSON Lines manifest beside the audio."""
+"""Recordings with transcripts, listed in a JSON Lines manifest."""
 
 import hashlib
 from pathlib import Path
@@ -11,7 +11,7 @@ from higgs.validation import Record, parse_json, validate
 
 
 class Recording(Record):
-    """One row of a manifest; `path` is the audio file, in the manifest from the folder above it."""
+    """A record of a manifest; there, `path` is relative to the folder above the manifest."""
 
     id: str
     path: Annotated[Path, Strict(False)]
@@ -27,25 +27,25 @@ def read_recordings(
 ) -> list[Recording]:
     """-> the recordings in these languages, at most `max_clips` of each, in the order of `languages`.
 
-    Paths in the manifest are relative to the folder above it. Raises ValueError naming the line for a wrong row, a
-    missing or changed file, an empty transcript or an id that stands twice, and for languages that it does not have.
+    Raises ValueError naming the line of an invalid record, a missing or changed file, an empty transcript or a
+    duplicate id, and for languages without recordings.
     """
     manifest = Path(manifest)
     recordings: list[Recording] = []
     ids: set[str] = set()
     for where, line in read_lines(manifest):
-        row = validate(Recording, parse_json(line, where), where)
-        if row.id in ids:
-            raise ValueError(f"{where}: the id {row.id!r} stands twice")
-        ids.add(row.id)
-        path = manifest.parent.parent / row.path
+        recording = validate(Recording, parse_json(line, where), where)
+        if recording.id in ids:
+            raise ValueError(f"{where}: duplicate id {recording.id!r}")
+        ids.add(recording.id)
+        path = manifest.parent.parent / recording.path
         if not path.is_file():
             raise ValueError(f"{where}: {path} does not exist")
-        if hashlib.sha256(path.read_bytes()).hexdigest() != row.sha256:
+        if hashlib.sha256(path.read_bytes()).hexdigest() != recording.sha256:
             raise ValueError(f"{where}: {path} is not the file that the manifest was made from")
-        if not row.text.strip():
+        if not recording.text.strip():
             raise ValueError(f"{where}: the transcript is empty")
-        recordings.append(row.model_copy(update={"path": path}))
+        recordings.append(recording.model_copy(update={"path": path}))
     if not recordings:
         raise ValueError(f"{manifest}: no recording in it")
     known = {recording.language for recording in recordings}

@@ -1,4 +1,4 @@
-"""Higgs Audio V2's generation model: text tokens and delayed codes in, logits of both out."""
+"""Higgs Audio V2's generation model: text tokens and delayed codes -> logits of both."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,7 +14,7 @@ from higgs.checkpoint.resolve import resolve
 from higgs.config import ModelConfig
 from higgs.delay import IGNORE
 from higgs.model.kv_cache import KVCache
-from higgs.model.llama import DualFFNLayer, Kind, RMSNorm, rope_table
+from higgs.model.llama import DualFFNLayer, ModalityMask, RMSNorm, rope_table
 from higgs.model.weights import load_weights, to_transformers
 
 
@@ -38,13 +38,13 @@ class HiggsAudio(nn.Module):
     def __init__(self, config: ModelConfig):
         super().__init__()
         self.config = config
-        rows = config.num_codebooks * config.code_vocab_size
+        num_codes = config.num_codebooks * config.code_vocab_size
         self.text_embedding = Embedding(config.vocab_size, config.hidden_size)
-        self.audio_embedding = Embedding(rows, config.hidden_size)
+        self.audio_embedding = Embedding(num_codes, config.hidden_size)
         self.layers = nn.ModuleList(DualFFNLayer(config, i) for i in range(config.num_layers))
         self.norm = RMSNorm(config.hidden_size, config.rms_norm_eps)
         self.text_head = nn.Linear(config.hidden_size, config.vocab_size, bias=False)
-        self.audio_head = nn.Linear(config.hidden_size, rows, bias=False)
+        self.audio_head = nn.Linear(config.hidden_size, num_codes, bias=False)
 
     @property
     def device(self) -> torch.device:
@@ -55,7 +55,7 @@ class HiggsAudio(nn.Module):
         return self.audio_head.weight.dtype
 
     def embed_codes(self, codes: Tensor) -> Tensor:
-        """[..., K] -> [..., D]: the sum of one row for each codebook."""
+        """[..., K] -> [..., D]: the sum of one embedding per codebook."""
         offsets = torch.arange(self.config.num_codebooks, device=codes.device)
         return self.audio_embedding(codes + offsets * self.config.code_vocab_size).sum(dim=-2)
 
@@ -66,19 +66,14 @@ class HiggsAudio(nn.Module):
         return text
 
     def run_layers(
-        self,
-        x: Tensor,
-        kind: Kind,
-        positions: Tensor,
-        mask: Tensor | None,
-        cache: KVCache | None = None,
+        self, x: Tensor, modality: ModalityMask, positions: Tensor, mask: Tensor | None, cache: KVCache | None = None
     ) -> tuple[Tensor, list[Tensor]]:
         """x [B, S, D], positions [B, S], mask [B, 1, S, S'] bool -> ([B, S, D] normalised, input of each layer)"""
         rope = rope_table(self.config.rope, self.config.head_dim, positions, x.dtype)
         states = []
         for layer in self.layers:
             states.append(x)
-            x = layer(x, kind, rope, mask, cache)
+            x = layer(x, modality, rope, mask, cache)
         if cache is not None:
             cache.advance(x.shape[1])
         return self.norm(x), states
@@ -88,55 +83,47 @@ class HiggsAudio(nn.Module):
         return self.audio_head(hidden).float().unflatten(-1, (self.config.num_codebooks, -1))
 
     def hidden(self, batch: Batch, cache: KVCache | None = None) -> tuple[Tensor, list[Tensor]]:
-        """The whole of a batch -> (hidden states [B, S, D] that the heads read, input of each layer).
+        """A batch -> (hidden states [B, S, D] that the heads read, input of each layer).
 
-        With a cache this is the prefill: keys and values are kept for `decode_step`. A prompt may come in parts, of
-        which only the last is padded.
+        With a cache this is a prefill, possibly chunked: keys and values are stored for `decode_step`. Only the last
+        chunk of a prompt may be padded.
         """
-        before = 0 if cache is None else cache.length
-        seen = batch.attention_mask
-        positions = before + (seen.long().cumsum(1) - 1).clamp(min=0)
-        length = seen.shape[1]
-        causal = torch.ones(length, before + length, dtype=torch.bool, device=seen.device)
-        # A padded query sees itself, so that no row of the softmax is empty.
-        itself = causal.tril(before) & ~causal.tril(before - 1)
-        mask = causal.tril(before) & F.pad(seen, (before, 0), value=True)[:, None, None] | itself
+        cached = 0 if cache is None else cache.length
+        valid = batch.attention_mask
+        positions = cached + (valid.long().cumsum(1) - 1).clamp(min=0)
+        length = valid.shape[1]
+        causal = torch.ones(length, cached + length, dtype=torch.bool, device=valid.device)
+        # A padded query attends to itself, so that no row of the softmax is empty.
+        diagonal = causal.tril(cached) & ~causal.tril(cached - 1)
+        mask = causal.tril(cached) & F.pad(valid, (cached, 0), value=True)[:, None, None] | diagonal
         x = self.embed(batch.input_ids, batch.codes, batch.audio_mask)
-        return self.run_layers(x, Kind(batch.audio_mask), positions, mask, cache)
+        return self.run_layers(x, ModalityMask(batch.audio_mask), positions, mask, cache)
 
     def forward(self, batch: Batch) -> ModelOutput:
-        """-> logits of text at every position, of codes at the audio-out positions; losses where labels are given."""
+        """-> text logits at every position, audio logits at audio-out positions; losses for batches with labels."""
         hidden, states = self.hidden(batch)
-        spoken = self.audio_logits(hidden[batch.audio_out_mask])
-        audio_logits = spoken.new_zeros(*hidden.shape[:2], *spoken.shape[1:])
-        audio_logits[batch.audio_out_mask] = spoken
-        output = ModelOutput(
-            text_logits=self.text_head(hidden),
-            audio_logits=audio_logits,
-            hidden_states=(*states, hidden),
-        )
+        logits = self.audio_logits(hidden[batch.audio_out_mask])
+        audio_logits = logits.new_zeros(*hidden.shape[:2], *logits.shape[1:])
+        audio_logits[batch.audio_out_mask] = logits
+        output = ModelOutput(self.text_head(hidden), audio_logits, hidden_states=(*states, hidden))
         if batch.labels is not None:
             output.text_loss = shifted_cross_entropy(output.text_logits, batch.labels)
             output.loss = output.text_loss
         if batch.code_labels is not None:
-            output.codebook_losses = torch.stack(
-                [
-                    shifted_cross_entropy(audio_logits[:, :, k], batch.code_labels[:, :, k])
-                    for k in range(self.config.num_codebooks)
-                ]
-            )
+            pairs = zip(audio_logits.unbind(2), batch.code_labels.unbind(2), strict=True)
+            output.codebook_losses = torch.stack([shifted_cross_entropy(*pair) for pair in pairs])
             mean = output.codebook_losses.mean()
             output.loss = mean if output.loss is None else output.loss + mean
         return output
 
     def prefill(self, batch: Batch, cache: KVCache) -> Tensor:
-        """A prompt of B = 1, or its next part, into a cache -> hidden state of its last position [B, D]."""
+        """A prompt of B = 1, or its next chunk, into a cache -> hidden state of its last position [B, D]."""
         return self.hidden(batch, cache)[0][:, -1]
 
     def decode_step(self, x: Tensor, audio: bool, cache: KVCache) -> Tensor:
-        """One more position, embedded [B, 1, D] -> its hidden state [B, D]; it sees all that is cached."""
+        """One more position, embedded [B, 1, D] -> its hidden state [B, D]; it attends to the whole cache."""
         positions = torch.full((x.shape[0], 1), cache.length, device=x.device)
-        return self.run_layers(x, Kind(audio), positions, None, cache)[0][:, -1]
+        return self.run_layers(x, ModalityMask(audio), positions, None, cache)[0][:, -1]
 
     @classmethod
     def from_pretrained(
@@ -148,7 +135,7 @@ class HiggsAudio(nn.Module):
     ) -> "HiggsAudio":
         """Folder, hub id (with `revision` or as `id@revision`) or s3:// prefix -> the model.
 
-        Raises ValueError naming the tensors when any is missing, unexpected or misshapen.
+        Raises ValueError naming the tensors that are missing, unexpected or misshapen.
         """
         folder = resolve(source, revision)
         config = model_from_json(read_config(folder))
@@ -161,7 +148,7 @@ class HiggsAudio(nn.Module):
     def save_pretrained(self, folder: str | Path, token_ids: dict[str, int], half: bool = False) -> None:
         """Writes `config.json` and `model.safetensors` in transformers' layout; `half` stores float16.
 
-        `token_ids` are the ids that this schema keeps in the config (`audio_bos_token_id`, `pad_token_id`, ...).
+        `token_ids` are the ids that this schema stores in the config (`audio_bos_token_id`, `pad_token_id`, ...).
         """
         tensors = to_transformers({k: v.detach().cpu() for k, v in self.state_dict().items()})
         if half:
@@ -170,7 +157,7 @@ class HiggsAudio(nn.Module):
 
 
 def shifted_cross_entropy(logits: Tensor, labels: Tensor) -> Tensor:
-    """[B, S, N], [B, S] -> mean of -log p(label i + 1 | position i) over the labels that are not -100, or 0."""
+    """[B, S, N], [B, S] -> mean of -log p(label i + 1 | position i) over labels other than -100; 0 without any."""
     targets = labels[:, 1:].reshape(-1)
     flat = logits[:, :-1].float().reshape(-1, logits.shape[-1])
     summed = F.cross_entropy(flat, targets, ignore_index=IGNORE, reduction="sum")

@@ -10,9 +10,9 @@ from higgs.config import ModelConfig
 
 
 class KVCache:
-    """Keys and values, `layers` with [2, B, kv heads, capacity, head dim] each, and how much of them is filled.
+    """Keys and values: `layers` of [2, B, kv heads, capacity, head dim], valid up to `length`.
 
-    `update` writes a layer's new rows behind the filled part; `advance` moves the mark once all layers have written.
+    `update` appends a layer's keys and values at `length`; `advance` increases it once all layers have written.
     """
 
     def __init__(
@@ -32,14 +32,14 @@ class KVCache:
     def capacity(self) -> int:
         return self.layers[0].shape[-2]
 
-    def row(self, index: int) -> "KVCache":
-        """One row as an empty cache of B = 1 over the same memory."""
+    def slot(self, index: int) -> "KVCache":
+        """One batch slot as an empty cache of B = 1 over the same memory."""
         view = object.__new__(KVCache)
-        view.layers, view.length = [kept[:, index : index + 1] for kept in self.layers], 0
+        view.layers, view.length = [kv[:, index : index + 1] for kv in self.layers], 0
         return view
 
     def update(self, layer: int, keys: Tensor, values: Tensor) -> tuple[Tensor, Tensor]:
-        """[B, kv heads, S, d] twice -> everything cached for this layer, the new rows included."""
+        """[B, kv heads, S, d] twice -> all keys and values of this layer, the new ones included."""
         stop = self.length + keys.shape[2]
         if stop > self.capacity:
             raise ValueError(f"the cache holds {self.capacity} positions, {stop} are needed")
@@ -56,8 +56,8 @@ class KVCache:
 
 
 def zeros(shape: tuple[int, ...], device: torch.device, dtype: torch.dtype) -> Tensor:
-    """As `torch.zeros`; but on the CPU, pages that are never written take no memory."""
+    """As `torch.zeros`; on the CPU, pages that are never written take no memory."""
     if device.type != "cpu":
         return torch.zeros(shape, device=device, dtype=dtype)
-    blank = np.zeros(math.prod(shape) * dtype.itemsize, np.uint8)
-    return torch.from_numpy(blank).view(dtype).view(shape)
+    buffer = np.zeros(math.prod(shape) * dtype.itemsize, np.uint8)
+    return torch.from_numpy(buffer).view(dtype).view(shape)

@@ -1,13 +1,13 @@
-"""Llama's parts, and the layer that Higgs makes of them: shared attention, one FFN for text and one for audio.
+"""Llama's modules, and the dual-FFN layer of Higgs: shared attention, one FFN for text and one for audio.
 
          x [B, S, D]
          |------------------------------.
-text: RMSNorm      audio: RMSNorm       |     each position takes the norm of its kind
+text: RMSNorm      audio: RMSNorm       |     each position takes the norm of its modality
          '-------. .-------'            |
              attention                  |     shared: one causal attention, one KV cache
                  + <--------------------'
                  |----------------------.
-text: RMSNorm, FFN   audio: RMSNorm, FFN|     each position takes the FFN of its kind
+text: RMSNorm, FFN   audio: RMSNorm, FFN|     each position takes the FFN of its modality
          '-------. .-------'            |
                  + <--------------------'
 """
@@ -54,7 +54,7 @@ def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
 
 
 def attend(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None) -> Tensor:
-    """[B, H, S, d], [B, kv heads, S', d] twice, mask [B, 1, S, S'] bool or None (see all) -> [B, H, S, d]"""
+    """[B, H, S, d], [B, kv heads, S', d] twice, mask [B, 1, S, S'] bool or None (attend to all) -> [B, H, S, d]"""
     grouped = k.shape[1] != q.shape[1]
     return F.scaled_dot_product_attention(q, k, v, attn_mask=mask, enable_gqa=grouped)
 
@@ -68,9 +68,9 @@ class RMSNorm(nn.Module):
         self.eps = eps
 
     def forward(self, x: Tensor) -> Tensor:
-        wide = x.float()
-        wide = wide * torch.rsqrt(wide.square().mean(-1, keepdim=True) + self.eps)
-        return self.weight * wide.to(x.dtype)
+        x32 = x.float()
+        x32 = x32 * torch.rsqrt(x32.square().mean(-1, keepdim=True) + self.eps)
+        return self.weight * x32.to(x.dtype)
 
 
 class FeedForward(nn.Module):
@@ -88,23 +88,14 @@ class Attention(nn.Module):
     def __init__(self, config: ModelConfig, layer: int):
         super().__init__()
         self.layer, self.head_dim = layer, config.head_dim
-        width, kv_width = (
-            config.num_heads * config.head_dim,
-            config.num_kv_heads * config.head_dim,
-        )
+        width, kv_width = config.num_heads * config.head_dim, config.num_kv_heads * config.head_dim
         self.q_proj = nn.Linear(config.hidden_size, width, bias=False)
         self.k_proj = nn.Linear(config.hidden_size, kv_width, bias=False)
         self.v_proj = nn.Linear(config.hidden_size, kv_width, bias=False)
         self.o_proj = nn.Linear(width, config.hidden_size, bias=False)
         self.attend: Attend = attend
 
-    def forward(
-        self,
-        x: Tensor,
-        rope: tuple[Tensor, Tensor],
-        mask: Tensor | None,
-        cache: KVCache | None,
-    ) -> Tensor:
+    def forward(self, x: Tensor, rope: tuple[Tensor, Tensor], mask: Tensor | None, cache: KVCache | None) -> Tensor:
         """[B, S, D] -> [B, S, D]"""
         q, k, v = (
             projection(x).unflatten(-1, (-1, self.head_dim)).transpose(1, 2)
@@ -116,29 +107,29 @@ class Attention(nn.Module):
         return self.o_proj(self.attend(q, k, v, mask).transpose(1, 2).flatten(2))
 
 
-class Kind:
-    """Which positions are audio: a mask [B, S], or, where all are of one kind, just that."""
+class ModalityMask:
+    """Which positions are audio: a mask [B, S], or one bool where all positions have the same modality."""
 
     def __init__(self, audio: Tensor | bool):
         self.mask = audio if isinstance(audio, Tensor) else None
         self.all_audio = audio is True
         if self.mask is not None:
             flat = self.mask.flatten()
-            self.audio_rows, self.text_rows = flat.nonzero()[:, 0], (~flat).nonzero()[:, 0]
+            self.audio_positions, self.text_positions = flat.nonzero()[:, 0], (~flat).nonzero()[:, 0]
 
     def norm(self, x: Tensor, text: RMSNorm, audio: RMSNorm) -> Tensor:
         if self.mask is None:
             return audio(x) if self.all_audio else text(x)
         return torch.where(self.mask[..., None], audio(x), text(x))
 
-    def feed(self, x: Tensor, text: nn.Sequential, audio: nn.Sequential) -> Tensor:
-        """Each position through the FFN of its kind, and only that one."""
+    def feed_forward(self, x: Tensor, text: nn.Sequential, audio: nn.Sequential) -> Tensor:
+        """Each position through the FFN of its modality only."""
         if self.mask is None:
             return audio(x) if self.all_audio else text(x)
-        rows = x.flatten(0, 1)
-        out = torch.empty_like(rows)
-        out[self.text_rows] = text(rows[self.text_rows]).to(out.dtype)
-        out[self.audio_rows] = audio(rows[self.audio_rows]).to(out.dtype)
+        flat = x.flatten(0, 1)
+        out = torch.empty_like(flat)
+        for positions, ffn in ((self.text_positions, text), (self.audio_positions, audio)):
+            out[positions] = ffn(flat[positions]).to(out.dtype)
         return out.view_as(x)
 
 
@@ -152,12 +143,7 @@ class DualFFNLayer(nn.Module):
         self.audio_ffn = nn.Sequential(RMSNorm(width, eps), FeedForward(width, hidden))
 
     def forward(
-        self,
-        x: Tensor,
-        kind: Kind,
-        rope: tuple[Tensor, Tensor],
-        mask: Tensor | None,
-        cache: KVCache | None,
+        self, x: Tensor, modality: ModalityMask, rope: tuple[Tensor, Tensor], mask: Tensor | None, cache: KVCache | None
     ) -> Tensor:
-        x = x + self.attention(kind.norm(x, self.text_norm, self.audio_norm), rope, mask, cache)
-        return x + kind.feed(x, self.text_ffn, self.audio_ffn)
+        x = x + self.attention(modality.norm(x, self.text_norm, self.audio_norm), rope, mask, cache)
+        return x + modality.feed_forward(x, self.text_ffn, self.audio_ffn)

@@ -1,4 +1,4 @@
-"""Checkpoints of the generation model, in both layouts, to this package's names. Their names go no further."""
+"""Checkpoints of the generation model: tensor names of both layouts <-> this package's names."""
 
 import re
 from collections.abc import Mapping
@@ -49,8 +49,10 @@ _REFUSED = ("audio_tower.", "audio_encoder_proj.", "audio_out_embed_projector.")
 
 
 def _replace_start(name: str, pairs: Mapping[str, str]) -> str:
-    start = next((start for start in pairs if name.startswith(start)), None)
-    return name if start is None else pairs[start] + name.removeprefix(start)
+    for start, replacement in pairs.items():
+        if name.startswith(start):
+            return replacement + name.removeprefix(start)
+    return name
 
 
 def their_name(name: str, layout: str) -> str:
@@ -61,25 +63,22 @@ def their_name(name: str, layout: str) -> str:
 
 
 def our_name(key: str) -> str:
-    """One key of either layout -> ours. Raises CheckpointError for parts that this package does not run."""
+    """A key of either layout -> ours. Raises CheckpointError for modules that this package does not implement."""
     if key.startswith(_REFUSED) or ".audio_attn." in key:
-        raise CheckpointError(f"{key}: the release has no such part, and this package does not run it")
-    # A conversion may leave names of both layouts in one file, so all are known at once.
-    known = {theirs: ours for top in TOP.values() for ours, theirs in top.items()}
-    name = _replace_start(key, known)
+        raise CheckpointError(f"{key}: the release has no such part, and this package does not implement it")
+    # A converted file may mix names of both layouts.
+    name = _replace_start(key, {theirs: ours for top in TOP.values() for ours, theirs in top.items()})
     if match := re.match(r"layers\.(\d+)\.(.*)", name):
-        layer = {theirs: ours for ours, theirs in LAYER.items()}
-        return f"layers.{match[1]}.{_replace_start(match[2], layer)}"
+        name = f"layers.{match[1]}.{_replace_start(match[2], {theirs: ours for ours, theirs in LAYER.items()})}"
     return name
 
 
 def join_split(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """`x.embedding_frozen` + `x.embedding_trainable` (or `linear_...`), written while tuning new rows -> `x`."""
-    joined = {}
-    for key, tensor in tensors.items():
+    """`x.embedding_frozen` + `x.embedding_trainable` (or `linear_...`) of partly frozen embeddings -> `x`."""
+    joined = dict(tensors)
+    for key in tensors:
         match = re.fullmatch(r"(.*)\.(embedding|linear)_(frozen|trainable)\.weight", key)
         if match is None:
-            joined[key] = tensor
             continue
         halves = [f"{match[1]}.{match[2]}_{half}.weight" for half in ("frozen", "trainable")]
         if missing := [half for half in halves if half not in tensors]:
@@ -87,37 +86,34 @@ def join_split(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
         frozen, trainable = (tensors[half] for half in halves)
         if frozen.shape[1:] != trainable.shape[1:]:
             raise CheckpointError(
-                f"{halves[0]} is {list(frozen.shape)}, {halves[1]} is {list(trainable.shape)}: "
-                "they are no two parts of one matrix"
+                f"{halves[0]} is {list(frozen.shape)}, {halves[1]} is {list(trainable.shape)}: they do not fit together"
             )
+        del joined[key]
         if match[3] == "frozen":
             joined[f"{match[1]}.weight"] = torch.cat([frozen, trainable])
     return joined
 
 
 def convert(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """A checkpoint's tensors -> ours. Headers are converted alike.
+    """A checkpoint's tensors, or headers -> by our names.
 
-    Head copies that a conversion left under both names must be equal; CheckpointError else.
+    Raises CheckpointError for a tensor that is stored under two names with different values.
     """
     ours: dict[str, Tensor] = {}
     for key, tensor in join_split(tensors).items():
         if _NOT_WEIGHTS.fullmatch(key):
             continue
         name = our_name(key)
-        if name in ours and not _same(ours[name], tensor):
-            names = " and ".join(their_name(name, layout) for layout in TOP)
-            raise CheckpointError(f"{names} are one tensor under two names, and differ")
+        if (first := ours.get(name)) is not None:
+            if first.shape != tensor.shape or not (tensor.is_meta or torch.equal(first, tensor)):
+                names = " and ".join(their_name(name, layout) for layout in TOP)
+                raise CheckpointError(f"{names} are one tensor under two names, and differ")
         ours[name] = tensor
     return ours
 
 
-def _same(a: Tensor, b: Tensor) -> bool:
-    return a.shape == b.shape if a.is_meta else torch.equal(a, b)
-
-
 def to_transformers(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """This package's names -> those of transformers, the layout in which we write checkpoints."""
+    """This package's names -> those of transformers, the layout in which checkpoints are written."""
     return {their_name(key, TRANSFORMERS): t.contiguous() for key, t in tensors.items()}
 
 

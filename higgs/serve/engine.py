@@ -14,7 +14,7 @@ from torch import Tensor
 from higgs.codec.tokenizer import AudioTokenizer
 from higgs.config import SamplingConfig
 from higgs.data.chatml import AudioContent, ChatMLSample, TextContent, tokenize
-from higgs.data.collator import collate, spread
+from higgs.data.collator import collate, expand_audio_placeholders
 from higgs.data.text.tokenizer import TextTokenizer
 from higgs.delay import segment_frames
 from higgs.model.higgs_audio import HiggsAudio
@@ -191,8 +191,10 @@ class Engine:
         with self._lock:  # the text tokenizer has a switch that is set for each text
             tokens = tokenize(sample, self.text_tokenizer, generate=True, force_audio=force_audio)
         if reference_codes is None:
-            reference_codes = [self.reference_codes(audio) for audio in sample.audios]
-        example = spread(tokens, [c.cpu() for c in reference_codes], self.ids, self.model.config, False)
+            reference_codes = [self.reference_codes(audio) for audio in tokens.audios]
+        example = expand_audio_placeholders(
+            tokens, [c.cpu() for c in reference_codes], self.ids, self.model.config, False
+        )
         sequence = Sequence(collate([example], self.ids), sampling or self.generation.sampling, limit)
         if runaway := self.config.runaway:
             texts = (part.text for part in sample.messages[-1].parts if isinstance(part, TextContent))

@@ -60,7 +60,7 @@ class LongResponse(Response):
                 "name": name,
                 "chunk": index,
                 "speaker": " ".join(map(str, spoken.chunk.speakers)),
-                "border": spoken.chunk.border,
+                "border": spoken.chunk.boundary,
                 "start": spoken.start,
                 "end": spoken.end,
                 "audio_frames": spoken.frames,
@@ -189,7 +189,7 @@ def _joined(chunks: Sequence[Chunk], kept: Sequence[Attempts], options: ChunkOpt
     parts, spoken, end = [], [], 0
     for chunk, attempts, gain in zip(chunks, kept, gains, strict=True):
         response = attempts.response
-        pause = torch.zeros(round(options.pause(chunk.border) * rate))
+        pause = torch.zeros(round(options.pause(chunk.boundary) * rate))
         waveform = fade(response.waveform, round(FADE_SECONDS * rate)) * 10 ** (gain / 20)
         parts += [pause, waveform]
         start = end + len(pause)

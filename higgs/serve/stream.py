@@ -37,7 +37,7 @@ class AudioStream:
         if not chunk_frames or min(chunk_frames) < 1:
             raise ValueError(f"chunk_frames must be positive, got {list(chunk_frames)}")
         self.tokenizer, self.lengths = tokenizer, list(chunk_frames)
-        self.context = tokenizer.acoustic_decoder.reach
+        self.context = tokenizer.acoustic_decoder.context_frames
         self.delayed = torch.zeros(tokenizer.num_codebooks, 0, dtype=torch.long)
         self.start = 0  # the first frame of the next chunk
         self.context_before = 0  # frames before it that `delayed` still holds

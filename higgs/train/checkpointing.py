@@ -1,4 +1,4 @@
-"""What every training job needs: a learning rate by step, a log, and checkpoints that survive a kill."""
+"""Learning rate schedule, log, and checkpoints that survive a kill."""
 
 import json
 from pathlib import Path
@@ -10,27 +10,27 @@ from higgs.files import replacing
 
 
 def warmup_stable_decay(step: int, steps: int, warmup_steps: int, decay_share: float) -> float:
-    """The learning rate's factor: up over `warmup_steps`, flat, down to 2 % over the last share of the run."""
+    """Learning rate factor: linear warm-up over `warmup_steps`, constant, linear decay to 2 % over `decay_share`."""
     left = (steps - step) / max(1.0, decay_share * steps)
     return min(1.0, (step + 1) / warmup_steps, 0.02 + 0.98 * max(0.0, left))
 
 
-def log(path: Path, **row: Any) -> None:
+def log(path: Path, **record: Any) -> None:
     """Appends one JSON line to the log."""
     path.parent.mkdir(parents=True, exist_ok=True)
     with path.open("a") as file:
-        file.write(json.dumps(row) + "\n")
+        file.write(json.dumps(record) + "\n")
 
 
 def read_log(path: Path) -> list[dict[str, Any]]:
-    """The rows of a log by step. A run that was killed may have told a step twice: the last time counts."""
-    rows = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
-    return [row for _, row in sorted({row["step"]: row for row in rows}.items())]
+    """The records of a log by step; of a step that a resumed run logged again, the last."""
+    records = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+    return [record for _, record in sorted({record["step"]: record for record in records}.items())]
 
 
 def save_state(path: Path, **parts: Any) -> None:
     """Writes a checkpoint whole or not at all."""
-    # Through a file of ours: given a path, torch does not say what kept it from writing.
+    # Through an open file: given a path, torch does not report why writing failed.
     with replacing(path) as partial, partial.open("wb") as file:
         torch.save(parts, file)
 

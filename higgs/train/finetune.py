@@ -1,11 +1,10 @@
 """Fine-tuning a checkpoint on a manifest of recordings or conversations: `higgs finetune --help`.
 
-The same losses as in training from nothing. Every row is looked at before anything is trained; what cannot be used is
-named and left out.
+The losses are those of training from scratch. All records are validated before training; unusable ones are reported and
+left out.
 
-A few minutes of speech are soon learned by heart, and reading is lost on the way. So the frames that the model is given
-are corrupted, attention is left as it is, the run is short (`ROUNDS`), and it ends when clips that are held back are
-no longer predicted better.
+A few minutes of speech are soon memorised, at the expense of intelligibility. Against overfitting, input frames are
+corrupted, attention has no adapters, the run is short (`EPOCHS`), and it stops early on validation loss.
 """
 
 import math
@@ -24,34 +23,33 @@ from higgs.checkpoint.folder import GENERATION_CONFIG
 from higgs.checkpoint.preset import Checkpoint
 from higgs.checkpoint.resolve import fingerprint, read_config, resolve
 from higgs.codec.tokenizer import AudioTokenizer
-from higgs.data.collator import Row, collate
+from higgs.data.collator import Features, collate
 from higgs.data.text.lexicon import FILE as LEXICON
 from higgs.data.text.tokenizer import TextTokenizer
-from higgs.data.training.dataset import Batches, Dataset
+from higgs.data.training.dataset import Batches, Dataset, check_same_run
 from higgs.data.training.manifest import encode_audio, read_manifest
 from higgs.model.higgs_audio import HiggsAudio
 from higgs.train.checkpointing import load_state, log, save_state, warmup_stable_decay
-from higgs.train.lora import add_lora, merge_lora, recompute_layers
+from higgs.train.lora import add_lora, enable_gradient_checkpointing, merge_lora
 from higgs.train.losses import corrupt, speech_losses
 from higgs.train.precision import best_dtype
 from higgs.workflow.outputs import say
 
 MAX_SECONDS = 30.0  # of one audio
-CODEBOOK_WEIGHTS = (4, 2, 1, 0.6, 0.5, 0.4, 0.3, 0.3)  # as in training from nothing
-ROUNDS = 10  # over the examples, by default: 100 steps for five minutes of speech
-FEWEST_STEPS = 20
+CODEBOOK_WEIGHTS = (4, 2, 1, 0.6, 0.5, 0.4, 0.3, 0.3)  # as in training from scratch
+EPOCHS, MIN_STEPS = 10, 20  # by default: 100 steps for five minutes of speech
 VALIDATE_EVERY = 10  # steps
-PATIENCE = 3  # validations without a better one
-FEW_EXAMPLES = 10  # too few to hold any back
+PATIENCE = 3  # validations without improvement
+MIN_EXAMPLES = 10  # with fewer, there is no validation set
 
 
 @dataclass(frozen=True)
 class TuneConfig:
-    """`steps` None: as many as ROUNDS over the examples take. `rank` of LoRA, or None for every weight.
+    """`steps` None: EPOCHS over the examples. `rank` of LoRA, or None to train every weight.
 
-    `positions` of a batch, padding included. `attention` adapts attention too. `noise` is the largest share of an
-    example's frames that are corrupted, `validation_share` that of the examples that are held back, `replay_share`
-    that of a batch for older voices, where there are such. `checkpoint` is the fingerprint of what is tuned.
+    `positions` of a batch, padding included. `recompute` is gradient checkpointing. `attention` adds adapters there.
+    `noise` is the largest share of an example's frames that are corrupted, `validation_share` that of the validation
+    set, `replay_share` that of a batch for older voices. `checkpoint` is the fingerprint of the tuned checkpoint.
     """
 
     steps: int | None = None
@@ -68,36 +66,31 @@ class TuneConfig:
 
     def budgets(self, replay: bool) -> tuple[int, int]:
         """Positions of a batch for the examples, and for the replay."""
-        old = round(self.replay_share * self.positions) if replay else 0
-        return self.positions - old, old
+        replayed = round(self.replay_share * self.positions) if replay else 0
+        return self.positions - replayed, replayed
 
 
 def split(dataset: Dataset, share: float, seed: int) -> tuple[Dataset, Dataset]:
-    """-> what is trained on, and the share that is held back: a function of the seed."""
-    count = round(len(dataset) * share) if len(dataset) >= FEW_EXAMPLES else 0
-    held_back = set(random.Random(seed).sample(range(len(dataset)), count))
-    rest = [index for index in range(len(dataset)) if index not in held_back]
-    return dataset.part(rest), dataset.part(sorted(held_back))
+    """-> training set and validation set: a function of the seed."""
+    count = round(len(dataset) * share) if len(dataset) >= MIN_EXAMPLES else 0
+    validation = set(random.Random(seed).sample(range(len(dataset)), count))
+    training = [index for index in range(len(dataset)) if index not in validation]
+    return dataset.subset(training), dataset.subset(sorted(validation))
 
 
 class FineTuning:
-    """One run. `folder/tuning.pt` holds what is trained and how far it is: a killed run goes on from there.
+    """One run, resumable: `folder/tuning.pt` holds the trained weights and the state of training.
 
     Raises ValueError when that file is of other data, another checkpoint or other settings.
     """
 
     def __init__(
-        self,
-        model: HiggsAudio,
-        dataset: Dataset,
-        folder: Path,
-        config: TuneConfig,
-        replay: Dataset | None = None,
+        self, model: HiggsAudio, dataset: Dataset, folder: Path, config: TuneConfig, replay: Dataset | None = None
     ):
         torch.manual_seed(config.seed)
         self.model, self.dataset, self.folder, self.config = model, dataset, folder, config
-        train_on, self.held_back = split(dataset, config.validation_share, config.seed)
-        parts = [train_on] if replay is None else [train_on, replay]
+        training, self.validation = split(dataset, config.validation_share, config.seed)
+        parts = [training] if replay is None else [training, replay]
         self.batches = [
             Batches(part, positions, config.seed, round_to=1)
             for part, positions in zip(parts, config.budgets(replay is not None), strict=False)
@@ -105,32 +98,26 @@ class FineTuning:
         model.requires_grad_(config.rank is None)
         self.adapters = None if config.rank is None else add_lora(model, config.rank, config.attention)
         if config.recompute:
-            recompute_layers(model)
+            enable_gradient_checkpointing(model)
         self.trained = {n: p for n, p in model.named_parameters() if p.requires_grad}
         self.optimizer = torch.optim.AdamW(self.trained.values(), lr=config.rate, weight_decay=0.01)
         self.step, self.dtype = 0, best_dtype(model.device)
         self.best: dict[str, Any] = {"loss": math.inf, "step": 0, "trained": {}}
-        self.key = asdict(config) | {
-            "data": dataset.fingerprint,
-            "replay": replay.fingerprint if replay else None,
-        }
-        del self.key["recompute"]  # it changes no bit
+        self.key = asdict(config) | {"data": dataset.fingerprint, "replay": replay.fingerprint if replay else None}
+        del self.key["recompute"]  # which does not change the result
         if state := load_state(folder / "tuning.pt"):
             self.load(state)
 
     def load(self, state: dict[str, Any]) -> None:
-        was = state.get("key", {})
-        if other := [name for name, value in self.key.items() if was.get(name) != value]:
-            told = ", ".join(f"{n} was {was.get(n)!r} and is {self.key[n]!r}" for n in other)
-            raise ValueError(f"{self.folder / 'tuning.pt'} is of another run: {told}")
-        self.put(state["trained"])
+        check_same_run(self.key, state.get("key", {}), f"{self.folder / 'tuning.pt'} is of another run")
+        self.load_weights(state["trained"])
         self.optimizer.load_state_dict(state["optimizer"])
         self.step, self.best = state["step"], state["best"]
         self.dtype = getattr(torch, state["dtype"])
         for batches, done in zip(self.batches, state["batches"], strict=True):
             batches.load_state_dict(done)
 
-    def put(self, trained: dict[str, Tensor]) -> None:
+    def load_weights(self, trained: dict[str, Tensor]) -> None:
         for name, value in trained.items():
             self.trained[name].data.copy_(value)
 
@@ -138,49 +125,45 @@ class FineTuning:
         return {name: p.detach().clone() for name, p in self.trained.items()}
 
     def save(self) -> None:
-        state = {
-            "key": self.key,
-            "batches": [batches.state_dict() for batches in self.batches],
-            "trained": self.weights(),
-            "optimizer": self.optimizer.state_dict(),
-            "step": self.step,
-            "best": self.best,
-            "dtype": str(self.dtype).removeprefix("torch."),
-        }
-        save_state(self.folder / "tuning.pt", **state)
+        save_state(
+            self.folder / "tuning.pt",
+            key=self.key,
+            batches=[batches.state_dict() for batches in self.batches],
+            trained=self.weights(),
+            optimizer=self.optimizer.state_dict(),
+            step=self.step,
+            best=self.best,
+            dtype=str(self.dtype).removeprefix("torch."),
+        )
 
     @property
     def steps(self) -> int:
         if self.config.steps is not None:
             return self.config.steps
-        rounds = ROUNDS * sum(self.dataset.positions) / self.config.positions
-        return max(FEWEST_STEPS, math.ceil(rounds))
+        return max(MIN_STEPS, math.ceil(EPOCHS * sum(self.dataset.positions) / self.config.positions))
 
-    def collate(self, rows: list[Row]) -> Batch:
-        return collate(rows, self.dataset.ids, labels=True).to(self.model.device)
+    def collate(self, examples: list[Features]) -> Batch:
+        return collate(examples, self.dataset.ids, labels=True).to(self.model.device)
 
     def losses(self, inputs: Batch, batch: Batch) -> tuple[Tensor, Tensor]:
-        """-> what is minimised, and that of codebook 0."""
+        """-> the training loss, and that of codebook 0."""
         parts, _ = speech_losses(self.model, inputs, batch, dtype=self.dtype)
         weights = torch.tensor(CODEBOOK_WEIGHTS, device=parts["codebooks"].device)
         loss = (parts["codebooks"] * weights).sum() / weights.sum() + 0.1 * parts["text"]
         return loss, parts["codebooks"][0]
 
     def advance(self) -> dict[str, float]:
-        """One step -> its losses. Raises FloatingPointError naming the examples whose loss is not a number."""
+        """One step -> its losses. Raises FloatingPointError naming the examples of a batch with a loss of NaN."""
         torch.manual_seed(self.config.seed * 1_000_003 + self.step)
-        factor = warmup_stable_decay(self.step, self.steps, 10, 0.5)
         for group in self.optimizer.param_groups:
-            group["lr"] = self.config.rate * factor
-        drawn = [(batches.dataset, index) for batches in self.batches for index in batches.draw()]
-        batch = self.collate([dataset[index] for dataset, index in drawn])
+            group["lr"] = self.config.rate * warmup_stable_decay(self.step, self.steps, 10, 0.5)
+        examples = [(batches.dataset, index) for batches in self.batches for index in batches.next_indices()]
+        batch = self.collate([dataset[index] for dataset, index in examples])
         inputs = corrupt(batch, self.config.noise, self.model.config.codebook_size)
         loss, first = self.losses(inputs, batch)
         if not torch.isfinite(loss):
-            names = [dataset.examples[index].id for dataset, index in drawn]
-            raise FloatingPointError(
-                f"step {self.step}: the loss is {loss.item()}; a lower --rate may help; batch: {names}"
-            )
+            names = [dataset.examples[index].id for dataset, index in examples]
+            raise FloatingPointError(f"step {self.step}: loss {loss.item()}; a lower --rate may help; batch: {names}")
         self.optimizer.zero_grad()
         loss.backward()
         torch.nn.utils.clip_grad_norm_(self.trained.values(), 1.0)
@@ -190,26 +173,25 @@ class FineTuning:
 
     @torch.no_grad()
     def validate(self) -> dict[str, float]:
-        """The loss of what is held back, not corrupted, one by one; remembers the best weights."""
-        if not len(self.held_back):
+        """The mean loss over the validation set, without corruption; stores the best weights."""
+        if not len(self.validation):
             return {}
-        held_back = [self.collate([row]) for row in self.held_back]
-        loss = sum(float(self.losses(one, one)[0]) for one in held_back) / len(held_back)
+        batches = [self.collate([example]) for example in self.validation]
+        loss = sum(float(self.losses(batch, batch)[0]) for batch in batches) / len(batches)
         if loss < self.best["loss"]:
             self.best = {"loss": loss, "step": self.step, "trained": self.weights()}
         return {"validation": loss}
 
     @property
-    def over(self) -> bool:
-        """No better validation for a while."""
-        best = self.best
-        return bool(best["trained"]) and self.step - best["step"] >= PATIENCE * VALIDATE_EVERY
+    def should_stop(self) -> bool:
+        """No improvement of the validation loss within PATIENCE validations."""
+        return bool(self.best["trained"]) and self.step - self.best["step"] >= PATIENCE * VALIDATE_EVERY
 
     def run(self) -> HiggsAudio:
-        """Trains to the last step or to a loss that no longer falls -> the best model, adapters merged."""
+        """Trains to the last step, or stops early -> the best model, adapters merged."""
         steps = self.steps
         with tqdm(total=steps, initial=self.step, unit="step") as bar:
-            while self.step < steps and not self.over:
+            while self.step < steps and not self.should_stop:
                 losses = self.advance()
                 if self.step % VALIDATE_EVERY == 0 or self.step == steps:
                     losses |= self.validate()
@@ -218,25 +200,21 @@ class FineTuning:
                 log(self.folder / "tuning.jsonl", step=self.step, **losses)
                 if self.step % VALIDATE_EVERY == 0 or self.step == steps:
                     self.save()
-        self.put(self.best["trained"])
+        self.load_weights(self.best["trained"])
         return self.model if self.adapters is None else merge_lora(self.adapters)
 
 
 def save_tuned(model: HiggsAudio, source: Path, target: Path) -> None:
-    """A checkpoint like its source: the same text tokenizer, lexicon and settings, the same ids in the config."""
-    config: dict[str, Any] = read_config(source)
-    ids = {key: value for key, value in config.items() if key.endswith("_token_id")}
+    """A checkpoint with the text tokenizer, lexicon, generation settings and token ids of its source."""
+    ids = {key: value for key, value in read_config(source).items() if key.endswith("_token_id")}
     model.save_pretrained(target, ids, half=True)
-    for path in [
-        *source.glob("tokenizer*.json"),
-        *source.glob(LEXICON),
-        *source.glob(GENERATION_CONFIG),
-    ]:
-        shutil.copyfile(path, target / path.name)
+    for pattern in ("tokenizer*.json", LEXICON, GENERATION_CONFIG):
+        for path in source.glob(pattern):
+            shutil.copyfile(path, target / path.name)
 
 
 def choose_device(name: str) -> torch.device:
-    """ "auto" is the accelerator where there is one, else the CPU."""
+    """ "auto" is the accelerator if there is one, else the CPU."""
     if name != "auto":
         return torch.device(name)
     return torch.accelerator.current_accelerator(check_available=True) or torch.device("cpu")
@@ -251,36 +229,33 @@ def finetune(
     replay: Path | None = None,
     allow_special: bool = False,
 ) -> None:
-    """A manifest -> a checkpoint in `out`. `description` asks for the voice of rows without one or a reference.
+    """A manifest -> a checkpoint in `out`. `description` is used for records with neither description nor reference.
 
-    `replay` is a manifest of older voices, each with its `description`. With `allow_special`, for files that are
-    trusted, <|...|> in the texts of conversations is the token of that name.
+    `replay` is a manifest of older voices, each with its `description`. `allow_special`, for trusted files, reads
+    <|...|> in the texts of conversations as the token of that name.
     """
     source = Checkpoint.parse(checkpoint)
     folder, device = resolve(source.model), choose_device(source.device)
     config = replace(config, checkpoint=fingerprint(folder))
     codec = AudioTokenizer.from_pretrained(source.codec, device=device)
-    made_by = fingerprint(source.codec)
-    tokenizer = TextTokenizer.from_pretrained(folder)
-    # Adapters are float32 whatever they adapt; weights that are trained themselves need float32.
-    frozen = config.rank is not None and device.type != "cpu"
-    dtype = torch.bfloat16 if frozen else torch.float32
+    version, tokenizer = fingerprint(source.codec), TextTokenizer.from_pretrained(folder)
+    # Adapters are float32 on weights of any type; weights that are trained themselves need float32.
+    dtype = torch.bfloat16 if config.rank is not None and device.type != "cpu" else torch.float32
     model = HiggsAudio.from_pretrained(folder, device=device, dtype=dtype)
 
     def dataset(path: Path, positions: int, description: str | None = None) -> Dataset:
         found = read_manifest(path, allow_special, description)
-        found, codes = encode_audio(found, out / "codes", codec.encode, made_by, codec.sample_rate, MAX_SECONDS)
+        found, codes = encode_audio(found, out / "codes", codec.encode, version, codec.sample_rate, MAX_SECONDS)
         examples = Dataset(found, codes, tokenizer, model.config, positions, leave_out=True)
         keys = {key for example in examples.examples for key in example.keys}
         minutes = sum(codes.frames[key] for key in keys) / codec.frame_rate / 60
         say(f"{path}: {len(examples)} examples, {minutes:.1f} minutes; {examples.manifest}")
         return examples
 
-    mine, old = config.budgets(replay is not None)
-    examples = dataset(manifest, mine, description)
-    older = dataset(replay, old) if replay else None
-    tuned = FineTuning(model, examples, out, config, older).run()
-    save_tuned(tuned, folder, out / "model")
+    positions, replay_positions = config.budgets(replay is not None)
+    examples = dataset(manifest, positions, description)
+    replayed = dataset(replay, replay_positions) if replay else None
+    save_tuned(FineTuning(model, examples, out, config, replayed).run(), folder, out / "model")
     codec.save_pretrained(out / "codec", half=True)
-    named = f"; ask for the voice {description!r}" if description else ""
-    say(f"{out}: a checkpoint for params.yaml{named}")
+    hint = f"; its voice is {description!r}" if description else ""
+    say(f"{out}: a checkpoint for params.yaml{hint}")

@@ -1,4 +1,7 @@
-"""Low-rank adapters (peft) on the model's matrices, and layers that are computed again instead of remembered."""
+"""Low-rank adapters (peft) on the model's matrices, and gradient checkpointing of its layers."""
+
+from collections.abc import Callable
+from functools import partial
 
 import torch
 from torch import Tensor, nn
@@ -8,16 +11,16 @@ from torch.utils.checkpoint import checkpoint
 from higgs.audio import torchaudio  # noqa: F401
 from higgs.model.higgs_audio import HiggsAudio
 
-# How frames sound is in the audio FFN and the head. Attention is where text is read: adapted on a few minutes of
-# speech it forgets words. The text FFN only prepares the prompt.
+# The audio FFN and head determine the acoustics. Attention adapted on a few minutes of speech loses words; the text FFN
+# only processes the prompt.
 TARGETS = r"layers\.\d+\.audio_ffn\.1\.(gate|up|down)_proj|audio_head"
 ATTENTION = r"layers\.\d+\.attention\.(q|k|v|o)_proj"
 
 
 def add_lora(model: HiggsAudio, rank: int, attention: bool = False) -> nn.Module:
-    """Freezes the model and adds adapters of `rank` to it, in place -> peft's handle, for `merge_lora`.
+    """Freezes the model and adds adapters of `rank` in place, also on `attention` -> peft's model, for `merge_lora`.
 
-    B starts at 0, so that nothing has changed yet. Updates are scaled by 2. `attention`: adapters there, too.
+    B starts at 0, so that the output is unchanged at first. Updates are scaled by 2.
     """
     from peft import LoraConfig, get_peft_model
 
@@ -28,22 +31,18 @@ def add_lora(model: HiggsAudio, rank: int, attention: bool = False) -> nn.Module
     return get_peft_model(model, config)
 
 
-def merge_lora(handle: nn.Module) -> HiggsAudio:
-    """-> the model with the adapters added into its matrices, and nothing left of peft."""
-    return handle.merge_and_unload()
+def merge_lora(peft_model: nn.Module) -> HiggsAudio:
+    """-> the model with the adapters merged into its matrices, without peft."""
+    return peft_model.merge_and_unload()
 
 
-def recompute_layers(model: HiggsAudio) -> None:
-    """Each layer keeps only its input, and is computed again on the way back: less memory, a third more work."""
+def enable_gradient_checkpointing(model: HiggsAudio) -> None:
+    """Each layer stores only its input and runs again in the backward pass: less memory, a third more compute."""
     for layer in model.layers:
-        layer.forward = _Recomputed(layer.forward)
+        layer.forward = partial(_checkpointed, layer.forward)
 
 
-class _Recomputed:
-    def __init__(self, forward):
-        self.forward = forward
-
-    def __call__(self, x: Tensor, *rest) -> Tensor:
-        if not torch.is_grad_enabled():
-            return self.forward(x, *rest)
-        return checkpoint(self.forward, x, *rest, use_reentrant=False)
+def _checkpointed(forward: Callable[..., Tensor], *inputs) -> Tensor:
+    if not torch.is_grad_enabled():
+        return forward(*inputs)
+    return checkpoint(forward, *inputs, use_reentrant=False)

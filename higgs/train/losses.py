@@ -1,4 +1,4 @@
-"""What a model is trained on: text, and the codes of each codebook."""
+"""Training losses: text, and the codes of each codebook."""
 
 import torch
 import torch.nn.functional as F
@@ -9,34 +9,34 @@ from higgs.delay import IGNORE
 from higgs.model.higgs_audio import HiggsAudio
 from higgs.train.precision import autocast, best_dtype
 
-WHOLE = 2  # codebooks that hold nearly all of the words, and are predicted at every position
+NUM_COARSE = 2  # codebooks with nearly all of the linguistic content, always predicted at every position
 
 
-def corrupt(batch: Batch, most: float, codebook_size: int) -> Batch:
-    """Replaces 0 ... `most` of a sequence's delayed frames by random codes, so that history cannot replace text.
+def corrupt(batch: Batch, max_rate: float, codebook_size: int) -> Batch:
+    """Replaces 0 ... `max_rate` of a sequence's delayed frames by random codes, so that the model relies on the text.
 
-    Random numbers are the CPU's on every device.
+    Random numbers are drawn on the CPU for every device.
     """
     device, shape = batch.codes.device, batch.input_ids.shape
-    rate = most * torch.rand(len(batch.input_ids), 1)
+    rate = max_rate * torch.rand(len(batch.input_ids), 1)
     frames = (torch.rand(shape) < rate).to(device) & batch.audio_out_mask
     noise = torch.randint(0, codebook_size, batch.codes.shape).to(device)
-    hit = frames[..., None] & (batch.codes < codebook_size)
-    return Batch(**(vars(batch) | {"codes": torch.where(hit, noise, batch.codes)}))
+    replaced = frames[..., None] & (batch.codes < codebook_size)
+    return Batch(**(vars(batch) | {"codes": torch.where(replaced, noise, batch.codes)}))
 
 
 def code_losses(model: HiggsAudio, hidden: Tensor, targets: Tensor, share: float) -> Tensor:
-    """hidden [R, D], targets [R, K] -> nats [K]. The finer codebooks from a random `share` of the rows alone."""
-    if share >= 1:  # by the head itself, which may have adapters
-        return book_losses(model.audio_head(hidden), targets)
-    size, some = model.config.code_vocab_size, torch.rand(len(hidden)) < share
-    coarse, fine = model.audio_head.weight.split([WHOLE * size, (targets.shape[1] - WHOLE) * size])
-    first = book_losses(F.linear(hidden, coarse), targets[:, :WHOLE])
-    return torch.cat([first, book_losses(F.linear(hidden[some], fine), targets[some, WHOLE:])])
+    """hidden [R, D], targets [R, K] -> nats [K]. Fine codebooks use a random `share` of the R positions."""
+    if share >= 1:  # through the head itself, which may have adapters
+        return codebook_losses(model.audio_head(hidden), targets)
+    size, sampled = model.config.code_vocab_size, torch.rand(len(hidden)) < share
+    coarse, fine = model.audio_head.weight.split([NUM_COARSE * size, (targets.shape[1] - NUM_COARSE) * size])
+    first = codebook_losses(F.linear(hidden, coarse), targets[:, :NUM_COARSE])
+    return torch.cat([first, codebook_losses(F.linear(hidden[sampled], fine), targets[sampled, NUM_COARSE:])])
 
 
-def book_losses(logits: Tensor, targets: Tensor) -> Tensor:
-    """logits [R, k (N + 2)], targets [R, k] -> nats [k]; 0 where nothing is to be predicted."""
+def codebook_losses(logits: Tensor, targets: Tensor) -> Tensor:
+    """logits [R, k (N + 2)], targets [R, k] -> nats [k]; 0 without any target."""
     # Flat: a strided softmax over the codebook axis is twice as slow on a CPU.
     each = F.cross_entropy(
         logits.float().view(-1, logits.shape[1] // targets.shape[1]),
@@ -48,24 +48,19 @@ def book_losses(logits: Tensor, targets: Tensor) -> Tensor:
 
 
 def speech_losses(
-    model: HiggsAudio,
-    inputs: Batch,
-    labels: Batch,
-    share: float = 1.0,
-    dtype: torch.dtype | None = None,
+    model: HiggsAudio, inputs: Batch, labels: Batch, share: float = 1.0, dtype: torch.dtype | None = None
 ) -> tuple[dict[str, Tensor], list[Tensor]]:
-    """-> `text` and `codebooks` [K], nats; and the input of each layer. Products in `dtype`, by default in the
-    format that suits the device.
+    """-> `text` and `codebooks` [K], nats; and the input of each layer. Matrix products in `dtype` (`best_dtype`).
 
-    The heads run only where something is predicted: over all positions they would cost more than the layers. `share`
-    as in `code_losses`.
+    The heads run only at positions with labels: over all positions they would cost more than the layers. `share` as in
+    `code_losses`.
     """
     device = inputs.input_ids.device
     with autocast(device, dtype or best_dtype(device)):
         hidden, states = model.hidden(inputs)
         text_labels, code_labels = labels.labels[:, 1:], labels.code_labels[:, 1:]
-        text_rows, code_rows = text_labels >= 0, (code_labels >= 0).any(-1)
-        text_logits = model.text_head(hidden[:, :-1][text_rows])
-        codebooks = code_losses(model, hidden[:, :-1][code_rows], code_labels[code_rows], share)
-    text = F.cross_entropy(text_logits.float(), text_labels[text_rows])
+        has_text, has_code = text_labels >= 0, (code_labels >= 0).any(-1)
+        text_logits = model.text_head(hidden[:, :-1][has_text])
+        codebooks = code_losses(model, hidden[:, :-1][has_code], code_labels[has_code], share)
+    text = F.cross_entropy(text_logits.float(), text_labels[has_text])
     return {"codebooks": codebooks, "text": text}, states

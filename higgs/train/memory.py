@@ -1,4 +1,4 @@
-"""What fine-tuning needs on a GPU, by arithmetic: `python -m higgs.train.memory --help`."""
+"""Estimate of the GPU memory of fine-tuning: `python -m higgs.train.memory --help`."""
 
 import argparse
 import re
@@ -14,14 +14,10 @@ from higgs.model.higgs_audio import HiggsAudio
 from higgs.train.lora import TARGETS
 from higgs.workflow.outputs import say
 
-GB = 1e9
-ADAM = 8  # bytes of both moments of a weight, in float32
-MASTER = 4  # a float32 copy of a weight that is stored in bfloat16
-
 
 @dataclass(frozen=True)
 class MemoryPlan:
-    """Bytes. `activations` are those of one batch of `positions`."""
+    """Bytes; `activations` of one batch."""
 
     parameters: int
     trained: int
@@ -36,41 +32,31 @@ class MemoryPlan:
 
 
 def layer_activations(config: ModelConfig) -> int:
-    """Values that autograd keeps of one layer for one position.
+    """Values that autograd saves per layer and position.
 
-    Width D, attention width A, key-value width G, FFN width F. Two norms keep their float32 input (two values of the
-    activation's size each), its scaled form and the output; the attention its q, k and v before and after rotation and
-    its output; the FFN gate, up, the SiLU of gate, and their product.
+    Two norms save their float32 input (twice the size of the activation), its scaled form and the output; attention
+    saves q, k and v before and after rotation and its output; the FFN saves gate, up, SiLU(gate) and their product.
     """
-    width = config.hidden_size
-    attention = config.num_heads * config.head_dim
-    keys = config.num_kv_heads * config.head_dim
-    norms = 2 * 5 * width
-    return norms + 2 * (attention + 2 * keys) + attention + 4 * config.intermediate_size
+    attention, keys = config.num_heads * config.head_dim, config.num_kv_heads * config.head_dim
+    return 10 * config.hidden_size + 2 * (attention + 2 * keys) + attention + 4 * config.intermediate_size
 
 
-def memory_plan(config: ModelConfig, positions: int, rank: int | None, recompute: bool) -> MemoryPlan:
-    """For a model in bfloat16 with Adam. `rank`: of LoRA; None trains every weight, with a float32 master copy."""
+def memory_plan(config: ModelConfig, positions: int, rank: int | None, checkpointing: bool) -> MemoryPlan:
+    """For a model in bfloat16 with Adam. `rank` of LoRA; None trains every weight, with a float32 master copy."""
     with torch.device("meta"):
         model = HiggsAudio(config)
     parameters = sum(p.numel() for p in model.parameters())
-    layer, width = layer_activations(config), config.hidden_size
-    # With recomputation: the input of each layer, and the inside of one at a time.
-    kept = layer + config.num_layers * width if recompute else config.num_layers * layer
+    layer = layer_activations(config)
+    # With gradient checkpointing: the input of each layer, and the activations of one layer at a time.
+    saved = layer + config.num_layers * config.hidden_size if checkpointing else config.num_layers * layer
     heads = config.num_codebooks * config.code_vocab_size * 3 * 2  # bfloat16 logits, float32 logits and softmax
-    trained, master = parameters, MASTER
-    if rank is not None:
-        matched = (m for n, m in model.named_modules() if re.fullmatch(TARGETS, n))
-        trained = sum(rank * (m.in_features + m.out_features) for m in matched)
-        master = 0  # the adapters are float32 themselves
-    return MemoryPlan(
-        parameters=parameters,
-        trained=trained,
-        weights=2 * parameters + (4 * trained if rank is not None else 0),
-        gradients=trained * (2 if rank is None else 4),
-        optimizer=trained * (ADAM + master),
-        activations=positions * 2 * (kept + heads),
-    )
+    activations = positions * 2 * (saved + heads)
+    # Adam has two float32 moments, and a master copy of bfloat16 weights; adapters are float32 themselves.
+    if rank is None:
+        return MemoryPlan(parameters, parameters, 2 * parameters, 2 * parameters, 12 * parameters, activations)
+    adapted = (m for n, m in model.named_modules() if re.fullmatch(TARGETS, n))
+    trained = sum(rank * (m.in_features + m.out_features) for m in adapted)
+    return MemoryPlan(parameters, trained, 2 * parameters + 4 * trained, 4 * trained, 8 * trained, activations)
 
 
 def main() -> None:
@@ -80,13 +66,13 @@ def main() -> None:
     parser.add_argument("--rank", type=int, default=16, help="of LoRA (default: %(default)s)")
     arguments = parser.parse_args()
     config = model_from_json(read_config(Path(resolve(arguments.checkpoint))))
-    say(f"{'':34}{'trained':>14}{'weights':>9}{'grad.':>9}{'Adam':>9}{'activ.':>9}{'total':>9}  GB")
+    say(f"{'':40}{'trained':>14}{'weights':>9}{'grad.':>9}{'Adam':>9}{'activ.':>9}{'total':>9}  GB")
     for name, rank in (("all weights", None), (f"LoRA of rank {arguments.rank}", arguments.rank)):
-        for recompute in (False, True):
-            plan = memory_plan(config, arguments.positions, rank, recompute)
+        for checkpointing in (False, True):
+            plan = memory_plan(config, arguments.positions, rank, checkpointing)
             sizes = (plan.weights, plan.gradients, plan.optimizer, plan.activations, plan.total)
-            label = name + (", layers recomputed" if recompute else "")
-            say(f"{label:34}{plan.trained:>14,}" + "".join(f"{size / GB:>9.1f}" for size in sizes))
+            label = name + (", gradient checkpointing" if checkpointing else "")
+            say(f"{label:40}{plan.trained:>14,}" + "".join(f"{size / 1e9:>9.1f}" for size in sizes))
 
 
 if __name__ == "__main__":

@@ -5,7 +5,7 @@ import random
 import numpy as np
 
 from higgs.data.chatml import ROLES
-from higgs.data.text.lexicon import SPELL, WORD, Lexicon, Piece
+from higgs.data.text.lexicon import SPELL, WORD, Lexicon, Segment
 
 SPELLED = 0.12  # share of the words that are left as letters, so that unknown ones can be read too
 CHARACTERS = " 'abcdefghijklmnopqrstuvwxyz"
@@ -40,7 +40,7 @@ def symbols_of(text: str, lexicon: Lexicon | None) -> tuple[list[int], list[int]
     then stand for the letters at the same share of the word.
     """
     symbols, places, at = [], [], 0
-    for piece in lexicon.split(text) if lexicon else [Piece(text)]:
+    for piece in lexicon.split(text) if lexicon else [Segment(text)]:
         if piece.phonemes is None:
             found = [CHARACTERS.find(character) for character in piece.text.lower()]
             pairs = [(1 + max(0, index), at + n) for n, index in enumerate(found)]

@@ -20,7 +20,7 @@ from higgs.data.chatml import (
     tokenize,
     voice_clone,
 )
-from higgs.data.collator import collate, spread
+from higgs.data.collator import collate, expand_audio_placeholders
 from higgs.data.text.tokenizer import TextTokenizer
 from higgs.tokens import TokenIds
 from training.corpus.shards import Shards
@@ -158,7 +158,9 @@ class Corpus:
         tokens = tokenize(ChatMLSample([*item.sample.messages, answer]), self.tokenizer)
         codes = [self.codes[i] for i in item.utterances]
         together = len(item.sample.audios) + 1 < len(codes)  # a dialogue in one go is one segment
-        row = spread(tokens, [torch.cat(codes, dim=1)] if together else codes, self.ids, config, True)
+        row = expand_audio_placeholders(
+            tokens, [torch.cat(codes, dim=1)] if together else codes, self.ids, config, True
+        )
         row["spoken"] = self.spoken(row, item, together)
         return row
 

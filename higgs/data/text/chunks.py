@@ -1,7 +1,7 @@
-"""Long texts in chunks that are spoken one after another: by speaker, by paragraph, by sentence, by number of words.
+"""Long texts in chunks that are generated one after another: by speaker, paragraph, sentence and number of words.
 
-A chunk ends where a sentence ends, as long as one fits; a sentence that is too long is cut behind a clause, and only
-one without any between two words. Nothing is cut inside a number or an abbreviation, and no chunk is empty.
+Chunks end at sentence ends; a sentence that is too long is split after a clause, and only a long clause between words.
+Numbers and abbreviations are never split, and no chunk is empty.
 """
 
 import re
@@ -14,17 +14,17 @@ from pydantic import Field, model_validator
 from higgs.validation import Count, Positive, Record
 
 HAN = r"\u3400-\u9fff\uf900-\ufaff"
-# A word: one Chinese character, or what stands between blanks, and of that at most 40 characters.
+# A word: one Chinese character, or up to 40 characters between blanks.
 WORD = re.compile(rf"\s*(?:[{HAN}][^\w\s]*|[^\s{HAN}]{{1,40}})\s*")
 BLANKS = re.compile(r"\s*")
 CLOSING = "\"'”’」』)]）】》"
 SENTENCE_END = re.compile(rf"(?:[.!?…]+|[。！？；]+)[{re.escape(CLOSING)}]*")
 CLAUSE_END = re.compile(rf"(?:[，、；：—–]+|[,;:]+(?=[\s{HAN}{re.escape(CLOSING)}]))[{re.escape(CLOSING)}]*")
-# They stand before what they belong to, so their full stop ends no sentence. The second lot only before a figure.
+# Abbreviations whose full stop ends no sentence; the second set only before a digit.
 ABBREVIATIONS = frozenset(
     "mr mrs ms dr prof st mt gen col sgt capt lt rev hon vs cf approx dept gov sen rep e.g i.e".split()
 )
-BEFORE_FIGURES = frozenset("no nos fig vol p pp ch sec jan feb mar apr jun jul aug sep sept oct nov dec".split())
+BEFORE_DIGITS = frozenset("no nos fig vol p pp ch sec jan feb mar apr jun jul aug sep sept oct nov dec".split())
 SPEAKER_TAG = re.compile(r"\[SPEAKER(\d+)\]")
 LIKE_A_TAG = re.compile(r"\[\s*speaker[\s_-]*(?:\d+|[a-z])?\s*\]|\[speaker\s*\d+", re.IGNORECASE)
 
@@ -33,13 +33,13 @@ Seconds = Annotated[float, Field(ge=0)]
 
 
 class ChunkOptions(Record):
-    """How a long text is spoken.
+    """Options of long-form generation.
 
-    Chunks have at most `max_words` words, and at most `max_turns` turns of a dialogue. Each hears the last
-    `context_chunks` chunks as earlier turns (None: all of them), beside the reference. With `per_speaker_context` the
-    prompt of a chunk of a dialogue is that of its speaker, who hears nothing of the others. Pauses are seconds of
-    silence between chunks, by what lies between them; `match_levels` brings the chunks of one speaker to one loudness.
-    A chunk without audio, or cut off at its limit, is spoken again with another seed, up to `retries` times.
+    Chunks have at most `max_words` words and `max_turns` turns of a dialogue. The prompt of each contains the last
+    `context_chunks` chunks as earlier turns (None: all), after the reference. With `per_speaker_context` the context of
+    a chunk of a dialogue is limited to its speaker. Pauses are seconds of silence between chunks, by their boundary;
+    `match_levels` matches the loudness of the chunks of one speaker. A chunk without audio, or cut off at its limit, is
+    generated again with another seed, up to `retries` times.
     """
 
     max_words: Positive = 100
@@ -55,26 +55,24 @@ class ChunkOptions(Record):
     @model_validator(mode="after")
     def _one_turn(self) -> "ChunkOptions":
         if self.per_speaker_context and self.max_turns > 1:
-            raise ValueError(
-                f"max_turns must be 1 with per_speaker_context, got {self.max_turns}: a chunk has one speaker then"
-            )
+            raise ValueError(f"max_turns must be 1 with per_speaker_context, got {self.max_turns}")
         return self
 
-    def pause(self, border: str) -> float:
-        """Seconds of silence at a border of a `Chunk`; none before the first."""
-        return 0.0 if border == "start" else getattr(self, f"{border}_pause")
+    def pause(self, boundary: str) -> float:
+        """Seconds of silence at the boundary of a `Chunk`; none before the first."""
+        return 0.0 if boundary == "start" else getattr(self, f"{boundary}_pause")
 
 
 @dataclass(frozen=True)
 class Chunk:
-    """A piece of text, with the tags of its speakers, if it has any.
+    """A part of a text, with its speaker tags, if it has any.
 
-    `border` says what lies before it: "start" (it is the first), "speaker", "paragraph" or "sentence".
+    `boundary` is what precedes it: "start" (of the text), "speaker", "paragraph" or "sentence".
     """
 
     text: str
     speakers: tuple[int, ...] = ()
-    border: str = "start"
+    boundary: str = "start"
 
 
 def count_words(text: str) -> int:
@@ -83,23 +81,23 @@ def count_words(text: str) -> int:
 
 
 def sentences(text: str) -> list[str]:
-    """-> pieces that concatenate to the text, each up to the end of a sentence and the blanks behind it."""
-    return _cut(text, SENTENCE_END, _ends_sentence)
+    """-> segments that concatenate to the text, each up to the end of a sentence and the blanks after it."""
+    return _split(text, SENTENCE_END, _ends_sentence)
 
 
 def _clauses(text: str) -> list[str]:
-    return _cut(text, CLAUSE_END, lambda *_: True)
+    return _split(text, CLAUSE_END, lambda *_: True)
 
 
-def _cut(text: str, ends: re.Pattern, accept: Callable[[str, re.Match, str], bool]) -> list[str]:
-    """Cuts behind the matches that `accept` takes, given what stands before one and the character behind it."""
-    pieces, start = [], 0
+def _split(text: str, ends: re.Pattern, accept: Callable[[str, re.Match, str], bool]) -> list[str]:
+    """Splits after the matches that `accept` accepts, given the text before and the character after a match."""
+    segments, start = [], 0
     for match in ends.finditer(text):
         before, follower = text[start : match.start()], BLANKS.match(text, match.end())
         if before.strip() and accept(before, match, text[follower.end() :][:1]):
-            pieces.append(text[start : follower.end()])
+            segments.append(text[start : follower.end()])
             start = follower.end()
-    return [*pieces, text[start:]] if start < len(text) else pieces
+    return [*segments, text[start:]] if start < len(text) else segments
 
 
 def _ends_sentence(before: str, match: re.Match, follower: str) -> bool:
@@ -113,85 +111,85 @@ def _ends_sentence(before: str, match: re.Match, follower: str) -> bool:
     word = re.search(r"[\w.]*$", before)[0].lower()
     if word in ("a.m", "p.m"):
         return follower.isupper()
-    if word in BEFORE_FIGURES and follower.isdigit():
+    if word in BEFORE_DIGITS and follower.isdigit():
         return False
     initials = re.fullmatch(r"(?:[^\W\d]\.)*[a-z]", word)
     listed = word.isdigit() and before.strip() == word  # "1. First"
     return not (word in ABBREVIATIONS or initials or listed)
 
 
-def _fit(text: str, max_words: int, cutters: tuple = (sentences, _clauses, WORD.findall)) -> list[str]:
-    """-> pieces of at most `max_words` that concatenate to the text, cut at the best places there are."""
-    cut, *finer = cutters
+def _fit(text: str, max_words: int, splitters: tuple = (sentences, _clauses, WORD.findall)) -> list[str]:
+    """-> segments of at most `max_words` that concatenate to the text, split as coarsely as possible."""
+    split, *finer = splitters
     packed: list[str] = []
-    room = 0
-    for piece in cut(text):
-        words = count_words(piece)
+    free = 0
+    for segment in split(text):
+        words = count_words(segment)
         if words > max_words:
-            packed += _fit(piece, max_words, tuple(finer))
-            room = 0
-        elif words <= room:
-            packed[-1] += piece
-            room -= words
+            packed += _fit(segment, max_words, tuple(finer))
+            free = 0
+        elif words <= free:
+            packed[-1] += segment
+            free -= words
         else:
-            packed.append(piece)
-            room = max_words - words
+            packed.append(segment)
+            free = max_words - words
     return packed
 
 
 def chunk_text(text: str, max_words: int = 100) -> list[Chunk]:
-    """-> chunks of at most `max_words`; none spans two paragraphs, which blank lines divide.
+    """-> chunks of at most `max_words`; none spans two paragraphs (separated by blank lines).
 
     White space within a chunk is collapsed.
     """
     chunks: list[Chunk] = []
     for paragraph in re.split(r"\n\s*\n", text.strip()):
-        border = "paragraph" if chunks else "start"
-        for piece in _fit(" ".join(paragraph.split()), max_words):
-            chunks.append(Chunk(piece.strip(), border=border))
-            border = "sentence"
+        boundary = "paragraph" if chunks else "start"
+        for segment in _fit(" ".join(paragraph.split()), max_words):
+            chunks.append(Chunk(segment.strip(), boundary=boundary))
+            boundary = "sentence"
     return chunks
 
 
 def speaker_turns(text: str) -> list[tuple[int, str]]:
     """ "[SPEAKER0] Hi. [SPEAKER1] Yes?" -> [(0, "Hi."), (1, "Yes?")]; [] for text without tags.
 
-    A turn without words is left out. Raises ValueError for tags that are no speaker's, for text before the first, and
-    where no turn has words.
+    Turns without words are left out. Raises ValueError for malformed tags, for text before the first tag, and where no
+    turn has words.
     """
     parts = SPEAKER_TAG.split(text)
-    if strange := next((tag[0] for part in parts[::2] for tag in LIKE_A_TAG.finditer(part)), None):
-        raise ValueError(f"unknown speaker tag {strange!r}; tags are [SPEAKER0], [SPEAKER1], ...")
+    if unknown := next((tag[0] for part in parts[::2] for tag in LIKE_A_TAG.finditer(part)), None):
+        raise ValueError(f"unknown speaker tag {unknown!r}; tags are [SPEAKER0], [SPEAKER1], ...")
     if len(parts) == 1:
         return []
     if parts[0].strip():
-        raise ValueError(f"{parts[0].strip()[:40]!r} stands before the first speaker tag")
+        raise ValueError(f"{parts[0].strip()[:40]!r} comes before the first speaker tag")
     pairs = zip(parts[1::2], parts[2::2], strict=True)
-    turns = [(int(number), said.strip()) for number, said in pairs if said.strip()]
+    turns = [(int(number), words.strip()) for number, words in pairs if words.strip()]
     if not turns:
-        raise ValueError(f"there is no text to speak behind the speaker tags of {text[:40]!r}")
+        raise ValueError(f"there is no text to speak after the speaker tags of {text[:40]!r}")
     return turns
 
 
 def chunk_turns(turns: Iterable[tuple[int, str]], options: ChunkOptions) -> list[Chunk]:
-    """Turns (speaker, text) -> chunks of one turn, or of up to `max_turns` as long as `max_words` holds them.
+    """Turns (speaker, text) -> chunks of one turn, or of up to `max_turns` turns within `max_words`.
 
-    A turn that is longer is cut as `chunk_text` does, and the speaker's tag stands before each of its chunks.
+    Longer turns are split as by `chunk_text`, with the speaker's tag before each chunk.
     """
     chunks: list[Chunk] = []
     merged = 0
-    for number, said in turns:
-        for index, piece in enumerate(chunk_text(said, options.max_words)):
-            text = f"[SPEAKER{number}] {piece.text}"
+    for number, turn in turns:
+        for index, part in enumerate(chunk_text(turn, options.max_words)):
+            text = f"[SPEAKER{number}] {part.text}"
             last = chunks[-1] if chunks else None
-            room = options.max_words - count_words(SPEAKER_TAG.sub("", f"{last.text} {text}")) if last else -1
-            if last and index == 0 and merged < options.max_turns and room >= 0:
-                chunks[-1] = Chunk(f"{last.text}\n{text}", (*last.speakers, number), last.border)
+            fits = last and count_words(SPEAKER_TAG.sub("", f"{last.text} {text}")) <= options.max_words
+            if fits and index == 0 and merged < options.max_turns:
+                chunks[-1] = Chunk(f"{last.text}\n{text}", (*last.speakers, number), last.boundary)
                 merged += 1
                 continue
-            border = piece.border if index else "speaker" if last else "start"
+            boundary = part.boundary if index else "speaker" if last else "start"
             if index == 0 and last and last.speakers[-1] == number:
-                border = "paragraph"
-            chunks.append(Chunk(text, (number,), border))
+                boundary = "paragraph"
+            chunks.append(Chunk(text, (number,), boundary))
             merged = 1
     return chunks

@@ -1,7 +1,7 @@
-"""Words as phonemes: an option of text tokenizers for models too small to learn English spelling.
+"""Pronunciation lexicon: an option of text tokenizers for models too small to learn English spelling.
 
-A checkpoint with a `lexicon.json` beside its `tokenizer.json` reads the words that it lists as phonemes, one token
-each, and spells all others. The release has none: its text is read as it is written.
+With a `lexicon.json` beside the `tokenizer.json` of a checkpoint, the words listed there are encoded as phonemes, one
+token each, and all others as written. The release has none.
 """
 
 import json
@@ -13,16 +13,16 @@ from pathlib import Path
 from higgs.files import replacing
 
 FILE = "lexicon.json"
-# Before a word: it is spelled, whatever the lexicon knows. Invisible in a text (WORD JOINER).
+# Before a word: it is encoded as written, whatever the lexicon lists. Invisible in a text (WORD JOINER).
 SPELL = "\u2060"
-# Words of letters and inner apostrophes. What stands in brackets, tokens or beside digits is no word: [SPEAKER0].
+# Words of letters and inner apostrophes; not in brackets, tokens or next to digits: [SPEAKER0].
 WORD = re.compile(rf"(?<![\w\[<|/])({SPELL})?([A-Za-z]+(?:['’][A-Za-z]+)*)(?![\w\]>|])")
-FIRST = 0xE000  # private use: a phoneme has a character of its own, or "t" would be both letter and phoneme
+FIRST = 0xE000  # private use area: otherwise "t" would be both letter and phoneme
 
 
 @dataclass(frozen=True)
-class Piece:
-    """A run of text. `phonemes` is None for what the lexicon does not know, and between words."""
+class Segment:
+    """A part of a text. `phonemes` is None for unlisted words and between words."""
 
     text: str
     phonemes: str | None = None
@@ -38,14 +38,14 @@ class Lexicon:
 
     def __post_init__(self) -> None:
         if len(set(self.phonemes)) < len(self.phonemes):
-            raise ValueError(f"the lexicon lists a phoneme twice: {self.phonemes}")
+            raise ValueError(f"the lexicon lists a duplicate phoneme: {self.phonemes}")
         used = set("".join(self.words.values()))
         if unknown := sorted(used - set(self.phonemes)):
             raise ValueError(f"the lexicon uses phonemes that it does not list: {unknown}")
 
     @classmethod
     def read(cls, folder: Path) -> "Lexicon | None":
-        """The lexicon of a checkpoint's folder, if it has one. Raises ValueError for one that is damaged."""
+        """The lexicon in a checkpoint's folder, or None. Raises ValueError for a damaged one."""
         path = folder / FILE
         if not path.is_file():
             return None
@@ -55,18 +55,17 @@ class Lexicon:
             raise ValueError(f"{path} is no lexicon ({error})") from error
 
     def write(self, folder: Path) -> None:
-        content = {"phonemes": self.phonemes, "words": self.words}
+        content = json.dumps(vars(self), ensure_ascii=False, separators=(",", ":"))
         with replacing(folder / FILE) as partial:
-            text = json.dumps(content, ensure_ascii=False, separators=(",", ":"))
-            partial.write_text(text + "\n", "utf-8")
+            partial.write_text(f"{content}\n", "utf-8")
 
     @property
     def tokens(self) -> list[str]:
-        """What the text tokenizer has to know as tokens, one for each phoneme."""
+        """The tokens that the text tokenizer must have, one for each phoneme."""
         return [chr(FIRST + index) for index in range(len(self.phonemes))]
 
-    def split(self, text: str) -> Iterator[Piece]:
-        """Words that are known, and what is between them; together they are the text without its marks."""
+    def split(self, text: str) -> Iterator[Segment]:
+        """Listed words, and the text between them; together they are the text without SPELL marks."""
         end = 0
         for match in WORD.finditer(text):
             mark, word = match.groups()
@@ -74,22 +73,23 @@ class Lexicon:
             if phonemes is None and not mark:
                 continue
             if text[end : match.start()]:
-                yield Piece(text[end : match.start()])
-            yield Piece(word, phonemes, spelled=bool(mark))
+                yield Segment(text[end : match.start()])
+            yield Segment(word, phonemes, spelled=bool(mark))
             end = match.end()
         if text[end:]:
-            yield Piece(text[end:])
+            yield Segment(text[end:])
 
     def pronounce(self, text: str) -> str:
-        """The text with each known word as the characters of its phonemes' tokens."""
-        return "".join(
-            piece.text
-            if piece.phonemes is None or piece.spelled
-            else "".join(chr(FIRST + self.phonemes.index(p)) for p in piece.phonemes)
-            for piece in self.split(text)
-        )
+        """The text with each listed word as the characters of its phonemes' tokens."""
+        tokens = {ord(phoneme): token for phoneme, token in zip(self.phonemes, self.tokens, strict=True)}
+
+        def replace(match: re.Match) -> str:
+            mark, word = match.groups()
+            phonemes = None if mark else self.words.get(word.lower().replace("’", "'"))
+            return word if phonemes is None else phonemes.translate(tokens)
+
+        return WORD.sub(replace, text)
 
     def readable(self, text: str) -> str:
-        """The characters of phonemes as phonemes."""
-        names = {FIRST + index: phoneme for index, phoneme in enumerate(self.phonemes)}
-        return text.translate(names)
+        """The inverse of `pronounce`: the characters of phoneme tokens as phonemes."""
+        return text.translate({FIRST + index: phoneme for index, phoneme in enumerate(self.phonemes)})

@@ -1,6 +1,6 @@
-"""Text as the model was trained to read it: the original's clean-up in its order, and sound events as tokens.
+"""Text normalisation of the reference implementation (boson-ai/higgs-audio), in its order; sound events as tokens.
 
-Figures stay figures, as in the original; `higgs.data.text.numbers` puts them into words, before this.
+Digits are left alone, as in the reference; `higgs.data.text.numbers` converts them to words, before this.
 """
 
 import re
@@ -17,14 +17,14 @@ PUNCTUATION = str.maketrans(
         "…": "...", "·": ".", "「": '"', "」": '"', "『": '"', "』": '"',
     }
 )  # fmt: skip
-SPELT = {"(": " ", ")": " ", "°F": " degrees Fahrenheit", "°C": " degrees Celsius"}
+REPLACED = {"(": " ", ")": " ", "°F": " degrees Fahrenheit", "°C": " degrees Celsius"}
 
 
 def _event(kind: str, name: str) -> str:
     return f"{SPECIAL_TOKENS[kind]}[{name}]{SPECIAL_TOKENS[f'{kind}_close']}"
 
 
-# What a text may ask for -> what the model reads.
+# Tag in a text -> tokens of the model.
 SOUND_EVENTS = {
     "[laugh]": _event("sound_event", "Laughter"),
     "[humming start]": _event("sound_start", "Humming"),
@@ -38,49 +38,47 @@ SOUND_EVENTS = {
     "[cheering]": _event("sound_event", "Cheering"),
     "[cough]": _event("sound_event", "Cough"),
 }
-# While a text is worked on, a sound event is one noncharacter, which `check_text` lets no text hold: so nothing that
-# a user wrote can pass for one.
+# During normalisation a sound event is one noncharacter, which `check_text` rejects in texts: no user text can be taken
+# for one.
 MARKS = {tag: chr(0xFDD0 + index) for index, tag in enumerate(SOUND_EVENTS)}
 EVENT_OF = {mark: SOUND_EVENTS[tag] for tag, mark in MARKS.items()}
 ENDS = (*".!?,;\"'", SPECIAL_TOKENS["sound_event_close"], SPECIAL_TOKENS["sound_stop_close"])
 
 
 def normalize_text(text: str) -> str:
-    """-> what the original's example script makes of a transcript, as one string.
+    """A transcript as normalised by the reference's example script, in one string.
 
-    Punctuation of Chinese becomes ASCII, brackets blanks, degrees words, the tags of SOUND_EVENTS the strings of their
-    tokens; blank lines go, white space is collapsed, and a full stop closes what nothing else does.
-    Raises ValueError for text that cannot be spoken, and where nothing is left of it.
+    Chinese punctuation becomes ASCII, brackets blanks, degree signs words, the tags of SOUND_EVENTS strings of their
+    tokens; blank lines are removed, white space collapsed, and a missing full stop added. Raises ValueError for text
+    that cannot be spoken, and where nothing is left of it.
     """
     return "".join(content.text for content in normalize_contents(text))
 
 
 def normalize_contents(text: str) -> list[TextContent]:
-    """As `normalize_text`, as the parts of a message: sound events are tokens, whatever else looks like one is text."""
-    pieces = re.split(f"([{''.join(EVENT_OF)}])", _clean(text))
+    """As `normalize_text`, as the parts of a message: only sound events are special tokens."""
+    segments = re.split(f"([{''.join(EVENT_OF)}])", _clean(text))
     return [
-        TextContent(EVENT_OF[piece], allow_special=True) if piece in EVENT_OF else TextContent(piece)
-        for piece in pieces
-        if piece
+        TextContent(EVENT_OF[segment], allow_special=True) if segment in EVENT_OF else TextContent(segment)
+        for segment in segments
+        if segment
     ]
 
 
 def normalize_prompt(sample: ChatMLSample) -> ChatMLSample:
-    """A conversation whose last message, the text to speak, is normalised."""
+    """The conversation with its last message, the text to speak, normalised."""
     *context, last = sample.messages
-    parts = [
-        normal
-        for part in last.parts
-        for normal in (normalize_contents(part.text) if isinstance(part, TextContent) else [part])
-    ]
+    parts = []
+    for part in last.parts:
+        parts += normalize_contents(part.text) if isinstance(part, TextContent) else [part]
     return replace(sample, messages=[*context, Message(last.role, parts)])
 
 
 def _clean(text: str) -> str:
     cleaned = check_text(text).strip().translate(PUNCTUATION)
-    for table in (SPELT, MARKS):
-        for written, meant in table.items():
-            cleaned = cleaned.replace(written, meant)
+    for table in (REPLACED, MARKS):
+        for old, new in table.items():
+            cleaned = cleaned.replace(old, new)
     lines = (" ".join(line.split()) for line in cleaned.split("\n"))
     cleaned = "\n".join(line for line in lines if line)
     if not cleaned:

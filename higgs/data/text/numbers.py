@@ -1,9 +1,8 @@
-"""Figures in words, in English and Chinese: numbers, dates, times, money, percentages, units.
+"""Numbers as words, in English and Chinese: numbers, dates, times, money, percentages, units.
 
-The released model was trained on text that says "seventy degrees"; its own tools leave figures as they are. So this is
-a step of its own, taken before `higgs.data.text.normalize`. It changes nothing but figures and the signs that go with
-them: text without figures comes back as it was, and so does what this returns. Words that mix letters and figures
-("MP3", "B2B"), addresses and speaker tags are left alone.
+The release was trained on text with numbers as words ("seventy degrees"), but its tools do not convert them. So this is
+a separate step before `higgs.data.text.normalize`. It is idempotent and changes only digits and the signs that belong
+to them. Words of letters and digits ("MP3", "B2B"), addresses and speaker tags are left alone.
 """
 
 import re
@@ -42,23 +41,22 @@ UNITS = {
     "kW": "kilowatt", "W": "watt", "V": "volt", "dB": "decibel", "ms": "millisecond", "min": "minute",
     "hrs": "hour", "hr": "hour", "h": "hour",
 }  # fmt: skip
-SAME_PLURAL = {"hertz", "kilohertz", "megahertz", "gigahertz"}
 
 
 def spell_out(text: str) -> str:
-    """-> the text with its figures in words, each line in its own language, English or Chinese.
+    """-> the text with its numbers in words, each line in its own language, English or Chinese.
 
-    A line of neither (Japanese, Arabic, ...) keeps its figures. Latin letters count as English: for text in another
-    language that uses them, leave this step out.
+    Lines in other scripts (Japanese, Arabic, ...) are left alone. Latin script counts as English: skip this step for
+    other languages that use it.
     """
     whole = line_language(text) or ("en" if not re.search(r"[^\W\d_]", text) else None)
     lines = []
     for line in text.split("\n"):
         language = line_language(line) if re.search(r"[^\W\d_]", line) else whole
         rules = {"en": ENGLISH, "zh": CHINESE}.get(language, ())
-        pieces = PROTECTED.split(line)
-        pieces[::2] = [_apply(rules, piece) for piece in pieces[::2]]
-        lines.append("".join(pieces))
+        segments = PROTECTED.split(line)
+        segments[::2] = [_apply(rules, segment) for segment in segments[::2]]
+        lines.append("".join(segments))
     return "\n".join(lines)
 
 
@@ -74,7 +72,7 @@ def line_language(line: str) -> str | None:
 
 
 def _apply(rules: list[Rule], text: str) -> str:
-    """Every rule in turn, until none finds anything: words in place of figures may set others free."""
+    """Applies all rules in turn until nothing changes: a replacement may make another match possible."""
     before = None
     while text != before and re.search(r"\d", text):
         before = text
@@ -87,17 +85,17 @@ def _integer(value: int, kind: str = "cardinal") -> str:
     return num2words(value, to=kind).replace(",", "")
 
 
-def digits(figures: str) -> str:
+def spell_digits(digits: str) -> str:
     """ "007" -> "zero zero seven"."""
-    return " ".join(_integer(int(figure)) for figure in figures if figure.isdigit())
+    return " ".join(_integer(int(digit)) for digit in digits if digit.isdigit())
 
 
-def number(figures: str) -> str:
-    """ "1,234.50" -> words. Figures that start with 0, or are more than 15, are read one by one."""
-    whole, _, decimals = figures.replace(",", "").partition(".")
-    alone = len(whole) > 15 or (len(whole) > 1 and whole[0] == "0")
-    words = digits(whole) if alone else _integer(int(whole))
-    return f"{words} point {digits(decimals)}" if decimals else words
+def number(digits: str) -> str:
+    """ "1,234.50" -> words. More than 15 digits, or digits that start with 0, are read one by one."""
+    whole, _, decimals = digits.replace(",", "").partition(".")
+    one_by_one = len(whole) > 15 or (len(whole) > 1 and whole[0] == "0")
+    words = spell_digits(whole) if one_by_one else _integer(int(whole))
+    return f"{words} point {spell_digits(decimals)}" if decimals else words
 
 
 def _signed(match: re.Match) -> str:
@@ -106,15 +104,13 @@ def _signed(match: re.Match) -> str:
 
 def _plural(noun: str) -> str:
     first, *rest = noun.split(" per ")
-    if first in SAME_PLURAL:
-        return noun
-    plural = "feet" if first == "foot" else f"{first}s"
+    plural = "feet" if first == "foot" else first if first.endswith("hertz") else f"{first}s"
     return " per ".join([plural, *rest])
 
 
 def _date(day: str, month: int, year: str | None) -> str:
-    said = f"{MONTHS[month - 1]} {_integer(int(day), 'ordinal')}"
-    return f"{said}, {_integer(int(year), 'year')}" if year else said
+    words = f"{MONTHS[month - 1]} {_integer(int(day), 'ordinal')}"
+    return f"{words}, {_integer(int(year), 'year')}" if year else words
 
 
 def _month(name: str) -> int:
@@ -122,7 +118,7 @@ def _month(name: str) -> int:
 
 
 def _slashed_date(match: re.Match) -> str:
-    """Month first, as in the United States, unless the first figure is no month."""
+    """Month first, as in the United States, unless the first number is above 12."""
     first, second = int(match[1]), int(match[2])
     month, day = (first, second) if first <= 12 else (second, first)
     if not (1 <= month <= 12 and 1 <= day <= 31):
@@ -131,37 +127,37 @@ def _slashed_date(match: re.Match) -> str:
 
 
 def _day_month(match: re.Match) -> str:
-    said = f"{match['the'] or 'the '}{_integer(int(match['day']), 'ordinal')} of {MONTHS[_month(match['month']) - 1]}"
-    return f"{said}, {_integer(int(match['year']), 'year')}" if match["year"] else said
+    words = f"{match['the'] or 'the '}{_integer(int(match['day']), 'ordinal')} of {MONTHS[_month(match['month']) - 1]}"
+    return f"{words}, {_integer(int(match['year']), 'year')}" if match["year"] else words
 
 
 def _time(match: re.Match) -> str:
     parts = match.groupdict()
     hour, minute, second = int(parts["hour"]), parts.get("minute"), parts.get("second")
-    half = f" {parts['half'][0].lower()}.m." if parts.get("half") else ""
-    said = _integer(hour)
+    suffix = f" {parts['half'][0].lower()}.m." if parts.get("half") else ""
+    words = _integer(hour)
     if minute and int(minute):
-        said += f" {'oh ' if minute[0] == '0' else ''}{_integer(int(minute))}"
-    elif minute and not half and not second:
-        said += " o'clock" if 1 <= hour <= 12 else " hundred"
+        words += f" {'oh ' if minute[0] == '0' else ''}{_integer(int(minute))}"
+    elif minute and not suffix and not second:
+        words += " o'clock" if 1 <= hour <= 12 else " hundred"
     if second:
-        said += f" and {_integer(int(second))} second{'s' if int(second) != 1 else ''}"
-    return said + half
+        words += f" and {_integer(int(second))} second{'s' if int(second) != 1 else ''}"
+    return words + suffix
 
 
 def _money(match: re.Match) -> str:
     one, many, small_one, small_many = CURRENCIES[match["sign"].replace("US", "").replace("￥", "¥")]
     minus = "minus " if match["minus"] else ""
-    figures, upto, magnitude = match["number"], match["upto"], match["magnitude"]
+    digits, upto, magnitude = match["number"], match["upto"], match["magnitude"]
     if magnitude:
         scale = MAGNITUDES.get(magnitude.strip().lower(), magnitude.strip())
-        said = number(figures) + (f" to {number(upto)}" if upto else "")
-        return f"{minus}{said} {scale} {many}"
+        words = number(digits) + (f" to {number(upto)}" if upto else "")
+        return f"{minus}{words} {scale} {many}"
     if upto:
-        return f"{minus}{number(figures)} to {number(upto)} {many}"
-    whole, _, decimals = figures.partition(".")
+        return f"{minus}{number(digits)} to {number(upto)} {many}"
+    whole, _, decimals = digits.partition(".")
     if not (len(decimals) == 2 and small_one):
-        return f"{minus}{number(figures)} {one if figures == '1' else many}"
+        return f"{minus}{number(digits)} {one if digits == '1' else many}"
     large, small = int(whole.replace(",", "")), int(decimals)
     parts = [f"{number(whole)} {one if large == 1 else many}"] if large or not small else []
     parts += [f"{_integer(small)} {small_one if small == 1 else small_many}"] if small else []
@@ -175,14 +171,14 @@ def _unit(match: re.Match) -> str:
 
 def _degrees(match: re.Match) -> str:
     scale = {"C": " Celsius", "F": " Fahrenheit", "℃": " Celsius", "℉": " Fahrenheit"}
-    said = "degree" if match["number"] == "1" else "degrees"
-    return f"{_signed(match)} {said}{scale.get(match['scale'][-1], '')}"
+    words = "degree" if match["number"] == "1" else "degrees"
+    return f"{_signed(match)} {words}{scale.get(match['scale'][-1], '')}"
 
 
 def _decade(match: re.Match) -> str:
-    figures = match["decade"]
-    said = _integer(int(figures), "year" if len(figures) == 4 else "cardinal")
-    return f"{said[:-1]}ies" if said.endswith("y") else f"{said}s"
+    digits = match["decade"]
+    words = _integer(int(digits), "year" if len(digits) == 4 else "cardinal")
+    return f"{words[:-1]}ies" if words.endswith("y") else f"{words}s"
 
 
 def _fraction(match: re.Match) -> str:
@@ -196,7 +192,7 @@ def _fraction(match: re.Match) -> str:
 
 
 def _range(match: re.Match) -> str:
-    """The end keeps its figures: a sign or a unit may follow, which a later rule reads with it."""
+    """The end stays in digits: a later rule reads it together with a sign or unit that may follow."""
     first, last = match["first"], match["last"]
     if re.fullmatch(YEAR, first) and re.fullmatch(YEAR, last):
         return f"{_integer(int(first), 'year')} to {_integer(int(last), 'year')}"
@@ -204,10 +200,10 @@ def _range(match: re.Match) -> str:
 
 
 def _phone(match: re.Match) -> str:
-    return ", ".join(digits(group) for group in re.findall(r"[0-9]+", match[0]))
+    return ", ".join(spell_digits(group) for group in re.findall(r"[0-9]+", match[0]))
 
 
-HALF = r"(?P<half>[ap]\.m\.|(?:[ap]m|AM|PM)\b\.?)"  # "a.m." closes a sentence by itself
+HALF = r"(?P<half>[ap]\.m\.|(?:[ap]m|AM|PM)\b\.?)"  # "a.m." also ends a sentence
 UNIT = "|".join(sorted((re.escape(unit) for unit in UNITS), key=len, reverse=True))
 ENGLISH: list[Rule] = [
     (rf"{START}{YEAR}-(?P<month>0[1-9]|1[0-2])-(?P<day>0[1-9]|[12][0-9]|3[01]){END}",
@@ -241,7 +237,7 @@ ENGLISH: list[Rule] = [
     (rf"{START}(?:(?P<whole>[0-9]+) )?(?P<top>[0-9]+)/(?P<bottom>[0-9]+){END}", _fraction),
     (rf"\b(?P<before>(?i:in|since|until|during|year|before|after|by|late|early) ){YEAR}{END}",
      lambda m: m["before"] + _integer(int(m["year"]), "year")),
-    (r"(?<![\w.])\.(?P<decimals>[0-9]+)(?!\w)", lambda m: f"point {digits(m['decimals'])}"),
+    (r"(?<![\w.])\.(?P<decimals>[0-9]+)(?!\w)", lambda m: f"point {spell_digits(m['decimals'])}"),
     (rf"(?<![\w.,-])(?P<minus>[-−])(?P<number>{NUMBER})(?!\w)", _signed),
     (rf"(?<![A-Za-z0-9_])(?P<number>{NUMBER})(?!\w)", lambda m: number(m["number"])),
 ]  # fmt: skip

@@ -1,4 +1,4 @@
-"""Figures in Chinese words: the rules that `higgs.data.text.numbers` applies to lines in Chinese."""
+"""Numbers as Chinese words: the rules that `higgs.data.text.numbers` applies to lines in Chinese."""
 
 import re
 from collections.abc import Callable
@@ -8,8 +8,8 @@ Rule = tuple[str, Callable[[re.Match], str]]
 DIGITS = "零一二三四五六七八九"
 SIZES = ((10**8, "亿"), (10**4, "万"), (1000, "千"), (100, "百"), (10, "十"))
 FULL_WIDTH = str.maketrans("０１２３４５６７８９．，", "0123456789.,")
-FIGURE = r"[0-9０-９]"
-NUMBER = rf"(?:{FIGURE}{{1,3}}(?:[,，]{FIGURE}{{3}})+|{FIGURE}+)(?:[.．]{FIGURE}+)?"
+DIGIT = r"[0-9０-９]"
+NUMBER = rf"(?:{DIGIT}{{1,3}}(?:[,，]{DIGIT}{{3}})+|{DIGIT}+)(?:[.．]{DIGIT}+)?"
 START = r"(?<![A-Za-z0-9０-９_.,:/$€£¥￥-])"
 END = r"(?![A-Za-z0-9０-９_/]|[.．:：-][0-9０-９])"
 SIGNED = rf"(?<![A-Za-z0-9０-９_.,:/$€£¥￥])(?P<minus>[-−－]?)(?P<number>{NUMBER})"
@@ -20,7 +20,7 @@ UNITS = {
     "l": "升", "kWh": "千瓦时", "kW": "千瓦", "W": "瓦", "V": "伏", "Hz": "赫兹", "kHz": "千赫", "MHz": "兆赫",
     "GHz": "吉赫", "dB": "分贝", "h": "小时", "min": "分钟", "s": "秒", "ms": "毫秒",
 }  # fmt: skip
-# What is counted: two of them are 两, not 二.
+# Measure words: two of them are 两, not 二.
 MEASURES = (
     "个|只|条|本|位|次|天|年|件|张|名|块|辆|家|种|倍|岁|小时|分钟|周|斤|公里|公斤|米|人|杯|瓶|台|座|部|篇|首|点|元|"
     "支|头|匹|双|对|套|间|层|遍|句|段|群|秒"
@@ -28,7 +28,7 @@ MEASURES = (
 
 
 def integer(value: int) -> str:
-    """0 ... 10^16 - 1 -> words; the last figure that is left out before a rest is 零."""
+    """0 ... 10^16 - 1 -> words; skipped places are read as 零."""
     words = _integer(value)
     if words.startswith("一十"):
         words = words[1:]
@@ -44,21 +44,21 @@ def _integer(value: int) -> str:
     return DIGITS[value]
 
 
-def digits(figures: str, one: str = "一") -> str:
-    """Figures one by one; over the telephone 1 is 幺."""
-    return "".join(DIGITS[int(figure)] for figure in figures).replace("一", one)
+def spell_digits(digits: str, one: str = "一") -> str:
+    """Digits one by one; in telephone numbers 1 is 幺."""
+    return "".join(DIGITS[int(digit)] for digit in digits).replace("一", one)
 
 
-def number(figures: str) -> str:
-    """ "1,234.50" -> words. Figures that start with 0, or are more than 16, are read one by one."""
-    whole, _, decimals = figures.translate(FULL_WIDTH).replace(",", "").partition(".")
-    alone = len(whole) > 16 or (len(whole) > 1 and whole[0] == "0")
-    words = digits(whole) if alone else integer(int(whole))
-    return f"{words}点{digits(decimals)}" if decimals else words
+def number(digits: str) -> str:
+    """ "1,234.50" -> words. More than 16 digits, or digits that start with 0, are read one by one."""
+    whole, _, decimals = digits.translate(FULL_WIDTH).replace(",", "").partition(".")
+    one_by_one = len(whole) > 16 or (len(whole) > 1 and whole[0] == "0")
+    words = spell_digits(whole) if one_by_one else integer(int(whole))
+    return f"{words}点{spell_digits(decimals)}" if decimals else words
 
 
-def _counted(figures: str) -> str:
-    return "两" if figures in ("2", "２") else number(figures)
+def _counted(digits: str) -> str:
+    return "两" if digits in ("2", "２") else number(digits)
 
 
 def _signed(match: re.Match, say: Callable[[str], str] = number) -> str:
@@ -67,15 +67,15 @@ def _signed(match: re.Match, say: Callable[[str], str] = number) -> str:
 
 def _date(match: re.Match) -> str:
     year, month, day = (match[name].translate(FULL_WIDTH) for name in ("year", "month", "day"))
-    return f"{digits(year)}年{integer(int(month))}月{integer(int(day))}日"
+    return f"{spell_digits(year)}年{integer(int(month))}月{integer(int(day))}日"
 
 
 def _time(match: re.Match) -> str:
     hour, minute, second = match["hour"], match["minute"], match["second"]
-    said = f"{_counted(str(int(hour)))}点"
+    words = f"{_counted(str(int(hour)))}点"
     if int(minute) or second:
-        said += f"{'零' if int(minute) < 10 and int(minute) else ''}{integer(int(minute))}分"
-    return said + (f"{integer(int(second))}秒" if second else "")
+        words += f"{'零' if int(minute) < 10 and int(minute) else ''}{integer(int(minute))}分"
+    return words + (f"{integer(int(second))}秒" if second else "")
 
 
 def _money(match: re.Match) -> str:
@@ -94,14 +94,14 @@ def _fraction(match: re.Match) -> str:
 
 UNIT = "|".join(sorted((re.escape(unit) for unit in UNITS), key=len, reverse=True))
 RULES: list[Rule] = [
-    (rf"{START}(?P<year>{FIGURE}{{4}})[-/](?P<month>0?[1-9]|1[0-2])[-/](?P<day>[12][0-9]|3[01]|0?[1-9]){END}", _date),
-    (rf"{START}(?P<first>{FIGURE}{{4}})[-~～–—](?P<last>{FIGURE}{{4}})(?=年)",
-     lambda m: f"{digits(m['first'].translate(FULL_WIDTH))}到{digits(m['last'].translate(FULL_WIDTH))}"),
-    (rf"{START}(?P<year>{FIGURE}{{4}}|(?<=['’]){FIGURE}{{2}})(?=年)",
-     lambda m: digits(m["year"].translate(FULL_WIDTH))),
+    (rf"{START}(?P<year>{DIGIT}{{4}})[-/](?P<month>0?[1-9]|1[0-2])[-/](?P<day>[12][0-9]|3[01]|0?[1-9]){END}", _date),
+    (rf"{START}(?P<first>{DIGIT}{{4}})[-~～–—](?P<last>{DIGIT}{{4}})(?=年)",
+     lambda m: f"{spell_digits(m['first'].translate(FULL_WIDTH))}到{spell_digits(m['last'].translate(FULL_WIDTH))}"),
+    (rf"{START}(?P<year>{DIGIT}{{4}}|(?<=['’]){DIGIT}{{2}})(?=年)",
+     lambda m: spell_digits(m["year"].translate(FULL_WIDTH))),
     (rf"{START}(?P<hour>[01]?[0-9]|2[0-3])[:：](?P<minute>[0-5][0-9])(?:[:：](?P<second>[0-5][0-9]))?{END}", _time),
     (rf"{START}(?:\+86[ -]?)?1[0-9]{{10}}{END}|{START}0[0-9]{{2,3}}-[0-9]{{7,8}}{END}",
-     lambda m: digits(re.sub("[^0-9]", "", m[0]), "幺")),
+     lambda m: spell_digits(re.sub("[^0-9]", "", m[0]), "幺")),
     (rf"{START}(?P<first>{NUMBER})(?:[-~～–—]|\s[-–]\s)(?P<last>{NUMBER})(?![\d-])",
      lambda m: f"{number(m['first'])}到{m['last']}"),
     (rf"{SIGNED}\s?[%％]", lambda m: f"{'负' if m['minus'] else ''}百分之{number(m['number'])}"),

@@ -1,21 +1,22 @@
-"""What to train on: rows in JSON, each an utterance or a whole conversation, and what is wrong with any of them.
+"""Training manifests: JSON records, each an utterance or a conversation, and the problems of those that are unusable.
 
     {"id": "a1", "text": "Good morning.", "audio": "a1.flac"}                    an utterance in a recording
     {"id": "a2", "text": "Good evening.", "codes": "a2", "description": "calm", "scene": "A quiet room."}
-    {"id": "a3", "text": "Good night.", "audio": "a3.flac", "reference": "a1"}   in the voice of another row
-    {"id": "a4", ..., "reference": "a1", "form": "voice_in_system"}              ... which the system message holds
+    {"id": "a3", "text": "Good night.", "audio": "a3.flac", "reference": "a1"}   in the voice of another record
+    {"id": "a4", ..., "reference": "a1", "form": "voice_in_system"}              ... which is in the system message
     {"id": "c1", "messages": [...], "start_index": 2}                            a conversation, see chatml_json
 
-Audio is a file, from the manifest's folder, or the name of codes that are there already. `speaker` is kept. Rows that
-cannot be used are problems, each with its place and reason: nothing is dropped without a word.
+Audio is a file, relative to the manifest's folder, or the name of existing codes. `speaker` is metadata. Unusable
+records are reported as problems with place and reason; nothing is dropped silently.
 """
 
 import hashlib
+import json
 from collections import Counter
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Literal
 
 from pydantic import AfterValidator, model_validator
 from torch import Tensor
@@ -36,24 +37,32 @@ from higgs.data.training.codes import CodesReader, CodesWriter
 from higgs.files import read_lines, read_text
 from higgs.validation import Record, parse_json, validate
 
+SHARD_BYTES = 1 << 19  # 22 minutes of speech: the most encoding work that a kill loses
+
 
 class Utterance(Record):
-    """A row: what is said, and the name of the audio or of the codes in which it is said."""
+    """A text, and the name of the audio or of the codes in which it is spoken."""
 
     id: str | None = None
     text: Annotated[str, AfterValidator(str.strip)]
     audio: str | None = None
     codes: str | None = None
     speaker: str | None = None
-    form: str | None = None
+    form: Literal["smart_voice", "voice_clone", "voice_in_system"] | None = None
     scene: str | None = None
     description: str | None = None
     reference: str | None = None
 
     @model_validator(mode="after")
-    def _one_source(self) -> "Utterance":
+    def _consistent(self) -> "Utterance":
         if (self.audio is None) == (self.codes is None):
             raise ValueError("give either audio or codes")
+        if self.form == "smart_voice" and self.reference is not None:
+            raise ValueError("smart_voice takes no reference")
+        if self.form not in (None, "smart_voice") and self.reference is None:
+            raise ValueError(f"{self.form} needs a reference")
+        if self.reference is not None and self.description:
+            raise ValueError("give either a reference or a description")
         return self
 
     @property
@@ -61,14 +70,9 @@ class Utterance(Record):
         return self.codes if self.audio is None else self.audio
 
 
-# Form -> whether it takes a reference.
-FORMS = {"smart_voice": False, "voice_clone": True, "voice_in_system": True}
-SHARD_BYTES = 1 << 19  # 22 minutes of speech: as much encoding is lost by a kill
-
-
 @dataclass(frozen=True)
 class Problem:
-    """Why a row cannot be used: a short `kind` to count by, and the whole story."""
+    """Why a record is unusable: a short `kind` to count by, where it is, and the details."""
 
     kind: str
     place: str
@@ -77,7 +81,7 @@ class Problem:
 
 @dataclass(frozen=True)
 class Example:
-    """One conversation to learn from. `keys`: under which names its audios have their codes, in order."""
+    """One conversation to train on. `keys`: the names of its audios' codes, in order."""
 
     id: str
     place: str
@@ -87,16 +91,12 @@ class Example:
 
 @dataclass(frozen=True)
 class Manifest:
-    """The examples of a file of so many rows, and what is wrong with the rows that cannot be used."""
+    """The usable examples of a file with so many records, and the problems of the others."""
 
     path: Path
-    rows: int
+    num_records: int
     examples: tuple[Example, ...]
     problems: tuple[Problem, ...] = ()
-
-    @property
-    def left_out(self) -> int:
-        return len({problem.place for problem in self.problems})
 
     @property
     def counts(self) -> dict[str, int]:
@@ -104,129 +104,102 @@ class Manifest:
 
     def without(self, problems: Iterable[Problem]) -> "Manifest":
         """-> the same with further problems, and without the examples that have them."""
-        told = (*self.problems, *problems)
-        places = {problem.place for problem in told}
-        return replace(self, examples=tuple(e for e in self.examples if e.place not in places), problems=told)
+        problems = (*self.problems, *problems)
+        places = {problem.place for problem in problems}
+        return replace(self, examples=tuple(e for e in self.examples if e.place not in places), problems=problems)
 
     def __str__(self) -> str:
+        unusable = len({problem.place for problem in self.problems})
         kinds = ", ".join(f"{count} {kind}" for kind, count in self.counts.items())
-        lines = [f"  {p.place}: {p.what}" for p in self.problems]
-        head = f"{self.left_out} of {self.rows} rows cannot be used"
-        return "\n".join([f"{head}: {kinds}" if kinds else head, *lines])
+        head = f"{unusable} of {self.num_records} records cannot be used" + (f": {kinds}" if kinds else "")
+        return "\n".join([head, *(f"  {p.place}: {p.what}" for p in self.problems)])
 
 
 class DataError(ValueError):
-    """Rows that cannot be used; `manifest` lists them all."""
+    """A manifest with unusable records; `manifest` lists them all."""
 
     def __init__(self, manifest: Manifest):
         super().__init__(f"{manifest.path}: {manifest}")
         self.manifest = manifest
 
 
-class _Reader:
-    """Rows of one manifest, with their problems."""
+def read_manifest(path: str | Path, allow_special: bool = False, description: str | None = None) -> Manifest:
+    """JSON Lines, or a `.json` with a list of records -> the examples in order, and the problems of other records.
 
-    def __init__(self, allow_special: bool, description: str | None):
-        self.allow_special, self.description = allow_special, description
-        self.rows: dict[str, tuple[str, Utterance | ChatMLSample]] = {}  # id -> place and row
-        self.problems: list[Problem] = []
-        self.count = 0
-
-    def problem(self, kind: str, place: str, what: str) -> None:
-        self.problems.append(Problem(kind, place, what))
-
-    def line(self, line: str, place: str) -> None:
+    `description` is used for utterances with neither a description nor a reference. Audio files and codes are not
+    read yet. Raises ValueError for a `.json` that cannot be parsed.
+    """
+    path = Path(path)
+    if path.suffix == ".json":
+        content = parse_json(read_text(path), str(path))
+        listed = content if isinstance(content, list) else [content]
+        lines = [(f"{path}[{index}]", json.dumps(record)) for index, record in enumerate(listed)]
+    else:
+        lines = read_lines(path)
+    problems: list[Problem] = []
+    records: dict[str, tuple[str, Utterance | ChatMLSample]] = {}
+    for number, (place, line) in enumerate(lines, 1):
         try:
-            row = parse_json(line, "row")
+            name, record = _parse(line, number, allow_special)
         except ValueError as error:
-            self.count += 1
-            return self.problem("wrong row", place, str(error))
-        self.take(row, place)
-
-    def take(self, row: Any, place: str) -> None:
-        """A row, filed by its id; a conversation without one goes by its number."""
-        self.count += 1
-        try:
-            if isinstance(row, dict) and "messages" in row:
-                name = validate(str | None, row.pop("id", None), "row.id") or str(self.count)
-                given = sample_from_json(row, self.allow_special, "row")
-                check_spoken(given)
-            else:
-                given = validate(Utterance, row, "row")
-                name = given.source if given.id is None else given.id
-        except ValueError as error:
-            return self.problem("wrong row", place, str(error))
-        if name in self.rows:
-            self.problem("duplicate id", place, f"{name!r} stands in {self.rows[name][0]} already")
+            problems.append(Problem("invalid record", place, str(error)))
+            continue
+        if name in records:
+            problems.append(Problem("duplicate id", place, f"{name!r} is also the id of {records[name][0]}"))
         else:
-            self.rows[name] = (place, given)
-
-    def example(self, name: str) -> Example | None:
-        place, given = self.rows[name]
-        if isinstance(given, ChatMLSample):
-            return _example(name, place, given)
-        if not given.text:
-            return self.problem("empty text", place, f"{name!r} has an empty text")
+            records[name] = (place, record)
+    utterances = {name: record for name, (_, record) in records.items() if isinstance(record, Utterance)}
+    examples = []
+    for name, (place, record) in records.items():
         try:
-            return _example(name, place, self.utterance(given))
+            if isinstance(record, Utterance):
+                record = _conversation(record, utterances, description)
         except ValueError as error:
-            return self.problem("wrong row", place, str(error))
-
-    def utterance(self, given: Utterance) -> ChatMLSample:
-        """The conversation that ends in the utterance, which alone is trained on."""
-        text = check_text(given.text)
-        form = given.form or ("smart_voice" if given.reference is None else "voice_clone")
-        if form not in FORMS:
-            raise ValueError(f"row.form: expected one of {', '.join(FORMS)}, got {form!r}")
-        if FORMS[form] != (given.reference is not None):
-            raise ValueError(f"row.form: {form} {'needs a' if FORMS[form] else 'takes no'} reference")
-        if FORMS[form] and given.description:
-            raise ValueError(f"row.description: {form} has a reference in place of a description")
-        if form == "smart_voice":
-            asked = smart_voice(text, given.scene, given.description or self.description)
+            kind = "invalid record" if record.text else "empty text"
+            problems.append(Problem(kind, place, f"{name!r}: {error}"))
         else:
-            _, other = self.rows.get(given.reference, ("", None))
-            if not isinstance(other, Utterance) or not other.text or other is given:
-                raise ValueError(f"row.reference: no other utterance {given.reference!r} in this file")
-            reference = AudioContent(other.source)
-            if form == "voice_clone":
-                asked = voice_clone(text, other.text, reference, given.scene)
-            else:
-                asked = voices_in_system(text, [reference], given.scene)
-        answer = Message("assistant", AudioContent(given.source))
-        return ChatMLSample([*asked.messages, answer], len(asked.messages), given.speaker)
+            examples.append(Example(name, place, record, tuple(audio.name for audio in record.audios)))
+    return Manifest(path, len(lines), tuple(examples), tuple(problems))
 
 
-def _example(name: str, place: str, sample: ChatMLSample) -> Example:
-    return Example(name, place, sample, tuple(audio.name for audio in sample.audios))
+def _parse(line: str, number: int, allow_special: bool) -> tuple[str, Utterance | ChatMLSample]:
+    """A line -> the id (for a conversation without one its number) and the validated record."""
+    record = parse_json(line, "record")
+    if isinstance(record, dict) and "messages" in record:
+        name = validate(str | None, record.pop("id", None), "record.id") or str(number)
+        sample = sample_from_json(record, allow_special, "record")
+        _check_trainable(sample)
+        return name, sample
+    utterance = validate(Utterance, record, "record")
+    return utterance.source if utterance.id is None else utterance.id, utterance
 
 
-def check_spoken(sample: ChatMLSample) -> None:
-    """Raises ValueError for a conversation that teaches nothing, or whose audio has no name."""
+def _conversation(utterance: Utterance, others: Mapping[str, Utterance], description: str | None) -> ChatMLSample:
+    """The conversation that ends in the utterance; only its last turn is trained on."""
+    text = check_text(utterance.text)
+    if utterance.reference is None:
+        prompt = smart_voice(text, utterance.scene, utterance.description or description)
+    else:
+        other = others.get(utterance.reference)
+        if other is None or not other.text or other is utterance:
+            raise ValueError(f"record.reference: no other utterance {utterance.reference!r} in this file")
+        reference = AudioContent(other.source)
+        if utterance.form == "voice_in_system":
+            prompt = voices_in_system(text, [reference], utterance.scene)
+        else:
+            prompt = voice_clone(text, other.text, reference, utterance.scene)
+    answer = Message("assistant", AudioContent(utterance.source))
+    return ChatMLSample([*prompt.messages, answer], len(prompt.messages), utterance.speaker)
+
+
+def _check_trainable(sample: ChatMLSample) -> None:
+    """Raises ValueError for a conversation without trainable content, or with audio that has no name."""
     trained = [m for m in sample.messages[sample.start_index :] if m.role == "assistant"]
     parts = [part for message in trained for part in message.parts]
     if not any(isinstance(p, AudioContent) or (isinstance(p, TextContent) and p.text) for p in parts):
-        raise ValueError("row.messages: no assistant's message with content from start_index on")
-    if any(audio.raw_audio is not None or not audio.here for audio in sample.audios):
-        raise ValueError("row.messages: audio to train on is a file, or the name of codes, as audio_url")
-
-
-def read_manifest(path: str | Path, allow_special: bool = False, description: str | None = None) -> Manifest:
-    """JSON Lines, or a `.json` with a list of rows -> what they ask for, in order, and what is wrong with the others.
-
-    `description` asks for the voice of utterances that have neither one of their own nor a reference. Files and codes
-    are not looked at yet. Raises ValueError for a `.json` that is none.
-    """
-    path, reader = Path(path), _Reader(allow_special, description)
-    if path.suffix == ".json":
-        whole = parse_json(read_text(path), str(path))
-        for index, row in enumerate(whole if isinstance(whole, list) else [whole]):
-            reader.take(row, f"{path}[{index}]")
-    else:
-        for place, line in read_lines(path):
-            reader.line(line, place)
-    examples = tuple(example for name in reader.rows if (example := reader.example(name)))
-    return Manifest(path, reader.count, examples, tuple(reader.problems))
+        raise ValueError("record.messages: no assistant's message with content from start_index on")
+    if any(audio.raw_audio is not None or not audio.has_data for audio in sample.audios):
+        raise ValueError("record.messages: audio to train on is a file, or the name of codes, as audio_url")
 
 
 def encode_audio(
@@ -237,46 +210,46 @@ def encode_audio(
     sample_rate: int = 24_000,
     max_seconds: float = 60.0,
 ) -> tuple[Manifest, CodesReader]:
-    """-> the examples that can be used, with the keys of their codes, and these codes.
+    """-> the usable examples with the keys of their codes, and these codes.
 
-    `encode` makes codes [K, T] of a waveform [L] at `sample_rate`; `codec` is the fingerprint of its checkpoint. Codes
-    are kept in `folder`, those of each codec apart, under a hash of all that they depend on: a file that has changed is
-    encoded again, one that has not is left alone. Audio that is missing, unreadable, refused by `encode` or longer than
-    `max_seconds` is a problem of each row that needs it. Raises DataError when no example is left.
+    `encode` maps a waveform [L] at `sample_rate` to codes [K, T]; `codec` is the fingerprint of its checkpoint. Codes
+    are cached in `folder`, per codec, under a hash of all that they depend on: only changed files are encoded again.
+    Audio that is missing, unreadable, refused by `encode` or longer than `max_seconds` is a problem of each record that
+    needs it. Raises DataError when no example is left.
     """
-    folder, audios = Path(folder) / codec[:16], manifest.path.parent
+    folder, root = Path(folder) / codec[:16], manifest.path.parent
     keys: dict[AudioContent, str] = {}
     faults: dict[AudioContent, tuple[str, str]] = {}
-    wanted = dict.fromkeys(audio for example in manifest.examples for audio in example.sample.audios)
+    audios = dict.fromkeys(audio for example in manifest.examples for audio in example.sample.audios)
     with CodesWriter(folder, SHARD_BYTES) as writer:
-        for audio in tqdm(wanted, unit="clip", desc="encode", disable=None):
+        for audio in tqdm(audios, unit="clip", desc="encode", disable=None):
             try:
-                keys[audio] = key = _key(audio, audios, codec)
-                waveform = audio.load(sample_rate, audios)
+                keys[audio] = key = _key(audio, root, codec)
+                waveform = audio.load(sample_rate, root)
                 if (seconds := len(waveform) / sample_rate) > max_seconds:
                     raise ValueError(f"{seconds:.1f} s, at most {max_seconds:g} s: cut it at pauses")
                 if key not in writer:
                     codes = encode(waveform)
-                    if _key(audio, audios, codec) != key:
+                    if _key(audio, root, codec) != key:
                         raise ValueError("the file changed while it was read")
                     writer.add(key, codes)
             except FileNotFoundError as error:
                 faults[audio] = ("missing audio", str(error))
             except (OSError, ValueError) as error:
                 faults[audio] = ("unusable audio", f"{audio.name}: {error}")
-    found = manifest.without(
+    usable = manifest.without(
         Problem(kind, example.place, what)
         for example in manifest.examples
         for kind, what in dict.fromkeys(faults[a] for a in example.sample.audios if a in faults)
     )
-    if not found.examples:
-        raise DataError(found)
-    named = [replace(e, keys=tuple(keys[a] for a in e.sample.audios)) for e in found.examples]
-    return replace(found, examples=tuple(named)), CodesReader(folder)
+    if not usable.examples:
+        raise DataError(usable)
+    examples = tuple(replace(e, keys=tuple(keys[a] for a in e.sample.audios)) for e in usable.examples)
+    return replace(usable, examples=examples), CodesReader(folder)
 
 
 def _key(audio: AudioContent, folder: Path, codec: str) -> str:
-    """SHA-256 over all that codes depend on: the bytes of the file, the stretch of it, and the codec."""
+    """SHA-256 over all that codes depend on: the file's bytes, the segment of it, and the codec."""
     with (folder / audio.audio_url).open("rb") as file:
         digest = hashlib.file_digest(file, "sha256")
     digest.update(repr((audio.offset or 0.0, audio.duration, codec)).encode())

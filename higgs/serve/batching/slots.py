@@ -116,7 +116,7 @@ class SlotDecoder:
 
     def _read_prompt(self, slot: int, prompt: Batch) -> None:
         """The voices' prefix is a forward pass of its own, cached or new, so that the numbers are the same."""
-        cache = self.cache.row(slot)
+        cache = self.cache.slot(slot)
         length, prefix = prompt.input_ids.shape[1], prefix_length(prompt)
 
         def read(start: int, stop: int) -> None:

@@ -140,7 +140,7 @@ class AsyncEngine:
                 settings = (replace(sampling, seed=seed), request.max_new_tokens)
                 async with aclosing(self._sequence(prompt, *settings, codes, deadline)) as parts:
                     async for part in parts:
-                        if part.codes.shape[1] and not frames and (pause := options.pause(chunk.border)):
+                        if part.codes.shape[1] and not frames and (pause := options.pause(chunk.boundary)):
                             yield AudioChunk(torch.zeros(round(pause * rate)), none, start, rate)
                         frames.append(part.codes)
                         last = part.stop_reason or last
