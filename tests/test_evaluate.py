@@ -24,8 +24,8 @@ from higgs.evaluate.metrics.signal import (
     si_sdr,
     silence_share,
     stft_distance,
+    stoi,
 )
-from higgs.evaluate.metrics.stoi import stoi
 
 HALF_IN_DB = 20 * math.log10(2)
 

@@ -8,8 +8,7 @@ from typing import Any
 from torch import Tensor
 
 from higgs.audio import load_audio
-from higgs.evaluate.metrics.signal import log_mel_distance, si_sdr, stft_distance
-from higgs.evaluate.metrics.stoi import stoi
+from higgs.evaluate.metrics.signal import log_mel_distance, si_sdr, stft_distance, stoi
 
 SDR_RANGE = 60.0  # dB: beyond it nothing can be told apart, and silence would be minus infinity
 

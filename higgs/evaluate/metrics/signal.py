@@ -7,6 +7,7 @@ docstring says so.
 """
 
 import math
+import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -123,6 +124,23 @@ def si_sdr(reference: Tensor, estimate: Tensor) -> float:
     if signal == 0:
         return -math.inf
     return 10 * math.log10(signal / distortion) if distortion > 0 else math.inf
+
+
+def stoi(reference: Tensor, estimate: Tensor, sample_rate: int) -> float | None:
+    """[L] clean, [L] degraded -> short-time objective intelligibility (Taal et al. 2011), 1 for equal signals.
+
+    Frames in which the clean signal lies 40 dB below its loudest are left out. None for less than 30 frames of
+    speech (0.4 s), for which STOI is not defined. Raises ValueError: unequal lengths, NaN.
+    """
+    import pystoi  # takes 0.7 s
+
+    reference, estimate = pair(reference, estimate)
+    if len(reference) < 0.4 * sample_rate:
+        return None
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", RuntimeWarning)  # of less than 30 frames, for which it returns 1e-5
+        score = float(pystoi.stoi(reference.numpy(), estimate.numpy(), sample_rate))
+    return None if score == 1e-5 else score
 
 
 @dataclass(frozen=True)

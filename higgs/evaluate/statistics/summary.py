@@ -205,7 +205,7 @@ def length_class(row: Mapping[str, Any]) -> str:
 
 
 def titles(judges: Mapping[str, str | None]) -> dict[str, str]:
-    """Metric -> the title of its column, which names the judge (`Panel.names(short=True)`)."""
+    """Metric -> the title of its column, which names the judge (`MetricModels.names(short=True)`)."""
     return {
         metric.name: f"{metric.title} ({judges[metric.judge]})" if judges.get(metric.judge) else metric.title
         for metric in METRICS
