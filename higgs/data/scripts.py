@@ -12,7 +12,8 @@ file names: letters, figures, "-", "_" and ".". Rows of a public test set, as `h
 have a `reference` with its `reference_text` in place of form and voice.
 """
 
-from collections.abc import Callable
+import hashlib
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -209,3 +210,8 @@ def _cast(row: Dialogue, voices: str | Path) -> tuple[dict[int, Voice], str]:
         return {int(n): Voice(f"SPEAKER{n}", description=text) for n, text in described}, ""
     cast = {int(number): find_voice(voices, name) for number, name in row.voices.items()}
     return cast, " ".join(cast[number].name for number in sorted(cast))
+
+
+def subset_by_hash(ids: Iterable[str], count: int | None) -> set[str]:
+    """`count` of the ids (None: all) by their hashes: their order does not matter, and one more changes little."""
+    return set(sorted(set(ids), key=lambda name: hashlib.sha256(name.encode()).digest())[:count])

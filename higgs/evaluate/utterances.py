@@ -268,8 +268,8 @@ def text_scores(text: str, heard: str | None, language: str) -> Row:
     """
     words, characters = (count(text, heard or "", language) for count in (word_errors, character_errors))
     scores: Row = dict.fromkeys(SCORES) | {
-        "words": words.words,
-        "characters": characters.characters,
+        "words": words.total,
+        "characters": characters.total,
     }
     if heard is None:
         return scores
@@ -325,5 +325,5 @@ def pace_of(clips: Iterable[tuple[str, str, float]]) -> dict[str, float]:
     for text, language, seconds in clips:
         pair = sums.setdefault(language, [0.0, 0.0])
         pair[0] += seconds
-        pair[1] += character_errors(text, "", language).characters
+        pair[1] += character_errors(text, "", language).total
     return {language: seconds / characters for language, (seconds, characters) in sums.items()}

@@ -1,9 +1,7 @@
-"""How far one waveform is from another, how evenly codes are used, how much of a signal is silence.
+"""Distances between two waveforms, usage of codes, share of silence.
 
-Pure functions. Waveforms are float tensors [L] in [-1, 1]; everything is computed in float64 on
-the CPU, so that rounding stays far below the digits a table shows. Two waveforms that are compared
-must have the same length and sample rate and be aligned; the level is not matched unless the
-docstring says so.
+Pure functions of float waveforms [L] in [-1, 1], computed in float64 on the CPU. Two that are compared must be
+aligned, of equal length and sample rate; levels are not matched unless the docstring says so.
 """
 
 import math
@@ -14,20 +12,10 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from higgs.audio import check_waveform, level_dbfs, mel_filterbank
-
-__all__ = [
-    "CodebookUsage",
-    "code_usage",
-    "level_dbfs",
-    "log_mel_distance",
-    "si_sdr",
-    "silence_share",
-    "stft_distance",
-]
+from higgs.audio import check_waveform, mel_filterbank
 
 MEL_WINDOWS = (2048, 1024, 512)
-MEL_FLOOR = 1e-5  # -100 dB relative to a full-scale sine: quieter is as good as silent
+MEL_FLOOR = 1e-5  # -100 dB relative to a full-scale sine
 STFT_WINDOWS = (2048, 512)
 STFT_FLOOR = 1e-5
 
@@ -58,13 +46,11 @@ def _magnitude(waveform: Tensor, window_length: int) -> Tensor:
 
 
 def log_mel_distance(reference: Tensor, estimate: Tensor, sample_rate: int = 24_000) -> float:
-    """[L], [L] -> mean absolute difference of mel spectra in dB, three resolutions.
+    """[L], [L] -> mean absolute difference of log mel spectra in dB, over three resolutions.
 
-    For windows of 2048, 1024 and 512 samples (Hann, hop a quarter window, edges reflected) with
-    160, 80 and 40 mel bands from 0 to half the sample rate (HTK scale): 20 log10 of the mel
-    magnitudes, scaled so that a sine of amplitude 1 has magnitude 1 in its bin, floored at 1e-5
-    (-100 dB); mean of |difference| over bands and frames; mean over the three windows. 0 for equal
-    signals; a pure change of level by g dB gives |g| above the floor.
+    Windows of 2048, 1024 and 512 samples (Hann, hop a quarter window, edges reflected) with 160, 80 and 40 mel bands
+    from 0 to half the sample rate (HTK scale): 20 log10 of mel magnitudes, scaled so that a sine of amplitude 1 has
+    magnitude 1 in its bin, floored at 1e-5. A change of level by g dB gives |g| above the floor.
 
     Raises ValueError: unequal lengths, fewer than 2048 samples, NaN.
     """
@@ -83,13 +69,11 @@ def log_mel_distance(reference: Tensor, estimate: Tensor, sample_rate: int = 24_
 
 
 def stft_distance(reference: Tensor, estimate: Tensor) -> float:
-    """[L], [L] -> multi-resolution STFT distance, no unit.
+    """[L], [L] -> multi-resolution STFT distance, no unit: the loss of the DAC codec (Kumar et al. 2023).
 
-    For windows of 2048 and 512 samples (Hann, hop a quarter window, edges reflected, no scaling of
-    the transform): mean |log10 max(|X|, 1e-5)^2 - log10 max(|Y|, 1e-5)^2| + mean ||X| - |Y||; the
-    sum over the two windows. This is the form of the multi-scale STFT loss of the DAC codec (Kumar
-    et al. 2023) that codec tables report. The second term grows with the level of the signals, so
-    compare numbers only on the same recordings.
+    For windows of 2048 and 512 samples (Hann, hop a quarter window, edges reflected, unscaled), the sum of
+    mean |log10 max(|X|, 1e-5)^2 - log10 max(|Y|, 1e-5)^2| + mean ||X| - |Y||. The second term grows with the level
+    of the signals, so numbers compare only on the same recordings.
 
     Raises ValueError: unequal lengths, fewer than 2048 samples, NaN.
     """
@@ -105,13 +89,9 @@ def stft_distance(reference: Tensor, estimate: Tensor) -> float:
 def si_sdr(reference: Tensor, estimate: Tensor) -> float:
     """[L], [L] -> scale-invariant signal-to-distortion ratio in dB; higher is better.
 
-    Both signals lose their mean. With s the reference, e the estimate and a = <e, s> / <s, s>: 10
-    log10(|a s|^2 / |a s - e|^2). Source: Le Roux, Wisdom, Erdogan, Hershey, "SDR - half-baked or
-    well done?", 2019. An exact multiple of the reference gives inf or, by rounding, some 300 dB; an
-    estimate of silence gives -inf.
-
-    Raises ValueError: unequal lengths, NaN, or a constant reference, for which the ratio is not
-    defined.
+    With s the reference and e the estimate, both without their mean, and a = <e, s> / <s, s>: 10 log10(|a s|^2 /
+    |a s - e|^2) (Le Roux et al., "SDR - half-baked or well done?", 2019). A multiple of the reference gives inf or, by
+    rounding, some 300 dB; silence gives -inf. Raises ValueError: unequal lengths, NaN, a constant reference.
     """
     reference, estimate = pair(reference, estimate)
     s, e = reference - reference.mean(), estimate - estimate.mean()
@@ -145,7 +125,7 @@ def stoi(reference: Tensor, estimate: Tensor, sample_rate: int) -> float | None:
 
 @dataclass(frozen=True)
 class CodebookUsage:
-    """How one codebook is used: of `codebook_size` codes, `distinct` occur in `frames` frames."""
+    """Of `codebook_size` codes of a codebook, `distinct` occur in `frames` frames."""
 
     codebook: int
     codebook_size: int
@@ -156,14 +136,12 @@ class CodebookUsage:
 
 
 def code_usage(codes: Tensor | Sequence[Tensor], codebook_size: int) -> list[CodebookUsage]:
-    """int [K, T], or a sequence of [K, T_i] counted together -> one row for each codebook.
+    """int [K, T], or a sequence of [K, T_i] counted together -> usage of each codebook.
 
-    With p the share of each code: entropy -sum p log2 p in bits (at most log2 codebook_size, and at
-    most log2 frames, so few frames understate it), perplexity 2^entropy: the number of codes that,
-    equally used, carry as much.
+    With p the share of each code: entropy -sum p log2 p in bits (at most log2 codebook_size, and at most log2 frames,
+    so few frames understate it), perplexity 2^entropy.
 
-    Raises TypeError for codes that are not integers; ValueError for no frames, unequal K, or codes
-    out of range.
+    Raises TypeError for codes that are not integers; ValueError for no frames, unequal K, or codes out of range.
     """
     clips = [codes] if isinstance(codes, Tensor) else list(codes)
     if not clips:
@@ -181,24 +159,21 @@ def code_usage(codes: Tensor | Sequence[Tensor], codebook_size: int) -> list[Cod
     low, high = joined.min().item(), joined.max().item()
     if low < 0 or high >= codebook_size:
         raise ValueError(f"code_usage: codes span {low}..{high}, outside 0..{codebook_size - 1}")
-    return [_usage(k, row, codebook_size) for k, row in enumerate(joined)]
+    return [_usage(k, codes, codebook_size) for k, codes in enumerate(joined)]
 
 
-def _usage(codebook: int, row: Tensor, codebook_size: int) -> CodebookUsage:
-    counts = torch.bincount(row, minlength=codebook_size).double()
-    shares = counts[counts > 0] / len(row)
+def _usage(codebook: int, codes: Tensor, codebook_size: int) -> CodebookUsage:
+    counts = torch.bincount(codes, minlength=codebook_size).double()
+    shares = counts[counts > 0] / len(codes)
     # max() turns the -0.0 of a single code into 0.0
     entropy = max(0.0, -(shares * shares.log2()).sum().item())
-    return CodebookUsage(codebook, codebook_size, len(row), len(shares), entropy, 2**entropy)
+    return CodebookUsage(codebook, codebook_size, len(codes), len(shares), entropy, 2**entropy)
 
 
 def silence_share(
     waveform: Tensor, sample_rate: int, threshold_dbfs: float = -50.0, frame_seconds: float = 0.02
 ) -> float:
-    """[L] -> share in [0, 1] of frames whose root mean square lies below `threshold_dbfs`.
-
-    Frames of 20 ms side by side; a last frame that is not full is left out. 0 dBFS is a root mean
-    square of 1.
+    """[L] -> share of frames (20 ms, a last partial one left out) with an RMS below the threshold (1 is 0 dBFS).
 
     Raises ValueError for less than one frame, or NaN.
     """
