@@ -300,7 +300,7 @@ def coin_clips(tmp_path):
 def test_jitter_finds_who_flips_and_nobody_else(coin_clips):
     stable = jitter(Coin(True), coin_clips(Coin(True)), copies=3, seed=0)
     assert len(stable) == 90 and not any(row["changed"] for row in stable)
-    assert {row["wer_moved"] for row in summarise_jitter(stable)} == {0}
+    assert {row["moved, points"] for row in summarise_jitter(stable)} == {0}
     assert "0 of 90 transcripts change and WER moves by at most 0.00" in jitter_note(stable, "Coin")
 
     rows = coin_clips(Coin(False))
@@ -308,14 +308,14 @@ def test_jitter_finds_who_flips_and_nobody_else(coin_clips):
     assert flipping == jitter(Coin(False), rows, copies=3, seed=0)
     assert flipping != jitter(Coin(False), rows, copies=3, seed=1)
     generated, recordings = summarise_jitter(flipping)
-    assert (generated["group"], generated["clips"], generated["copies"]) == ("generated", 20, 3)
-    assert 30 < generated["changed_percent"] < 70 and recordings["clips"] == 10
+    assert (generated["group"], generated["clips"], generated["copies of each"]) == ("generated", 20, 3)
+    assert 30 < generated["transcripts changed, %"] < 70 and recordings["clips"] == 10
     rates = [
         100 * sum(r["word_errors_dithered"] for r in flipping if r["copy"] == k and r["group"] == "generated") / 40
         for k in range(3)
     ]  # fmt: skip
-    assert (generated["wer_percent_least"], generated["wer_percent_largest"]) == (min(rates), max(rates))
-    assert generated["wer_moved"] == max(abs(rate - generated["wer_percent"]) for rate in rates) > 0
+    assert generated["with noise"] == f"{min(rates):.2f} to {max(rates):.2f}"
+    assert generated["moved, points"] == max(abs(rate - generated["WER % of these clips"]) for rate in rates) > 0
 
 
 def test_jitter_clips_are_spaced_evenly_and_failures_count(coin_clips):
@@ -532,8 +532,13 @@ def test_wavlm_large_sv_computes_what_its_authors_do(seedtts_checkpoint):
 
 def test_another_file_is_not_taken_for_wavlm_large(seedtts_checkpoint, tmp_path):
     path, _ = seedtts_checkpoint
-    with pytest.raises(JudgeUnavailable, match=r"20 tensors are missing, unknown or of another shape, feature_weight"):
+    with pytest.raises(JudgeUnavailable, match="not the expected checkpoint.*\\s.*layers.2"):
         WavLMECAPA(path, **TINY_WAVLM | {"num_hidden_layers": 3})
+    weights = torch.load(path)["model"]
+    del weights["pooling.linear1.weight"]
+    torch.save({"model": weights}, tmp_path / "other.pth")
+    with pytest.raises(JudgeUnavailable, match="not the expected checkpoint.*pooling.linear1.weight"):
+        WavLMECAPA(tmp_path / "other.pth", **TINY_WAVLM)
     with pytest.raises(JudgeUnavailable, match="no weights at None: get wavlm_large_finetune.pth"):
         make_speaker_encoder("wavlm-large-sv")
     models = load_metric_models(None, f"wavlm-large-sv:{tmp_path}/none.pth")

@@ -73,26 +73,22 @@ def noisy_copies(rows: Sequence[Row], count: int | None, copies: int, seed: int)
 
 
 def summarise_jitter(rows: Sequence[Row]) -> list[Row]:
-    """Records of noisy copies -> one for each condition: transcripts changed, WER, its range over copies."""
+    """Records of noisy copies -> a table row for each condition: transcripts changed, WER, its range over copies."""
     summary = []
     for condition in dict.fromkeys(row["group"] for row in rows):
-        copies: dict[int, list[Row]] = {}
-        for row in rows:
-            if row["group"] == condition:
-                copies.setdefault(row["copy"], []).append(row)
-        pooled = [row for copy in copies.values() for row in copy]
-        rates = [_wer_percent(copy, "word_errors_dithered") for copy in copies.values()]
+        pooled = [row for row in rows if row["group"] == condition]
+        copies = {row["copy"] for row in pooled}
+        rates = [_wer_percent([row for row in pooled if row["copy"] == c], "word_errors_dithered") for c in copies]
         clean = _wer_percent(pooled, "word_errors")
         summary.append(
             {
                 "group": condition,
                 "clips": len(pooled) // len(copies),
-                "copies": len(copies),
-                "changed_percent": 100 * sum(row["changed"] for row in pooled) / len(pooled),
-                "wer_percent": clean,
-                "wer_percent_least": min(rates),
-                "wer_percent_largest": max(rates),
-                "wer_moved": max(abs(rate - clean) for rate in rates),
+                "copies of each": len(copies),
+                "transcripts changed, %": 100 * sum(row["changed"] for row in pooled) / len(pooled),
+                "WER % of these clips": clean,
+                "with noise": f"{min(rates):.2f} to {max(rates):.2f}",
+                "moved, points": max(abs(rate - clean) for rate in rates),
             }
         )
     return summary
@@ -102,26 +98,10 @@ def _wer_percent(rows: Sequence[Row], errors: str) -> float:
     return 100 * sum(row[errors] for row in rows) / sum(row["words"] for row in rows)
 
 
-def by_jitter(summary: Sequence[Row]) -> list[Row]:
-    """`summarise_jitter` under short titles."""
-    return [
-        {
-            "group": row["group"],
-            "clips": row["clips"],
-            "copies of each": row["copies"],
-            "transcripts changed, %": row["changed_percent"],
-            "WER % of these clips": row["wer_percent"],
-            "with noise": f"{row['wer_percent_least']:.2f} to {row['wer_percent_largest']:.2f}",
-            "moved, points": row["wer_moved"],
-        }
-        for row in summary
-    ]
-
-
 def jitter_note(rows: Sequence[Row], judge: str) -> str:
     """One sentence: how many transcripts changed, and how far a WER moved."""
     changed = sum(row["changed"] for row in rows)
-    moved = max(row["wer_moved"] for row in summarise_jitter(rows))
+    moved = max(row["moved, points"] for row in summarise_jitter(rows))
     return (
         f"{judge}: with noise of one unit of 16 bits, which nobody hears, {changed} of {len(rows)} transcripts change "
         f"and WER moves by at most {moved:.2f} points."
