@@ -111,19 +111,16 @@ def test_code_usage_counts_clips_together():
 
 
 @pytest.mark.parametrize(
-    ("codes", "error", "message"),
+    ("codes", "message"),
     [
-        (torch.tensor([[0, 8]]), ValueError, r"0\.\.8, outside 0\.\.7"),
-        (torch.tensor([[0, -1]]), ValueError, r"-1\.\.0"),
-        (torch.tensor([[0.0, 1.0]]), TypeError, "float32"),
-        (torch.zeros(1, 0, dtype=torch.long), ValueError, "no codes"),
-        ([], ValueError, "no clips"),
-        ([torch.tensor([[0, 1]]), torch.zeros(2, 2, dtype=torch.long)], ValueError, r"\(2, 2\)"),
+        ([[0, 8]], r"0\.\.8, outside 0\.\.7"),
+        ([[0, -1]], r"-1\.\.0"),
+        ([[]], "no codes"),
     ],
 )
-def test_code_usage_refuses(codes, error, message):
-    with pytest.raises(error, match=message):
-        code_usage(codes, 8)
+def test_code_usage_refuses(codes, message):
+    with pytest.raises(ValueError, match=message):
+        code_usage(torch.tensor(codes, dtype=torch.long), 8)
 
 
 def test_level_of_known_signals():

@@ -74,19 +74,8 @@ class MoonshineTiny(Moonshine):
 
     def _tokens(self, samples: Tensor, max_tokens: int) -> list[int]:
         # Never a batch: the encoder's group norm spans time, so padding would change every frame.
-        states, cache, tokens = self._network.model.encoder(samples), None, [self.START]
-        for _ in range(max_tokens):
-            output = self._network(
-                decoder_input_ids=torch.tensor([tokens[-1:]]),
-                encoder_outputs=states,
-                past_key_values=cache,
-                use_cache=True,
-            )
-            cache, token = output.past_key_values, int(output.logits[0, -1].argmax())
-            if token == self.END:
-                break
-            tokens.append(token)
-        return tokens[1:]
+        tokens = self._network.generate(samples, max_new_tokens=max_tokens, do_sample=False, pad_token_id=self.END)
+        return [token for token in tokens[0, 1:].tolist() if token != self.END]
 
 
 class MoonshineTiny8Bit(Moonshine):
