@@ -133,10 +133,8 @@ def test_vocabulary_lengths_of_one_and_two_bytes(tmp_path):
     content = b"".join(length + entry for length, entry in zip(lengths, entries, strict=True))
     file.write_bytes(content)
     assert read_vocabulary(file) == [b"", b"", b"", b"a", b"", b"", b"b" * 200, b"c" * 300]
-    for end in (-1, -300):  # the latter within the length
+    for end in (-1, -301):  # the latter within the length
         file.write_bytes(content[:end])
-        if end == -300:
-            file.write_bytes(content[:-301])
         with pytest.raises(ValueError, match="entry 7"):
             read_vocabulary(file)
 
@@ -496,13 +494,8 @@ def formula(key: str, shape: list[int]) -> torch.Tensor:
     return torch.tensor(values.reshape(shape), dtype=torch.float32)
 
 
-TINY_WAVLM = {
-    "hidden_size": 32,
-    "num_hidden_layers": 2,
-    "num_attention_heads": 2,
-    "intermediate_size": 64,
-    "conv_dim": (16,) * 7,
-}
+TINY_WAVLM = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 64}
+TINY_WAVLM |= {"conv_dim": (16,) * 7}
 
 
 @pytest.fixture(scope="module")
@@ -549,13 +542,8 @@ def test_wavlm_x_vectors(tmp_path):
     from transformers import Wav2Vec2FeatureExtractor, WavLMConfig, WavLMForXVector
 
     torch.manual_seed(0)
-    config = WavLMConfig(
-        **TINY_WAVLM,
-        tdnn_dim=(16, 16, 32),
-        tdnn_kernel=(5, 3, 1),
-        tdnn_dilation=(1, 2, 1),
-        xvector_output_dim=24,
-    )
+    tdnn = {"tdnn_dim": (16, 16, 32), "tdnn_kernel": (5, 3, 1), "tdnn_dilation": (1, 2, 1), "xvector_output_dim": 24}
+    config = WavLMConfig(**TINY_WAVLM, **tdnn)
     network = WavLMForXVector(config).eval()
     network.save_pretrained(tmp_path)
     Wav2Vec2FeatureExtractor(do_normalize=True).save_pretrained(tmp_path)
@@ -571,13 +559,8 @@ def test_wavlm_x_vectors(tmp_path):
 
 @pytest.fixture(scope="module")
 def tiny_whisper(tmp_path_factory):
-    from transformers import (
-        WhisperConfig,
-        WhisperFeatureExtractor,
-        WhisperForConditionalGeneration,
-        WhisperProcessor,
-        WhisperTokenizer,
-    )
+    from transformers import WhisperConfig, WhisperFeatureExtractor, WhisperProcessor, WhisperTokenizer
+    from transformers import WhisperForConditionalGeneration as Network
 
     torch.manual_seed(0)
     folder = tmp_path_factory.mktemp("whisper")
@@ -587,25 +570,17 @@ def tiny_whisper(tmp_path_factory):
     tokenizer.add_special_tokens({"additional_special_tokens": special[1:]})
     ids = dict(zip(special, tokenizer.convert_tokens_to_ids(special), strict=True))
     end = ids["<|endoftext|>"]
-    sizes = {
-        f"{side}_{what}": n
-        for side in ("encoder", "decoder")
-        for what, n in (("layers", 1), ("attention_heads", 2), ("ffn_dim", 16))
-    }
-    network = WhisperForConditionalGeneration(
-        WhisperConfig(
-            vocab_size=len(tokenizer), num_mel_bins=8, d_model=16, max_target_positions=32, **sizes,
-            bos_token_id=end, eos_token_id=end, pad_token_id=end, decoder_start_token_id=ids["<|startoftranscript|>"],
-        )
+    config = WhisperConfig(
+        vocab_size=len(tokenizer), num_mel_bins=8, d_model=16, max_target_positions=32, encoder_layers=1,
+        encoder_attention_heads=2, encoder_ffn_dim=16, decoder_layers=1, decoder_attention_heads=2, decoder_ffn_dim=16,
+        bos_token_id=end, eos_token_id=end, pad_token_id=end, decoder_start_token_id=ids["<|startoftranscript|>"],
     )  # fmt: skip
+    network = Network(config)
     settings = network.generation_config
     settings.update(
-        _from_model_config=False,
-        begin_suppress_tokens=None,
-        suppress_tokens=list(ids.values()),
-        max_length=12,
+        _from_model_config=False, begin_suppress_tokens=None, suppress_tokens=list(ids.values()), max_length=12,
         is_multilingual=True,
-    )
+    )  # fmt: skip
     settings.lang_to_id = {tag: ids[tag] for tag in ("<|en|>", "<|zh|>")}
     settings.task_to_id = {task: ids[f"<|{task}|>"] for task in ("transcribe", "translate")}
     settings.no_timestamps_token_id = ids["<|notimestamps|>"]
@@ -617,21 +592,16 @@ def tiny_whisper(tmp_path_factory):
 def test_whisper_gets_the_language_and_transcribes_all(tiny_whisper):
     folder, ids = tiny_whisper
     judge = make_judge(f"whisper-large-v3:{folder}", ["en", "zh"])
-    (spoken,) = (c for c in clips("en") if c.id == "en-tt-weasels")
-    rows = judged([spoken], {spoken: judge.transcribe(spoken.waveform, RATE)})
-    (row,) = jitter(judge, rows, copies=1, seed=0)
-    assert set(row["heard_dithered"].split()) <= {"the", "cat", "sat"}
-    assert row["changed"] == (row["heard_dithered"] != row["heard"])
-    begun = []
+    prompts = []
     judge._model.model.decoder.register_forward_pre_hook(
-        lambda module, args, kwargs: begun.append(kwargs["input_ids"][0].tolist()), with_kwargs=True
+        lambda module, args, kwargs: prompts.append(kwargs["input_ids"][0].tolist()), with_kwargs=True
     )
     waveform = noise(RATE)
     for language in ("en", "zh"):
-        begun.clear()
+        prompts.clear()
         text = judge.transcribe(waveform, RATE, language)
         tags = ("<|startoftranscript|>", f"<|{language}|>", "<|transcribe|>", "<|notimestamps|>")
-        assert begun[0][:4] == [ids[tag] for tag in tags]
+        assert prompts[0][:4] == [ids[tag] for tag in tags]
         assert text and set(text.split()) <= {"the", "cat", "sat"}
     long = judge.transcribe(noise(40 * RATE), RATE)
     assert len(long.split()) > len(text.split())  # two segments, not the first 30 s
