@@ -1,8 +1,8 @@
 """Arithmetic that gives the same bits on every x86-64 processor with AVX2.
 
-Numerical libraries choose their kernels by the processor they find, and kernels add in different orders. The settings
-here pin each of them to kernels that all such processors have, at a price in speed (BENCHMARKS.md). Most are read from
-the environment when a library is loaded or first computes, so a stage's runner sets them before its kernel starts.
+Numerical libraries choose kernels by processor, and kernels add in different orders. These settings pin kernels that
+all such processors have, at a price in speed (BENCHMARKS.md). Most are read from the environment when a library is
+loaded or first computes, so the runner sets them before the kernel of a stage starts.
 """
 
 import os
@@ -11,50 +11,50 @@ from pathlib import Path
 
 ONE_THREAD = {f"{library}_NUM_THREADS": "1" for library in ("OMP", "MKL", "OPENBLAS")}
 PINNED = {
-    "MKL_CBWR": "COMPATIBLE",  # of PyTorch's matrix products and Fourier transforms
-    "ATEN_CPU_CAPABILITY": "avx2",  # of PyTorch's own kernels
-    "NPY_DISABLE_CPU_FEATURES": "X86_V4 AVX512_ICL AVX512_SPR",  # of numpy's logarithms and exponentials
-    "OPENBLAS_CORETYPE": "Haswell",  # of numpy's matrix products
+    "MKL_CBWR": "COMPATIBLE",  # PyTorch's matrix products and Fourier transforms
+    "ATEN_CPU_CAPABILITY": "avx2",  # PyTorch's own kernels
+    "NPY_DISABLE_CPU_FEATURES": "X86_V4 AVX512_ICL AVX512_SPR",  # numpy's logarithms and exponentials
+    "OPENBLAS_CORETYPE": "Haswell",  # numpy's matrix products
 }
-_pinned = False  # what `set_arithmetic` did to this process
+_pinned = False
 
 
 def can_pin() -> bool:
-    """Whether this processor has what the pinned kernels need."""
+    """Whether this processor has the pinned kernels."""
     if platform.machine().lower() not in ("x86_64", "amd64"):
         return False
-    described = Path("/proc/cpuinfo")
-    return not described.is_file() or "avx2" in described.read_text().split()
+    cpuinfo = Path("/proc/cpuinfo")
+    return not cpuinfo.is_file() or "avx2" in cpuinfo.read_text().split()
 
 
 def environment(repeatable: bool) -> dict[str, str]:
-    """The variables of a process that is to compute in one thread, pinned where `repeatable`."""
+    """The variables of a process that computes in one thread, with pinned kernels where `repeatable`."""
     return ONE_THREAD | (PINNED if repeatable and can_pin() else {})
 
 
-def set_arithmetic(repeatable: bool) -> bool:
-    """Makes this process, and the workers that it starts, compute in one thread -> whether its bits are pinned.
+def set_arithmetic(repeatable: bool) -> None:
+    """Makes this process, and its workers, compute in one thread, with pinned kernels where `repeatable`.
 
-    Call it before anything is computed. Raises RuntimeError where PyTorch has chosen its kernels already, or was told
-    to take others.
+    Call it before anything is computed: raises RuntimeError where PyTorch has chosen other kernels already.
     """
     import torch
 
     global _pinned
-    os.environ.update(environment(repeatable))
+    variables = environment(repeatable)
+    os.environ.update(variables)
     torch.set_num_threads(1)
-    if not repeatable or not can_pin():
-        return False
-    # oneDNN and NNPACK choose by the processor and by the shape, and have no setting that pins them.
+    if variables == ONE_THREAD:
+        return
+    # oneDNN and NNPACK choose by processor and shape, and have no setting that pins them.
     torch.backends.mkldnn.enabled = False
     torch.backends.nnpack.set_flags(False)
-    if (found := torch.backends.cpu.get_cpu_capability()) != "AVX2":
+    if (kernels := torch.backends.cpu.get_cpu_capability()) != "AVX2":
         raise RuntimeError(
-            f"PyTorch computes with {found} kernels already: start anew, and set the arithmetic before anything else"
+            f"PyTorch computes with {kernels} kernels already: call set_arithmetic first in a new process"
         )
     _pinned = True
-    return True
 
 
 def pinned() -> bool:
+    """Whether `set_arithmetic` has pinned the kernels of this process."""
     return _pinned

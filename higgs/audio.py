@@ -1,9 +1,8 @@
-"""Audio in and out: files through soundfile; resampling and mel filters through torchaudio.
+"""Audio files through soundfile; resampling and mel spectra through torchaudio.
 
-torchaudio's wheel links against CUDA. Beside a CPU-only torch its native library does not load, and because
-transformers imports torchaudio whenever it is installed, that failure would break transformers too. So torchaudio is
-imported only here, before transformers, and without its native library where that cannot load: resampling and mel need
-none of it.
+torchaudio's wheel links against CUDA. Beside a CPU-only torch its native library does not load, which would break
+transformers too, because that imports torchaudio whenever it is installed. So torchaudio is imported here, before
+transformers, and without its native library where that fails: resampling and mel need none of it.
 """
 
 import io
@@ -22,31 +21,20 @@ from torch import Tensor
 
 from higgs.files import replacing
 
-
-def import_torchaudio() -> types.ModuleType:
-    """torchaudio, with its native library where it loads and without it where it does not."""
-    try:
-        import torchaudio
-
-        return torchaudio
-    except OSError:
-        for name in [name for name in sys.modules if name.partition(".")[0] == "torchaudio"]:
-            del sys.modules[name]
+try:
+    import torchaudio
+except OSError:
+    for name in [name for name in sys.modules if name.partition(".")[0] == "torchaudio"]:
+        del sys.modules[name]
     extension = types.ModuleType("torchaudio._extension")
-    extension._IS_TORCHAUDIO_EXT_AVAILABLE = False
-    extension._IS_ALIGN_AVAILABLE = False
+    extension._IS_TORCHAUDIO_EXT_AVAILABLE = extension._IS_ALIGN_AVAILABLE = False
     extension._check_cuda_version = lambda: None
     extension.fail_if_no_align = lambda function: function
     sys.modules["torchaudio._extension"] = extension
     import torchaudio
 
-    return torchaudio
-
-
-torchaudio = import_torchaudio()
-
 MAX_SECONDS = 3600.0
-# What libsndfile or the header says where a stream went through a pipe: more than any file holds.
+# Lengths of a stream that went through a pipe, by libsndfile and in a WAV header: more than any file holds.
 UNKNOWN_FRAMES, UNKNOWN_BYTES = 1 << 62, 0x7FFF_F000
 MAX_FILTER = 1 << 22  # taps of a resampling filter, roughly
 WRITABLE = (".wav", ".flac", ".aiff")
@@ -70,41 +58,38 @@ def check_waveform(waveform: Tensor, what: str = "waveform") -> Tensor:
 
 @contextmanager
 def opened(path: str | Path) -> Iterator[soundfile.SoundFile]:
-    """An audio file to read. FileNotFoundError, or ValueError that says what is wrong with the file."""
+    """An audio file to read. Raises FileNotFoundError, or ValueError for a file without usable audio."""
     path = Path(path)
     if not path.is_file():
         raise FileNotFoundError(f"audio file {path} does not exist")
     check_whole(path)
     try:
         if path.suffix.lower() == ".raw":
-            raise ValueError(f"{path}: raw samples do not say what they are; expected a file with a header")
+            raise ValueError(f"{path}: raw samples have no header; expected a file with one")
         with soundfile.SoundFile(path) as file:
             if file.frames > UNKNOWN_FRAMES:
-                raise ValueError(f"{path}: its header does not say how long it is; convert it anew")
+                raise ValueError(f"{path}: its header does not say how long it is; convert it again")
             yield file
     except soundfile.LibsndfileError as error:
         raise ValueError(f"{path} is not an audio file that libsndfile reads: {error}") from error
 
 
 def check_whole(path: Path) -> None:
-    """ValueError for a WAV or AIFF file that is shorter than its header says: libsndfile would read what is there."""
+    """ValueError for a WAV or AIFF file that is shorter than its header says, which libsndfile would read in part."""
     with path.open("rb") as file:
-        kind, size = file.read(4), file.read(4)
-    if kind not in (b"RIFF", b"FORM"):
-        return
-    told = 8 + int.from_bytes(size, "little" if kind == b"RIFF" else "big")
-    there = path.stat().st_size
-    if there < told < UNKNOWN_BYTES:
-        raise ValueError(f"{path} is cut off: {there} of {told} bytes are there")
+        magic, size = file.read(4), file.read(4)
+    if magic in (b"RIFF", b"FORM"):
+        expected = 8 + int.from_bytes(size, "little" if magic == b"RIFF" else "big")
+        if (actual := path.stat().st_size) < expected < UNKNOWN_BYTES:
+            raise ValueError(f"{path} is cut off: {actual} of {expected} bytes are there")
 
 
 def load_audio(path: str | Path, sample_rate: int | None = None) -> tuple[Tensor, int]:
     """Audio file -> ([L] float32 in [-1, 1], sample rate). Channels are averaged; `sample_rate` resamples.
 
-    Raises FileNotFoundError, or ValueError for a file that holds no usable audio, that is cut off, or that is longer
-    than an hour. (What was cut off an Ogg file is not missed: nothing in it tells how long it was.)
+    Raises FileNotFoundError, or ValueError for a file without usable audio, one that is cut off (not noticed for Ogg,
+    which does not store its length), or one longer than an hour.
     """
-    path = Path(path)
     with opened(path) as file:
         rate = file.samplerate
         if file.frames > MAX_SECONDS * rate:
@@ -113,39 +98,36 @@ def load_audio(path: str | Path, sample_rate: int | None = None) -> tuple[Tensor
         if len(samples) + rate / 10 < file.frames:  # headers of MP3 files are not exact
             raise ValueError(f"{path} is cut off: {len(samples) / rate:.2f} of {file.frames / rate:.2f} s are there")
     waveform = check_waveform(torch.from_numpy(samples).mean(dim=1), str(path))
-    if sample_rate is not None:
-        return resample(waveform, rate, sample_rate), sample_rate
-    return waveform, rate
+    return (waveform, rate) if sample_rate is None else (resample(waveform, rate, sample_rate), sample_rate)
 
 
 def probe(path: str | Path) -> tuple[int, int, float]:
-    """Audio file -> (sample rate, channels, seconds), without reading its samples. Errors as those of `load_audio`."""
+    """Audio file -> (sample rate, channels, seconds) from its header; errors as those of `load_audio`."""
     with opened(path) as file:
         return file.samplerate, file.channels, file.frames / file.samplerate
 
 
 def check_writable(path: str | Path) -> None:
-    """Raises ValueError when the suffix names no format that `save_audio` writes."""
+    """Raises ValueError for a suffix that `save_audio` does not write."""
     if Path(path).suffix.lower() not in WRITABLE:
         raise ValueError(f"{path}: audio is written as {', '.join(WRITABLE)}")
 
 
 def save_audio(path: str | Path, waveform: Tensor, sample_rate: int) -> None:
-    """[L] float -> 16-bit file of the type that the suffix names, clipped to [-1, 1]; written whole or not at all."""
+    """float [L] -> 16-bit file of the suffix's format, clipped to [-1, 1]; written whole or not at all."""
     path = Path(path)
     check_writable(path)
     if waveform.dim() != 1:
         raise ValueError(f"save_audio takes [L], got shape {tuple(waveform.shape)}")
     samples = check_waveform(waveform).clamp(-1, 1).cpu().numpy()
-    # Into memory first: libsndfile does not say what kept it from writing a file.
-    kind, content = path.suffix[1:].upper(), io.BytesIO()
-    soundfile.write(content, samples, check_rate(sample_rate), subtype="PCM_16", format=kind)
+    content = io.BytesIO()  # in memory first: libsndfile does not say why it could not write a file
+    soundfile.write(content, samples, check_rate(sample_rate), subtype="PCM_16", format=path.suffix[1:].upper())
     with replacing(path) as partial:
         partial.write_bytes(content.getbuffer())
 
 
 def check_rate(sample_rate: int, what: str = "sample rate") -> int:
-    """Samples per second as an int; TypeError for what is no whole number, ValueError for 0 and below."""
+    """Samples per second as an int; TypeError for other numbers, ValueError for 0 and below."""
     try:
         rate = operator.index(sample_rate)
     except TypeError:
@@ -157,16 +139,16 @@ def check_rate(sample_rate: int, what: str = "sample rate") -> int:
 
 @lru_cache(maxsize=32)
 def resampler(source_rate: int, target_rate: int, dtype: torch.dtype, device: str):
-    """The filter of `resample`, made once."""
-    with torch.inference_mode(False):  # it outlives the mode that it was first asked for in
+    """The filter of `resample`."""
+    with torch.inference_mode(False):  # it is cached, and may be used outside of inference mode later
         return torchaudio.transforms.Resample(source_rate, target_rate, dtype=dtype).to(device)
 
 
 def resample(waveform: Tensor, source_rate: int, target_rate: int) -> Tensor:
     """[..., L] -> [..., ceil(L * target / source)]: Hann-windowed sinc, width 6, rolloff 0.99.
 
-    Raises TypeError for rates that are not whole numbers; ValueError for those of 0 and below, and for a pair whose
-    filter would not fit into memory because they hardly have a common divisor.
+    Raises as `check_rate`, and ValueError for a pair with too small a common divisor, whose filter would not fit into
+    memory.
     """
     source_rate, target_rate = check_rate(source_rate), check_rate(target_rate)
     if source_rate == target_rate:
@@ -197,11 +179,7 @@ def magnitude(waveform: Tensor, n_fft: int, hop: int) -> Tensor:
 
 
 def log_mel(
-    waveform: Tensor,
-    sample_rate: int = 24_000,
-    n_fft: int = 1024,
-    hop: int = 240,
-    num_mels: int = 80,
+    waveform: Tensor, sample_rate: int = 24_000, n_fft: int = 1024, hop: int = 240, num_mels: int = 80
 ) -> Tensor:
     """[..., L] -> [..., num_mels, L / hop]: natural log of mel magnitudes, floored at 1e-4.
 
@@ -215,6 +193,6 @@ def log_mel(
 
 
 def level_dbfs(waveform: Tensor) -> float:
-    """[L] -> root mean square in dB relative to full scale; silence is -inf."""
+    """[L] -> RMS in dB relative to full scale; -inf for silence."""
     power = waveform.double().square().mean().item()
     return 10 * math.log10(power) if power > 0 else -math.inf

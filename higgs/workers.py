@@ -1,17 +1,17 @@
-"""The items of a stage, shared by processes of one thread each: `for result in in_order(load, items): ...`
+"""A process pool for the items of a stage: `for result in in_order(load, items): ...`
 
-Threads inside an operation wait for each other at every barrier, which on a busy machine costs more than all of the
-arithmetic. Processes wait for nobody. A result is a function of its item alone, so their number changes nothing.
+Processes of one thread each, because threads inside an operation wait for each other at every barrier, which on a busy
+machine costs more than the arithmetic. A result is a function of its item alone, so their number changes nothing.
 """
 
-import hashlib
 import multiprocessing
 import os
 import pickle
 import threading
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
+from contextlib import closing
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -19,13 +19,13 @@ from higgs.arithmetic import pinned, set_arithmetic
 
 S, T = TypeVar("S"), TypeVar("T")
 WORKERS = "HIGGS_WORKERS"
-"""The variable by which the runner says how many there are: no parameter of a notebook, whose page would change."""
+"""The variable in which the runner passes their number: not a parameter of a notebook, whose page would change."""
 
-_make: Callable[[Any], Any]  # what this worker does with an item
+_function: Callable[[Any], Any]  # in a worker: item -> result
 
 
 def usable_cores(quota: Path = Path("/sys/fs/cgroup/cpu.max")) -> int:
-    """How many processors this process may use: those it is bound to, and a container's share of them; at least 1."""
+    """The processors of this process by its affinity and its container's quota; at least 1."""
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
     if quota.is_file():
         limit, period = quota.read_text().split()
@@ -35,29 +35,29 @@ def usable_cores(quota: Path = Path("/sys/fs/cgroup/cpu.max")) -> int:
 
 
 class Workers:
-    """Processes that stay: `load` is called once in each, and what it returns maps an item to its result.
+    """A lazy process pool. `load` is called once in each process and returns a function of an item.
 
-    As many as params.yaml says, or one for each usable core. They start with the first items, compute as this process
-    does, and end with it, or with `close`. A single worker is this process itself. `load`, items and results are
-    pickled.
+    `count` processes, or HIGGS_WORKERS, or one for each usable core. They start with the first items, with this
+    process's arithmetic, and end with it, or with `close`. A single worker is this process itself. `load`, items and
+    results are pickled.
     """
 
     def __init__(self, load: Callable[[], Callable[[Any], Any]], count: int | None = None):
         self.load = load
         self.count = count or int(os.environ.get(WORKERS, "0")) or usable_cores()
-        self._make: Callable[[Any], Any] | None = None
+        self._function: Callable[[Any], Any] | None = None
         self._pool: ProcessPoolExecutor | None = None
 
     def map(self, items: Sequence[Any]) -> Iterator[Any]:
-        """-> the results, in the items' order. An item's error is raised where its result would come.
+        """-> the results, in order. An item's error is raised in place of its result.
 
         Raises RuntimeError where a process dies.
         """
         if not items:
             return
         if self.count == 1:
-            self._make = self._make or self.load()
-            yield from map(self._make, items)
+            self._function = self._function or self.load()
+            yield from map(self._function, items)
             return
         if self._pool is None:
             context = multiprocessing.get_context("spawn")
@@ -70,44 +70,32 @@ class Workers:
             ) from error
 
     def close(self) -> None:
-        """Ends the processes; what they have not begun is dropped."""
+        """Ends the processes; items that have not started are dropped."""
         if self._pool is not None:
             self._pool.shutdown(cancel_futures=True)
             self._pool = None
 
 
 def in_order(load: Callable[[], Callable[[S], T]], items: Sequence[S], count: int | None = None) -> Iterator[T]:
-    """`Workers(load, count).map(items)`, by workers that end with it."""
-    workers = Workers(load, count if len(items) > 1 else 1)
-    try:
+    """`Workers(load, count).map(items)`, then closes them."""
+    with closing(Workers(load, count if len(items) > 1 else 1)) as workers:
         yield from workers.map(items)
-    finally:
-        workers.close()
 
 
-def _start(load: Callable[[], Callable[[S], T]], repeatable: bool) -> None:
+def _start(load: Callable[[], Callable[[Any], Any]], repeatable: bool) -> None:
     """In each worker, before its first item."""
-    global _make
-    threading.Thread(target=_end_with_parent, daemon=True).start()
+    global _function
+    threading.Thread(target=_exit_with_parent, daemon=True).start()
     set_arithmetic(repeatable)
-    _make = load()
+    _function = load()
 
 
-def _end_with_parent() -> None:
-    """A parent that was killed cannot say so, and its workers would wait for ever."""
+def _exit_with_parent() -> None:
+    """Workers of a killed parent would wait for ever."""
     multiprocessing.parent_process().join()
     os._exit(1)
 
 
 def _run(item: Any) -> bytes:
     """Pickled here: multiprocessing would send tensors through shared memory, of which a container has little."""
-    return pickle.dumps(_make(item))
-
-
-def some_of(ids: Iterable[str], count: int | None) -> set[str]:
-    """`count` of the ids (None: all), chosen by their hashes: another order or one more script changes little."""
-
-    def by_hash(name: str) -> bytes:
-        return hashlib.sha256(name.encode()).digest()
-
-    return set(sorted(set(ids), key=by_hash)[:count])
+    return pickle.dumps(_function(item))

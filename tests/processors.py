@@ -1,12 +1,11 @@
-"""Prints hashes of what every kind of arithmetic gives on this processor: `python tests/processors.py [--unpinned]`.
+"""Prints hashes of the results of every kind of arithmetic: `python tests/processors.py [--unpinned]`.
 
-Run on two processors, real or emulated, the hashes are equal; with `--unpinned` libraries choose their kernels.
+They are equal on any two processors, real or emulated; with `--unpinned` libraries choose their kernels.
 """
 
 import json
 import os
 import sys
-import time
 from collections.abc import Callable
 from hashlib import sha256
 from pathlib import Path
@@ -25,6 +24,7 @@ import higgs.audio as audio  # noqa: E402
 from higgs import AudioTokenizer, ChatMLSample, Engine, SamplingConfig  # noqa: E402
 from higgs.data.voices import find_voice  # noqa: E402
 from higgs.evaluate.judges import registry as judges  # noqa: E402
+from higgs.evaluate.metrics.signal import stoi  # noqa: E402
 from higgs.evaluate.utterances import MOS_DECIMALS  # noqa: E402
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -35,22 +35,19 @@ sums: dict[str, str] = {}
 
 
 def add(name: str, compute: Callable[[], Any]) -> Any:
-    """Computes something and keeps its hash; says on stderr how long it took."""
-    started = time.perf_counter()
     value = compute()
     parts = value if isinstance(value, tuple | list) else [value]
     raw = b"".join(p.numpy().tobytes() if hasattr(p, "numpy") else repr(p).encode() for p in parts)
     sums[name] = sha256(raw).hexdigest()[:16]
-    print(f"{name} {time.perf_counter() - started:.1f} s", file=sys.stderr, flush=True)
     return value
 
 
 def functions() -> list[bytes]:
-    """What figures and statistics are made of."""
+    """numpy's, for figures and statistics."""
     x = np.random.default_rng(0).random(10_007)
-    made = [f(x) for f in (np.log, np.log10, np.exp, np.sin, np.tanh)]
-    made += [x.sum(), np.fft.rfft(x), x[:10_000].reshape(100, 100) @ x[:10_000].reshape(100, 100)]
-    return [np.asarray(values).tobytes() for values in made]
+    square = x[:10_000].reshape(100, 100)
+    arrays = [f(x) for f in (np.log, np.log10, np.exp, np.sin, np.tanh, np.sum, np.fft.rfft)]
+    return [np.asarray(values).tobytes() for values in (*arrays, square @ square)]
 
 
 def flac(waveform: torch.Tensor) -> bytes:
@@ -66,12 +63,12 @@ def logits(engine: Engine, prompt: ChatMLSample) -> list[torch.Tensor]:
 
 
 def speech(engine: Engine, prompt: ChatMLSample) -> list[torch.Tensor]:
-    made = engine.generate(prompt, SamplingConfig(temperature=0.4, top_k=20), STEPS)
-    return [made.codes, made.waveform]
+    response = engine.generate(prompt, SamplingConfig(temperature=0.4, top_k=20), STEPS)
+    return [response.codes, response.waveform]
 
 
 def naturalness(clip: torch.Tensor) -> list[float]:
-    """Of one window, as rows hold it: no setting pins onnxruntime."""
+    """Scores of one window, rounded as results are: no setting pins onnxruntime."""
     window = clip.repeat(8)[: 24_000 * 91 // 10]
     scores = judges.make_naturalness_predictor("dnsmos").rate(window, 24_000)
     return [round(score, MOS_DECIMALS) for score in scores.values()]
@@ -89,15 +86,10 @@ def main() -> None:
     prompt = find_voice(ROOT / "data/voices", "cleo").prompt("The bus stops in front of the school.")
     add("logits", lambda: logits(engine, prompt))
     add("speech", lambda: speech(engine, prompt))
-    for name, make in (
-        (
-            "recogniser",
-            lambda: judges.make_judge("moonshine-tiny-en-float32").transcribe(clip, 24_000),
-        ),
-        ("speaker", lambda: judges.make_speaker_encoder("ge2e").embed(clip, 24_000)),
-        ("naturalness", lambda: naturalness(clip)),
-    ):
-        add(name, make)
+    add("recogniser", lambda: judges.make_judge("moonshine-tiny-en-float32").transcribe(clip, 24_000))
+    add("speaker", lambda: judges.make_speaker_encoder("ge2e").embed(clip, 24_000))
+    add("naturalness", lambda: naturalness(clip))
+    add("stoi", lambda: stoi(clip, 0.9 * waveform[: len(clip)], 24_000))
     print(json.dumps(sums))
 
 

@@ -191,7 +191,7 @@ BAD_FILES = {
     "zero_bytes.flac": (content(b""), ValueError, "not an audio file"),
     "text.wav": (content(b"this is no audio\n" * 50), ValueError, "not an audio file"),
     "random.flac": (content(np.random.default_rng(0).bytes(20_000)), ValueError, "not an audio file"),
-    "samples.raw": (content(bytes(20_000)), ValueError, "raw samples do not say what they are"),
+    "samples.raw": (content(bytes(20_000)), ValueError, "raw samples"),
     "cut_off.wav": (cut_off(0.5), ValueError, r"cut off: \d+ of 48044 bytes are there"),
     "header_only.wav": (cut_off(0.0005), ValueError, "cut off|not an audio file"),
     "cut_off.aiff": (cut_off(0.9), ValueError, "cut off"),

@@ -1,4 +1,4 @@
-"""Signal metrics and text errors against numbers that are known in advance."""
+"""Signal metrics and text errors against known numbers."""
 
 import math
 
@@ -7,25 +7,10 @@ import pytest
 import torch
 from spoken import RATE, clip, made_pair, noise, sine, with_noise
 
-from higgs.audio import mel_filterbank, save_audio
-from higgs.evaluate.metrics.codec import compare, mean_of, round_trips
-from higgs.evaluate.metrics.error_rates import (
-    CharacterErrors,
-    WordErrors,
-    character_errors,
-    corpus_rate,
-    normalize,
-    word_errors,
-)
-from higgs.evaluate.metrics.signal import (
-    code_usage,
-    level_dbfs,
-    log_mel_distance,
-    si_sdr,
-    silence_share,
-    stft_distance,
-)
-from higgs.evaluate.metrics.stoi import stoi
+from higgs.audio import level_dbfs, mel_filterbank, save_audio
+from higgs.evaluate.metrics.codec import compare, counts_to_decode, mean_of, round_trips
+from higgs.evaluate.metrics.error_rates import ErrorCounts, character_errors, normalize, word_errors
+from higgs.evaluate.metrics.signal import code_usage, log_mel_distance, si_sdr, silence_share, stft_distance, stoi
 
 HALF_IN_DB = 20 * math.log10(2)
 
@@ -35,20 +20,13 @@ HALF_IN_DB = 20 * math.log10(2)
 
 def test_distances_of_a_change_of_level():
     x = noise()
-    assert log_mel_distance(x, x) == 0
-    assert stft_distance(x, x) == 0
+    assert log_mel_distance(x, x) == stft_distance(x, x) == 0
     assert log_mel_distance(x, x / 2) == pytest.approx(HALF_IN_DB, abs=1e-4)
     # two windows, each 2 log10 2 in the logarithm, and half the mean magnitude
     magnitudes = 0.0
-    for window in (2048, 512):
-        spectrum = torch.stft(
-            x.double(),
-            window,
-            window // 4,
-            window=torch.hann_window(window).double(),
-            return_complex=True,
-        )
-        magnitudes += spectrum.abs().mean().item()
+    for n_fft in (2048, 512):
+        window = torch.hann_window(n_fft).double()
+        magnitudes += torch.stft(x.double(), n_fft, n_fft // 4, window=window, return_complex=True).abs().mean().item()
     assert stft_distance(x, x / 2) == pytest.approx(4 * math.log10(2) + magnitudes / 2, rel=1e-5)
 
 
@@ -73,18 +51,13 @@ def test_log_mel_scale_of_a_tone_on_a_bin():
     assert distance == pytest.approx(sum(expected) / 3, rel=1e-4)
 
 
-def test_distances_grow_with_noise():
+def test_distances_grow_with_noise_and_misalignment_but_not_with_argument_order():
     x, disturbance = noise(), noise(seed=1)
     for distance in (log_mel_distance, stft_distance):
         values = [distance(x, x + gain * disturbance) for gain in (0.01, 0.1, 1.0)]
         assert values == sorted(values) and values[0] > 0
-
-
-def test_distances_depend_on_alignment_but_not_on_argument_order():
-    x = noise()
-    for distance in (log_mel_distance, stft_distance):
         assert distance(x[:-960], x[960:]) > distance(x, 1.01 * x) > 0
-        assert distance(x, noise(seed=1)) == pytest.approx(distance(noise(seed=1), x), rel=1e-12)
+        assert distance(x, disturbance) == pytest.approx(distance(disturbance, x), rel=1e-12)
 
 
 def test_si_sdr_of_orthogonal_mixture():
@@ -93,13 +66,6 @@ def test_si_sdr_of_orthogonal_mixture():
     for gain, expected in ((0.1, 20.0), (1.0, 0.0), (10.0, -20.0)):
         assert si_sdr(target, target + gain * other) == pytest.approx(expected, abs=1e-3)
         assert si_sdr(target, -0.3 * (target + gain * other) + 0.5) == pytest.approx(expected, abs=1e-3)
-
-
-def test_si_sdr_by_hand():
-    # <e, s> = 6, <s, s> = 4: target 1.5 s with energy 9, rest [-.5, .5, -.5, .5] with energy 1
-    s = torch.tensor([1.0, -1.0, -1.0, 1.0])
-    e = torch.tensor([2.0, -2.0, -1.0, 1.0])
-    assert si_sdr(s, e) == pytest.approx(10 * math.log10(9 / 1), abs=1e-9)
 
 
 def test_si_sdr_limits():
@@ -123,13 +89,10 @@ def test_bad_pairs(metric):
     broken[7] = math.nan
     with pytest.raises(ValueError, match="estimate: 1 of 4800"):
         metric(x, broken)
-
-
-@pytest.mark.parametrize("metric", [log_mel_distance, stft_distance])
-def test_too_short_for_the_longest_window(metric):
-    with pytest.raises(ValueError, match="2048 samples, got 2047"):
-        metric(noise(2047), noise(2047))
-    assert metric(noise(2048), noise(2048, seed=1)) > 0
+    if metric is not si_sdr:  # the longest window
+        with pytest.raises(ValueError, match="2048 samples, got 2047"):
+            metric(noise(2047), noise(2047))
+        assert metric(noise(2048), noise(2048, seed=1)) > 0
 
 
 def test_code_usage_by_hand():
@@ -147,20 +110,17 @@ def test_code_usage_counts_clips_together():
     assert code_usage([codes[:, :37], codes[:, 37:]], 16) == code_usage(codes, 16)
 
 
-def test_code_usage_refuses():
-    codes = torch.tensor([[0, 8]])
-    with pytest.raises(ValueError, match=r"0\.\.8, outside 0\.\.7"):
-        code_usage(codes, 8)
-    with pytest.raises(ValueError, match=r"-1\.\.0"):
-        code_usage(torch.tensor([[0, -1]]), 8)
-    with pytest.raises(TypeError, match="float32"):
-        code_usage(codes.float(), 16)
-    with pytest.raises(ValueError, match="no codes"):
-        code_usage(codes[:, :0], 16)
-    with pytest.raises(ValueError, match="no clips"):
-        code_usage([], 16)
-    with pytest.raises(ValueError, match=r"\(2, 2\)"):
-        code_usage([codes, torch.zeros(2, 2, dtype=torch.long)], 16)
+@pytest.mark.parametrize(
+    ("codes", "message"),
+    [
+        ([[0, 8]], r"0\.\.8, outside 0\.\.7"),
+        ([[0, -1]], r"-1\.\.0"),
+        ([[]], "no codes"),
+    ],
+)
+def test_code_usage_refuses(codes, message):
+    with pytest.raises(ValueError, match=message):
+        code_usage(torch.tensor(codes, dtype=torch.long), 8)
 
 
 def test_level_of_known_signals():
@@ -229,20 +189,23 @@ class Bits:
         return (codes * place[:, None]).sum(dim=0) / 128 - 1 + 0.5 ** len(codes)
 
 
-def test_what_each_further_codebook_gives(tmp_path):
+def test_what_each_further_codebook_adds(tmp_path):
     save_audio(tmp_path / "a.wav", made_pair(RATE)[0].float(), RATE)
-    trip = round_trips(Bits, [2, 4, 8], True)(tmp_path / "a.wav")
+    counts = counts_to_decode([4, 2, 8], 8)
+    trip = round_trips(Bits, counts, True)(tmp_path / "a.wav")
     rows = trip.distances
-    assert [row["codebooks"] for row in rows] == [2, 4, 8]
+    assert [row["codebooks"] for row in rows] == counts == counts_to_decode([2, 4], 8) == [2, 4, 8]
     for column, sign in (("mel_db", -1), ("stft", -1), ("si_sdr_db", 1), ("stoi", 1)):
         values = [sign * row[column] for row in rows]
         assert values == sorted(values), column
-    whole = Bits().decode(trip.codes)
-    assert torch.equal(trip.decoded, whole)
-    assert rows[-1] == {"codebooks": 8} | compare(trip.recorded, whole, RATE)
+    decoded = Bits().decode(trip.codes)
+    assert torch.equal(trip.decoded, decoded)
+    assert rows[-1] == {"codebooks": 8} | compare(trip.recorded, decoded, RATE)
     assert mean_of([*rows, {"codebooks": 8, "stoi": None}], "stoi", codebooks=8) == rows[-1]["stoi"]
-    with pytest.raises(ValueError, match="no row has stoi"):
+    with pytest.raises(ValueError, match="stoi"):
         mean_of([{"codebooks": 8, "stoi": None}], "stoi", codebooks=8)
+    with pytest.raises(ValueError, match="9"):
+        counts_to_decode([9], 8)
 
 
 # ---- text
@@ -250,8 +213,8 @@ def test_what_each_further_codebook_gives(tmp_path):
 
 def test_word_errors_by_kind():
     errors = word_errors("the cat sat on the mat", "a cat really sat on mat")
-    assert errors == WordErrors(substitutions=1, deletions=1, insertions=1, hits=4)
-    assert (errors.errors, errors.words, errors.rate) == (3, 6, 0.5)
+    assert errors == ErrorCounts(substitutions=1, deletions=1, insertions=1, hits=4)
+    assert (errors.errors, errors.total, errors.rate) == (3, 6, 0.5)
 
 
 @pytest.mark.parametrize(
@@ -274,28 +237,23 @@ def test_normalisation_does_not_forgive_words():
     assert word_errors("colour", "collar").errors == 1
 
 
-def test_other_languages_keep_their_words():
+def test_other_languages_and_characters():
     assert normalize("¿Qué tal, señor?", "es") == "qué tal señor"
-    assert word_errors("L'été, déjà", "l'ete déjà", "fr") == WordErrors(1, 0, 0, 2)
-    # English spelling must not touch them.
-    assert normalize("Colour uno", "es") == "colour uno"
-
-
-def test_languages_without_spaces_count_letters():
-    assert word_errors("你好世界", "你好", "zh") == WordErrors(0, 2, 0, 2)
-    assert character_errors("你好世界", "你 好世", "zh") == CharacterErrors(0, 1, 0, 3)
-
-
-def test_character_errors():
+    assert normalize("Colour uno", "es") == "colour uno"  # not the English spelling
+    assert word_errors("L'été, déjà", "l'ete déjà", "fr") == ErrorCounts(1, 0, 0, 2)
+    assert word_errors("你好世界", "你好", "zh") == ErrorCounts(0, 2, 0, 2)
+    assert character_errors("你好世界", "你 好世", "zh") == ErrorCounts(0, 1, 0, 3)
+    assert character_errors("abc", "abd") == ErrorCounts(1, 0, 0, 2)
     errors = character_errors("cat sat", "cats at")
-    assert errors.characters == 7 and errors.errors == 2
-    assert character_errors("abc", "abd") == CharacterErrors(1, 0, 0, 2)
+    assert (errors.total, errors.errors) == (7, 2)
+    with pytest.raises(ValueError, match="'English'"):
+        word_errors("a", "a", "English")
 
 
 @pytest.mark.parametrize("hypothesis", ["", "  ", "...", "[noise]"])
 def test_empty_hypothesis_deletes_everything(hypothesis):
-    assert word_errors("a b c", hypothesis) == WordErrors(0, 3, 0, 0)
-    assert character_errors("a b c", hypothesis) == CharacterErrors(0, 5, 0, 0)
+    assert word_errors("a b c", hypothesis) == ErrorCounts(0, 3, 0, 0)
+    assert character_errors("a b c", hypothesis) == ErrorCounts(0, 5, 0, 0)
 
 
 @pytest.mark.parametrize("count", [word_errors, character_errors])
@@ -305,29 +263,14 @@ def test_empty_reference_is_an_error(count, reference):
         count(reference, "something")
 
 
-def test_language_must_be_a_code():
-    with pytest.raises(ValueError, match="'English'"):
-        word_errors("a", "a", "English")
-
-
-def test_corpus_rate_is_a_ratio_of_sums():
-    short, long = word_errors("yes", "no no"), word_errors("apples fell down", "apples fell down")
-    total = short.words + long.words
-    assert corpus_rate([short, long]) == 2 / total
-    assert corpus_rate([short, long]) != (short.rate + long.rate) / 2
-    with pytest.raises(ValueError, match="no utterances"):
-        corpus_rate([])
-    with pytest.raises(TypeError, match="CharacterErrors and WordErrors"):
-        corpus_rate([short, character_errors("a", "a")])
-
-
-def test_corpus_rate_agrees_with_jiwer():
+def test_rates_agree_with_jiwer():
     pairs = [
         ("The cat sat on the mat.", "a cat sat mat"),
         ("It's fifty dollars, isn't it?", "it is $50 isn't"),
         ("Stop!", ""),
         ("Nobody knew the answer.", "nobody knew knew the the answer"),
     ]
-    wanted, heard = ([normalize(text) for text in side] for side in zip(*pairs, strict=True))
-    assert corpus_rate([word_errors(*pair) for pair in pairs]) == jiwer.wer(wanted, heard)
-    assert corpus_rate([character_errors(*pair) for pair in pairs]) == jiwer.cer(wanted, heard)
+    references, hypotheses = ([normalize(text) for text in side] for side in zip(*pairs, strict=True))
+    for count, rate in ((word_errors, jiwer.wer), (character_errors, jiwer.cer)):
+        counts = [count(*pair) for pair in pairs]
+        assert sum(c.errors for c in counts) / sum(c.total for c in counts) == rate(references, hypotheses)

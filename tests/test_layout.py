@@ -36,6 +36,7 @@ LIBRARIES = {
         "codec/semantic.py",
         "data/text/tokenizer.py",
         "evaluate/metrics/error_rates.py",
+        "evaluate/judges/base.py",
         "evaluate/judges/hub.py",
         "evaluate/judges/moonshine.py",
         "evaluate/judges/wavlm_ecapa.py",

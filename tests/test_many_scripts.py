@@ -15,7 +15,7 @@ from higgs.audio import save_audio
 from higgs.config import SamplingConfig
 from higgs.data.scripts import read_scripts, script_file
 from higgs.evaluate import test_sets as sets
-from higgs.evaluate.judges.registry import make_panel
+from higgs.evaluate.judges.registry import load_metric_models
 from higgs.evaluate.report.gather import GENERATED, OF_THE_SET, gather, read_results
 from higgs.evaluate.statistics.summary import summarise
 from higgs.evaluate.utterances import Listener
@@ -176,7 +176,7 @@ def test_a_public_set_from_its_list_to_a_table(engine, tmp_path):
     items = gather(read_results(tmp_path / "results"), ["en"])
     items = [item for item in items if item.group in (GENERATED, OF_THE_SET)]
     assert [item.group for item in items] == [OF_THE_SET] * 2 + [GENERATED] * 2
-    panel = make_panel("moonshine-tiny-en-float32", "ge2e")
+    panel = load_metric_models("moonshine-tiny-en-float32", "ge2e")
     rows = list(Listener(panel).judge_all(items))
     assert all(row["status"] == "ok" and row["similarity"] is not None for row in rows)
     people, ours = summarise(rows, 100, 0)

@@ -13,7 +13,7 @@ from spoken import RATE, sine
 from higgs.audio import save_audio
 from higgs.cli.compare import find
 from higgs.evaluate.dialogue import summarise_dialogues
-from higgs.evaluate.judges.registry import Panel
+from higgs.evaluate.judges.registry import MetricModels
 from higgs.evaluate.report import compare_page
 from higgs.evaluate.report import html as report
 from higgs.evaluate.report.gather import (
@@ -53,7 +53,7 @@ def tone(waveform, sample_rate) -> float:
     return torch.fft.rfft(waveform).abs().argmax().item() * sample_rate / len(waveform)
 
 
-PANEL = Panel(Ear(), Pitch())
+PANEL = MetricModels(Ear(), Pitch())
 TAKES = {
     "a-s0": ("a", "smart_voice", "ada", 200, "stop"),
     "a-s1": ("a", "smart_voice", "ada", 1000, "length"),

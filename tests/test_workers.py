@@ -1,4 +1,4 @@
-"""One result whatever the processor and however many processes: pinned arithmetic, and the pool of a stage."""
+"""Pinned arithmetic and the process pool: results do not depend on the processor and the number of processes."""
 
 import json
 import os
@@ -20,7 +20,7 @@ PROCESSORS = ("Haswell", "EPYC-Rome")  # of Intel and of AMD, both without AVX-5
 
 
 def powers(exponent: int):
-    """What a worker loads: a function that fails for 13, and dies for 14."""
+    """Loaded by a worker: a function that fails for 13, and exits for 14."""
 
     def power(x: int) -> tuple[int, torch.Tensor]:
         if x == 13:
@@ -40,22 +40,18 @@ def surroundings():
 
 @pytest.mark.parametrize("workers", [1, 3])
 def test_results_come_in_order_whatever_the_number_of_workers(workers):
-    made = list(in_order(partial(powers, 2), range(8), workers))
-    assert [number for number, _ in made] == [x * x for x in range(8)]
-    assert all(torch.equal(tensor, torch.full((2,), float(x))) for x, (_, tensor) in enumerate(made))
+    results = list(in_order(partial(powers, 2), range(8), workers))
+    assert [number for number, _ in results] == [x * x for x in range(8)]
+    assert all(torch.equal(tensor, torch.full((2,), float(x))) for x, (_, tensor) in enumerate(results))
     assert list(in_order(partial(powers, 2), [], workers)) == []
 
 
-def test_an_error_comes_where_its_result_would():
-    results = in_order(partial(powers, 2), [2, 13, 3], 2)
-    assert next(results)[0] == 4
-    with pytest.raises(ValueError, match="thirteen"):
+@pytest.mark.parametrize(("item", "error"), [(13, ValueError), (14, RuntimeError)])
+def test_errors_and_dead_workers_are_raised_in_place_of_the_result(item, error):
+    results = in_order(partial(powers, 2), [2, item, 3], 2)
+    with pytest.raises(error, match="thirteen|died"):
+        assert next(results)[0] == 4
         next(results)
-
-
-def test_a_worker_that_dies_is_an_error_and_no_standstill():
-    with pytest.raises(RuntimeError, match="worker processes died"):
-        list(in_order(partial(powers, 2), [1, 14], 2))
 
 
 PARENT = """
@@ -100,8 +96,8 @@ def test_cores_are_those_that_a_container_grants(tmp_path):
         assert usable_cores(quota) == cores
 
 
-def hashes(*emulator: str, options: tuple[str, ...] = ()) -> subprocess.Popen:
-    command = [*emulator, sys.executable, str(ROOT / "tests" / "processors.py"), *options]
+def hashes(*emulator: str) -> subprocess.Popen:
+    command = [*emulator, sys.executable, str(ROOT / "tests" / "processors.py")]
     environment = {k: v for k, v in os.environ.items() if k not in PINNED}
     environment["PYTHONPATH"] = str(ROOT)
     return subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env=environment)
@@ -113,6 +109,6 @@ def hashes(*emulator: str, options: tuple[str, ...] = ()) -> subprocess.Popen:
 def test_the_same_bits_on_every_processor(nano):
     """Encode, decode, 25 steps of generation, logits and every judge: here, and on two emulated processors."""
     running = {"here": hashes()} | {model: hashes("qemu-x86_64", "-cpu", model) for model in PROCESSORS}
-    found = {name: json.loads(process.communicate()[0]) for name, process in running.items()}
+    sums = {name: json.loads(process.communicate()[0]) for name, process in running.items()}
     for model in PROCESSORS:
-        assert found[model] == found["here"], model
+        assert sums[model] == sums["here"], model

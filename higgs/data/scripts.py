@@ -12,6 +12,8 @@ of file names: letters, digits, "-", "_" and ".". Lines of a public test set, as
 have a `reference` with its `reference_text` in place of form and voice.
 """
 
+import hashlib
+from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Annotated, Any
@@ -190,3 +192,8 @@ def _speakers(record: Dialogue, voices: str | Path) -> tuple[dict[int, Voice], s
         return {int(n): Voice(f"SPEAKER{n}", description=text) for n, text in record.speakers.items()}, ""
     speakers = {int(number): find_voice(voices, name) for number, name in record.voices.items()}
     return speakers, " ".join(speakers[number].name for number in sorted(speakers))
+
+
+def subset_by_hash(ids: Iterable[str], count: int | None) -> set[str]:
+    """`count` of the ids (None: all) by their hashes: their order does not matter, and one more changes little."""
+    return set(sorted(set(ids), key=lambda name: hashlib.sha256(name.encode()).digest())[:count])

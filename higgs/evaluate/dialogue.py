@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from torch import Tensor
 
 from higgs.evaluate.judges.ge2e import similarity
-from higgs.evaluate.judges.registry import Panel
+from higgs.evaluate.judges.registry import MetricModels
 from higgs.evaluate.statistics.intervals import wilson_interval
 from higgs.evaluate.utterances import SCORES, ask, text_scores, transcript_fault
 from higgs.workflow.tables import Row
@@ -30,7 +30,7 @@ class Turn:
 
 
 def judge_dialogue(
-    panel: Panel,
+    panel: MetricModels,
     name: str,
     waveform: Tensor,
     sample_rate: int,
@@ -70,7 +70,7 @@ def _cut(waveform: Tensor, sample_rate: int, turn: Turn) -> Tensor:
 
 
 def _listen(
-    panel: Panel, piece: Tensor, sample_rate: int, language: str
+    panel: MetricModels, piece: Tensor, sample_rate: int, language: str
 ) -> tuple[str | None, Tensor | None, list[str]]:
     """-> what was heard, the voice, and notes; a turn without sound is one of which nothing is heard."""
     if not len(piece):

@@ -6,11 +6,11 @@ import jiwer
 import torch
 from torch import Tensor
 
+from higgs.data.loudness import split_at_quiet
 from higgs.evaluate.judges.ge2e import similarity
-from higgs.evaluate.judges.registry import Panel
+from higgs.evaluate.judges.registry import MetricModels
 from higgs.evaluate.metrics.error_rates import normalize
 from higgs.evaluate.metrics.signal import mono, silence_share
-from higgs.evaluate.pieces import split_at_quiet
 from higgs.evaluate.utterances import ask
 from higgs.workflow.tables import Row
 
@@ -20,7 +20,7 @@ FLOOR = 1e-4
 
 
 def judge_long(
-    panel: Panel,
+    panel: MetricModels,
     name: str,
     waveform: Tensor,
     sample_rate: int,
@@ -70,7 +70,7 @@ def judge_long(
     return rows
 
 
-def _judge_stretch(panel: Panel, piece: Tensor, sample_rate: int, language: str) -> tuple[Row, Tensor | None]:
+def _judge_stretch(panel: MetricModels, piece: Tensor, sample_rate: int, language: str) -> tuple[Row, Tensor | None]:
     notes: list[str] = []
     heard = ask(panel.recogniser, lambda j: j.transcribe(piece, sample_rate, language), notes)
     voice = ask(panel.speaker, lambda j: j.embed(piece, sample_rate), notes)

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from higgs.audio import level_dbfs, load_audio
 from higgs.evaluate.judges.ge2e import similarity
-from higgs.evaluate.judges.registry import Panel
+from higgs.evaluate.judges.registry import MetricModels
 from higgs.evaluate.judges.wheels import ONNX_ERRORS
 from higgs.evaluate.metrics import seedtts
 from higgs.evaluate.metrics.error_rates import character_errors, normalize, word_errors
@@ -97,8 +97,8 @@ class Task(Protocol):
     def judge(self, listener: "Listener") -> list[Row]: ...
 
 
-def load_listener(make_panel: Callable[[], Panel], pace: Mapping[str, float]) -> "Listener":
-    return Listener(make_panel(), pace=pace)
+def load_listener(load_metric_models: Callable[[], MetricModels], pace: Mapping[str, float]) -> "Listener":
+    return Listener(load_metric_models(), pace=pace)
 
 
 def judging(load_listener: Callable[[], "Listener"]) -> Callable[[Task], list[Row]]:
@@ -115,7 +115,7 @@ class Listener:
     a length ratio of 1 is that pace. Longer files than `max_seconds` are heard that far.
     """
 
-    panel: Panel
+    panel: MetricModels
     sample_rate: int = 24_000
     max_seconds: float = 120.0
     pace: Mapping[str, float] = field(default_factory=dict)
@@ -268,8 +268,8 @@ def text_scores(text: str, heard: str | None, language: str) -> Row:
     """
     words, characters = (count(text, heard or "", language) for count in (word_errors, character_errors))
     scores: Row = dict.fromkeys(SCORES) | {
-        "words": words.words,
-        "characters": characters.characters,
+        "words": words.total,
+        "characters": characters.total,
     }
     if heard is None:
         return scores
@@ -325,5 +325,5 @@ def pace_of(clips: Iterable[tuple[str, str, float]]) -> dict[str, float]:
     for text, language, seconds in clips:
         pair = sums.setdefault(language, [0.0, 0.0])
         pair[0] += seconds
-        pair[1] += character_errors(text, "", language).characters
+        pair[1] += character_errors(text, "", language).total
     return {language: seconds / characters for language, (seconds, characters) in sums.items()}

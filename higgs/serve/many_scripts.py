@@ -17,12 +17,12 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from higgs.config import SamplingConfig
-from higgs.data.scripts import Script
+from higgs.data.scripts import Script, subset_by_hash
 from higgs.files import replacing
 from higgs.serve.engine import Engine, Response, Usage
 from higgs.serve.long_form import LongResponse, speak
 from higgs.serve.runaway import RUNAWAY_STOPS
-from higgs.workers import in_order, some_of
+from higgs.workers import in_order
 
 BATCH = 16  # requests that run together
 FAILED = "error"
@@ -64,7 +64,7 @@ def work_folder(parent: str | Path, settings: Mapping[str, Any]) -> Path:
 
 def choose_tasks(scripts: Sequence[Script], seeds: Sequence[int], repeated: int | None) -> list[Task]:
     """Every script with the first seed, `repeated` of them (None: all) with the others too, in the scripts' order."""
-    chosen = some_of((script.id for script in scripts), repeated)
+    chosen = subset_by_hash((script.id for script in scripts), repeated)
     return [(s, seed) for s in scripts for seed in (seeds if s.id in chosen else seeds[:1])]
 
 

@@ -1,22 +1,22 @@
-"""The speaker encoder of SeedTTS-Eval: WavLM-large, every layer weighed, under an ECAPA-TDNN head.
+"""The speaker encoder of SeedTTS-Eval: WavLM-large, a weighted sum of its layers, and an ECAPA-TDNN head.
 
-The weights are `wavlm_large_finetune.pth` of Microsoft's UniSpeech (downstreams/speaker_verification),
-which come from a shared drive and not from a hub; copies of the file are on the hub. The network is
-theirs, in the names of this project; WavLM itself is that of transformers. Nobody has run it with the
-real weights on this code yet; tests compare it with the authors' code on small random weights.
+The weights are `wavlm_large_finetune.pth` of Microsoft's UniSpeech (downstreams/speaker_verification). WavLM is that
+of transformers; the head is computed from the tensors under their names in the checkpoint. Not run with the real
+weights on this code yet; tests compare it with the authors' code on small random weights.
 """
 
 import re
+from collections.abc import Mapping
 from pathlib import Path
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.nn import functional
 
-from higgs.evaluate.judges.hub import choose_device, voiced
+from higgs.evaluate.judges.base import SAMPLE_RATE, SpeakerEncoder, accelerator
 from higgs.evaluate.judges.wheels import JudgeUnavailable
 
-# WavLM-large, as its config on the hub has it.
+# WavLM-large, as in its config on the hub.
 LARGE = {
     "hidden_size": 1024,
     "num_hidden_layers": 24,
@@ -25,184 +25,106 @@ LARGE = {
     "feat_extract_norm": "layer",
     "do_stable_layer_norm": True,
 }
-# Keys of the file -> names here, in turn.
-RENAMED = (
-    (r"^feature_extract\.model\.", "wavlm."),
-    (r"^feature_weight$", "layer_weights"),
-    (r"^layer1\.", "enter."),
-    (r"^layer([234])\.", r"blocks.\1."),
-    (r"^conv\.", "join."),
-    (r"^pooling\.linear1\.", "pool.attend."),
-    (r"^pooling\.linear2\.", "pool.weigh."),
-    (r"^bn\.", "norm."),
-    (r"^linear\.", "project."),
-    (r"\.Conv1dReluBn1\.", ".enter."),
-    (r"\.Conv1dReluBn2\.", ".leave."),
-    (r"\.Res2Conv1dReluBn\.", ".scales."),
-    (r"\.SE_Connect\.linear1\.", ".squeeze."),
-    (r"\.SE_Connect\.linear2\.", ".excite."),
-    (r"\.bns\.", ".norms."),
-    (r"\.bn\.", ".norm."),
-    (r"^wavlm\.mask_emb$", "wavlm.masked_spec_embed"),
-    (r"^wavlm\.layer_norm\.", "wavlm.feature_projection.layer_norm."),
-    (r"^wavlm\.post_extract_proj\.", "wavlm.feature_projection.projection."),
-    (r"\.conv_layers\.(\d+)\.0\.", r".conv_layers.\1.conv."),
-    (r"\.conv_layers\.(\d+)\.2\.1\.", r".conv_layers.\1.layer_norm."),
-    (r"\.pos_conv\.0\.weight_g$", ".pos_conv_embed.conv.parametrizations.weight.original0"),
-    (r"\.pos_conv\.0\.weight_v$", ".pos_conv_embed.conv.parametrizations.weight.original1"),
-    (r"\.pos_conv\.0\.", ".pos_conv_embed.conv."),
-    (r"\.self_attn\.relative_attention_bias\.", ".attention.rel_attn_embed."),
-    (r"\.self_attn\.grep_linear\.", ".attention.gru_rel_pos_linear."),
-    (r"\.self_attn\.grep_a$", ".attention.gru_rel_pos_const"),
-    (r"\.self_attn\.", ".attention."),
-    (r"\.self_attn_layer_norm\.", ".layer_norm."),
-    (r"\.fc1\.", ".feed_forward.intermediate_dense."),
-    (r"\.fc2\.", ".feed_forward.output_dense."),
-)
-LOSS_KEY = "loss_calculator."  # of training, not of the encoder
+# WavLM's keys in the checkpoint -> in transformers, applied in this order.
+RENAMED = {
+    r"^mask_emb$": "masked_spec_embed",
+    r"^layer_norm\.": "feature_projection.layer_norm.",
+    r"^post_extract_proj\.": "feature_projection.projection.",
+    r"\.conv_layers\.(\d+)\.0\.": r".conv_layers.\1.conv.",
+    r"\.conv_layers\.(\d+)\.2\.1\.": r".conv_layers.\1.layer_norm.",
+    r"\.pos_conv\.0\.weight_g$": ".pos_conv_embed.conv.parametrizations.weight.original0",
+    r"\.pos_conv\.0\.weight_v$": ".pos_conv_embed.conv.parametrizations.weight.original1",
+    r"\.pos_conv\.0\.": ".pos_conv_embed.conv.",
+    r"\.self_attn\.relative_attention_bias\.": ".attention.rel_attn_embed.",
+    r"\.self_attn\.grep_linear\.": ".attention.gru_rel_pos_linear.",
+    r"\.self_attn\.grep_a$": ".attention.gru_rel_pos_const",
+    r"\.self_attn\.": ".attention.",
+    r"\.self_attn_layer_norm\.": ".layer_norm.",
+    r"\.fc1\.": ".feed_forward.intermediate_dense.",
+    r"\.fc2\.": ".feed_forward.output_dense.",
+}
+UPSTREAM = "feature_extract.model."
 
 
-class ConvReluNorm(nn.Module):
-    """[B, in, T] -> [B, out, T]."""
-
-    def __init__(self, channels_in: int, channels: int, kernel: int = 1) -> None:
-        super().__init__()
-        self.conv = nn.Conv1d(channels_in, channels, kernel, padding=kernel // 2)
-        self.norm = nn.BatchNorm1d(channels)
-
-    def forward(self, x: Tensor) -> Tensor:
-        return self.norm(self.conv(x).relu())
-
-
-class Scales(nn.Module):
-    """[B, D, T] -> [B, D, T]: eight slices; each but the last is convolved after adding the one before."""
-
-    SLICES = 8
-
-    def __init__(self, channels: int, dilation: int) -> None:
-        super().__init__()
-        width = channels // self.SLICES
-        self.convs = nn.ModuleList(
-            nn.Conv1d(width, width, 3, padding=dilation, dilation=dilation) for _ in range(self.SLICES - 1)
-        )
-        self.norms = nn.ModuleList(nn.BatchNorm1d(width) for _ in range(self.SLICES - 1))
-
-    def forward(self, x: Tensor) -> Tensor:
-        *slices, last = x.chunk(self.SLICES, dim=1)
-        done: list[Tensor] = []
-        for part, conv, norm in zip(slices, self.convs, self.norms, strict=True):
-            done.append(norm(conv(part + done[-1] if done else part).relu()))
-        return torch.cat([*done, last], dim=1)
-
-
-class Block(nn.Module):
-    """[B, D, T] -> [B, D, T]: scales between two convolutions, channels gated by their means, a residual."""
-
-    def __init__(self, channels: int, dilation: int, bottleneck: int = 128) -> None:
-        super().__init__()
-        self.enter, self.leave = ConvReluNorm(channels, channels), ConvReluNorm(channels, channels)
-        self.scales = Scales(channels, dilation)
-        self.squeeze = nn.Linear(channels, bottleneck)
-        self.excite = nn.Linear(bottleneck, channels)
-
-    def forward(self, x: Tensor) -> Tensor:
-        y = self.leave(self.scales(self.enter(x)))
-        gates = self.excite(self.squeeze(y.mean(dim=2)).relu()).sigmoid()
-        return x + y * gates[:, :, None]
-
-
-class AttentivePool(nn.Module):
-    """[B, D, T] -> [B, 2 D]: mean and standard deviation over time, frames weighed for each channel."""
-
-    def __init__(self, channels: int, bottleneck: int = 128) -> None:
-        super().__init__()
-        self.attend = nn.Conv1d(channels, bottleneck, 1)
-        self.weigh = nn.Conv1d(bottleneck, channels, 1)
-
-    def forward(self, x: Tensor) -> Tensor:
-        weights = self.weigh(self.attend(x).tanh()).softmax(dim=2)
-        mean = (weights * x).sum(dim=2)
-        variance = (weights * x.square()).sum(dim=2) - mean.square()
-        return torch.cat([mean, variance.clamp(min=1e-9).sqrt()], dim=1)
-
-
-class SpeakerNetwork(nn.Module):
-    """[B, L] at 16 kHz, each of mean 0 and variance 1 -> [B, 256]."""
-
-    def __init__(self, wavlm: nn.Module, channels: int = 512, joined: int = 1536) -> None:
-        super().__init__()
-        config = wavlm.config
-        self.wavlm = wavlm
-        self.layer_weights = nn.Parameter(torch.zeros(config.num_hidden_layers + 1))
-        self.enter = ConvReluNorm(config.hidden_size, channels, kernel=5)
-        self.blocks = nn.ModuleDict({str(d): Block(channels, dilation=d) for d in (2, 3, 4)})
-        self.join = nn.Conv1d(3 * channels, joined, 1)
-        self.pool = AttentivePool(joined)
-        self.norm = nn.BatchNorm1d(2 * joined)
-        self.project = nn.Linear(2 * joined, 256)
-
-    def forward(self, waveform: Tensor) -> Tensor:
-        outputs = self.wavlm(waveform, output_hidden_states=True)
-        # transformers 5 hands out the last layer before its normalisation, the authors use it after.
-        states = torch.stack([*outputs.hidden_states[:-1], outputs.last_hidden_state])
-        x = torch.einsum("n,nbtd->bdt", self.layer_weights.softmax(dim=0), states) + 1e-6
-        x = self.enter(functional.instance_norm(x))
-        depths = []
-        for block in self.blocks.values():
-            x = block(x)
-            depths.append(x)
-        x = self.join(torch.cat(depths, dim=1)).relu()
-        return self.project(self.norm(self.pool(x)))
-
-
-class WavLMECAPA:
-    """WavLM-large speaker verification, the similarity of SeedTTS-Eval's tables."""
+class WavLMECAPA(SpeakerEncoder):
+    """WavLM-large speaker verification, the similarity of SeedTTS-Eval's tables: 256 numbers."""
 
     short = "WavLM-large SV"
+    MIN_SECONDS = 0.5
     ADVICE = (
         "get wavlm_large_finetune.pth from github.com/microsoft/UniSpeech/tree/main/downstreams/speaker_verification "
-        "and name it behind a colon: wavlm-large-sv:/path/to/wavlm_large_finetune.pth"
+        "and name it after a colon: wavlm-large-sv:/path/to/wavlm_large_finetune.pth"
     )
 
-    def __init__(self, source: str | None = None, **sizes: int) -> None:
+    def __init__(self, source: str | Path | None = None, **sizes: int) -> None:
         """`sizes` are changes to WavLM-large's. Raises JudgeUnavailable without the file, or for another one."""
+        from transformers import WavLMConfig, WavLMModel
+
         if source is None or not Path(source).is_file():
             raise JudgeUnavailable(f"no weights at {source}: {self.ADVICE}")
         self.name = f"WavLM-large SV, ECAPA-TDNN head ({Path(source).name})"
-        self._network = load_network(source, **sizes).to(choose_device())
+        wavlm, device = WavLMModel(WavLMConfig(**LARGE | sizes)), accelerator()
+        try:
+            weights = torch.load(source, map_location=device, weights_only=True)["model"]
+            upstream = {key: w for key, w in weights.items() if key.startswith(UPSTREAM)}
+            wavlm.load_state_dict({rename(key): w for key, w in upstream.items()})
+            self._wavlm, self._head = wavlm.to(device).eval(), weights
+            self.embed(torch.sin(torch.arange(SAMPLE_RATE) / 10), SAMPLE_RATE)  # the head's tensors fit
+        except (KeyError, RuntimeError) as error:
+            raise JudgeUnavailable(f"{source} is not the expected checkpoint: {error}") from error
 
-    @torch.inference_mode()
-    def embed(self, waveform: Tensor, sample_rate: int) -> Tensor:
-        """float [L] in [-1, 1] -> [256] of length 1; raises ValueError as `voiced` does."""
-        samples = voiced(waveform, sample_rate)
+    def _embed(self, samples: Tensor) -> Tensor:
         samples = functional.layer_norm(samples, samples.shape)
-        embedding = self._network(samples[None].to(self._network.project.weight.device))[0].cpu()
-        return embedding / embedding.norm()
-
-
-def load_network(source: str | Path, **sizes: int) -> SpeakerNetwork:
-    """The file of the authors -> the network, every tensor used and every parameter filled.
-
-    Raises JudgeUnavailable for a file that holds something else.
-    """
-    from transformers import WavLMConfig, WavLMModel
-
-    file = torch.load(source, map_location="cpu", weights_only=True)
-    weights = {rename(key): value for key, value in file["model"].items() if not key.startswith(LOSS_KEY)}
-    network = SpeakerNetwork(WavLMModel(WavLMConfig(**LARGE | sizes))).eval()
-    shapes = {name: value.shape for name, value in network.state_dict().items()}
-    found = {name: value.shape for name, value in weights.items()}
-    if wrong := sorted(name for name in shapes | found if shapes.get(name) != found.get(name)):
-        raise JudgeUnavailable(
-            f"{source} is not the expected checkpoint: {len(wrong)} tensors are missing, unknown or of another shape, "
-            f"{wrong[0]} for one"
-        )
-    network.load_state_dict(weights)
-    return network
+        outputs = self._wavlm(samples[None].to(self._wavlm.device), output_hidden_states=True)
+        # transformers 5 returns the last layer before its normalisation, the authors use it after.
+        return ecapa(self._head, torch.stack([*outputs.hidden_states[:-1], outputs.last_hidden_state]))[0]
 
 
 def rename(key: str) -> str:
-    """A key of the authors' file -> the parameter's name here."""
-    for pattern, replacement in RENAMED:
+    """A key of the checkpoint's WavLM -> the parameter's name in transformers."""
+    key = key.removeprefix(UPSTREAM)
+    for pattern, replacement in RENAMED.items():
         key = re.sub(pattern, replacement, key)
     return key
+
+
+def ecapa(weights: Mapping[str, Tensor], states: Tensor) -> Tensor:
+    """The head's tensors, WavLM's hidden states [layers, B, T, D] -> [B, 256]."""
+
+    def affine(name: str) -> tuple[Tensor, Tensor]:
+        return weights[f"{name}.weight"], weights[f"{name}.bias"]
+
+    def norm(name: str, x: Tensor) -> Tensor:
+        return functional.batch_norm(x, weights[f"{name}.running_mean"], weights[f"{name}.running_var"], *affine(name))
+
+    def conv_relu_norm(conv: str, bn: str, x: Tensor, dilation: int = 1) -> Tensor:
+        return norm(bn, functional.conv1d(x, *affine(conv), padding="same", dilation=dilation).relu())
+
+    def block(name: str, x: Tensor, dilation: int) -> Tensor:
+        """Res2Net between two convolutions, squeeze and excitation, a residual; [B, C, T] -> [B, C, T]."""
+        y = conv_relu_norm(f"{name}.Conv1dReluBn1.conv", f"{name}.Conv1dReluBn1.bn", x)
+        *slices, last = y.chunk(8, dim=1)
+        outputs: list[Tensor] = []
+        for i, part in enumerate(slices):
+            part = part + outputs[-1] if outputs else part
+            res2 = f"{name}.Res2Conv1dReluBn"
+            outputs.append(conv_relu_norm(f"{res2}.convs.{i}", f"{res2}.bns.{i}", part, dilation))
+        y = conv_relu_norm(f"{name}.Conv1dReluBn2.conv", f"{name}.Conv1dReluBn2.bn", torch.cat([*outputs, last], dim=1))
+        squeezed = functional.linear(y.mean(dim=2), *affine(f"{name}.SE_Connect.linear1")).relu()
+        gates = functional.linear(squeezed, *affine(f"{name}.SE_Connect.linear2")).sigmoid()
+        return x + y * gates[:, :, None]
+
+    x = torch.einsum("n,nbtd->bdt", weights["feature_weight"].softmax(dim=0), states) + 1e-6
+    x = conv_relu_norm("layer1.conv", "layer1.bn", functional.instance_norm(x))
+    depths = []
+    for dilation in (2, 3, 4):
+        x = block(f"layer{dilation}", x, dilation)
+        depths.append(x)
+    x = functional.conv1d(torch.cat(depths, dim=1), *affine("conv")).relu()
+    # attentive statistics pooling: mean and standard deviation over time, weighted for each channel
+    hidden = functional.conv1d(x, *affine("pooling.linear1")).tanh()
+    attention = functional.conv1d(hidden, *affine("pooling.linear2")).softmax(dim=2)
+    mean = (attention * x).sum(dim=2)
+    variance = (attention * x.square()).sum(dim=2) - mean.square()
+    pooled = torch.cat([mean, variance.clamp(min=1e-9).sqrt()], dim=1)
+    return functional.linear(norm("bn", pooled), *affine("linear"))

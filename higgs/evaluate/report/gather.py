@@ -12,10 +12,10 @@ from torch import Tensor
 
 from higgs.audio import load_audio
 from higgs.data.recordings import Recording, read_recordings
+from higgs.data.scripts import subset_by_hash
 from higgs.evaluate.dialogue import Turn, judge_dialogue
 from higgs.evaluate.long_form import judge_long
 from higgs.evaluate.utterances import Listener, Utterance
-from higgs.workers import some_of
 from higgs.workflow.tables import Row
 
 RECORDED, ROUND_TRIP, GENERATED = "recordings", "recordings through the codec", "generated"
@@ -98,7 +98,7 @@ def _beside(item: Utterance, group: str, path: Path | None, **changes: Any) -> U
 def _generated(results: Results, naturalness_texts: int | None) -> list[Utterance]:
     voices = {row["reference"] for row in results.takes if row["reference"]}
     # One take of each of these has its naturalness predicted.
-    rated = some_of((row["script"] for row in results.takes), naturalness_texts)
+    rated = subset_by_hash((row["script"] for row in results.takes), naturalness_texts)
     found = []
     for row in results.takes:
         own = row["reference"]

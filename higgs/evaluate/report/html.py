@@ -10,7 +10,7 @@ from typing import Any
 import jiwer
 
 from higgs.audio import load_audio
-from higgs.evaluate.judges.registry import Panel
+from higgs.evaluate.judges.registry import MetricModels
 from higgs.evaluate.metrics.error_rates import normalize
 from higgs.evaluate.report.gather import GENERATED, RECORDED, ROUND_TRIP, Results, read_csv
 from higgs.evaluate.statistics.summary import (
@@ -56,7 +56,7 @@ class Html:
         return self.content
 
 
-def provenance(results: Results, panel: Panel) -> dict[str, Any]:
+def provenance(results: Results, panel: MetricModels) -> dict[str, Any]:
     """Everything that the numbers depend on, by name or by hash."""
     given, recordings = results.generated, Path(results.tokenized["recordings"])
     return given["provenance"] | {

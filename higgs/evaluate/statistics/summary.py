@@ -168,7 +168,7 @@ def summarise_group(
         summary[metric.name] = found.estimate if found else None
         summary[f"{metric.name}_low"] = found.low if found else None
         summary[f"{metric.name}_high"] = found.high if found else None
-    below = seedtts.score([rate / 100 for rate in official]).wer_below_50 if official else None
+    below = seedtts.wer_below_50([rate / 100 for rate in official])
     summary["seedtts_wer_below_50_percent"] = None if below is None else 100 * below
     return summary
 
@@ -205,7 +205,7 @@ def length_class(row: Mapping[str, Any]) -> str:
 
 
 def titles(judges: Mapping[str, str | None]) -> dict[str, str]:
-    """Metric -> the title of its column, which names the judge (`Panel.names(short=True)`)."""
+    """Metric -> the title of its column, which names the judge (`MetricModels.names(short=True)`)."""
     return {
         metric.name: f"{metric.title} ({judges[metric.judge]})" if judges.get(metric.judge) else metric.title
         for metric in METRICS
