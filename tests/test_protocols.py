@@ -18,21 +18,8 @@ from higgs.evaluate.judges.wheels import ONNX_ERRORS
 from higgs.evaluate.long_form import align, click_ratio, judge_long
 from higgs.evaluate.metrics import seedtts
 from higgs.evaluate.statistics.paired_runs import compare
-from higgs.evaluate.statistics.summary import (
-    METRICS,
-    length_class,
-    share_of_seeds,
-    summarise,
-    titles,
-)
-from higgs.evaluate.utterances import (
-    Listener,
-    Utterance,
-    judging,
-    mark_duplicates,
-    pace_of,
-    transcript_fault,
-)
+from higgs.evaluate.statistics.summary import METRICS, length_class, share_of_seeds, summarise, titles
+from higgs.evaluate.utterances import Listener, Utterance, judging, mark_duplicates, pace_of, transcript_fault
 from higgs.workers import Workers
 from higgs.workflow.tables import find_table, read_rows, write_rows
 
@@ -120,11 +107,7 @@ class Taste:
 @pytest.fixture
 def folder(tmp_path):
     """Tones of 200 Hz (one voice) and 1800 Hz (another); what is heard in them hangs on their lengths."""
-    for name, hertz, samples in (
-        ("good", 200, 24_000),
-        ("wrong", 1800, 24_100),
-        ("breaks", 200, 24_200),
-    ):
+    for name, hertz, samples in (("good", 200, 24_000), ("wrong", 1800, 24_100), ("breaks", 200, 24_200)):
         save_audio(tmp_path / f"{name}.wav", sine(hertz, 0.3, samples), RATE)
     save_audio(tmp_path / "long.wav", sine(200, 0.3, 5 * RATE), RATE)
     save_audio(tmp_path / "slow.wav", sine(200, 0.3, 8_000, 8_000), 8_000)
@@ -149,25 +132,10 @@ def say(folder, name, text="Hello there you", group="generated", **more):
 
 
 def test_a_row_says_what_was_heard_and_who_spoke(folder, listener):
-    more = {
-        "reference": folder / "long.wav",
-        "others": (folder / "wrong.wav",),
-        "seed": 3,
-        "cap_hit": False,
-    }
+    more = {"reference": folder / "long.wav", "others": (folder / "wrong.wav",), "seed": 3, "cap_hit": False}
     row = listener.judge(say(folder, "good", **more))
-    assert (row["status"], row["note"], row["heard"], row["seed"]) == (
-        "ok",
-        "",
-        "Hello there, you!",
-        3,
-    )
-    assert (row["words"], row["word_errors"], row["wer_percent"], row["seedtts_wer_percent"]) == (
-        3,
-        0,
-        0,
-        0,
-    )
+    assert (row["status"], row["note"], row["heard"], row["seed"]) == ("ok", "", "Hello there, you!", 3)
+    assert (row["words"], row["word_errors"], row["wer_percent"], row["seedtts_wer_percent"]) == (3, 0, 0, 0)
     assert row["similarity"] == pytest.approx(1)
     assert row["similarity_to_others"] == pytest.approx(math.cos(0.8 * math.pi / 2), abs=1e-3)
     assert (row["mos_overall"], row["mos_p808"], row["silence_share"]) == (3.0, 3.5, 0)
@@ -219,12 +187,7 @@ def test_bad_input_makes_rows_and_no_crash(folder, listener):
 
 
 def test_a_reference_that_cannot_be_used_is_noted(folder, listener):
-    item = say(
-        folder,
-        "good",
-        reference=folder / "silent.wav",
-        others=(folder / "gone.wav", folder / "wrong.wav"),
-    )
+    item = say(folder, "good", reference=folder / "silent.wav", others=(folder / "gone.wav", folder / "wrong.wav"))
     row = listener.judge(item)
     assert row["status"] == "ok" and row["similarity"] is None and row["similarity_to_others"] > 0
     assert "silent.wav: no voice" in row["note"] and "gone.wav" in row["note"]
@@ -249,10 +212,7 @@ def test_transcripts_of_other_scripts():
 
 
 def test_pace_is_that_of_people():
-    assert pace_of([("ab cd", "en", 1.0), ("abcde", "en", 2.0), ("你好", "zh", 1.0)]) == {
-        "en": 0.3,
-        "zh": 0.5,
-    }
+    assert pace_of([("ab cd", "en", 1.0), ("abcde", "en", 2.0), ("你好", "zh", 1.0)]) == {"en": 0.3, "zh": 0.5}
 
 
 # ---- summaries
@@ -263,14 +223,7 @@ def rows_of(errors, words=10, group="generated", seeds=1, **more):
     for script, wrong in enumerate(errors):
         for seed in range(seeds):
             row = dict.fromkeys(
-                (
-                    "heard",
-                    "similarity",
-                    "similarity_to_others",
-                    "length_ratio",
-                    "silence_share",
-                    "retries",
-                )
+                ("heard", "similarity", "similarity_to_others", "length_ratio", "silence_share", "retries")
             )
             row |= {f"mos_{name}": None for name in ("overall", "signal", "background", "p808")}
             row |= {
@@ -280,13 +233,7 @@ def rows_of(errors, words=10, group="generated", seeds=1, **more):
                 "text": f"text {script}",
                 "seed": seed,
             }
-            row |= {
-                "status": "ok",
-                "words": words,
-                "word_errors": wrong,
-                "characters": 5 * words,
-                "seconds": 2.0,
-            }
+            row |= {"status": "ok", "words": words, "word_errors": wrong, "characters": 5 * words, "seconds": 2.0}
             row |= {
                 "character_errors": wrong,
                 "seedtts_wer_percent": 100 * wrong / words,
@@ -374,15 +321,7 @@ def test_texts_by_length():
 @pytest.mark.parametrize("suffix", [".parquet", ".jsonl"])
 def test_tables_come_back_as_they_were(tmp_path, suffix):
     rows = [
-        {
-            "name": "a\u2028b\n",
-            "n": 1,
-            "x": 1 / 3,
-            "y": np.float64(0.5),
-            "ok": True,
-            "none": None,
-            "path": tmp_path,
-        },
+        {"name": "a\u2028b\n", "n": 1, "x": 1 / 3, "y": np.float64(0.5), "ok": True, "none": None, "path": tmp_path},
         {"name": "", "n": None, "x": None, "y": 2.0, "ok": False, "none": None, "path": "b"},
     ]
     path = tmp_path / f"table{suffix}"
@@ -569,12 +508,7 @@ def test_seed_tts_eval_becomes_a_manifest(seed_tts, capsys):
     assert "3 texts, 2 with a recording" in capsys.readouterr().out
     first, second, third = sets.read_set(seed_tts / "meta.jsonl")
     prompt = clips("en")[0]
-    assert (first.id, first.language, first.voice, first.text) == (
-        "first",
-        "en",
-        prompt.id,
-        clips("en")[1].text,
-    )
+    assert (first.id, first.language, first.voice, first.text) == ("first", "en", prompt.id, clips("en")[1].text)
     assert second.recording == seed_tts.resolve() / "wavs" / "other-name.wav" and third.recording is None
     assert third.sample.messages[-1].role == "user"
     assert prompt.text in [part.text for part in third.sample.messages[0].parts]
@@ -584,17 +518,7 @@ def test_seed_tts_eval_becomes_a_manifest(seed_tts, capsys):
     if panel.absent:
         pytest.skip(panel.absent[0])
     items = [
-        Utterance(
-            "recordings",
-            s.id,
-            s.id,
-            s.text,
-            s.recording,
-            s.language,
-            s.voice,
-            s.voice,
-            reference=s.reference,
-        )
+        Utterance("recordings", s.id, s.id, s.text, s.recording, s.language, s.voice, s.voice, reference=s.reference)
         for s in (first, second, third)
     ]
     rows = list(Listener(panel).judge_all(items))
@@ -665,13 +589,7 @@ def test_two_copies_of_one_run_do_not_differ(tmp_path):
     compared = {row["metric"] for row in found.rows}
     assert compared >= shared | {"similarity", "cap_hit_percent"}
     for row in found.rows:
-        assert (row["difference"], row["low"], row["high"], row["p"], row["p_holm"]) == (
-            0,
-            0,
-            0,
-            1,
-            1,
-        )
+        assert (row["difference"], row["low"], row["high"], row["p"], row["p_holm"]) == (0, 0, 0, 1, 1)
         assert (row["verdict"], row["n"]) == ("no difference", 40)
     assert found.notes == ["The two tables are equal, row by row."]
 
@@ -691,10 +609,7 @@ def test_a_worse_run_is_found_and_holm_allows_for_the_others(tmp_path):
     assert rows["cap_hit_percent"]["verdict"] == "no difference"
     back = compare(tmp_path / "b", tmp_path / "a", resamples=2000)
     again = next(row for row in back.rows if row["metric"] == "wer_percent")
-    assert (again["difference"], again["verdict"]) == (
-        pytest.approx(-wer["difference"]),
-        "B is better",
-    )
+    assert (again["difference"], again["verdict"]) == (pytest.approx(-wer["difference"]), "B is better")
 
 
 def test_takes_are_paired_seed_by_seed(tmp_path):
@@ -753,12 +668,7 @@ def test_what_cannot_be_compared_is_said(tmp_path):
 def test_failed_takes_count_in_a_comparison(tmp_path):
     a, b = rows_of([0] * 12), rows_of([0] * 12)
     for row in b[:8]:
-        row |= {
-            "status": "missing",
-            "word_errors": 10,
-            "seedtts_wer_percent": 100.0,
-            "above_50": True,
-        }
+        row |= {"status": "missing", "word_errors": 10, "seedtts_wer_percent": 100.0, "above_50": True}
     b[11] |= {"status": "another script", "word_errors": None, "words": None}
     found = compare(run_folder(tmp_path / "a", a), run_folder(tmp_path / "b", b), resamples=2000)
     wer = next(row for row in found.rows if row["metric"] == "wer_percent")

@@ -78,23 +78,14 @@ def results(tmp_path):
     for name, speaker, hertz in (("r1", "one", 210), ("r2", "one", 220), ("r3", "two", 400)):
         path = flac(tmp_path / "recordings" / f"{name}.flac", hertz)
         flac(tmp_path / "results/tokenize/audio" / f"{name}.flac", hertz + 400)
-        row = {
-            "id": name,
-            "path": f"recordings/{path.name}",
-            "text": "Hello there.",
-            "language": "en",
-        }
+        row = {"id": name, "path": f"recordings/{path.name}", "text": "Hello there.", "language": "en"}
         manifest.append(row | {"speaker": speaker, "seconds": 1.0, "sha256": sha(path)})
     listing = tmp_path / "recordings" / "manifest.jsonl"
     listing.write_text("".join(json.dumps(row) + "\n" for row in manifest))
     rows = []
     for name, (script, form, voice, hertz, stop) in TAKES.items():
         if hertz:
-            flac(
-                tmp_path / "results/generate/audio" / f"{name}.flac",
-                hertz,
-                4 if form == "dialogue" else 1,
-            )
+            flac(tmp_path / "results/generate/audio" / f"{name}.flac", hertz, 4 if form == "dialogue" else 1)
         rows.append(
             {
                 "name": name, "script": script, "form": form, "voice": voice, "seed": int(name[-1]),
@@ -111,12 +102,7 @@ def results(tmp_path):
     ]  # fmt: skip
     write_table(generate / "chunks.csv", chunks)
     origin = {"checkpoint": "nano", "model": "m", "codec": "c", "set": "default", "data": "d"}
-    said = {
-        "provenance": origin,
-        "sampling": {"temperature": 0.4, "seed": 0},
-        "seeds": [0, 1],
-        "empty": 1,
-    }
+    said = {"provenance": origin, "sampling": {"temperature": 0.4, "seed": 0}, "seeds": [0, 1], "empty": 1}
     write_json(generate / "summary.json", said | {"mean_seconds": 1.0})
     distances = {"language": "en", "clips": 3, "mel_db": 1.0, "stft": 2.0, "si_sdr_db": 3.0}
     tokenized = {"recordings": str(listing), "languages": [distances]}
@@ -143,12 +129,7 @@ def test_anchors_stand_beside_what_was_generated(results, rows):
     assert by_name[RECORDED, "r3"]["similarity"] is None  # the only recording of its speaker
     assert by_name[ROUND_TRIP, "r1"]["similarity"] < 0.95
     take = by_name[GENERATED, "a-s0"]
-    assert (take["voice"], take["form"], take["seed"], take["cap_hit"]) == (
-        "ada",
-        "smart_voice",
-        0,
-        False,
-    )
+    assert (take["voice"], take["form"], take["seed"], take["cap_hit"]) == ("ada", "smart_voice", 0, False)
     assert take["similarity"] == pytest.approx(1, abs=1e-3) and take["similarity_to_others"] < 1
     assert by_name[GENERATED, "a-s1"]["cap_hit"] is True
     assert by_name[GENERATED, "b-s1"]["status"] == "missing"
@@ -164,11 +145,7 @@ def test_a_second_system_is_judged_beside(results, tmp_path):
     flac(other / "a-s0.flac", 200)
     flac(other / "a-s1.flac", 200)
     flac(other / "b.flac", 900)
-    (group,) = {i.group for i in gather(results, ["en"], second_system=other)} - {
-        RECORDED,
-        ROUND_TRIP,
-        GENERATED,
-    }
+    (group,) = {i.group for i in gather(results, ["en"], second_system=other)} - {RECORDED, ROUND_TRIP, GENERATED}
     items = [i for i in gather(results, ["en"], second_system=other) if i.group == group]
     assert group == "second system: theirs"
     assert [i.name for i in items] == ["a-s0", "a-s1", "b", "talk-s0", "long-s0"]
@@ -209,11 +186,7 @@ def test_what_is_shown(results, rows, tmp_path):
     assert set(wer) == {"metric", RECORDED, ROUND_TRIP, GENERATED} and wer[RECORDED] == "0.0"
     assert not any("predicted" in title for title in lines)  # nobody predicted
     counts = {line["count"]: line[GENERATED] for line in report.by_count(summary)}
-    assert (counts["utterances"], counts["missing"], counts["stopped by the frame cap"]) == (
-        6,
-        1,
-        1,
-    )
+    assert (counts["utterances"], counts["missing"], counts["stopped by the frame cap"]) == (6, 1, 1)
     made, caption = report.by_group(summary, judges)
     assert "Ear, Pitch" in caption and made[0]["WER %"] == "0.0"
     order = report.ranked(rows)
@@ -234,11 +207,7 @@ def test_what_is_shown(results, rows, tmp_path):
     ("text", "heard", "shown"),
     [
         ("The cat sat.", "the cat sat", "the cat sat"),
-        (
-            "The cat sat.",
-            "the dog sat down",
-            "the <del>cat</del> <ins>dog</ins> sat <ins>down</ins>",
-        ),
+        ("The cat sat.", "the dog sat down", "the <del>cat</del> <ins>dog</ins> sat <ins>down</ins>"),
         ("The cat sat.", "the sat", "the <del>cat</del> sat"),
         ("The cat.", "", "<del>the cat</del> <ins></ins>"),
         ("The cat.", None, "<del>the cat</del> <ins></ins>"),
@@ -271,10 +240,7 @@ def two_runs(rows, tmp_path):
         folder = tmp_path / name
         folder.mkdir()
         write_rows(folder / "utterances.parquet", table)
-        origin = {
-            "judges": PANEL.names(),
-            "sampling": {"temperature": 0.4 if name == "one" else 1.2},
-        }
+        origin = {"judges": PANEL.names(), "sampling": {"temperature": 0.4 if name == "one" else 1.2}}
         write_json(folder / "provenance.json", origin)
     return tmp_path / "one", tmp_path / "two"
 

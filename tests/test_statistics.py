@@ -17,17 +17,9 @@ from higgs.evaluate.statistics.intervals import (
     seed_share,
     wilson_interval,
 )
-from higgs.evaluate.statistics.simulation import (
-    DESIGNS,
-    MIXED,
-    PROCESSES,
-    Process,
-    coverage,
-    draw,
-    power,
-)
+from benchmarks.coverage import DESIGNS, MIXED, PROCESSES, Process, coverage, draw, power
 
-TRIALS = 2000  # `higgs.evaluate.statistics.simulation.study` is the full run
+TRIALS = 2000  # `benchmarks.coverage.study` is the full run
 
 
 def test_bootstrap_of_equal_utterances_has_no_width():
@@ -294,10 +286,7 @@ def test_intervals_hold_on_other_processes(name):
 
 
 def test_texts_once_tell_more_than_fewer_texts_thrice():
-    once, thrice = (
-        coverage(DESIGNS["1 take"](120), TRIALS),
-        coverage(DESIGNS["3 takes"](40), TRIALS),
-    )
+    once, thrice = (coverage(DESIGNS["1 take"](120), TRIALS), coverage(DESIGNS["3 takes"](40), TRIALS))
     for name in ("wer", "similarity"):
         assert once[f"{name}_width_points"] < thrice[f"{name}_width_points"]
 

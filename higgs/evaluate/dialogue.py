@@ -84,13 +84,7 @@ def _compare(speakers: Sequence[str], voices: Sequence[Tensor | None], reference
     rows: list[Row] = []
     for number, (speaker, voice) in enumerate(zip(speakers, voices, strict=True)):
         row: Row = dict.fromkeys(
-            (
-                "similarity",
-                "similarity_within",
-                "dissimilarity_to_previous",
-                "attributed",
-                "attributed_right",
-            )
+            ("similarity", "similarity_within", "dissimilarity_to_previous", "attributed", "attributed_right")
         )
         if voice is not None:
             turns = {

@@ -51,12 +51,7 @@ def judge_long(
         end = start + len(piece)
         clicks = [click_ratio(waveform, seam, sample_rate) for seam in seams if start <= seam < end]
         rows.append(
-            {
-                "name": name,
-                "stretch": number,
-                "start": start / sample_rate,
-                "end": end / sample_rate,
-            }
+            {"name": name, "stretch": number, "start": start / sample_rate, "end": end / sample_rate}
             | row
             | {"similarity": None if voice is None else similarity(voice, reference)}
             | {"seams": len(clicks), "clicks": sum(ratio > CLICK_RATIO for ratio in clicks)}

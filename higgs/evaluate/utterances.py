@@ -153,12 +153,7 @@ class Listener:
     def _load(self, path: Path | None) -> tuple[str, str, Tensor | None, int | None]:
         """-> status, note, waveform and its sample rate."""
         if path is None or not Path(path).is_file():
-            return (
-                MISSING,
-                f"there is no file {path}" if path else "nothing was generated",
-                None,
-                None,
-            )
+            return (MISSING, f"there is no file {path}" if path else "nothing was generated", None, None)
         try:
             waveform, rate = load_audio(path)
         except (ValueError, OSError) as error:
@@ -212,17 +207,7 @@ class Listener:
     def _blank(self, item: Utterance, status: str) -> Row:
         row: Row = {
             name: getattr(item, name)
-            for name in (
-                "group",
-                "name",
-                "script",
-                "language",
-                "speaker",
-                "voice",
-                "form",
-                "seed",
-                "text",
-            )
+            for name in ("group", "name", "script", "language", "speaker", "voice", "form", "seed", "text")
         }
         row |= {"heard": None, "status": status, "note": ""}
         row |= {"path": str(item.path) if item.path else "", "seconds": None, "sample_rate": None}
@@ -250,15 +235,7 @@ def mark_duplicates(items: Iterable[Utterance]) -> list[Utterance]:
     return marked
 
 
-SCORES = (
-    "words",
-    "word_errors",
-    "characters",
-    "character_errors",
-    "wer_percent",
-    "above_50",
-    "seedtts_wer_percent",
-)
+SCORES = ("words", "word_errors", "characters", "character_errors", "wer_percent", "above_50", "seedtts_wer_percent")
 
 
 def text_scores(text: str, heard: str | None, language: str) -> Row:
@@ -267,10 +244,7 @@ def text_scores(text: str, heard: str | None, language: str) -> Row:
     With nothing heard (None), only the counts of the text.
     """
     words, characters = (count(text, heard or "", language) for count in (word_errors, character_errors))
-    scores: Row = dict.fromkeys(SCORES) | {
-        "words": words.words,
-        "characters": characters.characters,
-    }
+    scores: Row = dict.fromkeys(SCORES) | {"words": words.words, "characters": characters.characters}
     if heard is None:
         return scores
     if language in seedtts.LANGUAGES:
@@ -312,10 +286,7 @@ def transcript_fault(text: str, language: str) -> tuple[str, str] | None:
     if language in SCRIPTS and letters:
         own = sum(name.startswith(SCRIPTS[language]) for name in letters)
         if 2 * own < len(letters):
-            return (
-                ANOTHER_SCRIPT,
-                f"{own} of {len(letters)} letters are of the script of {language!r}",
-            )
+            return (ANOTHER_SCRIPT, f"{own} of {len(letters)} letters are of the script of {language!r}")
     return None
 
 

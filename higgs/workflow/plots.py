@@ -97,23 +97,14 @@ def delay_picture(delayed: Tensor, codebook_size: int, title: str = "") -> Figur
     )
     handles = [plt.Rectangle((0, 0), 1, 1, color=c) for c in (SECOND, PALE, ACCENT)]
     axis.legend(
-        handles,
-        ["stream bos", "codes", "stream eos"],
-        ncols=3,
-        loc="lower right",
-        bbox_to_anchor=(1, 1),
-        frameon=False,
+        handles, ["stream bos", "codes", "stream eos"], ncols=3, loc="lower right", bbox_to_anchor=(1, 1), frameon=False
     )
     axis.set(xlabel="column", ylabel="codebook", title=title, yticks=range(delayed.shape[0]))
     return _finish(figure)
 
 
 def lines_by_group(
-    x: Sequence[float],
-    groups: Mapping[str, Sequence[float]],
-    xlabel: str,
-    ylabel: str,
-    title: str = "",
+    x: Sequence[float], groups: Mapping[str, Sequence[float]], xlabel: str, ylabel: str, title: str = ""
 ) -> Figure:
     """One line for each group over the same x."""
     figure, axis = plt.subplots(figsize=(6.5, 3.2), layout="constrained")
@@ -142,14 +133,7 @@ def intervals(rows: Mapping[str, tuple[float, float, float]], xlabel: str, title
     for place, (estimate, low, high) in enumerate(rows.values()):
         axis.plot([low, high], [place, place], color=SECOND, linewidth=2)
         axis.plot([estimate], [place], "o", color=ACCENT)
-        axis.annotate(
-            f"{estimate:.1f}",
-            (estimate, place),
-            (0, 7),
-            textcoords="offset points",
-            ha="center",
-            fontsize=8,
-        )
+        axis.annotate(f"{estimate:.1f}", (estimate, place), (0, 7), textcoords="offset points", ha="center", fontsize=8)
     axis.set(yticks=range(len(rows)), yticklabels=list(rows), xlabel=xlabel, title=title)
     axis.set_ylim(len(rows) - 0.5, -0.7)
     axis.set_xlim(left=0)
@@ -168,15 +152,7 @@ def strips(panels: Mapping[str, Mapping[str, Sequence[float]]]) -> Figure:
         for place, values in enumerate(groups.values()):
             # Spread by their order, not at random: equal data give equal pictures.
             spread = 0.3 * np.sin(np.arange(len(values)) * 2.4)
-            axis.plot(
-                values,
-                place + spread,
-                "o",
-                color=SECOND,
-                alpha=0.35,
-                markersize=4,
-                markeredgewidth=0,
-            )
+            axis.plot(values, place + spread, "o", color=SECOND, alpha=0.35, markersize=4, markeredgewidth=0)
             if len(values):
                 middle = float(np.median(values))
                 axis.plot([middle, middle], [place - 0.4, place + 0.4], color=ACCENT, linewidth=2)

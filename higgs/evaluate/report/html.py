@@ -13,13 +13,7 @@ from higgs.audio import load_audio
 from higgs.evaluate.judges.registry import Panel
 from higgs.evaluate.metrics.error_rates import normalize
 from higgs.evaluate.report.gather import GENERATED, RECORDED, ROUND_TRIP, Results, read_csv
-from higgs.evaluate.statistics.summary import (
-    METRICS,
-    length_class,
-    summarise,
-    titles,
-    with_interval,
-)
+from higgs.evaluate.statistics.summary import METRICS, length_class, summarise, titles, with_interval
 from higgs.evaluate.utterances import FAILED, NOT_SCORED
 from higgs.workflow.outputs import audio_player, picture
 from higgs.workflow.plots import png, small_spectrogram

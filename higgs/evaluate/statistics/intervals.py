@@ -11,7 +11,7 @@ with the exact interval to second order: for yes and no it is Jeffreys' interval
 a Poisson mean. What a sample does not hold, no resampling shows: where one take in a hundred runs away
 until the frame cap ends it, most samples of 40 have none. So at the upper end the half observation is
 at least `unseen`, what the largest run-away would add; Gaffke's bound for means (Learned-Miller and
-Thomas 2019) does the same with a whole one. `higgs.evaluate.statistics.simulation` measures how often all this holds.
+Thomas 2019) does the same with a whole one. `benchmarks.coverage` measures how often all this holds.
 
 Same data and same seed, same result, on every processor: weights and values are rounded to a grid of
 binary digits, so that sums of their products are exact in any order.
@@ -270,10 +270,7 @@ def wilson_interval(successes: float, n: float, confidence: float = 0.95) -> Int
 
 
 def rate_interval(
-    shares: Sequence[float],
-    takes: Sequence[int],
-    confidence: float = 0.95,
-    clusters: Sequence[Hashable] | None = None,
+    shares: Sequence[float], takes: Sequence[int], confidence: float = 0.95, clusters: Sequence[Hashable] | None = None
 ) -> Interval:
     """[n] share of the takes of each text, [n] how many takes -> the mean share with Wilson's interval.
 

@@ -120,11 +120,7 @@ def _same_judge(metric: Metric, provenance: Sequence[dict[str, Any]], notes: lis
 
 
 def _compare_metric(
-    metric: Metric,
-    tables: Sequence[Sequence[Row]],
-    clusters: dict[str, str],
-    resamples: int,
-    seed: int,
+    metric: Metric, tables: Sequence[Sequence[Row]], clusters: dict[str, str], resamples: int, seed: int
 ) -> Row | None:
     """None where fewer than two clusters have the metric in both runs."""
     takes = [takes_of(metric, table) for table in tables]

@@ -10,13 +10,7 @@ from typing import Any
 
 from higgs.evaluate.metrics import seedtts
 from higgs.evaluate.report.gather import RECORDED
-from higgs.evaluate.statistics.intervals import (
-    Interval,
-    bootstrap_interval,
-    mean_interval,
-    rate_interval,
-    seed_share,
-)
+from higgs.evaluate.statistics.intervals import Interval, bootstrap_interval, mean_interval, rate_interval, seed_share
 from higgs.evaluate.utterances import HEARD, MISSING, NOT_SCORED, SILENT, TOO_LONG, UNREADABLE
 from higgs.workflow.tables import Row
 
@@ -85,12 +79,7 @@ def mean_take(takes: Sequence[tuple[int | None, float, float]]) -> tuple[float, 
 
 
 def measure(
-    metric: Metric,
-    rows: Sequence[Row],
-    resamples: int,
-    seed: int,
-    cluster: str = "script",
-    among: float = 0,
+    metric: Metric, rows: Sequence[Row], resamples: int, seed: int, cluster: str = "script", among: float = 0
 ) -> Interval | None:
     """The metric over the rows, with its 95 % interval; None where no row has it.
 
@@ -133,12 +122,7 @@ def share_of_seeds(rows: Sequence[Row]) -> tuple[float | None, int]:
 
 
 def summarise_group(
-    group: str,
-    rows: Sequence[Row],
-    resamples: int,
-    seed: int,
-    cluster: str = "script",
-    among: float = 0,
+    group: str, rows: Sequence[Row], resamples: int, seed: int, cluster: str = "script", among: float = 0
 ) -> Row:
     """One row: how many there are and what became of them, then each metric with `_low` and `_high`."""
     states = [row["status"] for row in rows]

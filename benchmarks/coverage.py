@@ -13,13 +13,7 @@ from typing import Any
 
 import numpy as np
 
-from higgs.evaluate.statistics.intervals import (
-    NORMAL,
-    Array,
-    interval_ends,
-    permutation_p,
-    rate_interval,
-)
+from higgs.evaluate.statistics.intervals import NORMAL, Array, interval_ends, permutation_p, rate_interval
 from higgs.evaluate.statistics.summary import RUN_AWAY
 
 AT_ONCE = 1000  # trials that share their draws
@@ -31,10 +25,7 @@ class Process:
 
     words: tuple[int, int] = (4, 20)
     never_wrong: float = 0.55  # share of texts that are always understood
-    difficulty: tuple[float, float] = (
-        0.8,
-        9.0,
-    )  # Beta: chance of an error in each word of the rest
+    difficulty: tuple[float, float] = (0.8, 9.0)  # Beta: chance of an error in each word of the rest
     factor: float = 1.0  # on that chance: how much worse one system is than another
     run_away: float = 0.015  # share of takes
     run_away_spread: float = 30.0  # Beta over texts with that mean: some texts provoke run-aways
@@ -106,11 +97,7 @@ def draw(
 
 
 def _errors(
-    system: Process,
-    words: np.ndarray,
-    chance: Array,
-    takes: np.ndarray,
-    generator: np.random.Generator,
+    system: Process, words: np.ndarray, chance: Array, takes: np.ndarray, generator: np.random.Generator
 ) -> Array:
     spread, mean = system.run_away_spread, system.run_away
     tendency = generator.beta(spread * mean, spread * (1 - mean), size=words.shape)
@@ -161,12 +148,7 @@ def coverage(
         for name, (truth, low, high) in found.items():
             held.setdefault(f"{name}_coverage_percent", []).append((low <= truth) & (truth <= high))
             held.setdefault(f"{name}_width_points", []).append(high - low)
-    row = {
-        "n": n,
-        "takes": int(takes.sum()),
-        "trials": trials,
-        "true_wer_percent": 100 * process.wer,
-    }
+    row = {"n": n, "takes": int(takes.sum()), "trials": trials, "true_wer_percent": 100 * process.wer}
     return row | {name: 100 * float(np.concatenate(some).mean()) for name, some in held.items()}
 
 
