@@ -1,9 +1,8 @@
-"""What speech of a generator is judged like, made up, so that the truth is known.
+"""Coverage of the confidence intervals, and size and power of the paired test, on synthetic data with a known truth.
 
-Most utterances are heard without an error, some have a few, and now and then a take runs away until
-the frame cap ends it. Similarity is of one kind for a text, and moves a little from take to take. On
-such data the intervals and the tests of `higgs.evaluate.statistics.intervals` show what they are worth: how often
-an interval holds the truth, how often a test finds a difference that is there, or none that is not.
+Most utterances have no word error, some have a few, and now and then a sample runs away until the frame cap. Similarity
+is a property of the text, with a little noise from sample to sample. `notebooks/statistics.ipynb` is the full study; the
+evaluate report runs `coverage` for the number of texts and samples that it has.
 """
 
 import math
@@ -13,25 +12,25 @@ from typing import Any
 
 import numpy as np
 
-from higgs.evaluate.statistics.intervals import NORMAL, Array, interval_ends, permutation_p, rate_interval
+from higgs.evaluate.statistics.intervals import NORMAL, Array, Resampling, interval_ends, permutation_p, rate_interval
 from higgs.evaluate.statistics.summary import RUN_AWAY
 
-AT_ONCE = 1000  # trials that share their draws
+TRIALS_AT_ONCE = 1000  # they share the random weights
 
 
 @dataclass(frozen=True)
 class Process:
-    """How errors come about. Words, and how hard a text is, belong to the text; all else to the take."""
+    """A model of word errors. Words and difficulty are drawn for each text; all else for each sample."""
 
     words: tuple[int, int] = (4, 20)
-    never_wrong: float = 0.55  # share of texts that are always understood
+    never_wrong: float = 0.55  # share of texts without errors, run-aways aside
     difficulty: tuple[float, float] = (0.8, 9.0)  # Beta: chance of an error in each word of the rest
     factor: float = 1.0  # on that chance: how much worse one system is than another
-    run_away: float = 0.015  # share of takes
-    run_away_spread: float = 30.0  # Beta over texts with that mean: some texts provoke run-aways
+    run_away: float = 0.015  # share of samples
+    run_away_spread: float = 30.0  # Beta over texts with that mean: some texts run away more often
     run_away_factor: tuple[int, int] = (1, 5)  # errors for each word, as many as the cap lets in
     similarity: tuple[float, float] = (8.0, 3.5)  # Beta over texts
-    similarity_noise: float = 0.05  # standard deviation from take to take
+    similarity_noise: float = 0.05  # standard deviation from sample to sample
 
     @property
     def wer(self) -> float:
@@ -50,7 +49,7 @@ class Process:
         return (1 - self.run_away) * usual + self.run_away
 
 
-# How many takes of each of n texts, [n].
+# How many samples of each of n texts, [n].
 MIXED = "3 of every sixth"
 DESIGNS = {
     "1 take": lambda n: np.ones(n, dtype=int),
@@ -83,10 +82,9 @@ PROCESSES = {
 def draw(
     systems: Sequence[Process], trials: int, takes: np.ndarray, generator: np.random.Generator
 ) -> tuple[list[Array], Array]:
-    """[n] takes -> for each system errors [takes, trials, n], not a number where there is no take, and
-    words [trials, n].
+    """[n] counts -> for each system errors [samples, trials, n], NaN where there is no sample, and words [trials, n].
 
-    Systems speak the same texts: words and difficulty are those of the first, whatever the others say.
+    All systems have the texts (words, difficulty) of the first.
     """
     texts, size = systems[0], (trials, len(takes))
     words = generator.integers(texts.words[0], texts.words[1] + 1, size=size)
@@ -120,27 +118,27 @@ def coverage(
     process: Process = Process(),
     rates: bool = True,
 ) -> dict[str, Any]:
-    """[n] takes of each text -> how often 95 % intervals of the WER, of the similarity, and of the share
-    of utterances with an error hold the truth, in percent, and how wide they are on average.
+    """[n] number of samples of each text -> the coverage, in percent, of 95 % intervals of the WER, of the similarity,
+    and of the share of utterances with an error, and their mean widths.
 
-    Trials share draws by the thousand. Without `rates` the last, which is slow, is left out.
+    Without `rates` the last, which is slow, is left out.
     """
     takes = np.asarray(takes)
     n, generator = len(takes), np.random.default_rng([seed, len(takes)])
     # What one run-away adds to the mean of a text: summary.measure has the same.
     unseen = RUN_AWAY * float((1 / takes**2).sum() / (1 / takes).sum())
     held: dict[str, list[Array]] = {}
-    for start in range(0, trials, AT_ONCE):
-        size = min(AT_ONCE, trials - start)
+    for start in range(0, trials, TRIALS_AT_ONCE):
+        size = min(TRIALS_AT_ONCE, trials - start)
         (errors,), words = draw([process], size, takes, generator)
         mean, ones = np.nanmean(errors, axis=0), np.ones((size, n))
         wrong = np.nanmean(np.where(np.isnan(errors), np.nan, errors > 0), axis=0)
         alike = generator.beta(*process.similarity, size=(size, n))
         alike += generator.normal(0, process.similarity_noise, size=(size, n)) / takes**0.5
-        settings = (num_resamples, seed + start, 0.95)
-        found = {"wer": (process.wer, *interval_ends([(mean, words)], *settings, unseen))}
+        settings = Resampling(num_resamples, seed + start)
+        found = {"wer": (process.wer, *interval_ends([(mean, words)], settings, unseen))}
         likely = process.similarity[0] / sum(process.similarity)
-        found["similarity"] = (likely, *interval_ends([(alike, ones)], *settings))
+        found["similarity"] = (likely, *interval_ends([(alike, ones)], settings))
         if rates:
             ends = [rate_interval(row, takes) for row in wrong]
             low, high = (np.array([getattr(e, side) for e in ends]) for side in ("low", "high"))
@@ -160,17 +158,18 @@ def power(
     seed: int = 0,
     process: Process = Process(),
 ) -> dict[str, Any]:
-    """How often the paired test of n texts, three takes each, finds (p <= 0.05) that B is `process` with
-    `change`; without one, its size. And how often the interval of the difference holds the truth.
+    """Power of the paired test (p <= 0.05) of n texts, three samples each, where B is `process` with `change`; without
+    a change, its size. And the coverage of the interval of the difference.
 
-    Theory: the normal approximation from the mean and the standard deviation of the paired
-    differences, which are measured on 400,000 texts.
+    Theory: the normal approximation from the mean and the standard deviation of the paired differences, measured on
+    400,000 texts.
     """
     systems, three = [process, replace(process, **change)], DESIGNS["3 takes"]
     errors, words = draw(systems, trials, three(n), np.random.default_rng([seed, n]))
     a, b = (some.mean(axis=0) for some in errors)
-    p = permutation_p(np.stack([a, words, b, words]), num_resamples, seed)
-    low, high = interval_ends([(a, words), (b, words)], num_resamples, seed, 0.95)
+    settings = Resampling(num_resamples, seed)
+    p = permutation_p(np.stack([a, words, b, words]), settings)
+    low, high = interval_ends([(a, words), (b, words)], settings)
     many, many_words = draw(systems, 1, three(400_000), np.random.default_rng([seed, 1]))
     differences = (many[1] - many[0]).mean(axis=0)
     effect = math.sqrt(n) * float(differences.mean() / differences.std()) if change else 0.0

@@ -29,7 +29,7 @@ OK, TOO_LONG = "ok", "too long"
 MISSING, SILENT, UNREADABLE = "missing", "silent", "unreadable"
 NO_WORDS, ANOTHER_SCRIPT, DUPLICATE = "no words", "another script", "duplicate"
 NOT_JUDGED = "not judged"
-HEARD = (OK, TOO_LONG)
+TRANSCRIBED = (OK, TOO_LONG)
 FAILED = (MISSING, SILENT, UNREADABLE)  # of the system: every word is missing
 NOT_SCORED = (NO_WORDS, ANOTHER_SCRIPT, DUPLICATE, NOT_JUDGED)  # of the set, or of the judge
 SILENCE_DBFS = -70.0
@@ -139,14 +139,14 @@ class Listener:
             row["level_dbfs"] = max(SILENCE_DBFS, level_dbfs(waveform))
             row["silence_share"] = silence_share(waveform, rate) if len(waveform) >= rate // 50 else 1.0
             waveform = waveform[: round(self.max_seconds * rate)]
-        if status in HEARD:
+        if status in TRANSCRIBED:
             row |= self._listen(item, waveform, rate, notes)
         if status in FAILED and self.panel.recogniser:
             row["heard"] = ""
         row |= text_scores(item.text, row["heard"], item.language)
         if row["seconds"] is not None and item.language in self.pace:
             row["length_ratio"] = row["seconds"] / (row["characters"] * self.pace[item.language])
-        if status in HEARD and self.panel.recogniser and row["heard"] is None:
+        if status in TRANSCRIBED and self.panel.recogniser and row["heard"] is None:
             row["status"] = NOT_JUDGED
         return row | {"note": "; ".join(notes)}
 
