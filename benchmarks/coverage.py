@@ -1,8 +1,8 @@
 """Coverage of the confidence intervals, and size and power of the paired test, on synthetic data with a known truth.
 
 Most utterances have no word error, some have a few, and now and then a sample runs away until the frame cap. Similarity
-is a property of the text, with a little noise from sample to sample. `notebooks/statistics.ipynb` is the full study; the
-evaluate report runs `coverage` for the number of texts and samples that it has.
+is a property of the text, with a little noise from sample to sample. `notebooks/statistics.ipynb` is the full study;
+the evaluate report runs `coverage` for the number of texts and samples that it has.
 """
 
 import math
@@ -80,29 +80,29 @@ PROCESSES = {
 
 
 def draw(
-    systems: Sequence[Process], trials: int, takes: np.ndarray, generator: np.random.Generator
+    systems: Sequence[Process], trials: int, counts: np.ndarray, generator: np.random.Generator
 ) -> tuple[list[Array], Array]:
     """[n] counts -> for each system errors [samples, trials, n], NaN where there is no sample, and words [trials, n].
 
     All systems have the texts (words, difficulty) of the first.
     """
-    texts, size = systems[0], (trials, len(takes))
+    texts, size = systems[0], (trials, len(counts))
     words = generator.integers(texts.words[0], texts.words[1] + 1, size=size)
     chance = generator.beta(*texts.difficulty, size=size)
     chance = np.where(generator.random(size) < texts.never_wrong, 0.0, chance)
-    errors = [_errors(system, words, chance, takes, generator) for system in systems]
+    errors = [_errors(system, words, chance, counts, generator) for system in systems]
     return errors, words.astype(np.float64)
 
 
 def _errors(
-    system: Process, words: np.ndarray, chance: Array, takes: np.ndarray, generator: np.random.Generator
+    system: Process, words: np.ndarray, chance: Array, counts: np.ndarray, generator: np.random.Generator
 ) -> Array:
     spread, mean = system.run_away_spread, system.run_away
     tendency = generator.beta(spread * mean, spread * (1 - mean), size=words.shape)
     least, most = system.run_away_factor
-    found = np.full((takes.max(), *words.shape), np.nan)
-    for take, errors in enumerate(found):
-        there = takes > take
+    found = np.full((counts.max(), *words.shape), np.nan)
+    for index, errors in enumerate(found):
+        there = counts > index
         usual = generator.binomial(words, np.minimum(1.0, chance * system.factor))
         lost = words * generator.integers(least, most + 1, size=words.shape)
         run_away = generator.random(words.shape) < tendency
@@ -111,7 +111,7 @@ def _errors(
 
 
 def coverage(
-    takes: Sequence[int],
+    counts: Sequence[int],
     trials: int = 5000,
     num_resamples: int = 1000,
     seed: int = 0,
@@ -123,30 +123,30 @@ def coverage(
 
     Without `rates` the last, which is slow, is left out.
     """
-    takes = np.asarray(takes)
-    n, generator = len(takes), np.random.default_rng([seed, len(takes)])
+    counts = np.asarray(counts)
+    n, generator = len(counts), np.random.default_rng([seed, len(counts)])
     # What one run-away adds to the mean of a text: summary.measure has the same.
-    unseen = RUN_AWAY * float((1 / takes**2).sum() / (1 / takes).sum())
+    unseen = RUN_AWAY * float((1 / counts**2).sum() / (1 / counts).sum())
     held: dict[str, list[Array]] = {}
     for start in range(0, trials, TRIALS_AT_ONCE):
         size = min(TRIALS_AT_ONCE, trials - start)
-        (errors,), words = draw([process], size, takes, generator)
+        (errors,), words = draw([process], size, counts, generator)
         mean, ones = np.nanmean(errors, axis=0), np.ones((size, n))
         wrong = np.nanmean(np.where(np.isnan(errors), np.nan, errors > 0), axis=0)
         alike = generator.beta(*process.similarity, size=(size, n))
-        alike += generator.normal(0, process.similarity_noise, size=(size, n)) / takes**0.5
+        alike += generator.normal(0, process.similarity_noise, size=(size, n)) / counts**0.5
         settings = Resampling(num_resamples, seed + start)
         found = {"wer": (process.wer, *interval_ends([(mean, words)], settings, unseen))}
         likely = process.similarity[0] / sum(process.similarity)
         found["similarity"] = (likely, *interval_ends([(alike, ones)], settings))
         if rates:
-            ends = [rate_interval(row, takes) for row in wrong]
+            ends = [rate_interval(row, counts) for row in wrong]
             low, high = (np.array([getattr(e, side) for e in ends]) for side in ("low", "high"))
             found["rate"] = (process.wrong, low, high)
         for name, (truth, low, high) in found.items():
             held.setdefault(f"{name}_coverage_percent", []).append((low <= truth) & (truth <= high))
             held.setdefault(f"{name}_width_points", []).append(high - low)
-    row = {"n": n, "takes": int(takes.sum()), "trials": trials, "true_wer_percent": 100 * process.wer}
+    row = {"n": n, "takes": int(counts.sum()), "trials": trials, "true_wer_percent": 100 * process.wer}
     return row | {name: 100 * float(np.concatenate(some).mean()) for name, some in held.items()}
 
 
