@@ -41,7 +41,7 @@ from higgs.evaluate.judges.slaney_mel import mel_power
 from higgs.evaluate.judges.wheels import JudgeUnavailable, wheel_file
 from higgs.evaluate.metrics.error_rates import corpus_rate, word_errors
 from higgs.evaluate.pieces import split_at_quiet
-from higgs.evaluate.utterances import Listener
+from higgs.evaluate.utterances import Evaluator
 
 
 @pytest.fixture(scope="module")
@@ -255,7 +255,7 @@ def test_clips_that_are_judged_at_once_are_judged_alone(recogniser, heard):
 
 
 def judged(clips, heard):
-    """Rows as `Listener.judge` leaves them, of recordings."""
+    """Rows as `Evaluator.judge` leaves them, of recordings."""
     return [
         {
             "group": "recordings", "name": c.id, "script": c.id, "status": "ok", "path": str(c.path), "language": "en",
@@ -267,9 +267,9 @@ def judged(clips, heard):
 
 
 def jitter(judge, clips, copies, seed):
-    listener = Listener(Panel(judge))
+    evaluator = Evaluator(Panel(judge))
     made = [NoisyCopy(clip, copy, seed) for clip in clips for copy in range(copies)]
-    return [row for noisy in made for row in noisy.judge(listener)]
+    return [row for noisy in made for row in noisy.judge(evaluator)]
 
 
 def test_dither_is_inaudible_and_repeats():

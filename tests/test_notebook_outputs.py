@@ -96,12 +96,12 @@ def test_a_notebook_runs_from_its_own_folder(smaller, stage, monkeypatch):
     for name, value in environment(smaller).items():
         monkeypatch.setenv(name, value)
     monkeypatch.delenv(STAGE_VARIABLE, raising=False)
-    before = {path: path.read_bytes() for path in (smaller / "results" / stage).rglob("*.csv")}
+    before = {path: path.read_bytes() for path in (smaller / "results" / stage).rglob("*.parquet")}
     notebook = nbformat.read(smaller / "notebooks" / f"{stage}.ipynb", as_version=4)
     resources = {"metadata": {"path": str(smaller / "notebooks")}}
     NotebookClient(notebook, kernel_name="python3", timeout=300, resources=resources).execute()
     closing = [output for cell in notebook.cells[-2:] for output in cell.get("outputs", [])]
     assert any("<table" in output.get("data", {}).get("text/html", "") for output in closing)
-    assert list((smaller / "results/explore" / stage).glob("*.csv"))
+    assert list((smaller / "results/explore" / stage).glob("*.parquet"))
     assert before and all(path.read_bytes() == data for path, data in before.items())
     assert not (smaller / "notebooks" / "results").exists()

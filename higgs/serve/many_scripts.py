@@ -6,7 +6,7 @@ text begins anew.
 
 import hashlib
 import json
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from functools import partial
 from pathlib import Path
@@ -56,12 +56,6 @@ def content_hash(files: Sequence[Path]) -> str:
     for path in sorted(files):
         digest.update(path.name.encode() + path.read_bytes())
     return digest.hexdigest()[:16]
-
-
-def work_folder(above: str | Path, settings: Mapping[str, Any]) -> Path:
-    """A folder below `above` whose name is a hash of the settings."""
-    said = json.dumps(settings, sort_keys=True, default=str)
-    return Path(above) / hashlib.sha256(said.encode()).hexdigest()[:16]
 
 
 def choose_requests(scripts: Sequence[Script], seeds: Sequence[int], repeated: int | None) -> list[Request]:
