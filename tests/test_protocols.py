@@ -6,13 +6,14 @@ import math
 import numpy as np
 import pytest
 import torch
-from spoken import RATE, clip, clips, noise, sine
+from spoken import RATE, clip, clips, sine
 
 from higgs.audio import save_audio
+from higgs.data.scripts import read_scripts
 from higgs.evaluate import test_sets as sets
 from higgs.evaluate.dialogue import Turn, judge_dialogue, summarise_dialogues
 from higgs.evaluate.judges.ge2e import similarity
-from higgs.evaluate.judges.registry import Panel, make_panel
+from higgs.evaluate.judges.registry import Panel
 from higgs.evaluate.judges.wheels import ONNX_ERRORS
 from higgs.evaluate.long_form import align, click_ratio, judge_long
 from higgs.evaluate.metrics import seedtts
@@ -269,10 +270,10 @@ def test_a_text_counts_once_however_many_samples_it_has():
     once, thrice = rows_of(errors), rows_of(errors, seeds=3)
     extra = [row for row in thrice if row["seed"] and int(row["script"]) < 10]
     (single,), (equal,), (mixed,) = (summarise(r, 500, 0) for r in (once, thrice, once + extra))
-    for name in ("wer_percent", "seedtts_wer_percent", "above_50_percent", "wer_percent_low"):
-        # samples that agree say no more than one
-        assert mixed[name] == pytest.approx(single[name], rel=1e-6)
-        assert equal[name] == pytest.approx(single[name], rel=1e-6) or name == "wer_percent_low"
+    for name in ("wer_percent", "seedtts_wer_percent", "above_50_percent"):
+        assert mixed[name] == pytest.approx(single[name]) == pytest.approx(equal[name])
+    # samples that agree say no more than one
+    assert mixed["wer_percent_low"] == pytest.approx(single["wer_percent_low"], rel=1e-6)
     assert share_of_seeds(once) == (None, 0) and share_of_seeds(once + extra) == (0, 10)
     worse = [row | {"word_errors": 10} for row in extra]
     (summary,) = summarise(once + worse, 500, 0)
@@ -304,14 +305,10 @@ def test_run_aways_are_allowed_for_where_speech_was_generated():
     assert ran["wer_percent_high"] == apart["wer_percent_high"]
 
 
-def test_titles_name_the_judge():
-    names = Panel(Ear({}), Pitch()).names(short=True)
-    assert titles(names)["wer_percent"].endswith("(Ear)") and titles(names)["similarity"].endswith("(Pitch)")
-    assert "SeedTTS-Eval" in titles(names)["seedtts_wer_percent"]
-    assert len(set(titles(names).values())) == len(METRICS)
-
-
-def test_texts_by_length():
+def test_titles_and_classes():
+    names = titles(Panel(Ear({}), Pitch()).names(short=True))
+    assert names["wer_percent"].endswith("(Ear)") and names["similarity"].endswith("(Pitch)")
+    assert "SeedTTS-Eval" in names["seedtts_wer_percent"] and len(set(names.values())) == len(METRICS)
     expected = {None: "up to 5 words", 5: "up to 5 words", 6: "6 to 12 words", 12: "6 to 12 words"}
     assert {n: length_class({"words": n}) for n in (*expected, 13)} == expected | {13: "13 words and more"}
 
@@ -501,23 +498,13 @@ def seed_tts(tmp_path):
 def test_seed_tts_eval_becomes_a_manifest(seed_tts, capsys):
     assert sets.main(["seed-tts-eval", str(seed_tts)]) == 0
     assert "3 texts, 2 with a recording" in capsys.readouterr().out
-    first, second, third = sets.read_set(seed_tts / "meta.jsonl")
+    first, second, third = read_scripts(seed_tts / "meta.jsonl", seed_tts)
     prompt = clips("en")[0]
     assert (first.id, first.language, first.voice) == ("first", "en", prompt.id) and first.text == clips("en")[1].text
     assert second.recording == seed_tts.resolve() / "wavs" / "other-name.wav" and third.recording is None
     assert third.sample.messages[-1].role == "user"
     assert prompt.text in [part.text for part in third.sample.messages[0].parts]
     assert sets.convert_seed_tts_eval(seed_tts) == read_rows(seed_tts / "meta.jsonl")
-
-    panel = make_panel("moonshine-tiny-en-float32", "ge2e")
-    if panel.absent:
-        pytest.skip(panel.absent[0])
-    scripts = (first, second, third)
-    items = [Utterance("recordings", s.id, s.id, s.text, s.recording, reference=s.reference) for s in scripts]
-    rows = list(map(Evaluator(panel).judge, items))
-    assert [row["status"] for row in rows] == ["ok", "ok", "missing"]
-    assert rows[0]["wer_percent"] == 0 and rows[1]["wer_percent"] < 10 and rows[2]["wer_percent"] == 100
-    assert rows[0]["similarity"] > 0.8
     assert first.row(2)["name"] == "first-s2"
 
 
@@ -535,7 +522,7 @@ def test_a_broken_list_is_refused(seed_tts):
     source = seed_tts / "meta.lst"
     good = source.read_text()
     for line, message in (
-        ("first|a|prompt-wavs/x.wav|b", "the id first stands 2 times"),
+        ("first|a|prompt-wavs/x.wav|b", "the id first occurs 2 times"),
         ("a|b|c", r"line 4: expected id\|prompt text"),
         ("a|b||d", "line 4: expected"),
         ("../a|b|c|d", "the id '../a' cannot name a file"),
@@ -552,60 +539,54 @@ def test_a_broken_list_is_refused(seed_tts):
         sets.convert_seed_tts_eval(seed_tts.parent)
 
 
-def test_a_changed_set_is_refused(seed_tts):
-    assert sets.main(["seed-tts-eval", str(seed_tts)]) == 0
-    save_audio(seed_tts / "wavs" / "first.wav", noise(RATE), RATE)
-    with pytest.raises(ValueError, match=r"line 1: .*first\.wav is missing or has changed"):
-        sets.read_set(seed_tts / "meta.jsonl")
-    write_rows(seed_tts / "meta.jsonl", [{"id": "a"}])
-    with pytest.raises(ValueError, match="line 1: missing key 'path'.*'text'"):
-        sets.read_set(seed_tts / "meta.jsonl")
-
-
 # ---- comparing
 
 
-def run_folder(path, rows, judges=None):
-    path.mkdir()
-    write_rows(path / "utterances.parquet", rows)
-    provenance = {"judges": judges or {"recogniser": "Ear 1.0", "speaker": None, "naturalness": None}}
-    (path / "provenance.json").write_text(json.dumps(provenance))
-    return path
+@pytest.fixture
+def compared(tmp_path):
+    """Tables of two runs, and the judges of B -> their folders and the comparison by metric, with its notes."""
+    judges = {"recogniser": "Ear 1.0", "speaker": None, "naturalness": None}
+
+    def run(a, b, judges_b=judges, **more):
+        folders = [tmp_path / f"{side}{len(list(tmp_path.iterdir()))}" for side in "ab"]
+        for folder, rows, names in zip(folders, (a, b), (judges, judges_b), strict=True):
+            folder.mkdir()
+            write_rows(folder / "utterances.parquet", rows)
+            (folder / "provenance.json").write_text(json.dumps({"judges": names}))
+        comparison = compare(*folders, **{"resamples": 500} | more)
+        return folders, {row["metric"]: row for row in comparison.rows}, comparison.notes
+
+    return run
 
 
-def test_two_copies_of_one_run_do_not_differ(tmp_path):
-    errors = np.random.default_rng(0).binomial(10, 0.2, size=40).tolist()
-    rows = rows_of(errors, seeds=3, similarity=0.7)
-    a, b = (run_folder(tmp_path / name, rows) for name in "ab")
-    found = compare(a, b, resamples=500)
+def test_two_copies_of_one_run_do_not_differ(compared):
+    rows = rows_of(np.random.default_rng(0).binomial(10, 0.2, size=40).tolist(), seeds=3, similarity=0.7)
+    _, metrics, notes = compared(rows, rows)
     shared = {"wer_percent", "cer_percent", "seedtts_wer_percent", "above_50_percent"}
-    compared = {row["metric"] for row in found.rows}
-    assert compared >= shared | {"similarity", "cap_hit_percent"}
-    for row in found.rows:
+    assert set(metrics) >= shared | {"similarity", "cap_hit_percent"}
+    for row in metrics.values():
         assert (row["difference"], row["low"], row["high"], row["p"], row["p_holm"]) == (0, 0, 0, 1, 1)
         assert (row["verdict"], row["n"]) == ("no difference", 40)
-    assert found.notes == ["The two tables are equal, row by row."]
+    assert notes == ["The two tables are equal, row by row."]
 
 
-def test_a_worse_run_is_found_and_holm_allows_for_the_others(tmp_path):
+def test_a_worse_run_is_found_and_holm_corrects_for_the_others(compared):
     generator = np.random.default_rng(0)
     hard = generator.beta(1, 4, size=60)
     a = rows_of(generator.binomial(10, hard * 0.5).tolist(), seeds=2, length_ratio=1.0)
     b = rows_of(generator.binomial(10, hard * 0.9).tolist(), seeds=2, length_ratio=1.2)
     b += rows_of([10] * 5, group="recordings")  # another group is not compared
-    found = compare(run_folder(tmp_path / "a", a), run_folder(tmp_path / "b", b), resamples=2000)
-    rows = {row["metric"]: row for row in found.rows}
-    wer = rows["wer_percent"]
+    (folder_a, folder_b), metrics, _ = compared(a, b, resamples=2000)
+    wer = metrics["wer_percent"]
     assert wer["difference"] == pytest.approx(wer["b"] - wer["a"]) and wer["low"] > 0
     assert wer["p"] <= wer["p_holm"] < 0.05 and wer["verdict"] == "A is better"
-    assert rows["length_ratio"]["verdict"] == "B is higher"
-    assert rows["cap_hit_percent"]["verdict"] == "no difference"
-    back = compare(tmp_path / "b", tmp_path / "a", resamples=2000)
-    again = next(row for row in back.rows if row["metric"] == "wer_percent")
-    assert (again["difference"], again["verdict"]) == (pytest.approx(-wer["difference"]), "B is better")
+    assert metrics["length_ratio"]["verdict"] == "B is higher"
+    assert metrics["cap_hit_percent"]["verdict"] == "no difference"
+    back = next(row for row in compare(folder_b, folder_a, resamples=2000).rows if row["metric"] == "wer_percent")
+    assert (back["difference"], back["verdict"]) == (pytest.approx(-wer["difference"]), "B is better")
 
 
-def test_samples_are_paired_seed_by_seed(tmp_path):
+def test_samples_are_paired_seed_by_seed(compared):
     generator = np.random.default_rng(0)
     a, b = (rows_of(generator.binomial(10, 0.3, size=30).tolist(), seeds=3) for _ in "ab")
     for row in (*a, *b):
@@ -613,25 +594,22 @@ def test_samples_are_paired_seed_by_seed(tmp_path):
     first = [row for row in b if row["seed"] == 0 or int(row["script"]) < 5]  # three of five texts
     alike = [row for row in a if row["seed"] == 0 or int(row["script"]) < 5]
 
-    def wer(name, one, two):
-        folders = run_folder(tmp_path / f"{name}-a", one), run_folder(tmp_path / f"{name}-b", two)
-        return next(r for r in compare(*folders, resamples=500).rows if r["metric"] == "wer_percent")
+    def wer(one, two):
+        return compared(one, two)[1]["wer_percent"]
 
-    assert wer("mixed", a, first) == wer("same", alike, first)
+    assert wer(a, first) == wer(alike, first)
     later = [row | {"seed": row["seed"] + 100} for row in first]  # no seed in common: in order
-    assert wer("order", a, later) == wer("again", alike, first)
+    assert wer(a, later) == wer(alike, first)
     second = [row for row in first if row["seed"] != 0]
     last = [row for row in a if row["seed"] and int(row["script"]) < 5]
-    assert wer("second", a, second) == wer("last", last, second)
+    assert wer(a, second) == wer(last, second)
 
 
-def test_speakers_are_fewer_than_texts(tmp_path):
+def test_speakers_are_fewer_than_texts(compared):
     a, b = rows_of([1, 2, 3, 4] * 5, speaker="ann"), rows_of([3, 4, 5, 6] * 5, speaker="ann")
     for row in (*a[10:], *b[10:]):
         row["speaker"] = "bob" if int(row["script"]) % 2 else "cleo"
-    folders = run_folder(tmp_path / "a", a), run_folder(tmp_path / "b", b)
-    by_text, by_speaker = (compare(*folders, resamples=500, cluster=c) for c in ("script", "speaker"))
-    text, speaker = (next(r for r in c.rows if r["metric"] == "wer_percent") for c in (by_text, by_speaker))
+    text, speaker = (compared(a, b, cluster=c)[1]["wer_percent"] for c in ("script", "speaker"))
     assert (text["n"], speaker["n"]) == (20, 3) and text["difference"] == speaker["difference"]
     assert text["p"] < 0.01 and speaker["p"] == 2 / 2**3
     assert text["verdict"] == "A is better" and speaker["verdict"] == "no difference"
@@ -639,30 +617,30 @@ def test_speakers_are_fewer_than_texts(tmp_path):
     assert of_texts["above_50_percent_high"] < of_speakers["above_50_percent_high"]
 
 
-def test_what_cannot_be_compared_is_noted(tmp_path):
+def test_what_cannot_be_compared_is_noted(compared, tmp_path):
     a = rows_of([1, 2, 3, 4], similarity=0.5)
     b = rows_of([1, 2, 3, 4, 5, 6], similarity=0.6)
     b[3]["text"] = "something else"
-    other = {"recogniser": "Ear 2.0", "speaker": None, "naturalness": None}
-    folders = run_folder(tmp_path / "a", a), run_folder(tmp_path / "b", b, other)
-    found = compare(*folders, resamples=200)
-    assert {row["metric"] for row in found.rows} == {"similarity", "cap_hit_percent"}
-    assert all(row["n"] == 3 for row in found.rows)
-    notes = "\n".join(found.notes)
-    assert "2 scripts are in B only and left out: 4, 5." in notes
-    assert "1 scripts have different texts" in notes
-    assert "Ear 1.0 in A, Ear 2.0 in B" in notes and notes.count("Ear 2.0") == 1
+    folders, metrics, notes = compared(a, b, {"recogniser": "Ear 2.0", "speaker": None, "naturalness": None})
+    assert set(metrics) == {"similarity", "cap_hit_percent"}
+    assert all(row["n"] == 3 for row in metrics.values())
+    text = "\n".join(notes)
+    for part in (
+        "2 scripts are in B only and left out: 4, 5.",
+        "1 scripts have different",
+        "Ear 1.0 in A, Ear 2.0 in B",
+    ):
+        assert text.count(part) == 1
     with pytest.raises(ValueError, match="share 0 scripts of the group 'recordings'"):
         compare(*folders, group="recordings")
     with pytest.raises(FileNotFoundError, match="no utterances table"):
         compare(tmp_path, folders[0])
 
 
-def test_failed_samples_count_in_a_comparison(tmp_path):
+def test_failed_samples_count_in_a_comparison(compared):
     a, b = rows_of([0] * 12), rows_of([0] * 12)
     for row in b[:8]:
         row |= {"status": "missing", "word_errors": 10, "seedtts_wer_percent": 100.0, "above_50": True}
     b[11] |= {"status": "another script", "word_errors": None, "words": None}
-    found = compare(run_folder(tmp_path / "a", a), run_folder(tmp_path / "b", b), resamples=2000)
-    wer = next(row for row in found.rows if row["metric"] == "wer_percent")
+    wer = compared(a, b, resamples=2000)[1]["wer_percent"]
     assert (wer["n"], wer["b"], wer["verdict"]) == (11, pytest.approx(100 * 8 / 11), "A is better")

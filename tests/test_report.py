@@ -169,7 +169,7 @@ def test_turns_and_segments(results):
     assert first["text"] == "Hello there." and first["wer_percent"] == 0
     assert first["attributed_right"] is True and second["attributed_right"] is False  # ada speaks both
     lines = report.by_speaker(summarise_dialogues([first, second]))
-    assert lines[0][report.ATTRIBUTION] == "100 [21, 100]" and lines[-1]["turns"] == 2
+    assert lines[0]["right voice %"] == "100 [21, 100]" and lines[-1]["turns"] == 2
     (long,) = chunked_samples(results, LONG_FORM)
     (segment,) = long.judge(Evaluator(PANEL))
     assert (segment["name"], segment["wer_percent"], segment["seams"]) == ("long-s0", 0, 0)

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import jiwer
+from IPython.display import HTML
 
 from higgs.audio import load_audio
 from higgs.evaluate.judges.registry import Panel
@@ -30,25 +31,11 @@ BRIEF = {
     "wer_percent": "WER %", "cer_percent": "CER %", "similarity": "similarity", "similarity_to_others": "to others",
     "mos_overall": "quality", "length_ratio": "length", "cap_hit_percent": "cap %",
 }  # fmt: skip
-ATTRIBUTION = "right voice %"
 SHORT = {RECORDED: "recordings", RECONSTRUCTED: "codec", GENERATED: "generated"}
 FLAT = (
     "wer_percent", "cer_percent", "seedtts_wer_percent", "above_50_percent", "similarity", "similarity_to_others",
     "mos_overall", "length_ratio", "cap_hit_percent",
 )  # fmt: skip
-
-
-class Html:
-    """HTML as a cell of a table, or the value of a notebook's cell."""
-
-    def __init__(self, content: str):
-        self.content = content
-
-    def __repr__(self) -> str:
-        return "Html"  # without an address, which would differ between runs
-
-    def _repr_html_(self) -> str:
-        return self.content
 
 
 def provenance(results: Results, panel: Panel) -> dict[str, Any]:
@@ -64,11 +51,11 @@ def provenance(results: Results, panel: Panel) -> dict[str, Any]:
     }
 
 
-def paragraphs(lines: Sequence[str]) -> Html:
-    return Html("".join(f"<p>{line}</p>" for line in lines))
+def paragraphs(lines: Sequence[str]) -> HTML:
+    return HTML("".join(f"<p>{line}</p>" for line in lines))
 
 
-def opening(origin: Mapping[str, Any], absent: Sequence[str]) -> Html:
+def opening(origin: Mapping[str, Any], absent: Sequence[str]) -> HTML:
     """The checkpoint, the set, the judges, and which judges are missing."""
     judges = [name for name in origin["judges"].values() if name]
     what = (
@@ -150,7 +137,7 @@ def by_speaker(summary: Sequence[Row]) -> list[Row]:
         titled = {"speaker": row["speaker"], "turns": row["turns"], "WER %": row["wer_percent"]}
         titled |= {"similarity": row["similarity"], "within": row["similarity_within"], "apart": row["dissimilarity"]}
         interval = None if accuracy is None else f"{accuracy:.0f} [{low:.0f}, {high:.0f}]"
-        rows.append(titled | {ATTRIBUTION: interval})
+        rows.append(titled | {"right voice %": interval})
     return rows
 
 
@@ -163,11 +150,11 @@ def faults(rows: Sequence[Row]) -> list[Row]:
     ]
 
 
-def transcript_diff(text: str, hypothesis: str | None, language: str = "en") -> Html:
+def transcript_diff(text: str, hypothesis: str | None, language: str = "en") -> HTML:
     """The normalised text, deleted words struck out, and inserted words of the hypothesis after them."""
     reference, words = (normalize(some or "", language).split() for some in (text, hypothesis))
     if not reference or not words:
-        return Html(f"<del>{html.escape(' '.join(reference) or text)}</del> <ins>{html.escape(' '.join(words))}</ins>")
+        return HTML(f"<del>{html.escape(' '.join(reference) or text)}</del> <ins>{html.escape(' '.join(words))}</ins>")
     (chunks,) = jiwer.process_words(" ".join(reference), " ".join(words)).alignments
     parts = []
     for chunk in chunks:
@@ -178,12 +165,12 @@ def transcript_diff(text: str, hypothesis: str | None, language: str = "en") -> 
             continue
         parts += [f"<del>{old}</del>"] if old else []
         parts += [f"<ins>{new}</ins>"] if new else []
-    return Html(" ".join(parts))
+    return HTML(" ".join(parts))
 
 
-def cards(rows: Sequence[Row]) -> Html:
+def cards(rows: Sequence[Row]) -> HTML:
     """Utterances one below the other, with text, differences and player."""
-    return Html("".join(_card(row) for row in rows))
+    return HTML("".join(_card(row) for row in rows))
 
 
 def _card(row: Row) -> str:
@@ -217,7 +204,7 @@ def parts_of(rows: Sequence[Row], resamples: int, seed: int) -> dict[str, list[R
     return {name: summarise(sorted(generated, key=key), resamples, seed, key) for name, key in keys.items()}
 
 
-def headline(summary: Sequence[Row]) -> Html:
+def headline(summary: Sequence[Row]) -> HTML:
     """The word error rates in one sentence."""
     rates = [
         f"{row['group']} {row['wer_percent']:.1f} % ({row['wer_percent_low']:.1f} to {row['wer_percent_high']:.1f})"
@@ -225,11 +212,11 @@ def headline(summary: Sequence[Row]) -> Html:
         if row["wer_percent"] is not None
     ]
     if not rates:
-        return Html("<p>No words were judged.</p>")
-    return Html(f"<p><b>Words misheard</b> (95 % interval), {html.escape(', '.join(rates))}.</p>")
+        return HTML("<p>No words were judged.</p>")
+    return HTML(f"<p><b>Words misheard</b> (95 % interval), {html.escape(', '.join(rates))}.</p>")
 
 
-def coverage_note(coverage: Row, seeds: tuple[float | None, int]) -> Html:
+def coverage_note(coverage: Row, seeds: tuple[float | None, int]) -> HTML:
     """The coverage of intervals over these texts on synthetic data, and the seed's share in the variance."""
     held = [f"{coverage[f'{name}_coverage_percent']:.0f} %" for name in ("wer", "similarity", "rate")]
     share, several = seeds
