@@ -389,7 +389,9 @@ def test_a_run_that_was_killed_continues(folder, evaluator):
 
 def dialogue_of(pitches):
     """A second of a tone for each turn."""
-    turns = [Turn("ann" if i % 2 == 0 else "bob", f"turn {i} of us", i, i + 1) for i in range(len(pitches))]
+    turns = [
+        Turn("ann" if i % 2 == 0 else "bob", f"turn {i} of us", i * RATE, (i + 1) * RATE) for i in range(len(pitches))
+    ]
     waveform = torch.cat([sine(hertz, 0.3) if hertz else torch.zeros(RATE) for hertz in pitches])
     return waveform, turns
 
@@ -413,7 +415,9 @@ def test_dialogue_with_voices_exchanged_and_a_turn_without_sound():
     waveform, turns = dialogue_of([1800, 1800, 200, 0])
     panel = Panel(Ear({RATE: "turn 0 of us"}), Pitch())
     voices = {name: panel.speaker.embed(sine(hertz), RATE) for name, hertz in (("ann", 200), ("bob", 1800))}
-    rows = judge_dialogue(panel, "d", waveform, RATE, [*turns, Turn("bob", "behind the end", 9, 10)], voices)
+    rows = judge_dialogue(
+        panel, "d", waveform, RATE, [*turns, Turn("bob", "after the end", 9 * RATE, 10 * RATE)], voices
+    )
     assert [row["attributed"] for row in rows] == ["bob", "bob", "ann", None, None]
     assert [row["attributed_right"] for row in rows] == [False, True, True, None, None]
     assert rows[0]["similarity"] == pytest.approx(similarity(*voices.values()), abs=1e-3)

@@ -22,12 +22,12 @@ COMPARED = ("similarity", "similarity_within", "dissimilarity_to_previous", "att
 
 @dataclass(frozen=True)
 class Turn:
-    """A speaker's text, and where it lies in the audio, in seconds."""
+    """A speaker's text; its first sample, and the one after its last."""
 
     speaker: str
     text: str
-    start: float
-    end: float
+    start: int
+    end: int
 
 
 def judge_dialogue(
@@ -49,15 +49,14 @@ def judge_dialogue(
         raise ValueError(f"dialogue {name}: no turns")
     rows, voices = [], []
     for number, turn in enumerate(turns):
-        start, end = (max(0, round(seconds * sample_rate)) for seconds in (turn.start, turn.end))
         notes: list[str] = []
-        if len(segment := waveform[start:end]):
+        if len(segment := waveform[turn.start : turn.end]):
             hypothesis, voice = transcribe_and_embed(panel, segment, sample_rate, language, notes)
         else:
             hypothesis, voice = "" if panel.recogniser else None, None
             notes.append("the turn has no sound")
         row: Row = {"dialogue": name, "turn": number, "speaker": turn.speaker, "text": turn.text}
-        row |= {"start": turn.start, "end": turn.end, "heard": hypothesis}
+        row |= {"start": turn.start / sample_rate, "end": turn.end / sample_rate, "heard": hypothesis}
         if fault := transcript_fault(turn.text, language):
             row |= dict.fromkeys(SCORES)
             notes.append(fault[1])

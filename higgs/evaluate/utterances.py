@@ -239,20 +239,15 @@ def text_scores(text: str, hypothesis: str | None, language: str) -> Row:
 
 
 # The scripts of a language, as Unicode names its letters; other languages are not checked.
-LATIN = ("LATIN",)
-SCRIPTS = {language: LATIN for language in "en es fr it de pt nl pl sv da no fi cs hu ro tr id vi".split()} | {
-    "zh": ("CJK",),
-    "yue": ("CJK",),
-    "ja": ("CJK", "HIRAGANA", "KATAKANA"),
-    "ko": ("HANGUL", "CJK"),
-    "ru": ("CYRILLIC",),
-    "uk": ("CYRILLIC",),
-    "el": ("GREEK",),
-    "ar": ("ARABIC",),
-    "he": ("HEBREW",),
-    "hi": ("DEVANAGARI",),
-    "th": ("THAI",),
-}
+SCRIPTS = {
+    language: tuple(scripts.split())
+    for languages, scripts in (
+        ("en es fr it de pt nl pl sv da no fi cs hu ro tr id vi", "LATIN"), ("zh yue", "CJK"), ("ko", "HANGUL CJK"),
+        ("ja", "CJK HIRAGANA KATAKANA"), ("ru uk", "CYRILLIC"), ("el", "GREEK"), ("ar", "ARABIC"), ("he", "HEBREW"),
+        ("hi", "DEVANAGARI"), ("th", "THAI"),
+    )
+    for language in languages.split()
+}  # fmt: skip
 
 
 def transcript_fault(text: str, language: str) -> tuple[str, str] | None:

@@ -7,8 +7,6 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from torch import Tensor
-
 from higgs.audio import load_audio
 from higgs.data.recordings import Recording, read_recordings
 from higgs.evaluate.dialogue import Turn, judge_dialogue
@@ -148,17 +146,16 @@ def _second(folder: Path, generated: Sequence[Utterance]) -> list[Utterance]:
 
 @dataclass(frozen=True)
 class ChunkedSample:
-    """A sample that was spoken in chunks: the turns of a dialogue, or a long form in one voice.
+    """A sample that was spoken in chunks: a dialogue turn by turn, or a long form in one voice.
 
-    A chunk is a speaker, a text, and its first sample and the one after its last. `voices` are names of speakers with a
-    recording of each.
+    `voices` are names of speakers with a recording of each.
     """
 
     name: str
     form: str
     path: Path
     text: str
-    chunks: tuple[tuple[str, str, int, int], ...]
+    turns: tuple[Turn, ...]
     voices: tuple[tuple[str, Path], ...]
     language: str
 
@@ -169,21 +166,15 @@ class ChunkedSample:
     def judge(self, evaluator: Evaluator) -> list[Row]:
         """A record for each turn of a dialogue, and for each segment of at most 10 s of a long form."""
         waveform, rate = load_audio(self.path)
-        voices = known_voices(evaluator, self.voices)
-        common = (evaluator.panel, self.name, waveform, rate)
+        voices = {}
+        if evaluator.panel.speaker is not None:
+            voices = {name: evaluator.reference_voice(path) for name, path in self.voices}
+        voices = {name: voice for name, voice in voices.items() if not isinstance(voice, str)}
         if self.form == DIALOGUE:
-            turns = [Turn(speaker, text, start / rate, end / rate) for speaker, text, start, end in self.chunks]
-            return judge_dialogue(*common, turns, voices, self.language)
-        boundaries = [start for _, _, start, _ in self.chunks if 0 < start < len(waveform)]
-        return judge_long(*common, self.text, next(iter(voices.values()), None), boundaries, self.language)
-
-
-def known_voices(evaluator: Evaluator, recordings: Sequence[tuple[str, Path]]) -> dict[str, Tensor]:
-    """Names with recordings -> embeddings, without those of recordings that cannot be used."""
-    if evaluator.panel.speaker is None:
-        return {}
-    voices = {name: evaluator.reference_voice(path) for name, path in recordings}
-    return {name: voice for name, voice in voices.items() if not isinstance(voice, str)}
+            return judge_dialogue(evaluator.panel, self.name, waveform, rate, self.turns, voices, self.language)
+        voice = next(iter(voices.values()), None)
+        boundaries = [turn.start for turn in self.turns if 0 < turn.start < len(waveform)]
+        return judge_long(evaluator.panel, self.name, waveform, rate, self.text, voice, boundaries, self.language)
 
 
 def chunked_samples(results: Results, form: str) -> list[ChunkedSample]:
@@ -195,17 +186,12 @@ def chunked_samples(results: Results, form: str) -> list[ChunkedSample]:
         by_turns = bool(chunks) and all(len(chunk["speaker"].split()) == 1 for chunk in chunks)
         if row["form"] != form or path is None or (form == DIALOGUE and not by_turns):
             continue
-        names = row["voice"].split()
-        placed = tuple(
-            (_speaker(chunk["speaker"], names), SPEAKER_TAG.sub("", chunk["text"]), chunk["start"], chunk["end"])
-            for chunk in chunks
-        )
-        some = tuple(pair for pair in voices.items() if form == DIALOGUE or pair[0] == row["voice"])
-        items.append(ChunkedSample(row["name"], form, path, row["text"], placed, some, row["language"]))
+        names = dict(enumerate(row["voice"].split()))
+        turns = []
+        for chunk in chunks:
+            number = int(chunk["speaker"] or 0)
+            text = SPEAKER_TAG.sub("", chunk["text"])
+            turns.append(Turn(names.get(number, f"SPEAKER{number}"), text, chunk["start"], chunk["end"]))
+        known = tuple(pair for pair in voices.items() if form == DIALOGUE or pair[0] == row["voice"])
+        items.append(ChunkedSample(row["name"], form, path, row["text"], tuple(turns), known, row["language"]))
     return items
-
-
-def _speaker(number: str, names: Sequence[str]) -> str:
-    """The voice of `[SPEAKER0]`, `[SPEAKER1]`, ...; the first one's where the chunk has no number."""
-    index = int(number or 0)
-    return names[index] if index < len(names) else f"SPEAKER{index}"

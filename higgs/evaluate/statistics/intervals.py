@@ -77,12 +77,10 @@ def bootstrap_interval(
     Raises ValueError: fewer than 2 clusters, unequal lengths, errors that are negative (where there are totals) or not
     finite, totals that are not positive.
     """
-    x, y = _pairs(errors, totals)
-    if totals is not None and not (x >= 0).all():
-        raise ValueError(f"errors must not be negative, got {x.min()}")
-    pairs = len(x)
-    x, y = _by_cluster(x, y, clusters)
-    low, high = interval_ends([(x[None], y[None])], settings, unseen, len(x) / pairs)
+    x, y = _sums(errors, totals, clusters)
+    if totals is not None and min(errors) < 0:
+        raise ValueError(f"errors must not be negative, got {min(errors)}")
+    low, high = interval_ends([(x[None], y[None])], settings, unseen, len(x) / len(errors))
     return Interval(float(x.sum() / y.sum()), float(low[0]), float(high[0]))
 
 
@@ -172,7 +170,7 @@ def paired_difference(
     """
     if len(a) != len(b):
         raise ValueError(f"systems are compared on the same utterances, got {len(a)} and {len(b)}")
-    (x, y), (v, w) = (_by_cluster(*_pairs(*pair), clusters) for pair in ((a, totals_a), (b, totals_b)))
+    (x, y), (v, w) = (_sums(*pair, clusters) for pair in ((a, totals_a), (b, totals_b)))
     low, high = interval_ends([(x[None], y[None]), (v[None], w[None])], settings)
     estimate = v.sum() / w.sum() - x.sum() / y.sum()
     p = permutation_p(np.stack([x, y, v, w])[:, None], settings)
@@ -237,7 +235,7 @@ def rate_interval(
     (clusters): at least the number of clusters, for samples of a text that always agree, and at most the number of
     independent samples. Without any variance it is that maximum; with `clusters`, the minimum.
     """
-    x, y = _by_cluster(*_pairs(shares), clusters, least=1)
+    x, y = _sums(shares, None, clusters, least=1)
     n, most = len(shares), len(shares) ** 2 / sum(1 / k for k in counts)
     rate = min(1.0, max(0.0, float(x.sum() / n)))
     variance = float(((x - rate * y) ** 2).sum()) / n**2
@@ -253,7 +251,7 @@ def seed_share(errors: Sequence[float], totals: Sequence[float], texts: Sequence
     One-way analysis of variance with unequal groups (Searle 1971, chapter 10) of the errors above the mean rate. None
     where no text has two samples, or nothing varies.
     """
-    x, y = _pairs(errors, totals)
+    x, y = _sums(errors, totals, least=1)
     _, index = np.unique(np.asarray(texts), return_inverse=True)
     counts = np.bincount(index).astype(np.float64)
     n, samples = len(counts), counts.sum()
@@ -268,18 +266,16 @@ def seed_share(errors: Sequence[float], totals: Sequence[float], texts: Sequence
     return float(within / total) if total > 0 else None
 
 
-def _pairs(numerators: ArrayLike, denominators: ArrayLike | None = None) -> tuple[Array, Array]:
+def _sums(
+    numerators: ArrayLike, denominators: ArrayLike | None, clusters: Sequence[Hashable] | None = None, least: int = 2
+) -> tuple[Array, Array]:
+    """[n], [n] or None for ones -> sums over the pairs of each label, in the order in which labels first appear."""
     x = np.asarray(numerators, dtype=np.float64)
     y = np.ones_like(x) if denominators is None else np.asarray(denominators, dtype=np.float64)
     if x.ndim != 1 or x.shape != y.shape:
         raise ValueError(f"errors and totals must both be [n], got shapes {x.shape} and {y.shape}")
     if not (np.isfinite(x).all() and np.isfinite(y).all()):
         raise ValueError("errors and totals must be finite")
-    return x, y
-
-
-def _by_cluster(x: Array, y: Array, clusters: Sequence[Hashable] | None, least: int = 2) -> tuple[Array, Array]:
-    """[n], [n] -> sums over the pairs of each label, in the order in which labels first appear."""
     if clusters is not None:
         if len(clusters) != len(x):
             raise ValueError(f"a label for each of {len(x)} pairs, got {len(clusters)}")
