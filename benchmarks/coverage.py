@@ -100,14 +100,14 @@ def _errors(
     spread, mean = system.run_away_spread, system.run_away
     tendency = generator.beta(spread * mean, spread * (1 - mean), size=words.shape)
     least, most = system.run_away_factor
-    found = np.full((counts.max(), *words.shape), np.nan)
-    for index, errors in enumerate(found):
+    errors = np.full((counts.max(), *words.shape), np.nan)
+    for index, row in enumerate(errors):
         there = counts > index
         usual = generator.binomial(words, np.minimum(1.0, chance * system.factor))
         lost = words * generator.integers(least, most + 1, size=words.shape)
         run_away = generator.random(words.shape) < tendency
-        errors[:, there] = np.where(run_away, lost, usual)[:, there]
-    return found
+        row[:, there] = np.where(run_away, lost, usual)[:, there]
+    return errors
 
 
 def coverage(
@@ -133,17 +133,17 @@ def coverage(
         (errors,), words = draw([process], size, counts, generator)
         mean, ones = np.nanmean(errors, axis=0), np.ones((size, n))
         wrong = np.nanmean(np.where(np.isnan(errors), np.nan, errors > 0), axis=0)
-        alike = generator.beta(*process.similarity, size=(size, n))
-        alike += generator.normal(0, process.similarity_noise, size=(size, n)) / counts**0.5
+        similarities = generator.beta(*process.similarity, size=(size, n))
+        similarities += generator.normal(0, process.similarity_noise, size=(size, n)) / counts**0.5
         settings = Resampling(num_resamples, seed + start)
-        found = {"wer": (process.wer, *interval_ends([(mean, words)], settings, unseen))}
+        ends = {"wer": (process.wer, *interval_ends([(mean, words)], settings, unseen))}
         likely = process.similarity[0] / sum(process.similarity)
-        found["similarity"] = (likely, *interval_ends([(alike, ones)], settings))
+        ends["similarity"] = (likely, *interval_ends([(similarities, ones)], settings))
         if rates:
-            ends = [rate_interval(row, counts) for row in wrong]
-            low, high = (np.array([getattr(e, side) for e in ends]) for side in ("low", "high"))
-            found["rate"] = (process.wrong, low, high)
-        for name, (truth, low, high) in found.items():
+            intervals = [rate_interval(row, counts) for row in wrong]
+            low, high = (np.array([getattr(i, side) for i in intervals]) for side in ("low", "high"))
+            ends["rate"] = (process.wrong, low, high)
+        for name, (truth, low, high) in ends.items():
             held.setdefault(f"{name}_coverage_percent", []).append((low <= truth) & (truth <= high))
             held.setdefault(f"{name}_width_points", []).append(high - low)
     row = {"n": n, "takes": int(counts.sum()), "trials": trials, "true_wer_percent": 100 * process.wer}
@@ -201,8 +201,8 @@ def study(trials: int = 10_000, seed: int = 0) -> tuple[list[dict], list[dict], 
     others = []
     for name, process in PROCESSES.items():
         settings = {"seed": seed, "process": process, "rates": False}
-        found = {str(n): coverage(DESIGNS[MIXED](n), trials, **settings) for n in SIZES}
-        held = {n: row["wer_coverage_percent"] for n, row in found.items()}
+        by_size = {str(n): coverage(DESIGNS[MIXED](n), trials, **settings) for n in SIZES}
+        held = {n: row["wer_coverage_percent"] for n, row in by_size.items()}
         others.append({"process": name, "true_wer_percent": 100 * process.wer} | held)
     tested = [power(n, change, trials, seed=seed) for n in (40, 400) for change in CHANGES]
     return rows, others, tested

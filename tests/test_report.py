@@ -198,7 +198,7 @@ def test_what_is_shown(results, rows, tmp_path):
     distances, usage = report.codec_tables(results)
     assert [(d["clips"], d["mel_db"], d["stoi"]) for d in distances] == [(2, 3.0, 0.5), (1, 1.0, 1.0)]
     assert usage == [{"codebook": 0, "perplexity": 3.0}]
-    assert "Words misheard" in report.headline(summary)._repr_html_()
+    assert "Word error rate" in report.headline(summary)._repr_html_()
     opening = report.opening(origin, ["dnsmos: install <it>"])._repr_html_()
     assert "the small default" in opening and "install &lt;it&gt;" in opening
 
@@ -219,7 +219,7 @@ def test_transcript_diff(text, hypothesis, shown):
 
 def test_cards_have_text_and_player(rows):
     page = report.cards(report.ranked(rows))._repr_html_()
-    assert page.count('class="card"') == 6 and page.count("<audio") == 5 and "no sound" in page
+    assert page.count('class="card"') == 6 and page.count("<audio") == 5 and "no audio" in page
     assert page.count("<img alt=") == 5
 
 

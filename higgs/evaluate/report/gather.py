@@ -101,7 +101,7 @@ def _generated(results: Results, naturalness_texts: int | None) -> list[Utteranc
 
 
 def _another_system(item: Utterance, condition: str, path: Path | None, **changes: Any) -> Utterance:
-    """The text and voices of a generated utterance, spoken by somebody else."""
+    """The text and voices of a generated utterance, spoken by another system or a person."""
     changes = {"form": "", "cap_hit": None, "retries": None, "predict_mos": True} | changes
     return replace(item, condition=condition, path=path, **changes)
 

@@ -22,14 +22,14 @@ from higgs.workflow.tables import Row, read_rows
 
 PACKAGES = ("torch", "transformers", "onnxruntime", "jiwer")
 COUNTS = {
-    "n": "utterances", "scripts": "texts", "seeds": "seeds", "words": "words", "seconds": "seconds of sound",
+    "n": "utterances", "scripts": "texts", "seeds": "seeds", "words": "words", "seconds": "seconds of audio",
     "missing": "missing", "silent": "silent", "unreadable": "unreadable", "too_long": "too long, judged in part",
-    "not_scored": "not scored: a fault of the set or the judge", "empty_transcripts": "nothing was heard",
-    "above_50": "WER above 50 %", "cap_hits": "stopped by the frame cap", "retried": "spoken again by a guard",
+    "not_scored": "not scored: a fault of the set or the judge", "empty_transcripts": "empty hypothesis",
+    "above_50": "WER above 50 %", "cap_hits": "stopped by the frame cap", "retried": "generated again after a run-away",
 }  # fmt: skip
 BRIEF = {
     "wer_percent": "WER %", "cer_percent": "CER %", "similarity": "similarity", "similarity_to_others": "to others",
-    "mos_overall": "quality", "length_ratio": "length", "cap_hit_percent": "cap %",
+    "mos_overall": "quality", "length_ratio": "duration", "cap_hit_percent": "cap %",
 }  # fmt: skip
 SHORT = {RECORDED: "recordings", RECONSTRUCTED: "codec", GENERATED: "generated"}
 FLAT = (
@@ -59,7 +59,7 @@ def opening(origin: Mapping[str, Any], absent: Sequence[str]) -> HTML:
     """The checkpoint, the set, the judges, and which judges are missing."""
     judges = [name for name in origin["judges"].values() if name]
     what = (
-        "the small default, made to show and to test the workflow. What the released 3B checkpoint can do is not "
+        "the small default, which shows and tests the workflow. What the released 3B checkpoint can do is not "
         "measured here"
         if origin["checkpoint"] == "nano"
         else "as named in params.yaml"
@@ -179,9 +179,9 @@ def _card(row: Row) -> str:
     if row["similarity"] is not None:
         numbers.append(f"similarity {row['similarity']:.2f}")
     if row["length_ratio"] is not None:
-        numbers.append(f"length {row['length_ratio']:.2f}")
+        numbers.append(f"duration ratio {row['length_ratio']:.2f}")
     facts = ", ".join(fact for fact in (row["form"], row["voice"], *numbers) if fact)
-    player = "<p>no sound</p>"
+    player = "<p>no audio</p>"
     if row["seconds"]:
         waveform, rate = load_audio(row["path"])
         spectrogram = picture(png(small_spectrogram(waveform, rate)), f"spectrogram of {row['name']}")
@@ -213,7 +213,7 @@ def headline(summary: Sequence[Row]) -> HTML:
     ]
     if not rates:
         return HTML("<p>No words were judged.</p>")
-    return HTML(f"<p><b>Words misheard</b> (95 % interval), {html.escape(', '.join(rates))}.</p>")
+    return HTML(f"<p><b>Word error rate</b> (95 % interval): {html.escape(', '.join(rates))}.</p>")
 
 
 def coverage_note(coverage: Row, seeds: tuple[float | None, int]) -> HTML:
@@ -221,16 +221,16 @@ def coverage_note(coverage: Row, seeds: tuple[float | None, int]) -> HTML:
     held = [f"{coverage[f'{name}_coverage_percent']:.0f} %" for name in ("wer", "similarity", "rate")]
     share, several = seeds
     lines = [
-        f"Intervals over {coverage['n']} texts in {coverage['takes']} takes that are called 95 % held the true WER in "
-        f"{held[0]} of {coverage['trials']} made-up sets (many texts without an error, a long tail, 1.5 % run-aways), "
-        f"the similarity in {held[1]}, the share of utterances with an error in {held[2]}. The upper end of a WER "
-        "allows for run-aways that the set does not hold, and the fewer the texts, the more. See "
+        f"The 95 % intervals over {coverage['n']} texts in {coverage['takes']} samples held the true WER in {held[0]} "
+        f"of {coverage['trials']} synthetic sets (many texts without an error, a long tail, 1.5 % run-aways), the "
+        f"similarity in {held[1]}, the share of utterances with an error in {held[2]}. The upper end of a WER allows "
+        "for run-aways that the set does not have, the more the fewer the texts. See "
         "<code>notebooks/statistics.ipynb</code>."
     ]
     if share is not None:
         lines.append(
-            f"Of the variance of word errors from take to take {100 * share:.0f} % is the seed's, the rest that of the "
-            f"text ({several} texts with several takes)."
+            f"Of the variance of word errors between samples {100 * share:.0f} % is the seed's, the rest that of the "
+            f"text ({several} texts with several samples)."
         )
     return paragraphs(lines)
 

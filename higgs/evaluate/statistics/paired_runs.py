@@ -58,8 +58,8 @@ def compare(
         )
     metrics = [metric for metric in METRICS if _same_judge(metric, provenance, notes)]
     clusters = {row["script"]: row[cluster] for row in chosen[0] if row["script"] in shared}
-    found = [_compare_metric(metric, chosen, clusters, Resampling(resamples, seed)) for metric in metrics]
-    rows = [row for row in found if row is not None]
+    settings = Resampling(resamples, seed)
+    rows = [row for metric in metrics if (row := _compare_metric(metric, chosen, clusters, settings))]
     adjusted = holm({row["metric"]: row["p"] for row in rows})
     for row in rows:
         row["p_holm"] = adjusted[row["metric"]]
@@ -122,18 +122,18 @@ def _compare_metric(
         return None
     pairs = [paired_samples(samples[0][script], samples[1][script]) for script in scripts]
     (x_a, y_a), (x_b, y_b) = (tuple(zip(*(mean_sample(pair[side]) for pair in pairs), strict=True)) for side in (0, 1))
-    found = paired_difference(x_a, x_b, y_a, y_b, settings, labels)
+    result = paired_difference(x_a, x_b, y_a, y_b, settings, labels)
     return {
         "metric": metric.name,
         "title": metric.title,
         "better": metric.better,
-        "n": found.n,
+        "n": result.n,
         "a": sum(x_a) / sum(y_a),
         "b": sum(x_b) / sum(y_b),
-        "difference": found.estimate,
-        "low": found.low,
-        "high": found.high,
-        "p": found.p,
+        "difference": result.estimate,
+        "low": result.low,
+        "high": result.high,
+        "p": result.p,
     }
 
 

@@ -52,7 +52,7 @@ METRICS = (
     Metric("mos_signal", "mos_signal", "predicted speech quality (1 to 5)", "higher", NATURALNESS),
     Metric("mos_background", "mos_background", "predicted quietness of background (1 to 5)", "higher", NATURALNESS),
     Metric("mos_p808", "mos_p808", "predicted quality, P.808 (1 to 5)", "higher", NATURALNESS),
-    Metric("length_ratio", "length_ratio", "length, 1 is the pace of the recordings", "", unseen=RUN_AWAY),
+    Metric("length_ratio", "length_ratio", "duration ratio, 1 is the speaking rate of recordings", "", unseen=RUN_AWAY),
     Metric("silence_share", "silence_share", "share of silence", ""),
     Metric("cap_hit_percent", "cap_hit", "stopped by the frame cap, %", "lower", scale=100, rate=True),
 )  # fmt: skip
