@@ -180,6 +180,8 @@ def test_what_is_shown(results, rows, tmp_path):
     judges = PANEL.names(short=True)
     lines = {line["metric"]: line for line in report.by_metric(summary, judges)}
     wer = next(line for title, line in lines.items() if title.startswith("WER %, all errors"))
+    assert wer["metric"].endswith("(Ear)")
+    assert any(title.endswith("(Pitch)") for title in lines) and any("SeedTTS-Eval" in title for title in lines)
     assert set(wer) == {"metric", RECORDED, RECONSTRUCTED, GENERATED} and wer[RECORDED] == "0.0"
     assert not any("predicted" in title for title in lines)  # there is no such judge
     counts = {line["count"]: line[GENERATED] for line in report.by_count(summary)}
@@ -217,13 +219,10 @@ def test_transcript_diff(text, hypothesis, shown):
     assert report.transcript_diff(text, hypothesis)._repr_html_() == shown
 
 
-def test_cards_have_text_and_player(rows):
+def test_cards_and_parts_of_what_was_generated(rows):
     page = report.cards(report.ranked(rows))._repr_html_()
     assert page.count('class="card"') == 6 and page.count("<audio") == 5 and "no audio" in page
     assert page.count("<img alt=") == 5
-
-
-def test_parts_of_what_was_generated(rows):
     parts = report.parts_of(rows, 100, 0)
     assert [row["group"] for row in parts["voice"]] == ["ada", "ada ben", "ben"]
     assert [row["n"] for row in parts["form"]] == [1, 1, 4] and len(parts["length"]) == 1
@@ -263,18 +262,19 @@ def test_compare_writes_a_page(two_runs, tmp_path):
     assert "data:image/png" in page and "http" not in page.replace("http-equiv", "")
 
 
-def test_compare_says_what_it_cannot_find(two_runs, tmp_path):
-    gone = compare(str(two_runs[0]), "no-such-revision")
-    assert gone.returncode == 1 and "no folder, no revision of Git, and no experiment" in gone.stderr
-    odd = compare(str(two_runs[0]), str(two_runs[0]), "--cluster", "seed")
-    assert odd.returncode == 1 and "cluster: expected one of script, speaker, voice" in odd.stderr
-    empty = tmp_path / "empty"
+def test_compare_names_what_it_cannot_find(two_runs, tmp_path):
+    run, empty = str(two_runs[0]), tmp_path / "empty"
     empty.mkdir()
-    lacking = compare(str(two_runs[0]), str(empty))
-    assert lacking.returncode == 1 and "holds no utterances table" in lacking.stderr
+    for words, message in (
+        ((run, "no-such-revision"), "no folder, no revision of Git, and no experiment"),
+        ((run, run, "--cluster", "seed"), "cluster: expected one of script, speaker, voice"),
+        ((run, str(empty)), "holds no utterances table"),
+    ):
+        done = compare(*words)
+        assert done.returncode == 1 and message in done.stderr
 
 
-def test_verdicts_and_names_of_folders(two_runs, tmp_path, monkeypatch):
+def test_verdicts_and_names_of_folders(two_runs, tmp_path):
     assert find(str(two_runs[0]), tmp_path) == two_runs[0]
     nested = tmp_path / "run"
     (nested / "results/evaluate").mkdir(parents=True)

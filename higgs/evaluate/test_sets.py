@@ -41,7 +41,11 @@ def convert_seed_tts_eval(folder: str | Path, list_name: str = "meta.lst", langu
     if not source.is_file():
         raise FileNotFoundError(f"{source} does not exist: name the folder that holds {list_name}")
     entries, faults = _read_list(source)
-    faults += _file_faults(folder, entries)
+    for path in dict.fromkeys(path for entry in entries for path in _audio(folder, entry) if path is not None):
+        if not path.is_file():
+            faults.append(f"{path} does not exist")
+        if not path.resolve().is_relative_to(folder.parent):
+            faults.append(f"{path} lies outside of {folder.parent}")
     if faults:
         more = [f"and {len(faults) - MAX_LISTED} more"] if len(faults) > MAX_LISTED else []
         raise ValueError("\n".join([f"{source} cannot be used:", *faults[:MAX_LISTED], *more]))
@@ -69,13 +73,6 @@ def _audio(folder: Path, entry: Sequence[str]) -> tuple[Path, Path | None]:
     usual = folder / "wavs" / f"{entry[0]}.wav"
     recording = folder / entry[4] if entry[4] else usual if usual.is_file() else None
     return folder / entry[2], recording
-
-
-def _file_faults(folder: Path, entries: Sequence[Sequence[str]]) -> list[str]:
-    paths = dict.fromkeys(path for entry in entries for path in _audio(folder, entry) if path is not None)
-    faults = [f"{path} does not exist" for path in paths if not path.is_file()]
-    outside = [path for path in paths if not path.resolve().is_relative_to(folder.parent)]
-    return faults + [f"{path} lies outside of {folder.parent}" for path in outside]
 
 
 def _record(folder: Path, entry: Sequence[str], language: str) -> Row:

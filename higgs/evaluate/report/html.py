@@ -14,7 +14,7 @@ from higgs.audio import load_audio
 from higgs.evaluate.judges.registry import Panel
 from higgs.evaluate.metrics.error_rates import normalize
 from higgs.evaluate.report.gather import GENERATED, RECONSTRUCTED, RECORDED, Results
-from higgs.evaluate.statistics.summary import METRICS, length_class, summarise, titles, with_interval
+from higgs.evaluate.statistics.summary import METRICS, length_class, summarise, with_interval
 from higgs.evaluate.utterances import FAILED, NOT_SCORED
 from higgs.workflow.outputs import audio_player, picture
 from higgs.workflow.plots import png, small_spectrogram
@@ -80,13 +80,14 @@ def opening(origin: Mapping[str, Any], absent: Sequence[str]) -> HTML:
 
 
 def by_metric(summary: Sequence[Row], judges: Mapping[str, str | None]) -> list[Row]:
-    """The summary transposed: a row for each metric that some condition has, a column for each condition."""
-    names = titles(judges)
-    chosen = [metric for metric in METRICS if known(summary, metric.name)]
-    return [
-        {"metric": names[metric.name]} | {row["group"]: with_interval(row, metric) for row in summary}
-        for metric in chosen
-    ]
+    """The summary transposed: a row for each metric, whose title names its judge, a column for each condition."""
+    rows = []
+    for metric in METRICS:
+        judge = judges.get(metric.judge)
+        if known(summary, metric.name):
+            title = f"{metric.title} ({judge})" if judge else metric.title
+            rows.append({"metric": title} | {row["group"]: with_interval(row, metric) for row in summary})
+    return rows
 
 
 def by_group(summary: Sequence[Row], judges: Mapping[str, str | None]) -> tuple[list[Row], str]:

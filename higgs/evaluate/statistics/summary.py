@@ -4,9 +4,8 @@ Word errors are scored in two ways that never share a column: all errors over al
 and SeedTTS-Eval's mean of utterances. Every title names its judge.
 """
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 from higgs.evaluate.metrics import seedtts
 from higgs.evaluate.report.gather import RECORDED
@@ -178,18 +177,10 @@ def _texts_for_a_run_away(rows: Sequence[Row]) -> float:
     return len({row["script"] for row in rows}) / (1 + 2 * ran)
 
 
-def length_class(row: Mapping[str, Any]) -> str:
+def length_class(row: Row) -> str:
     """A class of text lengths, to summarise by."""
     words = row["words"] or 0
     return "up to 5 words" if words <= 5 else "6 to 12 words" if words <= 12 else "13 words and more"
-
-
-def titles(judges: Mapping[str, str | None]) -> dict[str, str]:
-    """Metric -> the title of its column, which names the judge (`Panel.names(short=True)`)."""
-    return {
-        metric.name: f"{metric.title} ({judges[metric.judge]})" if judges.get(metric.judge) else metric.title
-        for metric in METRICS
-    }
 
 
 def with_interval(row: Row, metric: Metric) -> str | None:
