@@ -74,9 +74,8 @@ def small_spectrogram(waveform: Tensor, sample_rate: int = 24_000) -> Figure:
 def _show_codes(codes: Tensor, title: str, xlabel: str, cmap: Any, most: int, **more: Any) -> tuple[Figure, Axes]:
     """[K, T] as colours from 0 to `most`."""
     figure, axis = plt.subplots(figsize=(9, 1.9), layout="constrained")
-    axis.imshow(
-        codes.cpu().numpy(), aspect="auto", cmap=cmap, vmin=0, vmax=most, interpolation="nearest", **more
-    )  # fmt: skip
+    style = {"aspect": "auto", "interpolation": "nearest", "vmin": 0, "vmax": most} | more
+    axis.imshow(codes.cpu().numpy(), cmap=cmap, **style)
     axis.set(xlabel=xlabel, ylabel="codebook", title=title, yticks=range(len(codes)))
     return figure, axis
 
