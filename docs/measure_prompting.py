@@ -107,7 +107,7 @@ def row(engine: Engine, name: str, speaker: str | None, texts: list[str], seeds:
         used += len(takes)
         values += [mean(takes)] if takes else []
         sys.stderr.write(".")
-    found = bootstrap_interval(values, [1.0] * len(values))
+    found = bootstrap_interval(values)
     sys.stderr.write(f" {name}\n")
     number = "{:.1f}" if found.estimate < 10 else "{:.0f}"
     mean_, low, high = map(number.format, (found.estimate, found.low, found.high))

@@ -35,7 +35,7 @@ from higgs.evaluate.judges.registry import (
 from higgs.evaluate.judges.wavlm_ecapa import WavLMECAPA
 from higgs.evaluate.judges.wheels import JudgeUnavailable, wheel_file
 from higgs.evaluate.metrics.error_rates import word_errors
-from higgs.evaluate.utterances import Listener
+from higgs.evaluate.utterances import Evaluator
 
 
 @pytest.fixture(scope="module")
@@ -227,7 +227,7 @@ def test_loading_the_recogniser_draws_no_random_numbers(recogniser):
 
 
 def judged(clips, hypotheses):
-    """Rows as `Listener.judge` returns them, of recordings."""
+    """Rows as `Evaluator.judge` returns them, of recordings."""
     return [
         {
             "group": "recordings", "name": c.id, "script": c.id, "status": "ok", "path": str(c.path), "language": "en",
@@ -239,8 +239,8 @@ def judged(clips, hypotheses):
 
 
 def jitter(judge, clips, copies, seed):
-    listener = Listener(MetricModels(judge))
-    return [row for clip in clips for copy in range(copies) for row in NoisyCopy(clip, copy, seed).judge(listener)]
+    evaluator = Evaluator(MetricModels(judge))
+    return [row for clip in clips for copy in range(copies) for row in NoisyCopy(clip, copy, seed).judge(evaluator)]
 
 
 def test_dither_is_inaudible_and_repeats():

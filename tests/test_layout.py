@@ -133,7 +133,7 @@ def test_pickles_are_read_with_weights_only():
 def test_no_folder_is_wide():
     for folder in {path.parent for path in FILES}:
         files = [path for path in folder.glob("*.py") if path.stem not in ("__init__", "__main__")]
-        assert len(files) <= (10 if folder == PACKAGE else MAX_FILES), folder
+        assert len(files) <= (11 if folder == PACKAGE else MAX_FILES), folder
 
 
 def test_the_tree_of_the_architecture_page_names_every_file_and_no_other():

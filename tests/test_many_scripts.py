@@ -18,10 +18,11 @@ from higgs.evaluate import test_sets as sets
 from higgs.evaluate.judges.registry import load_metric_models
 from higgs.evaluate.report.gather import GENERATED, OF_THE_SET, gather, read_results
 from higgs.evaluate.statistics.summary import summarise
-from higgs.evaluate.utterances import Listener
+from higgs.evaluate.utterances import Evaluator
+from higgs.resumable import settings_folder
 from higgs.serve import many_scripts as many_scripts
 from higgs.serve.engine import Engine
-from higgs.serve.many_scripts import batches, choose_tasks, read_utterance, speak_all, work_folder
+from higgs.serve.many_scripts import batches, choose_tasks, read_utterance, speak_all
 
 SAMPLING = SamplingConfig(temperature=0.4, top_k=20, top_p=1.0)
 
@@ -84,8 +85,8 @@ def test_a_request_that_cannot_be_spoken_is_an_empty_take(engine, scripts, tmp_p
 
 
 def test_other_settings_have_another_folder(tmp_path):
-    folders = {work_folder(tmp_path, {"temperature": t, "model": m}) for t in (0.4, 0.5) for m in "ab"}  # fmt: skip
-    assert len(folders) == 4 and work_folder("a", {"x": 1}) == work_folder("a", {"x": 1})
+    folders = {settings_folder(tmp_path, {"temperature": t, "model": m}) for t in (0.4, 0.5) for m in "ab"}  # fmt: skip
+    assert len(folders) == 4 and settings_folder("a", {"x": 1}) == settings_folder("a", {"x": 1})
 
 
 def test_some_texts_have_all_seeds_whatever_their_order(scripts):
@@ -174,10 +175,10 @@ def test_a_public_set_from_its_list_to_a_table(engine, tmp_path):
     made = list(speak_all(lambda: engine, requests, SAMPLING, 60, tmp_path / "work", 1))
     write_results(tmp_path / "results", made)
     items = gather(read_results(tmp_path / "results"), ["en"])
-    items = [item for item in items if item.group in (GENERATED, OF_THE_SET)]
-    assert [item.group for item in items] == [OF_THE_SET] * 2 + [GENERATED] * 2
+    items = [item for item in items if item.condition in (GENERATED, OF_THE_SET)]
+    assert [item.condition for item in items] == [OF_THE_SET] * 2 + [GENERATED] * 2
     panel = load_metric_models("moonshine-tiny-en-float32", "ge2e")
-    rows = list(Listener(panel).judge_all(items))
+    rows = list(map(Evaluator(panel).judge, items))
     assert all(row["status"] == "ok" and row["similarity"] is not None for row in rows)
     people, ours = summarise(rows, 100, 0)
     assert people["seedtts_wer_percent"] < 30 and ours["n"] == 2
@@ -185,9 +186,10 @@ def test_a_public_set_from_its_list_to_a_table(engine, tmp_path):
 
 def write_results(folder, made):
     """As the stages leave them."""
-    from higgs.workflow.outputs import write_json, write_table
+    from higgs.workflow.outputs import write_json
+    from higgs.workflow.tables import write_rows
 
-    write_table(folder / "generate/utterances.csv", [utterance.record for utterance in made])
+    write_rows(folder / "generate/utterances.parquet", [utterance.record for utterance in made])
     for utterance in made:
         path = folder / "generate/audio" / f"{utterance.name}.flac"
         path.parent.mkdir(parents=True, exist_ok=True)

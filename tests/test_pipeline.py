@@ -13,6 +13,7 @@ import higgs
 from higgs.workflow.params import SECTIONS, from_section, read_params, scalars_of, select
 
 STAGES = ("tokenize", "generate", "evaluate")
+CODE = ("higgs", "benchmarks")
 DVC = YAML(typ="safe").load((ROOT / "dvc.yaml").read_text())["stages"]
 
 
@@ -37,7 +38,7 @@ def imports_of(source: str) -> set[str]:
             if node.module == "higgs":
                 names = {higgs._MODULES.get(alias.name, f"higgs.{alias.name}") for alias in node.names}
             found |= {node.module} | names
-    return {name for name in found if name.split(".")[0] == "higgs" and module_file(name)}
+    return {name for name in found if name.split(".")[0] in CODE and module_file(name)}
 
 
 def reached(todo: set[str]) -> set[Path]:
@@ -59,7 +60,7 @@ def test_a_stage_lists_the_code_it_imports_and_no_more(stage):
     else:
         code = ["".join(c["source"]) for c in cells(stage) if c["cell_type"] == "code"]
         entry, modules = DVC[stage], {"higgs.workflow.runner"}.union(*map(imports_of, code))
-    listed = {Path(dep) for dep in entry["deps"] if dep.startswith("higgs") and dep != "higgs/workflow/templates"}
+    listed = {Path(dep) for dep in entry["deps"] if dep.startswith(CODE) and dep != "higgs/workflow/templates"}
     assert Path("higgs/workflow") not in listed
     files = reached(modules)
     for path in files:

@@ -1,5 +1,6 @@
 """The evaluate report's parts: what is gathered, what it shows, and two runs compared on a page."""
 
+import hashlib
 import json
 import subprocess
 import sys
@@ -17,23 +18,24 @@ from higgs.evaluate.judges.registry import MetricModels
 from higgs.evaluate.report import compare_page
 from higgs.evaluate.report import html as report
 from higgs.evaluate.report.gather import (
+    DIALOGUE,
     GENERATED,
+    LONG_FORM,
+    RECONSTRUCTED,
     RECORDED,
-    ROUND_TRIP,
-    dialogue_takes,
+    chunked_samples,
     gather,
-    long_takes,
     read_results,
 )
 from higgs.evaluate.statistics.summary import summarise
-from higgs.evaluate.utterances import Listener
+from higgs.evaluate.utterances import Evaluator
 from higgs.workflow import speed
-from higgs.workflow.outputs import write_json, write_table
+from higgs.workflow.outputs import write_json
 from higgs.workflow.tables import write_rows
 
 
 class Ear:
-    """Hears two words in everything below 500 Hz, and one elsewhere."""
+    """Two words for everything below 500 Hz, else one."""
 
     name, short, languages = "Ear 1.0 (made up)", "Ear", frozenset({"en"})
 
@@ -54,7 +56,7 @@ def tone(waveform, sample_rate) -> float:
 
 
 PANEL = MetricModels(Ear(), Pitch())
-TAKES = {
+SAMPLES = {
     "a-s0": ("a", "smart_voice", "ada", 200, "stop"),
     "a-s1": ("a", "smart_voice", "ada", 1000, "length"),
     "b-s0": ("b", "smart_voice", "ben", 300, "stop"),
@@ -78,23 +80,15 @@ def results(tmp_path):
     for name, speaker, hertz in (("r1", "one", 210), ("r2", "one", 220), ("r3", "two", 400)):
         path = flac(tmp_path / "recordings" / f"{name}.flac", hertz)
         flac(tmp_path / "results/tokenize/audio" / f"{name}.flac", hertz + 400)
-        row = {
-            "id": name,
-            "path": f"recordings/{path.name}",
-            "text": "Hello there.",
-            "language": "en",
-        }
-        manifest.append(row | {"speaker": speaker, "seconds": 1.0, "sha256": sha(path)})
+        digest = hashlib.sha256(path.read_bytes()).hexdigest()
+        row = {"id": name, "path": f"recordings/{path.name}", "text": "Hello there.", "language": "en"}
+        manifest.append(row | {"speaker": speaker, "seconds": 1.0, "sha256": digest})
     listing = tmp_path / "recordings" / "manifest.jsonl"
     listing.write_text("".join(json.dumps(row) + "\n" for row in manifest))
-    rows = []
-    for name, (script, form, voice, hertz, stop) in TAKES.items():
+    generate, rows = tmp_path / "results/generate", []
+    for name, (script, form, voice, hertz, stop) in SAMPLES.items():
         if hertz:
-            flac(
-                tmp_path / "results/generate/audio" / f"{name}.flac",
-                hertz,
-                4 if form == "dialogue" else 1,
-            )
+            flac(generate / "audio" / f"{name}.flac", hertz, 4 if form == "dialogue" else 1)
         rows.append(
             {
                 "name": name, "script": script, "form": form, "voice": voice, "seed": int(name[-1]),
@@ -102,82 +96,62 @@ def results(tmp_path):
                 "reference": str(references.get(voice, "")), "recording": "", "stop": stop, "retries": 0,
             }
         )  # fmt: skip
-    generate = tmp_path / "results/generate"
-    write_table(generate / "utterances.csv", rows)
+    write_rows(generate / "utterances.parquet", rows)
     chunks = [
         {"name": "talk-s0", "speaker": "0", "start": 0, "end": 2 * RATE, "text": "[SPEAKER0] Hello there."},
         {"name": "talk-s0", "speaker": "1", "start": 2 * RATE, "end": 4 * RATE, "text": "[SPEAKER1] Hello there."},
         {"name": "long-s0", "speaker": "", "start": 0, "end": RATE, "text": "Hello there."},
     ]  # fmt: skip
-    write_table(generate / "chunks.csv", chunks)
+    write_rows(generate / "chunks.parquet", chunks)
     origin = {"checkpoint": "nano", "model": "m", "codec": "c", "set": "default", "data": "d"}
-    said = {
-        "provenance": origin,
-        "sampling": {"temperature": 0.4, "seed": 0},
-        "seeds": [0, 1],
-        "empty": 1,
-    }
-    write_json(generate / "summary.json", said | {"mean_seconds": 1.0})
+    summary = {"provenance": origin, "sampling": {"temperature": 0.4, "seed": 0}, "seeds": [0, 1], "empty": 1}
+    write_json(generate / "summary.json", summary | {"mean_seconds": 1.0})
     distances = {"language": "en", "clips": 3, "mel_db": 1.0, "stft": 2.0, "si_sdr_db": 3.0}
-    tokenized = {"recordings": str(listing), "languages": [distances]}
-    write_json(tmp_path / "results/tokenize/summary.json", tokenized)
+    tokenize = tmp_path / "results/tokenize"
+    write_json(tokenize / "summary.json", {"recordings": str(listing), "languages": [distances]})
+    measured = [("a", 1, 4.0, None), ("b", 1, 2.0, 0.5), ("a", 8, 1.0, 1.0)]
+    names = ("id", "codebooks", "mel_db", "stoi", "stft", "si_sdr_db")
+    table = [dict(zip(names, (*row, 1.0, 2.0), strict=True)) for row in measured]
+    write_rows(tokenize / "reconstruction.parquet", table)
+    write_rows(tokenize / "usage.parquet", [{"codebook": 0, "perplexity": 3.0}])
     return read_results(tmp_path / "results")
-
-
-def sha(path) -> str:
-    import hashlib
-
-    return hashlib.sha256(path.read_bytes()).hexdigest()
 
 
 @pytest.fixture
 def rows(results):
-    return list(Listener(PANEL, pace={"en": 0.1}).judge_all(gather(results, ["en"])))
+    return list(map(Evaluator(PANEL, speaking_rates={"en": 0.1}).judge, gather(results, ["en"])))
 
 
-def test_anchors_stand_beside_what_was_generated(results, rows):
-    assert Counter(row["group"] for row in rows) == {RECORDED: 3, ROUND_TRIP: 3, GENERATED: 6}
+def test_human_recordings_are_judged_beside_what_was_generated(results, rows):
+    assert Counter(row["group"] for row in rows) == {RECORDED: 3, RECONSTRUCTED: 3, GENERATED: 6}
     by_name = {(row["group"], row["name"]): row for row in rows}
     human = by_name[RECORDED, "r1"]
     assert human["similarity"] > 0.99 and human["similarity_to_others"] < human["similarity"]
     assert by_name[RECORDED, "r3"]["similarity"] is None  # the only recording of its speaker
-    assert by_name[ROUND_TRIP, "r1"]["similarity"] < 0.95
-    take = by_name[GENERATED, "a-s0"]
-    assert (take["voice"], take["form"], take["seed"], take["cap_hit"]) == (
-        "ada",
-        "smart_voice",
-        0,
-        False,
-    )
-    assert take["similarity"] == pytest.approx(1, abs=1e-3) and take["similarity_to_others"] < 1
+    assert by_name[RECONSTRUCTED, "r1"]["similarity"] < 0.95
+    sample = by_name[GENERATED, "a-s0"]
+    expected = {"voice": "ada", "form": "smart_voice", "seed": 0, "cap_hit": False}
+    assert {name: sample[name] for name in expected} == expected
+    assert sample["similarity"] == pytest.approx(1, abs=1e-3) and sample["similarity_to_others"] < 1
     assert by_name[GENERATED, "a-s1"]["cap_hit"] is True
     assert by_name[GENERATED, "b-s1"]["status"] == "missing"
     assert by_name[GENERATED, "talk-s0"]["similarity"] is None  # two speakers have no reference
-    predicted = {item.name: item.predict for item in gather(results, ["en"], 1) if item.group == GENERATED}
-    assert sum(predicted.values()) == 1  # one take of one text
-    every = [i.predict for i in gather(results, ["en"]) if i.group == GENERATED]
-    assert sum(every) == len({row["script"] for row in rows if row["group"] == GENERATED})
+    for texts, count in ((1, 1), (None, 4)):  # one sample of each text
+        items = [item for item in gather(results, ["en"], texts) if item.condition == GENERATED]
+        assert sum(item.predict_mos for item in items) == count
 
 
 def test_a_second_system_is_judged_beside(results, tmp_path):
-    other = tmp_path / "theirs"
-    flac(other / "a-s0.flac", 200)
-    flac(other / "a-s1.flac", 200)
-    flac(other / "b.flac", 900)
-    (group,) = {i.group for i in gather(results, ["en"], second_system=other)} - {
-        RECORDED,
-        ROUND_TRIP,
-        GENERATED,
-    }
-    items = [i for i in gather(results, ["en"], second_system=other) if i.group == group]
-    assert group == "second system: theirs"
+    other, condition = tmp_path / "theirs", "second system: theirs"
+    for name, hertz in (("a-s0", 200), ("a-s1", 200), ("b", 900)):
+        flac(other / f"{name}.flac", hertz)
+    items = [i for i in gather(results, ["en"], second_system=other) if i.condition == condition]
     assert [i.name for i in items] == ["a-s0", "a-s1", "b", "talk-s0", "long-s0"]
-    judged = list(Listener(PANEL).judge_all(items))
-    assert [row["status"] for row in judged] == ["ok", "ok", "ok", "missing", "missing"]
+    statuses = [Evaluator(PANEL).judge(item)["status"] for item in items]
+    assert statuses == ["ok", "ok", "ok", "missing", "missing"]
     (other / "a-s1.flac").unlink()
-    (other / "b.flac").unlink()
-    flac(other / "b-s1.flac", 900)
-    items = [i for i in gather(results, ["en"], second_system=other) if i.group == group]
+    (other / "b.flac").rename(other / "b-s1.flac")
+    items = [i for i in gather(results, ["en"], second_system=other) if i.condition == condition]
     assert [i.name for i in items if i.path is None] == ["a-s1", "b-s0", "talk-s0", "long-s0"]
     with pytest.raises(FileNotFoundError, match=r"nowhere is no folder; it should hold SCRIPT\.flac"):
         gather(results, ["en"], second_system=tmp_path / "nowhere")
@@ -188,17 +162,17 @@ def test_missing_stages_are_named(tmp_path):
         read_results(tmp_path)
 
 
-def test_turns_and_stretches(results):
-    (talk,) = dialogue_takes(results)
-    first, second = talk.judge(Listener(PANEL))
+def test_turns_and_segments(results):
+    (talk,) = chunked_samples(results, DIALOGUE)
+    first, second = talk.judge(Evaluator(PANEL))
     assert (first["speaker"], second["speaker"]) == ("ada", "ben")
     assert first["text"] == "Hello there." and first["wer_percent"] == 0
     assert first["attributed_right"] is True and second["attributed_right"] is False  # ada speaks both
     lines = report.by_speaker(summarise_dialogues([first, second]))
     assert lines[0]["right voice %"] == "100 [21, 100]" and lines[-1]["turns"] == 2
-    (long,) = long_takes(results)
-    (stretch,) = long.judge(Listener(PANEL))
-    assert (stretch["name"], stretch["wer_percent"], stretch["seams"]) == ("long-s0", 0, 0)
+    (long,) = chunked_samples(results, LONG_FORM)
+    (segment,) = long.judge(Evaluator(PANEL))
+    assert (segment["name"], segment["wer_percent"], segment["seams"]) == ("long-s0", 0, 0)
 
 
 def test_what_is_shown(results, rows, tmp_path):
@@ -206,16 +180,14 @@ def test_what_is_shown(results, rows, tmp_path):
     judges = PANEL.names(short=True)
     lines = {line["metric"]: line for line in report.by_metric(summary, judges)}
     wer = next(line for title, line in lines.items() if title.startswith("WER %, all errors"))
-    assert set(wer) == {"metric", RECORDED, ROUND_TRIP, GENERATED} and wer[RECORDED] == "0.0"
-    assert not any("predicted" in title for title in lines)  # nobody predicted
+    assert wer["metric"].endswith("(Ear)")
+    assert any(title.endswith("(Pitch)") for title in lines) and any("SeedTTS-Eval" in title for title in lines)
+    assert set(wer) == {"metric", RECORDED, RECONSTRUCTED, GENERATED} and wer[RECORDED] == "0.0"
+    assert not any("predicted" in title for title in lines)  # there is no such judge
     counts = {line["count"]: line[GENERATED] for line in report.by_count(summary)}
-    assert (counts["utterances"], counts["missing"], counts["stopped by the frame cap"]) == (
-        6,
-        1,
-        1,
-    )
-    made, caption = report.by_group(summary, judges)
-    assert "Ear, Pitch" in caption and made[0]["WER %"] == "0.0"
+    assert (counts["utterances"], counts["missing"], counts["stopped by the frame cap"]) == (6, 1, 1)
+    table, caption = report.by_group(summary, judges)
+    assert "Ear, Pitch" in caption and table[0]["WER %"] == "0.0"
     order = report.ranked(rows)
     assert order[0]["name"] == "b-s1" and order[0]["wer_percent"] == 100
     assert [row["wer_percent"] for row in report.best(order, 2)] == [0, 0]
@@ -225,36 +197,32 @@ def test_what_is_shown(results, rows, tmp_path):
     closing = report.metrics(results, summary, origin)
     assert closing["recordings_wer_percent"] == 0 and closing["codec_mel_db"] == 1
     assert closing["generated_n"] == 6 and closing["provenance"]["data"] == "d"
-    assert "Words misheard" in report.headline(summary)._repr_html_()
+    distances, usage = report.codec_tables(results)
+    assert [(d["clips"], d["mel_db"], d["stoi"]) for d in distances] == [(2, 3.0, 0.5), (1, 1.0, 1.0)]
+    assert usage == [{"codebook": 0, "perplexity": 3.0}]
+    assert "Word error rate" in report.headline(summary)._repr_html_()
     opening = report.opening(origin, ["dnsmos: install <it>"])._repr_html_()
     assert "the small default" in opening and "install &lt;it&gt;" in opening
 
 
 @pytest.mark.parametrize(
-    ("text", "heard", "shown"),
+    ("text", "hypothesis", "shown"),
     [
         ("The cat sat.", "the cat sat", "the cat sat"),
-        (
-            "The cat sat.",
-            "the dog sat down",
-            "the <del>cat</del> <ins>dog</ins> sat <ins>down</ins>",
-        ),
+        ("The cat sat.", "the dog sat down", "the <del>cat</del> <ins>dog</ins> sat <ins>down</ins>"),
         ("The cat sat.", "the sat", "the <del>cat</del> sat"),
         ("The cat.", "", "<del>the cat</del> <ins></ins>"),
         ("The cat.", None, "<del>the cat</del> <ins></ins>"),
     ],
 )
-def test_transcript_diff(text, heard, shown):
-    assert report.transcript_diff(text, heard)._repr_html_() == shown
+def test_transcript_diff(text, hypothesis, shown):
+    assert report.transcript_diff(text, hypothesis)._repr_html_() == shown
 
 
-def test_cards_have_what_was_said_and_a_player(rows):
+def test_cards_and_parts_of_what_was_generated(rows):
     page = report.cards(report.ranked(rows))._repr_html_()
-    assert page.count('class="card"') == 6 and page.count("<audio") == 5 and "no sound" in page
+    assert page.count('class="card"') == 6 and page.count("<audio") == 5 and "no audio" in page
     assert page.count("<img alt=") == 5
-
-
-def test_parts_of_what_was_generated(rows):
     parts = report.parts_of(rows, 100, 0)
     assert [row["group"] for row in parts["voice"]] == ["ada", "ada ben", "ben"]
     assert [row["n"] for row in parts["form"]] == [1, 1, 4] and len(parts["length"]) == 1
@@ -262,7 +230,7 @@ def test_parts_of_what_was_generated(rows):
 
 @pytest.fixture
 def two_runs(rows, tmp_path):
-    """A run, and the same with one text heard wrong; each with its provenance."""
+    """A run, and the same with errors in one text; each with its provenance."""
     worse = [dict(row) for row in rows]
     for row in worse:
         if row["script"] == "a":
@@ -271,10 +239,7 @@ def two_runs(rows, tmp_path):
         folder = tmp_path / name
         folder.mkdir()
         write_rows(folder / "utterances.parquet", table)
-        origin = {
-            "judges": PANEL.names(),
-            "sampling": {"temperature": 0.4 if name == "one" else 1.2},
-        }
+        origin = {"judges": PANEL.names(), "sampling": {"temperature": 0.4 if name == "one" else 1.2}}
         write_json(folder / "provenance.json", origin)
     return tmp_path / "one", tmp_path / "two"
 
@@ -297,18 +262,19 @@ def test_compare_writes_a_page(two_runs, tmp_path):
     assert "data:image/png" in page and "http" not in page.replace("http-equiv", "")
 
 
-def test_compare_says_what_it_cannot_find(two_runs, tmp_path):
-    gone = compare(str(two_runs[0]), "no-such-revision")
-    assert gone.returncode == 1 and "no folder, no revision of Git, and no experiment" in gone.stderr
-    odd = compare(str(two_runs[0]), str(two_runs[0]), "--cluster", "seed")
-    assert odd.returncode == 1 and "cluster: expected one of script, speaker, voice" in odd.stderr
-    empty = tmp_path / "empty"
+def test_compare_names_what_it_cannot_find(two_runs, tmp_path):
+    run, empty = str(two_runs[0]), tmp_path / "empty"
     empty.mkdir()
-    lacking = compare(str(two_runs[0]), str(empty))
-    assert lacking.returncode == 1 and "holds no utterances table" in lacking.stderr
+    for words, message in (
+        ((run, "no-such-revision"), "no folder, no revision of Git, and no experiment"),
+        ((run, run, "--cluster", "seed"), "cluster: expected one of script, speaker, voice"),
+        ((run, str(empty)), "holds no utterances table"),
+    ):
+        done = compare(*words)
+        assert done.returncode == 1 and message in done.stderr
 
 
-def test_verdicts_and_names_of_folders(two_runs, tmp_path, monkeypatch):
+def test_verdicts_and_names_of_folders(two_runs, tmp_path):
     assert find(str(two_runs[0]), tmp_path) == two_runs[0]
     nested = tmp_path / "run"
     (nested / "results/evaluate").mkdir(parents=True)

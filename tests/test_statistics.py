@@ -1,4 +1,4 @@
-"""Intervals and tests: by hand, by other formulas, and by how often they are right on made-up data."""
+"""Intervals and tests: by hand, by other formulas, and by how often they are right on synthetic data."""
 
 import itertools
 import math
@@ -7,73 +7,62 @@ from statistics import NormalDist
 import numpy as np
 import pytest
 
+from benchmarks.coverage import DESIGNS, MIXED, PROCESSES, Process, coverage, draw, power
 from higgs.evaluate.statistics import intervals as statistics
 from higgs.evaluate.statistics.intervals import (
+    Resampling,
     bootstrap_interval,
     holm,
-    mean_interval,
     paired_difference,
     rate_interval,
     seed_share,
     wilson_interval,
 )
-from higgs.evaluate.statistics.simulation import (
-    DESIGNS,
-    MIXED,
-    PROCESSES,
-    Process,
-    coverage,
-    draw,
-    power,
+
+TRIALS = 2000  # `benchmarks.coverage.study` is the full run
+
+
+@pytest.mark.parametrize(
+    ("errors", "totals", "ends"),
+    [
+        ([1, 2, 3], [10, 20, 30], (0.1, 0.1, 0.1)),
+        ([1, 50], [2, 100], (0.5, 0.5, 0.5)),  # resampled as pairs: every resample has the rate 1/2
+        ([3.0] * 10, None, (3, 3, 3)),
+    ],
 )
-
-TRIALS = 2000  # `higgs.evaluate.statistics.simulation.study` is the full run
-
-
-def test_bootstrap_of_equal_utterances_has_no_width():
-    interval = bootstrap_interval([1, 2, 3], [10, 20, 30])
-    assert (interval.estimate, interval.low, interval.high) == pytest.approx((0.1, 0.1, 0.1))
-
-
-def test_bootstrap_weighs_utterances_by_length():
-    assert bootstrap_interval([2, 0], [1, 7]).estimate == 0.25
-
-
-def test_bootstrap_agrees_with_the_normal_approximation():
-    errors = np.random.default_rng(1).binomial(10, 0.2, size=400)
-    interval = bootstrap_interval(errors, np.full(400, 10))
-    half = 1.96 * errors.std() / 10 / math.sqrt(400)
-    assert interval.low == pytest.approx(interval.estimate - half, abs=half / 10)
-    assert interval.high == pytest.approx(interval.estimate + half, abs=half / 10)
-    narrower = bootstrap_interval(errors, np.full(400, 10), confidence=0.5)
-    assert interval.low < narrower.low < interval.estimate < narrower.high < interval.high
+def test_without_variance_the_interval_has_no_width(errors, totals, ends):
+    interval = bootstrap_interval(errors, totals)
+    assert (interval.estimate, interval.low, interval.high) == pytest.approx(ends)
 
 
 def test_bootstrap_of_two_utterances_by_hand():
+    wide, narrow = (bootstrap_interval([2, 0], [1, 7], Resampling(confidence=c)) for c in (0.95, 0.5))
+    assert wide.estimate == 0.25  # weighted by length
+    assert wide.low < narrow.low < 0.25 < narrow.high < wide.high
     # The share of one of two exponential weights is uniform; of yes and no, one each, there is no skewness.
     student = 0.577350  # of one degree of freedom at 2/3, and its series gives 0.5768
-    found = bootstrap_interval([0, 1], [1, 1], 100_000, confidence=1 / 3)
+    found = bootstrap_interval([0, 1], [1, 1], Resampling(100_000, confidence=1 / 3))
     share = NormalDist().cdf(-student * math.sqrt(3))
     assert (found.low, found.high) == pytest.approx((share, 1 - share), abs=0.02)
 
 
-def test_yes_and_no_have_the_interval_of_jeffreys():
+def test_binary_outcomes_have_the_interval_of_jeffreys():
     # Beta(k + 1/2, n - k + 1/2), as Brown, Cai and DasGupta 2001 tabulate it, for n = 30; Student's is 4 % wider.
     for k, low, high in ((1, 0.004, 0.147), (3, 0.029, 0.247), (6, 0.087, 0.370)):
-        found = mean_interval([1.0] * k + [0.0] * (30 - k), 100_000)
+        found = bootstrap_interval([1.0] * k + [0.0] * (30 - k), settings=Resampling(100_000))
         assert found.estimate == k / 30
         assert found.low == pytest.approx(low, abs=0.008)
         assert found.high == pytest.approx(high, abs=0.03)
 
 
-def test_what_was_not_seen_is_allowed_for():
+def test_an_unseen_run_away_raises_the_upper_end():
     # Nothing in 50: half an observation of 5 has the weight Gamma(1/2) beside 50; it is 3.12 at the 98.7th
     # percentile, which is where Student's quantile puts the 98.3rd.
     nothing = bootstrap_interval([0] * 50, [10] * 50, unseen=5)
     assert (nothing.estimate, nothing.low) == (0, 0)
     assert nothing.high == pytest.approx(5 * 3.12 / 53.12, rel=0.05)
     assert bootstrap_interval([0] * 50, [10] * 50).high == 0
-    # Beside many that ran away, one that did not come says nothing new at the upper end.
+    # Beside many run-aways, an unseen one changes nothing at the upper end.
     ran = [50, 0] * 25
     allowed, bare = (bootstrap_interval(ran, [10] * 50, unseen=u) for u in (5, None))
     assert allowed.high == pytest.approx(bare.high, rel=0.05) and allowed.low > bare.low
@@ -83,82 +72,65 @@ def test_what_was_not_seen_is_allowed_for():
 
 
 def test_intervals_repeat_to_the_last_bit():
-    # Sums of what is on the grid are exact in any order: so are the ends, whatever order rows are in.
+    # Sums on the grid are exact in any order: so are the ends, whatever order rows are in.
     generator = np.random.default_rng(0)
     values = generator.normal(0.7, 0.1, size=(1, 120))
     weights = np.rint(generator.standard_exponential((500, 120)) * 2**14)
     values = statistics._on_grid(values, 24).T
     order = generator.permutation(120)
     assert (weights @ values == weights[:, order] @ values[order]).all()
-    assert (weights @ values)[7, 0] == sum(
-        int(w) * int(v * 2**24) for w, v in zip(weights[7], values[:, 0], strict=True)
-    ) / 2**24
-
-
-def test_bootstrap_repeats_and_keeps_pairs_together():
+    exact = sum(int(w) * int(v * 2**24) for w, v in zip(weights[7], values[:, 0], strict=True))
+    assert (weights @ values)[7, 0] == exact / 2**24
     errors, totals = [0, 3, 1, 9, 2], [10, 12, 7, 9, 4]
-    first, again, other = (bootstrap_interval(errors, totals, 500, seed=seed) for seed in (3, 3, 4))
+    first, again, other = (bootstrap_interval(errors, totals, Resampling(500, seed)) for seed in (3, 3, 4))
     assert first == again != other
-    # every utterance has the rate 1/2: drawn as pairs, so has every resample
-    paired = bootstrap_interval([1, 50], [2, 100])
-    assert (paired.low, paired.high) == (0.5, 0.5)
 
 
-def test_bootstrap_refuses():
-    for errors, totals, message in (
+@pytest.mark.parametrize(
+    ("errors", "totals", "message"),
+    [
         ([1], [2], "at least 2"),
         ([1, 2], [2], "shapes"),
         ([1, 2], [2, 0], "positive"),
         ([1, -1], [2, 2], "negative"),
         ([1, math.nan], [2, 2], "finite"),
-    ):
-        with pytest.raises(ValueError, match=message):
-            bootstrap_interval(errors, totals)
-    with pytest.raises(ValueError, match="num_resamples=0"):
-        bootstrap_interval([1, 2], [2, 2], num_resamples=0)
+    ],
+)
+def test_bad_input_is_refused(errors, totals, message):
+    with pytest.raises(ValueError, match=message):
+        bootstrap_interval(errors, totals)
 
 
-def test_clusters_are_drawn_whole():
-    # Three takes of each of 50 texts that agree to the digit: no more than 50 texts are known.
+def test_bad_settings_are_refused():
+    for settings in ({"num_resamples": 0}, {"confidence": 1}):
+        with pytest.raises(ValueError, match="num_resamples"):
+            Resampling(**settings)
+    with pytest.raises(ValueError, match="2 and 3"):
+        paired_difference([1, 2], [1, 2, 3])
+    with pytest.raises(ValueError, match="3 of 2"):
+        wilson_interval(3, 2)
+
+
+def test_clusters_are_resampled_whole():
+    # Three samples of each of 50 texts that agree to the digit: no more than 50 texts are known.
     errors = np.random.default_rng(0).binomial(10, 0.2, size=50)
     texts = bootstrap_interval(errors, np.full(50, 10))
-    takes = bootstrap_interval(np.tile(errors, 3), np.full(150, 10), clusters=[*map(str, range(50))] * 3)
-    assert (takes.estimate, takes.low, takes.high) == pytest.approx((texts.estimate, texts.low, texts.high))
+    samples = bootstrap_interval(np.tile(errors, 3), np.full(150, 10), clusters=[*map(str, range(50))] * 3)
+    assert (samples.estimate, samples.low, samples.high) == pytest.approx((texts.estimate, texts.low, texts.high))
     apart = bootstrap_interval(np.tile(errors, 3), np.full(150, 10))
     assert (apart.high - apart.low) * math.sqrt(3) == pytest.approx(texts.high - texts.low, rel=0.1)
-    with pytest.raises(ValueError, match="a label for each of 3"):
-        bootstrap_interval([1, 2, 3], [4, 5, 6], clusters=["a"])
-    with pytest.raises(ValueError, match="at least 2 utterances, got 1"):
-        bootstrap_interval([1, 2, 3], [4, 5, 6], clusters=["a"] * 3)
+    for clusters, message in ((["a"], "label for each of 3"), (["a"] * 3, "at least 2 utterances, got 1")):
+        with pytest.raises(ValueError, match=message):
+            bootstrap_interval([1, 2, 3], [4, 5, 6], clusters=clusters)
 
 
-def test_intervals_lean_to_the_long_tail():
-    skewed = np.zeros(60)
-    skewed[[3, 17, 25, 40, 51, 55]] = 1, 2, 2, 3, 5, 8
-    found = bootstrap_interval(skewed, np.full(60, 10))
-    assert found.high - found.estimate > 1.3 * (found.estimate - found.low)
-    equal = mean_interval([3.0] * 10)
-    assert (equal.estimate, equal.low, equal.high) == (3, 3, 3)
-
-
-def test_means_of_few_have_the_interval_of_student():
+def test_means_have_the_interval_of_student_and_may_be_negative():
     values = np.random.default_rng(1).normal(5, 1, size=12)
     half = 2.201 * values.std(ddof=1) / math.sqrt(12)
-    found = mean_interval(values, 50_000)
+    found = bootstrap_interval(values, settings=Resampling(50_000))
     assert found.high - found.low == pytest.approx(2 * half, rel=0.06)
-
-
-def test_means_may_be_negative():
-    found = mean_interval([-1.0, -2.0, -3.0])
+    found = bootstrap_interval([-1.0, -2.0, -3.0])
     assert found.low < found.estimate == -2 < found.high < 0
-
-
-def test_two_copies_do_not_differ():
-    errors, words = [3, 0, 2, 9, 0, 1, 0, 0, 4, 1, 0, 2, 0, 5, 7, 0], [9] * 16
-    same = paired_difference(errors, errors, words, words)
-    assert (same.estimate, same.low, same.high, same.p, same.n) == (0, 0, 0, 1.0, 16)
-    short = paired_difference([0.1, 0.2, 0.7], [0.1, 0.2, 0.7])
-    assert (short.estimate, short.p) == (0, 1.0)
 
 
 def test_permutation_of_few_is_exact():
@@ -192,17 +164,12 @@ def test_paired_interval_is_that_of_the_differences():
     assert (back.estimate, back.p) == (pytest.approx(-found.estimate), found.p)
 
 
-def test_takes_of_a_text_are_one_pair():
+def test_samples_of_a_text_are_one_pair():
     a, b = [1, 2, 3, 4] * 3, [2, 2, 4, 3] * 3
-    takes = paired_difference(a, b, clusters=[*"wxyz"] * 3)
+    samples = paired_difference(a, b, clusters=[*"wxyz"] * 3)
     texts = paired_difference(a[:4], b[:4])
-    assert (takes.n, takes.p, takes.estimate) == (4, texts.p, texts.estimate)
-    with pytest.raises(ValueError, match="same utterances, got 2 and 3"):
-        paired_difference([1, 2], [1, 2, 3])
-
-
-def test_a_difference_of_one_text_is_none():
-    # What one system did once the other might have done: the interval agrees with p.
+    assert (samples.n, samples.p, samples.estimate) == (4, texts.p, texts.estimate)
+    # A difference of one text is none: what one system did once the other might have done.
     found = paired_difference([0] * 40, [30] + [0] * 39, [10] * 40, [10] * 40)
     assert found.p == 1 and found.low < 0 < found.estimate < found.high
 
@@ -227,23 +194,21 @@ def test_wilson_by_hand():
         found = wilson_interval(successes, n)
         assert (found.estimate, found.low, found.high) == pytest.approx((successes / n, low, high), abs=5e-5)
     assert wilson_interval(20, 20).high == 1.0
-    with pytest.raises(ValueError, match="got 3 of 2"):
-        wilson_interval(3, 2)
 
 
-def test_takes_that_agree_are_one_case():
+def test_samples_that_agree_are_one_case():
     alone = wilson_interval(8, 40)
     agreed = rate_interval([1.0] * 8 + [0.0] * 32, [3] * 40)
     assert (agreed.low, agreed.high) == pytest.approx((alone.low, alone.high))
-    # One in three takes of 24 texts: as spread as independent takes or more, 120 cases.
+    # One in three samples of 24 texts: as spread as independent samples or more, 120 cases.
     apart = rate_interval([1 / 3] * 24 + [0.0] * 16, [3] * 40)
     many = wilson_interval(24, 120)
     assert (apart.low, apart.high) == pytest.approx((many.low, many.high))
-    # Nothing happened: three takes say as much as three texts, but speakers are taken to be alike.
+    # Without variance three samples count as three texts, but speakers are taken to be alike.
     assert rate_interval([0.0] * 20, [3] * 20).high == pytest.approx(wilson_interval(0, 60).high)
     speakers = rate_interval([0.0] * 20, [3] * 20, clusters=[1, 2] * 10)
     assert speakers.high == pytest.approx(wilson_interval(0, 2).high)
-    # Three takes of ten texts and one of thirty count 40^2 / (30 + 10 / 3) cases at most.
+    # Three samples of ten texts and one of thirty count 40^2 / (30 + 10 / 3) cases at most.
     mixed = rate_interval([0.0] * 40, [3] * 10 + [1] * 30)
     assert mixed.high == pytest.approx(wilson_interval(0, 48).high)
 
@@ -253,59 +218,46 @@ def test_share_of_the_seed_in_the_variance():
     texts = np.repeat(np.arange(4000), np.where(np.arange(4000) % 6 == 0, 3, 1))
     values = generator.normal(10, 3, size=4000)[texts] + generator.normal(0, 1, size=len(texts))
     assert seed_share(values, np.ones(len(texts)), texts) == pytest.approx(0.1, abs=0.01)
-    # By hand: takes 1, 3 and 2, 2 differ within texts only.
+    # By hand: samples 1, 3 and 2, 2 differ within texts only.
     assert seed_share([1, 3, 2, 2], [1] * 4, [*"aabb"]) == 1
     assert seed_share([1, 1, 2, 2], [1] * 4, [*"aabb"]) == 0
     assert seed_share([1, 2, 3], [1] * 3, [*"abc"]) is None
 
 
-# ---- made-up word errors
+# ---- synthetic word errors
 
 
-def test_made_up_errors_look_like_word_errors():
+def test_synthetic_errors_look_like_word_errors():
     process = Process()
     (errors,), words = draw([process], 1, DESIGNS["3 takes"](200_000), np.random.default_rng(0))
     assert errors.sum() / (3 * words.sum()) == pytest.approx(process.wer, rel=0.02)
     assert (errors > 0).mean() == pytest.approx(process.wrong, rel=0.01)
     total = errors.sum(axis=0)
-    assert (total == 0).mean() > 0.5  # three takes without an error
-    assert 0.01 < (total > words).mean() < 0.1  # about three takes times 1.5 %
+    assert (total == 0).mean() > 0.5  # three samples without an error
+    assert 0.01 < (total > words).mean() < 0.1  # about three samples times 1.5 %
     assert (errors > 3 * words).any()
     mixed = draw([process], 2, DESIGNS[MIXED](12), np.random.default_rng(0))[0][0]
     assert np.isnan(mixed).sum(axis=0).tolist() == [[0, 2, 2, 2, 2, 2] * 2] * 2
 
 
-@pytest.mark.parametrize("design", DESIGNS)
 @pytest.mark.parametrize("n", [40, 120, 400])
-def test_intervals_hold_the_truth(n, design):
+@pytest.mark.parametrize("design", DESIGNS)
+def test_coverage_of_the_intervals(n, design):
     """README and documentation say 93 to 97 %; of 2,000 trials the error is half a point."""
     row = coverage(DESIGNS[design](n), TRIALS)
-    print({name: round(value, 1) for name, value in row.items()})
     for name in ("wer", "similarity", "rate"):
-        assert 92.5 <= row[f"{name}_coverage_percent"] <= 98
+        assert 92.5 <= row[f"{name}_coverage_percent"] <= 98, row
 
 
 @pytest.mark.parametrize("name", PROCESSES)
-def test_intervals_hold_on_other_processes(name):
-    """Where run-aways are larger than the cap allows, an interval promises too much: there it is said."""
+def test_coverage_on_other_processes(name):
+    """Where run-aways are larger than the cap allows the coverage is lower, as the documentation says."""
     row = coverage(DESIGNS[MIXED](120), TRIALS, process=PROCESSES[name], rates=False)
-    print(name, round(row["wer_coverage_percent"], 1))
-    assert 92.5 <= row["wer_coverage_percent"] <= 98
-
-
-def test_texts_once_tell_more_than_fewer_texts_thrice():
-    once, thrice = (
-        coverage(DESIGNS["1 take"](120), TRIALS),
-        coverage(DESIGNS["3 takes"](40), TRIALS),
-    )
-    for name in ("wer", "similarity"):
-        assert once[f"{name}_width_points"] < thrice[f"{name}_width_points"]
+    assert 92.5 <= row["wer_coverage_percent"] <= 98, row
 
 
 def test_paired_test_keeps_its_size_and_has_its_power():
     rows = [power(400, change, TRIALS) for change in ({}, {"run_away": 0.03}, {"factor": 2.0})]
-    for row in rows:
-        print({name: value for name, value in row.items()})
     size, *found = rows
     assert size["true_difference_points"] == 0
     assert 4 <= size["found_percent"] <= 6

@@ -1,4 +1,4 @@
-"""The decode step: the codes of the reference loop, fewer operations than the port's, and none that waits for the device."""
+"""The decode step: codes of the reference loop, fewer operations than the port, and none that waits for the device."""
 
 import random
 

@@ -21,7 +21,7 @@ from higgs.audio import save_audio
 from higgs.checkpoint.resolve import fingerprint
 from higgs.data.chatml import smart_voice
 from higgs.evaluate.judges.registry import make_judge, make_speaker_encoder
-from higgs.evaluate.statistics.intervals import mean_interval
+from higgs.evaluate.statistics.intervals import bootstrap_interval
 from higgs.files import replacing
 from higgs.serve.engine import Engine, EngineConfig
 from training.corpus.texts import all_texts, read_sentences
@@ -80,7 +80,7 @@ class Judge:
                 alike.append(float(self.encoder.embed(clip, SAMPLE_RATE) @ self.target))
             except ValueError:  # no voice in it
                 alike.append(0.0)
-        found = mean_interval(alike, clusters=self.texts)
+        found = bootstrap_interval(alike, clusters=self.texts)
         return {
             "what": name,
             "similarity": mean(alike),

@@ -27,14 +27,14 @@ def compare(
     Differences with intervals, tests, and a page.
     """
     from higgs.evaluate.report.compare_page import to_page, verdict
-    from higgs.evaluate.statistics.paired_runs import TABLE, chosen_rows, compare
+    from higgs.evaluate.statistics.paired_runs import TABLE, compare, scored_rows
     from higgs.workflow.outputs import write_atomically
     from higgs.workflow.tables import find_table, read_rows
 
     with tempfile.TemporaryDirectory() as scratch:
         folders = [find(name, Path(scratch) / side) for name, side in ((a, "a"), (b, "b"))]
         found = compare(*folders, group, resamples, seed, cluster=cluster)
-        rows = [chosen_rows(read_rows(find_table(f, TABLE)), group) for f in folders]
+        rows = [scored_rows(read_rows(find_table(f, TABLE)), group) for f in folders]
     out.parent.mkdir(parents=True, exist_ok=True)
     write_atomically(out, to_page(found, (a, b), rows))
     print("\n".join([*aligned(found), *found.notes, verdict(found), f"page: {out}"]))

@@ -1,10 +1,9 @@
-"""Dialogues: is each turn understood, and is each speaker one voice and not another's?
+"""Dialogues: the words of each turn, and whether each speaker is one voice, distinct from the others.
 
-The borders of turns are known, because speech is generated turn by turn. Similarity and
-dissimilarity follow what the authors of Higgs Audio said of their own evaluation
-(github.com/boson-ai/higgs-audio, issue 80): the similarity of a speaker's turns among themselves,
-and one minus the similarity of consecutive turns of different speakers. Their judge was
-WavLM-large; with another one the numbers do not compare.
+The boundaries of turns are known, because speech is generated turn by turn. Similarity and dissimilarity follow what
+the authors of Higgs Audio said of their evaluation (github.com/boson-ai/higgs-audio, issue 80): the similarity of a
+speaker's turns among themselves, and one minus the similarity of consecutive turns of different speakers. Their judge
+was WavLM-large; numbers of another one do not compare.
 """
 
 from collections.abc import Mapping, Sequence
@@ -15,18 +14,20 @@ from torch import Tensor
 from higgs.evaluate.judges.ge2e import similarity
 from higgs.evaluate.judges.registry import MetricModels
 from higgs.evaluate.statistics.intervals import wilson_interval
-from higgs.evaluate.utterances import SCORES, ask, text_scores, transcript_fault
+from higgs.evaluate.utterances import SCORES, text_scores, transcribe_and_embed, transcript_fault
 from higgs.workflow.tables import Row
+
+COMPARED = ("similarity", "similarity_within", "dissimilarity_to_previous", "attributed", "attributed_right")
 
 
 @dataclass(frozen=True)
 class Turn:
-    """What one speaker should say, and where it lies in the sound, in seconds."""
+    """A speaker's text; its first sample, and the one after its last."""
 
     speaker: str
     text: str
-    start: float
-    end: float
+    start: int
+    end: int
 
 
 def judge_dialogue(
@@ -38,60 +39,40 @@ def judge_dialogue(
     references: Mapping[str, Tensor] | None = None,
     language: str = "en",
 ) -> list[Row]:
-    """float [L], its turns -> one row for each turn.
+    """float [L], its turns -> one record for each turn.
 
-    `references` are embeddings of the voices that were wanted, by speaker; a turn is attributed to
-    the speaker whose reference is nearest. Without them, to the speaker whose other turns are
-    nearest in the mean, which needs two turns of each. A turn that is silent or cannot be judged
-    keeps its row, with all words missing.
+    `references` are embeddings of the target voices, by speaker; a turn is attributed to the speaker with the nearest
+    reference. Without them, to the speaker whose other turns are nearest in the mean, which needs two turns of each. A
+    turn that is silent or cannot be judged keeps its record, with all words deleted.
     """
     if not turns:
         raise ValueError(f"dialogue {name}: no turns")
-    pieces = [_cut(waveform, sample_rate, turn) for turn in turns]
     rows, voices = [], []
-    for number, (turn, piece) in enumerate(zip(turns, pieces, strict=True)):
-        heard, voice, notes = _listen(panel, piece, sample_rate, language)
+    for number, turn in enumerate(turns):
+        notes: list[str] = []
+        if len(segment := waveform[turn.start : turn.end]):
+            hypothesis, voice = transcribe_and_embed(panel, segment, sample_rate, language, notes)
+        else:
+            hypothesis, voice = "" if panel.recogniser else None, None
+            notes.append("the turn has no sound")
         row: Row = {"dialogue": name, "turn": number, "speaker": turn.speaker, "text": turn.text}
-        row |= {"start": turn.start, "end": turn.end, "heard": heard}
+        row |= {"start": turn.start / sample_rate, "end": turn.end / sample_rate, "heard": hypothesis}
         if fault := transcript_fault(turn.text, language):
             row |= dict.fromkeys(SCORES)
             notes.append(fault[1])
         else:
-            row |= text_scores(turn.text, heard, language)
+            row |= text_scores(turn.text, hypothesis, language)
         rows.append(row | {"note": "; ".join(notes)})
         voices.append(voice)
     compared = _compare([turn.speaker for turn in turns], voices, references or {})
     return [row | voice for row, voice in zip(rows, compared, strict=True)]
 
 
-def _cut(waveform: Tensor, sample_rate: int, turn: Turn) -> Tensor:
-    start, end = (round(seconds * sample_rate) for seconds in (turn.start, turn.end))
-    return waveform[max(0, start) : max(0, end)]
-
-
-def _listen(
-    panel: MetricModels, piece: Tensor, sample_rate: int, language: str
-) -> tuple[str | None, Tensor | None, list[str]]:
-    """-> what was heard, the voice, and notes; a turn without sound is one of which nothing is heard."""
-    if not len(piece):
-        return "" if panel.recogniser else None, None, ["the turn has no sound"]
-    notes: list[str] = []
-    heard = ask(panel.recogniser, lambda j: j.transcribe(piece, sample_rate, language), notes)
-    return heard, ask(panel.speaker, lambda j: j.embed(piece, sample_rate), notes), notes
-
-
 def _compare(speakers: Sequence[str], voices: Sequence[Tensor | None], references: Mapping[str, Tensor]) -> list[Row]:
+    """The columns COMPARED of each turn, from its voice."""
     rows: list[Row] = []
     for number, (speaker, voice) in enumerate(zip(speakers, voices, strict=True)):
-        row: Row = dict.fromkeys(
-            (
-                "similarity",
-                "similarity_within",
-                "dissimilarity_to_previous",
-                "attributed",
-                "attributed_right",
-            )
-        )
+        row: Row = dict.fromkeys(COMPARED)
         if voice is not None:
             turns = {
                 name: [v for i, v in enumerate(voices) if v is not None and i != number and speakers[i] == name]
@@ -111,35 +92,35 @@ def _compare(speakers: Sequence[str], voices: Sequence[Tensor | None], reference
 
 
 def _attribute(voice: Tensor, turns: Mapping[str, Sequence[Tensor]], references: Mapping[str, Tensor]) -> str | None:
-    """The speaker that a turn sounds like; None where a speaker has nothing to compare with, or there is but one."""
+    """The speaker with the most similar voice; None where one has nothing to compare with, or there is only one."""
     if all(speaker in references for speaker in turns):
-        wanted = {speaker: references[speaker] for speaker in turns}
+        targets = {speaker: references[speaker] for speaker in turns}
     elif all(turns.values()):
-        wanted = {speaker: sum(some) / len(some) for speaker, some in turns.items()}
+        targets = {speaker: sum(some) / len(some) for speaker, some in turns.items()}
     else:
         return None
-    if len(wanted) < 2:
+    if len(targets) < 2:
         return None
-    return max(wanted, key=lambda speaker: similarity(voice, wanted[speaker]))
+    return max(targets, key=lambda speaker: similarity(voice, targets[speaker]))
 
 
 def summarise_dialogues(rows: Sequence[Row]) -> list[Row]:
-    """Rows of turns -> one row for each speaker, and "all" last.
+    """Records of turns -> one for each speaker, and "all" last.
 
-    WER is all errors over all words. `voices` is the geometric mean of similarity and
-    dissimilarity, the score that the authors publish. Attribution has Wilson's 95 % interval.
+    WER is all errors over all words. `voices` is the geometric mean of similarity and dissimilarity, the score that the
+    authors publish. Speaker attribution accuracy has Wilson's 95 % interval.
     """
-    speakers = list(dict.fromkeys(row["speaker"] for row in rows))
-    groups = [(name, [row for row in rows if row["speaker"] == name]) for name in speakers]
-    return [_summary(name, some) for name, some in [*groups, ("all", list(rows))]]
+    speakers = dict.fromkeys(row["speaker"] for row in rows)
+    parts = {name: [row for row in rows if row["speaker"] == name] for name in speakers}
+    return [_summary(name, some) for name, some in (*parts.items(), ("all", rows))]
 
 
 def _summary(name: str, rows: Sequence[Row]) -> Row:
     scored = [row for row in rows if row["word_errors"] is not None]
     words = sum(row["words"] for row in scored)
     within, apart = (_mean(rows, c) for c in ("similarity_within", "dissimilarity_to_previous"))
-    right = [row["attributed_right"] for row in rows if row["attributed_right"] is not None]
-    share = wilson_interval(sum(right), len(right)) if right else None
+    hits = [row["attributed_right"] for row in rows if row["attributed_right"] is not None]
+    accuracy = wilson_interval(sum(hits), len(hits)) if hits else None
     return {
         "speaker": name,
         "turns": len(rows),
@@ -149,9 +130,9 @@ def _summary(name: str, rows: Sequence[Row]) -> Row:
         "similarity_within": within,
         "dissimilarity": apart,
         "voices": None if within is None or apart is None else (max(0.0, within) * max(0.0, apart)) ** 0.5,
-        "attributed_right_percent": 100 * share.estimate if share else None,
-        "attributed_right_low": 100 * share.low if share else None,
-        "attributed_right_high": 100 * share.high if share else None,
+        "attributed_right_percent": 100 * accuracy.estimate if accuracy else None,
+        "attributed_right_low": 100 * accuracy.low if accuracy else None,
+        "attributed_right_high": 100 * accuracy.high if accuracy else None,
     }
 
 

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from higgs.audio import load_audio
-from higgs.evaluate.utterances import OK, Listener, ask, text_scores
+from higgs.evaluate.utterances import OK, Evaluator, ask, text_scores
 from higgs.workflow.tables import Row
 
 UNIT = 1 / 32768  # least significant bit of 16
@@ -53,9 +53,9 @@ class NoisyCopy:
     def files(self) -> tuple[Path, ...]:
         return (Path(self.clip["path"]),)
 
-    def judge(self, listener: Listener) -> list[Row]:
+    def judge(self, evaluator: Evaluator) -> list[Row]:
         """One record: both hypotheses and the errors of both; an empty hypothesis where the recogniser fails."""
-        clip, recogniser = self.clip, listener.panel.recogniser
+        clip, recogniser = self.clip, evaluator.panel.recogniser
         waveform, rate = load_audio(clip["path"])
         noisy = dithered(waveform, f"{self.seed}/{clip['group']}/{clip['name']}/{self.copy}")
         hypothesis = ask(recogniser, lambda j: j.transcribe(noisy, rate, clip["language"]), []) or ""

@@ -1,14 +1,13 @@
-"""From sound to one row for each utterance: what was heard, how it compares, and what was wrong.
+"""From audio to one record for each utterance: the hypothesis, how it compares with the text, and what went wrong.
 
-Rows are the primary product; every rate, interval and comparison is computed from them. An utterance
-that should be there has a row, whatever became of it: a file that is missing, silent or unreadable
-counts as all words missing, as it does for a listener. What the set itself gets wrong, a transcript
-without words, in another script, or a name that stands twice, is marked and counts in no rate.
+Every rate, interval and comparison is computed from these records. Each expected utterance has one: a file that is
+missing, silent or unreadable counts as all words deleted. Faults of the test set, a transcript without words or in
+another script, are marked and count in no rate.
 """
 
 import unicodedata
-from collections.abc import Callable, Iterable, Iterator, Mapping
-from dataclasses import dataclass, field, replace
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol, TypeVar
 
@@ -27,23 +26,22 @@ T = TypeVar("T")
 
 OK, TOO_LONG = "ok", "too long"
 MISSING, SILENT, UNREADABLE = "missing", "silent", "unreadable"
-NO_WORDS, ANOTHER_SCRIPT, DUPLICATE = "no words", "another script", "duplicate"
-NOT_JUDGED = "not judged"
-HEARD = (OK, TOO_LONG)
-FAILED = (MISSING, SILENT, UNREADABLE)  # of the system: every word is missing
-NOT_SCORED = (NO_WORDS, ANOTHER_SCRIPT, DUPLICATE, NOT_JUDGED)  # of the set, or of the judge
+NO_WORDS, ANOTHER_SCRIPT, NOT_JUDGED = "no words", "another script", "not judged"
+TRANSCRIBED = (OK, TOO_LONG)
+FAILED = (MISSING, SILENT, UNREADABLE)  # by the system: all words are deleted
+NOT_SCORED = (NO_WORDS, ANOTHER_SCRIPT, NOT_JUDGED)  # by a fault of the set or of the judge
 SILENCE_DBFS = -70.0
-# onnxruntime chooses its arithmetic by the processor, and nothing pins it: of equal input DNSMOS makes scores that
-# differ by 7e-7 between AVX-512 and AVX2. Two decimals are the same on both, but for a score that lies so near to the
-# border of two roundings: one in 14,000, so about one default report in sixty has one. (With three: one in six.)
+# onnxruntime chooses its arithmetic by the processor, and nothing pins it: for equal input DNSMOS scores differ by 7e-7
+# between AVX-512 and AVX2. Two decimals are the same on both, unless a score lies that near to the boundary of two
+# roundings: one in 14,000, so about one default report in sixty has one. (With three: one in six.)
 MOS_DECIMALS = 2
 QUALITIES = ("overall", "signal", "background", "p808")
-# What a judge may raise about a waveform; anything else is a fault of ours and stops the run.
+# What a judge may raise about a waveform; anything else is a bug and stops the run.
 JUDGE_ERRORS = (ValueError, RuntimeError, OSError, *ONNX_ERRORS)
 
 
 def ask(judge: Any, question: Callable[[Any], T], notes: list[str]) -> T | None:
-    """What the judge says, None without a judge; a judge that fails gives None and a note."""
+    """The judge's answer, None without a judge; a judge that fails gives None and a note."""
     if judge is None:
         return None
     try:
@@ -53,17 +51,24 @@ def ask(judge: Any, question: Callable[[Any], T], notes: list[str]) -> T | None:
         return None
 
 
+def transcribe_and_embed(
+    panel: MetricModels, waveform: Tensor, sample_rate: int, language: str, notes: list[str]
+) -> tuple[str | None, Tensor | None]:
+    """-> the hypothesis and the speaker embedding; None where there is no such judge or it fails."""
+    hypothesis = ask(panel.recogniser, lambda judge: judge.transcribe(waveform, sample_rate, language), notes)
+    return hypothesis, ask(panel.speaker, lambda judge: judge.embed(waveform, sample_rate), notes)
+
+
 @dataclass(frozen=True)
 class Utterance:
-    """Something to judge: its sound (None when there is none) and what should be heard.
+    """Audio to judge (None where there is none) and its text.
 
-    Rows of one `script` are takes of one text, and statistics keep them together. `reference` is a
-    recording of the voice that was wanted, `others` are recordings of other voices. `form`, `cap_hit`
-    and `retries` are the generator's, empty where nobody generated. Without `predict` its naturalness
-    is not predicted. A `duplicate` has the group and name of another one before it.
+    `condition` is the column "group". Utterances of one `script` are samples of one text, and statistics resample them
+    together. `reference` is a recording of the target voice, `others` are recordings of other voices. `form`, `cap_hit`
+    and `retries` come from the generator, empty where nothing was generated. `predict_mos` asks for its naturalness.
     """
 
-    group: str
+    condition: str
     name: str
     script: str
     text: str
@@ -77,88 +82,75 @@ class Utterance:
     others: tuple[Path, ...] = ()
     cap_hit: bool | None = None
     retries: int | None = None
-    predict: bool = True
-    duplicate: bool = False
+    predict_mos: bool = True
 
     @property
     def files(self) -> tuple[Path | None, ...]:
-        """What the row depends on besides the fields."""
         return (self.path, self.reference, *self.others)
 
-    def judge(self, listener: "Listener") -> list[Row]:
-        return [listener.judge(self)]
+    def judge(self, evaluator: "Evaluator") -> list[Row]:
+        return [evaluator.judge(self)]
 
 
 class Task(Protocol):
-    """Something to judge whose rows depend on its fields, on the contents of `files`, and on the listener."""
+    """Audio to judge. Its records depend on its fields, on the contents of `files`, and on the evaluator."""
 
     files: tuple[Path | None, ...]
 
-    def judge(self, listener: "Listener") -> list[Row]: ...
+    def judge(self, evaluator: "Evaluator") -> list[Row]: ...
 
 
-def load_listener(load_metric_models: Callable[[], MetricModels], pace: Mapping[str, float]) -> "Listener":
-    return Listener(load_metric_models(), pace=pace)
+def load_evaluator(load_metric_models: Callable[[], MetricModels], speaking_rates: Mapping[str, float]) -> "Evaluator":
+    return Evaluator(load_metric_models(), speaking_rates=speaking_rates)
 
 
-def judging(load_listener: Callable[[], "Listener"]) -> Callable[[Task], list[Row]]:
-    """Loads the judges -> what a worker does with a task. For `higgs.workers.Workers`."""
-    listener = load_listener()
-    return lambda task: task.judge(listener)
+def judging(load_evaluator: Callable[[], "Evaluator"]) -> Callable[[Task], list[Row]]:
+    """Loads the judges -> what a process of `higgs.workers.Workers` does with a task."""
+    evaluator = load_evaluator()
+    return lambda task: task.judge(evaluator)
 
 
 @dataclass
-class Listener:
-    """Judges utterances one by one; remembers the voices of references.
+class Evaluator:
+    """Judges utterances one by one; caches the embeddings of references.
 
-    `pace` is seconds for each character of a text, by language, as `pace_of` measures it on people;
-    a length ratio of 1 is that pace. Longer files than `max_seconds` are heard that far.
+    `speaking_rates` are seconds for each character of a text, by language, as `speaking_rates` measures them on human
+    recordings; a duration ratio of 1 is that rate. Of longer files the first `max_seconds` are judged.
     """
 
     panel: MetricModels
     sample_rate: int = 24_000
     max_seconds: float = 120.0
-    pace: Mapping[str, float] = field(default_factory=dict)
+    speaking_rates: Mapping[str, float] = field(default_factory=dict)
     _voices: dict[Path, Tensor | str] = field(default_factory=dict, init=False, repr=False)
 
-    def judge_all(self, items: Iterable[Utterance]) -> Iterator[Row]:
-        """One row for each utterance, in order. A second of the same group and name is a duplicate."""
-        yield from map(self.judge, mark_duplicates(items))
-
     def judge(self, item: Utterance) -> Row:
-        """One row, with equal keys for every utterance; `status` and `note` say what was wrong."""
-        if item.duplicate:
-            return self._not_scored(item, DUPLICATE, "the name stands twice")
+        """One record, with equal keys for every utterance; `status` and `note` say what went wrong."""
         if fault := transcript_fault(item.text, item.language):
-            return self._not_scored(item, *fault)
+            return _empty_record(item, *fault)
         status, note, waveform, rate = self._load(item.path)
-        row = self._blank(item, status) | {"sample_rate": rate}
-        notes = [note] if note else []
+        row, notes = _empty_record(item, status), [note] if note else []
+        row["sample_rate"] = rate
         if waveform is not None:
             row["seconds"] = len(waveform) / rate
             row["level_dbfs"] = max(SILENCE_DBFS, level_dbfs(waveform))
             row["silence_share"] = silence_share(waveform, rate) if len(waveform) >= rate // 50 else 1.0
             waveform = waveform[: round(self.max_seconds * rate)]
-        if status in HEARD:
-            row |= self._listen(item, waveform, rate, notes)
+        if status in TRANSCRIBED:
+            row |= self._ask_judges(item, waveform, rate, notes)
         if status in FAILED and self.panel.recogniser:
             row["heard"] = ""
         row |= text_scores(item.text, row["heard"], item.language)
-        if row["seconds"] is not None and item.language in self.pace:
-            row["length_ratio"] = row["seconds"] / (row["characters"] * self.pace[item.language])
-        if status in HEARD and self.panel.recogniser and row["heard"] is None:
+        if row["seconds"] is not None and item.language in self.speaking_rates:
+            row["length_ratio"] = row["seconds"] / (row["characters"] * self.speaking_rates[item.language])
+        if status in TRANSCRIBED and self.panel.recogniser and row["heard"] is None:
             row["status"] = NOT_JUDGED
         return row | {"note": "; ".join(notes)}
 
     def _load(self, path: Path | None) -> tuple[str, str, Tensor | None, int | None]:
         """-> status, note, waveform and its sample rate."""
-        if path is None or not Path(path).is_file():
-            return (
-                MISSING,
-                f"there is no file {path}" if path else "nothing was generated",
-                None,
-                None,
-            )
+        if path is None or not path.is_file():
+            return MISSING, f"there is no file {path}" if path else "nothing was generated", None, None
         try:
             waveform, rate = load_audio(path)
         except (ValueError, OSError) as error:
@@ -169,36 +161,36 @@ class Listener:
         seconds = len(waveform) / rate
         if rate != self.sample_rate:
             notes.append(f"{rate} Hz instead of {self.sample_rate} Hz, resampled for the judges")
-        if long := seconds > self.max_seconds:
+        if too_long := seconds > self.max_seconds:
             notes.append(f"{seconds:.1f} s long, judged on the first {self.max_seconds:g} s")
-        return TOO_LONG if long else OK, "; ".join(notes), waveform, rate
+        return TOO_LONG if too_long else OK, "; ".join(notes), waveform, rate
 
-    def _listen(self, item: Utterance, waveform: Tensor, rate: int, notes: list[str]) -> Row:
-        """What the judges say of one waveform; a judge that fails leaves None and a note."""
-        panel, found = self.panel, {}
-        if panel.recogniser:
-            found["heard"] = ask(panel.recogniser, lambda j: j.transcribe(waveform, rate, item.language), notes)
-        voice = ask(panel.speaker, lambda j: j.embed(waveform, rate), notes)
+    def _ask_judges(self, item: Utterance, waveform: Tensor, rate: int, notes: list[str]) -> Row:
+        """The columns of the judges for one waveform; a judge that fails leaves None and a note."""
+        hypothesis, voice = transcribe_and_embed(self.panel, waveform, rate, item.language, notes)
+        row: Row = {"heard": hypothesis}
         if voice is not None:
-            found |= self._compare_voices(item, voice, notes)
-        if item.predict and (scores := ask(panel.naturalness, lambda j: j.rate(waveform, rate), notes)):
-            found |= {f"mos_{name}": _rounded(scores.get(name)) for name in QUALITIES}
-        return found
+            row |= self._compare_voices(item, voice, notes)
+        if item.predict_mos and (scores := ask(self.panel.naturalness, lambda j: j.rate(waveform, rate), notes)):
+            for name in QUALITIES:
+                score = scores.get(name)
+                row[f"mos_{name}"] = None if score is None else round(score, MOS_DECIMALS)
+        return row
 
     def _compare_voices(self, item: Utterance, voice: Tensor, notes: list[str]) -> Row:
-        found: Row = {}
+        row: Row = {}
         if item.reference is not None:
-            wanted = self.reference_voice(item.reference)
-            if isinstance(wanted, str):
-                notes.append(wanted)
+            target = self.reference_voice(item.reference)
+            if isinstance(target, str):
+                notes.append(target)
             else:
-                found["similarity"] = similarity(voice, wanted)
+                row["similarity"] = similarity(voice, target)
         others = [self.reference_voice(path) for path in item.others]
         notes += [other for other in others if isinstance(other, str)]
-        alike = [similarity(voice, other) for other in others if not isinstance(other, str)]
-        if alike:
-            found["similarity_to_others"] = sum(alike) / len(alike)
-        return found
+        similarities = [similarity(voice, other) for other in others if not isinstance(other, str)]
+        if similarities:
+            row["similarity_to_others"] = sum(similarities) / len(similarities)
+        return row
 
     def reference_voice(self, path: Path) -> Tensor | str:
         """The embedding of a reference recording, or why there is none."""
@@ -209,72 +201,35 @@ class Listener:
                 self._voices[path] = f"reference {path}: {error}"
         return self._voices[path]
 
-    def _blank(self, item: Utterance, status: str) -> Row:
-        row: Row = {
-            name: getattr(item, name)
-            for name in (
-                "group",
-                "name",
-                "script",
-                "language",
-                "speaker",
-                "voice",
-                "form",
-                "seed",
-                "text",
-            )
-        }
-        row |= {"heard": None, "status": status, "note": ""}
-        row |= {"path": str(item.path) if item.path else "", "seconds": None, "sample_rate": None}
-        row |= dict.fromkeys(SCORES)
-        row |= {"similarity": None, "similarity_to_others": None}
-        row |= {f"mos_{name}": None for name in QUALITIES}
-        row |= {"length_ratio": None, "silence_share": None, "level_dbfs": None}
-        return row | {"cap_hit": item.cap_hit, "retries": item.retries}
 
-    def _not_scored(self, item: Utterance, status: str, note: str) -> Row:
-        return self._blank(item, status) | {"note": note}
-
-
-def _rounded(score: float | None) -> float | None:
-    return None if score is None else round(score, MOS_DECIMALS)
-
-
-def mark_duplicates(items: Iterable[Utterance]) -> list[Utterance]:
-    """The same, those marked whose group and name another one has already."""
-    seen: set[tuple[str, str]] = set()
-    marked = []
-    for item in items:
-        marked.append(replace(item, duplicate=(item.group, item.name) in seen))
-        seen.add((item.group, item.name))
-    return marked
+def _empty_record(item: Utterance, status: str, note: str = "") -> Row:
+    """All columns, in their order."""
+    row: Row = {"group": item.condition}
+    fields = ("name", "script", "language", "speaker", "voice", "form", "seed", "text")
+    row |= {name: getattr(item, name) for name in fields}
+    row |= {"heard": None, "status": status, "note": note}
+    row |= {"path": str(item.path) if item.path else "", "seconds": None, "sample_rate": None}
+    row |= dict.fromkeys((*SCORES, "similarity", "similarity_to_others", *(f"mos_{name}" for name in QUALITIES)))
+    row |= dict.fromkeys(("length_ratio", "silence_share", "level_dbfs"))
+    return row | {"cap_hit": item.cap_hit, "retries": item.retries}
 
 
 SCORES = (
-    "words",
-    "word_errors",
-    "characters",
-    "character_errors",
-    "wer_percent",
-    "above_50",
-    "seedtts_wer_percent",
-)
+    "words", "word_errors", "characters", "character_errors", "wer_percent", "above_50", "seedtts_wer_percent",
+)  # fmt: skip
 
 
-def text_scores(text: str, heard: str | None, language: str) -> Row:
-    """The columns SCORES: by Whisper's normaliser, and by SeedTTS-Eval's scoring where it has the language.
+def text_scores(text: str, hypothesis: str | None, language: str) -> Row:
+    """The columns SCORES: with Whisper's normaliser, and with SeedTTS-Eval's scoring where it has the language.
 
-    With nothing heard (None), only the counts of the text.
+    Without a hypothesis (None), only the counts of the text.
     """
-    words, characters = (count(text, heard or "", language) for count in (word_errors, character_errors))
-    scores: Row = dict.fromkeys(SCORES) | {
-        "words": words.total,
-        "characters": characters.total,
-    }
-    if heard is None:
+    words, characters = (count(text, hypothesis or "", language) for count in (word_errors, character_errors))
+    scores: Row = dict.fromkeys(SCORES) | {"words": words.total, "characters": characters.total}
+    if hypothesis is None:
         return scores
     if language in seedtts.LANGUAGES:
-        scores["seedtts_wer_percent"] = 100 * seedtts.utterance_wer(text, heard, language)
+        scores["seedtts_wer_percent"] = 100 * seedtts.utterance_wer(text, hypothesis, language)
     return scores | {
         "word_errors": words.errors,
         "character_errors": characters.errors,
@@ -283,21 +238,16 @@ def text_scores(text: str, heard: str | None, language: str) -> Row:
     }
 
 
-# The scripts that a language is written in, as Unicode names its letters; others are not checked.
-LATIN = ("LATIN",)
-SCRIPTS = {language: LATIN for language in "en es fr it de pt nl pl sv da no fi cs hu ro tr id vi".split()} | {
-    "zh": ("CJK",),
-    "yue": ("CJK",),
-    "ja": ("CJK", "HIRAGANA", "KATAKANA"),
-    "ko": ("HANGUL", "CJK"),
-    "ru": ("CYRILLIC",),
-    "uk": ("CYRILLIC",),
-    "el": ("GREEK",),
-    "ar": ("ARABIC",),
-    "he": ("HEBREW",),
-    "hi": ("DEVANAGARI",),
-    "th": ("THAI",),
-}
+# The scripts of a language, as Unicode names its letters; other languages are not checked.
+SCRIPTS = {
+    language: tuple(scripts.split())
+    for languages, scripts in (
+        ("en es fr it de pt nl pl sv da no fi cs hu ro tr id vi", "LATIN"), ("zh yue", "CJK"), ("ko", "HANGUL CJK"),
+        ("ja", "CJK HIRAGANA KATAKANA"), ("ru uk", "CYRILLIC"), ("el", "GREEK"), ("ar", "ARABIC"), ("he", "HEBREW"),
+        ("hi", "DEVANAGARI"), ("th", "THAI"),
+    )
+    for language in languages.split()
+}  # fmt: skip
 
 
 def transcript_fault(text: str, language: str) -> tuple[str, str] | None:
@@ -312,14 +262,11 @@ def transcript_fault(text: str, language: str) -> tuple[str, str] | None:
     if language in SCRIPTS and letters:
         own = sum(name.startswith(SCRIPTS[language]) for name in letters)
         if 2 * own < len(letters):
-            return (
-                ANOTHER_SCRIPT,
-                f"{own} of {len(letters)} letters are of the script of {language!r}",
-            )
+            return ANOTHER_SCRIPT, f"{own} of {len(letters)} letters are of the script of {language!r}"
     return None
 
 
-def pace_of(clips: Iterable[tuple[str, str, float]]) -> dict[str, float]:
+def speaking_rates(clips: Iterable[tuple[str, str, float]]) -> dict[str, float]:
     """(text, language, seconds) of human recordings -> seconds for each character, by language."""
     sums: dict[str, list[float]] = {}
     for text, language, seconds in clips:

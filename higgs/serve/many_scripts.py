@@ -5,7 +5,7 @@ The folder is named by a hash of all settings: another checkpoint, temperature o
 
 import hashlib
 import json
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from functools import partial
 from pathlib import Path
@@ -54,12 +54,6 @@ def content_hash(files: Sequence[Path]) -> str:
     for path in sorted(files):
         digest.update(path.name.encode() + path.read_bytes())
     return digest.hexdigest()[:16]
-
-
-def work_folder(parent: str | Path, settings: Mapping[str, Any]) -> Path:
-    """A folder in `parent` whose name is a hash of the settings."""
-    key = json.dumps(settings, sort_keys=True, default=str)
-    return Path(parent) / hashlib.sha256(key.encode()).hexdigest()[:16]
 
 
 def choose_tasks(scripts: Sequence[Script], seeds: Sequence[int], repeated: int | None) -> list[Task]:

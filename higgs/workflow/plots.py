@@ -6,8 +6,10 @@ from typing import Any
 
 import matplotlib.pyplot as plt
 import numpy as np
+from matplotlib.axes import Axes
 from matplotlib.colors import ListedColormap
 from matplotlib.figure import Figure
+from matplotlib.image import AxesImage
 from torch import Tensor
 
 from higgs.audio import log_mel
@@ -40,87 +42,61 @@ def _decibels(waveform: Tensor, sample_rate: int) -> np.ndarray:
     return log_mel(waveform.detach().cpu(), sample_rate).numpy() / np.log(10) * 20
 
 
+def _show_mel(axis: Axes, mel: np.ndarray, top: float, **more: Any) -> AxesImage:
+    """[bands, frames] in dB, down to 80 dB below `top`."""
+    return axis.imshow(mel, origin="lower", aspect="auto", cmap="magma", vmin=top - 80, vmax=top, **more)
+
+
 def mel_comparison(waveforms: Mapping[str, Tensor], sample_rate: int = 24_000) -> Figure:
     """Mel spectrograms one above the other on one scale of time and level; names become titles."""
     mels = {name: _decibels(w, sample_rate) for name, w in waveforms.items()}
     top = max(mel.max() for mel in mels.values())
-    figure, axes = plt.subplots(
-        len(mels), 1, figsize=(9, 1.9 * len(mels)), sharex=True, squeeze=False, layout="constrained"
-    )
+    size = (9, 1.9 * len(mels))
+    figure, axes = plt.subplots(len(mels), 1, figsize=size, sharex=True, squeeze=False, layout="constrained")
     for axis, (name, mel) in zip(axes[:, 0], mels.items(), strict=True):
-        image = axis.imshow(
-            mel,
-            origin="lower",
-            aspect="auto",
-            cmap="magma",
-            vmin=top - 80,
-            vmax=top,
-            extent=(0, mel.shape[1] / 100, 0, mel.shape[0]),
-        )
-        axis.set_title(name)
-        axis.set_ylabel("mel band")
+        image = _show_mel(axis, mel, top, extent=(0, mel.shape[1] / 100, 0, mel.shape[0]))
+        axis.set(title=name, ylabel="mel band")
     axes[-1, 0].set_xlabel("seconds")
     figure.colorbar(image, ax=axes[:, 0], label="dB", shrink=0.8)
     return _finish(figure)
 
 
-def codes_map(codes: Tensor, codebook_size: int, frame_rate: float, title: str = "") -> Figure:
-    """Codes [K, T] as colours: one row for each codebook, one column for each frame."""
+def small_spectrogram(waveform: Tensor, sample_rate: int = 24_000) -> Figure:
+    """Mel spectrogram without axes, to be shown beside a player; its width is the whole audio."""
+    mel = _decibels(waveform, sample_rate)
+    figure, axis = plt.subplots(figsize=(3.4, 1.0), dpi=80)
+    _show_mel(axis, mel, mel.max())
+    axis.set_axis_off()
+    figure.subplots_adjust(0, 0, 1, 1)
+    return _finish(figure)
+
+
+def _show_codes(codes: Tensor, title: str, xlabel: str, cmap: Any, most: int, **more: Any) -> tuple[Figure, Axes]:
+    """[K, T] as colours from 0 to `most`."""
     figure, axis = plt.subplots(figsize=(9, 1.9), layout="constrained")
+    style = {"aspect": "auto", "interpolation": "nearest", "vmin": 0, "vmax": most} | more
+    axis.imshow(codes.cpu().numpy(), cmap=cmap, **style)
+    axis.set(xlabel=xlabel, ylabel="codebook", title=title, yticks=range(len(codes)))
+    return figure, axis
+
+
+def codes_map(codes: Tensor, codebook_size: int, frame_rate: float, title: str = "") -> Figure:
+    """Codes [K, T] as colours over time."""
     num_codebooks, frames = codes.shape
-    image = axis.imshow(
-        codes.cpu().numpy(),
-        aspect="auto",
-        cmap="viridis",
-        vmin=0,
-        vmax=codebook_size - 1,
-        interpolation="nearest",
-        extent=(0, frames / frame_rate, num_codebooks - 0.5, -0.5),
-    )
-    axis.set(xlabel="seconds", ylabel="codebook", title=title, yticks=range(num_codebooks))
-    figure.colorbar(image, ax=axis, label="code")
+    extent = (0, frames / frame_rate, num_codebooks - 0.5, -0.5)
+    figure, axis = _show_codes(codes, title, "seconds", "viridis", codebook_size - 1, extent=extent)
+    figure.colorbar(axis.images[0], ax=axis, label="code")
     return _finish(figure)
 
 
 def delay_picture(delayed: Tensor, codebook_size: int, title: str = "") -> Figure:
-    """A delayed segment [K, C]: stream bos, codes, stream eos."""
+    """A delayed segment [K, S]: stream bos, codes, stream eos."""
     kinds = (delayed >= codebook_size).int() + (delayed > codebook_size).int()
-    figure, axis = plt.subplots(figsize=(9, 1.9), layout="constrained")
-    # codes in between, so that the staircase at both ends stands out
-    axis.imshow(
-        kinds.cpu().numpy(),
-        aspect="auto",
-        cmap=ListedColormap([PALE, SECOND, ACCENT]),
-        vmin=0,
-        vmax=2,
-        interpolation="nearest",
-    )
+    # codes in between, so that the delays at both ends are visible
+    figure, axis = _show_codes(kinds, title, "step", ListedColormap([PALE, SECOND, ACCENT]), 2)
     handles = [plt.Rectangle((0, 0), 1, 1, color=c) for c in (SECOND, PALE, ACCENT)]
-    axis.legend(
-        handles,
-        ["stream bos", "codes", "stream eos"],
-        ncols=3,
-        loc="lower right",
-        bbox_to_anchor=(1, 1),
-        frameon=False,
-    )
-    axis.set(xlabel="column", ylabel="codebook", title=title, yticks=range(delayed.shape[0]))
-    return _finish(figure)
-
-
-def lines_by_group(
-    x: Sequence[float],
-    groups: Mapping[str, Sequence[float]],
-    xlabel: str,
-    ylabel: str,
-    title: str = "",
-) -> Figure:
-    """One line for each group over the same x."""
-    figure, axis = plt.subplots(figsize=(6.5, 3.2), layout="constrained")
-    for (name, values), colour in zip(groups.items(), plt.cm.viridis(np.linspace(0.1, 0.8, len(groups))), strict=True):
-        axis.plot(x, values, "o-", color=colour, label=name, linewidth=1.5, markersize=4)
-    axis.set(xlabel=xlabel, ylabel=ylabel, title=title, xticks=x)
-    axis.legend(frameon=False)
+    place = {"ncols": 3, "loc": "lower right", "bbox_to_anchor": (1, 1), "frameon": False}
+    axis.legend(handles, ["stream bos", "codes", "stream eos"], **place)
     return _finish(figure)
 
 
@@ -129,7 +105,8 @@ def curves(rows: Sequence[Mapping[str, float]], x: str, names: Sequence[str], yl
     figure, axis = plt.subplots(figsize=(7.5, 3.2), layout="constrained")
     for name, colour in zip(names, plt.cm.viridis(np.linspace(0.1, 0.8, len(names))), strict=True):
         points = [(row[x], row[name]) for row in rows if name in row]
-        axis.plot(*zip(*points, strict=True), color=colour, label=name, linewidth=1.5)
+        marker = "o-" if len(points) < 20 else "-"
+        axis.plot(*zip(*points, strict=True), marker, color=colour, label=name, linewidth=1.5, markersize=4)
     axis.set(xlabel=x, ylabel=ylabel, title=title)
     axis.grid(color=PALE)
     axis.legend(frameon=False)
@@ -142,14 +119,8 @@ def intervals(rows: Mapping[str, tuple[float, float, float]], xlabel: str, title
     for place, (estimate, low, high) in enumerate(rows.values()):
         axis.plot([low, high], [place, place], color=SECOND, linewidth=2)
         axis.plot([estimate], [place], "o", color=ACCENT)
-        axis.annotate(
-            f"{estimate:.1f}",
-            (estimate, place),
-            (0, 7),
-            textcoords="offset points",
-            ha="center",
-            fontsize=8,
-        )
+        label = {"textcoords": "offset points", "ha": "center", "fontsize": 8}
+        axis.annotate(f"{estimate:.1f}", (estimate, place), (0, 7), **label)
     axis.set(yticks=range(len(rows)), yticklabels=list(rows), xlabel=xlabel, title=title)
     axis.set_ylim(len(rows) - 0.5, -0.7)
     axis.set_xlim(left=0)
@@ -158,30 +129,22 @@ def intervals(rows: Mapping[str, tuple[float, float, float]], xlabel: str, title
 
 
 def strips(panels: Mapping[str, Mapping[str, Sequence[float]]]) -> Figure:
-    """What is measured -> group -> values: a point for each value, a line at the median, one panel for each measure."""
+    """Measure -> condition -> values: a panel for each measure, a point for each value, a line at the median."""
     count = -(-len(panels) // 2)
-    most = max(len(groups) for groups in panels.values())
+    most = max(len(conditions) for conditions in panels.values())
     figure, axes = plt.subplots(count, 2, figsize=(9, count * (0.9 + 0.5 * most)), squeeze=False, layout="constrained")
     for axis in axes.flat[len(panels) :]:
         axis.set_visible(False)
-    for axis, (name, groups) in zip(axes.flat, panels.items(), strict=False):
-        for place, values in enumerate(groups.values()):
-            # Spread by their order, not at random: equal data give equal pictures.
-            spread = 0.3 * np.sin(np.arange(len(values)) * 2.4)
-            axis.plot(
-                values,
-                place + spread,
-                "o",
-                color=SECOND,
-                alpha=0.35,
-                markersize=4,
-                markeredgewidth=0,
-            )
+    style = {"color": SECOND, "alpha": 0.35, "markersize": 4, "markeredgewidth": 0}
+    for axis, (name, conditions) in zip(axes.flat, panels.items(), strict=False):
+        for place, values in enumerate(conditions.values()):
+            # Jittered by their order, not at random: equal data give equal pictures.
+            axis.plot(values, place + 0.3 * np.sin(np.arange(len(values)) * 2.4), "o", **style)
             if len(values):
                 middle = float(np.median(values))
                 axis.plot([middle, middle], [place - 0.4, place + 0.4], color=ACCENT, linewidth=2)
-        axis.set(yticks=range(len(groups)), yticklabels=list(groups), xlabel=name)
-        axis.set_ylim(len(groups) - 0.4, -0.6)
+        axis.set(yticks=range(len(conditions)), yticklabels=list(conditions), xlabel=name)
+        axis.set_ylim(len(conditions) - 0.4, -0.6)
         axis.grid(axis="x", color=PALE)
     return _finish(figure)
 
@@ -193,22 +156,12 @@ def differences(rows: Sequence[Mapping[str, Any]]) -> Figure:
         axis.axvline(0, color=INK, linewidth=1)
         axis.plot([row["low"], row["high"]], [0, 0], color=SECOND, linewidth=2)
         axis.plot([row["difference"]], [0], "o", color=ACCENT)
-        reach = 1.15 * max(abs(row["low"]), abs(row["high"]), 1e-6)
-        axis.set_xlim(-reach, reach)
+        limit = 1.15 * max(abs(row["low"]), abs(row["high"]), 1e-6)
+        axis.set_xlim(-limit, limit)
         axis.set_yticks([0], [row["metric"]])
         axis.tick_params(axis="x", labelsize=7)
         axis.spines["left"].set_visible(False)
     axes[-1, 0].set_xlabel("B - A")
-    return _finish(figure)
-
-
-def small_spectrogram(waveform: Tensor, sample_rate: int = 24_000) -> Figure:
-    """Mel spectrogram without axes, to stand beside a player; its length is that of the sound."""
-    mel = _decibels(waveform, sample_rate)
-    figure, axis = plt.subplots(figsize=(3.4, 1.0), dpi=80)
-    axis.imshow(mel, origin="lower", aspect="auto", cmap="magma", vmin=mel.max() - 80, vmax=mel.max())
-    axis.set_axis_off()
-    figure.subplots_adjust(0, 0, 1, 1)
     return _finish(figure)
 
 

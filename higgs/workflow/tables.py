@@ -1,4 +1,4 @@
-"""Tables of results as files: a list of rows with equal keys, in Parquet or JSON Lines by the suffix."""
+"""Tables of results as files: a list of records with equal keys, in Parquet or JSON Lines by the suffix."""
 
 import json
 import math
@@ -16,42 +16,40 @@ SUFFIXES = (".parquet", ".jsonl")
 
 
 def write_rows(path: str | Path, rows: Sequence[Mapping[str, Any]], digits: int = 9) -> None:
-    """Rows -> the file, written whole or not at all; equal rows give equal bytes.
+    """Records -> the file, written atomically; equal records give equal bytes.
 
-    Floats keep `digits` significant digits, so that the last bits, which another order of adding up
-    would change, do not make another file. Raises ValueError for no rows, unequal keys, NaN or
-    infinity, and an unknown suffix.
+    Floats keep `digits` significant digits, so that the last bits, which another order of summation would change, do
+    not change the file. Raises ValueError for no records, unequal keys, NaN or infinity, and an unknown suffix.
     """
-    path = Path(path)
-    _check_suffix(path)
+    path = _checked(path)
     if not rows:
         raise ValueError(f"{path.name}: a table needs at least one row")
     columns = list(rows[0])
     for number, row in enumerate(rows):
-        if set(row) != set(columns):
-            odd = ", ".join(sorted(set(row) ^ set(columns)))
-            raise ValueError(f"{path.name}: row {number} and row 0 differ in the columns {odd}")
+        if odd := set(row) ^ set(columns):
+            raise ValueError(f"{path.name}: row {number} and row 0 differ in the columns {', '.join(sorted(odd))}")
     plain = [
         {name: _rounded(row[name], digits, f"{path.name}, row {i}, {name}") for name in columns}
         for i, row in enumerate(rows)
     ]
-    write_atomically(path, _parquet(plain) if path.suffix == ".parquet" else _json_lines(plain))
+    if path.suffix == ".jsonl":
+        write_atomically(path, "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in plain))
+        return
+    sink = pyarrow.BufferOutputStream()
+    pyarrow.parquet.write_table(pyarrow.Table.from_pylist(plain), sink)
+    write_atomically(path, sink.getvalue().to_pybytes())
 
 
 def read_rows(path: str | Path) -> list[Row]:
-    """The file -> its rows.
-
-    Raises FileNotFoundError, and ValueError for a file that is not what its suffix says.
-    """
-    path = Path(path)
-    _check_suffix(path)
+    """Raises FileNotFoundError, and ValueError for a file that is not what its suffix says."""
+    path = _checked(path)
     if not path.is_file():
         raise FileNotFoundError(f"{path} does not exist")
     try:
         if path.suffix == ".parquet":
-            # The file itself: a name would make folders like `seed=1/` into columns.
+            # Not read_table: it would turn folders like `seed=1/` into columns.
             return pyarrow.parquet.ParquetFile(path).read().to_pylist()
-        # Not splitlines(): a text may hold other line breaks than the one that ends a row.
+        # Not splitlines(): a text may hold other line breaks than the one that ends a record.
         lines = path.read_text(encoding="utf-8").split("\n")
         return [json.loads(line) for line in lines if line]
     except (pyarrow.ArrowException, ValueError) as error:
@@ -59,7 +57,7 @@ def read_rows(path: str | Path) -> list[Row]:
 
 
 def find_table(folder: str | Path, stem: str) -> Path:
-    """The table of that name in the folder, whichever of the suffixes it has; FileNotFoundError without one."""
+    """The table of that name in the folder, whichever suffix it has; FileNotFoundError without one."""
     for suffix in SUFFIXES:
         path = Path(folder) / f"{stem}{suffix}"
         if path.is_file():
@@ -67,9 +65,11 @@ def find_table(folder: str | Path, stem: str) -> Path:
     raise FileNotFoundError(f"{folder} holds no {stem} table ({', '.join(SUFFIXES)})")
 
 
-def _check_suffix(path: Path) -> None:
+def _checked(path: str | Path) -> Path:
+    path = Path(path)
     if path.suffix not in SUFFIXES:
         raise ValueError(f"{path}: tables are {', '.join(SUFFIXES)}")
+    return path
 
 
 def _rounded(value: Any, digits: int, place: str) -> Any:
@@ -82,13 +82,3 @@ def _rounded(value: Any, digits: int, place: str) -> Any:
     if not math.isfinite(value):
         raise ValueError(f"{place} is {value}: only finite numbers are written; None says not known")
     return float(f"{value:.{digits}g}")
-
-
-def _parquet(rows: list[Row]) -> bytes:
-    sink = pyarrow.BufferOutputStream()
-    pyarrow.parquet.write_table(pyarrow.Table.from_pylist(rows), sink)
-    return sink.getvalue().to_pybytes()
-
-
-def _json_lines(rows: list[Row]) -> bytes:
-    return "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows).encode()

@@ -1,4 +1,4 @@
-"""The page of `higgs compare A B`: two runs, side by side."""
+"""The page of `higgs compare A B`."""
 
 import html
 from collections.abc import Mapping, Sequence
@@ -23,29 +23,29 @@ def cells(row: Row) -> list[str]:
     return [row["title"], a, b, f"{sign}{change} [{low}, {high}]", *tests, row["verdict"]]
 
 
-def verdict(found: Comparison) -> str:
-    """The sentence that sums the table up."""
-    decided = [row for row in found.rows if row["verdict"] != "no difference"]
+def verdict(comparison: Comparison) -> str:
+    """The significant differences in one sentence."""
+    decided = [row for row in comparison.rows if row["verdict"] != "no difference"]
     if not decided:
         return "No difference that could not be chance (p >= 0.05 after Holm's correction for all metrics)."
     return "; ".join(f"{row['title']}: {row['verdict']}" for row in decided) + "."
 
 
-def to_page(found: Comparison, names: Sequence[str], rows: Sequence[Sequence[Row]]) -> str:
+def to_page(comparison: Comparison, names: Sequence[str], rows: Sequence[Sequence[Row]]) -> str:
     """The page, which loads nothing from outside."""
     title = " against ".join(names)
     parts = [
         f"<h1>{html.escape(title)}</h1>",
-        f"<p><b>{html.escape(verdict(found))}</b></p>",
+        f"<p><b>{html.escape(verdict(comparison))}</b></p>",
         "<p>Both spoke the same texts, so they are paired text by text: the difference is B - A, its interval is "
         "bootstrapped over texts, p is that of a permutation test.</p>",
-        _table(COLUMNS, [cells(row) for row in found.rows]),
-        picture(png(differences(found.rows)), "differences with their intervals")._repr_html_(),
-        *(f"<p>{html.escape(note)}</p>" for note in found.notes),
+        _table(COLUMNS, [cells(row) for row in comparison.rows]),
+        picture(png(differences(comparison.rows)), "differences with their intervals")._repr_html_(),
+        *(f"<p>{html.escape(note)}</p>" for note in comparison.notes),
         "<h2>What differs between the runs</h2>",
-        _table(("what", "A", "B"), _changed(*found.provenance)),
+        _table(("what", "A", "B"), _changed(*comparison.provenance)),
         "<h2>Texts that changed most</h2>",
-        _table(("text", "A: WER %", "A heard", "B: WER %", "B heard"), moved(*rows)),
+        _table(("text", "A: WER %", "A: hypothesis", "B: WER %", "B: hypothesis"), moved(*rows)),
     ]
     return bare_page(title, "".join(parts))
 
@@ -53,8 +53,8 @@ def to_page(found: Comparison, names: Sequence[str], rows: Sequence[Sequence[Row
 def _table(columns: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
     if not rows:
         return "<p>Nothing.</p>"
-    made = table([dict(zip(columns, row, strict=True)) for row in rows])
-    return f'<div class="output_subarea">{made._repr_html_()}</div>'
+    content = table([dict(zip(columns, row, strict=True)) for row in rows])
+    return f'<div class="output_subarea">{content._repr_html_()}</div>'
 
 
 def _changed(a: Mapping[str, Any], b: Mapping[str, Any]) -> list[list[str]]:
@@ -63,16 +63,16 @@ def _changed(a: Mapping[str, Any], b: Mapping[str, Any]) -> list[list[str]]:
 
 
 def moved(a: Sequence[Row], b: Sequence[Row]) -> list[list[str]]:
-    """The texts whose word errors, summed over takes, changed most, with what was heard in the first take."""
-    found = []
+    """The texts whose word errors over all samples changed most, with the hypotheses of the first samples."""
+    changes = []
     for script in dict.fromkeys(row["script"] for row in a):
         sides = [[r for r in rows if r["script"] == script and r["words"]] for rows in (a, b)]
         if not all(sides) or any(r["word_errors"] is None for side in sides for r in side):
             continue
-        rates = [100 * sum(r["word_errors"] for r in s) / sum(r["words"] for r in s) for s in sides]
-        if rates[0] != rates[1]:
-            (before, after), (a_row, b_row) = rates, (side[0] for side in sides)
-            shown = [f"{before:.0f}", a_row["heard"], f"{after:.0f}", b_row["heard"]]
-            found.append((abs(after - before), [a_row["text"], *shown]))
-    found.sort(key=lambda pair: -pair[0])
-    return [row for _, row in found[:MOST]]
+        before, after = (100 * sum(r["word_errors"] for r in s) / sum(r["words"] for r in s) for s in sides)
+        if before != after:
+            row_a, row_b = (side[0] for side in sides)
+            shown = [row_a["text"], f"{before:.0f}", row_a["heard"], f"{after:.0f}", row_b["heard"]]
+            changes.append((abs(after - before), shown))
+    changes.sort(key=lambda pair: -pair[0])
+    return [shown for _, shown in changes[:MOST]]

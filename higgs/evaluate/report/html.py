@@ -1,4 +1,4 @@
-"""What the evaluate notebook shows: tables as people read them, utterances to hear, and the closing numbers."""
+"""What the evaluate notebook shows: tables, utterances with players, and the numbers of metrics.json."""
 
 import hashlib
 import html
@@ -8,72 +8,58 @@ from pathlib import Path
 from typing import Any
 
 import jiwer
+from IPython.display import HTML
 
 from higgs.audio import load_audio
 from higgs.evaluate.judges.registry import MetricModels
 from higgs.evaluate.metrics.error_rates import normalize
-from higgs.evaluate.report.gather import GENERATED, RECORDED, ROUND_TRIP, Results, read_csv
-from higgs.evaluate.statistics.summary import (
-    METRICS,
-    length_class,
-    summarise,
-    titles,
-    with_interval,
-)
+from higgs.evaluate.report.gather import GENERATED, RECONSTRUCTED, RECORDED, Results
+from higgs.evaluate.statistics.summary import METRICS, length_class, summarise, with_interval
 from higgs.evaluate.utterances import FAILED, NOT_SCORED
 from higgs.workflow.outputs import audio_player, picture
 from higgs.workflow.plots import png, small_spectrogram
-from higgs.workflow.tables import Row
+from higgs.workflow.tables import Row, read_rows
 
 PACKAGES = ("torch", "transformers", "onnxruntime", "jiwer")
 COUNTS = {
-    "n": "utterances", "scripts": "texts", "seeds": "seeds", "words": "words", "seconds": "seconds of sound",
+    "n": "utterances", "scripts": "texts", "seeds": "seeds", "words": "words", "seconds": "seconds of audio",
     "missing": "missing", "silent": "silent", "unreadable": "unreadable", "too_long": "too long, judged in part",
-    "not_scored": "not scored: a fault of the set or the judge", "empty_transcripts": "nothing was heard",
-    "above_50": "WER above 50 %", "cap_hits": "stopped by the frame cap", "retried": "spoken again by a guard",
+    "not_scored": "not scored: a fault of the set or the judge", "empty_transcripts": "empty hypothesis",
+    "above_50": "WER above 50 %", "cap_hits": "stopped by the frame cap", "retried": "generated again after a run-away",
 }  # fmt: skip
 BRIEF = {
     "wer_percent": "WER %", "cer_percent": "CER %", "similarity": "similarity", "similarity_to_others": "to others",
-    "mos_overall": "quality", "length_ratio": "length", "cap_hit_percent": "cap %",
+    "mos_overall": "quality", "length_ratio": "duration", "cap_hit_percent": "cap %",
 }  # fmt: skip
-SHORT = {RECORDED: "recordings", ROUND_TRIP: "codec", GENERATED: "generated"}
+SHORT = {RECORDED: "recordings", RECONSTRUCTED: "codec", GENERATED: "generated"}
 FLAT = (
     "wer_percent", "cer_percent", "seedtts_wer_percent", "above_50_percent", "similarity", "similarity_to_others",
     "mos_overall", "length_ratio", "cap_hit_percent",
 )  # fmt: skip
 
 
-class Html:
-    """Ready-made HTML as a cell of a table, or the value of a notebook's cell."""
-
-    def __init__(self, content: str):
-        self.content = content
-
-    def __repr__(self) -> str:
-        return "Html"  # the usual one has an address, which no second run repeats
-
-    def _repr_html_(self) -> str:
-        return self.content
-
-
 def provenance(results: Results, panel: MetricModels) -> dict[str, Any]:
     """Everything that the numbers depend on, by name or by hash."""
-    given, recordings = results.generated, Path(results.tokenized["recordings"])
-    return given["provenance"] | {
+    generated, recordings = results.generated, Path(results.tokenized["recordings"])
+    return generated["provenance"] | {
         "recordings": hashlib.sha256(recordings.read_bytes()).hexdigest()[:16],
-        "sampling": {k: v for k, v in given["sampling"].items() if k != "seed"},
-        "seeds": given["seeds"],
-        "repeated_texts": given.get("repeated_texts"),
+        "sampling": {k: v for k, v in generated["sampling"].items() if k != "seed"},
+        "seeds": generated["seeds"],
+        "repeated_texts": generated.get("repeated_texts"),
         "judges": panel.names(),
         "versions": {name: version(name).partition("+")[0] for name in PACKAGES},
     }
 
 
-def opening(origin: Mapping[str, Any], absent: Sequence[str]) -> Html:
-    """What was run, by whom it was judged, and what is missing."""
+def paragraphs(lines: Sequence[str]) -> HTML:
+    return HTML("".join(f"<p>{line}</p>" for line in lines))
+
+
+def opening(origin: Mapping[str, Any], absent: Sequence[str]) -> HTML:
+    """The checkpoint, the set, the judges, and which judges are missing."""
     judges = [name for name in origin["judges"].values() if name]
     what = (
-        "the small default, made to show and to test the workflow. What the released 3B checkpoint can do is not "
+        "the small default, which shows and tests the workflow. What the released 3B checkpoint can do is not "
         "measured here"
         if origin["checkpoint"] == "nano"
         else "as named in params.yaml"
@@ -83,40 +69,42 @@ def opening(origin: Mapping[str, Any], absent: Sequence[str]) -> Html:
     if more:
         some = "" if repeated is None else f" of {repeated} texts"
         seeds += f", and {', '.join(more)}{some}"
-    lines = [
-        f"<b>Checkpoint: {html.escape(origin['checkpoint'])}</b>, {what}.",
-        f"Set <code>{html.escape(str(origin['set']))}</code>, {seeds}; first samples count.",
-        f"Judges: {html.escape('; '.join(judges)) or 'none'}. Numbers of other judges do not compare.",
-        *(f"<b>Not judged</b>, {html.escape(note)}" for note in absent),
-    ]
-    return Html("".join(f"<p>{line}</p>" for line in lines))
+    return paragraphs(
+        [
+            f"<b>Checkpoint: {html.escape(origin['checkpoint'])}</b>, {what}.",
+            f"Set <code>{html.escape(str(origin['set']))}</code>, {seeds}; first samples count.",
+            f"Judges: {html.escape('; '.join(judges)) or 'none'}. Numbers of other judges do not compare.",
+            *(f"<b>Not judged</b>, {html.escape(note)}" for note in absent),
+        ]
+    )
 
 
 def by_metric(summary: Sequence[Row], judges: Mapping[str, str | None]) -> list[Row]:
-    """The summary turned round: a row for each metric that some group has, a column for each group."""
-    names = titles(judges)
-    chosen = [metric for metric in METRICS if any(row[metric.name] is not None for row in summary)]
-    return [
-        {"metric": names[metric.name]} | {row["group"]: with_interval(row, metric) for row in summary}
-        for metric in chosen
-    ]  # fmt: skip
+    """The summary transposed: a row for each metric, whose title names its judge, a column for each condition."""
+    rows = []
+    for metric in METRICS:
+        judge = judges.get(metric.judge)
+        if known(summary, metric.name):
+            title = f"{metric.title} ({judge})" if judge else metric.title
+            rows.append({"metric": title} | {row["group"]: with_interval(row, metric) for row in summary})
+    return rows
 
 
 def by_group(summary: Sequence[Row], judges: Mapping[str, str | None]) -> tuple[list[Row], str]:
-    """A row for each group under short titles -> the rows, and the caption that says what the titles mean."""
+    """A row for each value of "group" under short titles -> the rows, and a caption that explains the titles."""
     used = {m.name: m for m in METRICS if m.name in BRIEF and known(summary, m.name)}
     rows = [
         {"group": row["group"], "n": row["n"], "texts": row["scripts"]}
         | {BRIEF[name]: with_interval(row, metric) for name, metric in used.items()}
         for row in summary
     ]
-    heard = [judges[kind] for kind in dict.fromkeys(m.judge for m in used.values()) if kind]
-    said = "estimate [95 % interval, run-aways as likely in every group]"
-    return rows, f"{said}; judges: {', '.join(map(str, heard))}"
+    kinds = dict.fromkeys(metric.judge for metric in used.values() if metric.judge)
+    caption = "estimate [95 % interval, run-aways as likely in every group]"
+    return rows, f"{caption}; judges: {', '.join(str(judges[kind]) for kind in kinds)}"
 
 
 def by_count(summary: Sequence[Row]) -> list[Row]:
-    """How many utterances there are, and what became of them, a column for each group."""
+    """The numbers of utterances by status, a column for each condition."""
     rows = [{"count": title} | {row["group"]: row[name] for row in summary} for name, title in COUNTS.items()]
     for row in rows:
         row |= {k: round(v) for k, v in row.items() if isinstance(v, float)}
@@ -137,33 +125,25 @@ def ranked(rows: Sequence[Row]) -> list[Row]:
     return sorted(scored, key=lambda row: (-row["wer_percent"], -row["words"], row["name"]))
 
 
-def best(order: Sequence[Row], count: int) -> list[Row]:
-    """Those heard without an error, the longest texts first."""
-    return sorted(order, key=lambda row: (row["wer_percent"], -row["words"], row["name"]))[:count]
+def best(rows: Sequence[Row], count: int) -> list[Row]:
+    """Those with the lowest WER, the longest texts first."""
+    return sorted(rows, key=lambda row: (row["wer_percent"], -row["words"], row["name"]))[:count]
 
 
 def by_speaker(summary: Sequence[Row]) -> list[Row]:
-    """What `summarise_dialogues` says, under short titles."""
+    """`summarise_dialogues` under short titles."""
     rows = []
     for row in summary:
-        share = row["attributed_right_percent"]
-        ends = [row[f"attributed_right_{end}"] for end in ("low", "high")]
-        rows.append(
-            {
-                "speaker": row["speaker"],
-                "turns": row["turns"],
-                "WER %": row["wer_percent"],
-                "similarity": row["similarity"],
-                "within": row["similarity_within"],
-                "apart": row["dissimilarity"],
-                "right voice %": None if share is None else f"{share:.0f} [{ends[0]:.0f}, {ends[1]:.0f}]",
-            }
-        )
+        accuracy, low, high = (row[f"attributed_right_{name}"] for name in ("percent", "low", "high"))
+        titled = {"speaker": row["speaker"], "turns": row["turns"], "WER %": row["wer_percent"]}
+        titled |= {"similarity": row["similarity"], "within": row["similarity_within"], "apart": row["dissimilarity"]}
+        interval = None if accuracy is None else f"{accuracy:.0f} [{low:.0f}, {high:.0f}]"
+        rows.append(titled | {"right voice %": interval})
     return rows
 
 
 def faults(rows: Sequence[Row]) -> list[Row]:
-    """Utterances that something is said of: what is missing, could not be judged, or was judged in part."""
+    """Utterances with a note, or that failed or could not be judged."""
     return [
         {name: row[name] for name in ("group", "name", "status", "note")}
         for row in rows
@@ -171,46 +151,46 @@ def faults(rows: Sequence[Row]) -> list[Row]:
     ]
 
 
-def transcript_diff(text: str, heard: str | None, language: str = "en") -> Html:
-    """What was said, with words that were not heard struck out and what was heard instead behind them."""
-    wanted, got = (normalize(words or "", language).split() for words in (text, heard))
-    if not wanted or not got:
-        return Html(f"<del>{html.escape(' '.join(wanted) or text)}</del> <ins>{html.escape(' '.join(got))}</ins>")
-    (parts,) = jiwer.process_words(" ".join(wanted), " ".join(got)).alignments
-    pieces = []
-    for part in parts:
-        old = html.escape(" ".join(wanted[part.ref_start_idx : part.ref_end_idx]))
-        new = html.escape(" ".join(got[part.hyp_start_idx : part.hyp_end_idx]))
-        if part.type == "equal":
-            pieces.append(old)
+def transcript_diff(text: str, hypothesis: str | None, language: str = "en") -> HTML:
+    """The normalised text, deleted words struck out, and inserted words of the hypothesis after them."""
+    reference, words = (normalize(some or "", language).split() for some in (text, hypothesis))
+    if not reference or not words:
+        return HTML(f"<del>{html.escape(' '.join(reference) or text)}</del> <ins>{html.escape(' '.join(words))}</ins>")
+    (chunks,) = jiwer.process_words(" ".join(reference), " ".join(words)).alignments
+    parts = []
+    for chunk in chunks:
+        old = html.escape(" ".join(reference[chunk.ref_start_idx : chunk.ref_end_idx]))
+        new = html.escape(" ".join(words[chunk.hyp_start_idx : chunk.hyp_end_idx]))
+        if chunk.type == "equal":
+            parts.append(old)
             continue
-        pieces += [f"<del>{old}</del>"] if old else []
-        pieces += [f"<ins>{new}</ins>"] if new else []
-    return Html(" ".join(pieces))
+        parts += [f"<del>{old}</del>"] if old else []
+        parts += [f"<ins>{new}</ins>"] if new else []
+    return HTML(" ".join(parts))
 
 
-def cards(rows: Sequence[Row]) -> Html:
-    """Utterances one below the other, to read and to hear."""
-    return Html("".join(_card(row) for row in rows))
+def cards(rows: Sequence[Row]) -> HTML:
+    """Utterances one below the other, with text, differences and player."""
+    return HTML("".join(_card(row) for row in rows))
 
 
 def _card(row: Row) -> str:
-    """Without sound there is no player and no spectrogram."""
+    """Without audio there is no player and no spectrogram."""
     numbers = [f"WER {row['wer_percent']:.0f} %"]
     if row["similarity"] is not None:
         numbers.append(f"similarity {row['similarity']:.2f}")
     if row["length_ratio"] is not None:
-        numbers.append(f"length {row['length_ratio']:.2f}")
+        numbers.append(f"duration ratio {row['length_ratio']:.2f}")
     facts = ", ".join(fact for fact in (row["form"], row["voice"], *numbers) if fact)
-    sound = "<p>no sound</p>"
+    player = "<p>no audio</p>"
     if row["seconds"]:
-        heard = load_audio(row["path"])
-        drawn = picture(png(small_spectrogram(*heard)), f"spectrogram of {row['name']}")
-        sound = audio_player(*heard)._repr_html_() + drawn._repr_html_()
+        waveform, rate = load_audio(row["path"])
+        spectrogram = picture(png(small_spectrogram(waveform, rate)), f"spectrogram of {row['name']}")
+        player = audio_player(waveform, rate)._repr_html_() + spectrogram._repr_html_()
     words = transcript_diff(row["text"], row["heard"], row["language"])._repr_html_()
     return (
         f'<div class="card"><div><b>{html.escape(row["name"])}</b> <small>{html.escape(facts)}</small>'
-        f"<p>{html.escape(row['text'])}</p><p>{words}</p></div><div>{sound}</div></div>"
+        f"<p>{html.escape(row['text'])}</p><p>{words}</p></div><div>{player}</div></div>"
     )
 
 
@@ -225,39 +205,39 @@ def parts_of(rows: Sequence[Row], resamples: int, seed: int) -> dict[str, list[R
     return {name: summarise(sorted(generated, key=key), resamples, seed, key) for name, key in keys.items()}
 
 
-def headline(summary: Sequence[Row]) -> Html:
-    """The one sentence that somebody in a hurry reads."""
-    said = [
+def headline(summary: Sequence[Row]) -> HTML:
+    """The word error rates in one sentence."""
+    rates = [
         f"{row['group']} {row['wer_percent']:.1f} % ({row['wer_percent_low']:.1f} to {row['wer_percent_high']:.1f})"
         for row in summary
         if row["wer_percent"] is not None
     ]
-    if not said:
-        return Html("<p>No words were judged.</p>")
-    return Html(f"<p><b>Words misheard</b> (95 % interval), {html.escape(', '.join(said))}.</p>")
+    if not rates:
+        return HTML("<p>No words were judged.</p>")
+    return HTML(f"<p><b>Word error rate</b> (95 % interval): {html.escape(', '.join(rates))}.</p>")
 
 
-def coverage_note(row: Row, seeds: tuple[float | None, int]) -> Html:
-    """What intervals over these texts are worth, on data whose truth is known; what of the variance is the seed's."""
-    held = [f"{row[f'{name}_coverage_percent']:.0f} %" for name in ("wer", "similarity", "rate")]
+def coverage_note(coverage: Row, seeds: tuple[float | None, int]) -> HTML:
+    """The coverage of intervals over these texts on synthetic data, and the seed's share in the variance."""
+    held = [f"{coverage[f'{name}_coverage_percent']:.0f} %" for name in ("wer", "similarity", "rate")]
     share, several = seeds
-    said = [
-        f"Intervals over {row['n']} texts in {row['takes']} takes that are called 95 % held the true WER in {held[0]} "
-        f"of {row['trials']} made-up sets (many texts without an error, a long tail, 1.5 % run-aways), the "
+    lines = [
+        f"The 95 % intervals over {coverage['n']} texts in {coverage['takes']} samples held the true WER in {held[0]} "
+        f"of {coverage['trials']} synthetic sets (many texts without an error, a long tail, 1.5 % run-aways), the "
         f"similarity in {held[1]}, the share of utterances with an error in {held[2]}. The upper end of a WER allows "
-        "for run-aways that the set does not hold, and the fewer the texts, the more. See "
+        "for run-aways that the set does not have, the more the fewer the texts. See "
         "<code>notebooks/statistics.ipynb</code>."
     ]
     if share is not None:
-        said.append(
-            f"Of the variance of word errors from take to take {100 * share:.0f} % is the seed's, the rest that of the "
-            f"text ({several} texts with several takes)."
+        lines.append(
+            f"Of the variance of word errors between samples {100 * share:.0f} % is the seed's, the rest that of the "
+            f"text ({several} texts with several samples)."
         )
-    return Html("".join(f"<p>{line}</p>" for line in said))
+    return paragraphs(lines)
 
 
 def metrics(results: Results, summary: Sequence[Row], origin: Mapping[str, Any]) -> dict[str, Any]:
-    """The flat numbers that `dvc metrics` and `dvc exp show` list, and where they come from."""
+    """The flat numbers of metrics.json, which `dvc metrics` and `dvc exp show` list, with their provenance."""
     flat: dict[str, Any] = {}
     for row in summary:
         name = SHORT.get(row["group"], row["group"].replace(": ", "_").replace(" ", "_"))
@@ -273,26 +253,14 @@ def metrics(results: Results, summary: Sequence[Row], origin: Mapping[str, Any])
 
 
 def codec_tables(results: Results) -> tuple[list[Row], list[Row]]:
-    """What the tokenize stage measured: mean distances by the number of codebooks, and how evenly codes are used."""
-    folder, columns = results.folder / "tokenize", ("mel_db", "stft", "si_sdr_db", "stoi")
-    rows = [
-        {name: _number(row[name]) for name in ("codebooks", *columns)}
-        for row in read_csv(folder / "reconstruction.csv")
-    ]
-    distances = []
+    """The tables of the tokenize stage: mean distances by the number of codebooks, and the use of each codebook."""
+    folder = results.folder / "tokenize"
+    rows, distances = read_rows(folder / "reconstruction.parquet"), []
     for count in sorted({row["codebooks"] for row in rows}):
         some = [row for row in rows if row["codebooks"] == count]
         means: Row = {"codebooks": count, "clips": len(some)}
-        for name in columns:
+        for name in ("mel_db", "stft", "si_sdr_db", "stoi"):
             values = known(some, name)
             means[name] = sum(values) / len(values) if values else None
         distances.append(means)
-    usage = [{name: _number(value) for name, value in row.items()} for row in read_csv(folder / "usage.csv")]
-    return distances, usage
-
-
-def _number(cell: str) -> int | float | None:
-    """A cell of a table of numbers; empty where nothing is known."""
-    if not cell:
-        return None
-    return int(cell) if cell.lstrip("-").isdigit() else float(cell)
+    return distances, read_rows(folder / "usage.parquet")

@@ -1,4 +1,4 @@
-"""Two runs of the same texts: which differences are more than chance?"""
+"""Two runs on the same texts: which differences are significant?"""
 
 import json
 from collections.abc import Sequence
@@ -6,8 +6,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from higgs.evaluate.statistics.intervals import holm, paired_difference
-from higgs.evaluate.statistics.summary import METRICS, Metric, mean_take, takes_of
+from higgs.evaluate.statistics.intervals import Resampling, holm, paired_difference
+from higgs.evaluate.statistics.summary import METRICS, Metric, Sample, mean_sample, samples_of
 from higgs.evaluate.utterances import NOT_SCORED
 from higgs.workflow.tables import Row, find_table, read_rows
 
@@ -17,7 +17,7 @@ TABLE, PROVENANCE = "utterances", "provenance.json"
 
 @dataclass(frozen=True)
 class Comparison:
-    """`rows`, one for each metric that could be compared, and what a reader has to know of the pair."""
+    """`rows`, one for each metric that could be compared; `notes` say what was left out."""
 
     rows: list[Row]
     notes: list[str]
@@ -35,35 +35,31 @@ def compare(
 ) -> Comparison:
     """Two result folders -> for each metric both values, the difference B - A, its interval and p.
 
-    A folder holds `utterances.parquet` (or .jsonl) with the rows of `higgs.evaluate.utterances`, and
-    `provenance.json`, whose `judges` say who judged; what different judges said is not compared.
-    `group` is a group or the beginning of several ("generated" takes "generated: dialogue" along).
-    Scripts are paired, or what the column `cluster` names ("speaker"): scripts that only one run has,
-    or whose text differs, are left out and counted in the notes. Of a script the means of the takes
-    that both have are compared, seed by seed, or as many of either, in order, where they share no
-    seed: a mean of three takes beside a single one would not be the same thing by another system.
-    `p_holm` allows for the number of metrics; the verdict is "no difference" where it exceeds `alpha`.
+    A folder holds `utterances.parquet` (or .jsonl) with the records of `higgs.evaluate.utterances`, and
+    `provenance.json`, whose `judges` name the judges; metrics of different judges are not compared. `group` is a value
+    of the column "group", or the prefix of several ("generated" includes "generated: dialogue"). Scripts are paired, or
+    the values of the column `cluster` ("speaker"). Scripts that only one run has, or whose text differs, are left out
+    and counted in the notes. Of a script the means of the samples that both have are compared: those with the same
+    seeds, or, where they share no seed, the first ones, as many of either. `p_holm` corrects for the number of
+    metrics; the verdict is "no difference" where it exceeds `alpha`.
 
-    Raises FileNotFoundError for a folder without a table, ValueError where no script is in both.
+    Raises FileNotFoundError for a folder without a table, ValueError where the runs share fewer than 2 scripts.
     """
     if cluster not in CLUSTERS:
         raise ValueError(f"cluster: expected one of {', '.join(CLUSTERS)}, got {cluster!r}")
     tables = [read_rows(find_table(folder, TABLE)) for folder in (folder_a, folder_b)]
     provenance = tuple(_provenance(folder) for folder in (folder_a, folder_b))
-    chosen = [chosen_rows(table, group) for table in tables]
-    notes = _set_aside(*chosen, group)
+    chosen = [scored_rows(table, group) for table in tables]
+    notes = [f"{side} has no rows of the group {group!r}." for side, rows in zip("AB", chosen, strict=True) if not rows]
     shared = _shared_scripts(*chosen, notes)
     if len(shared) < 2:
         raise ValueError(
             f"{folder_a} and {folder_b} share {len(shared)} scripts of the group {group!r}: at least 2 are needed"
         )
     metrics = [metric for metric in METRICS if _same_judge(metric, provenance, notes)]
-    clusters = {row["script"]: row[cluster] for row in chosen[0]}
-    rows = []
-    for metric in metrics:
-        row = _compare_metric(metric, chosen, {s: clusters[s] for s in shared}, resamples, seed)
-        if row is not None:
-            rows.append(row)
+    clusters = {row["script"]: row[cluster] for row in chosen[0] if row["script"] in shared}
+    settings = Resampling(resamples, seed)
+    rows = [row for metric in metrics if (row := _compare_metric(metric, chosen, clusters, settings))]
     adjusted = holm({row["metric"]: row["p"] for row in rows})
     for row in rows:
         row["p_holm"] = adjusted[row["metric"]]
@@ -78,8 +74,8 @@ def _provenance(folder: str | Path) -> dict[str, Any]:
     return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
 
 
-def chosen_rows(table: Sequence[Row], group: str) -> list[Row]:
-    """The scored rows of a group, or of all that begin with it."""
+def scored_rows(table: Sequence[Row], group: str) -> list[Row]:
+    """The rows of a group, or of all groups with that prefix, without those that are not scored."""
     return [
         row
         for row in table
@@ -87,12 +83,8 @@ def chosen_rows(table: Sequence[Row], group: str) -> list[Row]:
     ]
 
 
-def _set_aside(a: Sequence[Row], b: Sequence[Row], group: str) -> list[str]:
-    return [f"{side} has no rows of the group {group!r}." for side, rows in (("A", a), ("B", b)) if not rows]
-
-
 def _shared_scripts(a: Sequence[Row], b: Sequence[Row], notes: list[str]) -> set[str]:
-    """Scripts that both have with one text; what is left out goes to the notes."""
+    """Scripts that both runs have, with the same text; the others are listed in `notes`."""
     texts_a, texts_b = ({row["script"]: row["text"] for row in rows} for rows in (a, b))
     for side, own, other in (("A", texts_a, texts_b), ("B", texts_b, texts_a)):
         if alone := sorted(set(own) - set(other)):
@@ -120,40 +112,35 @@ def _same_judge(metric: Metric, provenance: Sequence[dict[str, Any]], notes: lis
 
 
 def _compare_metric(
-    metric: Metric,
-    tables: Sequence[Sequence[Row]],
-    clusters: dict[str, str],
-    resamples: int,
-    seed: int,
+    metric: Metric, tables: Sequence[Sequence[Row]], clusters: dict[str, str], settings: Resampling
 ) -> Row | None:
     """None where fewer than two clusters have the metric in both runs."""
-    takes = [takes_of(metric, table) for table in tables]
-    scripts = sorted(set(takes[0]) & set(takes[1]) & set(clusters))
+    samples = [samples_of(metric, table) for table in tables]
+    scripts = sorted(set(samples[0]) & set(samples[1]) & set(clusters))
     labels = [clusters[script] for script in scripts]
     if len(set(labels)) < 2:
         return None
-    pairs = [paired_takes(*(some[script] for some in takes)) for script in scripts]
-    (x_a, y_a), (x_b, y_b) = (tuple(zip(*(mean_take(pair[side]) for pair in pairs), strict=True)) for side in (0, 1))
-    found = paired_difference(x_a, x_b, y_a, y_b, labels, resamples, seed)
+    pairs = [paired_samples(samples[0][script], samples[1][script]) for script in scripts]
+    (x_a, y_a), (x_b, y_b) = (tuple(zip(*(mean_sample(pair[side]) for pair in pairs), strict=True)) for side in (0, 1))
+    result = paired_difference(x_a, x_b, y_a, y_b, settings, labels)
     return {
         "metric": metric.name,
         "title": metric.title,
         "better": metric.better,
-        "n": found.n,
+        "n": result.n,
         "a": sum(x_a) / sum(y_a),
         "b": sum(x_b) / sum(y_b),
-        "difference": found.estimate,
-        "low": found.low,
-        "high": found.high,
-        "p": found.p,
+        "difference": result.estimate,
+        "low": result.low,
+        "high": result.high,
+        "p": result.p,
     }
 
 
-def paired_takes(a: Sequence[tuple], b: Sequence[tuple]) -> tuple[list[tuple], list[tuple]]:
-    """Takes of one script, seed first, by two systems -> those with the seeds that both have, else the
-    first of each, as many as both have."""
+def paired_samples(a: Sequence[Sample], b: Sequence[Sample]) -> tuple[list[Sample], list[Sample]]:
+    """Samples of one script by two systems -> those with common seeds, else the first of each, as many as both have."""
     if shared := {seed for seed, *_ in a} & {seed for seed, *_ in b}:
-        a, b = ([take for take in takes if take[0] in shared] for takes in (a, b))
+        a, b = ([sample for sample in samples if sample[0] in shared] for samples in (a, b))
     count = min(len(a), len(b))
     return list(a[:count]), list(b[:count])
 

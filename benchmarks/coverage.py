@@ -1,9 +1,8 @@
-"""What speech of a generator is judged like, made up, so that the truth is known.
+"""Coverage of the confidence intervals, and size and power of the paired test, on synthetic data with a known truth.
 
-Most utterances are heard without an error, some have a few, and now and then a take runs away until
-the frame cap ends it. Similarity is of one kind for a text, and moves a little from take to take. On
-such data the intervals and the tests of `higgs.evaluate.statistics.intervals` show what they are worth: how often
-an interval holds the truth, how often a test finds a difference that is there, or none that is not.
+Most utterances have no word error, some have a few, and now and then a sample runs away until the frame cap. Similarity
+is a property of the text, with a little noise from sample to sample. `notebooks/statistics.ipynb` is the full study;
+the evaluate report runs `coverage` for the number of texts and samples that it has.
 """
 
 import math
@@ -13,34 +12,25 @@ from typing import Any
 
 import numpy as np
 
-from higgs.evaluate.statistics.intervals import (
-    NORMAL,
-    Array,
-    interval_ends,
-    permutation_p,
-    rate_interval,
-)
+from higgs.evaluate.statistics.intervals import NORMAL, Array, Resampling, interval_ends, permutation_p, rate_interval
 from higgs.evaluate.statistics.summary import RUN_AWAY
 
-AT_ONCE = 1000  # trials that share their draws
+TRIALS_AT_ONCE = 1000  # they share the random weights
 
 
 @dataclass(frozen=True)
 class Process:
-    """How errors come about. Words, and how hard a text is, belong to the text; all else to the take."""
+    """A model of word errors. Words and difficulty are drawn for each text; all else for each sample."""
 
     words: tuple[int, int] = (4, 20)
-    never_wrong: float = 0.55  # share of texts that are always understood
-    difficulty: tuple[float, float] = (
-        0.8,
-        9.0,
-    )  # Beta: chance of an error in each word of the rest
+    never_wrong: float = 0.55  # share of texts without errors, run-aways aside
+    difficulty: tuple[float, float] = (0.8, 9.0)  # Beta: chance of an error in each word of the rest
     factor: float = 1.0  # on that chance: how much worse one system is than another
-    run_away: float = 0.015  # share of takes
-    run_away_spread: float = 30.0  # Beta over texts with that mean: some texts provoke run-aways
+    run_away: float = 0.015  # share of samples
+    run_away_spread: float = 30.0  # Beta over texts with that mean: some texts run away more often
     run_away_factor: tuple[int, int] = (1, 5)  # errors for each word, as many as the cap lets in
     similarity: tuple[float, float] = (8.0, 3.5)  # Beta over texts
-    similarity_noise: float = 0.05  # standard deviation from take to take
+    similarity_noise: float = 0.05  # standard deviation from sample to sample
 
     @property
     def wer(self) -> float:
@@ -59,7 +49,7 @@ class Process:
         return (1 - self.run_away) * usual + self.run_away
 
 
-# How many takes of each of n texts, [n].
+# How many samples of each of n texts, [n].
 MIXED = "3 of every sixth"
 DESIGNS = {
     "1 take": lambda n: np.ones(n, dtype=int),
@@ -90,83 +80,73 @@ PROCESSES = {
 
 
 def draw(
-    systems: Sequence[Process], trials: int, takes: np.ndarray, generator: np.random.Generator
+    systems: Sequence[Process], trials: int, counts: np.ndarray, generator: np.random.Generator
 ) -> tuple[list[Array], Array]:
-    """[n] takes -> for each system errors [takes, trials, n], not a number where there is no take, and
-    words [trials, n].
+    """[n] counts -> for each system errors [samples, trials, n], NaN where there is no sample, and words [trials, n].
 
-    Systems speak the same texts: words and difficulty are those of the first, whatever the others say.
+    All systems have the texts (words, difficulty) of the first.
     """
-    texts, size = systems[0], (trials, len(takes))
+    texts, size = systems[0], (trials, len(counts))
     words = generator.integers(texts.words[0], texts.words[1] + 1, size=size)
     chance = generator.beta(*texts.difficulty, size=size)
     chance = np.where(generator.random(size) < texts.never_wrong, 0.0, chance)
-    errors = [_errors(system, words, chance, takes, generator) for system in systems]
+    errors = [_errors(system, words, chance, counts, generator) for system in systems]
     return errors, words.astype(np.float64)
 
 
 def _errors(
-    system: Process,
-    words: np.ndarray,
-    chance: Array,
-    takes: np.ndarray,
-    generator: np.random.Generator,
+    system: Process, words: np.ndarray, chance: Array, counts: np.ndarray, generator: np.random.Generator
 ) -> Array:
     spread, mean = system.run_away_spread, system.run_away
     tendency = generator.beta(spread * mean, spread * (1 - mean), size=words.shape)
     least, most = system.run_away_factor
-    found = np.full((takes.max(), *words.shape), np.nan)
-    for take, errors in enumerate(found):
-        there = takes > take
+    errors = np.full((counts.max(), *words.shape), np.nan)
+    for index, row in enumerate(errors):
+        there = counts > index
         usual = generator.binomial(words, np.minimum(1.0, chance * system.factor))
         lost = words * generator.integers(least, most + 1, size=words.shape)
         run_away = generator.random(words.shape) < tendency
-        errors[:, there] = np.where(run_away, lost, usual)[:, there]
-    return found
+        row[:, there] = np.where(run_away, lost, usual)[:, there]
+    return errors
 
 
 def coverage(
-    takes: Sequence[int],
+    counts: Sequence[int],
     trials: int = 5000,
     num_resamples: int = 1000,
     seed: int = 0,
     process: Process = Process(),
     rates: bool = True,
 ) -> dict[str, Any]:
-    """[n] takes of each text -> how often 95 % intervals of the WER, of the similarity, and of the share
-    of utterances with an error hold the truth, in percent, and how wide they are on average.
+    """[n] number of samples of each text -> the coverage, in percent, of 95 % intervals of the WER, of the similarity,
+    and of the share of utterances with an error, and their mean widths.
 
-    Trials share draws by the thousand. Without `rates` the last, which is slow, is left out.
+    Without `rates` the last, which is slow, is left out.
     """
-    takes = np.asarray(takes)
-    n, generator = len(takes), np.random.default_rng([seed, len(takes)])
+    counts = np.asarray(counts)
+    n, generator = len(counts), np.random.default_rng([seed, len(counts)])
     # What one run-away adds to the mean of a text: summary.measure has the same.
-    unseen = RUN_AWAY * float((1 / takes**2).sum() / (1 / takes).sum())
+    unseen = RUN_AWAY * float((1 / counts**2).sum() / (1 / counts).sum())
     held: dict[str, list[Array]] = {}
-    for start in range(0, trials, AT_ONCE):
-        size = min(AT_ONCE, trials - start)
-        (errors,), words = draw([process], size, takes, generator)
+    for start in range(0, trials, TRIALS_AT_ONCE):
+        size = min(TRIALS_AT_ONCE, trials - start)
+        (errors,), words = draw([process], size, counts, generator)
         mean, ones = np.nanmean(errors, axis=0), np.ones((size, n))
         wrong = np.nanmean(np.where(np.isnan(errors), np.nan, errors > 0), axis=0)
-        alike = generator.beta(*process.similarity, size=(size, n))
-        alike += generator.normal(0, process.similarity_noise, size=(size, n)) / takes**0.5
-        settings = (num_resamples, seed + start, 0.95)
-        found = {"wer": (process.wer, *interval_ends([(mean, words)], *settings, unseen))}
+        similarities = generator.beta(*process.similarity, size=(size, n))
+        similarities += generator.normal(0, process.similarity_noise, size=(size, n)) / counts**0.5
+        settings = Resampling(num_resamples, seed + start)
+        ends = {"wer": (process.wer, *interval_ends([(mean, words)], settings, unseen))}
         likely = process.similarity[0] / sum(process.similarity)
-        found["similarity"] = (likely, *interval_ends([(alike, ones)], *settings))
+        ends["similarity"] = (likely, *interval_ends([(similarities, ones)], settings))
         if rates:
-            ends = [rate_interval(row, takes) for row in wrong]
-            low, high = (np.array([getattr(e, side) for e in ends]) for side in ("low", "high"))
-            found["rate"] = (process.wrong, low, high)
-        for name, (truth, low, high) in found.items():
+            intervals = [rate_interval(row, counts) for row in wrong]
+            low, high = (np.array([getattr(i, side) for i in intervals]) for side in ("low", "high"))
+            ends["rate"] = (process.wrong, low, high)
+        for name, (truth, low, high) in ends.items():
             held.setdefault(f"{name}_coverage_percent", []).append((low <= truth) & (truth <= high))
             held.setdefault(f"{name}_width_points", []).append(high - low)
-    row = {
-        "n": n,
-        "takes": int(takes.sum()),
-        "trials": trials,
-        "true_wer_percent": 100 * process.wer,
-    }
+    row = {"n": n, "takes": int(counts.sum()), "trials": trials, "true_wer_percent": 100 * process.wer}
     return row | {name: 100 * float(np.concatenate(some).mean()) for name, some in held.items()}
 
 
@@ -178,17 +158,18 @@ def power(
     seed: int = 0,
     process: Process = Process(),
 ) -> dict[str, Any]:
-    """How often the paired test of n texts, three takes each, finds (p <= 0.05) that B is `process` with
-    `change`; without one, its size. And how often the interval of the difference holds the truth.
+    """Power of the paired test (p <= 0.05) of n texts, three samples each, where B is `process` with `change`; without
+    a change, its size. And the coverage of the interval of the difference.
 
-    Theory: the normal approximation from the mean and the standard deviation of the paired
-    differences, which are measured on 400,000 texts.
+    Theory: the normal approximation from the mean and the standard deviation of the paired differences, measured on
+    400,000 texts.
     """
     systems, three = [process, replace(process, **change)], DESIGNS["3 takes"]
     errors, words = draw(systems, trials, three(n), np.random.default_rng([seed, n]))
     a, b = (some.mean(axis=0) for some in errors)
-    p = permutation_p(np.stack([a, words, b, words]), num_resamples, seed)
-    low, high = interval_ends([(a, words), (b, words)], num_resamples, seed, 0.95)
+    settings = Resampling(num_resamples, seed)
+    p = permutation_p(np.stack([a, words, b, words]), settings)
+    low, high = interval_ends([(a, words), (b, words)], settings)
     many, many_words = draw(systems, 1, three(400_000), np.random.default_rng([seed, 1]))
     differences = (many[1] - many[0]).mean(axis=0)
     effect = math.sqrt(n) * float(differences.mean() / differences.std()) if change else 0.0
@@ -220,8 +201,8 @@ def study(trials: int = 10_000, seed: int = 0) -> tuple[list[dict], list[dict], 
     others = []
     for name, process in PROCESSES.items():
         settings = {"seed": seed, "process": process, "rates": False}
-        found = {str(n): coverage(DESIGNS[MIXED](n), trials, **settings) for n in SIZES}
-        held = {n: row["wer_coverage_percent"] for n, row in found.items()}
+        by_size = {str(n): coverage(DESIGNS[MIXED](n), trials, **settings) for n in SIZES}
+        held = {n: row["wer_coverage_percent"] for n, row in by_size.items()}
         others.append({"process": name, "true_wer_percent": 100 * process.wer} | held)
     tested = [power(n, change, trials, seed=seed) for n in (40, 400) for change in CHANGES]
     return rows, others, tested

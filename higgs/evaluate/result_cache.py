@@ -1,0 +1,52 @@
+"""Judged records that survive a kill, keyed by the judges, the task, and the bytes of its audio and references.
+
+The code is not part of the key: delete the file after a change of what judges or scores.
+"""
+
+import hashlib
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict
+from pathlib import Path
+
+from higgs.arithmetic import pinned
+from higgs.evaluate.utterances import Evaluator, Task
+from higgs.resumable import ResultLog, settings_key
+from higgs.workers import Workers
+from higgs.workflow.tables import Row
+
+
+class ResultCache:
+    """The records of tasks that one evaluator has judged, in a `ResultLog`.
+
+    Files are hashed once: they must not change while the cache is in use.
+    """
+
+    def __init__(self, path: str | Path, evaluator: Evaluator) -> None:
+        self.log = ResultLog(path)
+        self._settings = {
+            "judges": evaluator.panel.names(),
+            "evaluator": [evaluator.sample_rate, evaluator.max_seconds, dict(evaluator.speaking_rates)],
+            "arithmetic": pinned(),
+        }
+        self._hashes: dict[Path, str] = {}
+
+    def judge_all(self, tasks: Sequence[Task], workers: Workers) -> Iterator[list[Row]]:
+        """The records of each task, in order. `workers` judge those that are not in the log, with equal evaluators."""
+        keys = [self._key(task) for task in tasks]
+        missing = {key: task for key, task in zip(keys, tasks, strict=True) if key not in self.log}
+        results = workers.map(list(missing.values()))
+        for key in keys:
+            if key not in self.log:
+                self.log.append(key, next(results))
+            yield self.log[key]
+
+    def _key(self, task: Task) -> str:
+        parts = {"task": [type(task).__name__, asdict(task)], "files": [self._hash(path) for path in task.files]}
+        return settings_key(self._settings | parts)
+
+    def _hash(self, path: Path | None) -> str | None:
+        if path is None or not path.is_file():
+            return None
+        if path not in self._hashes:
+            self._hashes[path] = hashlib.sha256(path.read_bytes()).hexdigest()
+        return self._hashes[path]

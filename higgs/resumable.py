@@ -1,0 +1,57 @@
+"""Results of a long run that survive a kill: started again with the same settings, the run continues where it stopped.
+
+Results are looked up by a key over everything they depend on, so a result of other settings is never found.
+"""
+
+import hashlib
+import json
+from pathlib import Path
+from typing import Any
+
+
+def settings_key(settings: Any) -> str:
+    """Mappings, lists and scalars -> a SHA-256 in hexadecimal digits; other values count as their `str`."""
+    return hashlib.sha256(json.dumps(settings, sort_keys=True, default=str).encode()).hexdigest()
+
+
+def settings_folder(above: str | Path, settings: Any) -> Path:
+    """The folder below `above` for results of these settings."""
+    return Path(above) / settings_key(settings)[:16]
+
+
+class ResultLog:
+    """Results by key in an append-only file of JSON Lines. One writer at a time.
+
+    A result is lost or whole: the next reader drops a last line that a kill has cut off.
+    """
+
+    def __init__(self, path: str | Path) -> None:
+        """Reads the file, if there is one. Raises ValueError for a broken line that is not the last."""
+        self.path = Path(path)
+        self._results: dict[str, Any] = {}
+        content = self.path.read_bytes() if self.path.is_file() else b""
+        *lines, torn = content.split(b"\n")
+        for number, line in enumerate(lines, start=1):
+            try:
+                entry = json.loads(line)
+                self._results[entry["key"]] = entry["result"]
+            except (ValueError, KeyError, TypeError) as error:
+                raise ValueError(f"{self.path}, line {number}: {error}; delete the file") from error
+        if torn:
+            with self.path.open("r+b") as file:
+                file.truncate(len(content) - len(torn))
+
+    def __len__(self) -> int:
+        return len(self._results)
+
+    def __contains__(self, key: str) -> bool:
+        return key in self._results
+
+    def __getitem__(self, key: str) -> Any:
+        return self._results[key]
+
+    def append(self, key: str, result: Any) -> None:
+        self.path.parent.mkdir(parents=True, exist_ok=True)
+        with self.path.open("a", encoding="utf-8") as file:
+            file.write(json.dumps({"key": key, "result": result}, ensure_ascii=False) + "\n")
+        self._results[key] = result
