@@ -1,0 +1,325 @@
+"""Held-out evaluation of a checkpoint: `python -m training.evaluation.evaluate FOLDER`, or `--quick` for a first look.
+
+FOLDER holds `model/` and `codec/`. The held-out set is generated, judged and summarised by what the stages generate and
+evaluate use; first samples only, without run-away detection. Added here: the codec's round trip of the source TTS and
+of unseen speakers, speaker attribution among closed sets of voices, the duration beside the source TTS, size and speed.
+
+Writes `evaluation.json`, `evaluation.md`, `utterances.jsonl`, and the audio. A run that was stopped goes on.
+"""
+
+import argparse
+import time
+from collections import defaultdict
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass, replace
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from higgs import AudioTokenizer, Engine
+from higgs.audio import load_audio, save_audio
+from higgs.checkpoint.resolve import fingerprint
+from higgs.config import SamplingConfig
+from higgs.data.recordings import read_recordings
+from higgs.data.scripts import Script, read_scripts
+from higgs.evaluate.judged_rows import Journal
+from higgs.evaluate.judges.ge2e import similarity
+from higgs.evaluate.judges.registry import Panel, make_panel
+from higgs.evaluate.metrics.codec import mean_of, round_trips
+from higgs.evaluate.report.gather import (
+    GENERATED,
+    RECORDED,
+    ROUND_TRIP,
+    Results,
+    dialogue_takes,
+    gather,
+    known_voices,
+    long_takes,
+)
+from higgs.evaluate.statistics.intervals import wilson_interval
+from higgs.evaluate.statistics.summary import summarise
+from higgs.evaluate.utterances import Listener, Task, Utterance, ask, judging, load_listener, pace_of
+from higgs.serve.engine import EngineConfig
+from higgs.serve.generation import GenerationConfig
+from higgs.serve.many_scripts import content_hash, speak_all, work_folder
+from higgs.workers import Workers, in_order
+from higgs.workflow.outputs import progress, write_atomically, write_json
+from higgs.workflow.speed import cpu_name
+from higgs.workflow.tables import Row, write_rows
+from training.corpus.voices import DESCRIBED, SAMPLE_RATE
+from training.evaluation.held_out import HUMAN, Sizes, write_held_out
+from training.evaluation.table import markdown
+
+MAX_NEW_TOKENS = 400
+RESAMPLES = 10_000
+DISTANCES = ("mel_db", "stft", "si_sdr_db", "stoi")
+SUFFIXES = {GENERATED: "", RECORDED: ", source audio", ROUND_TRIP: ", codec round trip"}
+
+
+def load_engine(checkpoint: Path, **options: Any) -> Engine:
+    return Engine.from_pretrained(checkpoint / "model", checkpoint / "codec", device="cpu", **options)
+
+
+def generate(
+    checkpoint: Path,
+    scripts: Sequence[Script],
+    seeds: Callable[[Script], int],
+    sampling: SamplingConfig,
+    limit: int,
+    out: Path,
+    workers: int | None,
+) -> tuple[list[Row], list[Row]]:
+    """Each script with seeds from 0 -> rows of utterances and of chunks; the audio is in `out/generate/audio`."""
+    requests = [(script, seed) for script in scripts for seed in range(seeds(script))]
+    parts = [fingerprint(checkpoint / part) for part in ("model", "codec")]
+    references = {audio.audio_url for script in scripts for audio in script.sample.audios}
+    settings = {"parts": parts, "sampling": asdict(sampling), "limit": limit, "texts": [s.text for s in scripts]}
+    settings["references"] = content_hash([Path(path) for path in references])
+    load = partial(load_engine, checkpoint, config=EngineConfig(guards=None))
+    folder = work_folder(out / "partial", settings)
+    samples = speak_all(load, requests, sampling, limit, folder, workers)
+    found = {sample.name: sample for sample in progress(samples, "generate", total=len(requests))}
+    ordered = [found[script.row(seed)["name"]] for script, seed in requests]
+    for sample in ordered:
+        path = out / "generate/audio" / f"{sample.name}.flac"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.unlink(missing_ok=True)
+        if len(sample.waveform):
+            save_audio(path, sample.waveform, SAMPLE_RATE)
+    return [sample.row for sample in ordered], [chunk for sample in ordered for chunk in sample.chunks]
+
+
+def code_recordings(checkpoint: Path, manifest: Path, out: Path, workers: int | None) -> list[Row]:
+    """The recordings through the codec, to `out/tokenize/audio` -> distances of each, and its condition."""
+    recordings = read_recordings(manifest)
+    load = partial(AudioTokenizer.from_pretrained, checkpoint / "codec")
+    trips = in_order(partial(round_trips, load, [8], False), [r.path for r in recordings], workers)
+    rows = []
+    for recording, trip in zip(recordings, progress(trips, "codec", total=len(recordings)), strict=True):
+        path = out / "tokenize/audio" / f"{recording.id}.flac"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        save_audio(path, trip.decoded, SAMPLE_RATE)
+        rows.append({"condition": kind_of(recording.id)} | trip.distances[-1])
+    return rows
+
+
+@dataclass(frozen=True)
+class Attribution:
+    """A clip, the voice that it should have, and recordings of the voices to choose from."""
+
+    name: str
+    voice: str
+    path: Path | None
+    candidates: tuple[tuple[str, Path], ...]
+
+    @property
+    def files(self) -> tuple[Path | None, ...]:
+        return (self.path, *(path for _, path in self.candidates))
+
+    def judge(self, listener: Listener) -> list[Row]:
+        """One row: `right` where the nearest candidate is the voice; a clip without a voice is near to none."""
+        candidates, notes = known_voices(listener, self.candidates), []
+        vector: Tensor | None = None
+        if self.path is not None:
+            vector = ask(listener.panel.speaker, lambda encoder: encoder.embed(*load_audio(self.path)), notes)
+        nearest = None if vector is None else max(candidates, key=lambda name: similarity(vector, candidates[name]))
+        return [{"name": self.name, "voice": self.voice, "nearest": nearest, "right": nearest == self.voice}]
+
+
+def kind_of(name: str) -> str:
+    return name.partition("-")[0]
+
+
+def condition_of(row: Row) -> str:
+    """`ada`, `clone`, `unseen, codec round trip`, ..."""
+    return kind_of(row["name"]) + SUFFIXES[row["group"]]
+
+
+def panel_of(recogniser: str, words_only: bool) -> Panel:
+    """`whisper-base` comes out of wheels of its own; the others are those of `higgs.evaluate.judges.registry`."""
+    if recogniser == "whisper-base":
+        from training.evaluation.whisper_base import WhisperBase
+
+        return Panel(recogniser=WhisperBase())
+    return make_panel(recogniser) if words_only else make_panel(recogniser, "ge2e", "dnsmos")
+
+
+def judge(
+    tasks: Sequence[Task], load: Callable[[], Listener], journal: Journal, workers: int | None
+) -> dict[str, list[Row]]:
+    """-> the rows by the kind of task; none of a kind, no rows."""
+    pool, rows = Workers(partial(judging, load), workers), defaultdict(list)
+    try:
+        found = journal.judge_all(tasks, load(), pool)
+        for task, some in zip(tasks, progress(found, "judge", total=len(tasks)), strict=True):
+            rows[type(task).__name__] += some
+    finally:
+        pool.close()
+    return rows
+
+
+def share(hits: Sequence[bool]) -> dict[str, Any]:
+    """Percent, with Wilson's interval."""
+    if not hits:
+        return {"of": 0}
+    found = wilson_interval(sum(hits), len(hits))
+    ends = [100 * found.low, 100 * found.high]
+    return {"hits": sum(hits), "of": len(hits), "percent": 100 * found.estimate, "interval": ends}
+
+
+def durations(rows: Sequence[Row]) -> dict[str, dict[str, float]]:
+    """In-house voices: the duration of a sample over that of the same text by the source TTS."""
+    source = {(row["voice"], row["text"]): row["seconds"] for row in rows if row["group"] == RECORDED}
+    found = {}
+    for voice in DESCRIBED:
+        own = [row for row in rows if condition_of(row) == voice]
+        ratios = sorted((row["seconds"] or 0.0) / source[voice, row["text"]] for row in own)
+        within = sum(0.8 <= ratio <= 1.25 for ratio in ratios)
+        found[voice] = {"median": ratios[len(ratios) // 2], "within_percent": 100 * within / len(ratios)}
+    return found
+
+
+def attribution(rows: Sequence[Row], turns: Sequence[Row]) -> dict[str, Any]:
+    """Speaker attribution accuracy by condition; of dialogues by turn, and of whole ones."""
+
+    def accuracy(kinds: Sequence[str], voices: Callable[[str], bool] = bool) -> dict[str, Any]:
+        return share([row["right"] for row in rows if kind_of(row["name"]) in kinds and voices(row["voice"])])
+
+    dialogues: dict[str, list[bool]] = {}
+    for turn in turns:
+        dialogues.setdefault(turn["dialogue"], []).append(bool(turn["attributed_right"]))
+    return {
+        "in-house": accuracy(list(DESCRIBED)),
+        "clone": accuracy(["clone"]),
+        "clone, synthetic": accuracy(["clone"], lambda voice: voice not in HUMAN),
+        "clone, human": accuracy(["clone"], lambda voice: voice in HUMAN),
+        "unseen, source audio": accuracy(["unseen"]),
+        "dialogue, turn": share([right for some in dialogues.values() for right in some]),
+        "dialogue, whole": share([all(some) for some in dialogues.values()]),
+    }
+
+
+def long_text(segments: Sequence[Row], chunks: Sequence[Row]) -> dict[str, Any]:
+    """WER by segment of up to 10 s, and how many chunks were cut off."""
+    ends = [chunk["stop"] for chunk in chunks if kind_of(chunk["name"]) == "long"]
+    by_time = [{key: row[key] for key in ("start", "end", "wer_percent")} for row in segments]
+    return {"chunks": len(ends), "cut_off": ends.count("length"), "segments": by_time}
+
+
+def size_and_speed(checkpoint: Path, scripts: Sequence[Script], sampling: SamplingConfig, limit: int) -> dict[str, Any]:
+    """Megabytes on disk; seconds of work for a second of speech, one request at a time."""
+    engine = load_engine(checkpoint)
+    engine.generate(scripts[0].sample, sampling, 50)
+    started, seconds = time.monotonic(), 0.0
+    for script in scripts:
+        seconds += len(engine.generate(script.sample, sampling, limit).waveform) / SAMPLE_RATE
+    return {
+        "megabytes": sum(path.stat().st_size for path in checkpoint.rglob("*") if path.is_file()) / 1e6,
+        "real_time_factor": (time.monotonic() - started) / seconds,
+        "threads": torch.get_num_threads(),
+        "machine": cpu_name(),
+    }
+
+
+def tasks_of(results: Results, naturalness_texts: int) -> list[Task]:
+    """What is judged: utterances, dialogues by turn, the long text by segment, and whose voice the first samples have."""
+    utterances = gather(results, ["en"], naturalness_texts)
+    voices = [(row["voice"], Path(row["reference"])) for row in results.takes if row["reference"]]
+    in_house, others = (
+        tuple(dict(pair for pair in voices if (pair[0] in DESCRIBED) == described).items()) for described in (True, False)
+    )
+    attributions = []
+    for item in utterances:
+        generated = item.form in ("smart_voice", "voice_clone") and not item.seed
+        if generated or (item.group == RECORDED and kind_of(item.name) == "unseen"):
+            candidates = in_house if item.voice in DESCRIBED else others
+            attributions.append(Attribution(item.name, item.voice, item.path, candidates))
+    return [*utterances, *dialogue_takes(results), *long_takes(results), *attributions]
+
+
+def evaluate(
+    checkpoint: Path,
+    out: Path,
+    sizes: Sizes,
+    generation: GenerationConfig,
+    judges: Sequence[str],
+    workers: int | None = None,
+) -> dict[str, Any]:
+    """The held-out set in `out/held-out` -> what `evaluation.json` holds."""
+    held_out, first = out / "held-out", next(iter(DESCRIBED))
+    scripts = read_scripts(held_out / "scripts.jsonl", held_out / "voices", generation.chunks)
+    manifest = held_out / "recordings/manifest.jsonl"
+    sampling, limit = replace(generation.sampling, seed=0), generation.max_new_tokens
+
+    def seeds(script: Script) -> int:
+        return sizes.seeds if (script.form, script.voice) == ("smart_voice", first) else 1
+
+    takes, chunks = generate(checkpoint, scripts, seeds, sampling, limit, out, workers)
+    codec = code_recordings(checkpoint, manifest, out, workers)
+    tasks = tasks_of(Results(out, {"recordings": str(manifest)}, {}, takes, chunks), sizes.sentences)
+    journal = Journal(out / "partial/judged.jsonl")
+    rate = pace_of([(r.text, r.language, r.seconds) for r in read_recordings(manifest)])
+    panels = [partial(panel_of, name, words_only=number > 0) for number, name in enumerate(judges)]
+    rows = judge(tasks, partial(load_listener, panels[0], rate), journal, workers)
+    write_rows(out / "utterances.jsonl", rows["Utterance"])
+    in_first = [task for task in tasks if isinstance(task, Utterance) and kind_of(task.name) == first]
+    others = {}
+    for panel in panels[1:]:
+        some = judge(in_first, partial(load_listener, panel, rate), journal, workers)["Utterance"]
+        others[panel().recogniser.short] = summarise(some, RESAMPLES, 0, key=condition_of)
+    names = [name for panel in panels for name in panel().names().values() if name]
+    about = {part: fingerprint(checkpoint / part) for part in ("model", "codec")}
+    about |= {"sizes": asdict(sizes), "setting": generation.to_json(), "judges": names}
+    return {
+        "about": about | {"short": panels[0]().names(short=True)},
+        "summary": summarise(rows["Utterance"], RESAMPLES, 0, key=condition_of),
+        "other_recognisers": others,
+        "durations": durations(rows["Utterance"]),
+        "attribution": attribution(rows["Attribution"], rows["DialogueTake"]),
+        "codec": {
+            kind: {name: mean_of(codec, name, condition=kind) for name in DISTANCES}
+            for kind in dict.fromkeys(row["condition"] for row in codec)
+        },
+        "long": long_text(rows["LongTake"], chunks),
+        "size_and_speed": size_and_speed(checkpoint, scripts[: sizes.timed], sampling, limit),
+    }
+
+
+def main() -> None:
+    from hibari import Hibari
+
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("checkpoint", type=Path, help="folder with model/ and codec/")
+    parser.add_argument("--out", type=Path, default=Path("training/out/evaluation"))
+    parser.add_argument("--quick", action="store_true", help="a little of everything")
+    parser.add_argument(
+        "--judge",
+        nargs="+",
+        default=["moonshine-tiny-en-float32"],
+        help="recognisers: the first judges everything, the others the first in-house voice",
+    )
+    parser.add_argument("--workers", type=int, default=2)
+    parser.add_argument("--temperature", type=float, help="default: the checkpoint's")
+    parser.add_argument("--top-k", type=int, help="default: the checkpoint's")
+    parser.add_argument("--max-new-tokens", type=int, default=MAX_NEW_TOKENS)
+    arguments = parser.parse_args()
+    torch.set_num_threads(1)
+    own = GenerationConfig.from_pretrained(arguments.checkpoint / "model")
+    sampling = own.sampling.override(temperature=arguments.temperature, top_k=arguments.top_k)
+    generation = replace(own, sampling=sampling, max_new_tokens=arguments.max_new_tokens)
+    sizes = Sizes.quick() if arguments.quick else Sizes()
+    write_held_out(arguments.out / "held-out", sizes, Hibari())
+    content = evaluate(
+        arguments.checkpoint, arguments.out, sizes, generation, arguments.judge, arguments.workers
+    )
+    write_json(arguments.out / "evaluation.json", content)
+    table = markdown(content)
+    write_atomically(arguments.out / "evaluation.md", table)
+    print(table)
+
+
+if __name__ == "__main__":
+    main()
