@@ -22,16 +22,16 @@ from higgs.data.text.tokenizer import TextTokenizer, byte_tokenizer
 from higgs.train.checkpointing import load_state, save_state, warmup_stable_decay
 from higgs.train.precision import autocast, best_dtype
 from training.corpus import corpus as make_corpus
-from training.corpus.kokoro import KEPT_OUT, blends
-from training.corpus.shards import DRAWN, KOKORO, Shards, balance, balanced, group_of
-from training.corpus.texts import runs
-from training.corpus.voices import OWN, SHARES, choose_speaker, finished
+from training.corpus.kokoro import HELD_OUT_VOICES, blends
+from training.corpus.shards import RANDOM, KOKORO, Shards, sampling_weights, choose_balanced, group_of
+from training.corpus.texts import ngrams
+from training.corpus.voices import IN_HOUSE, SHARES, choose_speaker, finished
 from training.nano import assemble, codec, job, quantizer
 from training.nano.alignment import (
     CHARACTERS,
     marked_texts,
     num_symbols,
-    spoken_token,
+    align,
     symbols_of,
     viterbi,
 )
@@ -39,7 +39,7 @@ from training.nano.conversations import LONG, SHORT, Corpus, plan
 from training.nano.model import ModelJob, TrainingConfig, text_tokenizer
 from training.nano.muon import Muon, orthogonalised
 from training.nano.sizes import NANO_MODEL
-from training.nano.vq_ema import CodebookAverages, QuantizerTrainer
+from training.nano.vq_ema import CodebookEMA, QuantizerTrainer
 
 LEXICON = Lexicon("həlOjnʌmbɚ", {"hello": "həlO", "you": "jO", "number": "nʌmbɚ"})
 
@@ -106,12 +106,12 @@ def test_spoken_token():
     slots = [symbols[0], symbols[0], 0, 0, symbols[1], symbols[1], 0, 0]
     posteriors = np.full((8, 30), -20.0)
     posteriors[np.arange(8), slots] = -0.01
-    assert spoken_token(posteriors, "ab", None).tolist() == [0, 1, 1, 1]
+    assert align(posteriors, "ab", None).tolist() == [0, 1, 1, 1]
 
 
 def test_averages_follow_their_vectors_and_revive_dead_codes():
     torch.manual_seed(0)
-    averages, embed = CodebookAverages(2, 2), torch.tensor([[1.0, 0.0], [-1.0, 0.0]])
+    averages, embed = CodebookEMA(2, 2), torch.tensor([[1.0, 0.0], [-1.0, 0.0]])
     averages.count.fill_(1.0)
     averages.total.copy_(embed)
     x = torch.tensor([[2.0, 0.0], [2.0, 0.0]])
@@ -210,16 +210,16 @@ def test_muon_makes_updates_orthogonal_and_is_torchs():
 def test_speakers_of_the_corpus():
     rng = random.Random(0)
     drawn = [choose_speaker(rng).name for _ in range(4000)]
-    for speaker, share in zip(OWN, SHARES, strict=True):
+    for speaker, share in zip(IN_HOUSE, SHARES, strict=True):
         assert drawn.count(speaker.name) / 4000 == pytest.approx(share, abs=0.02)
     made = blends(["af_a", "am_b", "bm_c"], 2, seed=0)
     assert len({blend.name for blend in made}) == 5 and made[3].name.count("+") == 1
     assert made == blends(["af_a", "am_b", "bm_c"], 2, seed=0)
     assert all(0.86 <= blend.played <= 1.15 and abs(blend.played - 1) > 0.05 for blend in made)
-    assert not set(KEPT_OUT) & {"af_a", "am_b", "bm_c"}
+    assert not set(HELD_OUT_VOICES) & {"af_a", "am_b", "bm_c"}
     wave = np.sin(np.arange(24_000) / 20).astype(np.float32)
     assert len(finished(wave)) % 960 == 0 and len(finished(wave, 1.1)) < len(finished(wave, 0.9))
-    assert runs("One, two three!") == {("one", "two", "three")}
+    assert ngrams("One, two three!") == {("one", "two", "three")}
 
 
 def test_a_shard_is_made_once_and_whole_or_not_at_all(tmp_path, monkeypatch):
@@ -249,8 +249,8 @@ def test_a_shard_is_made_once_and_whole_or_not_at_all(tmp_path, monkeypatch):
 
 def test_groups_are_drawn_by_their_shares():
     names = ["ada", "p0.87f0.96", "af_sky+am_onyx@0.9", "af_sky"]
-    assert [group_of(name) for name in names] == ["ada", DRAWN, KOKORO, KOKORO]
-    weights = balance(["ada", "ada", KOKORO], [1.0, 3.0, 2.0], {KOKORO: 3.0})
+    assert [group_of(name) for name in names] == ["ada", RANDOM, KOKORO, KOKORO]
+    weights = sampling_weights(["ada", "ada", KOKORO], [1.0, 3.0, 2.0], {KOKORO: 3.0})
     assert weights == pytest.approx([0.25, 0.75, 3.0])
 
 
@@ -305,7 +305,7 @@ def test_shards(corpus, tmp_path):
     assert torch.equal(shards.waveform(5, 960, 1920), whole[960:2880])
     with pytest.raises(ValueError, match="of an utterance of"):
         shards.waveform(5, 0, len(whole) + 1)
-    chosen = balanced(shards, shards.training, 14, {KOKORO: 3.0})
+    chosen = choose_balanced(shards, shards.training, 14, {KOKORO: 3.0})
     assert [shards.utterances[i].speaker for i in chosen].count("af_sky") == 6 and len(chosen) == 14
     with pytest.raises(FileNotFoundError, match="make the corpus first"):
         Shards(tmp_path)
@@ -407,10 +407,10 @@ def test_every_form_of_conversation_is_trained_and_reads_its_own_bytes(texts):
     rng, forms = random.Random(0), set()
     for index in [*range(50)] * 2:
         item = texts.item(index, rng, LONG)
-        row = texts.row(item, NANO_MODEL)
+        row = texts.example(item, NANO_MODEL)
         text = texts.tokenizer.decode(row["input_ids"].tolist())
         forms.add((item.sample.messages[0].role, len(item.sample.messages), "[SPEAKER" in text))
-        spoken = row["spoken"][row["spoken"] >= 0]
+        spoken = row["alignment"][row["alignment"] >= 0]
         wanted = [
             torch.tensor(texts.tokenizer.encode(texts.texts[i]))[texts.aligned[i].long()] for i in item.utterances
         ]
@@ -456,7 +456,7 @@ def test_conversations_of_phonemes_know_what_is_spoken(corpus, taught, tmp_path)
         codes = load_state(taught / f"codes/{name}.pt")["codes"]
         mine = [text for text, u in zip(said, shards.utterances, strict=True) if u.shard == number]
         noise = [seeded.random((2 * c.shape[1], size)) for c in codes]
-        aligned = [torch.from_numpy(spoken_token(p, text, LEXICON)) for p, text in zip(noise, mine, strict=True)]
+        aligned = [torch.from_numpy(align(p, text, LEXICON)) for p, text in zip(noise, mine, strict=True)]
         save_state(tmp_path / f"codes/{name}.pt", codes=codes, aligned=aligned)
     tokenizer = text_tokenizer(LEXICON)
     speech, rng = Corpus(shards, tmp_path, tokenizer), random.Random(0)
@@ -464,9 +464,9 @@ def test_conversations_of_phonemes_know_what_is_spoken(corpus, taught, tmp_path)
     assert 0.05 < len(spelled) / 50 < 0.6
     for index in [*spelled[:10], *range(20)]:
         item = speech.item(index, rng, SHORT)
-        row = speech.row(item, NANO_MODEL)
+        row = speech.example(item, NANO_MODEL)
         wanted = [torch.tensor(tokenizer.encode(speech.texts[i]))[speech.aligned[i].long()] for i in item.utterances]
-        assert torch.equal(row["input_ids"][row["spoken"][row["spoken"] >= 0]], torch.cat(wanted))
+        assert torch.equal(row["input_ids"][row["alignment"][row["alignment"] >= 0]], torch.cat(wanted))
 
 
 def test_the_name_of_a_role_is_a_token_alone_and_a_word_in_a_text():
@@ -490,7 +490,7 @@ def test_validation_measures_loud_frames_of_each_voice(started, tmp_path):
         assert set(told["validation"]) == {"ada", "ben", "kit", "others"}
         assert all(6 < nats < 8 for nats in told["validation"].values())
         # A model that knows what comes next has no loss: the targets are those of the places that are judged.
-        voice, batch, loud = training.checks[0]
+        voice, batch, loud = training.validation[0]
         answers = batch.code_labels[..., 0].roll(-1, 1)
         assert (answers[loud] >= 0).all() and (answers[loud] < 1024).all()
 
