@@ -224,12 +224,13 @@ def size_and_speed(checkpoint: Path, scripts: Sequence[Script], sampling: Sampli
     }
 
 
-def tasks_of(results: Results, naturalness_texts: int) -> list[Task]:
-    """What is judged: utterances, dialogues by turn, the long text by segment, and whose voice the first samples have."""
-    utterances = gather(results, ["en"], naturalness_texts)
+def tasks_of(results: Results) -> list[Task]:
+    """What is judged: utterances, dialogues by turn, the long text by segment, and the speaker of first samples."""
+    utterances = gather(results, ["en"])
     voices = [(row["voice"], Path(row["reference"])) for row in results.takes if row["reference"]]
     in_house, others = (
-        tuple(dict(pair for pair in voices if (pair[0] in DESCRIBED) == described).items()) for described in (True, False)
+        tuple(dict(pair for pair in voices if (pair[0] in DESCRIBED) == described).items())
+        for described in (True, False)
     )
     attributions = []
     for item in utterances:
@@ -259,7 +260,7 @@ def evaluate(
 
     takes, chunks = generate(checkpoint, scripts, seeds, sampling, limit, out, workers)
     codec = code_recordings(checkpoint, manifest, out, workers)
-    tasks = tasks_of(Results(out, {"recordings": str(manifest)}, {}, takes, chunks), sizes.sentences)
+    tasks = tasks_of(Results(out, {"recordings": str(manifest)}, {}, takes, chunks))
     journal = Journal(out / "partial/judged.jsonl")
     rate = pace_of([(r.text, r.language, r.seconds) for r in read_recordings(manifest)])
     panels = [partial(panel_of, name, words_only=number > 0) for number, name in enumerate(judges)]
@@ -312,9 +313,7 @@ def main() -> None:
     generation = replace(own, sampling=sampling, max_new_tokens=arguments.max_new_tokens)
     sizes = Sizes.quick() if arguments.quick else Sizes()
     write_held_out(arguments.out / "held-out", sizes, Hibari())
-    content = evaluate(
-        arguments.checkpoint, arguments.out, sizes, generation, arguments.judge, arguments.workers
-    )
+    content = evaluate(arguments.checkpoint, arguments.out, sizes, generation, arguments.judge, arguments.workers)
     write_json(arguments.out / "evaluation.json", content)
     table = markdown(content)
     write_atomically(arguments.out / "evaluation.md", table)

@@ -2,7 +2,7 @@
 
 A folder with `scripts.jsonl` (the held-out sentences in the in-house voices, clones, dialogues, a long text), `voices/`
 (descriptions, and the references to clone) and `recordings/manifest.jsonl`: the sentences by the source TTS, as each
-in-house voice and as speakers that are not in the corpus, and human speech. The first part of an id names its condition.
+in-house voice and as speakers that are not in the corpus, and human speech. An id begins with its condition.
 """
 
 import hashlib

@@ -1,8 +1,8 @@
 """Fine-tuning check: `python -m training.evaluation.new_speaker --checkpoint training/out/nano`.
 
 Five minutes of a speaker that the corpus does not have (the source TTS with another pitch and other formants), then
-`higgs finetune`, with LoRA and with every weight. Before and after, on the held-out sentences: similarity to a reference
-recording of the speaker, WER and predicted quality. For comparison the speaker's own audio of the same sentences.
+`higgs finetune`, with LoRA and with every weight. Before and after, on the held-out sentences: similarity to a
+reference recording of the speaker, WER and predicted quality; and the same of the speaker's audio of those sentences.
 """
 
 import argparse
@@ -18,14 +18,15 @@ import torch
 
 from higgs.audio import probe
 from higgs.checkpoint.resolve import fingerprint
-from higgs.data.scripts import Script, read_scripts
+from higgs.data.scripts import Script
+from higgs.data.voices import Voice
 from higgs.evaluate.judged_rows import Journal
 from higgs.evaluate.report.gather import RECORDED
 from higgs.evaluate.report.html import by_group
 from higgs.evaluate.statistics.summary import summarise
 from higgs.evaluate.utterances import Utterance, load_listener
 from higgs.serve.generation import GenerationConfig
-from higgs.workflow.outputs import write_atomically, write_json
+from higgs.workflow.outputs import write_json
 from training.corpus.texts import HELD_OUT, all_texts, read_sentences
 from training.corpus.voices import Speaker
 from training.evaluation.evaluate import MAX_NEW_TOKENS, RESAMPLES, generate, judge, panel_of
@@ -59,17 +60,50 @@ def tune(manifest: Path, checkpoint: Path, out: Path, rank: int, steps: int | No
     return out
 
 
-def generated(condition: str, checkpoint: Path, scripts: list[Script], reference: Path, out: Path) -> list[Utterance]:
-    """The scripts by a checkpoint, to be compared with the reference."""
+def scripts_of(texts: list[str], description: str, reference: Path) -> list[Script]:
+    """The texts in the voice of a description, to be compared with the reference."""
+    prompt = Voice(description, description=description).prompt
+    return [
+        Script(
+            f"{description}-{index:02d}", "smart_voice", description, text, prompt(text), None, (), None, prompt,
+            reference=reference,
+        )
+        for index, text in enumerate(texts)
+    ]  # fmt: skip
+
+
+def generated(condition: str, checkpoint: Path, scripts: list[Script], out: Path) -> list[Utterance]:
+    """The scripts by a checkpoint, first samples."""
     sampling = replace(GenerationConfig.from_pretrained(checkpoint / "model").sampling, seed=0)
     takes, _ = generate(checkpoint, scripts, lambda _: 1, sampling, MAX_NEW_TOKENS, out, 1)
-    found = []
-    for take in takes:
-        audio = out / f"generate/audio/{take['name']}.flac"
-        ended = {"cap_hit": take["stop"] == "length", "retries": take["retries"], "seed": take["seed"]}
-        item = Utterance(condition, take["name"], take["script"], take["text"], audio, reference=reference, **ended)
-        found.append(item)
-    return found
+    return [
+        Utterance(
+            condition, take["name"], take["script"], take["text"], out / f"generate/audio/{take['name']}.flac",
+            seed=take["seed"], reference=Path(take["reference"]), cap_hit=take["stop"] == "length",
+        )
+        for take in takes
+    ]  # fmt: skip
+
+
+def conditions(
+    out: Path, checkpoint: Path, texts: list[str], tts: Any, manifest: Path, steps: int | None
+) -> list[Utterance]:
+    """What is compared, condition by condition; `manifest` lists the clips to fine-tune on."""
+    reference = out / "reference.flac"
+    synthesise(tts, reference, REFERENCE_TEXT, NOVA)
+    start, nova = (scripts_of(texts, name, reference) for name in ("feminine", NOVA.name))
+    items = []
+    for index, script in enumerate(nova):
+        path = out / "source" / f"{script.id}.flac"
+        synthesise(tts, path, script.text, NOVA, seed=10_000 + index)
+        group = f"{RECORDED} of the speaker"
+        items.append(Utterance(group, script.id, script.id, script.text, path, reference=reference))
+    items += generated("before: the voice `feminine`", checkpoint, start, out / "before")
+    items += generated("before: asked for `nova`", checkpoint, nova, out / "before")
+    for name, rank in (("LoRA of rank 16", 16), ("every weight", 0)):
+        tuned = tune(manifest, checkpoint, out / f"rank-{rank}", rank, steps)
+        items += generated(f"after, {name}", tuned, nova, out / f"rank-{rank}-audio")
+    return items
 
 
 def main() -> None:
@@ -89,31 +123,8 @@ def main() -> None:
     training_texts = all_texts(arguments.wordnet)
     random.Random(2).shuffle(training_texts)
     manifest = record(tts, out / "clips", training_texts, arguments.minutes)
-    reference, audio = out / "reference.flac", out / "source"
-    synthesise(tts, reference, REFERENCE_TEXT, NOVA)
     texts = read_sentences(HELD_OUT)[: arguments.sentences]
-    names = ("feminine", NOVA.name)
-    write_atomically(out / "voices/profiles.json", "{" + ", ".join(f'"{name}": "{name}"' for name in names) + "}")
-    rows = [
-        {"id": f"{name}-{index:02d}", "form": "smart_voice", "voice": name, "text": text}
-        for name in names
-        for index, text in enumerate(texts)
-    ]
-    write_lines(out / "scripts.jsonl", rows)
-    scripts = read_scripts(out / "scripts.jsonl", out / "voices")
-    before, asked = ([script for script in scripts if script.voice == name] for name in names)
-    items = []
-    for index, script in enumerate(asked):
-        path = audio / f"{script.id}.flac"
-        synthesise(tts, path, script.text, NOVA, seed=10_000 + index)
-        items.append(
-            Utterance(f"{RECORDED} of the speaker", script.id, script.id, script.text, path, reference=reference)
-        )
-    items += generated("before: the voice `feminine`", checkpoint, before, reference, out / "before")
-    items += generated("before: asked for `nova`", checkpoint, asked, reference, out / "before")
-    for name, rank in (("LoRA of rank 16", 16), ("every weight", 0)):
-        tuned = tune(manifest, checkpoint, out / f"rank-{rank}", rank, arguments.steps)
-        items += generated(f"after, {name}", tuned, asked, reference, out / f"rank-{rank}-audio")
+    items = conditions(out, checkpoint, texts, tts, manifest, arguments.steps)
     panel = partial(panel_of, "moonshine-tiny-en-float32", words_only=False)
     judged = judge(items, partial(load_listener, panel, {}), Journal(out / "judged.jsonl"), 1)
     summary = summarise(judged["Utterance"], RESAMPLES, 0)

@@ -78,7 +78,9 @@ def provenance(content: Mapping[str, Any]) -> str:
 def markdown(content: Mapping[str, Any]) -> str:
     """-> both tables, and what they came from."""
     rows, caption = conditions(content)
-    return "\n".join([markdown_table(rows), caption + ".\n", markdown_table(facts(content)), provenance(content)]) + "\n"
+    return (
+        "\n".join([markdown_table(rows), caption + ".\n", markdown_table(facts(content)), provenance(content)]) + "\n"
+    )
 
 
 def fill(card: str, table: str) -> str:

@@ -1,6 +1,6 @@
 """Second and third job of codec training: decoder and encoder on frozen codes.
 
-`python -m training.nano.codec decoder|encoder --help`. Neither changes codes: the model can be trained at the same time.
+`python -m training.nano.codec decoder|encoder --help`. Neither changes codes: the model can be trained meanwhile.
 """
 
 import copy

@@ -55,7 +55,7 @@ class Averages:
 class Job:
     """One run: `folder/NAME.pt` is its whole state, `folder/NAME.jsonl` its log.
 
-    A subclass defines `parts` (whatever has a state), `optimizers` and `losses`, and overrides what it needs of the rest.
+    A subclass defines `parts` (whatever has a state), `optimizers` and `losses`, and overrides what it needs.
     """
 
     name = "job"
@@ -120,7 +120,7 @@ class Job:
         save_state(self.path, **canonical(state))
 
     def resume(self) -> None:
-        """Restores the checkpoint, if there is one, and drops later rows of the log. Raises ValueError for another run's."""
+        """Restores the checkpoint, if any, and drops later rows of the log. Raises ValueError for another run's."""
         if self.saved is None:
             return
         given = self.saved["record"]

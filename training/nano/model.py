@@ -163,7 +163,7 @@ class ModelJob(Job):
         return f"; batch: {texts}"
 
     def validation_batches(self) -> list[tuple[str, Batch, Tensor]]:
-        """(voice, batch, mask of the positions that predict a loud frame of codebook 0 [B, S]), of the last audio only."""
+        """(voice, batch, mask of positions that predict a loud frame of codebook 0 [B, S]), of the last audio only."""
         corpus, groups = self.corpus, {}
         first: dict[str, int] = {}
         for index in corpus.shards.validation:
@@ -186,7 +186,7 @@ class ModelJob(Job):
         return batches
 
     def validate(self) -> dict[str, Any]:
-        """Loss of the first codebook at loud frames with clean inputs, by voice, in nats; hours of speech trained on."""
+        """Loss of codebook 0 at loud frames with clean inputs, by voice, in nats; hours of speech trained on."""
         sums: dict[str, Tensor] = {}
         counts: dict[str, int] = {}
         for voice, batch, loud in self.validation:
