@@ -83,10 +83,7 @@ def decoders(codec: AudioTokenizer) -> dict[str, Way]:
 
 
 def compare(
-    ways: dict[str, Way],
-    make: Callable[[], list[Tensor]],
-    seconds: Callable[[Tensor], float],
-    repeats: int,
+    ways: dict[str, Way], make: Callable[[], list[Tensor]], seconds: Callable[[Tensor], float], repeats: int
 ) -> dict[str, list[tuple[float, float]]]:
     """-> for each way (wall, CPU) in ms per second of audio, once per repeat; the first round is not counted."""
     times: dict[str, list[tuple[float, float]]] = {name: [] for name in ways}
@@ -138,11 +135,7 @@ def main() -> None:
 
     torch.set_num_threads(arguments.threads)
     codec = AudioTokenizer.from_pretrained(arguments.checkpoint)
-    source, draw, rate = (
-        speech(arguments.recordings, codec.sample_rate),
-        random.Random(0),
-        codec.sample_rate,
-    )
+    source, draw, rate = (speech(arguments.recordings, codec.sample_rate), random.Random(0), codec.sample_rate)
     samples = tuple(round(value * rate) for value in arguments.seconds)
 
     def clips() -> list[Tensor]:

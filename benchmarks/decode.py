@@ -173,11 +173,7 @@ def large(config: ModelConfig, codec: CodecConfig, device: str, scale: int, repe
         growing: per_step(theirs(port_of(model), prompt), where, few, many),
         static: per_step(theirs(port_of(model, True), prompt), where, few, many),
     }
-    for mode, how in {
-        plain: (False, False),
-        "compiled": (True, False),
-        "int8 compiled": (True, True),
-    }.items():
+    for mode, how in {plain: (False, False), "compiled": (True, False), "int8 compiled": (True, True)}.items():
         measures[mode] = per_step(ours(model, prompt, room, *how), where, few, many)
     times = take_turns(measures, repeats)
     own = [name for name in measures if name not in (growing, static)]
@@ -224,11 +220,7 @@ def first_packet(model: HiggsAudio, config: CodecConfig, case: str, length: int,
 
     def first() -> Times:
         started = clock("cpu")
-        ticket, audio, chunks = (
-            scheduler.submit(Request(prompt, SAMPLING, 100)),
-            AudioStream(codec, [4]),
-            [],
-        )
+        ticket, audio, chunks = (scheduler.submit(Request(prompt, SAMPLING, 100)), AudioStream(codec, [4]), [])
         while not chunks:
             scheduler.burst()
             chunks = list(audio.push(ticket.take()))

@@ -42,10 +42,7 @@ def main() -> None:
             longest = min(len(source), 4 * rate) // hop - 1
             length = draw.randint(2 * rate // hop, longest) * hop + draw.randint(*residues)
             clip = source[:length]
-            codes = {
-                "original": codec.encode(clip),
-                "pad_to_hop": codec.encode(clip, pad_to_hop=True),
-            }
+            codes = {"original": codec.encode(clip), "pad_to_hop": codec.encode(clip, pad_to_hop=True)}
             frames = min(c.shape[1] for c in codes.values())
             a, b = (c[:, :frames] for c in codes.values())
             changed.append((a != b).float().mean().item())

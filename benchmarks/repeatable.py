@@ -26,11 +26,7 @@ def tasks() -> dict[str, Callable[[], object]]:
     from higgs import AudioTokenizer, Engine, SamplingConfig
     from higgs.audio import load_audio
     from higgs.data.chatml import smart_voice
-    from higgs.evaluate.judges.registry import (
-        make_judge,
-        make_naturalness_predictor,
-        make_speaker_encoder,
-    )
+    from higgs.evaluate.judges.registry import make_judge, make_naturalness_predictor, make_speaker_encoder
 
     rate = 24_000
     clip = load_audio(CLIP, rate)[0][: SECONDS * rate]

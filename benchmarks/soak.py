@@ -29,12 +29,7 @@ from higgs.serve.engine import EngineConfig
 from higgs.serve.http.async_engine import AsyncEngine
 
 PAUSE = 0.05  # seconds between two arrivals, on average; a full engine makes them wait
-TEXTS = (
-    "Good morning.",
-    "The train is late.",
-    "We walked along the river, and it was cold.",
-    "Seven.",
-)
+TEXTS = ("Good morning.", "The train is late.", "We walked along the river, and it was cold.", "Seven.")
 
 
 def resident() -> int:

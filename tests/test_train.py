@@ -27,14 +27,7 @@ from training.corpus.shards import RANDOM, KOKORO, Shards, sampling_weights, cho
 from training.corpus.texts import ngrams
 from training.corpus.voices import IN_HOUSE, SHARES, choose_speaker, finished
 from training.nano import assemble, codec, job, quantizer
-from training.nano.alignment import (
-    CHARACTERS,
-    marked_texts,
-    num_symbols,
-    align,
-    symbols_of,
-    viterbi,
-)
+from training.nano.alignment import CHARACTERS, marked_texts, num_symbols, align, symbols_of, viterbi
 from training.nano.conversations import LONG, SHORT, Corpus, plan
 from training.nano.model import ModelJob, TrainingConfig, text_tokenizer
 from training.nano.muon import Muon, orthogonalised
@@ -223,10 +216,7 @@ def test_speakers_of_the_corpus():
 
 
 def test_a_shard_is_made_once_and_whole_or_not_at_all(tmp_path, monkeypatch):
-    spoken, shard = (
-        [],
-        make_corpus.Shard("hibari-00", 0, ("A text.", "Too short.", "More."), folder=tmp_path),
-    )
+    spoken, shard = ([], make_corpus.Shard("hibari-00", 0, ("A text.", "Too short.", "More."), folder=tmp_path))
 
     def by_hibari(shard, teacher):
         for text in shard.texts:
@@ -236,10 +226,7 @@ def test_a_shard_is_made_once_and_whole_or_not_at_all(tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, "hibari", types.SimpleNamespace(Hibari=lambda: None))
     monkeypatch.setattr(make_corpus, "by_hibari", by_hibari)
     assert make_corpus.make_shard(shard) == make_corpus.make_shard(shard) == 2 / 3600
-    assert len(spoken) == 3 and [u.text for u in Shards(tmp_path).utterances] == [
-        "A text.",
-        "More.",
-    ]
+    assert len(spoken) == 3 and [u.text for u in Shards(tmp_path).utterances] == ["A text.", "More."]
     assert Shards(tmp_path).waveform(1)[0] == 5 / 32768
     before = (tmp_path / "hibari-00.pcm").read_bytes()
     (tmp_path / "hibari-00.jsonl").unlink()  # killed between the two files
@@ -262,13 +249,7 @@ TINY_CODEC = CodecConfig(
     semantic=SemanticConfig(hidden_size=16, intermediate_size=16, num_layers=1, num_heads=2, conv_dim=8),
 )
 TINY_MODEL = replace(
-    NANO_MODEL,
-    hidden_size=32,
-    intermediate_size=48,
-    num_layers=6,
-    num_heads=2,
-    num_kv_heads=2,
-    head_dim=16,
+    NANO_MODEL, hidden_size=32, intermediate_size=48, num_layers=6, num_heads=2, num_kv_heads=2, head_dim=16
 )
 CONFIG = TrainingConfig(warmup_steps=2, positions=500, model=TINY_MODEL, codec=TINY_CODEC)
 SPEAKERS = ("ada", "ben", "kit", "p0.80f0.94", "af_sky")
@@ -446,10 +427,7 @@ def test_short_conversations_come_first(started, texts, tmp_path):
 
 def test_conversations_of_phonemes_know_what_is_spoken(corpus, taught, tmp_path):
     """With a lexicon, whose words are now and then spelled: the token at a frame is the one aligned."""
-    shards, said = (
-        Shards(corpus),
-        marked_texts([u.text for u in Shards(corpus).utterances], LEXICON),
-    )
+    shards, said = (Shards(corpus), marked_texts([u.text for u in Shards(corpus).utterances], LEXICON))
     seeded, size = np.random.default_rng(0), num_symbols(LEXICON)
     (tmp_path / "codes").mkdir()
     for number, name in enumerate(shards.names):

@@ -60,10 +60,7 @@ class MelAutoencoder(nn.Module):
             nn.Conv1d(narrow, NUM_MELS, 5, padding=2),
         )
         self.ctc_head = nn.Sequential(
-            nn.Conv1d(width, wide, 5, padding=2),
-            nn.GELU(),
-            Residual(wide, 5),
-            nn.Conv1d(wide, 2 * self.num_symbols, 1),
+            nn.Conv1d(width, wide, 5, padding=2), nn.GELU(), Residual(wide, 5), nn.Conv1d(wide, 2 * self.num_symbols, 1)
         )
 
     def normalise(self, log_mel: Tensor) -> Tensor:

@@ -65,12 +65,7 @@ class ModelJob(Job):
     name = "model"
 
     def __init__(
-        self,
-        folder: Path,
-        corpus: Corpus,
-        steps: int,
-        seed: int = 0,
-        config: TrainingConfig = TrainingConfig(),
+        self, folder: Path, corpus: Corpus, steps: int, seed: int = 0, config: TrainingConfig = TrainingConfig()
     ):
         super().__init__(folder, steps, seed)
         self.corpus, self.config = corpus, config

@@ -11,23 +11,11 @@ NANO_CODEC = CodecConfig(
     decoder_width=256,
     acoustic_dim=64,
     codebook_dim=32,
-    semantic=SemanticConfig(
-        hidden_size=128,
-        intermediate_size=384,
-        num_layers=2,
-        num_heads=4,
-        conv_dim=96,
-    ),
+    semantic=SemanticConfig(hidden_size=128, intermediate_size=384, num_layers=2, num_heads=4, conv_dim=96),
 )
 
 NANO_MODEL = ModelConfig(
-    vocab_size=352,
-    hidden_size=192,
-    intermediate_size=448,
-    num_layers=6,
-    num_heads=3,
-    num_kv_heads=3,
-    head_dim=64,
+    vocab_size=352, hidden_size=192, intermediate_size=448, num_layers=6, num_heads=3, num_kv_heads=3, head_dim=64
 )
 
 # What every prompt repeats: one token each in the byte-level text tokenizer.
