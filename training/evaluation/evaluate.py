@@ -2,7 +2,7 @@
 
 FOLDER holds `model/` and `codec/`. The held-out set is generated, judged and summarised by what the stages generate and
 evaluate use; first samples only, without run-away detection. Added here: the codec's round trip of the source TTS and
-of unseen speakers, speaker attribution among closed sets of voices, the duration beside the source TTS, size and speed.
+of unseen speakers, speaker attribution among closed sets of voices, size and speed.
 
 Writes `evaluation.json`, `evaluation.md`, `utterances.jsonl`, and the audio. A run that was stopped goes on.
 """
@@ -170,18 +170,6 @@ def share(hits: Sequence[bool]) -> dict[str, Any]:
     return {"hits": sum(hits), "of": len(hits), "percent": 100 * found.estimate, "interval": ends}
 
 
-def durations(rows: Sequence[Row]) -> dict[str, dict[str, float]]:
-    """In-house voices: the duration of a sample over that of the same text by the source TTS."""
-    source = {(row["voice"], row["text"]): row["seconds"] for row in rows if row["group"] == RECORDED}
-    found = {}
-    for voice in DESCRIBED:
-        own = [row for row in rows if condition_of(row) == voice]
-        ratios = sorted((row["seconds"] or 0.0) / source[voice, row["text"]] for row in own)
-        within = sum(0.8 <= ratio <= 1.25 for ratio in ratios)
-        found[voice] = {"median": ratios[len(ratios) // 2], "within_percent": 100 * within / len(ratios)}
-    return found
-
-
 def attribution(rows: Sequence[Row], turns: Sequence[Row]) -> dict[str, Any]:
     """Speaker attribution accuracy by condition; of dialogues by turn, and of whole ones."""
 
@@ -234,8 +222,8 @@ def tasks_of(results: Results) -> list[Task]:
     )
     attributions = []
     for item in utterances:
-        generated = item.form in ("smart_voice", "voice_clone") and not item.seed
-        if generated or (item.group == RECORDED and kind_of(item.name) == "unseen"):
+        first_sample = item.form in ("smart_voice", "voice_clone") and not item.seed
+        if first_sample or (item.group == RECORDED and kind_of(item.name) == "unseen"):
             candidates = in_house if item.voice in DESCRIBED else others
             attributions.append(Attribution(item.name, item.voice, item.path, candidates))
     return [*utterances, *dialogue_takes(results), *long_takes(results), *attributions]
@@ -278,7 +266,6 @@ def evaluate(
         "about": about | {"short": panels[0]().names(short=True)},
         "summary": summarise(rows["Utterance"], RESAMPLES, 0, key=condition_of),
         "other_recognisers": others,
-        "durations": durations(rows["Utterance"]),
         "attribution": attribution(rows["Attribution"], rows["DialogueTake"]),
         "codec": {
             kind: {name: mean_of(codec, name, condition=kind) for name in DISTANCES}
@@ -289,13 +276,9 @@ def evaluate(
     }
 
 
-def main() -> None:
-    from hibari import Hibari
-
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("checkpoint", type=Path, help="folder with model/ and codec/")
-    parser.add_argument("--out", type=Path, default=Path("training/out/evaluation"))
-    parser.add_argument("--quick", action="store_true", help="a little of everything")
+def add_options(parser: argparse.ArgumentParser, out: str) -> None:
+    """What the fine-tuning check has as well."""
+    parser.add_argument("--out", type=Path, default=Path(out))
     parser.add_argument(
         "--judge",
         nargs="+",
@@ -306,18 +289,31 @@ def main() -> None:
     parser.add_argument("--temperature", type=float, help="default: the checkpoint's")
     parser.add_argument("--top-k", type=int, help="default: the checkpoint's")
     parser.add_argument("--max-new-tokens", type=int, default=MAX_NEW_TOKENS)
-    arguments = parser.parse_args()
-    torch.set_num_threads(1)
+
+
+def generation_of(arguments: argparse.Namespace) -> GenerationConfig:
+    """The checkpoint's settings, and the options beside them."""
     own = GenerationConfig.from_pretrained(arguments.checkpoint / "model")
     sampling = own.sampling.override(temperature=arguments.temperature, top_k=arguments.top_k)
-    generation = replace(own, sampling=sampling, max_new_tokens=arguments.max_new_tokens)
-    sizes = Sizes.quick() if arguments.quick else Sizes()
-    write_held_out(arguments.out / "held-out", sizes, Hibari())
-    content = evaluate(arguments.checkpoint, arguments.out, sizes, generation, arguments.judge, arguments.workers)
-    write_json(arguments.out / "evaluation.json", content)
-    table = markdown(content)
-    write_atomically(arguments.out / "evaluation.md", table)
-    print(table)
+    return replace(own, sampling=sampling, max_new_tokens=arguments.max_new_tokens)
+
+
+def main() -> None:
+    from hibari import Hibari
+
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("checkpoint", type=Path, help="folder with model/ and codec/")
+    parser.add_argument("--quick", action="store_true", help="a little of everything")
+    add_options(parser, "training/out/evaluation")
+    arguments = parser.parse_args()
+    out, sizes = arguments.out, Sizes.quick() if arguments.quick else Sizes()
+    torch.set_num_threads(1)
+    write_held_out(out / "held-out", sizes, Hibari())
+    generation = generation_of(arguments)
+    content = evaluate(arguments.checkpoint, out, sizes, generation, arguments.judge, arguments.workers)
+    write_json(out / "evaluation.json", content)
+    write_atomically(out / "evaluation.md", markdown(content))
+    print(markdown(content))
 
 
 if __name__ == "__main__":

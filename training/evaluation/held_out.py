@@ -98,17 +98,13 @@ def write_voices(folder: Path, tts: Any) -> None:
     write_atomically(folder / "profiles.json", json.dumps(DESCRIBED))
 
 
-def write_recordings(folder: Path, texts: list[str], count: int, tts: Any) -> None:
-    """Audio and `manifest.jsonl`; `count` of the recordings are human."""
-    folder.mkdir(parents=True, exist_ok=True)
-    spoken = [(speaker.name, speaker) for speaker in IN_HOUSE for _ in texts]
-    spoken += [("unseen", UNSEEN[index % len(UNSEEN)]) for index, _ in enumerate(texts)]
+def write_recordings(folder: Path, speech: list[tuple[str, Speaker, str]], human: int, tts: Any) -> None:
+    """`speech` (id, speaker, text) by the source TTS and some `human` recordings -> the audio and `manifest.jsonl`."""
     rows = []
-    for index, (kind, speaker) in enumerate(spoken):
-        name, text = f"{kind}-{index % len(texts):02d}", texts[index % len(texts)]
-        synthesise(tts, folder / f"{name}.flac", text, speaker, seed=index % len(texts))
+    for index, (name, speaker, text) in enumerate(speech):
+        synthesise(tts, folder / f"{name}.flac", text, speaker, seed=10_000 + index)
         rows.append({"id": name, "text": text, "speaker": speaker.name})
-    for recording in read_recordings(RECORDINGS, ["en"], count):
+    for recording in read_recordings(RECORDINGS, ["en"], human):
         shutil.copyfile(recording.path, folder / f"human-{recording.id}.flac")
         rows.append({"id": f"human-{recording.id}", "text": recording.text, "speaker": recording.speaker})
     for row in rows:
@@ -126,5 +122,8 @@ def write_held_out(folder: Path, sizes: Sizes, tts: Any) -> None:
     """The whole folder. `tts` is a hibari.Hibari. What it has spoken already is not spoken again."""
     texts = read_sentences(HELD_OUT)
     write_voices(folder / "voices", tts)
-    write_recordings(folder / "recordings", texts[: sizes.sentences], sizes.recordings, tts)
+    numbered = list(enumerate(texts[: sizes.sentences]))
+    speech = [(f"{speaker.name}-{index:02d}", speaker, text) for speaker in IN_HOUSE for index, text in numbered]
+    speech += [(f"unseen-{index:02d}", UNSEEN[index % len(UNSEEN)], text) for index, text in numbered]
+    write_recordings(folder / "recordings", speech, sizes.recordings, tts)
     write_lines(folder / "scripts.jsonl", scripts(texts, sizes))

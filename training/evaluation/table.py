@@ -41,12 +41,6 @@ def facts(content: Mapping[str, Any]) -> list[dict[str, str]]:
     by_time = ", ".join(f"{row['start']:.0f}-{row['end']:.0f} s: {row['wer_percent']:.0f} %" for row in known)
     table = {f"speaker attribution accuracy: {name}": percent(found) for name, found in content["attribution"].items()}
     table |= {
-        f"duration between 0.8 and 1.25 of the source TTS's, {voice}": (
-            f"{found['within_percent']:.0f} % (median ratio {found['median']:.2f})"
-        )
-        for voice, found in content["durations"].items()
-    }
-    table |= {
         f"codec round trip, {kind}": (
             f"mel distance {found['mel_db']:.1f} dB, SI-SDR {found['si_sdr_db']:.1f} dB, STOI {found['stoi']:.2f}"
         )
