@@ -27,7 +27,7 @@ from tqdm import tqdm
 from higgs.files import replacing
 from training.corpus.kokoro import HELD_OUT_VOICES, MIXTURES, Blend, Kokoro, blends, read_tables
 from training.corpus.texts import VALIDATION, all_texts, choose_texts, read_sentences
-from training.corpus.voices import IN_HOUSE, SAMPLE_RATE, choose_speaker, speak
+from training.corpus.voices import IN_HOUSE, SAMPLE_RATE, choose_speaker, finished, speak
 
 SECONDS = (0.3, 12.0)
 BLENDS_PER_SHARD = 3
@@ -61,16 +61,16 @@ def in_house_validation(shard: Shard, tts) -> Speech:
 
 
 def by_kokoro(shard: Shard, tts) -> Speech:
-    """Each speaker's texts; in training the first half of them at the other speed too, by a speaker of that name."""
+    """Each speaker's texts; in training the first half of them resampled too, as a speaker with other formants."""
     kokoro, rng = Kokoro(shard.tables, tts), random.Random(shard.seed)
     each = len(shard.texts) // len(shard.speakers)
     validation = shard.name.startswith("validation")
     for index, blend in enumerate(shard.speakers):
         for number, text in enumerate(shard.texts[index * each : (index + 1) * each]):
-            audio, resampled = kokoro.both(text, blend, rng.uniform(0.92, 1.12))
-            yield audio, text, blend.name
+            audio = kokoro.speak(text, blend, rng.uniform(0.92, 1.12))
+            yield finished(audio), text, blend.name
             if 2 * number < each and not validation:
-                yield resampled, text, f"{blend.name}@{blend.played}"
+                yield finished(audio, blend.played), text, f"{blend.name}@{blend.played}"
 
 
 def make_shard(shard: Shard) -> float:

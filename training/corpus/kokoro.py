@@ -14,8 +14,6 @@ from pathlib import Path
 
 import numpy as np
 
-from training.corpus.voices import finished
-
 PARTS = 4
 HELD_OUT_VOICES = ("af_nova", "af_sarah", "am_michael", "am_puck", "bf_emma", "bm_george")
 MIXTURES = 44  # of two voices of the training set, half and half
@@ -77,11 +75,6 @@ class Kokoro:
             }
             parts.append(self.session.run(None, feeds)[0].ravel())
         return np.concatenate(parts)
-
-    def both(self, text: str, blend: Blend, speed: float) -> tuple[np.ndarray, np.ndarray]:
-        """-> int16 [L] twice: as generated, and played at the blend's other speed, which shifts its formants."""
-        audio = self.speak(text, blend, speed)
-        return finished(audio), finished(audio, blend.played)
 
 
 def read_tables(path: Path) -> dict[str, np.ndarray]:

@@ -34,24 +34,6 @@ def warmup_cosine(step: int, steps: int, warmup_steps: int = 100, floor: float =
     return min(1.0, (step + 1) / warmup_steps) * (cosine * (1 - floor) + floor)
 
 
-class Averages:
-    """Means of the numbers added since the last `read`."""
-
-    def __init__(self) -> None:
-        self.sums: dict[str, float] = {}
-        self.count = 0
-
-    def add(self, **values: float | Tensor) -> None:
-        self.count += 1
-        for name, value in values.items():
-            self.sums[name] = self.sums.get(name, 0.0) + float(value)
-
-    def read(self) -> dict[str, float]:
-        means = {name: round(total / max(1, self.count), 4) for name, total in self.sums.items()}
-        self.sums, self.count = {}, 0
-        return means
-
-
 class Job:
     """One run: `folder/NAME.pt` is its whole state, `folder/NAME.jsonl` its log.
 
@@ -65,7 +47,8 @@ class Job:
     def __init__(self, folder: Path, steps: int, seed: int = 0):
         torch.manual_seed(seed)
         self.folder, self.steps, self.seed = folder, steps, seed
-        self.step, self.seconds, self.averages = 0, 0.0, Averages()
+        self.step, self.seconds = 0, 0.0
+        self.averages: dict[str, Any] = {"sums": {}, "count": 0}  # of the values to log since the last row
         self.saved = load_state(self.path)
         self.dtype = getattr(torch, self.saved["record"]["dtype"]) if self.saved else best_dtype("cpu")
         self.parts: dict[str, Any] = {}
@@ -114,7 +97,7 @@ class Job:
         state = {
             "record": self.record,
             "progress": {"step": self.step, **self.position()},
-            "averages": vars(self.averages),
+            "averages": self.averages,
             **{name: part.state_dict() for name, part in parts.items()},
         }
         save_state(self.path, **canonical(state))
@@ -131,7 +114,7 @@ class Job:
             )
         for name, part in (self.parts | self.optimizers).items():
             part.load_state_dict(self.saved[name])
-        vars(self.averages).update(self.saved["averages"])
+        self.averages = self.saved["averages"]
         vars(self).update(self.saved["progress"])
         self.saved = None
         path = self.folder / f"{self.name}.jsonl"
@@ -158,13 +141,16 @@ class Job:
             optimizer.step()
         self.step += 1
         self.after_step()
-        self.averages.add(**{name: value.detach() for name, value in shown.items()})
+        sums, self.averages["count"] = self.averages["sums"], self.averages["count"] + 1
+        for name, value in shown.items():
+            sums[name] = sums.get(name, 0.0) + float(value)
 
     def report(self) -> None:
         last = self.step == self.steps
         row: dict[str, Any] = {}
         if self.step % self.log_every == 0 or last:
-            row |= self.averages.read()
+            row |= {name: round(total / self.averages["count"], 4) for name, total in self.averages["sums"].items()}
+            self.averages = {"sums": {}, "count": 0}
         if self.step % self.validate_every == 0 or last:
             with torch.no_grad():
                 row |= self.validate()
