@@ -12,9 +12,9 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-import higgs.audio  # noqa: F401  before transformers: the import that makes torchaudio harmless
 from benchmarks.timing import Measure, Row, Table, Times, arguments_of, clock, rows_of, scaled, since, take_turns
 from higgs import AudioTokenizer
+from higgs.audio import load_audio
 from higgs.data.recordings import read_recordings
 
 Way = Callable[[list[Tensor]], list[Tensor]]
@@ -97,7 +97,7 @@ def main() -> None:
     table, rng = Table(arguments), random.Random(0)
     codec = AudioTokenizer.from_pretrained(arguments.checkpoint)
     rate, frame_rate = codec.sample_rate, codec.frame_rate
-    source = torch.cat([higgs.audio.load_audio(r.path, rate)[0] for r in read_recordings(arguments.recordings)])
+    source = torch.cat([load_audio(r.path, rate)[0] for r in read_recordings(arguments.recordings)])
 
     def clips() -> list[Tensor]:
         return cut(source, arguments.clips, tuple(round(value * rate) for value in arguments.seconds), rng)

@@ -1,12 +1,12 @@
-"""How long a step of decoding takes, here and in transformers: 8 codes, 40 ms of audio.
+"""Time of a decoding step, here and in transformers: 8 codes, 40 ms of audio.
 
     python -m benchmarks.decode                     # on the CPU; with a GPU, the released sizes too
-    python -m benchmarks.decode --rehearse          # what is for a GPU, at a small size on the CPU
+    python -m benchmarks.decode --rehearse          # the GPU's part, at a small size on the CPU
 
-Everything that is compared takes turns within one run; numbers are medians with their range. A step's time is the
-difference between a long and a short generation over the difference of their lengths, so the prompt is not in it. Both
-sides sample with temperature 0.7, top-k 50, top-p 0.95 and repetition-aware redraws; the weights are random, and codes
-that end a segment are made unlikely. CPU time is the steadier one where other programs run beside.
+Measurements alternate within one run; numbers are medians with their range. A step's time is the difference between a
+long and a short generation over the difference of their lengths, without the prompt. Both sides sample with
+temperature 0.7, top-k 50, top-p 0.95 and repetition-aware sampling; the weights are random, and codes that end a
+segment are unlikely. CPU time varies less where other programs run.
 """
 
 import gc
@@ -17,7 +17,6 @@ import torch
 import transformers
 from torch import Tensor
 
-import higgs.audio  # noqa: F401  before transformers' models: the import that makes torchaudio harmless
 from benchmarks.timing import (
     Measure,
     Row,
@@ -59,7 +58,7 @@ SMALL = replace(
 
 
 def random_model(config: ModelConfig, device: str, dtype: torch.dtype) -> HiggsAudio:
-    """Weights that keep activations finite; stream eos is never among the likelier codes."""
+    """Random weights that keep activations finite; stream eos is never among the likely codes."""
     with torch.device("meta"):
         model = HiggsAudio(config)
     model = model.to(dtype).to_empty(device=device).eval().requires_grad_(False)
@@ -152,7 +151,7 @@ def read_bandwidth(device: torch.device, gigabytes: float, repeats: int) -> floa
 
 
 def bytes_per_step(decoder: Decoder, rows: int, context: int) -> int:
-    """What a step has to read: the audio path's weights once, keys and values of each row."""
+    """Memory traffic of a step: the audio path's weights once, keys and values of each slot."""
     found = [t for layer in decoder.weights.layers for t in layer] + [decoder.weights.head]
     matrices = [part for t in found for part in (t if isinstance(t, tuple) else (t,))]
     kept = sum(layer[:, :1, :, :context].nbytes for layer in decoder.cache.layers)
@@ -160,7 +159,7 @@ def bytes_per_step(decoder: Decoder, rows: int, context: int) -> int:
 
 
 def large(config: ModelConfig, codec: CodecConfig, device: str, scale: int, repeats: int) -> list[Row]:
-    """What is asked of a GPU, at any size: alone, beside transformers, 64 rows, and the first packet."""
+    """For a GPU, at any size: one request, transformers, 64 slots, and the first packet."""
     dtype = torch.bfloat16
     model = random_model(config, device, dtype)
     where, case = model.device, f"{config.hidden_size} wide, {config.num_layers} layers, bfloat16"

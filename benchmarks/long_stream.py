@@ -1,8 +1,8 @@
-"""Ten minutes in one stream, and how much memory the process holds after each of them.
+"""Ten minutes in one stream, and the memory of the process after each of them.
 
     python -m benchmarks.long_stream
 
-The default checkpoint, whose end of a segment is barred so that it goes on; guards are off.
+The default checkpoint; the end of a segment is masked, and run-away detection is off.
 """
 
 import argparse
@@ -12,11 +12,10 @@ from pathlib import Path
 
 import torch
 
-import higgs.audio  # noqa: F401  before transformers: the import that makes torchaudio harmless
 from benchmarks.soak import resident
+from benchmarks.timing import NANO, load_engine
 from higgs import Engine, SamplingConfig
 from higgs.data.chatml import smart_voice
-from higgs.serve.engine import EngineConfig
 
 
 def endless(engine: Engine) -> None:
@@ -35,13 +34,11 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--minutes", type=float, default=10)
     parser.add_argument("--threads", type=int, default=1)
-    parser.add_argument("--checkpoint", type=Path, default=Path("data/checkpoints/nano"))
+    parser.add_argument("--checkpoint", type=Path, default=NANO)
     arguments = parser.parse_args()
     torch.set_num_threads(arguments.threads)
     columns = round(arguments.minutes * 60 * 25) + 9
-    config = EngineConfig(max_batch=1, max_positions=columns + 200, guards=None)
-    folder = arguments.checkpoint
-    engine = Engine.from_pretrained(folder / "model", folder / "codec", device="cpu", config=config)
+    engine = load_engine(arguments.checkpoint, max_batch=1, max_positions=columns + 200, guards=None)
     for layer in engine.scheduler.decoder.cache.layers:
         layer.zero_()  # on the CPU, pages count from when they are written
     endless(engine)

@@ -1,8 +1,8 @@
-"""What `encode(pad_to_hop=True)` changes against the original's rule, by the length of the clip.
+"""What `encode(pad_to_hop=True)` changes against the rule of the reference implementation, by the length of the clip.
 
     python benchmarks/pad_to_hop.py
 
-Clips of 2 to 4 s are cut from the recordings to chosen lengths modulo the hop. The original's rule shifts the acoustic
+Clips of 2 to 4 s are cut from the recordings to chosen lengths modulo the hop. The reference's rule shifts the acoustic
 branch by 320 samples for 513 of the 960 residues, and drops the last 1 to 118 samples for 118 of them. Distances are
 between a clip and what comes back from its codes, over the samples that both rules give back.
 """

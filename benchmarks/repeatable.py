@@ -1,9 +1,9 @@
-"""What the same bits on every processor cost, with the default checkpoint, on one thread.
+"""The cost of the same bits on every processor, with the default checkpoint, on one thread.
 
     python -m benchmarks.repeatable
 
-Processes with and without the settings take turns; in each, every task is done once to warm up and then `--repeats`
-times. CPU milliseconds of the process, the median.
+Processes with and without the settings alternate; in each, every task runs once as a warm-up and then `--repeats`
+times. Median CPU milliseconds of the process.
 """
 
 import argparse

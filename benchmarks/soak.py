@@ -1,9 +1,9 @@
-"""Many requests on one engine, as a bad day brings them: random arrivals and lengths, clients who leave, bad inputs.
+"""Soak test of one engine: random arrivals and lengths, clients that disconnect, bad inputs.
 
     python -m benchmarks.soak --requests 300
 
-Every good request must get exactly the audio that it gets alone, every bad one its refusal; at the end no row is taken
-and memory is what it was after the first sixth.
+Every good request must get exactly the audio that it gets by itself, every bad one an error; at the end no slot is
+occupied and memory is what it was after the first sixth.
 """
 
 import argparse
@@ -20,12 +20,11 @@ from pathlib import Path
 
 import torch
 
-import higgs.audio  # noqa: F401  before transformers: the import that makes torchaudio harmless
+from benchmarks.timing import NANO, load_engine
 from higgs import ChatMLSample, Engine, Message, SamplingConfig
 from higgs.data.chatml import smart_voice
 from higgs.data.voices import find_voice
 from higgs.serve.batching.scheduler import QueueFull
-from higgs.serve.engine import EngineConfig
 from higgs.serve.http.async_engine import AsyncEngine
 
 PAUSE = 0.05  # seconds between two arrivals, on average; a full engine makes them wait
@@ -40,7 +39,7 @@ def resident() -> int:
 
 @dataclass
 class Question:
-    """A request, and the audio that it gets when it is alone."""
+    """A request, and the audio that it gets by itself."""
 
     sample: ChatMLSample
     sampling: SamplingConfig
@@ -50,7 +49,7 @@ class Question:
 
 @dataclass
 class Report:
-    """`wrong` holds what did not go as it should; `resident` is memory after each request that ended."""
+    """`wrong` lists the failures; `resident` is memory after each request that ended."""
 
     outcomes: Counter[str] = field(default_factory=Counter)
     wrong: list[str] = field(default_factory=list)
@@ -66,7 +65,7 @@ class Report:
 
 
 def questions(engine: Engine, samples: Sequence[ChatMLSample], longest: int) -> list[Question]:
-    """Each sample with settings and a length of its own, answered once alone."""
+    """Each sample with its own settings and length, generated once by itself."""
     made = []
     for index, sample in enumerate(samples):
         sampling = SamplingConfig((0.4, 0.9, 0.0)[index % 3], (20, None)[index % 2], seed=index)
@@ -79,7 +78,7 @@ def questions(engine: Engine, samples: Sequence[ChatMLSample], longest: int) -> 
 
 
 async def good(async_engine: AsyncEngine, asked: Question, leave_after: int | None) -> str:
-    """-> what became of it; with `leave_after`, the client goes after so many pieces."""
+    """-> the outcome; with `leave_after`, the client disconnects after so many packets."""
     heard = []
     async with aclosing(async_engine.stream(asked.sample, asked.sampling, asked.limit)) as chunks:
         async for chunk in chunks:
@@ -162,13 +161,11 @@ def main() -> None:
     parser.add_argument("--requests", type=int, default=300)
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--checkpoint", type=Path, default=Path("data/checkpoints/nano"))
+    parser.add_argument("--checkpoint", type=Path, default=NANO)
     parser.add_argument("--json", type=Path, metavar="FILE")
     arguments = parser.parse_args()
     torch.set_num_threads(arguments.threads)
-    config = EngineConfig(max_batch=4, max_positions=600, max_waiting=16)
-    folder = arguments.checkpoint
-    engine = Engine.from_pretrained(folder / "model", folder / "codec", device="cpu", config=config)
+    engine = load_engine(arguments.checkpoint, max_batch=4, max_positions=600, max_waiting=16)
     voices = [find_voice("data/voices", name) for name in ("ada", "ben", "cleo")]
     samples = [voice.prompt(text) for voice in voices for text in TEXTS]
     report = soak(engine, questions(engine, samples, 80), arguments.requests, arguments.seed)

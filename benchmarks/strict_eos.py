@@ -1,11 +1,11 @@
-"""What `SamplingConfig(strict_eos=True)` changes against the original's rule for the end of a segment.
+"""What `SamplingConfig(strict_eos=True)` changes against the reference implementation's rule for the end of a segment.
 
     python benchmarks/strict_eos.py
 
-By the original's rule a stream eos in any codebook ends the segment; strictly only one in codebook 0 does, and later
-codebooks follow in their columns. Both speak the same scripts with the same seeds, so that they part where a stray
-stream eos is drawn, if one is. A segment that was cut short shows it: more than one codebook has a stream eos in the
-first column with any.
+By the reference's rule a stream eos in any codebook ends the segment; strictly only one in codebook 0 does, and later
+codebooks follow in their delayed frames. Both generate the same scripts with the same seeds, and differ from the first
+stray stream eos on, if one is sampled. In a segment that was cut short more than one codebook has a stream eos in the
+first delayed frame with any.
 """
 
 import argparse
@@ -30,7 +30,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--checkpoint", default="data/checkpoints/nano", help="model/ and codec/")
     parser.add_argument("--scripts", default="data/scripts/default.jsonl")
-    parser.add_argument("--seeds", type=int, default=3, help="takes of each script")
+    parser.add_argument("--seeds", type=int, default=3, help="samples of each script")
     parser.add_argument("--max-new-tokens", type=int, default=400)
     parser.add_argument("--threads", type=int, default=2)
     arguments = parser.parse_args()

@@ -22,7 +22,6 @@ from torch import Tensor
 from higgs import AudioTokenizer, Engine
 from higgs.audio import load_audio, save_audio
 from higgs.checkpoint.resolve import fingerprint
-from higgs.config import SamplingConfig
 from higgs.data.recordings import read_recordings
 from higgs.data.scripts import Script, read_scripts
 from higgs.evaluate.judged_rows import Journal
@@ -64,24 +63,23 @@ def load_engine(checkpoint: Path, **options: Any) -> Engine:
 
 
 def generate(
-    checkpoint: Path,
-    scripts: Sequence[Script],
-    seeds: Callable[[Script], int],
-    sampling: SamplingConfig,
-    limit: int,
-    out: Path,
-    workers: int | None,
-) -> tuple[list[Row], list[Row]]:
-    """Each script with seeds from 0 -> rows of utterances and of chunks; the audio is in `out/generate/audio`."""
-    requests = [(script, seed) for script in scripts for seed in range(seeds(script))]
-    parts = [fingerprint(checkpoint / part) for part in ("model", "codec")]
-    references = {audio.audio_url for script in scripts for audio in script.sample.audios}
-    settings = {"parts": parts, "sampling": asdict(sampling), "limit": limit, "texts": [s.text for s in scripts]}
-    settings["references"] = content_hash([Path(path) for path in references])
+    checkpoint: Path, held_out: Path, out: Path, generation: GenerationConfig, seeds: int, workers: int | None
+) -> tuple[list[Script], list[Row], list[Row]]:
+    """-> the scripts, rows of utterances (the first in-house voice with `seeds` seeds) and of chunks.
+
+    The audio is in `out/generate/audio`.
+    """
+    scripts = read_scripts(held_out / "scripts.jsonl", held_out / "voices", generation.chunks)
+    limit, first = generation.max_new_tokens, next(iter(DESCRIBED))
+    several = {script.id for script in scripts if (script.form, script.voice) == ("smart_voice", first)}
+    requests = [(script, seed) for script in scripts for seed in range(seeds if script.id in several else 1)]
+    files = [held_out / "scripts.jsonl", *(path for path in (held_out / "voices").rglob("*") if path.is_file())]
+    settings = {part: fingerprint(checkpoint / part) for part in ("model", "codec")}
+    settings |= {"data": content_hash(files), "generation": generation.to_json()}
     load = partial(load_engine, checkpoint, config=EngineConfig(guards=None))
-    folder = work_folder(out / "partial", settings)
-    samples = speak_all(load, requests, sampling, limit, folder, workers)
-    found = {sample.name: sample for sample in progress(samples, "generate", total=len(requests))}
+    folder, sampling = work_folder(out / "partial", settings), replace(generation.sampling, seed=0)
+    samples = progress(speak_all(load, requests, sampling, limit, folder, workers), "generate", total=len(requests))
+    found = {sample.name: sample for sample in samples}
     ordered = [found[script.row(seed)["name"]] for script, seed in requests]
     for sample in ordered:
         path = out / "generate/audio" / f"{sample.name}.flac"
@@ -89,7 +87,7 @@ def generate(
         path.unlink(missing_ok=True)
         if len(sample.waveform):
             save_audio(path, sample.waveform, SAMPLE_RATE)
-    return [sample.row for sample in ordered], [chunk for sample in ordered for chunk in sample.chunks]
+    return scripts, [sample.row for sample in ordered], [chunk for sample in ordered for chunk in sample.chunks]
 
 
 def code_recordings(checkpoint: Path, manifest: Path, out: Path, workers: int | None) -> list[Row]:
@@ -197,13 +195,14 @@ def long_text(segments: Sequence[Row], chunks: Sequence[Row]) -> dict[str, Any]:
     return {"chunks": len(ends), "cut_off": ends.count("length"), "segments": by_time}
 
 
-def size_and_speed(checkpoint: Path, scripts: Sequence[Script], sampling: SamplingConfig, limit: int) -> dict[str, Any]:
+def size_and_speed(checkpoint: Path, scripts: Sequence[Script], generation: GenerationConfig) -> dict[str, Any]:
     """Megabytes on disk; seconds of work for a second of speech, one request at a time."""
-    engine = load_engine(checkpoint)
+    engine, sampling, seconds = load_engine(checkpoint), replace(generation.sampling, seed=0), 0.0
     engine.generate(scripts[0].sample, sampling, 50)
-    started, seconds = time.monotonic(), 0.0
+    started = time.monotonic()
     for script in scripts:
-        seconds += len(engine.generate(script.sample, sampling, limit).waveform) / SAMPLE_RATE
+        response = engine.generate(script.sample, sampling, generation.max_new_tokens)
+        seconds += len(response.waveform) / SAMPLE_RATE
     return {
         "megabytes": sum(path.stat().st_size for path in checkpoint.rglob("*") if path.is_file()) / 1e6,
         "real_time_factor": (time.monotonic() - started) / seconds,
@@ -215,11 +214,9 @@ def size_and_speed(checkpoint: Path, scripts: Sequence[Script], sampling: Sampli
 def tasks_of(results: Results) -> list[Task]:
     """What is judged: utterances, dialogues by turn, the long text by segment, and the speaker of first samples."""
     utterances = gather(results, ["en"])
-    voices = [(row["voice"], Path(row["reference"])) for row in results.takes if row["reference"]]
-    in_house, others = (
-        tuple(dict(pair for pair in voices if (pair[0] in DESCRIBED) == described).items())
-        for described in (True, False)
-    )
+    voices = {row["voice"]: Path(row["reference"]) for row in results.takes if row["reference"]}
+    in_house = tuple(pair for pair in voices.items() if pair[0] in DESCRIBED)
+    others = tuple(pair for pair in voices.items() if pair[0] not in DESCRIBED)
     attributions = []
     for item in utterances:
         first_sample = item.form in ("smart_voice", "voice_clone") and not item.seed
@@ -238,15 +235,8 @@ def evaluate(
     workers: int | None = None,
 ) -> dict[str, Any]:
     """The held-out set in `out/held-out` -> what `evaluation.json` holds."""
-    held_out, first = out / "held-out", next(iter(DESCRIBED))
-    scripts = read_scripts(held_out / "scripts.jsonl", held_out / "voices", generation.chunks)
-    manifest = held_out / "recordings/manifest.jsonl"
-    sampling, limit = replace(generation.sampling, seed=0), generation.max_new_tokens
-
-    def seeds(script: Script) -> int:
-        return sizes.seeds if (script.form, script.voice) == ("smart_voice", first) else 1
-
-    takes, chunks = generate(checkpoint, scripts, seeds, sampling, limit, out, workers)
+    manifest = out / "held-out/recordings/manifest.jsonl"
+    scripts, takes, chunks = generate(checkpoint, out / "held-out", out, generation, sizes.seeds, workers)
     codec = code_recordings(checkpoint, manifest, out, workers)
     tasks = tasks_of(Results(out, {"recordings": str(manifest)}, {}, takes, chunks))
     journal = Journal(out / "partial/judged.jsonl")
@@ -254,6 +244,8 @@ def evaluate(
     panels = [partial(panel_of, name, words_only=number > 0) for number, name in enumerate(judges)]
     rows = judge(tasks, partial(load_listener, panels[0], rate), journal, workers)
     write_rows(out / "utterances.jsonl", rows["Utterance"])
+    write_rows(out / "attribution.jsonl", rows["Attribution"])
+    first = next(iter(DESCRIBED))
     in_first = [task for task in tasks if isinstance(task, Utterance) and kind_of(task.name) == first]
     others = {}
     for panel in panels[1:]:
@@ -272,19 +264,15 @@ def evaluate(
             for kind in dict.fromkeys(row["condition"] for row in codec)
         },
         "long": long_text(rows["LongTake"], chunks),
-        "size_and_speed": size_and_speed(checkpoint, scripts[: sizes.timed], sampling, limit),
+        "size_and_speed": size_and_speed(checkpoint, scripts[: sizes.timed], generation),
     }
 
 
 def add_options(parser: argparse.ArgumentParser, out: str) -> None:
     """What the fine-tuning check has as well."""
     parser.add_argument("--out", type=Path, default=Path(out))
-    parser.add_argument(
-        "--judge",
-        nargs="+",
-        default=["moonshine-tiny-en-float32"],
-        help="recognisers: the first judges everything, the others the first in-house voice",
-    )
+    judges = "recognisers: the first judges everything, the others the first in-house voice"
+    parser.add_argument("--judge", nargs="+", default=["moonshine-tiny-en-float32"], help=judges)
     parser.add_argument("--workers", type=int, default=2)
     parser.add_argument("--temperature", type=float, help="default: the checkpoint's")
     parser.add_argument("--top-k", type=int, help="default: the checkpoint's")
