@@ -62,7 +62,7 @@ def of_our_step(model, prompt) -> Operations:
     decoder.admit(0, prompt, 30, SamplingConfig(seed=1))
     weights, cache, state = decoder._view(1)
     state = DecodeState(**{name: tensor.clone() for name, tensor in vars(state).items()})
-    cache = [kept.clone() for kept in cache]
+    cache = [layer.clone() for layer in cache]
     with torch.no_grad(), Operations() as seen:
         decode_step(weights, cache, state, [length + 1], False)
     return seen

@@ -113,9 +113,9 @@ def theirs(port: transformers.PreTrainedModel, prompt: Batch) -> Callable[[int],
     inputs = {name: tensor.to(port.device) for name, tensor in inputs.items()}
 
     def run(steps: int) -> None:
-        made = port.generate(**inputs, do_sample=True, temperature=0.7, top_k=50, top_p=0.95, max_new_tokens=steps)
-        columns = made if isinstance(made, Tensor) else made.audio_sequences
-        assert columns.shape[1] == steps, "a segment ended by itself"
+        generated = port.generate(**inputs, do_sample=True, temperature=0.7, top_k=50, top_p=0.95, max_new_tokens=steps)
+        codes = generated if isinstance(generated, Tensor) else generated.audio_sequences
+        assert codes.shape[1] == steps, "a segment ended by itself"
 
     return run
 
@@ -154,8 +154,8 @@ def bytes_per_step(decoder: Decoder, rows: int, context: int) -> int:
     """Memory traffic of a step: the audio path's weights once, keys and values of each slot."""
     found = [t for layer in decoder.weights.layers for t in layer] + [decoder.weights.head]
     matrices = [part for t in found for part in (t if isinstance(t, tuple) else (t,))]
-    kept = sum(layer[:, :1, :, :context].nbytes for layer in decoder.cache.layers)
-    return sum(t.nbytes for t in matrices) + rows * kept
+    kv = sum(layer[:, :1, :, :context].nbytes for layer in decoder.cache.layers)
+    return sum(t.nbytes for t in matrices) + rows * kv
 
 
 def large(config: ModelConfig, codec: CodecConfig, device: str, scale: int, repeats: int) -> list[Row]:

@@ -37,7 +37,7 @@ def tasks() -> dict[str, Callable[[], object]]:
     judge = make_judge("moonshine-tiny-en-float32")
     speaker, quality = make_speaker_encoder("ge2e"), make_naturalness_predictor("dnsmos")
     return {
-        "generate, 48 columns and their sound": lambda: engine.generate(prompt, sampling, 48),
+        "generate, 48 steps and their waveform": lambda: engine.generate(prompt, sampling, 48),
         f"encode, {SECONDS} s": lambda: codec.encode(clip),
         f"decode, {SECONDS} s": lambda: codec.decode(codes),
         f"recognise, {SECONDS} s": lambda: judge.transcribe(clip, rate),

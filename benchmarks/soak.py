@@ -38,7 +38,7 @@ def resident() -> int:
 
 
 @dataclass
-class Question:
+class SoakRequest:
     """A request, and the audio that it gets by itself."""
 
     sample: ChatMLSample
@@ -64,52 +64,52 @@ class Report:
         return self.resident[-1] / self.resident[len(self.resident) // 6] - 1
 
 
-def questions(engine: Engine, samples: Sequence[ChatMLSample], longest: int) -> list[Question]:
+def requests_of(engine: Engine, samples: Sequence[ChatMLSample], longest: int) -> list[SoakRequest]:
     """Each sample with its own settings and length, generated once by itself."""
-    made = []
+    found = []
     for index, sample in enumerate(samples):
         sampling = SamplingConfig((0.4, 0.9, 0.0)[index % 3], (20, None)[index % 2], seed=index)
         limit = longest // 4 + index * 7 % (longest - longest // 4)
-        question = Question(sample, sampling, limit)
-        chunks = engine.stream(question.sample, question.sampling, question.limit)
-        question.waveform = torch.cat([chunk.waveform for chunk in chunks])
-        made.append(question)
-    return made
+        request = SoakRequest(sample, sampling, limit)
+        chunks = engine.stream(request.sample, request.sampling, request.limit)
+        request.waveform = torch.cat([chunk.waveform for chunk in chunks])
+        found.append(request)
+    return found
 
 
-async def good(async_engine: AsyncEngine, asked: Question, leave_after: int | None) -> str:
+async def good(async_engine: AsyncEngine, request: SoakRequest, leave_after: int | None) -> str:
     """-> the outcome; with `leave_after`, the client disconnects after so many packets."""
-    heard = []
-    async with aclosing(async_engine.stream(asked.sample, asked.sampling, asked.limit)) as chunks:
+    packets = []
+    async with aclosing(async_engine.stream(request.sample, request.sampling, request.limit)) as chunks:
         async for chunk in chunks:
-            heard.append(chunk.waveform)
-            if len(heard) == leave_after and chunk.stop_reason is None:
+            packets.append(chunk.waveform)
+            if len(packets) == leave_after and chunk.stop_reason is None:
                 return "left"
-    waveform = torch.cat(heard)
-    same = waveform.shape == asked.waveform.shape and torch.equal(waveform, asked.waveform)
+    waveform = torch.cat(packets)
+    same = waveform.shape == request.waveform.shape and torch.equal(waveform, request.waveform)
     return "good" if same else "wrong audio"
 
 
 async def bad(async_engine: AsyncEngine, kind: int) -> str:
     """-> "refused", as it should be"""
-    asked, limit = smart_voice("Hi."), 10
+    sample, limit = smart_voice("Hi."), 10
     if kind == 0:
-        asked = ChatMLSample([Message("user", " ")])
+        sample = ChatMLSample([Message("user", " ")])
     elif kind == 1:
-        asked = smart_voice("Too long. " * 5000)
+        sample = smart_voice("Too long. " * 5000)
     else:
         limit = 0 if kind == 2 else 10**6
     try:
-        async with aclosing(async_engine.stream(asked, SamplingConfig(), limit)) as chunks:
+        async with aclosing(async_engine.stream(sample, SamplingConfig(), limit)) as chunks:
             async for _ in chunks:
                 pass
     except ValueError:
         return "refused"
-    return "spoken, and should not have been"
+    return "not refused"
 
 
-async def run(engine: Engine, asked: Sequence[Question], count: int, seed: int) -> Report:
-    chance, report, started = random.Random(seed), Report(), time.monotonic()
+async def run(engine: Engine, requests: Sequence[SoakRequest], count: int, seed: int) -> Report:
+    rng, report, started = random.Random(seed), Report(), time.monotonic()
     async_engine = AsyncEngine(engine)
 
     async def one(number: int, kind: float, pick: int, leave: int) -> None:
@@ -117,15 +117,15 @@ async def run(engine: Engine, asked: Sequence[Question], count: int, seed: int) 
             if kind < 0.2:
                 outcome = await bad(async_engine, pick % 4)
             elif kind < 0.4:
-                outcome = await good(async_engine, asked[pick % len(asked)], leave)
+                outcome = await good(async_engine, requests[pick % len(requests)], leave)
             elif kind < 0.5:
-                task = asyncio.create_task(good(async_engine, asked[pick % len(asked)], None))
+                task = asyncio.create_task(good(async_engine, requests[pick % len(requests)], None))
                 await asyncio.sleep(leave * 0.03)
                 outcome = await task if task.done() else "cancelled"
                 task.cancel()
                 await asyncio.gather(task, return_exceptions=True)
             else:
-                outcome = await good(async_engine, asked[pick % len(asked)], None)
+                outcome = await good(async_engine, requests[pick % len(requests)], None)
         except QueueFull:
             outcome = "busy"
         except Exception as error:
@@ -137,9 +137,9 @@ async def run(engine: Engine, asked: Sequence[Question], count: int, seed: int) 
 
     tasks = []
     for number in range(count):
-        drawn = chance.random(), chance.randrange(1000), chance.randrange(1, 4)
-        tasks.append(asyncio.create_task(one(number, *drawn)))
-        await asyncio.sleep(chance.expovariate(1 / PAUSE))
+        choices = rng.random(), rng.randrange(1000), rng.randrange(1, 4)
+        tasks.append(asyncio.create_task(one(number, *choices)))
+        await asyncio.sleep(rng.expovariate(1 / PAUSE))
         while async_engine.open > async_engine.max_open // 2:
             await asyncio.sleep(0.01)
     await asyncio.gather(*tasks)
@@ -152,8 +152,8 @@ async def run(engine: Engine, asked: Sequence[Question], count: int, seed: int) 
     return report
 
 
-def soak(engine: Engine, asked: Sequence[Question], count: int, seed: int = 0) -> Report:
-    return asyncio.run(run(engine, asked, count, seed))
+def soak(engine: Engine, requests: Sequence[SoakRequest], count: int, seed: int = 0) -> Report:
+    return asyncio.run(run(engine, requests, count, seed))
 
 
 def main() -> None:
@@ -168,7 +168,7 @@ def main() -> None:
     engine = load_engine(arguments.checkpoint, max_batch=4, max_positions=600, max_waiting=16)
     voices = [find_voice("data/voices", name) for name in ("ada", "ben", "cleo")]
     samples = [voice.prompt(text) for voice in voices for text in TEXTS]
-    report = soak(engine, questions(engine, samples, 80), arguments.requests, arguments.seed)
+    report = soak(engine, requests_of(engine, samples, 80), arguments.requests, arguments.seed)
     first, last = report.resident[len(report.resident) // 6], report.resident[-1]
     print(f"{arguments.requests} requests in {report.seconds:.0f} s: {dict(report.outcomes)}")
     print(f"rows still taken: {report.taken_rows}, requests still open: {report.open_requests}")

@@ -22,7 +22,7 @@ from higgs.serve.engine import Response
 
 def cut_short(response: Response, stream_eos: int) -> int:
     """How many segments ended by a stream eos in a later codebook than the first."""
-    ended = [(columns == stream_eos).sum(dim=0) for columns in response.delayed]
+    ended = [(codes == stream_eos).sum(dim=0) for codes in response.delayed]
     return sum(int(rows[rows > 0][:1].sum()) > 1 for rows in ended)
 
 
@@ -41,18 +41,18 @@ def main() -> None:
     scripts = [s for s in read_scripts(arguments.scripts, "data/voices") if not s.chunks]
     base = engine.generation.sampling
     rules = {rule: replace(base, strict_eos=rule == "strict") for rule in ("original", "strict")}
-    made: dict[str, list[Response]] = {rule: [] for rule in rules}
+    responses_of: dict[str, list[Response]] = {rule: [] for rule in rules}
     for script in scripts:
         for seed in range(arguments.seeds):
             for rule, sampling in rules.items():
-                drawn = replace(sampling, seed=seed)
+                seeded = replace(sampling, seed=seed)
                 limit = script.max_new_tokens or arguments.max_new_tokens
-                made[rule].append(engine.generate(script.sample, drawn, limit))
-    pairs = list(zip(*made.values(), strict=True))
+                responses_of[rule].append(engine.generate(script.sample, seeded, limit))
+    pairs = list(zip(*responses_of.values(), strict=True))
     same = sum(a.codes.shape == b.codes.shape and bool((a.codes == b.codes).all()) for a, b in pairs)
     print(f"model {fingerprint(model)[:16]}, codec {fingerprint(codec)[:16]}")
     print(f"{len(pairs)} requests ({len(scripts)} scripts, {arguments.seeds} seeds); {same} alike")
-    for rule, responses in made.items():
+    for rule, responses in responses_of.items():
         frames = [response.usage.audio_frames for response in responses]
         cut = sum(cut_short(response, engine.model.config.stream_eos) for response in responses)
         stopped = sum(response.stop_reason == "stop" for response in responses)

@@ -2,7 +2,7 @@
 
 The codec is evaluated on these clips and the speech recogniser is anchored on them, so they must be human recordings
 with known words and a licence that lets anyone copy them. Eight packages hold them, four languages with the audio
-(-g722) and the list of what is said:
+(-g722) and the transcripts:
 
     for language in en es fr it; do
         apt-get download asterisk-core-sounds-$language asterisk-core-sounds-$language-g722

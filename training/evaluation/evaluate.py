@@ -4,7 +4,7 @@ FOLDER holds `model/` and `codec/`. The held-out set is generated, judged and su
 evaluate use; first samples only, without run-away detection. Added here: the codec's round trip of the source TTS and
 of unseen speakers, speaker attribution among closed sets of voices, size and speed.
 
-Writes `evaluation.json`, `evaluation.md`, `utterances.jsonl`, and the audio. A run that was stopped goes on.
+Writes `evaluation.json`, `evaluation.md`, `utterances.jsonl`, and the audio. A run that was stopped is resumed.
 """
 
 import argparse

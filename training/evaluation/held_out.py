@@ -85,7 +85,7 @@ def synthesise(tts: Any, path: Path, text: str, speaker: Speaker, seed: int = 0)
 
 
 def write_voices(folder: Path, tts: Any) -> None:
-    """References of the in-house voices (for the judges alone), and of ten voices that training has not had."""
+    """References of the in-house voices (for similarity alone), and of ten voices that training has not had."""
     for speaker in IN_HOUSE:
         synthesise(tts, folder / "profiles" / f"{speaker.name}.flac", REFERENCE_TEXT, speaker)
     for speaker in UNSEEN:

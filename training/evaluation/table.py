@@ -26,7 +26,7 @@ def percent(found: Mapping[str, Any]) -> str:
 
 
 def conditions(content: Mapping[str, Any]) -> tuple[list[dict[str, Any]], str]:
-    """A row for each condition, a column for each metric -> the rows, and what the columns are."""
+    """A row for each condition, a column for each metric -> the rows, and the caption."""
     rows, caption = by_group(content["summary"], content["about"]["short"])
     for name, summary in content["other_recognisers"].items():
         by_name = {row["group"]: row for row in by_group(summary, {"recogniser": name})[0]}
