@@ -53,13 +53,13 @@ class Operations(TorchDispatchMode):
 def of_our_step(model, prompt) -> Operations:
     """One step of a single request, outside of inference mode, in which operators reach the dispatcher in parts."""
     from higgs.config import SamplingConfig
-    from higgs.serve.batching.slots import Decoder
+    from higgs.serve.batching.slots import SlotDecoder
     from higgs.serve.batching.state import DecodeState
     from higgs.serve.batching.step import decode_step
 
     length = prompt.input_ids.shape[1]
-    decoder = Decoder(model, rows=1, positions=length + 40, burst=4)
-    decoder.admit(0, prompt, 30, SamplingConfig(seed=1))
+    decoder = SlotDecoder(model, slots=1, positions=length + 40, steps_per_sync=4)
+    decoder.prefill(0, prompt, 30, SamplingConfig(seed=1))
     weights, cache, state = decoder._view(1)
     state = DecodeState(**{name: tensor.clone() for name, tensor in vars(state).items()})
     cache = [layer.clone() for layer in cache]
@@ -87,13 +87,13 @@ def on_a_gpu(model, prompt) -> list[Row]:
     from torch.profiler import ProfilerActivity, profile
 
     from higgs.config import SamplingConfig
-    from higgs.serve.batching.slots import Decoder
+    from higgs.serve.batching.slots import SlotDecoder
 
     rows = []
     for mode, graphs in (("graph", True), ("eager", False)):
-        decoder = Decoder(model, rows=1, positions=1024, burst=8)
+        decoder = SlotDecoder(model, slots=1, positions=1024, steps_per_sync=8)
         decoder.graphed = decoder.graphed if graphs else None
-        decoder.admit(0, prompt, 400, SamplingConfig(seed=1))
+        decoder.prefill(0, prompt, 400, SamplingConfig(seed=1))
         decoder.run(8)
         with profile(activities=[ProfilerActivity.CPU, ProfilerActivity.CUDA]) as seen:
             decoder.run(8)

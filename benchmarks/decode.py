@@ -39,7 +39,7 @@ from higgs.config import CodecConfig, ModelConfig, SamplingConfig
 from higgs.data.chatml import Tokens
 from higgs.data.collator import collate, spread
 from higgs.serve.batching.scheduler import Request, Scheduler
-from higgs.serve.batching.slots import Decoder
+from higgs.serve.batching.slots import SlotDecoder
 from higgs.serve.stream import AudioStream
 from higgs.tokens import TokenIds
 
@@ -96,14 +96,14 @@ def prompt_of(length: int, config: ModelConfig) -> Batch:
 def ours(
     model: HiggsAudio, prompt: Batch, room: int, compiled: bool = False, int8: bool = False
 ) -> Callable[[int], None]:
-    decoder = Decoder(model, 1, room, burst=8, compiled=compiled, int8=int8)
+    decoder = SlotDecoder(model, 1, room, steps_per_sync=8, compiled=compiled, int8=int8)
     scheduler = Scheduler(decoder, max_waiting=1)
 
     def run(steps: int) -> None:
-        ticket = scheduler.submit(Request(prompt, SAMPLING, steps))
-        while not ticket.done:
-            scheduler.burst()
-        assert ticket.made == steps, "a segment ended by itself"
+        sequence = scheduler.submit(Request(prompt, SAMPLING, steps))
+        while not sequence.done:
+            scheduler.run_steps()
+        assert sequence.made == steps, "a segment ended by itself"
 
     return run
 
@@ -150,7 +150,7 @@ def read_bandwidth(device: torch.device, gigabytes: float, repeats: int) -> floa
     return memory.nbytes / min(read() for _ in range(repeats + 2))
 
 
-def bytes_per_step(decoder: Decoder, rows: int, context: int) -> int:
+def bytes_per_step(decoder: SlotDecoder, rows: int, context: int) -> int:
     """Memory traffic of a step: the audio path's weights once, keys and values of each slot."""
     found = [t for layer in decoder.weights.layers for t in layer] + [decoder.weights.head]
     matrices = [part for t in found for part in (t if isinstance(t, tuple) else (t,))]
@@ -177,7 +177,7 @@ def large(config: ModelConfig, codec: CodecConfig, device: str, scale: int, repe
     times = take_turns(measures, repeats)
     own = [name for name in measures if name not in (growing, static)]
     rows = rows_of(case, times, [(name, peer) for peer in (growing, static) for name in own])
-    decoder = Decoder(model, 1, room, burst=8)
+    decoder = SlotDecoder(model, 1, room, steps_per_sync=8)
     limit = 1000 * bytes_per_step(decoder, 1, (300 + 350) // scale) / bandwidth
     best = min(middle(times[name])[0] for name in (plain, "compiled"))
     mode = f"limit at {bandwidth / 1e9:.0f} GB/s read; reached: {limit / best:.0%}"
@@ -192,10 +192,10 @@ def large(config: ModelConfig, codec: CodecConfig, device: str, scale: int, repe
 def many_rows(model: HiggsAudio, case: str, scale: int, repeats: int) -> Row:
     """64 requests with contexts of 200 to 1,200 positions."""
     count = max(4, 64 // scale)
-    decoder = Decoder(model, count, 1536, burst=8, compiled=model.device.type != "cpu")
+    decoder = SlotDecoder(model, count, 1536, steps_per_sync=8, compiled=model.device.type != "cpu")
     for row in range(count):
         length = (200 + 900 * row // max(1, count - 1)) // scale
-        decoder.admit(row, prompt_of(length, model.config), 400, replace(SAMPLING, seed=row))
+        decoder.prefill(row, prompt_of(length, model.config), 400, replace(SAMPLING, seed=row))
 
     def burst() -> Times:
         started = clock(model.device)
@@ -214,17 +214,18 @@ def first_packet(model: HiggsAudio, config: CodecConfig, case: str, length: int,
         if name.endswith("embed"):
             buffer.normal_()
     compiled = model.device.type != "cpu"
-    scheduler = Scheduler(Decoder(model, 1, 1024, burst=4, compiled=compiled), max_waiting=1)
+    scheduler = Scheduler(SlotDecoder(model, 1, 1024, steps_per_sync=4, compiled=compiled), max_waiting=1)
     prompt = prompt_of(length, model.config)
 
     def first() -> Times:
         started = clock("cpu")
-        ticket, audio, chunks = (scheduler.submit(Request(prompt, SAMPLING, 100)), AudioStream(codec, [4]), [])
+        sequence = scheduler.submit(Request(prompt, SAMPLING, 100))
+        audio, chunks = AudioStream(codec, [4]), []
         while not chunks:
-            scheduler.burst()
-            chunks = list(audio.push(ticket.take()))
+            scheduler.run_steps()
+            chunks = list(audio.push(sequence.read_new()))
         taken = since(started)
-        scheduler.cancel(ticket)
+        scheduler.cancel(sequence)
         return taken
 
     times = take_turns({"first": first}, repeats)["first"]

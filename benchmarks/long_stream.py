@@ -38,7 +38,7 @@ def main() -> None:
     arguments = parser.parse_args()
     torch.set_num_threads(arguments.threads)
     steps = round(arguments.minutes * 60 * 25) + 9
-    engine = load_engine(arguments.checkpoint, max_batch=1, max_positions=steps + 200, guards=None)
+    engine = load_engine(arguments.checkpoint, max_batch=1, max_positions=steps + 200, runaway=None)
     for layer in engine.scheduler.decoder.cache.layers:
         layer.zero_()  # on the CPU, pages count from when they are written
     endless(engine)

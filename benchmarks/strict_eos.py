@@ -38,7 +38,7 @@ def main() -> None:
     torch.set_num_threads(arguments.threads)
     model, codec = f"{arguments.checkpoint}/model", f"{arguments.checkpoint}/codec"
     engine = Engine.from_pretrained(model, codec, device="cpu")
-    scripts = [s for s in read_scripts(arguments.scripts, "data/voices") if not s.chunks]
+    scripts = [s for s in read_scripts(arguments.scripts, "data/voices") if not s.request.chunks]
     base = engine.generation.sampling
     rules = {rule: replace(base, strict_eos=rule == "strict") for rule in ("original", "strict")}
     responses_of: dict[str, list[Response]] = {rule: [] for rule in rules}
@@ -46,8 +46,8 @@ def main() -> None:
         for seed in range(arguments.seeds):
             for rule, sampling in rules.items():
                 seeded = replace(sampling, seed=seed)
-                limit = script.max_new_tokens or arguments.max_new_tokens
-                responses_of[rule].append(engine.generate(script.sample, seeded, limit))
+                limit = script.request.max_new_tokens or arguments.max_new_tokens
+                responses_of[rule].append(engine.generate(script.request.samples[0], seeded, limit))
     pairs = list(zip(*responses_of.values(), strict=True))
     same = sum(a.codes.shape == b.codes.shape and bool((a.codes == b.codes).all()) for a, b in pairs)
     print(f"model {fingerprint(model)[:16]}, codec {fingerprint(codec)[:16]}")

@@ -198,7 +198,7 @@ def test_a_silent_chunk_does_not_take_the_others_along(nano, run, tmp_path, monk
         "--max-new-tokens", 12, "--out", tmp_path / "a.wav",
     )  # fmt: skip
     assert code == 1 and "chunk 2 of 2, 'I go.': no audio" in said
-    assert f"what came before it is in {tmp_path / 'a.before.wav'}" in said
+    assert f"the speech before it is in {tmp_path / 'a.before.wav'}" in said
     assert [path.name for path in tmp_path.iterdir()] == ["a.before.wav"]
     waveform, rate = load_audio(tmp_path / "a.before.wav")
     assert len(waveform) == 960 * calls[0].usage.audio_frames and rate == 24_000

@@ -23,14 +23,14 @@ def engine(nano) -> Engine:
 
 def test_a_request(engine):
     seen = []
-    response = engine.generate(smart_voice("The train is late."), SAMPLING, 200, on_column=seen.append)
+    response = engine.generate(smart_voice("The train is late."), SAMPLING, 200, on_step=seen.append)
     assert response.sample_rate == 24_000
     assert response.waveform.shape == (960 * response.codes.shape[1],)
     assert response.waveform.dtype == torch.float32 and response.waveform.isfinite().all()
     assert response.codes.shape[0] == 8 and 0 <= response.codes.min() and response.codes.max() < 1024
     assert response.usage.audio_frames == response.codes.shape[1] > 10
     assert response.stop_reason == "stop"
-    assert response.usage.audio_columns == response.delayed[0].shape[1] == len(seen) + 1
+    assert response.usage.audio_steps == response.delayed[0].shape[1] == len(seen) + 1
     assert response.text.endswith("<|AUDIO_OUT|><|audio_eos|>")
     assert set(response.timing) == {"generate", "decode"}
 
@@ -54,7 +54,7 @@ def test_batch_mates_change_nothing(engine):
 def test_a_cut_request_keeps_what_it_has(engine):
     response = engine.generate(smart_voice("We walked along the river."), SAMPLING, 20)
     assert response.stop_reason == "length"
-    assert response.usage.audio_columns == 20
+    assert response.usage.audio_steps == 20
     assert response.codes.shape == (8, 20 - 8)
     nothing = engine.generate(smart_voice("We walked along the river."), SAMPLING, 5)
     assert nothing.codes.shape == (8, 0) and nothing.waveform.shape == (0,)
@@ -80,7 +80,7 @@ def test_references_and_dialogues(engine):
     alone = engine.generate(smart_voice("Hello there."), SAMPLING, 40)
     assert cloned.usage.prompt_positions > alone.usage.prompt_positions + 80
     spoken = engine.generate(dialogue([(0, "Hi."), (1, "Yes.")], {0: "feminine", 1: "masculine"}), SAMPLING, 40)
-    assert spoken.usage.audio_columns > 1
+    assert spoken.usage.audio_steps > 1
 
 
 def test_references_can_be_given_as_codes(engine):

@@ -16,12 +16,12 @@ from higgs.data.text.tokenizer import TextTokenizer
 from higgs.delay import revert_delay
 from higgs.model.kv_cache import KVCache
 from higgs.serve.counter_rng import (
-    CounterNoise,
-    column_keys,
+    CounterRng,
+    step_keys,
     log_uniforms,
-    make_noise,
-    race,
-    symbol_numbers,
+    make_rng,
+    exponential_race,
+    token_hashes,
 )
 from higgs.serve.reference.loop import DelayState, generate
 from higgs.serve.reference.sampler import sample_codes
@@ -131,21 +131,21 @@ def test_one_seed_repeats_and_another_differs(model, prompts, ids):
 
 def test_a_draw_depends_on_seed_step_and_codebook_alone():
     logits = torch.zeros(8, 1026)
-    noise = CounterNoise(7, torch.device("cpu"))
+    noise = CounterRng(7, torch.device("cpu"))
     fifth = noise.codes(logits, 5)
     noise.codes(logits, 6)
     assert torch.equal(noise.codes(logits, 5), fifth)
-    assert torch.equal(CounterNoise(7, torch.device("cpu")).codes(logits, 5), fifth)
-    others = [noise.codes(logits, 6), CounterNoise(8, torch.device("cpu")).codes(logits, 5)]
-    others += [noise.codes_again(logits, 5, torch.ones(8, dtype=torch.bool)), fifth.roll(1)]
+    assert torch.equal(CounterRng(7, torch.device("cpu")).codes(logits, 5), fifth)
+    others = [noise.codes(logits, 6), CounterRng(8, torch.device("cpu")).codes(logits, 5)]
+    others += [noise.redraw(logits, 5, torch.ones(8, dtype=torch.bool)), fifth.roll(1)]
     for other in others:
         assert (other == fifth).sum() <= 1
 
 
 def uniforms(seed: int, steps: int, symbols: int = 1) -> torch.Tensor:
     """[steps, 16, symbols]: of 8 codebooks, and of drawing them again."""
-    keys = column_keys(seed, torch.arange(steps), 8)
-    return log_uniforms(keys, symbol_numbers(symbols, torch.device("cpu"))).double().exp()
+    keys = step_keys(seed, torch.arange(steps), 8)
+    return log_uniforms(keys, token_hashes(symbols, torch.device("cpu"))).double().exp()
 
 
 def test_uniforms_are_uniform():
@@ -165,14 +165,14 @@ def test_uniforms_are_uniform():
 
 def test_what_is_impossible_is_never_drawn():
     """Not against the smallest number and not against the largest; and one candidate alone is always it."""
-    keys = column_keys(0, torch.arange(20_000), 1).flatten(0, 1)
-    numbers = log_uniforms(keys, symbol_numbers(5, torch.device("cpu")))
+    keys = step_keys(0, torch.arange(20_000), 1).flatten(0, 1)
+    numbers = log_uniforms(keys, token_hashes(5, torch.device("cpu")))
     extreme = torch.tensor([2.0**-24, 1 - 2.0**-24]).log()
     numbers = torch.cat([numbers, torch.cartesian_prod(*[extreme] * 5)])
     logits = torch.tensor([-torch.inf, 2.0, -torch.inf, 1.0, -torch.inf])
-    assert set(race(logits.softmax(-1), numbers).tolist()) == {1, 3}
+    assert set(exponential_race(logits.softmax(-1), numbers).tolist()) == {1, 3}
     alone = torch.tensor([-torch.inf, -torch.inf, -3.0, -torch.inf, -torch.inf])
-    assert (race(alone.softmax(-1), numbers) == 2).all()
+    assert (exponential_race(alone.softmax(-1), numbers) == 2).all()
 
 
 def test_sampling_follows_the_distribution():
@@ -181,7 +181,7 @@ def test_sampling_follows_the_distribution():
 
     def shares(**settings) -> torch.Tensor:
         config = SamplingConfig(**{"temperature": 1.0, "top_k": None, "top_p": 1.0, "ras_window": None} | settings)
-        noise = make_noise(config, torch.device("cpu"))
+        noise = make_rng(config, torch.device("cpu"))
         draws = torch.stack([sample_codes(logits, history, step, config, noise) for step in range(2500)])
         return torch.bincount(draws.flatten(), minlength=4) / draws.numel()
 
@@ -198,7 +198,7 @@ def test_repetition_aware_sampling_redraws():
     logits[:, 5] = 3.0
     history = torch.full((8, 7), 5)
     config = SamplingConfig(temperature=0, ras_window=7, ras_max_repeats=2, seed=1)
-    noise = make_noise(config, torch.device("cpu"))
+    noise = make_rng(config, torch.device("cpu"))
     assert (sample_codes(logits, history, 0, config, noise) != 5).sum() >= 6
     once = history.clone()
     once[:, :6] = 9

@@ -112,7 +112,7 @@ def test_the_engine_speaks_with_it(nano):
     (mixed,) = engine.generate_batch([sample], [None], 40)
     assert batched.codes.equal(asked[0]) and mixed.codes.equal(asked[0])
     engine.generation = replace(engine.generation, max_new_tokens=12)
-    assert engine.generate(sample).usage.audio_columns == 12
+    assert engine.generate(sample).usage.audio_steps == 12
 
 
 def test_a_tuned_checkpoint_has_it_and_other_settings_are_another_checkpoint(nano, tmp_path):

@@ -13,7 +13,7 @@ from higgs.data.text.chunks import Chunk, ChunkOptions, chunk_text, chunk_turns
 from higgs.data.voices import Voice, cast_prompt, speaker_prompt
 from higgs.serve.engine import Response, Usage
 from higgs.serve.generation import GenerationConfig
-from higgs.serve.long_form import LongResponse, SilentChunk, chunk_seed, speak_long, speak_script
+from higgs.serve.long_form import LongResponse, SilentChunkError, chunk_seed, speak_long, speak_script
 
 RATE, HOP = 24_000, 960
 ADA, BEN = Voice("ada", description="feminine"), Voice("ben", description="masculine")
@@ -129,10 +129,10 @@ def test_a_chunk_without_audio_is_spoken_again():
 
 def test_a_chunk_that_never_brings_audio_is_named():
     """The original crashes when it concatenates nothing."""
-    with pytest.raises(SilentChunk, match="chunk 2 of 3, 'Two.': no audio after 3 attempts") as at:
+    with pytest.raises(SilentChunkError, match="chunk 2 of 3, 'Two.': no audio after 3 attempts") as at:
         speak_long(Echo(frames=[3, 0, 0, 0]), THREE, ADA.prompt)
     assert [spoken.frames for spoken in at.value.before.chunks] == [3]
-    with pytest.raises(SilentChunk, match="no audio after 1 attempts") as at:
+    with pytest.raises(SilentChunkError, match="no audio after 1 attempts") as at:
         speak_long(Echo(frames=[0]), THREE, ADA.prompt, options=ChunkOptions(retries=0))
     assert at.value.before is None
     with pytest.raises(ValueError, match="no chunk"):

@@ -144,7 +144,7 @@ def _(engine: Engine, says: Callable, plays: Callable) -> None:
     response = engine.generate(smart_voice("Hi."), GREEDY, 60, force_audio=False)
     assert response.codes.shape == (8, 8) and len(response.waveform) == 8 * 960
     assert [columns.shape[1] for columns in response.delayed] == [3 + 9, 5 + 9]
-    assert (response.usage.audio_frames, response.usage.audio_columns) == (8, 26)
+    assert (response.usage.audio_frames, response.usage.audio_steps) == (8, 26)
 
 
 @flaw("generation without a cache crashed at the second column, for it took audio positions for sequences")
@@ -316,13 +316,13 @@ def _() -> None:
     specials = {BYTES.token_id(token) for token in SPECIAL_TOKENS.values()}
     evil = "".join(SPECIAL_TOKENS.values())
     everywhere = [
-        (smart_voice(evil, evil, evil), smart_voice("", "-", "-")),
-        (voice_clone(evil, evil, AudioContent(evil), evil), voice_clone("", "", A, "-")),
-        (voices_in_system(evil, [evil, A], evil), voices_in_system("", ["", A], "-")),
-        (dialogue([(0, evil)], {0: evil}, evil), dialogue([(0, "")], {0: ""}, "-")),
+        (smart_voice(evil, evil, evil), smart_voice("-", "-", "-")),
+        (voice_clone(evil, evil, AudioContent(evil), evil), voice_clone("-", "-", A, "-")),
+        (voices_in_system(evil, [evil, A], evil), voices_in_system("-", ["", A], "-")),
+        (dialogue([(0, evil)], {0: evil}, evil), dialogue([(0, "-")], {0: ""}, "-")),
         (
             ChatMLSample([Message("assistant", evil, evil)]),
-            ChatMLSample([Message("assistant", "", "")]),
+            ChatMLSample([Message("assistant", "-", "-")]),
         ),
     ]
     for sample, plain in everywhere:
@@ -363,7 +363,7 @@ def _(engine: Engine) -> None:
             raise Stopped
 
     with pytest.raises(Stopped):
-        engine.generate(smart_voice("Hi."), GREEDY, 400, on_column=listener)
+        engine.generate(smart_voice("Hi."), GREEDY, 400, on_step=listener)
 
 
 @flaw("text was decoded token by token, so that characters of several bytes broke, and no usage came at the end")
@@ -378,7 +378,7 @@ def _(engine: Engine, says: Callable) -> None:
 def _(engine: Engine, plays: Callable) -> None:
     plays([0])
     response = engine.generate(smart_voice("Hi."), replace(GREEDY, parity=True), 60)
-    assert response.stop_reason == "stop" and response.usage.audio_columns == 9
+    assert response.stop_reason == "stop" and response.usage.audio_steps == 9
     assert response.waveform.shape == (0,) and response.codes.shape == (8, 0)
 
 

@@ -31,12 +31,12 @@ from higgs.data.text.tokenizer import TextTokenizer
 from higgs.data.voices import find_voice
 from higgs.serve.batching.scheduler import QueueFull
 from higgs.serve.engine import EngineConfig
-from higgs.serve.guards import Guards
+from higgs.serve.runaway import RunawayConfig
 from higgs.serve.http.app import ServerConfig, SpeechResponse, make_app, speak
 from higgs.serve.http.async_engine import MAX_FAILURES, AsyncEngine, EngineDead
 from higgs.serve.http.audio_encoder import STREAMED, AudioEncoder
 from higgs.serve.http.prometheus import Metrics
-from higgs.serve.http.speech_request import ApiError, SpeechRequest
+from higgs.serve.http.speech_request import ApiError, SpeechBody
 
 TEXT = "We walked along the river."
 SAMPLING = SamplingConfig(seed=1)
@@ -295,9 +295,9 @@ def test_leaving_in_the_middle_frees_the_slot(served, voices, monkeypatch):
         with served.stream(**LONG) as response:
             heard = response.iter_bytes()
             next(heard)
-            (ticket,) = served.scheduler.running.values()
+            (sequence,) = served.scheduler.running.values()
         wait_for(lambda: served.scheduler.idle and served.app.state.async_engine.open == 0)
-    assert ticket.stop_reason == "cancelled" and ticket.made < 300
+    assert sequence.stop_reason == "cancelled" and sequence.made < 300
     assert served.scheduler.stops["cancelled"] == before.get("cancelled", 0) + 1
     assert served.speak() == as_pcm(torch.cat(expected(served, voices)))
 
@@ -360,7 +360,7 @@ def test_a_stream_that_takes_too_long_breaks_off(parts, voices, monkeypatch):
 def test_a_client_that_never_reads_is_let_go(served, voices):
     """`send` blocks from the second piece on, and nobody disconnects."""
     config = ServerConfig("tiny", voices, SAMPLING, max_new_tokens=60, max_seconds=1.0)
-    request = SpeechRequest(model="tiny", voice="ada", input=TEXT, response_format="pcm")
+    request = SpeechBody(model="tiny", voice="ada", input=TEXT, response_format="pcm")
     metrics, sent = Metrics(served.engine), []
 
     async def send(message) -> None:
@@ -432,8 +432,8 @@ def test_no_audio_is_an_error(served):
 
 
 def test_a_guard_ends_a_stream(parts, voices):
-    guards = Guards(least_seconds=1.0, seconds_per_byte=0.0)
-    with server(new_engine(parts, guards=guards), voices) as running:
+    guards = RunawayConfig(least_seconds=1.0, seconds_per_byte=0.0)
+    with server(new_engine(parts, runaway=guards), voices) as running:
         assert len(running.speak(**LONG)) == 2 * 960 * 26
         assert 'higgs_stops_total{reason="guard_text_length"} 1.0' in running.get("/metrics")
 

@@ -67,7 +67,7 @@ def test_pieces_make_up_the_whole(codec, segment, frames, burst):
 def test_one_frame_less_to_each_side_is_heard(codec, segment):
     codes, columns = segment
     stream = AudioStream(codec, [8])
-    stream.reach -= 1
+    stream.context -= 1
     chunks = pieces(stream, columns, 4)
     error = (torch.cat([chunk.waveform for chunk in chunks]) - codec.decode(codes)).abs().max()
     assert error > 1e-4
@@ -114,7 +114,7 @@ def test_what_is_held_does_not_grow(codec, monkeypatch):
     for start in range(0, 5000, 4):
         for chunk in stream.push(torch.full((8, 4), start % 1024)):
             samples += len(chunk.waveform)
-        held.add(stream.columns.untyped_storage().nbytes() // 64)
+        held.add(stream.delayed.untyped_storage().nbytes() // 64)
     assert samples > 4900 * 960
     assert max(windows) == 32 + 2 * codec.acoustic_decoder.reach
     assert max(held) < 32 + 2 * codec.acoustic_decoder.reach + 8 + 8
@@ -141,8 +141,8 @@ def test_the_first_piece_comes_as_soon_as_it_is_certain(engine):
     """4 frames need 10 beyond them, one that may be none, 7 columns of delay and stream bos; then a burst's rest."""
     stream = engine.stream(smart_voice("We walked."), SamplingConfig(seed=1), 200)
     assert next(stream).codes.shape == (8, 4)
-    (ticket,) = engine.scheduler.running.values()
-    assert 4 + 10 + 1 + 8 <= ticket.made < 4 + 10 + 1 + 8 + engine.config.burst
+    (sequence,) = engine.scheduler.running.values()
+    assert 4 + 10 + 1 + 8 <= sequence.num_steps < 4 + 10 + 1 + 8 + engine.config.steps_per_sync
     stream.close()
     assert engine.scheduler.idle, "leaving early ends the request"
 

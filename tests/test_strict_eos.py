@@ -150,7 +150,7 @@ def test_the_last_column_is_read_before_what_follows(model, prompts, ids, monkey
         lengths[strict] = [audio for audio, _ in fed].index(False)
         segment = made.segments[0]
         assert segment.delayed.shape == (8, 11) and (segment.delayed[:, -1] == EOS).all()
-        for (audio, x), column in zip(fed[: lengths[strict]], segment.columns, strict=False):
+        for (audio, x), column in zip(fed[: lengths[strict]], segment.frames, strict=False):
             assert audio and torch.equal(x[0, 0], model.embed_codes(column))
     assert lengths == {False: 10, True: 11}
 

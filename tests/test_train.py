@@ -490,4 +490,4 @@ def test_every_part_fits_and_the_checkpoint_speaks(started, coded, tmp_path, mon
     engine = Engine.from_pretrained(nano / "model", nano / "codec", device="cpu")
     assert engine.model.config == TINY_MODEL
     response = engine.generate(smart_voice("Hello."), SamplingConfig(seed=1), 20)
-    assert response.usage.audio_columns <= 20
+    assert response.usage.audio_steps <= 20

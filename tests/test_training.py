@@ -155,7 +155,7 @@ def test_an_evaluation_that_was_stopped_is_resumed(evaluated, content, monkeypat
     def fail(*_):
         raise AssertionError("was done before")
 
-    monkeypatch.setattr("higgs.serve.many_scripts.write_take", fail)
+    monkeypatch.setattr("higgs.serve.many_scripts.write_utterance", fail)
     monkeypatch.setattr(Words, "transcribe", fail)
     write_json(evaluated[0] / "again.json", evaluated[1]())
     again = json.loads((evaluated[0] / "again.json").read_text())
@@ -166,7 +166,7 @@ def test_the_held_out_set_is_of_unseen_voices_in_the_formats_of_data(evaluated):
     folder = evaluated[0]
     scripts = read_scripts(folder / "held-out/scripts.jsonl", folder / "held-out/voices")
     assert len({script.voice for script in scripts if script.form == "voice_clone"}) == 10
-    assert all(script.options.retries == 0 for script in scripts if script.chunks)
+    assert all(script.request.options.retries == 0 for script in scripts if script.request.chunks)
     pairs = {(speaker.pitch, speaker.formant) for speaker in (*IN_HOUSE, *held_out.UNSEEN)}
     assert len(pairs) == len(IN_HOUSE) + len(held_out.UNSEEN)
     recordings = read_recordings(folder / "held-out/recordings/manifest.jsonl")

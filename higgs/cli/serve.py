@@ -20,10 +20,10 @@ Type = Annotated[Dtype | None, Option(show_default="what the checkpoint is meant
 Compile = Annotated[bool, Option("--compile", help="the step by torch.compile: a slower start")]
 Int8 = Annotated[bool, Option("--int8", help="a byte for each weight of the step; with bfloat16")]
 Threads = Annotated[int | None, Option(min=1, help="of the CPU for each operation")]
-NoGuards = Annotated[bool, Option("--no-guards", help="let speech run on")]
+NoGuards = Annotated[bool, Option("--no-guards", help="no run-away detection")]
 MaxBatch = Annotated[int, Option(min=1, help="requests that are served at once")]
 MaxWaiting = Annotated[int, Option(min=1, help="requests that may wait for that; more get 429")]
-MaxPositions = Annotated[int, Option(min=1, help="prompt and columns of a request together")]
+MaxPositions = Annotated[int, Option(min=1, help="prompt and audio steps of a request together")]
 MaxCharacters = Annotated[int, Option(min=1, help="of a text")]
 MaxSeconds = Annotated[float, Option(min=0.1, help="from a request to its end")]
 Seed = Annotated[int, Option(min=0, help="of a request that names none")]
@@ -43,7 +43,7 @@ def serve(
     max_batch: MaxBatch = 8,
     max_waiting: MaxWaiting = 32,
     max_positions: MaxPositions = 2048,
-    max_characters: MaxCharacters = 1000,
+    max_characters: MaxCharacters = 4096,
     max_seconds: MaxSeconds = 120.0,
     temperature: Temperature = None,
     top_k: TopK = None,
@@ -60,8 +60,8 @@ def serve(
     from higgs.checkpoint.preset import Checkpoint
     from higgs.serve.engine import Engine, EngineConfig
     from higgs.serve.generation import GenerationConfig
-    from higgs.serve.guards import Guards
     from higgs.serve.http.app import ServerConfig, serve
+    from higgs.serve.runaway import RunawayConfig
 
     source = Checkpoint.parse(checkpoint)
     sampling = GenerationConfig.from_pretrained(source.model).sampling.override(
@@ -69,8 +69,8 @@ def serve(
     )
     if threads:
         torch.set_num_threads(threads)
-    guards = None if no_guards else Guards()
-    config = EngineConfig(max_batch, max_positions, max_waiting, compile=compile, int8=int8, guards=guards)
+    runaway = None if no_guards else RunawayConfig()
+    config = EngineConfig(max_batch, max_positions, max_waiting, compile=compile, int8=int8, runaway=runaway)
     engine = Engine.from_pretrained(source.model, source.codec, source.device, dtype or source.dtype, config)
     name = model_name or source.name
     limits = (max_new_tokens, max_characters, max_seconds)

@@ -3,39 +3,41 @@
 import torch
 from torch import Tensor, nn
 
-from higgs.audio import resample
+from higgs.audio import resample, torchaudio
 from higgs.codec.padding import Steps, conv_steps, group_norm, inside, trim
 from higgs.config import CodecConfig, SemanticConfig
 
-# After higgs.audio, which imports torchaudio in the one way that works everywhere.
-from transformers import HubertConfig, HubertModel  # isort: skip
-
+hubert = torchaudio.models.wav2vec2.components
 EDGE = 160  # zeros at each side of the 16 kHz signal, whatever the hop
-CONV_KERNELS = (10, 3, 3, 3, 3, 2, 2)
-CONV_STRIDES = (5, 2, 2, 2, 2, 2, 2)
+CONV_LAYERS = ((10, 5), (3, 2), (3, 2), (3, 2), (3, 2), (2, 2), (2, 2))  # kernel and stride
 
 
-def hubert(config: SemanticConfig) -> HubertModel:
-    """HuBERT-base's architecture at the given sizes, every dropout and mask off."""
-    return HubertModel(
-        HubertConfig(
-            hidden_size=config.hidden_size,
-            intermediate_size=config.intermediate_size,
-            num_hidden_layers=config.num_layers,
-            num_attention_heads=config.num_heads,
-            conv_dim=(config.conv_dim,) * len(CONV_KERNELS),
-            conv_kernel=CONV_KERNELS,
-            conv_stride=CONV_STRIDES,
-            num_conv_pos_embeddings=config.position_kernel,
-            num_conv_pos_embedding_groups=config.position_groups,
-            mask_time_prob=0.0,
-            layerdrop=0.0,
-            hidden_dropout=0.0,
-            attention_dropout=0.0,
-            activation_dropout=0.0,
-            feat_proj_dropout=0.0,
-        )
-    )
+class Hubert(nn.Module):
+    """HuBERT-base's layers (Hsu et al. 2021) at the given sizes, without dropout, named as in transformers.
+
+    They are torchaudio's: importing those of transformers takes as long as speaking a sentence.
+    """
+
+    def __init__(self, config: SemanticConfig):
+        super().__init__()
+        width, channels = config.hidden_size, [1, *(config.conv_dim for _ in CONV_LAYERS)]
+        norms = [nn.GroupNorm(config.conv_dim, config.conv_dim), *(None for _ in CONV_LAYERS[1:])]
+        sizes = zip(channels, channels[1:], CONV_LAYERS, norms, strict=False)
+        convs = [hubert.ConvLayerBlock(i, o, *layer, bias=False, layer_norm=norm) for i, o, layer, norm in sizes]
+        layers = [
+            hubert.EncoderLayer(
+                hubert.SelfAttention(width, config.num_heads),
+                dropout=0.0,
+                layer_norm_first=False,
+                feed_forward=hubert.FeedForward(width, config.intermediate_size, 0.0, 0.0),
+            )
+            for _ in range(config.num_layers)
+        ]
+        with torch.device("cpu"):  # on the meta device, weight normalisation imports torch._dynamo: a second
+            position = hubert.ConvolutionalPositionalEmbedding(width, config.position_kernel, config.position_groups)
+        self.feature_extractor = hubert.FeatureExtractor(nn.ModuleList(convs))
+        self.feature_projection = hubert.FeatureProjection(config.conv_dim, width, dropout=0.0)
+        self.encoder = hubert.Transformer(position, 0.0, nn.ModuleList(layers), layer_norm_first=False, layer_drop=0.0)
 
 
 class SemanticUnit(nn.Module):
@@ -71,7 +73,7 @@ class SemanticEncoder(nn.Module):
         self.semantic_rate = config.semantic_sample_rate
         # HuBERT gives one frame for 320 samples at 16 kHz; every `step`-th is kept.
         self.step = config.semantic_step
-        self.teacher = hubert(config.semantic)
+        self.teacher = Hubert(config.semantic)
         self.conv = nn.Conv1d(width, width, 3, padding=1, bias=False)
         self.blocks = nn.Sequential(SemanticBlock(width), SemanticBlock(width))
 
@@ -97,9 +99,9 @@ class SemanticEncoder(nn.Module):
         for layer in self.teacher.feature_extractor.conv_layers:
             # These convolutions have no padding: what lies beyond the end reaches no valid step.
             x, steps = layer.conv(x), None if steps is None else conv_steps(steps, layer.conv)
-            if hasattr(layer, "layer_norm"):
+            if layer.layer_norm is not None:
                 x = group_norm(x, layer.layer_norm, steps)
-            x = layer.activation(x)
+            x = nn.functional.gelu(x)
         x = self.teacher.feature_projection(x.transpose(1, 2))
         states = self._hidden_states(x, steps)
         return torch.stack(states).mean(dim=0)[:, :: self.step]
@@ -109,10 +111,11 @@ class SemanticEncoder(nn.Module):
         encoder, mask = self.teacher.encoder, None
         if steps is not None:
             x = trim(x.transpose(1, 2), steps).transpose(1, 2)
-            mask = inside(x.transpose(1, 2), steps)[:, None]  # which keys may be heard: [B, 1, 1, S]
+            # Which keys may be attended to: [B, 1, S, S]
+            mask = inside(x.transpose(1, 2), steps)[:, None].expand(-1, -1, x.shape[1], -1)
         states = [encoder.layer_norm(x + encoder.pos_conv_embed(x))]
         for layer in encoder.layers:
-            states.append(layer(states[-1], attention_mask=mask))
+            states.append(layer(states[-1], attention_mask=mask)[0])
         return states
 
     def forward(self, waveform: Tensor, lengths: Tensor | None = None) -> Tensor:

@@ -18,6 +18,7 @@ from typing import Any
 from torch import Tensor
 
 from higgs.audio import load_audio, resample
+from higgs.data.text.checks import check_text
 from higgs.data.text.tokenizer import TextTokenizer
 from higgs.delay import IGNORE
 from higgs.tokens import SPECIAL_TOKENS, TokenIds
@@ -107,7 +108,10 @@ Lines = str | Sequence[tuple[int, str]]
 
 @dataclass(frozen=True)
 class Message:
-    """What one role says; `recipient` is whom an assistant's message is for."""
+    """What one role says; `recipient` is whom an assistant's message is for.
+
+    Raises ValueError for a text that cannot be spoken (see `check_text`); a message with audio needs none.
+    """
 
     role: str
     content: Content | list[Content]
@@ -118,6 +122,9 @@ class Message:
             raise ValueError(f"role must be one of {', '.join(ROLES)}, got {self.role!r}")
         if self.recipient is not None and self.role != "assistant":
             raise ValueError(f"only the assistant's messages have a recipient, not the {self.role}'s")
+        texts = [part.text for part in self.parts if isinstance(part, TextContent)]
+        if (text := "".join(texts)) or len(texts) == len(self.parts):
+            check_text(text)
 
     @property
     def parts(self) -> list[TextContent | AudioContent]:

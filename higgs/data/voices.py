@@ -20,7 +20,7 @@ from higgs.data.chatml import (
 )
 from higgs.data.loudness import silence, speech_level
 from higgs.data.text.checks import check_text
-from higgs.data.text.chunks import count_words, speaker_turns
+from higgs.data.text.chunks import count_words
 from higgs.files import read_text, replacing
 from higgs.validation import parse_json, validate
 
@@ -45,45 +45,30 @@ class Voice:
     description: str | None = None
 
     def prompt(self, text: str, scene: str | None = None) -> ChatMLSample:
-        """A conversation that ends in `text`, to be spoken in this voice. Raises ValueError as `check_text` does."""
-        check_text(text)
+        """A conversation that ends in `text`, to be spoken in this voice."""
         if self.audio is not None:
             return voice_clone(text, self.transcript, AudioContent(str(self.audio)), scene)
         return smart_voice(text, scene, self.description)
 
 
-def cast_prompt(cast: dict[int, Voice], text: str, scene: str | None = None) -> ChatMLSample:
-    """A conversation that ends in `text`, whose `[SPEAKERn]` tags name the voices of the cast.
+def speakers_prompt(speakers: dict[int, Voice], text: str, scene: str | None = None) -> ChatMLSample:
+    """A conversation that ends in `text`, whose `[SPEAKERn]` tags name the voices.
 
-    Recordings stand as earlier turns, descriptions in the system message, and both together there, as in the original.
-    Raises ValueError for a tag of nobody in the cast, and for a cast with a recording that is not numbered 0, 1, ...
+    Recordings are earlier turns, descriptions go into the system message, and both together there, as in the reference
+    implementation (boson-ai/higgs-audio). Raises ValueError for a tag without a voice, and for speakers with a
+    recording that are not numbered 0, 1, ...
     """
-    check_text(text)
-    voices = [cast[number] for number in sorted(cast)]
+    voices = [speakers[number] for number in sorted(speakers)]
     recorded = [voice for voice in voices if voice.audio is not None]
     if not recorded:
-        return dialogue(text, {number: cast[number].description for number in cast}, scene)
-    if sorted(cast) != list(range(len(cast))):
-        raise ValueError(f"speakers with a recording are numbered 0, 1, ..., got {sorted(cast)}")
+        return dialogue(text, {number: speakers[number].description for number in speakers}, scene)
+    if sorted(speakers) != list(range(len(speakers))):
+        raise ValueError(f"speakers with a recording are numbered 0, 1, ..., got {sorted(speakers)}")
     if len(recorded) == len(voices):
         pairs = [(voice.transcript, AudioContent(str(voice.audio))) for voice in voices]
         return voices_clone(text, pairs, scene)
     described = [v.description if v.audio is None else AudioContent(str(v.audio)) for v in voices]
     return voices_in_system(text, described, scene)
-
-
-def speaker_prompt(cast: dict[int, Voice], text: str, scene: str | None = None) -> ChatMLSample:
-    """`[SPEAKERn] text` -> a conversation that ends in the text, in the voice of that speaker alone.
-
-    Raises ValueError for text that is not one turn, and for a speaker who is not in the cast.
-    """
-    turns = speaker_turns(text)
-    if len(turns) != 1:
-        raise ValueError(f"one turn is spoken alone, got {len(turns)} in {text[:40]!r}")
-    ((number, said),) = turns
-    if number not in cast:
-        raise ValueError(f"no speaker {number}; there are: {', '.join(map(str, sorted(cast)))}")
-    return cast[number].prompt(said, scene)
 
 
 def list_voices(folder: str | Path) -> dict[str, Voice]:

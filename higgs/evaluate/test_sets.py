@@ -15,7 +15,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from higgs.audio import load_audio
-from higgs.data.scripts import Script, SetRow, read_scripts
+from higgs.data.scripts import Script, SetRecord, read_scripts
 from higgs.evaluate.metrics.seedtts import LANGUAGES
 from higgs.files import read_lines
 from higgs.validation import parse_json, validate
@@ -118,7 +118,7 @@ def read_set(manifest: str | Path) -> list[Script]:
     manifest = Path(manifest)
     above, faults = manifest.resolve().parent.parent, []
     for where, line in read_lines(manifest):
-        row = validate(SetRow, parse_json(line, where), where)
+        row = validate(SetRecord, parse_json(line, where), where)
         for path, digest in ((row.path, row.sha256), (row.reference, row.reference_sha256)):
             if path and (not (above / path).is_file() or _sha256(above / path) != digest):
                 faults.append(f"{where}: {above / path} is missing or has changed")

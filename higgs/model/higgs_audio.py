@@ -28,13 +28,19 @@ class ModelOutput:
     hidden_states: tuple[Tensor, ...] = ()  # embeddings, after each layer; the last one is normalised
 
 
+class Embedding(nn.Embedding):
+    def reset_parameters(self) -> None:
+        if not self.weight.is_meta:  # random numbers on the meta device import torch._dynamo, which takes a second
+            super().reset_parameters()
+
+
 class HiggsAudio(nn.Module):
     def __init__(self, config: ModelConfig):
         super().__init__()
         self.config = config
         rows = config.num_codebooks * config.code_vocab_size
-        self.text_embedding = nn.Embedding(config.vocab_size, config.hidden_size)
-        self.audio_embedding = nn.Embedding(rows, config.hidden_size)
+        self.text_embedding = Embedding(config.vocab_size, config.hidden_size)
+        self.audio_embedding = Embedding(rows, config.hidden_size)
         self.layers = nn.ModuleList(DualFFNLayer(config, i) for i in range(config.num_layers))
         self.norm = RMSNorm(config.hidden_size, config.rms_norm_eps)
         self.text_head = nn.Linear(config.hidden_size, config.vocab_size, bias=False)

@@ -1,24 +1,24 @@
 """Long texts and dialogues, spoken chunk by chunk and joined, with pauses between the chunks.
 
-Each chunk is a request of its own. It hears the references and, as earlier turns, the last chunks before it with the
-codes that were made for them, as in the original. Unlike there, chunks are decoded one by one, so that memory does not
-grow with the text; each has a seed of its own; and a chunk that brings no audio is spoken again, or named in an error.
+Each chunk is a request of its own. Its prompt holds the references and, as earlier turns, the last chunks before it
+with the codes generated for them, as in the reference implementation (boson-ai/higgs-audio). Unlike there, chunks are
+decoded one by one, so that memory does not grow with the text; each has a seed of its own; and a chunk without audio is
+generated again, or named in an error.
 """
 
 import hashlib
 import math
 import statistics
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field, fields, replace
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from higgs.config import SamplingConfig
-from higgs.data.chatml import AudioContent, ChatMLSample, Content, after_chunks
+from higgs.data.chatml import AudioContent, ChatMLSample, after_chunks
 from higgs.data.loudness import speech_level
-from higgs.data.scripts import Script
+from higgs.data.speech import SpeechRequest
 from higgs.data.text.chunks import Chunk, ChunkOptions
 from higgs.serve.engine import Engine, Response, Usage
 
@@ -28,10 +28,10 @@ MAX_GAIN_DB = 6.0
 
 @dataclass(frozen=True)
 class SpokenChunk:
-    """One chunk and where it lies: samples `start` ... `end` of the waveform, the pause before it not counted.
+    """One chunk, samples `start` ... `end` of the waveform, without the pause before it.
 
-    `seed` made it, and `attempts` were made in all; `stop_reason` other than "stop" means that it was cut off.
-    `gain_db` is what its level was changed by.
+    `seed` is that of the attempt kept of `attempts`; a `stop_reason` other than "stop" means that it was cut off.
+    `gain_db` is the change of its level.
     """
 
     chunk: Chunk
@@ -53,8 +53,8 @@ class LongResponse(Response):
 
     chunks: list[SpokenChunk] = field(default_factory=list)
 
-    def rows(self, name: str) -> list[dict[str, str | int | float]]:
-        """The borders as a table, one row for each chunk of the request that `name` names."""
+    def records(self, name: str) -> list[dict[str, str | int | float]]:
+        """A record for each chunk of the request that `name` names."""
         return [
             {
                 "name": name,
@@ -74,30 +74,33 @@ class LongResponse(Response):
         ]
 
 
-def in_seconds(chunks: Sequence[dict[str, Any]], sample_rate: int) -> list[dict[str, str | int | float]]:
-    """Rows of chunks -> the columns that people look at, with times in seconds."""
-    columns = ("name", "chunk", "speaker", "border", "start", "end", "stop", "text")
+def times_in_seconds(chunks: Sequence[dict[str, Any]], sample_rate: int) -> list[dict[str, str | int | float]]:
+    """Records of chunks -> what a table shows of them, with times in seconds."""
+    keys = ("name", "chunk", "speaker", "border", "start", "end", "stop", "text")
     return [
-        {key: row[key] for key in columns} | {end: round(row[end] / sample_rate, 2) for end in ("start", "end")}
-        for row in chunks
+        {key: record[key] for key in keys} | {end: round(record[end] / sample_rate, 2) for end in ("start", "end")}
+        for record in chunks
     ]
 
 
-class SilentChunk(ValueError):
-    """A chunk that never brought audio. `before` is what was spoken before it, or None."""
+class SilentChunkError(ValueError):
+    """A chunk that never had audio. `before` is the speech before it, or None."""
 
-    def __init__(self, message: str, before: LongResponse | None):
-        super().__init__(message)
+    def __init__(self, chunks: Sequence[Chunk], index: int, before: LongResponse | None = None):
+        super().__init__(
+            f"chunk {index + 1} of {len(chunks)}, {chunks[index].text[:60]!r}: no audio in any attempt; try another "
+            "seed, or shorter chunks"
+        )
         self.before = before
 
 
 @dataclass
-class Take:
-    """What became of one chunk; `seconds` sums the timing of all attempts."""
+class Attempts:
+    """The response kept for one chunk; `seconds` sums the timing of all attempts."""
 
     response: Response
     seed: int
-    attempts: int
+    count: int
     seconds: dict[str, float]
 
 
@@ -109,107 +112,112 @@ def chunk_seed(seed: int, index: int, attempt: int = 0) -> int:
     return int.from_bytes(digest, "big")
 
 
-def speak_long(
-    engine: Engine,
-    chunks: Sequence[Chunk],
-    prompt: Callable[[str], ChatMLSample],
-    sampling: SamplingConfig | None = None,
-    options: ChunkOptions | None = None,
-    max_new_tokens: int | None = None,
-    on_chunk: Callable[[int, Response], None] | None = None,
-) -> LongResponse:
-    """Speaks chunks in order. `prompt` makes of a text a conversation that ends in it: a voice's `prompt` does.
+def chunk_seeds(seed: int, index: int, options: ChunkOptions) -> list[int]:
+    """The seeds of all attempts at one chunk."""
+    return [chunk_seed(seed, index, attempt) for attempt in range(options.retries + 1)]
 
-    References are encoded once. `max_new_tokens` holds for each chunk; settings that are None are the checkpoint's. A
-    chunk without audio, or one that is cut off, is made again with another seed, `options.retries` times; `on_chunk`
-    gets the index and the take that is kept.
-    Raises ValueError for no chunks, and SilentChunk for one that never brought audio, naming it.
+
+def chunk_prompt(request: SpeechRequest, index: int) -> tuple[ChatMLSample, list[int]]:
+    """-> the conversation for one chunk, and the earlier chunks that it holds as turns.
+
+    The codes of their audio follow those of the references.
     """
-    options, sampling = options or engine.generation.chunks, sampling or engine.generation.sampling
+    chunks, options = request.chunks, request.options
+    own = chunks[index].speakers
+    context = [n for n in range(index) if not options.per_speaker_context or chunks[n].speakers == own]
+    if options.context_chunks is not None:
+        context = context[max(0, len(context) - options.context_chunks) :]
+    earlier = [(request.samples[n].messages[-1].content, AudioContent()) for n in context]
+    return after_chunks(request.samples[index], earlier), context
+
+
+def speak(
+    engine: Engine,
+    request: SpeechRequest,
+    on_step: Callable[[int], None] | None = None,
+    on_chunk: Callable[[int, Response], None] | None = None,
+) -> Response:
+    """A request in a single pass, or chunk by chunk: then a `LongResponse`.
+
+    `max_new_tokens` holds for each chunk. A chunk without audio, or one that is cut off,
+    is generated again with another seed, `options.retries` times. `on_step` gets the number of each step of a single
+    pass, `on_chunk` the index and the response of each chunk.
+    Raises ValueError as `Engine.generate`, and SilentChunkError for a chunk that never had audio, naming it.
+    """
+    chunks, options, limit = request.chunks, request.options, request.max_new_tokens
     if not chunks:
-        raise ValueError("there is no chunk to speak")
-    references: dict[AudioContent, Tensor] = {}
-    asked: list[Content | list[Content]] = []
-    takes: list[Take] = []
-    for index, chunk in enumerate(chunks):
-        sample = prompt(chunk.text)
-        for audio in sample.audios:
-            if audio not in references:
-                references[audio] = engine.reference_codes(audio)
-        before = [n for n in range(index) if not options.per_speaker_context or chunks[n].speakers == chunk.speakers]
-        keep = options.context_chunks
-        heard = before if keep is None else before[max(0, len(before) - keep) :]
-        request = after_chunks(sample, [(asked[n], AudioContent()) for n in heard])
-        codes = [references[a] for a in sample.audios] + [takes[n].response.codes for n in heard]
+        return engine.run([engine.sequence(request.samples[0], request.sampling, limit)], on_step)[0]
+    sampling = request.sampling or engine.generation.sampling
+    kept: list[Attempts] = []
+    for index in range(len(chunks)):
+        prompt, context = chunk_prompt(request, index)
+        codes = [engine.reference_codes(audio) for audio in request.samples[index].audios]
+        codes += [kept[n].response.codes for n in context]
 
-        def speak(seed: int, request: ChatMLSample = request, codes: list = codes) -> Response:
-            drawn = replace(sampling, seed=seed)
-            return engine.generate(request, drawn, max_new_tokens, reference_codes=codes)
+        def attempt(seed: int, prompt: ChatMLSample = prompt, codes: list = codes) -> Response:
+            return engine.generate(prompt, replace(sampling, seed=seed), limit, reference_codes=codes)
 
-        seeds = [chunk_seed(sampling.seed, index, n) for n in range(options.retries + 1)]
-        take = first_whole_take(speak, seeds)
-        if not take.response.usage.audio_frames:
-            raise SilentChunk(
-                f"chunk {index + 1} of {len(chunks)}, {chunk.text[:60]!r}: no audio after {take.attempts} attempts; "
-                "try another seed, or shorter chunks",
-                _joined(chunks[:index], takes, options) if takes else None,
-            )
-        takes.append(take)
-        asked.append(sample.messages[-1].content)
+        attempts = first_complete(attempt, chunk_seeds(sampling.seed, index, options))
+        if not attempts.response.usage.audio_frames:
+            raise SilentChunkError(chunks, index, _joined(chunks[:index], kept, options) if kept else None)
+        kept.append(attempts)
         if on_chunk is not None:
-            on_chunk(index, take.response)
-    return _joined(chunks, takes, options)
+            on_chunk(index, attempts.response)
+    return _joined(chunks, kept, options)
 
 
-def first_whole_take(speak: Callable[[int], Response], seeds: Sequence[int]) -> Take:
-    """The first take that has audio and ended by itself; else the last that has audio; else the first."""
-    take: Take | None = None
+def first_complete(attempt: Callable[[int], Response], seeds: Iterable[int]) -> Attempts:
+    """The first response with audio that ended by itself; else the last that has audio; else the first."""
+    attempts: Attempts | None = None
     seconds: dict[str, float] = {}
-    for attempts, seed in enumerate(seeds, 1):
-        response = speak(seed)
-        if take is None or response.usage.audio_frames:
-            take = Take(response, seed, attempts, seconds)
-        take.attempts = attempts
+    for count, seed in enumerate(seeds, 1):
+        response = attempt(seed)
+        if attempts is None or response.usage.audio_frames:
+            attempts = Attempts(response, seed, count, seconds)
+        attempts.count = count
         for name, value in response.timing.items():
             seconds[name] = seconds.get(name, 0.0) + value
         if response.usage.audio_frames and response.stop_reason == "stop":
             break
-    return take
+    return attempts
 
 
-def speak_script(engine: Engine, script: Script, sampling: SamplingConfig, max_new_tokens: int) -> Response:
-    """A script as it asks for: chunk by chunk (then a `LongResponse`), or in one go."""
-    limit = script.max_new_tokens or max_new_tokens
-    if not script.chunks:
-        return engine.generate(script.sample, sampling, limit)
-    return speak_long(engine, script.chunks, script.prompt, sampling, script.options, limit)
-
-
-def _joined(chunks: Sequence[Chunk], takes: Sequence[Take], options: ChunkOptions) -> LongResponse:
-    responses = [take.response for take in takes]
+def _joined(chunks: Sequence[Chunk], kept: Sequence[Attempts], options: ChunkOptions) -> LongResponse:
+    responses = [attempts.response for attempts in kept]
     rate = responses[0].sample_rate
-    gains = _gains(chunks, responses) if options.match_levels else [0.0] * len(takes)
-    pieces, spoken, end = [], [], 0
-    for chunk, take, gain in zip(chunks, takes, gains, strict=True):
+    gains = _gains(chunks, responses) if options.match_levels else [0.0] * len(kept)
+    parts, spoken, end = [], [], 0
+    for chunk, attempts, gain in zip(chunks, kept, gains, strict=True):
+        response = attempts.response
         pause = torch.zeros(round(options.pause(chunk.border) * rate))
-        waveform = _faded(take.response.waveform, round(FADE_SECONDS * rate)) * 10 ** (gain / 20)
-        pieces += [pause, waveform]
+        waveform = fade(response.waveform, round(FADE_SECONDS * rate)) * 10 ** (gain / 20)
+        parts += [pause, waveform]
         start = end + len(pause)
         end = start + len(waveform)
-        reason, frames = take.response.stop_reason, take.response.usage.audio_frames
-        spoken.append(SpokenChunk(chunk, start, end, take.seed, take.attempts, reason, frames, gain))
+        spoken.append(
+            SpokenChunk(
+                chunk,
+                start,
+                end,
+                attempts.seed,
+                attempts.count,
+                response.stop_reason,
+                response.usage.audio_frames,
+                gain,
+            )
+        )
     usages = [response.usage for response in responses]
     names = [entry.name for entry in fields(Usage)]
     reasons = [response.stop_reason for response in responses]
     return LongResponse(
-        waveform=torch.cat(pieces),
+        waveform=torch.cat(parts),
         sample_rate=rate,
         codes=torch.cat([response.codes for response in responses], dim=1),
         text="".join(response.text for response in responses),
         stop_reason=next((reason for reason in reasons if reason != "stop"), "stop"),
         usage=Usage(**{name: sum(getattr(usage, name) for usage in usages) for name in names}),
-        delayed=[columns for response in responses for columns in response.delayed],
-        timing={name: sum(take.seconds[name] for take in takes) for name in takes[0].seconds},
+        delayed=[delayed for response in responses for delayed in response.delayed],
+        timing={name: sum(attempts.seconds[name] for attempts in kept) for name in kept[0].seconds},
         chunks=spoken,
     )
 
@@ -228,7 +236,7 @@ def _gains(chunks: Sequence[Chunk], responses: Sequence[Response]) -> list[float
     return gains
 
 
-def _faded(waveform: Tensor, samples: int) -> Tensor:
+def fade(waveform: Tensor, samples: int) -> Tensor:
     """[L] -> the same with a ramp over so many samples at both ends."""
     samples = min(samples, len(waveform) // 2)
     ramp = torch.linspace(0, 1, samples + 2)[1:-1]
@@ -236,3 +244,27 @@ def _faded(waveform: Tensor, samples: int) -> Tensor:
     faded[:samples] *= ramp
     faded[len(faded) - samples :] *= ramp.flip(0)
     return faded
+
+
+class StreamFade:
+    """`fade` for a waveform that comes in parts: the last samples are held back until it ends."""
+
+    def __init__(self, samples: int):
+        self.samples, self.held, self.started = samples, torch.zeros(0), False
+
+    def push(self, waveform: Tensor) -> Tensor:
+        """[L] -> what is final, which may be empty."""
+        self.held = torch.cat([self.held, waveform])
+        if len(self.held) < 2 * self.samples:
+            return torch.zeros(0)
+        final, self.held = self.held[: -self.samples], self.held[-self.samples :]
+        if not self.started:
+            final = fade(torch.cat([final, final.new_zeros(self.samples)]), self.samples)[: -self.samples]
+        self.started = True
+        return final
+
+    def finish(self) -> Tensor:
+        """-> the rest."""
+        if not self.started:
+            return fade(self.held, self.samples)
+        return fade(torch.cat([self.held.new_zeros(self.samples), self.held]), self.samples)[self.samples :]

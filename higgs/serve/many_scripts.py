@@ -1,7 +1,6 @@
-"""Many requests, spoken together; each is kept as soon as it is there, so that a run that was killed goes on.
+"""Many scripts, spoken in batches. Each utterance is saved when it is complete, so that a run that was killed goes on.
 
-What is kept lies in a folder of its own for each set of settings: another checkpoint, another temperature or another
-text begins anew.
+The folder is named by a hash of all settings: another checkpoint, temperature or text uses another folder.
 """
 
 import hashlib
@@ -21,33 +20,32 @@ from higgs.config import SamplingConfig
 from higgs.data.scripts import Script
 from higgs.files import replacing
 from higgs.serve.engine import Engine, Response, Usage
-from higgs.serve.guards import GUARD_STOPS
-from higgs.serve.long_form import LongResponse, speak_script
+from higgs.serve.long_form import LongResponse, speak
+from higgs.serve.runaway import RUNAWAY_STOPS
 from higgs.workers import in_order, some_of
 
 BATCH = 16  # requests that run together
 FAILED = "error"
-Request = tuple[Script, int]
+Task = tuple[Script, int]  # a script and a seed
 
 
 @dataclass
-class Spoken:
-    """One take of a script: its row, the borders of its chunks, and what was made. Nothing spoken: both empty.
+class Utterance:
+    """One sample of a script: its record, the records of its chunks, and the audio, empty where the request failed.
 
-    `waveform` is [L], `codes` [K, T], `delayed` the first segment [K, C]; `fresh` is False where it was kept from
-    an earlier run.
+    `waveform` is [L], `codes` [K, T], `delayed` the first segment [K, C]; `resumed` where an earlier run made it.
     """
 
-    row: dict[str, Any]
+    record: dict[str, Any]
     waveform: Tensor
     codes: Tensor
     delayed: Tensor
     chunks: list[dict[str, Any]] = field(default_factory=list)
-    fresh: bool = True
+    resumed: bool = False
 
     @property
     def name(self) -> str:
-        return self.row["name"]
+        return self.record["name"]
 
 
 def content_hash(files: Sequence[Path]) -> str:
@@ -58,23 +56,23 @@ def content_hash(files: Sequence[Path]) -> str:
     return digest.hexdigest()[:16]
 
 
-def work_folder(above: str | Path, settings: Mapping[str, Any]) -> Path:
-    """A folder below `above` whose name is a hash of the settings."""
-    said = json.dumps(settings, sort_keys=True, default=str)
-    return Path(above) / hashlib.sha256(said.encode()).hexdigest()[:16]
+def work_folder(parent: str | Path, settings: Mapping[str, Any]) -> Path:
+    """A folder in `parent` whose name is a hash of the settings."""
+    key = json.dumps(settings, sort_keys=True, default=str)
+    return Path(parent) / hashlib.sha256(key.encode()).hexdigest()[:16]
 
 
-def choose_requests(scripts: Sequence[Script], seeds: Sequence[int], repeated: int | None) -> list[Request]:
+def choose_tasks(scripts: Sequence[Script], seeds: Sequence[int], repeated: int | None) -> list[Task]:
     """Every script with the first seed, `repeated` of them (None: all) with the others too, in the scripts' order."""
     chosen = some_of((script.id for script in scripts), repeated)
     return [(s, seed) for s in scripts for seed in (seeds if s.id in chosen else seeds[:1])]
 
 
-def batches(requests: Sequence[Request], max_new_tokens: int) -> list[tuple[int, list[Request]]]:
-    """-> (limit, requests that are spoken together): a function of the requests alone. What has chunks is by itself."""
-    groups: dict[int, list[Request]] = {}
-    for script, seed in requests:
-        limit = 0 if script.chunks else script.max_new_tokens or max_new_tokens
+def batches(tasks: Sequence[Task], max_new_tokens: int) -> list[tuple[int, list[Task]]]:
+    """-> (limit, tasks of one batch): a function of the tasks alone. A request with chunks is a batch of its own."""
+    groups: dict[int, list[Task]] = {}
+    for script, seed in tasks:
+        limit = 0 if script.request.chunks else script.request.max_new_tokens or max_new_tokens
         groups.setdefault(limit, []).append((script, seed))
     return [
         (limit or max_new_tokens, group[start : start + (BATCH if limit else 1)])
@@ -85,99 +83,97 @@ def batches(requests: Sequence[Request], max_new_tokens: int) -> list[tuple[int,
 
 def speak_all(
     load_engine: Callable[[], Engine],
-    requests: Sequence[Request],
+    tasks: Sequence[Task],
     sampling: SamplingConfig,
     max_new_tokens: int,
     folder: str | Path,
     workers: int | None = None,
-) -> Iterator[Spoken]:
-    """Scripts with their seeds -> their takes, batch by batch, by `workers` as in `in_order`, with an engine each.
+) -> Iterator[Utterance]:
+    """Scripts with their seeds -> utterances, batch by batch, by `workers` as in `in_order`, with an engine each.
 
-    A batch whose takes all lie in `folder` is not spoken again. A request that cannot be spoken becomes an empty take
-    that says why in `note`.
+    A batch whose utterances are all in `folder` is not spoken again. A request that fails becomes an empty utterance
+    with the reason in `note`.
     """
     folder, todo = Path(folder), []
-    for limit, batch in batches(requests, max_new_tokens):
-        kept = [read_take(_file(folder, script, seed)) for script, seed in batch]
-        if None in kept:
+    for limit, batch in batches(tasks, max_new_tokens):
+        saved = [read_utterance(_file(folder, script, seed)) for script, seed in batch]
+        if None in saved:
             todo.append((limit, batch))
         else:
-            yield from kept
-    load = partial(_speaker, load_engine, sampling, folder)
-    for made in in_order(load, todo, workers):
-        yield from made
+            yield from saved
+    for utterances in in_order(partial(_speaker, load_engine, sampling, folder), todo, workers):
+        yield from utterances
 
 
 def _file(folder: Path, script: Script, seed: int) -> Path:
-    return folder / f"{script.row(seed)['name']}.safetensors"
+    return folder / f"{script.record(seed)['name']}.safetensors"
 
 
 def _speaker(
     load_engine: Callable[[], Engine], sampling: SamplingConfig, folder: Path
-) -> Callable[[tuple[int, list[Request]]], list[Spoken]]:
-    """What a process does with a batch: speak it, and keep its takes."""
+) -> Callable[[tuple[int, list[Task]]], list[Utterance]]:
+    """What a worker does with a batch: speak it, and save the utterances."""
     engine = load_engine()
 
-    def speak(batch: tuple[int, list[Request]]) -> list[Spoken]:
-        limit, requests = batch
-        made = _speak(engine, requests, sampling, limit)
-        for (script, seed), spoken in zip(requests, made, strict=True):
-            write_take(_file(folder, script, seed), spoken)
-        return made
+    def speak_batch(batch: tuple[int, list[Task]]) -> list[Utterance]:
+        limit, tasks = batch
+        utterances = _speak(engine, tasks, sampling, limit)
+        for (script, seed), utterance in zip(tasks, utterances, strict=True):
+            write_utterance(_file(folder, script, seed), utterance)
+        return utterances
 
-    return speak
+    return speak_batch
 
 
-def _speak(engine: Engine, requests: Sequence[Request], sampling: SamplingConfig, limit: int) -> list[Spoken]:
-    """Several together; where one of them is refused, one by one, so that the others are spoken."""
-    drawn = [replace(sampling, seed=seed) for _, seed in requests]
+def _speak(engine: Engine, tasks: Sequence[Task], sampling: SamplingConfig, limit: int) -> list[Utterance]:
+    """A batch; where one of its requests is refused, each by itself, so that the others are spoken."""
+    settings = [replace(sampling, seed=seed) for _, seed in tasks]
     try:
-        if len(requests) > 1:
-            samples = [script.sample for script, _ in requests]
-            made = engine.generate_batch(samples, drawn, limit)
+        if len(tasks) > 1:
+            responses = engine.generate_batch([script.request.samples[0] for script, _ in tasks], settings, limit)
         else:
-            made = [speak_script(engine, requests[0][0], drawn[0], limit)]
+            request = tasks[0][0].request
+            limit = request.max_new_tokens or limit
+            responses = [speak(engine, replace(request, sampling=settings[0], max_new_tokens=limit))]
     except (ValueError, OSError) as error:
-        if len(requests) > 1:
-            return [t for request in requests for t in _speak(engine, [request], sampling, limit)]
-        return [_failed(engine, *requests[0], str(error))]
-    return [_take(*request, response) for request, response in zip(requests, made, strict=True)]
+        if len(tasks) > 1:
+            return [utterance for task in tasks for utterance in _speak(engine, [task], sampling, limit)]
+        return [_failed(engine, *tasks[0], str(error))]
+    return [_utterance(*task, response) for task, response in zip(tasks, responses, strict=True)]
 
 
-def _take(script: Script, seed: int, response: Response) -> Spoken:
+def _utterance(script: Script, seed: int, response: Response) -> Utterance:
     usage, stop = asdict(response.usage), response.stop_reason
-    long = isinstance(response, LongResponse)
-    retries = (
-        sum(chunk.attempts - 1 for chunk in response.chunks)
-        if long
-        else max(0, usage["guard_stops"] - (stop in GUARD_STOPS))
-    )
-    row = script.row(seed) | usage | {"retries": retries, "stop": stop, "note": ""}
+    record = script.record(seed)
+    if isinstance(response, LongResponse):
+        chunks, retries = response.records(record["name"]), sum(chunk.attempts - 1 for chunk in response.chunks)
+    else:
+        chunks, retries = [], max(0, usage["runaway_stops"] - (stop in RUNAWAY_STOPS))
+    record |= usage | {"retries": retries, "stop": stop, "note": ""}
     delayed = response.delayed[0] if response.delayed else torch.zeros(len(response.codes), 0)
-    chunks = response.rows(row["name"]) if long else []
-    return Spoken(row, response.waveform, response.codes, delayed.long(), chunks)
+    return Utterance(record, response.waveform, response.codes, delayed.long(), chunks)
 
 
-def _failed(engine: Engine, script: Script, seed: int, note: str) -> Spoken:
-    row = script.row(seed) | asdict(Usage(0, 0, 0, 0))
+def _failed(engine: Engine, script: Script, seed: int, note: str) -> Utterance:
+    record = script.record(seed) | asdict(Usage(0, 0, 0, 0)) | {"retries": 0, "stop": FAILED, "note": note}
     empty = torch.zeros(engine.tokenizer.num_codebooks, 0, dtype=torch.long)
-    return Spoken(row | {"retries": 0, "stop": FAILED, "note": note}, torch.zeros(0), empty, empty.clone())
+    return Utterance(record, torch.zeros(0), empty, empty.clone())
 
 
-def write_take(path: Path, spoken: Spoken) -> None:
+def write_utterance(path: Path, utterance: Utterance) -> None:
     """Whole or not at all."""
-    tensors = {name: getattr(spoken, name).contiguous() for name in ("waveform", "codes", "delayed")}
-    said = json.dumps({"row": spoken.row, "chunks": spoken.chunks})
+    tensors = {name: getattr(utterance, name).contiguous() for name in ("waveform", "codes", "delayed")}
+    records = json.dumps({"record": utterance.record, "chunks": utterance.chunks})
     with replacing(path) as partial:
-        save_file(tensors, partial, metadata={"take": said})
+        save_file(tensors, partial, metadata={"records": records})
 
 
-def read_take(path: Path) -> Spoken | None:
-    """What `write_take` wrote; None where there is nothing, or nothing whole."""
+def read_utterance(path: Path) -> Utterance | None:
+    """What `write_utterance` wrote; None where there is no file, or none that is whole."""
     try:
         with safe_open(path, framework="pt") as file:
-            said = json.loads(file.metadata()["take"])
+            records = json.loads(file.metadata()["records"])
             tensors = {name: file.get_tensor(name) for name in ("waveform", "codes", "delayed")}
     except (OSError, SafetensorError, KeyError, TypeError, ValueError):
         return None
-    return Spoken(said["row"], **tensors, chunks=said["chunks"], fresh=False)
+    return Utterance(**records, **tensors, resumed=True)

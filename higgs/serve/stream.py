@@ -1,7 +1,7 @@
-"""Audio while it is made: columns in, exact pieces of the waveform out.
+"""Audio while it is generated: delayed frames in, exact chunks of the waveform out.
 
-The codec's decoder sees some frames to each side, its reach. A piece decoded with that many neighbours, which are cut
-away again, is what decoding everything at once would give there. So a piece waits for them, and no more is kept.
+The codec's decoder has a receptive field of some frames to each side. A chunk that is decoded with that much context,
+which is cut away again, equals the same part of the whole decoded at once. So a chunk waits for its context.
 """
 
 from collections.abc import Iterator, Sequence
@@ -13,14 +13,14 @@ from torch import Tensor
 from higgs.codec.tokenizer import AudioTokenizer
 from higgs.delay import segment_frames
 
-CHUNK_FRAMES = (4, 8, 16, 32)  # the first piece comes soon, the later ones cost less
+CHUNK_FRAMES = (4, 8, 16, 32)  # the first chunk comes soon, the later ones cost less
 
 
 @dataclass
-class Chunk:
-    """A piece of one request's audio; put together, all of them are `generate`'s.
+class AudioChunk:
+    """A part of one request's waveform; concatenated, they equal `generate`'s.
 
-    `start` counts frames. `stop_reason` stands in the last piece, which may be empty, and nowhere else.
+    `start` counts frames. Only the last chunk, which may be empty, has a `stop_reason`.
     """
 
     waveform: Tensor  # [L] float32
@@ -31,52 +31,50 @@ class Chunk:
 
 
 class AudioStream:
-    """One segment's columns -> pieces of its waveform, `chunk_frames` long in turn; the last length goes on."""
+    """One segment's delayed frames -> chunks of its waveform of `chunk_frames` in turn; the last length is repeated."""
 
     def __init__(self, tokenizer: AudioTokenizer, chunk_frames: Sequence[int] = CHUNK_FRAMES):
         if not chunk_frames or min(chunk_frames) < 1:
             raise ValueError(f"chunk_frames must be positive, got {list(chunk_frames)}")
-        self.tokenizer, self.lengths = tokenizer, tuple(chunk_frames)
-        self.reach = tokenizer.acoustic_decoder.reach
-        self.columns = torch.zeros(tokenizer.num_codebooks, 0, dtype=torch.long)
-        self.start = 0  # the next frame to be heard
-        self.before = 0  # how many frames before it are still held, within reach
-        self.pieces = 0
+        self.tokenizer, self.lengths = tokenizer, list(chunk_frames)
+        self.context = tokenizer.acoustic_decoder.reach
+        self.delayed = torch.zeros(tokenizer.num_codebooks, 0, dtype=torch.long)
+        self.start = 0  # the first frame of the next chunk
+        self.context_before = 0  # frames before it that `delayed` still holds
 
-    def push(self, columns: Tensor) -> Iterator[Chunk]:
-        """The segment's next columns [K, C], the very first being stream bos -> the pieces that are complete.
+    def push(self, delayed: Tensor) -> Iterator[AudioChunk]:
+        """The segment's next delayed frames [K, C], the very first being stream bos -> the chunks that are complete.
 
-        The newest frame waits one column more: should the segment end with it, it is no audio.
+        The newest frame waits for one more step: if the segment ends with it, it is no audio.
         """
-        self.columns = torch.cat([self.columns, columns], dim=1)
+        self.delayed = torch.cat([self.delayed, delayed], dim=1)
         while True:
-            length = self.lengths[min(self.pieces, len(self.lengths) - 1)]
             frames = self._frames(finished=True)
-            if frames.shape[1] < self.before + length + self.reach:
+            if frames.shape[1] < self.context_before + self.lengths[0] + self.context:
                 return
-            yield self._piece(frames, length)
+            length = self.lengths.pop(0) if len(self.lengths) > 1 else self.lengths[0]
+            yield self._chunk(frames, length)
 
-    def finish(self, finished: bool, stop_reason: str) -> Chunk:
+    def finish(self, finished: bool, stop_reason: str) -> AudioChunk:
         """The rest, which is empty where there was no frame at all. `finished`: the segment ended by itself."""
         frames = self._frames(finished)
-        chunk = self._piece(frames, frames.shape[1] - self.before)
+        chunk = self._chunk(frames, frames.shape[1] - self.context_before)
         chunk.stop_reason = stop_reason
         return chunk
 
     def _frames(self, finished: bool) -> Tensor:
-        """-> [K, T], from `before` frames before `start`."""
-        return segment_frames(self.columns, self.tokenizer.codebook_size, finished)
+        """-> [K, T], from `context_before` frames before `start`."""
+        return segment_frames(self.delayed, self.tokenizer.codebook_size, finished)
 
-    def _piece(self, frames: Tensor, length: int) -> Chunk:
-        window = frames[:, : self.before + length + self.reach]
-        inside = slice(self.before, self.before + length)
-        hop = self.tokenizer.hop_length
+    def _chunk(self, frames: Tensor, length: int) -> AudioChunk:
+        stop = self.context_before + length
+        window, hop = frames[:, : stop + self.context], self.tokenizer.hop_length
         waveform = torch.zeros(0)
         if length:
-            decoded = self.tokenizer.decode(window).cpu()
-            waveform = decoded[inside.start * hop : inside.stop * hop].clone()
-        chunk = Chunk(waveform, window[:, inside], self.start, self.tokenizer.sample_rate)
-        kept = min(self.reach, self.before + length)
-        self.columns = self.columns[:, self.before + length - kept :].clone()
-        self.start, self.before, self.pieces = self.start + length, kept, self.pieces + 1
+            waveform = self.tokenizer.decode(window).cpu()[self.context_before * hop : stop * hop].clone()
+        codes = window[:, self.context_before : stop]
+        chunk = AudioChunk(waveform, codes, self.start, self.tokenizer.sample_rate)
+        self.start += length
+        self.context_before = min(self.context, stop)
+        self.delayed = self.delayed[:, stop - self.context_before :].clone()
         return chunk

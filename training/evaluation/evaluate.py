@@ -76,18 +76,18 @@ def generate(
     files = [held_out / "scripts.jsonl", *(path for path in (held_out / "voices").rglob("*") if path.is_file())]
     settings = {part: fingerprint(checkpoint / part) for part in ("model", "codec")}
     settings |= {"data": content_hash(files), "generation": generation.to_json()}
-    load = partial(load_engine, checkpoint, config=EngineConfig(guards=None))
+    load = partial(load_engine, checkpoint, config=EngineConfig(runaway=None))
     folder, sampling = work_folder(out / "partial", settings), replace(generation.sampling, seed=0)
     samples = progress(speak_all(load, requests, sampling, limit, folder, workers), "generate", total=len(requests))
     found = {sample.name: sample for sample in samples}
-    ordered = [found[script.row(seed)["name"]] for script, seed in requests]
+    ordered = [found[script.record(seed)["name"]] for script, seed in requests]
     for sample in ordered:
         path = out / "generate/audio" / f"{sample.name}.flac"
         path.parent.mkdir(parents=True, exist_ok=True)
         path.unlink(missing_ok=True)
         if len(sample.waveform):
             save_audio(path, sample.waveform, SAMPLE_RATE)
-    return scripts, [sample.row for sample in ordered], [chunk for sample in ordered for chunk in sample.chunks]
+    return scripts, [sample.record for sample in ordered], [chunk for sample in ordered for chunk in sample.chunks]
 
 
 def code_recordings(checkpoint: Path, manifest: Path, out: Path, workers: int | None) -> list[Row]:
@@ -198,10 +198,10 @@ def long_text(segments: Sequence[Row], chunks: Sequence[Row]) -> dict[str, Any]:
 def size_and_speed(checkpoint: Path, scripts: Sequence[Script], generation: GenerationConfig) -> dict[str, Any]:
     """Megabytes on disk; seconds of work for a second of speech, one request at a time."""
     engine, sampling, seconds = load_engine(checkpoint), replace(generation.sampling, seed=0), 0.0
-    engine.generate(scripts[0].sample, sampling, 50)
+    engine.generate(scripts[0].request.samples[0], sampling, 50)
     started = time.monotonic()
     for script in scripts:
-        response = engine.generate(script.sample, sampling, generation.max_new_tokens)
+        response = engine.generate(script.request.samples[0], sampling, generation.max_new_tokens)
         seconds += len(response.waveform) / SAMPLE_RATE
     return {
         "megabytes": sum(path.stat().st_size for path in checkpoint.rglob("*") if path.is_file()) / 1e6,

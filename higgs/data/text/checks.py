@@ -1,8 +1,6 @@
 """Which texts can be spoken at all."""
 
 import re
-from collections.abc import Sequence
-from typing import Any
 
 # Control characters other than white space, halves of surrogate pairs, and noncharacters.
 UNSPEAKABLE = re.compile("[\x00-\x08\x0e-\x1f\x7f-\x84\x86-\x9f\ud800-\udfff\ufdd0-\ufdef]")
@@ -20,12 +18,3 @@ def check_text(text: str) -> str:
             f"U+{ord(found[0]):04X} at character {found.start()} of the text is no character to speak; remove it"
         )
     return text
-
-
-def check_messages(messages: Sequence[Any]) -> None:
-    """Each `Message` of a conversation as `check_text` does; one that holds audio needs no words."""
-    for message in messages:
-        texts = [part.text for part in message.parts if hasattr(part, "text")]
-        words = "".join(texts)
-        if words or len(texts) == len(message.parts):
-            check_text(words)

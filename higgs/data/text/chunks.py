@@ -11,7 +11,6 @@ from typing import Annotated
 
 from pydantic import Field, model_validator
 
-from higgs.data.text.checks import check_text
 from higgs.validation import Count, Positive, Record
 
 HAN = r"\u3400-\u9fff\uf900-\ufaff"
@@ -143,10 +142,10 @@ def _fit(text: str, max_words: int, cutters: tuple = (sentences, _clauses, WORD.
 def chunk_text(text: str, max_words: int = 100) -> list[Chunk]:
     """-> chunks of at most `max_words`; none spans two paragraphs, which blank lines divide.
 
-    White space within a chunk is collapsed. Raises ValueError as `check_text` does.
+    White space within a chunk is collapsed.
     """
     chunks: list[Chunk] = []
-    for paragraph in re.split(r"\n\s*\n", check_text(text).strip()):
+    for paragraph in re.split(r"\n\s*\n", text.strip()):
         border = "paragraph" if chunks else "start"
         for piece in _fit(" ".join(paragraph.split()), max_words):
             chunks.append(Chunk(piece.strip(), border=border))
@@ -196,9 +195,3 @@ def chunk_turns(turns: Iterable[tuple[int, str]], options: ChunkOptions) -> list
             chunks.append(Chunk(text, (number,), border))
             merged = 1
     return chunks
-
-
-def chunk_script(text: str, options: ChunkOptions) -> list[Chunk]:
-    """Text with speaker tags or without -> its chunks."""
-    turns = speaker_turns(check_text(text))
-    return chunk_turns(turns, options) if turns else chunk_text(text, options.max_words)

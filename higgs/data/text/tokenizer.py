@@ -5,10 +5,7 @@ import re
 from collections.abc import Sequence
 from pathlib import Path
 
-# After higgs.audio, which imports torchaudio in the one way that works everywhere.
-from higgs.audio import torchaudio  # noqa: F401  isort: skip
 from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers
-from transformers import AutoTokenizer
 
 from higgs.checkpoint.resolve import resolve
 from higgs.data.text.lexicon import WORD, Lexicon
@@ -38,8 +35,7 @@ class TextTokenizer:
     def from_pretrained(cls, source: str | Path, revision: str | None = None) -> "TextTokenizer":
         """Folder or hub id of a checkpoint that holds a `tokenizer.json`."""
         folder = resolve(source, revision, weights=False)
-        backend = AutoTokenizer.from_pretrained(folder).backend_tokenizer
-        return cls(backend, Lexicon.read(Path(folder)))
+        return cls(Tokenizer.from_file(str(Path(folder) / "tokenizer.json")), Lexicon.read(Path(folder)))
 
     def encode(self, text: str, allow_special: bool = False) -> list[int]:
         """-> ids, nothing added. `allow_special` reads `<|...|>` strings as the tokens that they name."""

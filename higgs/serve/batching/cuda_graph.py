@@ -1,4 +1,4 @@
-"""A step as one CUDA graph: the whole of it, sampling included, started by one call and not by hundreds."""
+"""A decode step as one CUDA graph, sampling included: one launch from the host instead of hundreds."""
 
 from collections.abc import Callable, Hashable, Sequence
 
@@ -7,10 +7,10 @@ from torch import Tensor
 
 
 class GraphedStep:
-    """Records a step once for each key, and replays it from then on.
+    """Captures a step once for each key and replays it from then on.
 
-    What is passed for one key has to stay at its address, for a recorded step reads and writes the same memory every
-    time. All graphs share one pool: they never run at the same time.
+    The tensors passed for one key must stay at their addresses. All graphs share one memory pool, since they never run
+    at the same time.
     """
 
     def __init__(self) -> None:
@@ -22,16 +22,16 @@ class GraphedStep:
         return device.type == "cuda"
 
     def __call__(self, key: Hashable, changed: Sequence[Tensor], step: Callable[..., None], *arguments) -> None:
-        """`changed` are the tensors that a step moves on: recording puts them back, for it runs the step first."""
+        """`changed` are the tensors that a step writes: they are restored after the warm-up that capturing needs."""
         if key not in self.graphs:
             before = [tensor.clone() for tensor in changed]
-            self.graphs[key] = self._record(step, arguments)
+            self.graphs[key] = self._capture(step, arguments)
             for tensor, value in zip(changed, before, strict=True):
                 tensor.copy_(value)
         self.graphs[key].replay()
 
-    def _record(self, step: Callable[..., None], arguments: tuple) -> torch.cuda.CUDAGraph:
-        # What compiles, tunes or allocates when it is first run must do so outside of the graph.
+    def _capture(self, step: Callable[..., None], arguments: tuple) -> torch.cuda.CUDAGraph:
+        # What compiles, tunes or allocates on its first run must do so outside of the graph.
         side = torch.cuda.Stream()
         side.wait_stream(torch.cuda.current_stream())
         with torch.cuda.stream(side):

@@ -1,6 +1,6 @@
-"""The weights that a step of decoding reads, laid out for it: the audio path alone, fewer and larger matrices.
+"""The weights of a decode step, laid out for it: the audio path alone, in fewer and larger matrices.
 
-Nothing is computed anew: the fused matrices take the place of the model's own, whose weights become views of them.
+The fused matrices replace the model's own, whose weights become views of them.
 """
 
 import math
@@ -12,13 +12,13 @@ from torch import Tensor, nn
 
 from higgs.model.higgs_audio import HiggsAudio
 from higgs.model.llama import rope_table
-from higgs.serve.counter_rng import symbol_numbers
+from higgs.serve.counter_rng import token_hashes
 
 
 class Int8(NamedTuple):
-    """A matrix [in, out] in one byte for each weight: the weights of one output are multiples of its scale."""
+    """A matrix [in, out] in int8, symmetric, with one scale for each output."""
 
-    rows: Tensor  # [out, in] int8
+    values: Tensor  # [out, in] int8
     scales: Tensor  # [out]
 
 
@@ -26,7 +26,7 @@ Matrix = Tensor | Int8
 
 
 class FusedLayer(NamedTuple):
-    """One layer for audio positions. Matrices stand as [in, out]."""
+    """One layer for audio positions. Matrices are [in, out]."""
 
     attention_norm: Tensor  # [D]
     qkv: Matrix  # [D, (H + 2 kv heads) d]
@@ -41,33 +41,33 @@ class FusedWeights(NamedTuple):
     embedding: Tensor  # [K, N + 2, D]
     norm: Tensor  # [D]
     head: Tensor  # [D, K (N + 2)]
-    rope: Tensor  # [positions + 1, 2, d]: cos and signed sin; the last row turns by nothing
-    still: Tensor  # [H + 2 kv heads] bool: the heads of values, which are not turned
-    floor: Tensor  # [] float32: sqrt(D eps), what keeps an RMS norm from dividing by zero
+    rope: Tensor  # [positions + 1, 2, d]: cos and signed sin; the last entry is the identity
+    no_rope: Tensor  # [H + 2 kv heads] bool: the heads of values, which are not rotated
+    norm_floor: Tensor  # [] float32: sqrt(D eps), the epsilon of `rms_norm`
     codebooks: Tensor  # [K] int64: 0 ... K - 1
-    ordinal: Tensor  # [K] int64: 1 ... K
-    symbols: Tensor  # [N + 2] int64: what makes the chances of one code differ from another's
+    codebook_ids: Tensor  # [K] int64: 1 ... K
+    token_hashes: Tensor  # [N + 2] int64, of the counter-based RNG
 
-    def in_layers(self, change: Callable[[Tensor], Matrix]) -> "FusedWeights":
+    def map_layers(self, change: Callable[[Tensor], Matrix]) -> "FusedWeights":
         """The same with the matrices of the layers changed."""
         layers = tuple(FusedLayer(*(change(t) if t.dim() == 2 else t for t in layer)) for layer in self.layers)
         return self._replace(layers=layers)
 
-    def each_matrix(self, change: Callable[[Tensor], Tensor]) -> "FusedWeights":
+    def map_matrices(self, change: Callable[[Tensor], Tensor]) -> "FusedWeights":
         """The same with all matrices changed."""
-        return self.in_layers(change)._replace(head=change(self.head))
+        return self.map_layers(change)._replace(head=change(self.head))
 
-    def sheets(self, rows: int) -> "FusedWeights":
-        """The same memory, with every matrix [rows, in, out]: as many equal sheets as a batch has rows."""
-        return self.each_matrix(lambda matrix: matrix.expand(rows, -1, -1))
+    def expanded(self, slots: int) -> "FusedWeights":
+        """Batch-expanded weights [slots, in, out] (stride 0), so that `bmm` computes slots independently."""
+        return self.map_matrices(lambda matrix: matrix.expand(slots, -1, -1))
 
     def packed(self) -> "FusedWeights":
-        """A second copy in oneDNN's own layout: in bfloat16 on the CPU, products of few rows take half the time."""
-        return self.each_matrix(pack)
+        """A copy in oneDNN's own layout: in bfloat16 on the CPU, small batches take half the time."""
+        return self.map_matrices(pack)
 
     def quantized(self) -> "FusedWeights":
-        """A second copy of the layers' matrices in a byte for each weight. The head stays: it chooses the codes."""
-        return self.in_layers(quantize)
+        """A copy with the layers' matrices in int8. The head stays: it chooses the codes."""
+        return self.map_layers(quantize)
 
 
 def pack(matrix: Tensor) -> Tensor:
@@ -75,10 +75,10 @@ def pack(matrix: Tensor) -> Tensor:
 
 
 def quantize(matrix: Tensor) -> Int8:
-    """[in, out]: what an output weighs most becomes 127 or -127."""
-    rows = matrix.t().float()
-    scales = (rows.abs().amax(1).clamp(min=1e-12) / 127).to(matrix.dtype)
-    steps = (rows / scales.float()[:, None]).round().clamp(-127, 127)
+    """[in, out] -> int8; the largest weight of each output becomes 127 or -127."""
+    weight = matrix.t().float()
+    scales = (weight.abs().amax(1).clamp(min=1e-12) / 127).to(matrix.dtype)
+    steps = (weight / scales.float()[:, None]).round().clamp(-127, 127)
     return Int8(steps.to(torch.int8).contiguous(), scales)
 
 
@@ -90,27 +90,26 @@ def can_pack(device: torch.device, dtype: torch.dtype) -> bool:
 def join(*layers: nn.Linear) -> Tensor:
     """[out_i, in] each -> [in, sum of out_i], over one memory that the layers share from now on.
 
-    In float32 on the CPU it lies in that order, and a product with one row reads it up to a third faster.
+    In float32 on the CPU it is stored in that order: a product with one vector reads it up to a third faster.
     """
     joined = torch.cat([layer.weight.data for layer in layers])
     if joined.device.type == "cpu" and joined.dtype == torch.float32:
         joined = joined.t().contiguous().t()
-    pieces = joined.split([layer.out_features for layer in layers])
-    for layer, piece in zip(layers, pieces, strict=True):
-        layer.weight = nn.Parameter(piece, requires_grad=False)
+    parts = joined.split([layer.out_features for layer in layers])
+    for layer, part in zip(layers, parts, strict=True):
+        layer.weight = nn.Parameter(part, requires_grad=False)
     return joined.t()
 
 
-def rope_rows(model: HiggsAudio, positions: int) -> Tensor:
+def signed_rope_table(model: HiggsAudio, positions: int) -> Tensor:
     """-> [positions + 1, 2, d] in the model's dtype; see `FusedWeights.rope`."""
     config = model.config
     every = torch.arange(positions, device=model.device)[None]
     cos, sin = (t[0, 0] for t in rope_table(config.rope, config.head_dim, every, model.dtype))
     sign = torch.ones_like(sin[0])
     sign[: config.head_dim // 2] = -1
-    turns = torch.stack([cos, sin * sign], dim=1)
-    still = torch.stack([torch.ones_like(sign), torch.zeros_like(sign)])
-    return torch.cat([turns, still[None]])
+    identity = torch.stack([torch.ones_like(sign), torch.zeros_like(sign)])
+    return torch.cat([torch.stack([cos, sin * sign], dim=1), identity[None]])
 
 
 def norm_weight(weight: Tensor) -> Tensor:
@@ -140,10 +139,10 @@ def fuse(model: HiggsAudio, positions: int) -> FusedWeights:
         model.audio_embedding.weight.data.unflatten(0, (config.num_codebooks, -1)),
         norm_weight(model.norm.weight),
         join(model.audio_head),
-        rope_rows(model, positions),
-        still=heads >= config.num_heads + config.num_kv_heads,
-        floor=torch.tensor(floor, device=device),
+        signed_rope_table(model, positions),
+        no_rope=heads >= config.num_heads + config.num_kv_heads,
+        norm_floor=torch.tensor(floor, device=device),
         codebooks=torch.arange(config.num_codebooks, device=device),
-        ordinal=torch.arange(1, config.num_codebooks + 1, device=device),
-        symbols=symbol_numbers(config.code_vocab_size, device),
+        codebook_ids=torch.arange(1, config.num_codebooks + 1, device=device),
+        token_hashes=token_hashes(config.code_vocab_size, device),
     )

@@ -1,4 +1,4 @@
-"""What was computed for a voice once and may be asked for again, by content, up to a size."""
+"""An LRU cache of reference codes and of the KV of prompt prefixes, keyed by content and bounded in bytes."""
 
 import hashlib
 import threading
@@ -20,33 +20,33 @@ def fingerprint(*parts: bytes | Tensor) -> bytes:
     return digest.digest()
 
 
-class VoiceCache:
-    """Lists of tensors by fingerprint. Beyond `max_bytes`, what has not been used for longest is forgotten."""
+class PrefixCache:
+    """Lists of tensors by fingerprint. Beyond `max_bytes` the least recently used are dropped. Thread-safe."""
 
     def __init__(self, max_bytes: int):
         self.max_bytes, self.bytes, self.hits, self.misses = max_bytes, 0, 0, 0
-        self._kept: OrderedDict[bytes, Sequence[Tensor]] = OrderedDict()
+        self._entries: OrderedDict[bytes, Sequence[Tensor]] = OrderedDict()
         self._lock = threading.Lock()
 
     def __len__(self) -> int:
-        return len(self._kept)
+        return len(self._entries)
 
     def get(self, key: bytes, compute: Callable[[], Sequence[Tensor]]) -> Sequence[Tensor]:
-        """What is kept under the key, or what `compute` makes, kept from now on. Not to be written to."""
+        """The entry, or what `compute` returns, which becomes the entry. Not to be written to."""
         with self._lock:
-            if key in self._kept:
+            if key in self._entries:
                 self.hits += 1
-                self._kept.move_to_end(key)
-                return self._kept[key]
+                self._entries.move_to_end(key)
+                return self._entries[key]
             self.misses += 1
-        made = compute()  # two threads may compute the same
+        entry = compute()  # two threads may compute the same
         with self._lock:
-            if key not in self._kept and _bytes(made) <= self.max_bytes:
-                self._kept[key] = made
-                self.bytes += _bytes(made)
+            if key not in self._entries and _bytes(entry) <= self.max_bytes:
+                self._entries[key] = entry
+                self.bytes += _bytes(entry)
             while self.bytes > self.max_bytes:
-                self.bytes -= _bytes(self._kept.popitem(last=False)[1])
-        return made
+                self.bytes -= _bytes(self._entries.popitem(last=False)[1])
+        return entry
 
 
 def _bytes(tensors: Sequence[Tensor]) -> int:

@@ -1,22 +1,22 @@
-"""Who is in which row: requests wait, take a free row between two bursts of steps, and keep it until they end.
+"""Continuous batching: sequences wait, are prefilled into free slots, and keep them until they end.
 
-Everything happens in `burst`, one call after another; `submit` and `cancel` only leave a note and may be called from
-any thread. So the same class serves a loop that waits for its own request and a server that waits for many.
+All device work runs inside `run_steps`, one call at a time. `submit` only enqueues; it and `cancel` may be called from
+any thread. So one class serves a caller that waits for its own sequence and a server that waits for many.
 """
 
 import threading
 from collections import deque
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 
 import torch
 from torch import Tensor
 
 from higgs.batch import Batch
 from higgs.config import SamplingConfig
-from higgs.serve.batching.slots import Decoder
+from higgs.serve.batching.slots import SlotDecoder
 from higgs.serve.batching.state import ENDED, IDLE
-from higgs.serve.guards import TEXT_LENGTH, Watch
+from higgs.serve.runaway import TEXT_LENGTH, RunawayDetector
 
 STOP, LENGTH, CANCELLED, ERROR = "stop", "length", "cancelled", "error"
 
@@ -26,75 +26,101 @@ class QueueFull(RuntimeError):
 
 
 @dataclass(eq=False)
-class Request:
-    """A prompt of B = 1 on the CPU, and at most `limit` columns, stream bos included.
+class Sequence:
+    """A request in the scheduler: a prompt of B = 1 on the CPU, and the delayed frames generated so far.
 
-    `most_frames` is the text's guard: so many frames are enough for what there is to say. `watch` makes the eyes of
-    the other guards, new for each ticket.
+    `limit` counts steps, stream bos included; `max_frames` is as many as the text may take, which can be fewer.
+    `make_detector` makes the run-away detector of each attempt. `finished` says whether the segment ended by itself.
     """
 
     prompt: Batch
     sampling: SamplingConfig
     limit: int
-    most_frames: int | None = None
-    watch: Callable[[], Watch] | None = None
+    max_frames: int | None = None
+    make_detector: Callable[[], RunawayDetector] | None = None
+    slot: int | None = field(default=None, init=False)
+    frames: list[Tensor] = field(default_factory=list, init=False)  # [K, C] each
+    num_steps: int = field(default=0, init=False)
+    steps_read: int = field(default=0, init=False)
+    finished: bool = field(default=False, init=False)
+    stop_reason: str | None = field(default=None, init=False)
+    error: Exception | None = field(default=None, init=False)
+    cancelled: bool = field(default=False, init=False)
+    detector: RunawayDetector | None = field(default=None, init=False)
 
+    @property
+    def length(self) -> int:
+        """Positions of the prompt."""
+        return self.prompt.input_ids.shape[1]
 
-class Ticket:
-    """A request on its way. `take` yields what is new; `done` when there will be no more."""
+    @property
+    def num_codebooks(self) -> int:
+        return self.prompt.codes.shape[-1]
 
-    def __init__(self, request: Request, first: Tensor):
-        self.request = request
-        self.watch = request.watch() if request.watch else None
-        self.row: int | None = None
-        self.made = 1  # columns, stream bos included
-        self.finished = False  # whether the segment ended by itself
-        self.stop_reason: str | None = None
-        self.error: Exception | None = None
-        self.cancelled = False
-        self.fresh = deque([first])
+    @property
+    def max_steps(self) -> int:
+        """`limit`, or as many steps as the text's frames, their delay, bos and eos take."""
+        if self.max_frames is None:
+            return self.limit
+        return min(self.limit, self.max_frames + self.num_codebooks + 1)
 
     @property
     def done(self) -> bool:
         return self.stop_reason is not None
 
-    def take(self) -> Tensor:
-        """-> [K, C] int64, the columns since the last call. Raises the error that ended the request, if one did."""
+    @property
+    def has_new(self) -> bool:
+        return self.done or self.steps_read < self.num_steps
+
+    @property
+    def delayed(self) -> Tensor:
+        """[K, C]: all frames."""
+        return torch.cat(self.frames, dim=1)
+
+    def read_new(self) -> Tensor:
+        """-> [K, C] int64, the frames since the last call. Raises the error that ended the request, if one did."""
         if self.error is not None:
             raise self.error
-        fresh = [self.fresh.popleft() for _ in range(len(self.fresh))]
-        size = self.request.prompt.codes.shape[-1]
-        return torch.cat(fresh, dim=1) if fresh else torch.zeros(size, 0, dtype=torch.long)
+        new = self.delayed[:, self.steps_read :]
+        self.steps_read += new.shape[1]
+        return new
 
-    def _add(self, columns: Tensor) -> None:
-        self.fresh.append(columns)
-        self.made += columns.shape[1]
+    def append(self, frames: Tensor) -> None:
+        self.frames.append(frames)
+        self.num_steps += frames.shape[1]
+
+    def next_attempt(self) -> "Sequence":
+        """The same request with the next seed."""
+        return replace(self, sampling=replace(self.sampling, seed=self.sampling.seed + 1))
 
 
 class Scheduler:
-    """`submit` requests, then call `burst` until their tickets are done."""
+    """`submit` sequences, then call `run_steps` until they are done."""
 
-    def __init__(self, decoder: Decoder, max_waiting: int):
+    def __init__(self, decoder: SlotDecoder, max_waiting: int):
         self.decoder, self.max_waiting = decoder, max_waiting
-        self.waiting: deque[Ticket] = deque()
-        self.running: dict[int, Ticket] = {}
-        self.stops: dict[str, int] = {}  # how many requests ended for which reason
+        self.waiting: deque[Sequence] = deque()
+        self.running: dict[int, Sequence] = {}
+        self.stops: dict[str, int] = {}  # how many sequences ended for which reason
         self._lock = threading.Lock()
 
-    def submit(self, request: Request) -> Ticket:
-        """Raises ValueError for a request that no row can hold, and QueueFull when too many wait."""
-        self.decoder.check_room(request.prompt.input_ids.shape[1], request.limit)
-        waiting = len(self.waiting) + len(self.running) - self.decoder.rows
+    def submit(self, sequence: Sequence) -> Sequence:
+        """Enqueues. Raises ValueError where no slot can hold it and for parity, QueueFull when too many wait."""
+        if sequence.sampling.parity:
+            raise ValueError("parity=True is for `generate` and `generate_batch`")
+        self.decoder.check_capacity(sequence.length, sequence.limit)
+        waiting = len(self.waiting) + len(self.running) - self.decoder.slots
         if waiting >= self.max_waiting:
             raise QueueFull(f"{waiting} requests wait already; the engine takes {self.max_waiting}")
         bos = self.decoder.model.config.stream_bos
-        ticket = Ticket(request, torch.full((request.prompt.codes.shape[-1], 1), bos))
-        self.waiting.append(ticket)
-        return ticket
+        sequence.append(torch.full((sequence.num_codebooks, 1), bos))
+        sequence.detector = sequence.make_detector() if sequence.make_detector else None
+        self.waiting.append(sequence)
+        return sequence
 
-    def cancel(self, ticket: Ticket) -> None:
-        """The request ends: now, or, while a burst runs, before the next one. After its end nothing happens."""
-        ticket.cancelled = True
+    def cancel(self, sequence: Sequence) -> None:
+        """Ends a sequence: now, or, while steps run, after them. Does nothing when it has ended."""
+        sequence.cancelled = True
         if self._lock.acquire(blocking=False):
             try:
                 self._drop_cancelled()
@@ -105,110 +131,99 @@ class Scheduler:
     def idle(self) -> bool:
         return not self.waiting and not self.running
 
-    def wait(self, ticket: Ticket) -> None:
-        """Bursts until there is something to take from this one, or its end."""
-        while not ticket.done and not ticket.fresh:
+    def wait(self, sequence: Sequence) -> None:
+        """Runs steps until the sequence has something new, or has ended."""
+        while not sequence.has_new:
             with self._lock:
-                if not ticket.done and not ticket.fresh:
-                    self._burst()
+                if not sequence.has_new:
+                    self._run_steps()
 
-    def burst(self) -> list[Ticket]:
-        """Lets requests in, runs some steps for all that have a row -> the tickets that changed."""
+    def run_steps(self) -> list[Sequence]:
+        """Prefills waiting sequences into free slots, runs up to `steps_per_sync` steps -> sequences that changed."""
         with self._lock:
-            return self._burst()
+            return self._run_steps()
 
-    def _burst(self) -> list[Ticket]:
-        changed = self._drop_cancelled() + self._admit()
+    def _run_steps(self) -> list[Sequence]:
+        changed = self._drop_cancelled() + self._prefill()
         if self.running:
-            changed += self._run()
+            changed += self._decode()
         return changed
 
-    def _end(self, ticket: Ticket, reason: str, error: Exception | None = None) -> None:
-        if ticket.row is not None:
-            del self.running[ticket.row]
-            self.decoder.release(ticket.row)
-            ticket.row = None
-        ticket.error, ticket.stop_reason = error, reason
+    def _end(self, sequence: Sequence, reason: str, error: Exception | None = None) -> None:
+        if sequence.slot is not None:
+            del self.running[sequence.slot]
+            self.decoder.free(sequence.slot)
+            sequence.slot = None
+        sequence.error, sequence.stop_reason = error, reason
         self.stops[reason] = self.stops.get(reason, 0) + 1
 
-    def _drop_cancelled(self) -> list[Ticket]:
-        dropped = [t for t in (*self.running.values(), *self.waiting) if t.cancelled]
-        for ticket in dropped:
-            if ticket.row is None:
-                self.waiting.remove(ticket)
-            self._end(ticket, CANCELLED)
+    def _drop_cancelled(self) -> list[Sequence]:
+        dropped = [s for s in (*self.running.values(), *self.waiting) if s.cancelled]
+        for sequence in dropped:
+            if sequence.slot is None:
+                self.waiting.remove(sequence)
+            self._end(sequence, CANCELLED)
         return dropped
 
-    def _limit(self, request: Request) -> int:
-        """Columns: what was asked for, or as many as the text's frames, their delay, bos and eos take."""
-        if request.most_frames is None:
-            return request.limit
-        delay = self.decoder.model.config.num_codebooks + 1
-        return min(request.limit, request.most_frames + delay)
-
-    def _admit(self) -> list[Ticket]:
-        """The longest waiting into the lowest free rows -> those that ended at once."""
+    def _prefill(self) -> list[Sequence]:
+        """The longest waiting into the lowest free slots -> those that ended at once."""
         ended = []
-        while self.waiting and len(self.running) < self.decoder.rows:
-            ticket = self.waiting.popleft()
-            row = next(r for r in range(self.decoder.rows) if r not in self.running)
-            ticket.row, self.running[row] = row, ticket
-            request = ticket.request
+        while self.waiting and len(self.running) < self.decoder.slots:
+            sequence = self.waiting.popleft()
+            slot = next(s for s in range(self.decoder.slots) if s not in self.running)
+            sequence.slot, self.running[slot] = slot, sequence
             try:
-                self.decoder.admit(row, request.prompt, self._limit(request), request.sampling)
+                self.decoder.prefill(slot, sequence.prompt, sequence.max_steps, sequence.sampling)
             except torch.OutOfMemoryError as error:
-                self._out_of_memory([ticket], error)
-                ended.append(ticket)
+                self._out_of_memory([sequence], error)
+                ended.append(sequence)
                 continue
             except Exception as error:
-                self._end(ticket, ERROR, error)
+                self._end(sequence, ERROR, error)
                 raise
-            if request.limit == 1:
-                self._end(ticket, LENGTH)
-                ended.append(ticket)
+            if sequence.limit == 1:
+                self._end(sequence, LENGTH)
+                ended.append(sequence)
         return ended
 
-    def _run(self) -> list[Ticket]:
-        left = (self._limit(t.request) - t.made for t in self.running.values())
+    def _decode(self) -> list[Sequence]:
+        sequences = list(self.running.values())
+        left = max(sequence.max_steps - sequence.num_steps for sequence in sequences)
         try:
-            records = self.decoder.run(min(self.decoder.burst, max(left)))
+            outputs = self.decoder.run(min(self.decoder.steps_per_sync, left))
+        except torch.OutOfMemoryError as error:
+            self._out_of_memory(sequences, error)
         except Exception as error:
-            tickets = list(self.running.values())
-            if not isinstance(error, torch.OutOfMemoryError):
-                for ticket in tickets:
-                    self._end(ticket, ERROR, error)
-                raise
-            self._out_of_memory(tickets, error)
-            return tickets
-        changed = list(self.running.items())
-        for row, ticket in changed:
-            self._read(ticket, records[row])
-        return [ticket for _, ticket in changed]
+            for sequence in sequences:
+                self._end(sequence, ERROR, error)
+            raise
+        else:
+            for sequence in sequences:
+                self._append(sequence, outputs[sequence.slot])
+        return sequences
 
-    def _read(self, ticket: Ticket, records: Tensor) -> None:
-        """What a burst drew for one request [steps, K + 1]."""
-        kinds = records[:, -1]
-        columns = records[kinds != IDLE, :-1].T.clone()
-        ticket._add(columns)
-        request, limit = ticket.request, self._limit(ticket.request)
+    def _append(self, sequence: Sequence, outputs: Tensor) -> None:
+        """What the last steps drew for one sequence [steps, K + 1]."""
+        kinds = outputs[:, -1]
+        frames = outputs[kinds != IDLE, :-1].T.clone()
+        sequence.append(frames)
         if (kinds == ENDED).any():
-            ticket.finished = True
-            self._end(ticket, STOP)
-        elif ticket.made >= limit:
-            self._end(ticket, LENGTH if limit == request.limit else TEXT_LENGTH)
-        elif ticket.watch and (reason := ticket.watch.observe(columns[0])):
-            self._end(ticket, reason)
+            sequence.finished = True
+            self._end(sequence, STOP)
+        elif sequence.num_steps >= sequence.max_steps:
+            self._end(sequence, LENGTH if sequence.max_steps == sequence.limit else TEXT_LENGTH)
+        elif sequence.detector and (reason := sequence.detector.observe(frames[0])):
+            self._end(sequence, reason)
 
-    def _out_of_memory(self, tickets: list[Ticket], error: Exception) -> None:
-        """These requests fail, each with its own error; the memory is given back, and the others go on."""
-        for ticket in tickets:
-            length = ticket.request.prompt.input_ids.shape[1]
-            told = RuntimeError(
-                f"out of memory on {self.decoder.model.device} with a prompt of {length} positions beside "
+    def _out_of_memory(self, sequences: list[Sequence], error: Exception) -> None:
+        """These fail, each with its own error; the memory is given back, and the others go on."""
+        for sequence in sequences:
+            failure = RuntimeError(
+                f"out of memory on {self.decoder.model.device} with a prompt of {sequence.length} positions beside "
                 f"{len(self.running) - 1} other requests: ask for less at a time, or set max_batch or max_positions "
                 "lower"
             )
-            told.__cause__ = error
-            self._end(ticket, ERROR, told)
+            failure.__cause__ = error
+            self._end(sequence, ERROR, failure)
         if torch.accelerator.is_available():
             torch.accelerator.empty_cache()

@@ -1,7 +1,7 @@
-"""One step of decoding: the newest columns through the model, the next ones drawn, and the state moved on.
+"""One decode step: the newest delayed frames through the model, the next ones drawn, the state moved on.
 
-Every function here is pure but `decode_step`, which writes the cache and the state in place; none waits for the
-device. Rows that are idle or have ended go through the same operations, and what they yield is not read.
+All functions are pure but `write_kv`, `advance` and `decode_step`, which write the cache and the state in place; none
+waits for the device. Slots that are idle or have ended go through the same operations, and their outputs are not read.
 """
 
 from collections.abc import Sequence
@@ -11,25 +11,25 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from higgs.serve.batching.fused_weights import FusedLayer, FusedWeights, Int8, Matrix
-from higgs.serve.batching.state import NARROW, RUNNING, DecodeState
-from higgs.serve.counter_rng import log_uniforms, race
+from higgs.serve.batching.state import RUNNING, SMALL_TOP_K, DecodeState
+from higgs.serve.counter_rng import exponential_race, log_uniforms
 
 
-def times_int8(x: Tensor, weight: Int8) -> Tensor:
-    """x [B, 1, in] -> [B, 1, out]. On the CPU, one kernel; elsewhere, what torch.compile makes one of."""
+def linear_int8(x: Tensor, weight: Int8) -> Tensor:
+    """x [B, 1, in] -> [B, 1, out]. On the CPU one kernel; elsewhere torch.compile makes one of it."""
     if x.device.type == "cpu":
         return torch._weight_int8pack_mm(x[:, 0], *weight)[:, None]
-    return F.linear(x, weight.rows.to(x.dtype)) * weight.scales
+    return F.linear(x, weight.values.to(x.dtype)) * weight.scales
 
 
 def linear(x: Tensor, weight: Matrix, residual: Tensor | None = None) -> Tensor:
-    """x [B, 1, in] times [in, out], or times B sheets of it [B, in, out] -> [B, 1, out], added to `residual`.
+    """x [B, 1, in] times [in, out], or times batch-expanded [B, in, out] -> [B, 1, out], added to `residual`.
 
-    Over sheets, each row is multiplied by itself, and its bits do not depend on how many there are: one matrix product
-    of all rows is faster, and rounds otherwise for every height.
+    With batch-expanded weights each slot is multiplied by itself, and its bits do not depend on the number of slots:
+    one product of all slots is faster, and rounds differently for every batch size.
     """
     if isinstance(weight, Int8):
-        product = times_int8(x, weight)
+        product = linear_int8(x, weight)
         return product if residual is None else residual + product
     if weight.dim() == 3:
         return torch.bmm(x, weight) if residual is None else torch.baddbmm(residual, x, weight)
@@ -42,9 +42,9 @@ def linear(x: Tensor, weight: Matrix, residual: Tensor | None = None) -> Tensor:
 
 def rms_norm(x: Tensor, weight: Tensor, floor: Tensor) -> Tensor:
     """x sqrt(D) / sqrt(|x|^2 + D eps): `weight` holds sqrt(D) too, and `floor` is sqrt(D eps)."""
-    wide = x.float()
-    length = torch.linalg.vector_norm(wide, dim=-1, keepdim=True)
-    return (wide / torch.hypot(length, floor) * weight).to(x.dtype)
+    x32 = x.float()
+    length = torch.linalg.vector_norm(x32, dim=-1, keepdim=True)
+    return (x32 / torch.hypot(length, floor) * weight).to(x.dtype)
 
 
 def rotate(x: Tensor, cos: Tensor, signed_sin: Tensor) -> Tensor:
@@ -52,147 +52,145 @@ def rotate(x: Tensor, cos: Tensor, signed_sin: Tensor) -> Tensor:
     return torch.addcmul(x * cos, x.roll(x.shape[-1] // 2, -1), signed_sin)
 
 
-def attend(q: Tensor, kept: Tensor, span: int | Sequence[int], mask: Tensor | None) -> Tensor:
-    """q [B, kv heads, group, d], kept [2, B, kv heads, capacity, d] -> [B, kv heads, group, d].
+def attend(q: Tensor, kv: Tensor, kv_len: int | Sequence[int], mask: Tensor | None) -> Tensor:
+    """q [B, kv heads, group, d], kv [2, B, kv heads, capacity, d] -> [B, kv heads, group, d].
 
-    The queries that share a head of keys go as if they were positions. `span` is how many positions are read, with a
-    mask [B, 1, 1, span] over them; or how many each row has filled, which needs none.
+    The queries that share a head of keys are passed as if they were positions. `kv_len` is how many positions are read,
+    with a mask [B, 1, 1, kv_len] over them; or how many each slot has filled, which needs no mask.
     """
     if mask is None:
-        rows = []
-        for b, length in enumerate(span):
-            k, v = kept.narrow(1, b, 1).narrow(3, 0, length).unbind()
-            rows.append(F.scaled_dot_product_attention(q.narrow(0, b, 1), k, v))
-        return rows[0] if len(rows) == 1 else torch.cat(rows)
-    k, v = kept[:, :, :, :span]
+        mixed = []
+        for b, length in enumerate(kv_len):
+            k, v = kv.narrow(1, b, 1).narrow(3, 0, length).unbind()
+            mixed.append(F.scaled_dot_product_attention(q.narrow(0, b, 1), k, v))
+        return mixed[0] if len(mixed) == 1 else torch.cat(mixed)
+    k, v = kv[:, :, :, :kv_len]
     if q.device.type != "cpu":
         return F.scaled_dot_product_attention(q, k, v, attn_mask=mask)
-    # Written out, it is compiled into what stands around it.
+    # Written out, so that it is compiled into what surrounds it.
     scores = (q * q.shape[-1] ** -0.5) @ k.transpose(-1, -2)
     return scores.masked_fill(~mask, -torch.inf).softmax(-1) @ v
 
 
-def keep(new: Tensor, kept: Tensor, place: tuple[Tensor, Tensor], span: int | Sequence[int]) -> None:
-    """Writes keys and values [B, 2, kv heads, d] to their places (rows [B], positions [B]).
+def write_kv(new: Tensor, kv: Tensor, place: tuple[Tensor, Tensor], kv_len: int | Sequence[int]) -> None:
+    """Writes keys and values [B, 2, kv heads, d] to their places (slots [B], positions [B]).
 
-    Where `span` is exact, the newest position is its last: that of a row which has ended is beyond its end, and is not
-    read.
+    With exact lengths the newest position is the last; that of a slot which has ended is beyond its end, and not read.
     """
-    if isinstance(span, int):
-        row, position = place
-        kept[:, row, :, position] = new
+    if isinstance(kv_len, int):
+        slots, positions = place
+        kv[:, slots, :, positions] = new
         return
-    for b, length in enumerate(span):
-        kept.select(1, b).select(2, length - 1).copy_(new[b])
+    for b, length in enumerate(kv_len):
+        kv.select(1, b).select(2, length - 1).copy_(new[b])
 
 
-def draw(logits: Tensor, state: DecodeState, top_k: Tensor, log_uniform: Tensor, width: int) -> Tensor:
-    """[B, K, N + 2] -> [B, K]: temperature, top-k and top-p among the `width` likeliest, then one draw.
+def draw(logits: Tensor, state: DecodeState, top_k: Tensor, log_uniform: Tensor, candidates: int) -> Tensor:
+    """[B, K, N + 2] -> [B, K]: temperature, top-k and top-p among the likeliest `candidates`, then one draw.
 
     As `process_logits`: ties with the k-th stay, and top-p keeps a code while the likelier ones before it sum to less
     than p.
     """
-    ranked, order = (logits / state.temperature).topk(width)
+    ranked, order = (logits / state.temperature).topk(candidates)
     least = ranked.gather(-1, top_k)
     probabilities = ranked.masked_fill(ranked < least, -torch.inf).softmax(-1)
     before = probabilities.cumsum(-1) - probabilities
-    winner = race(probabilities * (before < state.top_p), log_uniform.gather(-1, order))
-    return order.gather(-1, winner[..., None])[..., 0]
+    drawn = exponential_race(probabilities * (before < state.top_p), log_uniform.gather(-1, order))
+    return order.gather(-1, drawn[..., None])[..., 0]
 
 
-def choose(logits: Tensor, state: DecodeState, log_uniform: Tensor, wide: bool) -> Tensor:
-    """[B, K, N + 2] -> [B, K]: drawn, and drawn again where the window holds the code too often.
+def sample(logits: Tensor, state: DecodeState, log_uniform: Tensor, full_vocab: bool) -> Tensor:
+    """[B, K, N + 2] -> [B, K]: drawn, and drawn again where the RAS window holds the code too often.
 
-    log_uniform [B, 2 K, N + 2]. `wide` is whether any row wants more than the `NARROW` likeliest; rows that do not are
-    drawn as without it.
+    log_uniform [B, 2 K, N + 2]. `full_vocab` is whether any slot wants more than `SMALL_TOP_K` candidates; slots that
+    do not are drawn as without it.
     """
     first, second = log_uniform.chunk(2, dim=1)
-    top_k = state.top_k.clamp(max=NARROW - 1) if wide else state.top_k
-    codes = draw(logits, state, top_k, first, NARROW)
-    if wide:
+    top_k = state.top_k.clamp(max=SMALL_TOP_K - 1) if full_vocab else state.top_k
+    codes = draw(logits, state, top_k, first, SMALL_TOP_K)
+    if full_vocab:
         every = draw(logits, state, state.top_k, first, logits.shape[-1])
-        codes = torch.where(state.wide, every, codes)
-    repeats = (state.heard == codes[:, None]).sum(1)
-    again = race(logits.softmax(-1), second)
-    return torch.where(repeats >= state.ras_repeats, again, codes)
+        codes = torch.where(state.full_vocab, every, codes)
+    repeats = (state.recent_codes == codes[:, None]).sum(1)
+    redrawn = exponential_race(logits.softmax(-1), second)
+    return torch.where(repeats >= state.ras_repeats, redrawn, codes)
 
 
-def delay(codes: Tensor, state: DecodeState, ordinal: Tensor, size: int) -> tuple[Tensor, Tensor]:
+def delay(codes: Tensor, state: DecodeState, codebook_ids: Tensor, size: int) -> tuple[Tensor, Tensor]:
     """[B, K] as drawn -> (as the delay pattern allows them, how many codebooks have ended then [B, 1]).
 
-    As `DelayState.apply`. Column n leaves codebooks n ... K - 1 at stream bos. The first codebook that draws stream
-    eos ends those above it at once; with each further column one more ends. `ordinal` is 1 ... K.
+    As `DelayState.apply`. Step n leaves codebooks n ... K - 1 at stream bos. The first codebook that draws stream
+    eos ends those above it at once; with each further step one more ends. `codebook_ids` is 1 ... K.
     """
     K = codes.shape[1]
-    codes = codes.masked_fill(ordinal > state.column[:, None], size)
-    lowest = ordinal.expand_as(codes).masked_fill(codes != size + 1, K + 1).amin(-1, keepdim=True)
-    ended = torch.where(state.ended > 0, state.ended + 1, lowest % (K + 1))
-    return codes.masked_fill(state.ordinal < ended, size + 1), ended
+    codes = codes.masked_fill(codebook_ids > state.step[:, None], size)
+    lowest = codebook_ids.expand_as(codes).masked_fill(codes != size + 1, K + 1).amin(-1, keepdim=True)
+    num_finished = torch.where(state.num_finished > 0, state.num_finished + 1, lowest % (K + 1))
+    return codes.masked_fill(state.codebook_ids < num_finished, size + 1), num_finished
 
 
 def run_layer(
     x: Tensor,
     layer: FusedLayer,
-    kept: Tensor,
+    kv: Tensor,
     place: tuple[Tensor, Tensor],
     rope: tuple[Tensor, Tensor],
-    floor: Tensor,
-    span: int | Sequence[int],
+    norm_floor: Tensor,
+    kv_len: int | Sequence[int],
     mask: Tensor | None,
 ) -> Tensor:
-    """x [B, 1, D], kept [2, B, kv heads, capacity, d], place (rows [B], positions [B]) -> [B, 1, D]"""
-    _, rows, kv_heads, _, d = kept.shape
-    qkv = linear(rms_norm(x, layer.attention_norm, floor), layer.qkv).view(rows, -1, d)
-    turned = rotate(qkv, *rope)
-    heads = turned.shape[1] - 2 * kv_heads
-    keep(turned[:, heads:].view(rows, 2, kv_heads, d), kept, place, span)
-    mixed = attend(turned[:, :heads].view(rows, kv_heads, -1, d), kept, span, mask)
-    x = linear(mixed.reshape(rows, 1, -1), layer.out, x)
-    gate, up = linear(rms_norm(x, layer.ffn_norm, floor), layer.gate_up).chunk(2, dim=-1)
+    """x [B, 1, D], kv [2, B, kv heads, capacity, d], place (slots [B], positions [B]) -> [B, 1, D]"""
+    _, slots, kv_heads, _, d = kv.shape
+    qkv = linear(rms_norm(x, layer.attention_norm, norm_floor), layer.qkv).view(slots, -1, d)
+    rotated = rotate(qkv, *rope)
+    heads = rotated.shape[1] - 2 * kv_heads
+    write_kv(rotated[:, heads:].view(slots, 2, kv_heads, d), kv, place, kv_len)
+    mixed = attend(rotated[:, :heads].view(slots, kv_heads, -1, d), kv, kv_len, mask)
+    x = linear(mixed.reshape(slots, 1, -1), layer.out, x)
+    gate, up = linear(rms_norm(x, layer.ffn_norm, norm_floor), layer.gate_up).chunk(2, dim=-1)
     return linear(F.silu(gate) * up, layer.down, x)
 
 
-def move_on(state: DecodeState, codes: Tensor, ended: Tensor) -> None:
-    """Writes what a step drew. A row that was live has one column more, and lives on unless that was its last."""
-    finished = ended[:, 0] >= codes.shape[1]
-    kind = state.live * (finished + RUNNING)
-    record = torch.cat([codes, kind[:, None]], dim=1)
-    state.records.index_copy_(1, state.tick, record[:, None])
-    state.tick.add_(1)
-    state.heard.index_put_((state.rows, state.column % state.ras_window), codes)
+def advance(state: DecodeState, codes: Tensor, num_finished: Tensor) -> None:
+    """Writes what a step drew. A slot that was active has one step more, and stays active unless that was its last."""
+    finished = num_finished[:, 0] >= codes.shape[1]
+    kind = state.active * (finished + RUNNING)
+    output = torch.cat([codes, kind[:, None]], dim=1)
+    state.outputs.index_copy_(1, state.output_step, output[:, None])
+    state.output_step.add_(1)
+    state.recent_codes.index_put_((state.slots, state.step % state.ras_window), codes)
     state.codes.copy_(codes)
-    state.ended.copy_(ended)
-    state.column.add_(state.live)
-    state.position.add_(state.live)
-    state.live.logical_and_(state.column < state.limit).logical_and_(~finished)
+    state.num_finished.copy_(num_finished)
+    state.step.add_(state.active)
+    state.position.add_(state.active)
+    state.active.logical_and_(state.step < state.limit).logical_and_(~finished)
 
 
 def decode_step(
     weights: FusedWeights,
     cache: Sequence[Tensor],
     state: DecodeState,
-    span: int | Sequence[int],
-    wide: bool,
+    kv_len: int | Sequence[int],
+    full_vocab: bool,
 ) -> None:
-    """One more column for every row that is live.
+    """One more delayed frame for every active slot.
 
-    `cache` holds [2, B, kv heads, capacity, d] for each layer. `span` as in `attend`: a number is a
-    bound on all positions, and fixes the shapes; a list is exact. `wide` as in `choose`.
+    `cache` holds [2, B, kv heads, capacity, d] for each layer. `kv_len` as in `attend`: a number is a bound on all
+    positions, and fixes the shapes; a list is exact. `full_vocab` as in `sample`.
     """
-    rows, K = state.codes.shape
+    slots, K = state.codes.shape
     x = weights.embedding[weights.codebooks, state.codes].sum(1, keepdim=True)
     position = state.position[:, None]
-    angles = position.expand(-1, len(weights.still)).masked_fill(weights.still, len(weights.rope) - 1)
-    turns = weights.rope[angles]
-    place, rope = (state.rows, state.position), turns.unbind(2)
+    angles = position.expand(-1, len(weights.no_rope)).masked_fill(weights.no_rope, len(weights.rope) - 1)
+    place, rope = (state.slots, state.position), weights.rope[angles].unbind(2)
     mask = None
-    if isinstance(span, int):
-        mask = (torch.arange(span, device=x.device) <= position)[:, None, None]
-    for layer, kept in zip(weights.layers, cache, strict=True):
-        x = run_layer(x, layer, kept, place, rope, weights.floor, span, mask)
-    logits = linear(rms_norm(x, weights.norm, weights.floor), weights.head)
-    logits = logits.float().view(rows, K, -1)
-    logits[..., -2:].add_(state.barred)
-    log_uniform = log_uniforms(state.keys[state.rows, state.column], weights.symbols)
-    codes = choose(logits, state, log_uniform, wide)
-    move_on(state, *delay(codes, state, weights.ordinal, logits.shape[-1] - 2))
+    if isinstance(kv_len, int):
+        mask = (torch.arange(kv_len, device=x.device) <= position)[:, None, None]
+    for layer, kv in zip(weights.layers, cache, strict=True):
+        x = run_layer(x, layer, kv, place, rope, weights.norm_floor, kv_len, mask)
+    logits = linear(rms_norm(x, weights.norm, weights.norm_floor), weights.head)
+    logits = logits.float().view(slots, K, -1)
+    logits[..., -2:].add_(state.logit_bias)
+    log_uniform = log_uniforms(state.keys[state.slots, state.step], weights.token_hashes)
+    codes = sample(logits, state, log_uniform, full_vocab)
+    advance(state, *delay(codes, state, weights.codebook_ids, logits.shape[-1] - 2))

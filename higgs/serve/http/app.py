@@ -24,8 +24,9 @@ from starlette.exceptions import HTTPException
 from starlette.types import Receive, Scope, Send
 
 from higgs.config import SamplingConfig
-from higgs.data.chatml import ChatMLSample, smart_voice
-from higgs.data.text.checks import check_text
+from higgs.data.chatml import smart_voice
+from higgs.data.speech import SpeechRequest, speech_request
+from higgs.data.text.chunks import ChunkOptions
 from higgs.data.voices import Voice, list_voices
 from higgs.serve.batching.scheduler import QueueFull
 from higgs.serve.engine import Engine
@@ -33,7 +34,8 @@ from higgs.serve.generation import GenerationConfig
 from higgs.serve.http.async_engine import AsyncEngine, EngineDead
 from higgs.serve.http.audio_encoder import MEDIA_TYPES, AudioEncoder
 from higgs.serve.http.prometheus import Metrics
-from higgs.serve.http.speech_request import ApiError, SpeechRequest, validation_error
+from higgs.serve.http.speech_request import ApiError, SpeechBody, validation_error
+from higgs.serve.long_form import SilentChunkError
 
 MAX_BODY = 1 << 20  # bytes
 WARM_UP = "Good morning."
@@ -46,19 +48,24 @@ logger = logging.getLogger(__name__)
 class ServerConfig:
     """`model` is the name that requests give. The limits are those of one request.
 
-    `sampling` and `max_new_tokens` None: the checkpoint's.
+    `sampling`, `max_new_tokens` and `chunks` None: the checkpoint's.
     """
 
     model: str = "nano"
     voices: Path = Path("data/voices")
     sampling: SamplingConfig | None = None
     max_new_tokens: int | None = None
-    max_characters: int = 1000
+    chunks: ChunkOptions | None = None
+    max_characters: int = 4096
     max_seconds: float = 120.0
 
     def completed(self, own: GenerationConfig) -> "ServerConfig":
-        limit = self.max_new_tokens or own.max_new_tokens
-        return replace(self, sampling=self.sampling or own.sampling, max_new_tokens=limit)
+        return replace(
+            self,
+            sampling=self.sampling or own.sampling,
+            max_new_tokens=self.max_new_tokens or own.max_new_tokens,
+            chunks=self.chunks or own.chunks,
+        )
 
 
 def read_voices(folder: Path) -> dict[str, Voice]:
@@ -69,36 +76,36 @@ def read_voices(folder: Path) -> dict[str, Voice]:
         raise RuntimeError(f"voice folder {folder}: {error}") from error
 
 
-def validate(request: SpeechRequest, config: ServerConfig) -> tuple[ChatMLSample, SamplingConfig, int]:
-    """-> the arguments of `AsyncEngine.stream`. Raises ApiError for what this server does not do."""
-    if request.model != config.model:
-        message = f"model: no {request.model!r:.60} here; this server has {config.model!r}"
+def to_request(body: SpeechBody, config: ServerConfig) -> SpeechRequest:
+    """Raises ApiError for what this server does not do."""
+    if body.model != config.model:
+        message = f"model: no {body.model!r:.60} here; this server has {config.model!r}"
         raise ApiError(message, "model", "model_not_found", 404)
-    if request.speed != 1:
-        message = f"speed: only 1.0 is supported, got {request.speed}"
+    if body.speed != 1:
+        message = f"speed: only 1.0 is supported, got {body.speed}"
         raise ApiError(message, "speed", "unsupported_parameter")
     for name in ("input", "scene"):
-        text = getattr(request, name)
-        if text is None:
-            continue
-        if len(text) > config.max_characters:
-            message = f"{name}: {len(text)} characters; at most {config.max_characters} in one request"
+        length = len(getattr(body, name) or "")
+        if length > config.max_characters:
+            message = f"{name}: {length} characters; at most {config.max_characters} in one request"
             raise ApiError(message, name, "string_above_max_length")
-        try:
-            check_text(text)
-        except ValueError as error:
-            raise ApiError(f"{name}: {error}", name, "invalid_value") from error
     voices = read_voices(config.voices)
-    if (name := request.voice_name) not in voices:
+    if (name := body.voice_name) not in voices:
         message = f"voice: no {name!r:.60}; there are: {', '.join(voices)}"
         raise ApiError(message, "voice", "voice_not_found")
-    limit = request.max_new_tokens or config.max_new_tokens
+    limit = body.max_new_tokens or config.max_new_tokens
     if limit > config.max_new_tokens:
         message = f"max_new_tokens: at most {config.max_new_tokens}, got {limit}"
         raise ApiError(message, "max_new_tokens", "invalid_value")
-    settings = {key: getattr(request, key) for key in ("seed", "temperature", "top_k", "top_p")}
-    sample = voices[name].prompt(request.input, request.scene)
-    return sample, config.sampling.override(**settings), limit
+    settings = {key: getattr(body, key) for key in ("seed", "temperature", "top_k", "top_p")}
+    return speech_request(
+        body.input,
+        voices[name],
+        config.chunks,
+        body.scene,
+        sampling=config.sampling.override(**settings),
+        max_new_tokens=limit,
+    )
 
 
 def to_api_error(error: Exception) -> ApiError:
@@ -108,6 +115,8 @@ def to_api_error(error: Exception) -> ApiError:
             return ApiError(f"{error}; try again later", code="busy", status=429)
         case TimeoutError():
             return ApiError("the request took too long", code="timeout", status=504)
+        case SilentChunkError():
+            return ApiError(str(error), "seed", "no_audio", 500)
         case EngineDead():
             message = "the engine has stopped; the server's log says why"
             return ApiError(message, code="engine_stopped", status=503)
@@ -143,27 +152,31 @@ def accounted(metrics: Metrics, seconds: float) -> Iterator[None]:
 
 
 async def speak(
-    request: SpeechRequest, config: ServerConfig, engine: AsyncEngine, metrics: Metrics
+    body: SpeechBody, config: ServerConfig, engine: AsyncEngine, metrics: Metrics, headers: dict[str, str]
 ) -> AsyncIterator[bytes]:
-    """A request -> its response's body, at least one piece, each with at least one byte. Raises ApiError."""
+    """-> the response's body, in at least one part, each of at least one byte. Raises ApiError.
+
+    `headers` has the stop reason before the last part is yielded, which is in time where the first is the last.
+    """
     with accounted(metrics, config.max_seconds):
-        arguments = await asyncio.to_thread(validate, request, config)
+        request = await asyncio.to_thread(to_request, body, config)
         started, samples, rate = time.monotonic(), 0, engine.engine.tokenizer.sample_rate
-        encoder = AudioEncoder(request.response_format, rate)
-        async with aclosing(engine.stream(*arguments, config.max_seconds)) as chunks:
+        encoder = AudioEncoder(body.response_format, rate)
+        async with aclosing(engine.stream(request, config.max_seconds)) as chunks:
             async for chunk in chunks:
                 data = encoder.write(chunk.waveform) if len(chunk.waveform) else b""
-                if not samples:
-                    if not len(chunk.waveform):
-                        message = "the model ended its turn without audio; try another seed"
-                        raise ApiError(message, "seed", "no_audio", 500)
+                if not samples and len(chunk.waveform):
                     metrics.first_audio.observe(time.monotonic() - started)
                 samples += len(chunk.waveform)
                 if chunk.stop_reason:
+                    if not samples:
+                        message = "the model ended its turn without audio; try another seed"
+                        raise ApiError(message, "seed", "no_audio", 500)
+                    headers["x-higgs-stop-reason"] = chunk.stop_reason
                     data += encoder.finish()
                     metrics.audio_seconds.inc(samples / rate)
                     metrics.whole.observe(time.monotonic() - started)
-                if request.stream_format == "sse":
+                if body.stream_format == "sse":
                     data = events(data, chunk.stop_reason, samples / rate)
                 if data:
                     yield data
@@ -184,12 +197,12 @@ class SpeechResponse(StreamingResponse):
     """A streamed body whose headers wait for its first piece: an error before it is an answer with its own status.
 
     An error after it closes the connection; so does the end of `seconds`, also where the client does not read. The body
-    is closed in every case, which frees the slot. A FLAC file is one piece, so its length is known.
+    is closed in every case, which frees the slot. A FLAC file is one part, so its length and `late_headers` are known.
     """
 
-    def __init__(self, body: AsyncIterator[bytes], seconds: float, **more):
+    def __init__(self, body: AsyncIterator[bytes], seconds: float, late_headers: dict[str, str], **more):
         super().__init__(body, **more)
-        self.seconds = seconds
+        self.seconds, self.late_headers = seconds, late_headers
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         try:
@@ -202,7 +215,7 @@ class SpeechResponse(StreamingResponse):
     async def stream_response(self, send: Send) -> None:
         first = await anext(self.body_iterator)
         if self.media_type == MEDIA_TYPES["flac"]:
-            self.headers["content-length"] = str(len(first))
+            self.headers.update(self.late_headers | {"content-length": str(len(first))})
         self.body_iterator = _chain(first, self.body_iterator)
         await super().stream_response(send)
 
@@ -221,7 +234,7 @@ def make_app(engine: Engine, config: ServerConfig) -> FastAPI:
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
         app.state.async_engine = async_engine = AsyncEngine(engine)
         try:
-            warm_up = async_engine.stream(smart_voice(WARM_UP), config.sampling, 30)
+            warm_up = async_engine.stream(SpeechRequest((smart_voice(WARM_UP),), (), max_new_tokens=30))
             async with aclosing(warm_up) as chunks:
                 async for _ in chunks:
                     pass
@@ -237,13 +250,15 @@ def make_app(engine: Engine, config: ServerConfig) -> FastAPI:
     app.add_route("/metrics", lambda _: metrics.app)
 
     @app.post("/v1/audio/speech", response_class=Response)
-    async def speech(request: SpeechRequest) -> SpeechResponse:
-        sse = request.stream_format == "sse"
-        seed = config.sampling.seed if request.seed is None else request.seed
+    async def speech(body: SpeechBody) -> SpeechResponse:
+        sse = body.stream_format == "sse"
+        seed = config.sampling.seed if body.seed is None else body.seed
+        late_headers: dict[str, str] = {}
         return SpeechResponse(
-            speak(request, config, app.state.async_engine, metrics),
+            speak(body, config, app.state.async_engine, metrics, late_headers),
             config.max_seconds,
-            media_type="text/event-stream" if sse else MEDIA_TYPES[request.response_format],
+            late_headers,
+            media_type="text/event-stream" if sse else MEDIA_TYPES[body.response_format],
             headers={"cache-control": "no-store", "x-seed": str(seed)},
         )
 

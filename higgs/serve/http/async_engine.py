@@ -1,7 +1,7 @@
 """`AsyncEngine`: an `Engine` for asyncio. One thread runs the scheduler; a pool prepares prompts and decodes audio.
 
-Nothing blocks the event loop. A request that ends early (error, timeout, client gone) frees its slot before
-the next burst.
+Nothing blocks the event loop. A request that ends early (error, timeout, client gone) frees its slot before the next
+decode steps.
 """
 
 import asyncio
@@ -10,16 +10,23 @@ import threading
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import aclosing
+from dataclasses import replace
 from typing import Any, TypeVar
+
+import torch
+from torch import Tensor
 
 from higgs.config import SamplingConfig
 from higgs.data.chatml import ChatMLSample
-from higgs.serve.batching.scheduler import QueueFull, Ticket
+from higgs.data.speech import SpeechRequest
+from higgs.serve.batching.scheduler import QueueFull, Sequence
 from higgs.serve.engine import Engine
-from higgs.serve.stream import AudioStream, Chunk
+from higgs.serve.long_form import FADE_SECONDS, SilentChunkError, StreamFade, chunk_prompt, chunk_seeds
+from higgs.serve.stream import AudioChunk, AudioStream
 
 T = TypeVar("T")
-MAX_FAILURES = 3  # consecutive bursts that may fail before the engine is dead
+MAX_FAILURES = 3  # consecutive failures of the scheduler before the engine is dead
 
 logger = logging.getLogger(__name__)
 
@@ -29,7 +36,7 @@ class EngineDead(RuntimeError):
 
 
 class AsyncEngine:
-    """`async for chunk in AsyncEngine(engine).stream(sample, sampling)`: `Engine.stream`, many at once.
+    """`async for chunk in AsyncEngine(engine).stream(request)`: `Engine.stream`, many at once.
 
     `stream` is called from one event loop. `close` ends the threads and the open requests.
     """
@@ -39,11 +46,11 @@ class AsyncEngine:
         self.open = 0  # requests that `stream` is serving, queued ones included
         self.error: Exception | None = None  # why the engine is dead
         self._failures = 0
-        self._subscribers: dict[Ticket, tuple[asyncio.AbstractEventLoop, asyncio.Event]] = {}
+        self._subscribers: dict[Sequence, tuple[asyncio.AbstractEventLoop, asyncio.Event]] = {}
         self._lock = threading.Lock()
         self._work, self._closing = threading.Event(), False
         self._pool = ThreadPoolExecutor(workers, "higgs-audio")
-        self._thread = threading.Thread(target=self._run, name="higgs-bursts", daemon=True)
+        self._thread = threading.Thread(target=self._run, name="higgs-scheduler", daemon=True)
         self._thread.start()
 
     @property
@@ -61,17 +68,13 @@ class AsyncEngine:
         self._thread.join()
         self._pool.shutdown(cancel_futures=True)
 
-    async def stream(
-        self,
-        sample: ChatMLSample,
-        sampling: SamplingConfig | None = None,
-        max_new_tokens: int = 1024,
-        seconds: float | None = None,
-    ) -> AsyncIterator[Chunk]:
+    async def stream(self, request: SpeechRequest, seconds: float | None = None) -> AsyncIterator[AudioChunk]:
         """Chunks of waveform as they become final; the last one has a `stop_reason`.
 
-        Raises QueueFull at once when `max_open` requests are open, ValueError as `Engine.stream`, TimeoutError after
-        `seconds`, EngineDead, and whatever the engine fails with.
+        A long text is spoken chunk by chunk, as `higgs.serve.long_form.speak` does, but for its levels, which only the
+        whole can tell; a chunk that was cut off cannot be spoken again, and its reason is that of the request.
+        Raises QueueFull at once when `max_open` requests are open, ValueError as `speak`, TimeoutError after `seconds`,
+        EngineDead, and whatever the engine fails with.
         """
         if not self.healthy or self._closing:
             raise EngineDead(f"the engine has stopped: {self.error or 'it is being closed'}")
@@ -79,26 +82,74 @@ class AsyncEngine:
             raise QueueFull(f"{self.open} requests are open; this server takes {self.max_open}")
         deadline = None if seconds is None else time.monotonic() + seconds
         self.open += 1
-        ticket = None
         try:
-            request = await self._in_pool(deadline, self.engine.request, sample, sampling, max_new_tokens)
-            ticket = self.scheduler.submit(request)
-            audio, ready = AudioStream(self.engine.tokenizer), self._subscribe(ticket)
+            settings = (request.sampling, request.max_new_tokens)
+            single = self._sequence(request.samples[0], *settings, None, deadline)
+            async with aclosing(self._chunks(request, deadline) if request.chunks else single) as chunks:
+                async for chunk in chunks:
+                    yield chunk
+        finally:
+            self.open -= 1
+
+    async def _sequence(
+        self,
+        sample: ChatMLSample,
+        sampling: SamplingConfig | None,
+        max_new_tokens: int | None,
+        codes: list[Tensor] | None,
+        deadline: float | None,
+    ) -> AsyncIterator[AudioChunk]:
+        """One sequence; without `codes`, the sample's audio files are encoded."""
+        sequence = await self._in_pool(deadline, self.engine.sequence, sample, sampling, max_new_tokens, codes)
+        self.scheduler.submit(sequence)
+        try:
+            audio, ready = AudioStream(self.engine.tokenizer), self._subscribe(sequence)
             done = False
             while not done:
                 await self._before(deadline, ready.wait())
                 ready.clear()
-                done = ticket.done  # before `take`, which then returns the rest
-                chunks = await self._in_pool(deadline, lambda: list(audio.push(ticket.take())))
-                for chunk in chunks:
+                done = sequence.done  # before `read_new`, which then returns the rest
+                for chunk in await self._in_pool(deadline, lambda: list(audio.push(sequence.read_new()))):
                     yield chunk
-            yield await self._in_pool(deadline, audio.finish, ticket.finished, ticket.stop_reason)
+            yield await self._in_pool(deadline, audio.finish, sequence.finished, sequence.stop_reason)
         finally:
-            self.open -= 1
-            if ticket is not None:
-                self.scheduler.cancel(ticket)
-                with self._lock:
-                    self._subscribers.pop(ticket, None)
+            self.scheduler.cancel(sequence)
+            with self._lock:
+                self._subscribers.pop(sequence, None)
+
+    async def _chunks(self, request: SpeechRequest, deadline: float | None) -> AsyncIterator[AudioChunk]:
+        """The sequences of a text's chunks, one after another, with pauses between them."""
+        engine, options = self.engine, request.options
+        sampling, rate = request.sampling or engine.generation.sampling, engine.tokenizer.sample_rate
+        none = torch.zeros(engine.tokenizer.num_codebooks, 0, dtype=torch.long)
+        spoken: list[Tensor] = []
+        start, stop_reason = 0, "stop"
+        for index, chunk in enumerate(request.chunks):
+            prompt, context = chunk_prompt(request, index)
+            codes = [await self._in_pool(deadline, engine.reference_codes, a) for a in request.samples[index].audios]
+            codes += [spoken[n] for n in context]
+            fade, frames, last = StreamFade(round(FADE_SECONDS * rate)), [], "stop"
+            for seed in chunk_seeds(sampling.seed, index, options):
+                settings = (replace(sampling, seed=seed), request.max_new_tokens)
+                async with aclosing(self._sequence(prompt, *settings, codes, deadline)) as parts:
+                    async for part in parts:
+                        if part.codes.shape[1] and not frames and (pause := options.pause(chunk.border)):
+                            yield AudioChunk(torch.zeros(round(pause * rate)), none, start, rate)
+                        frames.append(part.codes)
+                        last = part.stop_reason or last
+                        if len(final := fade.push(part.waveform)):
+                            yield AudioChunk(final, part.codes, start + part.start, rate)
+                spoken.append(torch.cat(frames, dim=1))
+                if spoken[-1].shape[1]:
+                    break
+                spoken.pop()
+                frames.clear()
+            else:
+                raise SilentChunkError(request.chunks, index)
+            start += spoken[-1].shape[1]
+            stop_reason = last if stop_reason == "stop" else stop_reason
+            ended = stop_reason if index + 1 == len(request.chunks) else None
+            yield AudioChunk(fade.finish(), none, start, rate, ended)
 
     async def _in_pool(self, deadline: float | None, work: Callable[..., T], *arguments: Any) -> T:
         loop = asyncio.get_running_loop()
@@ -109,22 +160,22 @@ class AsyncEngine:
         left = None if deadline is None else deadline - time.monotonic()
         return await asyncio.wait_for(awaitable, left)
 
-    def _subscribe(self, ticket: Ticket) -> asyncio.Event:
-        """-> an event that is set when there is something to take, or the end."""
+    def _subscribe(self, sequence: Sequence) -> asyncio.Event:
+        """-> an event that is set when the sequence has something new, or has ended."""
         ready = asyncio.Event()
         with self._lock:
-            self._subscribers[ticket] = (asyncio.get_running_loop(), ready)
+            self._subscribers[sequence] = (asyncio.get_running_loop(), ready)
         if self.error is not None:  # the engine died after `stream` had looked
             self._fail(self.error)
-        self._notify()  # the burst may have come first
+        self._notify()  # the scheduler may have run before
         self._work.set()
         return ready
 
     def _notify(self) -> None:
         with self._lock:
             subscribers = list(self._subscribers.items())
-        for ticket, (loop, ready) in subscribers:
-            if (ticket.done or ticket.fresh) and not loop.is_closed():
+        for sequence, (loop, ready) in subscribers:
+            if sequence.has_new and not loop.is_closed():
                 loop.call_soon_threadsafe(ready.set)
 
     def _run(self) -> None:
@@ -132,17 +183,17 @@ class AsyncEngine:
             self._work.wait()
             self._work.clear()
             while not self._closing and self.error is None and not self.scheduler.idle:
-                self._burst()
+                self._run_steps()
                 self._notify()
         self._fail(EngineDead("the engine was closed"))
 
-    def _burst(self) -> None:
+    def _run_steps(self) -> None:
         try:
-            self.scheduler.burst()
+            self.scheduler.run_steps()
             self._failures = 0
-        except Exception as error:  # the running requests have it as theirs
+        except Exception as error:  # the running sequences end with it
             self._failures += 1
-            logger.exception("a burst failed (%d in a row)", self._failures)
+            logger.exception("the scheduler failed (%d times in a row)", self._failures)
             if self._failures >= MAX_FAILURES:
                 self._fail(error)
 
@@ -150,8 +201,8 @@ class AsyncEngine:
         """The engine is dead: open requests end with this error, and no new ones are taken."""
         self.error = error
         with self._lock:
-            tickets = list(self._subscribers)
-        for ticket in tickets:
-            if not ticket.done:
-                ticket.error, ticket.stop_reason = error, "error"
+            sequences = list(self._subscribers)
+        for sequence in sequences:
+            if not sequence.done:
+                sequence.error, sequence.stop_reason = error, "error"
         self._notify()

@@ -31,30 +31,30 @@ STREAMED = {
 }
 
 
-class _Outbox(io.RawIOBase):
-    """A file that libsndfile writes and `take` empties. Writes to bytes already taken (a final header) are dropped."""
+class _Buffer(io.RawIOBase):
+    """A file that libsndfile writes and `read_new` empties; writes to bytes read before (a header) are dropped."""
 
     def __init__(self) -> None:
-        self.content, self.taken, self.position = bytearray(), 0, 0
+        self.content, self.num_read, self.position = bytearray(), 0, 0
 
     def seek(self, offset: int, whence: int = io.SEEK_SET) -> int:
-        self.position = (0, self.position, self.taken + len(self.content))[whence] + offset
+        self.position = (0, self.position, self.num_read + len(self.content))[whence] + offset
         return self.position
 
     def tell(self) -> int:
         return self.position
 
     def write(self, data: bytes) -> int:
-        start, size = self.position - self.taken, len(data)
+        start, size = self.position - self.num_read, len(data)
         self.position += size
         new = bytes(data)[max(0, -start) :]
         start = max(0, start)
         self.content[start : start + len(new)] = new
         return size
 
-    def take(self) -> bytes:
+    def read_new(self) -> bytes:
         new, self.content = bytes(self.content), bytearray()
-        self.taken += len(new)
+        self.num_read += len(new)
         return new
 
 
@@ -69,16 +69,16 @@ class AudioEncoder:
         if kind not in STREAMED:
             raise ValueError(f"audio is streamed as {', '.join(STREAMED)}, not as {kind!r}")
         self.kind, self.sample_rate = kind, check_rate(sample_rate)
-        self._outbox, self._file, self._started = _Outbox(), None, False
+        self._buffer, self._file, self._started = _Buffer(), None, False
         if settings := STREAMED[kind]:
-            self._file = soundfile.SoundFile(self._outbox, "w", samplerate=sample_rate, channels=1, **settings)
+            self._file = soundfile.SoundFile(self._buffer, "w", samplerate=sample_rate, channels=1, **settings)
 
     def write(self, waveform: Tensor) -> bytes:
         """[L] float, clipped to [-1, 1] -> the next bytes, perhaps none."""
         samples = (32767 * waveform.clamp(-1, 1)).round().to(torch.int16).cpu().numpy()
         if self._file is not None:
             self._file.write(samples)
-            return b"" if self.kind == "flac" else self._outbox.take()
+            return b"" if self.kind == "flac" else self._buffer.read_new()
         data = samples.astype("<i2").tobytes()
         header = b"" if self.kind == "pcm" or self._started else self._header()
         self._started = True
@@ -95,4 +95,4 @@ class AudioEncoder:
         if self._file is None:
             return b""
         self._file.close()
-        return self._outbox.take()
+        return self._buffer.read_new()

@@ -18,12 +18,12 @@ class EngineCollector:
         self.engine = engine
 
     def collect(self) -> Iterator[Metric]:
-        scheduler, voices = self.engine.scheduler, self.engine.voices
+        scheduler, cache = self.engine.scheduler, self.engine.cache
         gauges = {
-            "higgs_slots": ("Slots of the batch.", scheduler.decoder.rows),
+            "higgs_slots": ("Slots of the batch.", scheduler.decoder.slots),
             "higgs_running": ("Requests in a slot.", len(scheduler.running)),
             "higgs_waiting": ("Requests that wait for a slot.", len(scheduler.waiting)),
-            "higgs_voice_cache_bytes": ("Size of the voice cache.", voices.bytes),
+            "higgs_voice_cache_bytes": ("Size of the voice cache.", cache.bytes),
         }
         for name, (text, value) in gauges.items():
             yield GaugeMetricFamily(name, text, value=value)
@@ -32,8 +32,8 @@ class EngineCollector:
             stops.add_metric([reason], count)
         yield stops
         lookups = CounterMetricFamily("higgs_voice_cache", "Voice look-ups.", labels=["result"])
-        lookups.add_metric(["hit"], voices.hits)
-        lookups.add_metric(["miss"], voices.misses)
+        lookups.add_metric(["hit"], cache.hits)
+        lookups.add_metric(["miss"], cache.misses)
         yield lookups
 
 
@@ -51,7 +51,7 @@ class Metrics:
             ["outcome"],
             registry=registry,
         )
-        self.audio_seconds = Counter("higgs_audio_seconds", "Seconds of audio made.", registry=registry)
+        self.audio_seconds = Counter("higgs_audio_seconds", "Seconds of audio generated.", registry=registry)
         self.first_audio = Histogram(
             "higgs_first_packet_seconds",
             "From a request to its first audio.",

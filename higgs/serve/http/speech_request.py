@@ -1,8 +1,12 @@
-"""The body of a `/v1/audio/speech` request, and the errors it is answered with."""
+"""The body of a `/v1/audio/speech` request, and the errors that answer it."""
 
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field
+
+from higgs.data.text.checks import check_text
+
+Text = Annotated[str, AfterValidator(check_text)]
 
 # OpenAI's parameters that this model lacks, and what to do instead.
 UNSUPPORTED = {
@@ -31,7 +35,7 @@ class VoiceId(BaseModel):
     id: str
 
 
-class SpeechRequest(BaseModel):
+class SpeechBody(BaseModel):
     """OpenAI's fields and, from `scene` on, this model's. Unknown fields are refused.
 
     A sampling setting that is None is the server's. `response_format` "flac" is sent when complete, the others as they
@@ -41,12 +45,12 @@ class SpeechRequest(BaseModel):
     model_config = ConfigDict(extra="forbid", strict=True)
 
     model: str
-    input: str
+    input: Text
     voice: str | VoiceId
     response_format: Literal["mp3", "opus", "wav", "flac", "pcm"] = "mp3"
     speed: float = 1.0
     stream_format: Literal["audio", "sse"] = "audio"
-    scene: str | None = None
+    scene: Text | None = None
     seed: int | None = Field(None, ge=0, lt=1 << 63)
     temperature: float | None = Field(None, ge=0, le=10)
     top_k: int | None = Field(None, ge=0)
@@ -64,7 +68,7 @@ def validation_error(errors: list[dict[str, Any]]) -> ApiError:
     loc = error["loc"][1:]  # after "body"
     name = loc[0][:60] if loc and isinstance(loc[0], str) else None
     if error["type"] == "extra_forbidden" and len(loc) == 1:
-        fields = ", ".join(SpeechRequest.model_fields)
+        fields = ", ".join(SpeechBody.model_fields)
         why = UNSUPPORTED.get(name, f"there is no such parameter; there are: {fields}")
         return ApiError(f"{name}: {why}", name, "unsupported_parameter")
     if error["type"] == "json_invalid":
@@ -76,4 +80,5 @@ def validation_error(errors: list[dict[str, Any]]) -> ApiError:
     got = error.get("input")
     got = "" if error["type"] == "missing" or isinstance(got, dict | list) else f", got {got!r:.60}"
     place = ".".join(f"{part!s:.60}" for part in loc)
-    return ApiError(f"{place}: {error['msg']}{got}", name, "invalid_value")
+    message = error["msg"].removeprefix("Value error, ")
+    return ApiError(f"{place}: {message}{got}", name, "invalid_value")

@@ -1,10 +1,10 @@
-"""Choosing tokens: temperature, top-k, top-p, and repetition-aware sampling. Pure functions of logits and noise."""
+"""Choosing tokens: temperature, top-k, top-p and repetition-aware sampling. Pure functions of logits and an RNG."""
 
 import torch
 from torch import Tensor
 
 from higgs.config import SamplingConfig
-from higgs.serve.counter_rng import Noise
+from higgs.serve.counter_rng import Rng
 
 
 def process_logits(logits: Tensor, config: SamplingConfig) -> Tensor:
@@ -25,26 +25,26 @@ def process_logits(logits: Tensor, config: SamplingConfig) -> Tensor:
     return logits
 
 
-def sample_codes(logits: Tensor, history: Tensor, step: int, config: SamplingConfig, noise: Noise) -> Tensor:
-    """logits [K, N + 2] float32, history [K, columns so far] -> one code for each codebook [K].
+def sample_codes(logits: Tensor, history: Tensor, step: int, config: SamplingConfig, rng: Rng) -> Tensor:
+    """logits [K, N + 2] float32, history [K, steps so far] -> one code for each codebook [K].
 
-    Repetition-aware sampling (Chen et al. 2024, VALL-E 2): a code that already stands `ras_max_repeats` times in
-    the last `ras_window` columns is drawn again from the untempered, unfiltered distribution; in greedy mode too, as in
-    the original.
+    Repetition-aware sampling (Chen et al. 2024, VALL-E 2): a code that occurs `ras_max_repeats` times or more in the
+    last `ras_window` steps is drawn again from the untempered, unfiltered distribution; in greedy mode too, as in the
+    reference implementation (boson-ai/higgs-audio).
     """
     if config.temperature == 0:
         codes = logits.argmax(-1)
     else:
-        codes = noise.codes(process_logits(logits, config), step)
+        codes = rng.codes(process_logits(logits, config), step)
     if config.ras_window is None:
         return codes
     repeats = (history[:, -config.ras_window :] == codes[:, None]).sum(1)
-    rows = repeats >= config.ras_max_repeats
-    return torch.where(rows, noise.codes_again(logits, step, rows), codes)
+    repeated = repeats >= config.ras_max_repeats
+    return torch.where(repeated, rng.redraw(logits, step, repeated), codes)
 
 
-def sample_text(logits: Tensor, step: int, config: SamplingConfig, noise: Noise) -> Tensor:
+def sample_text(logits: Tensor, step: int, config: SamplingConfig, rng: Rng) -> Tensor:
     """[V] float32 -> [] int64"""
     if config.temperature == 0:
         return logits.argmax(-1)
-    return noise.text(process_logits(logits, config), step)
+    return rng.text(process_logits(logits, config), step)

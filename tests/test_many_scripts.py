@@ -19,9 +19,9 @@ from higgs.evaluate.judges.registry import make_panel
 from higgs.evaluate.report.gather import GENERATED, OF_THE_SET, gather, read_results
 from higgs.evaluate.statistics.summary import summarise
 from higgs.evaluate.utterances import Listener
-from higgs.serve import many_scripts as takes
+from higgs.serve import many_scripts as many_scripts
 from higgs.serve.engine import Engine
-from higgs.serve.many_scripts import batches, choose_requests, read_take, speak_all, work_folder
+from higgs.serve.many_scripts import batches, choose_tasks, read_utterance, speak_all, work_folder
 
 SAMPLING = SamplingConfig(temperature=0.4, top_k=20, top_p=1.0)
 
@@ -46,25 +46,25 @@ def scripts(tmp_path):
 
 def speak(engine, scripts, folder, limit=40):
     requests = [(script, seed) for script in scripts for seed in (0, 1)]
-    return {take.name: take for take in speak_all(lambda: engine, requests, SAMPLING, limit, folder, 1)}
+    return {utterance.name: utterance for utterance in speak_all(lambda: engine, requests, SAMPLING, limit, folder, 1)}
 
 
 def test_a_killed_run_goes_on_and_ends_with_the_same(engine, scripts, tmp_path, monkeypatch):
     whole = speak(engine, scripts, tmp_path / "whole")
     assert sorted(whole) == ["a-s0", "a-s1", "b-s0", "b-s1", "c-s0", "c-s1"]
-    assert all(take.fresh and len(take.waveform) for take in whole.values())
+    assert all(not utterance.resumed and len(utterance.waveform) for utterance in whole.values())
     assert len(whole["c-s0"].chunks) == 2 and not whole["a-s0"].chunks
 
-    monkeypatch.setattr(takes, "BATCH", 1)  # one by one gives what a batch gives
+    monkeypatch.setattr(many_scripts, "BATCH", 1)  # one by one gives what a batch gives
     requests = [(script, seed) for script in scripts for seed in (0, 1)]
     first = [next(speak_all(lambda: engine, requests, SAMPLING, 40, tmp_path / "cut", 1))]
     (tmp_path / "cut" / "b-s0.safetensors").write_bytes(b"half a file")
     rest = speak(engine, scripts, tmp_path / "cut")
-    assert [name for name, take in rest.items() if not take.fresh] == [first[0].name]
-    for name, take in rest.items():
-        assert torch.equal(take.codes, whole[name].codes) and take.row == whole[name].row
-        assert torch.allclose(take.waveform, whole[name].waveform, atol=1e-5)
-        assert take.chunks == whole[name].chunks
+    assert [name for name, utterance in rest.items() if utterance.resumed] == [first[0].name]
+    for name, utterance in rest.items():
+        assert torch.equal(utterance.codes, whole[name].codes) and utterance.record == whole[name].record
+        assert torch.allclose(utterance.waveform, whole[name].waveform, atol=1e-5)
+        assert utterance.chunks == whole[name].chunks
 
 
 def test_a_request_that_cannot_be_spoken_is_an_empty_take(engine, scripts, tmp_path, monkeypatch):
@@ -78,9 +78,9 @@ def test_a_request_that_cannot_be_spoken_is_an_empty_take(engine, scripts, tmp_p
 
         monkeypatch.setattr(Engine, name, refuse)
     made = speak(engine, scripts[:2], tmp_path)
-    assert (made["b-s0"].row["stop"], made["b-s0"].row["note"]) == ("error", "too long")
+    assert (made["b-s0"].record["stop"], made["b-s0"].record["note"]) == ("error", "too long")
     assert not len(made["b-s0"].waveform) and len(made["a-s0"].waveform)
-    assert read_take(tmp_path / "b-s0.safetensors").row == made["b-s0"].row
+    assert read_utterance(tmp_path / "b-s0.safetensors").record == made["b-s0"].record
 
 
 def test_other_settings_have_another_folder(tmp_path):
@@ -90,12 +90,12 @@ def test_other_settings_have_another_folder(tmp_path):
 
 def test_some_texts_have_all_seeds_whatever_their_order(scripts):
     seeds = [4, 5, 6]
-    once, both = (choose_requests(some, seeds, 1) for some in (scripts, scripts[::-1]))
+    once, both = (choose_tasks(some, seeds, 1) for some in (scripts, scripts[::-1]))
     assert len(once) == 5 and sorted((s.id, n) for s, n in once) == sorted((s.id, n) for s, n in both)
     (often,) = {s.id for s, n in once if n == 6}
     assert [n for s, n in once if s.id != often] == [4, 4]
-    assert len(choose_requests(scripts, seeds, None)) == 9
-    assert [len(batch) for _, batch in batches(choose_requests(scripts, seeds, None), 40)] == [
+    assert len(choose_tasks(scripts, seeds, None)) == 9
+    assert [len(batch) for _, batch in batches(choose_tasks(scripts, seeds, None), 40)] == [
         6, 1, 1, 1,  # what is spoken in chunks is by itself
     ]  # fmt: skip
 
@@ -109,22 +109,22 @@ if __name__ == "__main__":
     import torch
     from higgs.config import SamplingConfig
     from higgs.data.scripts import read_scripts
-    from higgs.serve import many_scripts as takes
+    from higgs.serve import many_scripts as many_scripts
     from higgs.serve.engine import Engine
 
     nano, scripts, folder = sys.argv[1:]
     load = partial(Engine.from_pretrained, f"{nano}/model", f"{nano}/codec", device="cpu")
-    requests = takes.choose_requests(read_scripts(scripts, "data/voices"), [0, 1], None)
+    requests = many_scripts.choose_tasks(read_scripts(scripts, "data/voices"), [0, 1], None)
     sampling, found = SamplingConfig(temperature=0.4, top_k=20, top_p=1.0), []
-    for number, (workers, takes.BATCH) in enumerate([(1, 16), (2, 16), (1, 1)]):
-        made = takes.speak_all(load, requests, sampling, 40, f"{folder}/{number}", workers)
-        found.append({take.name: take for take in made})
+    for number, (workers, many_scripts.BATCH) in enumerate([(1, 16), (2, 16), (1, 1)]):
+        made = many_scripts.speak_all(load, requests, sampling, 40, f"{folder}/{number}", workers)
+        found.append({utterance.name: utterance for utterance in made})
     whole, *others = found
     for other in others:
         assert sorted(other) == sorted(whole) and len(whole) == 6
-        for name, take in whole.items():
-            assert torch.equal(take.codes, other[name].codes) and take.row == other[name].row
-            assert torch.equal(take.waveform, other[name].waveform), name
+        for name, utterance in whole.items():
+            assert torch.equal(utterance.codes, other[name].codes) and utterance.record == other[name].record
+            assert torch.equal(utterance.waveform, other[name].waveform), name
     print("equal")
 """
 
@@ -170,7 +170,7 @@ def test_a_public_set_from_its_list_to_a_table(engine, tmp_path):
     (folder / "meta.lst").write_text("\n".join(lines) + "\n")
     assert sets.main(["seed-tts-eval", str(folder)]) == 0
     scripts = read_scripts(folder / "meta.jsonl", "data/voices")
-    requests = choose_requests(scripts, [0], None)
+    requests = choose_tasks(scripts, [0], None)
     made = list(speak_all(lambda: engine, requests, SAMPLING, 60, tmp_path / "work", 1))
     write_results(tmp_path / "results", made)
     items = gather(read_results(tmp_path / "results"), ["en"])
@@ -187,10 +187,10 @@ def write_results(folder, made):
     """As the stages leave them."""
     from higgs.workflow.outputs import write_json, write_table
 
-    write_table(folder / "generate/utterances.csv", [take.row for take in made])
-    for take in made:
-        path = folder / "generate/audio" / f"{take.name}.flac"
+    write_table(folder / "generate/utterances.csv", [utterance.record for utterance in made])
+    for utterance in made:
+        path = folder / "generate/audio" / f"{utterance.name}.flac"
         path.parent.mkdir(parents=True, exist_ok=True)
-        save_audio(path, take.waveform, 24_000)
+        save_audio(path, utterance.waveform, 24_000)
     write_json(folder / "generate/summary.json", {})
     write_json(folder / "tokenize/summary.json", {"recordings": "data/recordings/manifest.jsonl"})
