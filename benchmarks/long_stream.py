@@ -21,13 +21,13 @@ from higgs.data.chatml import smart_voice
 def endless(engine: Engine) -> None:
     """From now on no request ends by itself."""
     decoder = engine.scheduler.decoder
-    admit = decoder.admit
+    prefill = decoder.prefill
 
-    def admit_and_bar(row: int, *arguments) -> None:
-        admit(row, *arguments)
-        decoder.state.barred[row, :, 1] = -torch.inf
+    def prefill_and_mask(slot: int, *arguments) -> None:
+        prefill(slot, *arguments)
+        decoder.state.logit_bias[slot, :, 1] = -torch.inf
 
-    decoder.admit = admit_and_bar
+    decoder.prefill = prefill_and_mask
 
 
 def main() -> None:
