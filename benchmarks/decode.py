@@ -38,7 +38,7 @@ from higgs.checkpoint.config_json import model_to_json
 from higgs.config import CodecConfig, ModelConfig, SamplingConfig
 from higgs.data.chatml import Tokens
 from higgs.data.collator import collate, spread
-from higgs.serve.batching.scheduler import Request, Scheduler
+from higgs.serve.batching.scheduler import Scheduler, Sequence
 from higgs.serve.batching.slots import SlotDecoder
 from higgs.serve.stream import AudioStream
 from higgs.tokens import TokenIds
@@ -100,10 +100,10 @@ def ours(
     scheduler = Scheduler(decoder, max_waiting=1)
 
     def run(steps: int) -> None:
-        sequence = scheduler.submit(Request(prompt, SAMPLING, steps))
+        sequence = scheduler.submit(Sequence(prompt, SAMPLING, steps))
         while not sequence.done:
             scheduler.run_steps()
-        assert sequence.made == steps, "a segment ended by itself"
+        assert sequence.num_steps == steps, "a segment ended by itself"
 
     return run
 
@@ -219,7 +219,7 @@ def first_packet(model: HiggsAudio, config: CodecConfig, case: str, length: int,
 
     def first() -> Times:
         started = clock("cpu")
-        sequence = scheduler.submit(Request(prompt, SAMPLING, 100))
+        sequence = scheduler.submit(Sequence(prompt, SAMPLING, 100))
         audio, chunks = AudioStream(codec, [4]), []
         while not chunks:
             scheduler.run_steps()
