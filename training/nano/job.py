@@ -143,7 +143,7 @@ class Job:
         self.after_step()
         sums, self.averages["count"] = self.averages["sums"], self.averages["count"] + 1
         for name, value in shown.items():
-            sums[name] = sums.get(name, 0.0) + float(value)
+            sums[name] = sums.get(name, 0.0) + float(value.detach())
 
     def report(self) -> None:
         last = self.step == self.steps
