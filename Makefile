@@ -62,7 +62,7 @@ promote: $(STAMP)
 	rm -rf data/checkpoints/nano
 	mkdir -p data/checkpoints
 	cp -R training/out/nano data/checkpoints/nano
-	$(WITH) python training/exam_table.py --card training/model-card.md --checkpoint training/out/nano
+	$(WITH) python -m training.evaluation.table --card training/model-card.md --checkpoint training/out/nano
 	cp training/model-card.md data/checkpoints/nano/README.md
 	$(WITH) dvc add data
 	rm -rf .dvc-store/files

@@ -1,9 +1,9 @@
-"""What a step of decoding asks of PyTorch, here and in transformers: operators, kernels, and waits for the device.
+"""Operators, kernels and device synchronisations of a decoding step, here and in transformers.
 
     python -m benchmarks.counts
 
 Counted, not timed: the numbers are the same on every run. A kernel is an operator that is no view. On a GPU the
-profiler counts the kernels and the waits of a burst as well.
+profiler counts kernels and synchronisations as well.
 """
 
 from collections import Counter
@@ -24,7 +24,7 @@ VIEWS = {
 
 
 class Operations(TorchDispatchMode):
-    """What reaches the dispatcher, by name."""
+    """Counts the operators that reach the dispatcher, by name."""
 
     def __init__(self):
         super().__init__()
@@ -51,7 +51,7 @@ class Operations(TorchDispatchMode):
 
 
 def of_our_step(model, prompt) -> Operations:
-    """One step of a request alone, outside of inference mode, in which operators reach the dispatcher in parts."""
+    """One step of a single request, outside of inference mode, in which operators reach the dispatcher in parts."""
     from higgs.config import SamplingConfig
     from higgs.serve.batching.slots import SlotDecoder
     from higgs.serve.batching.state import DecodeState
@@ -62,7 +62,7 @@ def of_our_step(model, prompt) -> Operations:
     decoder.prefill(0, prompt, 30, SamplingConfig(seed=1))
     weights, cache, state = decoder._view(1)
     state = DecodeState(**{name: tensor.clone() for name, tensor in vars(state).items()})
-    cache = [kept.clone() for kept in cache]
+    cache = [layer.clone() for layer in cache]
     with torch.no_grad(), Operations() as seen:
         decode_step(weights, cache, state, [length + 1], False)
     return seen

@@ -1,12 +1,12 @@
-"""How long a step of decoding takes, here and in transformers: 8 codes, 40 ms of audio.
+"""Time of a decoding step, here and in transformers: 8 codes, 40 ms of audio.
 
     python -m benchmarks.decode                     # on the CPU; with a GPU, the released sizes too
-    python -m benchmarks.decode --rehearse          # what is for a GPU, at a small size on the CPU
+    python -m benchmarks.decode --rehearse          # the GPU's part, at a small size on the CPU
 
-Everything that is compared takes turns within one run; numbers are medians with their range. A step's time is the
-difference between a long and a short generation over the difference of their lengths, so the prompt is not in it. Both
-sides sample with temperature 0.7, top-k 50, top-p 0.95 and repetition-aware redraws; the weights are random, and codes
-that end a segment are made unlikely. CPU time is the steadier one where other programs run beside.
+Measurements alternate within one run; numbers are medians with their range. A step's time is the difference between a
+long and a short generation over the difference of their lengths, without the prompt. Both sides sample with
+temperature 0.7, top-k 50, top-p 0.95 and repetition-aware sampling; the weights are random, and codes that end a
+segment are unlikely. CPU time varies less where other programs run.
 """
 
 import gc
@@ -17,7 +17,6 @@ import torch
 import transformers
 from torch import Tensor
 
-import higgs.audio  # noqa: F401  before transformers' models: the import that makes torchaudio harmless
 from benchmarks.timing import (
     Measure,
     Row,
@@ -39,7 +38,7 @@ from higgs.checkpoint.config_json import model_to_json
 from higgs.config import CodecConfig, ModelConfig, SamplingConfig
 from higgs.data.chatml import Tokens
 from higgs.data.collator import collate, expand_audio_placeholders
-from higgs.serve.batching.scheduler import Request, Scheduler
+from higgs.serve.batching.scheduler import Scheduler, Sequence
 from higgs.serve.batching.slots import SlotDecoder
 from higgs.serve.stream import AudioStream
 from higgs.tokens import TokenIds
@@ -59,7 +58,7 @@ SMALL = replace(
 
 
 def random_model(config: ModelConfig, device: str, dtype: torch.dtype) -> HiggsAudio:
-    """Weights that keep activations finite; stream eos is never among the likelier codes."""
+    """Random weights that keep activations finite; stream eos is never among the likely codes."""
     with torch.device("meta"):
         model = HiggsAudio(config)
     model = model.to(dtype).to_empty(device=device).eval().requires_grad_(False)
@@ -101,10 +100,10 @@ def ours(
     scheduler = Scheduler(decoder, max_waiting=1)
 
     def run(steps: int) -> None:
-        sequence = scheduler.submit(Request(prompt, SAMPLING, steps))
+        sequence = scheduler.submit(Sequence(prompt, SAMPLING, steps))
         while not sequence.done:
             scheduler.run_steps()
-        assert sequence.made == steps, "a segment ended by itself"
+        assert sequence.num_steps == steps, "a segment ended by itself"
 
     return run
 
@@ -114,9 +113,9 @@ def theirs(port: transformers.PreTrainedModel, prompt: Batch) -> Callable[[int],
     inputs = {name: tensor.to(port.device) for name, tensor in inputs.items()}
 
     def run(steps: int) -> None:
-        made = port.generate(**inputs, do_sample=True, temperature=0.7, top_k=50, top_p=0.95, max_new_tokens=steps)
-        columns = made if isinstance(made, Tensor) else made.audio_sequences
-        assert columns.shape[1] == steps, "a segment ended by itself"
+        generated = port.generate(**inputs, do_sample=True, temperature=0.7, top_k=50, top_p=0.95, max_new_tokens=steps)
+        codes = generated if isinstance(generated, Tensor) else generated.audio_sequences
+        assert codes.shape[1] == steps, "a segment ended by itself"
 
     return run
 
@@ -152,15 +151,15 @@ def read_bandwidth(device: torch.device, gigabytes: float, repeats: int) -> floa
 
 
 def bytes_per_step(decoder: SlotDecoder, rows: int, context: int) -> int:
-    """What a step has to read: the audio path's weights once, keys and values of each row."""
+    """Memory traffic of a step: the audio path's weights once, keys and values of each slot."""
     found = [t for layer in decoder.weights.layers for t in layer] + [decoder.weights.head]
     matrices = [part for t in found for part in (t if isinstance(t, tuple) else (t,))]
-    kept = sum(layer[:, :1, :, :context].nbytes for layer in decoder.cache.layers)
-    return sum(t.nbytes for t in matrices) + rows * kept
+    kv = sum(layer[:, :1, :, :context].nbytes for layer in decoder.cache.layers)
+    return sum(t.nbytes for t in matrices) + rows * kv
 
 
 def large(config: ModelConfig, codec: CodecConfig, device: str, scale: int, repeats: int) -> list[Row]:
-    """What is asked of a GPU, at any size: alone, beside transformers, 64 rows, and the first packet."""
+    """For a GPU, at any size: one request, transformers, 64 slots, and the first packet."""
     dtype = torch.bfloat16
     model = random_model(config, device, dtype)
     where, case = model.device, f"{config.hidden_size} wide, {config.num_layers} layers, bfloat16"
@@ -173,11 +172,7 @@ def large(config: ModelConfig, codec: CodecConfig, device: str, scale: int, repe
         growing: per_step(theirs(port_of(model), prompt), where, few, many),
         static: per_step(theirs(port_of(model, True), prompt), where, few, many),
     }
-    for mode, how in {
-        plain: (False, False),
-        "compiled": (True, False),
-        "int8 compiled": (True, True),
-    }.items():
+    for mode, how in {plain: (False, False), "compiled": (True, False), "int8 compiled": (True, True)}.items():
         measures[mode] = per_step(ours(model, prompt, room, *how), where, few, many)
     times = take_turns(measures, repeats)
     own = [name for name in measures if name not in (growing, static)]
@@ -224,11 +219,8 @@ def first_packet(model: HiggsAudio, config: CodecConfig, case: str, length: int,
 
     def first() -> Times:
         started = clock("cpu")
-        sequence, audio, chunks = (
-            scheduler.submit(Request(prompt, SAMPLING, 100)),
-            AudioStream(codec, [4]),
-            [],
-        )
+        sequence = scheduler.submit(Sequence(prompt, SAMPLING, 100))
+        audio, chunks = AudioStream(codec, [4]), []
         while not chunks:
             scheduler.run_steps()
             chunks = list(audio.push(sequence.read_new()))

@@ -1,8 +1,8 @@
-"""Ten minutes in one stream, and how much memory the process holds after each of them.
+"""Ten minutes in one stream, and the memory of the process after each of them.
 
     python -m benchmarks.long_stream
 
-The default checkpoint, whose end of a segment is barred so that it goes on; guards are off.
+The default checkpoint; the end of a segment is masked, and run-away detection is off.
 """
 
 import argparse
@@ -12,49 +12,46 @@ from pathlib import Path
 
 import torch
 
-import higgs.audio  # noqa: F401  before transformers: the import that makes torchaudio harmless
 from benchmarks.soak import resident
+from benchmarks.timing import NANO, load_engine
 from higgs import Engine, SamplingConfig
 from higgs.data.chatml import smart_voice
-from higgs.serve.engine import EngineConfig
 
 
 def endless(engine: Engine) -> None:
     """From now on no request ends by itself."""
     decoder = engine.scheduler.decoder
-    admit = decoder.admit
+    prefill = decoder.prefill
 
-    def admit_and_bar(row: int, *arguments) -> None:
-        admit(row, *arguments)
-        decoder.state.barred[row, :, 1] = -torch.inf
+    def prefill_and_mask(slot: int, *arguments) -> None:
+        prefill(slot, *arguments)
+        decoder.state.logit_bias[slot, :, 1] = -torch.inf
 
-    decoder.admit = admit_and_bar
+    decoder.prefill = prefill_and_mask
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--minutes", type=float, default=10)
     parser.add_argument("--threads", type=int, default=1)
-    parser.add_argument("--checkpoint", type=Path, default=Path("data/checkpoints/nano"))
+    parser.add_argument("--checkpoint", type=Path, default=NANO)
     arguments = parser.parse_args()
     torch.set_num_threads(arguments.threads)
-    columns = round(arguments.minutes * 60 * 25) + 9
-    config = EngineConfig(max_batch=1, max_positions=columns + 200, runaway=None)
-    folder = arguments.checkpoint
-    engine = Engine.from_pretrained(folder / "model", folder / "codec", device="cpu", config=config)
+    steps = round(arguments.minutes * 60 * 25) + 9
+    engine = load_engine(arguments.checkpoint, max_batch=1, max_positions=steps + 200, runaway=None)
     for layer in engine.scheduler.decoder.cache.layers:
         layer.zero_()  # on the CPU, pages count from when they are written
     endless(engine)
-    frames, held, started, busy = 0, [], time.perf_counter(), time.process_time()
-    for chunk in engine.stream(smart_voice("Once upon a time."), SamplingConfig(seed=0), columns):
+    frames, memory, started, busy = 0, [], time.perf_counter(), time.process_time()
+    for chunk in engine.stream(smart_voice("Once upon a time."), SamplingConfig(seed=0), steps):
         frames += chunk.codes.shape[1]
-        if frames // 1500 > len(held) or chunk.stop_reason:
+        if frames // 1500 > len(memory) or chunk.stop_reason:
             gc.collect()
-            held.append(resident())
+            memory.append(resident())
             wall, cpu = time.perf_counter() - started, time.process_time() - busy
-            told = f"{held[-1] / 1e6:.1f} MB, {wall:.0f} s, CPU {cpu:.0f} s"
-            print(f"{frames / 1500:5.1f} min of audio: {told}", flush=True)
-    print(f"from the first minute to the end: {held[-1] / held[0] - 1:+.2%}")
+            resources = f"{memory[-1] / 1e6:.1f} MB, {wall:.0f} s, CPU {cpu:.0f} s"
+            print(f"{frames / 1500:5.1f} min of audio: {resources}", flush=True)
+    print(f"from the first minute to the end: {memory[-1] / memory[0] - 1:+.2%}")
 
 
 if __name__ == "__main__":

@@ -1,8 +1,8 @@
-"""What `encode(pad_to_hop=True)` changes against the original's rule, by the length of the clip.
+"""What `encode(pad_to_hop=True)` changes against the rule of the reference implementation, by the length of the clip.
 
     python benchmarks/pad_to_hop.py
 
-Clips of 2 to 4 s are cut from the recordings to chosen lengths modulo the hop. The original's rule shifts the acoustic
+Clips of 2 to 4 s are cut from the recordings to chosen lengths modulo the hop. The reference's rule shifts the acoustic
 branch by 320 samples for 513 of the 960 residues, and drops the last 1 to 118 samples for 118 of them. Distances are
 between a clip and what comes back from its codes, over the samples that both rules give back.
 """
@@ -42,10 +42,7 @@ def main() -> None:
             longest = min(len(source), 4 * rate) // hop - 1
             length = draw.randint(2 * rate // hop, longest) * hop + draw.randint(*residues)
             clip = source[:length]
-            codes = {
-                "original": codec.encode(clip),
-                "pad_to_hop": codec.encode(clip, pad_to_hop=True),
-            }
+            codes = {"original": codec.encode(clip), "pad_to_hop": codec.encode(clip, pad_to_hop=True)}
             frames = min(c.shape[1] for c in codes.values())
             a, b = (c[:, :frames] for c in codes.values())
             changed.append((a != b).float().mean().item())

@@ -1,9 +1,9 @@
-"""What the same bits on every processor cost, with the default checkpoint, on one thread.
+"""The cost of the same bits on every processor, with the default checkpoint, on one thread.
 
     python -m benchmarks.repeatable
 
-Processes with and without the settings take turns; in each, every task is done once to warm up and then `--repeats`
-times. CPU milliseconds of the process, the median.
+Processes with and without the settings alternate; in each, every task runs once as a warm-up and then `--repeats`
+times. Median CPU milliseconds of the process.
 """
 
 import argparse
@@ -26,11 +26,7 @@ def tasks() -> dict[str, Callable[[], object]]:
     from higgs import AudioTokenizer, Engine, SamplingConfig
     from higgs.audio import load_audio
     from higgs.data.chatml import smart_voice
-    from higgs.evaluate.judges.registry import (
-        make_judge,
-        make_naturalness_predictor,
-        make_speaker_encoder,
-    )
+    from higgs.evaluate.judges.registry import make_judge, make_naturalness_predictor, make_speaker_encoder
 
     rate = 24_000
     clip = load_audio(CLIP, rate)[0][: SECONDS * rate]
@@ -41,7 +37,7 @@ def tasks() -> dict[str, Callable[[], object]]:
     judge = make_judge("moonshine-tiny-en-float32")
     speaker, quality = make_speaker_encoder("ge2e"), make_naturalness_predictor("dnsmos")
     return {
-        "generate, 48 columns and their sound": lambda: engine.generate(prompt, sampling, 48),
+        "generate, 48 steps and their waveform": lambda: engine.generate(prompt, sampling, 48),
         f"encode, {SECONDS} s": lambda: codec.encode(clip),
         f"decode, {SECONDS} s": lambda: codec.decode(codes),
         f"recognise, {SECONDS} s": lambda: judge.transcribe(clip, rate),

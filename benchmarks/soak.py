@@ -1,9 +1,9 @@
-"""Many requests on one engine, as a bad day brings them: random arrivals and lengths, clients who leave, bad inputs.
+"""Soak test of one engine: random arrivals and lengths, clients that disconnect, bad inputs.
 
     python -m benchmarks.soak --requests 300
 
-Every good request must get exactly the audio that it gets alone, every bad one its refusal; at the end no row is taken
-and memory is what it was after the first sixth.
+Every good request must get exactly the audio that it gets by itself, every bad one an error; at the end no slot is
+occupied and memory is what it was after the first sixth.
 """
 
 import argparse
@@ -20,21 +20,15 @@ from pathlib import Path
 
 import torch
 
-import higgs.audio  # noqa: F401  before transformers: the import that makes torchaudio harmless
+from benchmarks.timing import NANO, load_engine
 from higgs import ChatMLSample, Engine, Message, SamplingConfig
 from higgs.data.chatml import smart_voice
 from higgs.data.voices import find_voice
 from higgs.serve.batching.scheduler import QueueFull
-from higgs.serve.engine import EngineConfig
 from higgs.serve.http.async_engine import AsyncEngine
 
 PAUSE = 0.05  # seconds between two arrivals, on average; a full engine makes them wait
-TEXTS = (
-    "Good morning.",
-    "The train is late.",
-    "We walked along the river, and it was cold.",
-    "Seven.",
-)
+TEXTS = ("Good morning.", "The train is late.", "We walked along the river, and it was cold.", "Seven.")
 
 
 def resident() -> int:
@@ -44,8 +38,8 @@ def resident() -> int:
 
 
 @dataclass
-class Question:
-    """A request, and the audio that it gets when it is alone."""
+class SoakRequest:
+    """A request, and the audio that it gets by itself."""
 
     sample: ChatMLSample
     sampling: SamplingConfig
@@ -55,7 +49,7 @@ class Question:
 
 @dataclass
 class Report:
-    """`wrong` holds what did not go as it should; `resident` is memory after each request that ended."""
+    """`wrong` lists the failures; `resident` is memory after each request that ended."""
 
     outcomes: Counter[str] = field(default_factory=Counter)
     wrong: list[str] = field(default_factory=list)
@@ -70,52 +64,52 @@ class Report:
         return self.resident[-1] / self.resident[len(self.resident) // 6] - 1
 
 
-def questions(engine: Engine, samples: Sequence[ChatMLSample], longest: int) -> list[Question]:
-    """Each sample with settings and a length of its own, answered once alone."""
-    made = []
+def requests_of(engine: Engine, samples: Sequence[ChatMLSample], longest: int) -> list[SoakRequest]:
+    """Each sample with its own settings and length, generated once by itself."""
+    found = []
     for index, sample in enumerate(samples):
         sampling = SamplingConfig((0.4, 0.9, 0.0)[index % 3], (20, None)[index % 2], seed=index)
         limit = longest // 4 + index * 7 % (longest - longest // 4)
-        question = Question(sample, sampling, limit)
-        chunks = engine.stream(question.sample, question.sampling, question.limit)
-        question.waveform = torch.cat([chunk.waveform for chunk in chunks])
-        made.append(question)
-    return made
+        request = SoakRequest(sample, sampling, limit)
+        chunks = engine.stream(request.sample, request.sampling, request.limit)
+        request.waveform = torch.cat([chunk.waveform for chunk in chunks])
+        found.append(request)
+    return found
 
 
-async def good(async_engine: AsyncEngine, asked: Question, leave_after: int | None) -> str:
-    """-> what became of it; with `leave_after`, the client goes after so many pieces."""
-    heard = []
-    async with aclosing(async_engine.stream(asked.sample, asked.sampling, asked.limit)) as chunks:
+async def good(async_engine: AsyncEngine, request: SoakRequest, leave_after: int | None) -> str:
+    """-> the outcome; with `leave_after`, the client disconnects after so many packets."""
+    packets = []
+    async with aclosing(async_engine.stream(request.sample, request.sampling, request.limit)) as chunks:
         async for chunk in chunks:
-            heard.append(chunk.waveform)
-            if len(heard) == leave_after and chunk.stop_reason is None:
+            packets.append(chunk.waveform)
+            if len(packets) == leave_after and chunk.stop_reason is None:
                 return "left"
-    waveform = torch.cat(heard)
-    same = waveform.shape == asked.waveform.shape and torch.equal(waveform, asked.waveform)
+    waveform = torch.cat(packets)
+    same = waveform.shape == request.waveform.shape and torch.equal(waveform, request.waveform)
     return "good" if same else "wrong audio"
 
 
 async def bad(async_engine: AsyncEngine, kind: int) -> str:
     """-> "refused", as it should be"""
-    asked, limit = smart_voice("Hi."), 10
+    sample, limit = smart_voice("Hi."), 10
     if kind == 0:
-        asked = ChatMLSample([Message("user", " ")])
+        sample = ChatMLSample([Message("user", " ")])
     elif kind == 1:
-        asked = smart_voice("Too long. " * 5000)
+        sample = smart_voice("Too long. " * 5000)
     else:
         limit = 0 if kind == 2 else 10**6
     try:
-        async with aclosing(async_engine.stream(asked, SamplingConfig(), limit)) as chunks:
+        async with aclosing(async_engine.stream(sample, SamplingConfig(), limit)) as chunks:
             async for _ in chunks:
                 pass
     except ValueError:
         return "refused"
-    return "spoken, and should not have been"
+    return "not refused"
 
 
-async def run(engine: Engine, asked: Sequence[Question], count: int, seed: int) -> Report:
-    chance, report, started = random.Random(seed), Report(), time.monotonic()
+async def run(engine: Engine, requests: Sequence[SoakRequest], count: int, seed: int) -> Report:
+    rng, report, started = random.Random(seed), Report(), time.monotonic()
     async_engine = AsyncEngine(engine)
 
     async def one(number: int, kind: float, pick: int, leave: int) -> None:
@@ -123,15 +117,15 @@ async def run(engine: Engine, asked: Sequence[Question], count: int, seed: int) 
             if kind < 0.2:
                 outcome = await bad(async_engine, pick % 4)
             elif kind < 0.4:
-                outcome = await good(async_engine, asked[pick % len(asked)], leave)
+                outcome = await good(async_engine, requests[pick % len(requests)], leave)
             elif kind < 0.5:
-                task = asyncio.create_task(good(async_engine, asked[pick % len(asked)], None))
+                task = asyncio.create_task(good(async_engine, requests[pick % len(requests)], None))
                 await asyncio.sleep(leave * 0.03)
                 outcome = await task if task.done() else "cancelled"
                 task.cancel()
                 await asyncio.gather(task, return_exceptions=True)
             else:
-                outcome = await good(async_engine, asked[pick % len(asked)], None)
+                outcome = await good(async_engine, requests[pick % len(requests)], None)
         except QueueFull:
             outcome = "busy"
         except Exception as error:
@@ -143,9 +137,9 @@ async def run(engine: Engine, asked: Sequence[Question], count: int, seed: int) 
 
     tasks = []
     for number in range(count):
-        drawn = chance.random(), chance.randrange(1000), chance.randrange(1, 4)
-        tasks.append(asyncio.create_task(one(number, *drawn)))
-        await asyncio.sleep(chance.expovariate(1 / PAUSE))
+        choices = rng.random(), rng.randrange(1000), rng.randrange(1, 4)
+        tasks.append(asyncio.create_task(one(number, *choices)))
+        await asyncio.sleep(rng.expovariate(1 / PAUSE))
         while async_engine.open > async_engine.max_open // 2:
             await asyncio.sleep(0.01)
     await asyncio.gather(*tasks)
@@ -158,8 +152,8 @@ async def run(engine: Engine, asked: Sequence[Question], count: int, seed: int) 
     return report
 
 
-def soak(engine: Engine, asked: Sequence[Question], count: int, seed: int = 0) -> Report:
-    return asyncio.run(run(engine, asked, count, seed))
+def soak(engine: Engine, requests: Sequence[SoakRequest], count: int, seed: int = 0) -> Report:
+    return asyncio.run(run(engine, requests, count, seed))
 
 
 def main() -> None:
@@ -167,16 +161,14 @@ def main() -> None:
     parser.add_argument("--requests", type=int, default=300)
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--checkpoint", type=Path, default=Path("data/checkpoints/nano"))
+    parser.add_argument("--checkpoint", type=Path, default=NANO)
     parser.add_argument("--json", type=Path, metavar="FILE")
     arguments = parser.parse_args()
     torch.set_num_threads(arguments.threads)
-    config = EngineConfig(max_batch=4, max_positions=600, max_waiting=16)
-    folder = arguments.checkpoint
-    engine = Engine.from_pretrained(folder / "model", folder / "codec", device="cpu", config=config)
+    engine = load_engine(arguments.checkpoint, max_batch=4, max_positions=600, max_waiting=16)
     voices = [find_voice("data/voices", name) for name in ("ada", "ben", "cleo")]
     samples = [voice.prompt(text) for voice in voices for text in TEXTS]
-    report = soak(engine, questions(engine, samples, 80), arguments.requests, arguments.seed)
+    report = soak(engine, requests_of(engine, samples, 80), arguments.requests, arguments.seed)
     first, last = report.resident[len(report.resident) // 6], report.resident[-1]
     print(f"{arguments.requests} requests in {report.seconds:.0f} s: {dict(report.outcomes)}")
     print(f"rows still taken: {report.taken_rows}, requests still open: {report.open_requests}")

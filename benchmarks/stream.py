@@ -1,10 +1,10 @@
-"""Speech of the default checkpoint from text to waveform: how fast, how soon, how smoothly, and how much at once.
+"""The default checkpoint from text to waveform: real-time factor, first packet, gaps between packets, batches.
 
     python -m benchmarks.stream --threads 2
 
 "times real time" is seconds of work for a second of audio, codec included. The first packet is four exact frames
-(0.16 s). With several listeners, a piece is late when what was heard before it has been played to the end. `generate
-_batch` is told in seconds of audio for each second of the machine.
+(0.16 s). With several clients, a packet is late when those before it have been played to the end. Batches give seconds
+of audio for each second of the machine, too.
 """
 
 import threading
@@ -14,32 +14,25 @@ from pathlib import Path
 
 import torch
 
-import higgs.audio  # noqa: F401  before transformers: the import that makes torchaudio harmless
-from benchmarks.timing import Row, Table, Times, arguments_of, clock, row_of, since, take_turns
+from benchmarks.timing import NANO, Row, Table, Times, arguments_of, clock, load_engine, row_of, since, take_turns
 from higgs import Engine
 from higgs.data.chatml import smart_voice
-from higgs.serve.engine import EngineConfig
 
-SPOKEN = "The train to the city leaves at seven in the morning, and it is late on Sundays."
-TEXTS = (SPOKEN, "Good morning.", "We walked along the river.", "Is there a doctor in the house?")
-
-
-def load(folder: Path, rows: int = 16) -> Engine:
-    config = EngineConfig(max_batch=rows, max_positions=2048)
-    return Engine.from_pretrained(folder / "model", folder / "codec", device="cpu", config=config)
+SENTENCE = "The train to the city leaves at seven in the morning, and it is late on Sundays."
+TEXTS = (SENTENCE, "Good morning.", "We walked along the river.", "Is there a doctor in the house?")
 
 
-def alone(engine: Engine, case: str, repeats: int) -> list[Row]:
+def single(engine: Engine, case: str, repeats: int) -> list[Row]:
     def whole() -> Times:
         started = clock("cpu")
-        response = engine.generate(smart_voice(SPOKEN))
+        response = engine.generate(smart_voice(SENTENCE))
         wall, cpu = since(started)
         seconds = 1000 * len(response.waveform) / response.sample_rate
         return wall / seconds, cpu / seconds
 
     def first() -> Times:
         started = clock("cpu")
-        stream = engine.stream(smart_voice(SPOKEN))
+        stream = engine.stream(smart_voice(SENTENCE))
         next(stream)
         taken = since(started)
         stream.close()
@@ -51,16 +44,16 @@ def alone(engine: Engine, case: str, repeats: int) -> list[Row]:
 
 def batches(engine: Engine, case: str, sizes: tuple[int, ...], repeats: int) -> list[Row]:
     """The same 16 utterances, so many at a time: seconds of work for a second of audio."""
-    asked = [smart_voice(TEXTS[n % len(TEXTS)]) for n in range(16)]
+    samples = [smart_voice(TEXTS[n % len(TEXTS)]) for n in range(16)]
     settings = [replace(engine.generation.sampling, seed=n) for n in range(16)]
 
     def batched(size: int) -> Times:
-        started, samples = clock("cpu"), 0
+        started, length = clock("cpu"), 0
         for first in range(0, 16, size):
             some = slice(first, first + size)
-            for response in engine.generate_batch(asked[some], settings[some], 300):
-                samples += len(response.waveform)
-        seconds = 1000 * samples / engine.tokenizer.sample_rate
+            for response in engine.generate_batch(samples[some], settings[some], 300):
+                length += len(response.waveform)
+        seconds = 1000 * length / engine.tokenizer.sample_rate
         wall, cpu = since(started)
         return wall / seconds, cpu / seconds
 
@@ -72,8 +65,8 @@ def batches(engine: Engine, case: str, sizes: tuple[int, ...], repeats: int) -> 
     return rows
 
 
-def listeners(engine: Engine, case: str, count: int) -> list[Row]:
-    """So many streams at once -> gaps between their pieces, and how many came late."""
+def clients(engine: Engine, case: str, count: int) -> list[Row]:
+    """So many streams at once -> gaps between their packets, and how many were late."""
     gaps: list[float] = []
     late = [0, 0]
 
@@ -99,22 +92,22 @@ def listeners(engine: Engine, case: str, count: int) -> list[Row]:
         thread.join()
     gaps.sort()
     half, most = gaps[len(gaps) // 2], gaps[int(0.99 * (len(gaps) - 1))]
-    told = f"{count} listeners: gap p50, ms; late {late[0]}/{late[1]}"
-    return [Row(case, told, half), Row(case, f"{count} listeners: gap p99, ms", most)]
+    median = f"{count} clients: gap p50, ms; late {late[0]}/{late[1]}"
+    return [Row(case, median, half), Row(case, f"{count} clients: gap p99, ms", most)]
 
 
 def main() -> None:
     parser = arguments_of(__doc__)
-    parser.add_argument("--checkpoint", type=Path, default=Path("data/checkpoints/nano"))
+    parser.add_argument("--checkpoint", type=Path, default=NANO)
     parser.add_argument("--no-batches", action="store_true")
     arguments = parser.parse_args()
     table = Table(arguments)
-    engine, case = load(arguments.checkpoint), f"nano, {torch.get_num_threads()} threads"
-    table.show(alone(engine, case, arguments.repeats))
+    engine, case = load_engine(arguments.checkpoint, max_positions=2048), f"nano, {torch.get_num_threads()} threads"
+    table.show(single(engine, case, arguments.repeats))
     if not arguments.no_batches:
         table.show(batches(engine, case, (1, 8, 16), max(1, arguments.repeats // 3)))
     for count in (1, 4):
-        table.show(listeners(engine, case, count))
+        table.show(clients(engine, case, count))
     table.write()
 
 

@@ -1,11 +1,11 @@
-"""What `SamplingConfig(strict_eos=True)` changes against the original's rule for the end of a segment.
+"""What `SamplingConfig(strict_eos=True)` changes against the reference implementation's rule for the end of a segment.
 
     python benchmarks/strict_eos.py
 
-By the original's rule a stream eos in any codebook ends the segment; strictly only one in codebook 0 does, and later
-codebooks follow in their columns. Both speak the same scripts with the same seeds, so that they part where a stray
-stream eos is drawn, if one is. A segment that was cut short shows it: more than one codebook has a stream eos in the
-first column with any.
+By the reference's rule a stream eos in any codebook ends the segment; strictly only one in codebook 0 does, and later
+codebooks follow in their delayed frames. Both generate the same scripts with the same seeds, and differ from the first
+stray stream eos on, if one is sampled. In a segment that was cut short more than one codebook has a stream eos in the
+first delayed frame with any.
 """
 
 import argparse
@@ -22,7 +22,7 @@ from higgs.serve.engine import Response
 
 def cut_short(response: Response, stream_eos: int) -> int:
     """How many segments ended by a stream eos in a later codebook than the first."""
-    ended = [(columns == stream_eos).sum(dim=0) for columns in response.delayed]
+    ended = [(codes == stream_eos).sum(dim=0) for codes in response.delayed]
     return sum(int(rows[rows > 0][:1].sum()) > 1 for rows in ended)
 
 
@@ -30,7 +30,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--checkpoint", default="data/checkpoints/nano", help="model/ and codec/")
     parser.add_argument("--scripts", default="data/scripts/default.jsonl")
-    parser.add_argument("--seeds", type=int, default=3, help="takes of each script")
+    parser.add_argument("--seeds", type=int, default=3, help="samples of each script")
     parser.add_argument("--max-new-tokens", type=int, default=400)
     parser.add_argument("--threads", type=int, default=2)
     arguments = parser.parse_args()
@@ -38,21 +38,21 @@ def main() -> None:
     torch.set_num_threads(arguments.threads)
     model, codec = f"{arguments.checkpoint}/model", f"{arguments.checkpoint}/codec"
     engine = Engine.from_pretrained(model, codec, device="cpu")
-    scripts = [s for s in read_scripts(arguments.scripts, "data/voices") if not s.chunks]
+    scripts = [s for s in read_scripts(arguments.scripts, "data/voices") if not s.request.chunks]
     base = engine.generation.sampling
     rules = {rule: replace(base, strict_eos=rule == "strict") for rule in ("original", "strict")}
-    made: dict[str, list[Response]] = {rule: [] for rule in rules}
+    responses_of: dict[str, list[Response]] = {rule: [] for rule in rules}
     for script in scripts:
         for seed in range(arguments.seeds):
             for rule, sampling in rules.items():
-                drawn = replace(sampling, seed=seed)
-                limit = script.max_new_tokens or arguments.max_new_tokens
-                made[rule].append(engine.generate(script.sample, drawn, limit))
-    pairs = list(zip(*made.values(), strict=True))
+                seeded = replace(sampling, seed=seed)
+                limit = script.request.max_new_tokens or arguments.max_new_tokens
+                responses_of[rule].append(engine.generate(script.request.samples[0], seeded, limit))
+    pairs = list(zip(*responses_of.values(), strict=True))
     same = sum(a.codes.shape == b.codes.shape and bool((a.codes == b.codes).all()) for a, b in pairs)
     print(f"model {fingerprint(model)[:16]}, codec {fingerprint(codec)[:16]}")
     print(f"{len(pairs)} requests ({len(scripts)} scripts, {arguments.seeds} seeds); {same} alike")
-    for rule, responses in made.items():
+    for rule, responses in responses_of.items():
         frames = [response.usage.audio_frames for response in responses]
         cut = sum(cut_short(response, engine.model.config.stream_eos) for response in responses)
         stopped = sum(response.stop_reason == "stop" for response in responses)

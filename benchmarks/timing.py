@@ -1,7 +1,7 @@
-"""What the benchmarks share: ways that take turns within one run, their medians with the range, a table and its JSON.
+"""Shared by the benchmarks: alternating measurements, medians with their range, a table and its JSON.
 
-Wall time is what a user waits, CPU time what this process alone took: where other programs share the core, the second
-is the steadier one, and the ratios of both are given.
+Wall time is what a user waits, CPU time what this process alone took: where other programs share the core, CPU time
+varies less, and the ratios of both are given.
 """
 
 import argparse
@@ -12,11 +12,16 @@ import time
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 import transformers
 
+from higgs import Engine
+from higgs.serve.engine import EngineConfig
 from higgs.workflow.speed import cpu_name
+
+NANO = Path("data/checkpoints/nano")
 
 Times = tuple[float, float]  # wall and CPU
 Measure = Callable[[], Times]
@@ -44,8 +49,8 @@ def clock(device: torch.device | str) -> Times:
 
 
 def since(started: Times, device: torch.device | str = "cpu") -> Times:
-    now = clock(device)
-    return now[0] - started[0], now[1] - started[1]
+    wall, cpu = clock(device)
+    return wall - started[0], cpu - started[1]
 
 
 def scaled(times: Times, factor: float) -> Times:
@@ -53,7 +58,7 @@ def scaled(times: Times, factor: float) -> Times:
 
 
 def per_step(run: Callable[[int], None], device: torch.device, few: int, many: int) -> Measure:
-    """`run` makes so many columns -> a measure of one: the prompt's part cancels."""
+    """`run` generates so many steps -> a measure of one: the prompt's part cancels."""
 
     def measure() -> Times:
         times = []
@@ -61,14 +66,13 @@ def per_step(run: Callable[[int], None], device: torch.device, few: int, many: i
             started = clock(device)
             run(steps)
             times.append(since(started, device))
-        (wall, cpu), (more_wall, more_cpu) = times
-        return (more_wall - wall) / (many - few), (more_cpu - cpu) / (many - few)
+        return scaled((times[1][0] - times[0][0], times[1][1] - times[0][1]), 1 / (many - few))
 
     return measure
 
 
 def take_turns(measures: dict[str, Measure], repeats: int) -> dict[str, list[Times]]:
-    """-> ms of each, once per repeat; a first round is not counted."""
+    """-> ms of each, once per repeat; the first round is a warm-up."""
     times: dict[str, list[Times]] = {name: [] for name in measures}
     for repeat in range(repeats + 1):
         for name, measure in measures.items():
@@ -89,7 +93,7 @@ def bounds(times: list[Times]) -> str:
 
 
 def row_of(case: str, mode: str, times: list[Times]) -> Row:
-    """A line with nothing beside it."""
+    """A line without a peer."""
     wall, cpu = middle(times)
     return Row(case, mode, wall, ours_cpu_ms_per_step=cpu, range=bounds(times))
 
@@ -98,13 +102,18 @@ def rows_of(case: str, times: dict[str, list[Times]], pairs: list[tuple[str, str
     """A line for each pair of ours and a peer."""
     rows = []
     for name, peer in pairs:
-        mine, other = middle(times[name]), middle(times[peer])
+        (wall, cpu), (peer_wall, peer_cpu) = middle(times[name]), middle(times[peer])
         ranges = f"{bounds(times[name])} / {bounds(times[peer])}"
-        ratios = other[0] / mine[0], other[1] / mine[1]
-        rows.append(
-            Row(case, f"{name} / {peer}", mine[0], other[0], ratios[0], mine[1], other[1], ratios[1], ranges)
-        )  # fmt: skip
+        both = f"{name} / {peer}"
+        rows.append(Row(case, both, wall, peer_wall, peer_wall / wall, cpu, peer_cpu, peer_cpu / cpu, ranges))
     return rows
+
+
+def load_engine(checkpoint: Path, **config: Any) -> Engine:
+    """`checkpoint` holds model/ and codec/; `config` as EngineConfig."""
+    return Engine.from_pretrained(
+        checkpoint / "model", checkpoint / "codec", device="cpu", config=EngineConfig(**config)
+    )
 
 
 def machine(arguments: argparse.Namespace) -> str:

@@ -404,9 +404,7 @@ def test_dialogue_of_two_voices():
     assert every["dissimilarity"] == pytest.approx(apart, abs=1e-3)
     assert every["voices"] == pytest.approx(apart**0.5, abs=1e-3)
     assert every["attributed_right_low"] < 70  # six turns are few
-    rows = judge_dialogue(
-        MetricModels(None, Pitch()), "d", waveform, RATE, turns[::2]
-    )
+    rows = judge_dialogue(MetricModels(None, Pitch()), "d", waveform, RATE, turns[::2])
     assert {row["attributed"] for row in rows} == {None}
     every = summarise_dialogues(rows)[-1]
     assert every["wer_percent"] is None and every["voices"] is None and every["similarity_within"] == pytest.approx(1)

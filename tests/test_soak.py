@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from benchmarks.soak import Report, questions, soak
+from benchmarks.soak import Report, requests_of, soak
 from higgs import AudioContent, AudioTokenizer, Engine
 from higgs.audio import save_audio
 from higgs.data.chatml import smart_voice, voice_clone
@@ -26,7 +26,7 @@ def report(engine, tmp_path_factory) -> Report:
     save_audio(path, noise, 24_000)
     samples = [smart_voice("Good morning. " * n) for n in (1, 2, 3, 4)]
     samples += [voice_clone("Seven." * n, "What is said.", AudioContent(str(path))) for n in (1, 2, 3)]
-    return soak(engine, questions(engine, samples, 60), count=30, seed=1)
+    return soak(engine, requests_of(engine, samples, 60), count=30, seed=1)
 
 
 def test_every_request_gets_what_it_should(report):

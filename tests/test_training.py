@@ -1,23 +1,28 @@
-"""The folder `training/`: its pipeline, the examination, and what becomes of its numbers."""
+"""The folder `training/`: its pipeline, the held-out evaluation, the model card and the report."""
 
-import ast
 import importlib
 import json
 import re
 import shlex
-import types
 from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from conftest import ROOT, run
 from ruamel.yaml import YAML
 
 from higgs.audio import save_audio
-from higgs.checkpoint.resolve import fingerprint
+from higgs.data.recordings import read_recordings
+from higgs.data.scripts import read_scripts
+from higgs.evaluate.judges.registry import MetricModels
+from higgs.evaluate.utterances import Evaluator
 from higgs.serve.generation import GenerationConfig
 from higgs.train.checkpointing import log, read_log
+from higgs.workflow.outputs import write_json
+from training.corpus.voices import IN_HOUSE, SAMPLE_RATE
+from training.evaluation import evaluate, held_out, table
 
 HERE = ROOT / "training"
 STAGES = YAML(typ="safe").load((HERE / "dvc.yaml").read_text())["stages"]
@@ -43,31 +48,6 @@ def script_of(stage: str) -> Path | None:
     return ROOT / (words[2].replace(".", "/") + ".py" if words[1] == "-m" else words[1])
 
 
-def imports_of(path: Path) -> set[Path]:
-    """The files of the package and of this folder that a file imports, wherever in it."""
-    found = set()
-    for node in ast.walk(ast.parse(path.read_text())):
-        names = [a.name for a in node.names] if isinstance(node, ast.Import) else []
-        if isinstance(node, ast.ImportFrom):
-            names = [node.module, *(f"{node.module}.{alias.name}" for alias in node.names)]
-        found |= {ROOT / (name.replace(".", "/") + ".py") for name in names}
-    return {path for path in found if path.is_file() and not path.is_relative_to(ROOT / "tests")}
-
-
-def reached(path: Path) -> set[Path]:
-    """What a script imports, directly or not, and itself."""
-    seen, todo = set(), {path}
-    while todo:
-        seen.add(one := todo.pop())
-        todo |= imports_of(one) - seen
-    return seen
-
-
-@pytest.fixture(autouse=True)
-def beside_the_scripts(monkeypatch):
-    monkeypatch.syspath_prepend(str(HERE))
-
-
 def test_the_pipeline_is_a_project_of_its_own():
     """The repository's `dvc repro` does not see it, and it finds its own inputs."""
     assert (HERE / ".dvc/config").is_file()
@@ -86,24 +66,13 @@ def test_a_stage_has_its_inputs_and_asks_for_nothing_unknown(stage):
     source = (HERE / "nano/job.py").read_text()
     if script := script_of(stage):
         source += script.read_text()
+        folders = set(re.findall(r"from training\.(\w+)\.", script.read_text()))
+        assert {"../higgs", *folders} <= set(STAGES[stage]["deps"])
     for option in (word for word in words if word.startswith("--") and script):
-        assert f'"{option}"' in source, option
+        assert re.search(rf'"{option}"|\b{option[2:]}\b(=|":)', source), option
     for out in STAGES[stage]["outs"]:
         ((name, settings),) = out.items()
         assert name.startswith("out/") and settings["cache"] is False
-
-
-@pytest.mark.parametrize("stage", [stage for stage in STAGES if script_of(stage)])
-def test_a_stage_lists_the_code_it_imports_and_no_more(stage):
-    deps = [HERE / dep for dep in STAGES[stage]["deps"] if not dep.startswith("out/")]
-    listed = {dep.resolve() for dep in deps if dep.suffix == ".py" or dep.is_dir()}
-    files = reached(script_of(stage))
-    for path in files:
-        assert any(path == dep or dep in path.parents for dep in listed), f"{path} is not listed"
-    if stage == "report":  # its notebook imports more
-        return
-    for dep in listed:
-        assert any(path == dep or dep in path.parents for path in files), f"{dep} is not used"
 
 
 def test_a_log_is_read_by_step(tmp_path):
@@ -115,127 +84,133 @@ def test_a_log_is_read_by_step(tmp_path):
     ]  # fmt: skip
 
 
-def test_voices_that_are_the_same_are_not_told_apart():
-    exam = importlib.import_module("exam")
-    x, y = torch.eye(2)
-    apart = exam.told_apart([("a", x), ("a", x), ("b", y), ("b", y)])
-    assert apart["percent"] == 100 and apart["of"] == 4
-    mixed = exam.told_apart([("a", x), ("a", y), ("b", y), ("b", x)])
-    assert mixed["hits"] == 0  # each clip's fellow sounds like the other voice
-    assert exam.told_apart([("a", x), ("b", y)]) == {"of": 0}  # nothing is left of a voice
-    assert exam.nearest(y, torch.eye(2)) == 1 and exam.nearest(None, torch.eye(2)) is None
+def tone(tts, text, speaker, speed, seed):
+    """In place of the source TTS: a tone by the speaker's pitch, as long as the text."""
+    wave = np.sin(np.arange(1200 * len(text)) * speaker.pitch / 20)
+    return (wave * 9000).astype(np.int16)
 
 
-def test_unseen_voices_are_unseen():
-    """No pair of pitch and formants of the own voices, and ten references that differ from each other."""
-    exam = importlib.import_module("exam")
-    pairs = {(s.pitch, s.formant) for s in (*exam.OWN, *exam.UNSEEN)}
-    assert len(pairs) == len(exam.OWN) + len(exam.UNSEEN) and len(exam.UNSEEN) + len(exam.HUMANS) == 10
+class Words:
+    """A recogniser that is right about loud clips."""
+
+    name = short = "a judge"
+    languages = frozenset({"en"})
+
+    def transcribe(self, waveform, sample_rate, language="en"):
+        return "the cat sat" if waveform.abs().max() > 0.2 else ""
 
 
-def test_the_exam_speaks_as_the_checkpoint_asks(nano):
-    exam = importlib.import_module("exam")
-    params = YAML(typ="safe").load((ROOT / "params.yaml").read_text())["generate"]
-    own = GenerationConfig.from_pretrained(nano / "model")
-    fake = Fake(nano, Path("out"))
-    assert exam.Exam.sampling(fake, 5) == replace(own.sampling, seed=5)
-    assert exam.MAX_NEW_TOKENS == params["max_new_tokens"]
+class Pitch:
+    """A speaker encoder: zero crossings a second."""
+
+    name = short = "an encoder"
+
+    def embed(self, waveform, sample_rate):
+        rate = (waveform[1:] * waveform[:-1] < 0).float().mean()
+        return torch.stack([(40 * rate).cos(), (40 * rate).sin()])
 
 
-def test_error_rates_know_the_sentences():
-    exam = importlib.import_module("exam")
-
-    class Judge:
-        def transcribe(self, waveform, sample_rate):
-            return "the cat ran" if waveform[0] else "the cat sat"
-
-    clips = [torch.zeros(9), torch.ones(9), torch.zeros(9)]
-    row = exam.error_rates(Judge(), ["The cat sat."] * 3, clips)
-    assert row["wer_percent"] == pytest.approx(100 / 9) and "wer_interval" not in row
-    assert row["whole_sentences_percent"] == pytest.approx(200 / 3)
-
-
-class Fake:
-    """An examination whose parts count how often they are done."""
-
-    def __init__(self, checkpoint, out, seeds=1):
-        exam = importlib.import_module("exam")
-        self.checkpoint, self.out, self.judges, self.encoder = (
-            checkpoint,
-            out,
-            {},
-            types.SimpleNamespace(),
+@pytest.fixture(scope="module")
+def evaluated(nano, tmp_path_factory):
+    """A folder with the evaluation of *nano* by two judges, and a function that runs it again."""
+    folder = tmp_path_factory.mktemp("evaluation")
+    sizes = replace(held_out.Sizes.quick(), sentences=2, seeds=2, dialogues=1, recordings=1, timed=1)
+    generation = replace(GenerationConfig.from_pretrained(nano / "model"), max_new_tokens=12)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(ROOT)
+        patch.setattr(held_out, "speak", tone)
+        patch.setattr(held_out, "REFERENCE_TEXT", "The sun.")
+        patch.setattr(
+            evaluate, "models_of", lambda name, words_only: MetricModels(Words(), None if words_only else Pitch())
         )
-        self.encoder.name = "an encoder"
-        self.generation = GenerationConfig.from_pretrained(checkpoint / "model")
-        self.sizes, self.done = exam.Sizes(seeds=seeds), []
+        held_out.write_held_out(folder / "held-out", sizes, None)
 
-    def words(self):
-        self.done.append("words")
-        return {"x": 1.23456}
+        def run_again():
+            return evaluate.evaluate(nano, folder, sizes, generation, ["a", "b"], 1)
 
-    def codec(self):
-        self.done.append("codec")
-        raise KeyboardInterrupt
+        write_json(folder / "evaluation.json", run_again())
+        yield folder, run_again
 
 
-def test_a_stopped_exam_goes_on_and_another_starts_anew(nano, tmp_path):
-    examine = importlib.import_module("exam").examine
-    first = Fake(nano, tmp_path)
-    with pytest.raises(KeyboardInterrupt):
-        examine(first, ["words", "codec"])
-    assert json.loads((tmp_path / "exam.json").read_text())["words"]["x"] == 1.235
-    again = Fake(nano, tmp_path)
-    assert examine(again, ["words"])["words"]["x"] == 1.235 and again.done == []
-    other = Fake(nano, tmp_path, seeds=2)
-    examine(other, ["words"])
-    assert other.done == ["words"]
+@pytest.fixture
+def content(evaluated):
+    return json.loads((evaluated[0] / "evaluation.json").read_text())
 
 
-def content(checkpoint):
-    share = {"hits": 9, "of": 10, "percent": 90.0, "interval": [59.6, 98.2]}
-    wer = {"A judge": {"wer_percent": 12.34, "wer_interval": [8.0, 16.0]}}
-    own = {
-        "generations": 10, "cap_hits": 1, "length_within_percent": 95.0,
-        "length_ratio_median": 1.01, "words": wer, "teacher": wer,
-    }  # fmt: skip
-    return {
-        "about": {
-            "model": fingerprint(checkpoint / "model"), "codec": fingerprint(checkpoint / "codec"),
-            "sizes": {"sentences": 10, "seeds": 1}, "judges": ["A judge"],
-            "setting": GenerationConfig.from_pretrained(checkpoint / "model").to_json(),
-        },
-        "words": {"ada": own, "ben": own, "kit": own, "voices": share, "minutes": 1.0},
-        "codec": {"ada": {"original": wer, "codec": wer}, "minutes": 1.0},
-    }  # fmt: skip
+def test_every_condition_is_evaluated(content):
+    summary = {row["group"]: row for row in content["summary"]}
+    kinds = ["ada", "ben", "kit", "unseen", "human"]
+    assert set(summary) == {"ada", "ben", "kit", "clone", "dialogue", "long"} | {
+        f"{kind}, {what}" for kind in kinds for what in ("source audio", "codec round trip")
+    }
+    assert summary["ada"]["n"] == 4 and summary["ben"]["n"] == 2 and summary["clone"]["n"] == 10
+    assert summary["ada"]["cap_hits"] > 0  # twelve frames are too few
+    accuracy = content["attribution"]
+    assert accuracy["in-house"]["of"] == 6 and accuracy["clone"]["of"] == 10 and accuracy["clone, human"]["of"] == 2
+    assert accuracy["unseen, source audio"]["percent"] == 100 and accuracy["dialogue, turn"]["of"] == 4
+    assert list(content["codec"]) == kinds and content["long"]["chunks"] == 4
 
 
-def test_the_card_holds_the_exam_of_its_checkpoint_and_of_no_other(nano, tmp_path, monkeypatch, capsys):
-    table = importlib.import_module("exam_table")
-    exam, card = tmp_path / "exam.json", tmp_path / "card.md"
+def test_an_evaluation_that_was_stopped_is_resumed(evaluated, content, monkeypatch):
+    """Nothing is generated or judged twice, and the numbers are the same."""
+
+    def fail(*_):
+        raise AssertionError("was done before")
+
+    monkeypatch.setattr("higgs.serve.many_scripts.write_utterance", fail)
+    monkeypatch.setattr(Words, "transcribe", fail)
+    write_json(evaluated[0] / "again.json", evaluated[1]())
+    again = json.loads((evaluated[0] / "again.json").read_text())
+    assert again | {"size_and_speed": 0} == content | {"size_and_speed": 0}
+
+
+def test_the_held_out_set_is_of_unseen_voices_in_the_formats_of_data(evaluated):
+    folder = evaluated[0]
+    scripts = read_scripts(folder / "held-out/scripts.jsonl", folder / "held-out/voices")
+    assert len({script.voice for script in scripts if script.form == "voice_clone"}) == 10
+    assert all(script.request.options.retries == 0 for script in scripts if script.request.chunks)
+    pairs = {(speaker.pitch, speaker.formant) for speaker in (*IN_HOUSE, *held_out.UNSEEN)}
+    assert len(pairs) == len(IN_HOUSE) + len(held_out.UNSEEN)
+    recordings = read_recordings(folder / "held-out/recordings/manifest.jsonl")
+    assert [recording.id for recording in recordings][-3:] == ["unseen-00", "unseen-01", "human-en-agent-alreadyon"]
+    params = YAML(typ="safe").load((ROOT / "params.yaml").read_text())["generate"]
+    assert evaluate.MAX_NEW_TOKENS == params["max_new_tokens"]
+
+
+def test_a_clip_is_attributed_to_the_nearest_candidate(tmp_path):
+    candidates = []
+    for speaker in IN_HOUSE:
+        candidates.append((speaker.name, tmp_path / f"{speaker.name}.flac"))
+        save_audio(candidates[-1][1], torch.from_numpy(tone(None, "Hello.", speaker, 1, 0)) / 32768, SAMPLE_RATE)
+    evaluator = Evaluator(MetricModels(speaker=Pitch()))
+    for name, path, nearest in (
+        ("ben", candidates[1][1], "ben"),
+        ("ada", candidates[2][1], "kit"),
+        ("ada", None, None),
+    ):
+        (row,) = evaluate.Attribution("x", name, path, tuple(candidates)).judge(evaluator)
+        assert row["nearest"] == nearest and row["right"] == (nearest == name)
+    assert evaluate.share([True, True, False])["percent"] == pytest.approx(200 / 3)
+    assert evaluate.share([]) == {"of": 0}
+
+
+def test_the_card_holds_the_evaluation_of_its_checkpoint_and_of_no_other(nano, content, tmp_path, monkeypatch, capsys):
+    path, card = tmp_path / "evaluation.json", tmp_path / "card.md"
     card.write_text((HERE / "model-card.md").read_text())
-    exam.write_text(json.dumps(content(nano)))
-    arguments = [
-        "exam_table.py",
-        "--exam",
-        str(exam),
-        "--card",
-        str(card),
-        "--checkpoint",
-        str(nano),
-    ]
-    monkeypatch.setattr("sys.argv", arguments)
+    path.write_text(json.dumps(content))
+    options = {"--evaluation": path, "--card": card, "--checkpoint": nano}
+    monkeypatch.setattr("sys.argv", ["table", *(str(word) for pair in options.items() for word in pair)])
     table.main()
-    filled = card.read_text()
-    assert "12.3 % (8.0 to 16.0) |" in filled and "9 of 10: 90 % (60 to 98)" in filled
-    assert "cloning" not in filled.partition(table.START)[2]  # was not examined
+    filled_card = card.read_text()
+    assert "| ada, codec round trip | 2 |" in filled_card and "WER %, a judge" in filled_card
+    assert "unseen, source audio | 2 of 2: 100 % [34, 100]" in filled_card and "of 4 chunks cut off" in filled_card
     table.main()
-    assert card.read_text() == filled
-    exam.write_text(json.dumps(content(nano) | {"about": content(nano)["about"] | {"model": "other"}}))
+    assert card.read_text() == filled_card
+    path.write_text(json.dumps(content | {"about": content["about"] | {"model": "other"}}))
     with pytest.raises(SystemExit):
         table.main()
-    assert "examined another model" in capsys.readouterr().err and card.read_text() == filled
-    with pytest.raises(ValueError, match="has no <!-- exam -->"):
+    assert "another model" in capsys.readouterr().err and card.read_text() == filled_card
+    with pytest.raises(ValueError, match=table.START):
         table.fill("nothing", "table")
 
 
@@ -246,8 +221,8 @@ def test_the_notebook_of_the_report_is_clean():
 
 
 @pytest.mark.slow
-def test_the_report_is_one_page_of_what_there_is(nano, tmp_path):
-    """Logs and an examination made by hand: the curves, the table and the player are there, nothing from outside."""
+def test_the_report_is_one_page_of_what_there_is(evaluated, tmp_path, monkeypatch):
+    """Logs made by hand, and an evaluation: the curves, the tables and the player are there."""
     for job, names in {
         "quantizer": ("l1", "ctc"),
         "decoder": ("loss",),
@@ -256,13 +231,10 @@ def test_the_report_is_one_page_of_what_there_is(nano, tmp_path):
     }.items():
         for step in (100, 200):
             row = {"step": step, "seconds": step, **dict.fromkeys(names, 100 / step)}
-            log(tmp_path / f"{job}.jsonl", **row, held_out=[1.0] * 8)
-    clips = tmp_path / "exam/clips"
-    clips.mkdir(parents=True)
-    (tmp_path / "exam/exam.json").write_text(json.dumps(content(nano)))
-    save_audio(clips / "ada-0.flac", torch.zeros(2400), 24_000)
-    (clips / "ada-0.txt").write_text("What the clip says.\n")
+            log(tmp_path / f"{job}.jsonl", **row, validation={"ada": 100 / step})
+    (tmp_path / "evaluation").symlink_to(evaluated[0])
+    monkeypatch.syspath_prepend(str(HERE))
     page = importlib.import_module("report").write_report(tmp_path, 1).read_text()
-    assert page.count("data:image/png;base64") == 6 and page.count("<audio") == 1
-    assert "What the clip says." in page and "12.3 % (8.0 to 16.0)" in page
+    assert page.count("data:image/png;base64") == 6 and page.count("<audio") > 20
+    assert "<td>kit, codec round trip</td>" in page and "clone-new-0.55-0.90" in page
     assert (tmp_path / "report.ipynb").is_file() and not (tmp_path / "report.failed.ipynb").exists()

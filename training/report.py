@@ -23,10 +23,7 @@ def write_report(out: Path, threads: int) -> Path:
         check_parameters_cell(read_notebook(source), ["out"], source)
         executed = clean_executed(execute(source, {"out": str(out)}, scratch, out / "report.failed.ipynb"))
     page = out / "report.html"
-    for path, content in (
-        (page, to_html(executed, "training")),
-        (page.with_suffix(".ipynb"), dump(executed)),
-    ):
+    for path, content in ((page, to_html(executed, "training")), (page.with_suffix(".ipynb"), dump(executed))):
         write_atomically(path, content)
     return page
 

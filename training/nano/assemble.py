@@ -1,4 +1,4 @@
-"""Puts the parts that the training jobs made into a checkpoint. `python -m training.nano.assemble --help`."""
+"""Assembles a checkpoint from the results of the training jobs. `python -m training.nano.assemble --help`."""
 
 import argparse
 import json
@@ -20,15 +20,15 @@ def assemble_codec(folder: Path) -> AudioTokenizer:
     codec = AudioTokenizer(NANO_CODEC)
     codec.quantizer = trained_autoencoder(folder, NANO_CODEC).quantizer.quantizer
     tensors = read_part(folder, "decoder", "ema") | read_part(folder, "encoder", "ema")
-    wanted = {k for k in codec.state_dict() if not k.startswith("quantizer.")}
-    if wanted != set(tensors):
-        raise ValueError(f"decoder and encoder do not make a codec: {sorted(wanted ^ set(tensors))[:5]}")
+    expected = {k for k in codec.state_dict() if not k.startswith("quantizer.")}
+    if expected != set(tensors):
+        raise ValueError(f"decoder and encoder do not make a codec: {sorted(expected ^ set(tensors))[:5]}")
     codec.load_state_dict(tensors, strict=False)
     return codec.eval()
 
 
 def save_model(folder: Path, target: Path) -> None:
-    """The model, its text tokenizer, how it is to be used, and the ids that transformers keeps in the config."""
+    """The model, its text tokenizer, generation_config.json, and the token ids that transformers has in the config."""
     model = HiggsAudio(NANO_MODEL)
     model.load_state_dict(read_part(folder, "model", "model"))
     target.mkdir(parents=True, exist_ok=True)
@@ -40,7 +40,7 @@ def save_model(folder: Path, target: Path) -> None:
         "pad_token_id": ids.end_of_text,
         "audio_token_id": ids.audio_out,
         "audio_bos_token_id": ids.audio_out_bos,
-        # transformers marks the last columns of a prompt's audio with a token of their own; ours has none.
+        # transformers marks the last delayed frames of a prompt's audio with a token of their own; ours has none.
         "audio_delay_token_id": ids.audio_in,
     }
     model.save_pretrained(target, names, half=True)

@@ -1,6 +1,6 @@
-"""Auxiliary losses that only training knows. Each can be switched off; none changes the model that is shipped.
+"""Auxiliary losses of training. Each can be switched off; none changes the architecture that is shipped.
 
-What they teach is reading: an audio frame must find its place in the text long before the loss alone would show it how.
+They teach the alignment of audio and text, which a model of this size learns late from next-code prediction alone.
 """
 
 import math
@@ -13,8 +13,8 @@ from higgs.batch import Batch
 from higgs.codec.quantizer import ResidualVectorQuantizer
 from higgs.model.higgs_audio import HiggsAudio
 
-AHEAD = 3  # tokens: text is read causally, so a second head looks a little ahead
-OFFSETS = (-1, 0, 1, 2)  # tokens around the spoken one that the character head names
+AHEAD = 3  # tokens: text is encoded causally, so a second head attends a little ahead
+OFFSETS = (-1, 0, 1, 2)  # tokens around the aligned one that the character head predicts
 
 
 @dataclass(frozen=True)
@@ -31,11 +31,11 @@ class AuxiliaryConfig:
 
 @torch.no_grad()
 def initialise_from_codebooks(model: HiggsAudio, quantizer: ResidualVectorQuantizer) -> None:
-    """Rows of the audio embedding and head start as the codec's own vectors, through a random rotation each.
+    """Audio embeddings and heads start as the codec's codebook vectors, through a random rotation for each codebook.
 
-    Codes that sound alike then start alike; 8 x 1026 unrelated symbols would each have to be met hundreds of times.
+    Codes that sound alike then start alike; 8 x 1026 unrelated ones would each need hundreds of examples.
     """
-    width, rows = model.config.hidden_size, model.config.code_vocab_size
+    width, vocabulary = model.config.hidden_size, model.config.code_vocab_size
     generator = torch.Generator().manual_seed(5)
 
     def rotated(vectors: Tensor) -> Tensor:
@@ -47,32 +47,35 @@ def initialise_from_codebooks(model: HiggsAudio, quantizer: ResidualVectorQuanti
         if not layer.embed.std() > 0:
             raise ValueError(f"codebook {k} holds one vector only: train the quantiser first")
         vectors = (layer.embed - layer.embed.mean(0)) / layer.embed.std()
-        place = slice(k * rows, k * rows + len(vectors))
+        rows = slice(k * vocabulary, k * vocabulary + len(vectors))
         scale = (0.08, 0.05)[k] if k < 2 else 0.03
         noise = torch.randn(len(vectors), width, generator=generator)
-        model.audio_embedding.weight[place] = rotated(vectors) * scale + 0.006 * noise
+        model.audio_embedding.weight[rows] = rotated(vectors) * scale + 0.006 * noise
         noise = torch.randn(len(vectors), width, generator=generator)
-        model.audio_head.weight[place] = rotated(vectors) * 0.03 + 0.003 * noise
+        model.audio_head.weight[rows] = rotated(vectors) * 0.03 + 0.003 * noise
 
 
 class Attend:
-    """Attention by explicit products (quicker than the fused kernel at these lengths on a CPU), kept for the loss."""
+    """Attention by explicit products (faster than the fused kernel at these lengths on a CPU).
 
-    def __init__(self, keep: bool):
-        self.keep, self.kept = keep, None
+    With `store`, the weights of the first two heads stay in `weights` [B, 2, S, S] for the loss.
+    """
+
+    def __init__(self, store: bool):
+        self.store, self.weights = store, None
 
     def __call__(self, q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None) -> Tensor:
         if k.shape[1] != q.shape[1]:
             k, v = (t.repeat_interleave(q.shape[1] // t.shape[1], dim=1) for t in (k, v))
         scores = q @ k.transpose(-1, -2) / math.sqrt(q.shape[-1])
         weights = scores.masked_fill(~mask, -1e9).float().softmax(-1)
-        if self.keep:
-            self.kept = weights[:, :2]
+        if self.store:
+            self.weights = weights[:, :2]
         return weights.to(v.dtype) @ v
 
 
 class AuxiliaryLosses(nn.Module):
-    """Watches a model's layers and turns what it sees into losses: attention on the spoken byte, and its name."""
+    """Two losses on a model's layers: attention on the aligned text token, and prediction of the tokens around it."""
 
     def __init__(self, model: HiggsAudio, config: AuxiliaryConfig):
         super().__init__()
@@ -83,23 +86,23 @@ class AuxiliaryLosses(nn.Module):
             self.attends.append(layer.attention.attend)
         self.character_head = nn.Linear(model.config.hidden_size, len(OFFSETS) * model.config.vocab_size)
 
-    def attention_loss(self, spoken: Tensor) -> Tensor:
-        """spoken [B, S]: position of the byte spoken at each position, -1 where none is."""
-        rows = spoken >= 0
+    def attention_loss(self, alignment: Tensor) -> Tensor:
+        """alignment [B, S]: position of the text token spoken at each position, -1 where none is."""
+        aligned = alignment >= 0
         losses = []
         for attend in self.attends:
-            if not attend.keep:
+            if not attend.store:
                 continue
             for head, ahead in ((0, 0), (1, AHEAD)):
-                target = (spoken + ahead).clamp(min=0, max=spoken.shape[1] - 1)
-                mass = attend.kept[:, head].gather(2, target[..., None])[..., 0][rows]
+                target = (alignment + ahead).clamp(min=0, max=alignment.shape[1] - 1)
+                mass = attend.weights[:, head].gather(2, target[..., None])[..., 0][aligned]
                 losses.append(-(mass + 1e-6).log().mean())
         return torch.stack(losses).mean() * 2
 
-    def character_loss(self, state: Tensor, batch: Batch, spoken: Tensor) -> Tensor:
-        """state [B, S, D]: what the model knows at the chosen layer."""
-        rows = spoken >= 0
-        logits = self.character_head(state[rows]).float().unflatten(-1, (len(OFFSETS), -1))
-        around = spoken[..., None] + torch.tensor(OFFSETS)
-        names = batch.input_ids.gather(1, around.clamp(min=0).flatten(1)).view(around.shape)[rows]
-        return nn.functional.cross_entropy(logits.flatten(0, 1), names.flatten())
+    def character_loss(self, state: Tensor, batch: Batch, alignment: Tensor) -> Tensor:
+        """state [B, S, D]: hidden states of the chosen layer."""
+        aligned = alignment >= 0
+        logits = self.character_head(state[aligned]).float().unflatten(-1, (len(OFFSETS), -1))
+        around = alignment[..., None] + torch.tensor(OFFSETS)
+        targets = batch.input_ids.gather(1, around.clamp(min=0).flatten(1)).view(around.shape)[aligned]
+        return nn.functional.cross_entropy(logits.flatten(0, 1), targets.flatten())

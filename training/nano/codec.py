@@ -1,6 +1,6 @@
 """Second and third job of codec training: decoder and encoder on frozen codes.
 
-`python -m training.nano.codec decoder|encoder --help`. Neither changes codes, so the model can be trained meanwhile.
+`python -m training.nano.codec decoder|encoder --help`. Neither changes codes: the model can be trained meanwhile.
 """
 
 import copy
@@ -13,16 +13,16 @@ from torch import Tensor, nn
 from higgs.audio import log_mel, magnitude, mel_filterbank
 from higgs.codec.tokenizer import AudioTokenizer
 from higgs.config import CodecConfig
-from training.corpus.shards import DRAWN, KOKORO, Shards, balance, group_of
-from training.nano.job import Job, parser_of
+from training.corpus.shards import KOKORO, RANDOM, Shards, group_of, sampling_weights
+from training.nano.job import Job, job_arguments
 from training.nano.mel_autoencoder import trained_autoencoder
 from training.nano.quantizer import read_codes
 from training.nano.sizes import NANO_CODEC
 from training.nano.snake import use_trainable_snake
 
 RESOLUTIONS = ((128, 16), (256, 32), (512, 64), (1024, 80), (2048, 120))  # n_fft, mel bands
-EDGE = 3  # frames at each end of a crop that see beyond it, left out of the loss
-SHARES = {KOKORO: 6.0, DRAWN: 3.0}  # of crops; each of the three own voices 1
+EDGE = 3  # frames at each end of a crop whose receptive field is cut, left out of the loss
+SHARES = {KOKORO: 6.0, RANDOM: 3.0}  # of crops; each in-house voice 1
 
 
 def spectral_loss(estimate: Tensor, target: Tensor) -> Tensor:
@@ -42,7 +42,7 @@ def spectral_loss(estimate: Tensor, target: Tensor) -> Tensor:
 
 
 def initialise(module: nn.Module, gain: float = 0.8) -> None:
-    """Variance-preserving starts; the last convolution of a residual unit starts small."""
+    """Variance-preserving initialisation; the last convolution of a residual unit starts small."""
     for name, conv in module.named_modules():
         if not isinstance(conv, nn.Conv1d | nn.ConvTranspose1d):
             continue
@@ -55,18 +55,18 @@ def initialise(module: nn.Module, gain: float = 0.8) -> None:
 
 
 def in_float32(module: nn.Module) -> None:
-    """Keeps a convolution of few channels out of autocast.
+    """Excludes a convolution of few channels from autocast.
 
     In bfloat16 the first downsampling and HuBERT's grouped convolution are wrong on a CPU with AMX (torch 2.13): some
     taps are left out. An encoder that was trained on that is of no use in float32.
     """
     forward = module.forward
 
-    def whole(x: Tensor) -> Tensor:
+    def forward_in_float32(x: Tensor) -> Tensor:
         with torch.autocast(x.device.type, enabled=False):
             return forward(x.float())
 
-    module.forward = whole
+    module.forward = forward_in_float32
 
 
 class Crops:
@@ -77,10 +77,10 @@ class Crops:
         self.usable = [i for i in self.shards.training if codes[i].shape[1] >= frames + 1]
         groups = [group_of(self.shards.utterances[i].speaker) for i in self.usable]
         sizes = [codes[i].shape[1] for i in self.usable]
-        self.weights = torch.tensor(balance(groups, sizes, SHARES))
+        self.weights = torch.tensor(sampling_weights(groups, sizes, SHARES))
 
     def draw(self, batch: int, aligned: bool) -> tuple[Tensor, Tensor]:
-        """-> waveforms [B, frames * 960], codes [B, K, frames] (of no use unless `aligned`)."""
+        """-> waveforms [B, frames * 960], and their codes [B, K, frames], which match only with `aligned`."""
         waves, codes = [], []
         for pick in torch.multinomial(self.weights, batch, replacement=True).tolist():
             index = self.usable[pick]
@@ -92,7 +92,7 @@ class Crops:
 
 
 class CodecJob(Job):
-    """Half of a codec, `module`. Its running average (`ema`) is what is shipped."""
+    """Half of a codec, `module`. Its EMA weights (`ema`) are shipped."""
 
     log_every = 50
     max_norm = 2.0
@@ -146,8 +146,8 @@ class DecoderJob(CodecJob):
 class EncoderJob(CodecJob):
     """Waveform -> the autoencoder's embedding: acoustic branch, semantic branch, `fuse`.
 
-    Errors are weighed twice: against the embedding itself, and by what they change in the mel spectrogram that the
-    autoencoder's decoder makes of the quantised embedding.
+    Two losses: the error of the embedding, and the error of the mel spectrogram that the autoencoder's decoder makes of
+    the quantised embedding.
     """
 
     name = "encoder"
@@ -183,17 +183,11 @@ JOBS = {"decoder": DecoderJob, "encoder": EncoderJob}
 
 
 def main() -> None:
-    parser = parser_of(__doc__, 6000)
-    parser.add_argument("job", choices=list(JOBS))
-    parser.add_argument("--batch", type=int, default=6)
-    parser.add_argument("--frames", type=int, default=36)
-    arguments = parser.parse_args()
-    torch.set_num_threads(1)
+    arguments = job_arguments(__doc__, 6000, list(JOBS), batch=6, frames=36)
     use_trainable_snake(compiled=not arguments.eager)
     shards = Shards(arguments.corpus)
     crops = Crops(shards, read_codes(arguments.out, shards)[0], arguments.frames)
-    job = JOBS[arguments.job](arguments.out, crops, arguments.steps, arguments.seed, arguments.batch)
-    job.run()
+    JOBS[arguments.job](arguments.out, crops, arguments.steps, arguments.seed, arguments.batch).run()
 
 
 if __name__ == "__main__":

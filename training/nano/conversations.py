@@ -1,4 +1,4 @@
-"""What the nano model is trained on: the corpus in every form of conversation that the product renders."""
+"""Training conversations of the nano model: the corpus in every prompt form that the package renders."""
 
 import random
 from collections.abc import Sequence
@@ -30,14 +30,14 @@ from training.nano.quantizer import read_codes
 
 MAX_REFERENCE_FRAMES = 125
 TEMPLATE_POSITIONS = 29  # of a conversation beside its texts and frames, for each utterance
-# Of the own voices' utterances; the rest are dialogues. Those of other speakers are cloned.
+# Shares of the in-house voices' utterances; the rest are dialogues. Those of other speakers are cloned.
 SINGLE, LONG_FORM = 0.6, 0.2
 ANY_LENGTH = 10**9
 
 
 @dataclass(frozen=True)
 class Item:
-    """One training conversation: utterances in the order of its audios, and the text that holds each."""
+    """One training conversation; `utterances` in the order of its audios, `positions` its estimated length."""
 
     sample: ChatMLSample
     utterances: tuple[int, ...]
@@ -46,7 +46,7 @@ class Item:
 
 @dataclass(frozen=True)
 class Limits:
-    """How long a conversation may be: attention over a long one costs its square."""
+    """Of the length of a conversation: the cost of attention is quadratic in it."""
 
     positions: int = 300
     turns: int = 2
@@ -56,7 +56,7 @@ SHORT, LONG = Limits(), Limits(ANY_LENGTH, 5)
 
 
 def coarse_speaker(name: str) -> str:
-    """Speakers drawn at random (`p0.87f0.96`) are rarely drawn twice: those of like pitch and formants count as one."""
+    """Random speakers (`p0.87f0.96`) rarely come twice: those of similar pitch and formants count as one."""
     if name.isalpha() or "_" in name:
         return name
     pitch, formant = name.removeprefix("p").split("f")
@@ -64,7 +64,7 @@ def coarse_speaker(name: str) -> str:
 
 
 class Corpus:
-    """Texts, codes and alignments of all utterances; `folder` is where the quantiser's job wrote."""
+    """Texts, codes and alignments of all utterances; `folder` is that of the quantiser's job."""
 
     def __init__(self, shards: Shards, folder: Path, tokenizer: TextTokenizer):
         self.codes, self.aligned = read_codes(folder, shards)
@@ -78,49 +78,45 @@ class Corpus:
             self.by_speaker.setdefault(self.speakers[index], []).append(index)
 
     def item(self, index: int, rng: random.Random, limits: Limits) -> Item | None:
-        """A conversation with this utterance, in a form that the product renders; None where none is short enough."""
+        """A conversation with this utterance, in a random prompt form; None where none is short enough."""
         if self.speakers[index] not in DESCRIBED:
             return self.clone(index, rng, limits)
         draw = rng.random()
-        alone = self.sized(self.single(index, rng), (index,))
+        single = self.sized(self.single(index, rng), (index,))
         if draw < SINGLE:
-            return alone
+            return single
         if draw < SINGLE + LONG_FORM:
             more = rng.choices(self.by_speaker[self.speakers[index]], k=rng.randint(1, limits.turns - 1))
-            item = self.turns(alone.sample, [index, *more])
+            item = self.turns(single.sample, [index, *more])
         else:
-            item = self.spoken_dialogue(index, rng, limits)
-        return item if item.positions <= limits.positions else alone
+            item = self.dialogue(index, rng, limits)
+        return item if item.positions <= limits.positions else single
 
     def sized(self, sample: ChatMLSample, utterances: Sequence[int]) -> Item:
         size = sum(self.lengths[i] + self.codes[i].shape[1] for i in utterances)
         return Item(sample, tuple(utterances), size + TEMPLATE_POSITIONS * len(utterances))
 
     def single(self, index: int, rng: random.Random) -> ChatMLSample:
-        """One of our own voices by its description; the first is also what speaks without one."""
+        """An in-house voice by its description; the first is also the voice without one."""
         speaker = self.speakers[index]
         scene = QUIET_ROOM if rng.random() < 0.2 else None
         named = speaker != "ada" or rng.random() < 0.3
         return smart_voice(self.texts[index], scene, DESCRIBED[speaker] if named else None)
 
     def plain(self, index: int) -> Item:
-        """One of our own voices by its description, for validation."""
-        sample = smart_voice(self.texts[index], None, DESCRIBED[self.speakers[index]])
-        return self.sized(sample, (index,))
+        """An in-house voice by its description, for validation."""
+        return self.sized(smart_voice(self.texts[index], None, DESCRIBED[self.speakers[index]]), (index,))
 
     def turns(self, first: ChatMLSample, utterances: list[int], tags: Sequence[str] = ()) -> Item:
-        """Long form: what has been spoken stands as earlier turns."""
+        """Long form: earlier utterances are earlier turns."""
         messages = list(first.messages)
         for place, index in enumerate(utterances[1:], start=1):
             tag = tags[place] if tags else ""
-            messages += [
-                Message("assistant", AudioContent()),
-                Message("user", tag + self.texts[index]),
-            ]
+            messages += [Message("assistant", AudioContent()), Message("user", tag + self.texts[index])]
         return self.sized(ChatMLSample(messages), utterances)
 
-    def spoken_dialogue(self, index: int, rng: random.Random, limits: Limits) -> Item:
-        """Two of our own voices: two lines in one segment of audio, or some lines as turns."""
+    def dialogue(self, index: int, rng: random.Random, limits: Limits) -> Item:
+        """Two in-house voices: two lines in one segment of audio, or some lines as turns."""
         others = [name for name in DESCRIBED if name != self.speakers[index]]
         pair = [self.speakers[index], rng.choice(others)]
         by_turns = rng.random() < 0.5
@@ -133,55 +129,52 @@ class Corpus:
         lines = [(n, self.texts[i]) for n, i in zip(numbers, utterances, strict=True)]
         if not by_turns:
             return self.sized(dialogue(lines, described), utterances)
-        tags = [f"[SPEAKER{number}] " for number in numbers]
-        return self.turns(dialogue(lines[:1], described), utterances, tags)
+        return self.turns(dialogue(lines[:1], described), utterances, [f"[SPEAKER{number}] " for number in numbers])
 
     def clone(self, index: int, rng: random.Random, limits: Limits) -> Item | None:
         """Another utterance of the speaker as the reference, one that is short enough."""
         others = self.by_speaker.get(self.speakers[index], [])
         scene = QUIET_ROOM if rng.random() < 0.3 else None
         for reference in rng.sample(others, k=min(8, len(others))):
-            if reference == index or self.codes[reference].shape[1] > MAX_REFERENCE_FRAMES:
-                continue
-            item = self.cloned(index, reference, scene)
-            if item.positions <= limits.positions:
-                return item
+            if reference != index and self.codes[reference].shape[1] <= MAX_REFERENCE_FRAMES:
+                item = self.cloned(index, reference, scene)
+                if item.positions <= limits.positions:
+                    return item
         return None
 
     def cloned(self, index: int, reference: int, scene: str | None = None) -> Item:
-        said = self.texts[index], self.texts[reference]
-        return self.sized(voice_clone(*said, AudioContent(), scene), (reference, index))
+        sample = voice_clone(self.texts[index], self.texts[reference], AudioContent(), scene)
+        return self.sized(sample, (reference, index))
 
-    def row(self, item: Item, config: ModelConfig) -> dict[str, Tensor]:
-        """-> the conversation's tensors, with `spoken`: the position of the text token spoken there, or -1."""
+    def example(self, item: Item, config: ModelConfig) -> dict[str, Tensor]:
+        """-> the conversation's tensors, with `alignment`: the position of the text token spoken there, or -1."""
         answer = Message("assistant", AudioContent())
         tokens = tokenize(ChatMLSample([*item.sample.messages, answer]), self.tokenizer)
         codes = [self.codes[i] for i in item.utterances]
-        together = len(item.sample.audios) + 1 < len(codes)  # a dialogue in one go is one segment
-        row = expand_audio_placeholders(
-            tokens, [torch.cat(codes, dim=1)] if together else codes, self.ids, config, True
+        one_segment = len(item.sample.audios) + 1 < len(codes)  # a dialogue generated in a single pass
+        example = expand_audio_placeholders(
+            tokens, [torch.cat(codes, dim=1)] if one_segment else codes, self.ids, config, True
         )
-        row["spoken"] = self.spoken(row, item, together)
-        return row
+        example["alignment"] = self.alignment(example["input_ids"], item, one_segment)
+        return example
 
-    def spoken(self, row: dict[str, Tensor], item: Item, together: bool) -> Tensor:
-        ids, spoken = row["input_ids"], torch.full_like(row["input_ids"], -1)
-        audio = (ids == self.ids.audio_out).nonzero()[:, 0]
-        content = ids.tolist()
-        # Segments are runs of the placeholder; column j of a segment predicts frame j of codebook 0.
+    def alignment(self, input_ids: Tensor, item: Item, one_segment: bool) -> Tensor:
+        alignment, content = torch.full_like(input_ids, -1), input_ids.tolist()
+        audio = (input_ids == self.ids.audio_out).nonzero()[:, 0]
+        # Segments are runs of the placeholder; delayed frame j of a segment predicts frame j of codebook 0.
         breaks = (audio.diff() > 1).nonzero()[:, 0] + 1
         starts = [int(segment[0]) for segment in audio.tensor_split(breaks.tolist())]
-        search, at = 0, starts[0]
+        search, start = 0, starts[0]
         for number, index in enumerate(item.utterances):
-            wanted = self.tokenizer.encode(self.texts[index])
-            place = find(content, wanted, search)
-            search = place + len(wanted)
+            text = self.tokenizer.encode(self.texts[index])
+            place = find(content, text, search)
+            search = place + len(text)
             aligned = place + self.aligned[index].long()
-            if not together:
-                at = starts[number]
-            spoken[at : at + len(aligned)] = aligned
-            at += len(aligned)
-        return spoken
+            if not one_segment:
+                start = starts[number]
+            alignment[start : start + len(aligned)] = aligned
+            start += len(aligned)
+        return alignment
 
 
 def find(content: list[int], wanted: list[int], start: int) -> int:
@@ -192,11 +185,10 @@ def find(content: list[int], wanted: list[int], start: int) -> int:
 
 
 def plan(corpus: Corpus, indices: Sequence[int], seed: int, positions: int, limits: Limits) -> list[list[Item]]:
-    """One epoch: conversations of like length together, at most `positions` in a batch, batches shuffled."""
+    """One epoch: conversations of similar length together, at most `positions` in a batch, batches shuffled."""
     rng = random.Random(seed)
-    drawn = (corpus.item(index, rng, limits) for index in indices)
-    items = sorted((item for item in drawn if item), key=lambda item: item.positions)
-    batches = batches_of(items, positions)
+    items = [corpus.item(index, rng, limits) for index in indices]
+    batches = batches_of(sorted(filter(None, items), key=lambda item: item.positions), positions)
     rng.shuffle(batches)
     return batches
 
@@ -212,10 +204,8 @@ def batches_of(items: Sequence[Item], positions: int) -> list[list[Item]]:
 
 
 def make_batch(corpus: Corpus, items: list[Item], config: ModelConfig) -> tuple[Batch, Tensor]:
-    """-> the batch, and `spoken` [B, S]."""
-    rows = [corpus.row(item, config) for item in items]
-    batch = collate(rows, corpus.ids, labels=True)
-    spoken = torch.full_like(batch.input_ids, -1)
-    for index, row in enumerate(rows):
-        spoken[index, : len(row["spoken"])] = row["spoken"]
-    return batch, spoken
+    """-> the batch, and its alignment [B, S]."""
+    examples = [corpus.example(item, config) for item in items]
+    batch = collate(examples, corpus.ids, labels=True)
+    alignments = [example["alignment"] for example in examples]
+    return batch, torch.nn.utils.rnn.pad_sequence(alignments, batch_first=True, padding_value=-1)

@@ -1,9 +1,9 @@
 """The loop that the four jobs share.
 
 A job is a function of its seed and its number of steps: the learning rate depends on the step, the random numbers of a
-step on (seed, step). So a job that was killed and goes on ends with the bytes of one that was not. That holds for one
-kind of processor: another rounds differently, and may compute in another number format. Format, threads and release of
-torch stand in the record of each checkpoint; a job goes on in the format in which it began.
+step on (seed, step). So a job that was killed and resumed ends with the same bytes as one that was not. That holds for
+one kind of processor: another rounds differently, and may compute in another number format. Format, threads and torch's
+version are in the record of each checkpoint; a job is resumed in the format in which it began.
 """
 
 import argparse
@@ -11,6 +11,7 @@ import json
 import math
 import sys
 import time
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +20,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from higgs.files import replacing
-from higgs.train.checkpointing import load_state, log, save_state
+from higgs.train.checkpointing import load_state, log, read_log, save_state
 from higgs.train.precision import autocast, best_dtype
 
 SAVE_SECONDS = 180
@@ -33,38 +34,21 @@ def warmup_cosine(step: int, steps: int, warmup_steps: int = 100, floor: float =
     return min(1.0, (step + 1) / warmup_steps) * (cosine * (1 - floor) + floor)
 
 
-class Averages:
-    """Running sums of named numbers, emptied when read."""
-
-    def __init__(self) -> None:
-        self.sums: dict[str, float] = {}
-        self.count = 0
-
-    def add(self, **values: float | Tensor) -> None:
-        self.count += 1
-        for name, value in values.items():
-            self.sums[name] = self.sums.get(name, 0.0) + float(value)
-
-    def read(self) -> dict[str, float]:
-        means = {name: round(total / max(1, self.count), 4) for name, total in self.sums.items()}
-        self.sums, self.count = {}, 0
-        return means
-
-
 class Job:
-    """One run: `folder/NAME.pt` holds all of it, `folder/NAME.jsonl` its log.
+    """One run: `folder/NAME.pt` is its whole state, `folder/NAME.jsonl` its log.
 
-    A job defines `parts` (whatever has a state), `optimizers` and `losses`, and what it needs of the rest.
+    A subclass defines `parts` (whatever has a state), `optimizers` and `losses`, and overrides what it needs.
     """
 
     name = "job"
-    max_norm = 1.0  # of a gradient
+    max_norm = 1.0  # of the gradient
     log_every, validate_every = 100, 1000  # steps
 
     def __init__(self, folder: Path, steps: int, seed: int = 0):
         torch.manual_seed(seed)
         self.folder, self.steps, self.seed = folder, steps, seed
-        self.step, self.seconds, self.averages = 0, 0.0, Averages()
+        self.step, self.seconds = 0, 0.0
+        self.averages: dict[str, Any] = {"sums": {}, "count": 0}  # of the values to log since the last row
         self.saved = load_state(self.path)
         self.dtype = getattr(torch, self.saved["record"]["dtype"]) if self.saved else best_dtype("cpu")
         self.parts: dict[str, Any] = {}
@@ -77,15 +61,19 @@ class Job:
     @property
     def record(self) -> dict[str, Any]:
         """What the result depends on, beside the code and the corpus."""
-        dtype = str(self.dtype).removeprefix("torch.")
-        about = {"steps": self.steps, "seed": self.seed, "dtype": dtype}
-        return about | {"threads": torch.get_num_threads(), "torch": str(torch.__version__)}
+        return {
+            "steps": self.steps,
+            "seed": self.seed,
+            "dtype": str(self.dtype).removeprefix("torch."),
+            "threads": torch.get_num_threads(),
+            "torch": str(torch.__version__),
+        }
 
     def lr_factor(self) -> float:
         return warmup_cosine(self.step, self.steps)
 
     def losses(self) -> tuple[Tensor, dict[str, Tensor]]:
-        """-> what is minimised in this step, and what the log tells of it."""
+        """-> the loss of this step, and the values to log."""
         raise NotImplementedError
 
     def after_step(self) -> None:
@@ -98,7 +86,7 @@ class Job:
         return {}
 
     def position(self) -> dict[str, int]:
-        """Where in its data the job is; goes back through `vars(self)`."""
+        """Attributes that say where in its data the job is; saved and restored."""
         return {}
 
     def autocast(self) -> torch.autocast:
@@ -109,13 +97,13 @@ class Job:
         state = {
             "record": self.record,
             "progress": {"step": self.step, **self.position()},
-            "averages": vars(self.averages),
+            "averages": self.averages,
             **{name: part.state_dict() for name, part in parts.items()},
         }
         save_state(self.path, **canonical(state))
 
     def resume(self) -> None:
-        """Goes on from the checkpoint, where there is one. Raises ValueError for that of another run."""
+        """Restores the checkpoint, if any, and drops later rows of the log. Raises ValueError for another run's."""
         if self.saved is None:
             return
         given = self.saved["record"]
@@ -126,16 +114,11 @@ class Job:
             )
         for name, part in (self.parts | self.optimizers).items():
             part.load_state_dict(self.saved[name])
-        vars(self.averages).update(self.saved["averages"])
+        self.averages = self.saved["averages"]
         vars(self).update(self.saved["progress"])
         self.saved = None
-        self.shorten_log()
-
-    def shorten_log(self) -> None:
-        """Drops the rows of steps that were not saved and come again."""
         path = self.folder / f"{self.name}.jsonl"
-        rows = [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
-        rows = [row for row in rows if row["step"] <= self.step]
+        rows = [row for row in read_log(path) if row["step"] <= self.step] if path.exists() else []
         self.seconds = rows[-1]["seconds"] if rows else 0.0
         with replacing(path) as partial:
             partial.write_text("".join(json.dumps(row) + "\n" for row in rows))
@@ -152,19 +135,22 @@ class Job:
         for optimizer in self.optimizers.values():
             optimizer.zero_grad()
         loss.backward()
-        trained = [p for o in self.optimizers.values() for g in o.param_groups for p in g["params"]]
-        torch.nn.utils.clip_grad_norm_(trained, self.max_norm)
+        parameters = [p for o in self.optimizers.values() for g in o.param_groups for p in g["params"]]
+        torch.nn.utils.clip_grad_norm_(parameters, self.max_norm)
         for optimizer in self.optimizers.values():
             optimizer.step()
         self.step += 1
         self.after_step()
-        self.averages.add(**{name: value.detach() for name, value in shown.items()})
+        sums, self.averages["count"] = self.averages["sums"], self.averages["count"] + 1
+        for name, value in shown.items():
+            sums[name] = sums.get(name, 0.0) + float(value.detach())
 
     def report(self) -> None:
         last = self.step == self.steps
         row: dict[str, Any] = {}
         if self.step % self.log_every == 0 or last:
-            row |= self.averages.read()
+            row |= {name: round(total / self.averages["count"], 4) for name, total in self.averages["sums"].items()}
+            self.averages = {"sums": {}, "count": 0}
         if self.step % self.validate_every == 0 or last:
             with torch.no_grad():
                 row |= self.validate()
@@ -190,7 +176,7 @@ class Job:
 
 
 def canonical(value: Any) -> Any:
-    """The same content in objects of its own, and strings shared: equal states become equal bytes in a pickle."""
+    """The same content in new containers, and strings interned: equal states become equal bytes in a pickle."""
     if isinstance(value, dict):
         return {canonical(key): canonical(item) for key, item in value.items()}
     if isinstance(value, list | tuple):
@@ -199,19 +185,25 @@ def canonical(value: Any) -> Any:
 
 
 def read_part(folder: Path, name: str, key: str) -> dict[str, Tensor]:
-    """One state out of the checkpoint `folder/NAME.pt`. Raises FileNotFoundError that names the job to run."""
+    """One part of the checkpoint `folder/NAME.pt`. Raises FileNotFoundError that names the job to run."""
     path = folder / f"{name}.pt"
     if not path.is_file():
         raise FileNotFoundError(f"{path} is missing: train the {name} first")
     return torch.load(path, weights_only=True)[key]
 
 
-def parser_of(doc: str, steps: int) -> argparse.ArgumentParser:
-    """The options that every job has."""
+def job_arguments(doc: str, steps: int, jobs: Sequence[str] = (), **sizes: int) -> argparse.Namespace:
+    """Parses the command line of a job: the common options, `jobs` to choose from, and `sizes` with their defaults.
+
+    Limits torch to one thread, because another number of threads rounds differently.
+    """
     parser = argparse.ArgumentParser(description=doc.splitlines()[0])
+    if jobs:
+        parser.add_argument("job", choices=jobs)
     parser.add_argument("--corpus", type=Path, default=CORPUS)
     parser.add_argument("--out", type=Path, default=OUT)
-    parser.add_argument("--steps", type=int, default=steps)
-    parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--eager", action="store_true", help="without compiling (no C++ compiler)")
-    return parser
+    for name, default in {"steps": steps, "seed": 0, **sizes}.items():
+        parser.add_argument(f"--{name}", type=int, default=default, help="default: %(default)s")
+    torch.set_num_threads(1)
+    return parser.parse_args()

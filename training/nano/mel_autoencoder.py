@@ -1,9 +1,9 @@
-"""Where the quantiser learns: log-mel in, codes, log-mel out, and phonemes from the first codebook.
+"""The mel autoencoder in which the quantiser is trained: log-mel, codes, log-mel, and phonemes from the first codebook.
 
-Training a codec end to end makes the waveform stacks, the quantiser and the losses chase each other. Here the
-quantiser learns first, between two small networks on mel spectrograms; decoder and encoder are then trained on codes
-that no longer move. The CTC head (on the first codebook alone) makes that codebook phonetic, as HuBERT's
-features do in the original, and aligns text and frames for the training of the model.
+In end-to-end training of a codec, waveform networks, quantiser and losses all move at once. Here the quantiser is
+trained first, between two small networks on mel spectrograms, then decoder and encoder on frozen codes. The CTC head
+(on the first codebook alone) makes that codebook phonetic, as HuBERT's features do in the reference, and aligns text
+and frames for the training of the model.
 """
 
 from pathlib import Path
@@ -34,7 +34,7 @@ class Residual(nn.Module):
 
 
 class MelAutoencoder(nn.Module):
-    """Encoder, the quantiser that is kept, decoder and CTC head. Mels are [B, 80, 4 T], normalised."""
+    """Encoder, the quantiser (which is shipped), decoder and CTC head. Mels are [B, 80, 4 T], normalised."""
 
     def __init__(self, config: CodecConfig, lexicon: Lexicon | None, narrow: int = 160, wide: int = 320):
         super().__init__()
@@ -60,10 +60,7 @@ class MelAutoencoder(nn.Module):
             nn.Conv1d(narrow, NUM_MELS, 5, padding=2),
         )
         self.ctc_head = nn.Sequential(
-            nn.Conv1d(width, wide, 5, padding=2),
-            nn.GELU(),
-            Residual(wide, 5),
-            nn.Conv1d(wide, 2 * self.num_symbols, 1),
+            nn.Conv1d(width, wide, 5, padding=2), nn.GELU(), Residual(wide, 5), nn.Conv1d(wide, 2 * self.num_symbols, 1)
         )
 
     def normalise(self, log_mel: Tensor) -> Tensor:
@@ -77,19 +74,14 @@ class MelAutoencoder(nn.Module):
         """z_q [B, T, D] -> [B, 80, 4 T]"""
         return self.decoder(z_q.transpose(1, 2))
 
-    def read(self, first: Tensor) -> Tensor:
-        """The first codebook's part [B, T, D] -> CTC logits [B, 2 T, symbols]: two steps for each frame."""
-        logits = self.ctc_head(first.transpose(1, 2))
-        batch, _, frames = logits.shape
-        return (
-            logits.view(batch, 2, self.num_symbols, frames)
-            .permute(0, 3, 1, 2)
-            .reshape(batch, 2 * frames, self.num_symbols)
-        )
+    def ctc_logits(self, first: Tensor) -> Tensor:
+        """The first codebook's part [B, T, D] -> [B, 2 T, classes]: two CTC frames for each frame."""
+        logits = self.ctc_head(first.transpose(1, 2)).unflatten(1, (2, self.num_symbols))
+        return logits.permute(0, 3, 1, 2).flatten(1, 2)
 
 
 def trained_autoencoder(folder: Path, config: CodecConfig) -> MelAutoencoder:
-    """What the quantiser's job left in `folder`, frozen."""
+    """The result of the quantiser's job in `folder`, frozen."""
     autoencoder = MelAutoencoder(config, Lexicon.read(folder))
     autoencoder.load_state_dict(read_part(folder, "quantizer", "autoencoder"))
     return autoencoder.eval().requires_grad_(False)

@@ -17,27 +17,15 @@ from higgs.train.checkpointing import warmup_stable_decay
 from higgs.train.losses import corrupt, speech_losses
 from training.corpus.shards import Shards
 from training.corpus.voices import DESCRIBED
-from training.nano.auxiliary_losses import (
-    AuxiliaryConfig,
-    AuxiliaryLosses,
-    initialise_from_codebooks,
-)
-from training.nano.conversations import (
-    LONG,
-    SHORT,
-    Corpus,
-    Item,
-    batches_of,
-    make_batch,
-    plan,
-)
-from training.nano.job import Job, parser_of
+from training.nano.auxiliary_losses import AuxiliaryConfig, AuxiliaryLosses, initialise_from_codebooks
+from training.nano.conversations import LONG, SHORT, Corpus, Item, batches_of, make_batch, plan
+from training.nano.job import Job, job_arguments
 from training.nano.mel_autoencoder import trained_autoencoder
 from training.nano.muon import Muon
 from training.nano.sizes import NANO_CODEC, NANO_MODEL, NANO_PHRASES
 
 LOUD = 10**-4.0  # of the power of an utterance's loudest frame
-OTHERS = "others"  # speakers of the validation set that were not trained on, cloned
+OTHERS = "others"  # held-out speakers of the validation set, cloned
 
 
 @dataclass(frozen=True)
@@ -48,7 +36,7 @@ class TrainingConfig:
     adam_lr: float = 2e-3
     warmup_steps: int = 150
     decay_share: float = 0.3
-    short_share: float = 0.8  # of the run: until then no long conversation
+    short_share: float = 0.8  # of the run, with short conversations only
     positions: int = 2600  # of a batch, padding included
     compile: bool = False  # the layers
     model: ModelConfig = NANO_MODEL
@@ -60,14 +48,9 @@ def initialise(model: HiggsAudio) -> None:
     for parameter in model.parameters():
         if parameter.dim() == 2:
             torch.nn.init.normal_(parameter, 0, 0.02)
-    scale = 2 * (2 * len(model.layers)) ** -0.5
     for layer in model.layers:
-        for last in (
-            layer.attention.o_proj,
-            layer.text_ffn[1].down_proj,
-            layer.audio_ffn[1].down_proj,
-        ):
-            last.weight.data.mul_(scale)
+        for output in (layer.attention.o_proj, layer.text_ffn[1].down_proj, layer.audio_ffn[1].down_proj):
+            output.weight.data.mul_(2 * (2 * len(model.layers)) ** -0.5)
 
 
 def loud_frames(waveform: Tensor) -> Tensor:
@@ -77,17 +60,12 @@ def loud_frames(waveform: Tensor) -> Tensor:
 
 
 class ModelJob(Job):
-    """The model, what helps it to learn, and how far it is in its data."""
+    """The model with its auxiliary losses; `epoch`, `taken` and `planned_at` are its position in the data."""
 
     name = "model"
 
     def __init__(
-        self,
-        folder: Path,
-        corpus: Corpus,
-        steps: int,
-        seed: int = 0,
-        config: TrainingConfig = TrainingConfig(),
+        self, folder: Path, corpus: Corpus, steps: int, seed: int = 0, config: TrainingConfig = TrainingConfig()
     ):
         super().__init__(folder, steps, seed)
         self.corpus, self.config = corpus, config
@@ -99,17 +77,17 @@ class ModelJob(Job):
         self.auxiliary = AuxiliaryLosses(self.model, config.auxiliary)
         self.parts = {"model": self.model, "auxiliary": self.auxiliary}
         self.optimizers = self.make_optimizers()
-        self.checks = self.validation_batches()
+        self.validation = self.validation_batches()
         if config.compile:
             self.compile()
         self.epoch, self.taken, self.planned_at, self.frames = -1, 0, 0, 0
         self.batches: list[list[Item]] = []
 
     def compile(self) -> None:
-        """Kernels are made for the first shape that they meet: always the same one, or a resumed run would differ."""
+        """Kernels depend on the first shape that is compiled: always the same one, or a resumed run would differ."""
         for layer in self.model.layers:
             layer.compile(dynamic=True)
-        batch = self.checks[0][1]
+        batch = self.validation[0][1]
         parts, _ = speech_losses(self.model, batch, batch, dtype=self.dtype)
         parts["codebooks"].sum().backward()
         self.model.zero_grad()
@@ -117,10 +95,9 @@ class ModelJob(Job):
             speech_losses(self.model, batch, batch, dtype=self.dtype)
 
     def make_optimizers(self) -> dict[str, torch.optim.Optimizer]:
-        """Muon for matrices inside layers, AdamW for embeddings, heads, norms and auxiliary heads."""
-        inner = [p for layer in self.model.layers for p in layer.parameters() if p.dim() == 2]
-        known = {id(p) for p in inner}
-        outer = [p for p in self.model.parameters() if p.dim() == 2 and id(p) not in known]
+        """Muon for matrices inside layers, AdamW for embeddings, heads, norms and auxiliary losses."""
+        inner = [p for p in self.model.layers.parameters() if p.dim() == 2]
+        outer = [p for name, p in self.model.named_parameters() if p.dim() == 2 and not name.startswith("layers.")]
         rest = [p for p in self.model.parameters() if p.dim() < 2]
         rest += self.auxiliary.parameters()
         groups = [{"params": outer, "weight_decay": 0.05}, {"params": rest, "weight_decay": 0.0}]
@@ -142,7 +119,7 @@ class ModelJob(Job):
     def next_batch(self) -> list[Item]:
         """Batches of an epoch are a function of the seed, the epoch and the step at which it began."""
         if not self.batches and self.epoch >= 0:
-            self.plan_epoch()  # a run that goes on
+            self.plan_epoch()  # after a resume
         now_long = self.planned_at < self.long_from <= self.step
         if self.taken == len(self.batches) or now_long:
             self.epoch, self.taken, self.planned_at = self.epoch + 1, 0, self.step
@@ -158,7 +135,7 @@ class ModelJob(Job):
     def losses(self) -> tuple[Tensor, dict[str, Tensor]]:
         items = self.next_batch()
         config = self.config.auxiliary
-        batch, spoken = make_batch(self.corpus, items, self.config.model)
+        batch, alignment = make_batch(self.corpus, items, self.config.model)
         inputs = corrupt(batch, config.input_noise, self.config.model.codebook_size)
         parts, states = speech_losses(self.model, inputs, batch, config.fine_share, self.dtype)
         weights = torch.tensor(config.codebook_weights)
@@ -167,10 +144,10 @@ class ModelJob(Job):
         if config.character_layer is not None:
             state = states[config.character_layer + 1]
             with self.autocast():
-                shown["characters"] = self.auxiliary.character_loss(state, batch, spoken)
+                shown["characters"] = self.auxiliary.character_loss(state, batch, alignment)
             loss = loss + config.character_weight * shown["characters"]
         if config.attention_layers:
-            shown["attention"] = self.auxiliary.attention_loss(spoken)
+            shown["attention"] = self.auxiliary.attention_loss(alignment)
             loss = loss + config.attention_weight * shown["attention"]
         self.frames += int(batch.audio_out_mask.sum())
         self.items = items
@@ -181,34 +158,33 @@ class ModelJob(Job):
         return f"; batch: {texts}"
 
     def validation_batches(self) -> list[tuple[str, Batch, Tensor]]:
-        """(voice, batch, where a loud frame of codebook 0 is predicted [B, S]): clean inputs, the last audio alone."""
+        """(voice, batch, mask of positions that predict a loud frame of codebook 0 [B, S]), of the last audio only."""
         corpus, groups = self.corpus, {}
-        validation = corpus.shards.validation
         first: dict[str, int] = {}
-        for index in validation:
+        for index in corpus.shards.validation:
             speaker = corpus.speakers[index]
             reference = first.setdefault(speaker, index)
             if speaker in DESCRIBED:
                 groups.setdefault(speaker, []).append(corpus.plain(index))
             elif reference != index:
                 groups.setdefault(OTHERS, []).append(corpus.cloned(index, reference))
-        checks = []
+        batches = []
         for voice, items in groups.items():
             items.sort(key=lambda item: item.positions)
             for some in batches_of(items, self.config.positions):
-                batch, spoken = make_batch(corpus, some, self.config.model)
-                loud = torch.zeros_like(spoken, dtype=torch.bool)
-                for row, item in enumerate(some):
+                batch, alignment = make_batch(corpus, some, self.config.model)
+                loud = torch.zeros_like(alignment, dtype=torch.bool)
+                for index, item in enumerate(some):
                     mask = loud_frames(corpus.shards.waveform(item.utterances[-1]))
-                    loud[row, (spoken[row] >= 0).nonzero()[-len(mask) :, 0]] = mask
-                checks.append((voice, batch, loud))
-        return checks
+                    loud[index, (alignment[index] >= 0).nonzero()[-len(mask) :, 0]] = mask
+                batches.append((voice, batch, loud))
+        return batches
 
     def validate(self) -> dict[str, Any]:
-        """Nats of the first codebook at loud frames, by voice; and hours of speech predicted so far."""
+        """Loss of codebook 0 at loud frames with clean inputs, by voice, in nats; hours of speech trained on."""
         sums: dict[str, Tensor] = {}
         counts: dict[str, int] = {}
-        for voice, batch, loud in self.checks:
+        for voice, batch, loud in self.validation:
             with self.autocast():
                 hidden, _ = self.model.hidden(batch)
                 logits = self.model.audio_head(hidden[loud]).float()
@@ -227,8 +203,7 @@ def text_tokenizer(lexicon: Lexicon | None) -> TextTokenizer:
 
 
 def main() -> None:
-    arguments = parser_of(__doc__, 16_000).parse_args()
-    torch.set_num_threads(1)
+    arguments = job_arguments(__doc__, 16_000)
     tokenizer = text_tokenizer(Lexicon.read(arguments.out))
     corpus = Corpus(Shards(arguments.corpus), arguments.out, tokenizer)
     config = TrainingConfig(compile=not arguments.eager)

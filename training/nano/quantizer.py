@@ -1,4 +1,4 @@
-"""First job of codec training: the quantiser, inside the mel autoencoder; then the codes of the whole corpus.
+"""First job of codec training: the quantiser, in the mel autoencoder; then the codes of the whole corpus.
 
 `python -m training.nano.quantizer --help`.
 """
@@ -15,26 +15,21 @@ from higgs.audio import log_mel
 from higgs.config import CodecConfig
 from higgs.data.text.lexicon import Lexicon
 from higgs.train.checkpointing import load_state, save_state
-from training.corpus.shards import KOKORO, Shards, balanced
-from training.nano.alignment import marked_texts, spoken_token, symbols_of
-from training.nano.job import Job, parser_of
-from training.nano.mel_autoencoder import (
-    MEL_PER_FRAME,
-    NUM_MELS,
-    MelAutoencoder,
-    trained_autoencoder,
-)
+from training.corpus.shards import KOKORO, Shards, choose_balanced
+from training.nano.alignment import align, marked_texts, symbols_of
+from training.nano.job import Job, job_arguments
+from training.nano.mel_autoencoder import MEL_PER_FRAME, NUM_MELS, MelAutoencoder, trained_autoencoder
 from training.nano.sizes import NANO_CODEC
 
-WARM_STEPS = 60  # steps without quantisation: codes of a moving latent mean nothing
+WARM_STEPS = 60  # steps without quantisation, until the latent is worth quantising
 SILENCE = -9.2103  # log of the mel floor
 # Utterances that use the first codebooks only: (how many codebooks, share of the utterances).
 DROPOUT = ((1, 0.12), (2, 0.12), (4, 0.16))
-SHARES = {KOKORO: 3.0}  # each own voice and the drawn speakers together 1
+SHARES = {KOKORO: 3.0}  # each in-house voice, and all random speakers together, 1
 
 
 def pad_mels(autoencoder: MelAutoencoder, mels: list[Tensor]) -> tuple[Tensor, Tensor]:
-    """list of [80, 4 T] log-mels -> normalised [B, 80, 4 T], and which frames are real [B, T]."""
+    """list of [80, 4 T] log-mels -> normalised [B, 80, 4 T], and the mask of frames that are no padding [B, T]."""
     longest = max(mel.shape[1] for mel in mels)
     batch = torch.full((len(mels), NUM_MELS, longest), SILENCE)
     real = torch.zeros(len(mels), longest // MEL_PER_FRAME, dtype=torch.bool)
@@ -72,7 +67,7 @@ class QuantizerJob(Job):
     ):
         super().__init__(folder, steps, seed)
         shards, self.batch = Shards(corpus), batch
-        chosen = balanced(shards, shards.training, utterances, SHARES)
+        chosen = choose_balanced(shards, shards.training, utterances, SHARES)
         self.mels = [log_mel(shards.waveform(i)).half() for i in tqdm(chosen, desc="mel", mininterval=10, miniters=500)]
         self.texts = [shards.utterances[i].text for i in chosen]
         self.by_length = sorted(range(len(chosen)), key=lambda i: self.mels[i].shape[1])
@@ -103,7 +98,7 @@ class QuantizerJob(Job):
             used = drop_codebooks(real, len(autoencoder.quantizer.averages))
             z_q, first, commitment = autoencoder.quantizer(z, used)
         with self.autocast():
-            rebuilt, logits = autoencoder.decode(z_q), autoencoder.read(first)
+            rebuilt, logits = autoencoder.decode(z_q), autoencoder.ctc_logits(first)
         error = (rebuilt.float() - mel) * real.repeat_interleave(MEL_PER_FRAME, 1)[:, None]
         count = real.sum() * MEL_PER_FRAME * NUM_MELS
         symbols = [torch.tensor(symbols_of(text, autoencoder.lexicon)[0]) for text in texts]
@@ -126,9 +121,9 @@ class QuantizerJob(Job):
 def code_shard(
     autoencoder: MelAutoencoder, shards: Shards, texts: list[str], indices: Sequence[int]
 ) -> tuple[list[Tensor], list[Tensor]]:
-    """-> codes [K, T] of each utterance, and which token of its text is spoken in each frame [T]; in float32.
+    """-> codes [K, T] of each utterance, and its alignment [T], the text token spoken in each frame; in float32.
 
-    Utterances of equal length go through together: padding would change codes near the ends.
+    Utterances of equal length are batched: padding would change codes near the ends.
     """
     by_length: dict[int, list[int]] = {}
     for index in indices:
@@ -141,15 +136,15 @@ def code_shard(
         z = autoencoder.encode(autoencoder.normalise(mel))
         ids = quantizer.encode(z.transpose(1, 2))
         first = quantizer.decode(ids[:, :1]).transpose(1, 2)
-        posteriors = autoencoder.read(first).log_softmax(-1).numpy()
+        posteriors = autoencoder.ctc_logits(first).log_softmax(-1).numpy()
         for index, frames, posterior in zip(group, ids.short(), posteriors, strict=True):
-            tokens = spoken_token(posterior, texts[index], autoencoder.lexicon)
+            tokens = align(posterior, texts[index], autoencoder.lexicon)
             codes[index], aligned[index] = frames.clone(), torch.from_numpy(tokens).short()
     return [codes[index] for index in indices], [aligned[index] for index in indices]
 
 
 def code_corpus(folder: Path, corpus: Path, config: CodecConfig = NANO_CODEC) -> None:
-    """Writes `folder/codes/SHARD.pt` for each shard, but for those that this quantiser has written already."""
+    """Writes `folder/codes/SHARD.pt` for each shard, unless this quantiser has written it already."""
     shards, autoencoder = Shards(corpus), trained_autoencoder(folder, config)
     texts = marked_texts([u.text for u in shards.utterances], autoencoder.lexicon)
     made_by = hashlib.md5((folder / "quantizer.pt").read_bytes()).hexdigest()
@@ -164,19 +159,16 @@ def code_corpus(folder: Path, corpus: Path, config: CodecConfig = NANO_CODEC) ->
 
 
 def read_codes(folder: Path, shards: Shards) -> tuple[list[Tensor], list[Tensor]]:
-    """-> what `code_corpus` made of every utterance, in order."""
-    made = [torch.load(folder / "codes" / f"{name}.pt", weights_only=True) for name in shards.names]
-    return sum((m["codes"] for m in made), []), sum((m["aligned"] for m in made), [])
+    """-> codes and alignments of every utterance, in order."""
+    saved = [torch.load(folder / "codes" / f"{name}.pt", weights_only=True) for name in shards.names]
+    return sum((s["codes"] for s in saved), []), sum((s["aligned"] for s in saved), [])
 
 
 def main() -> None:
-    parser = parser_of(__doc__, 4000)
-    parser.add_argument("--utterances", type=int, default=10_000, help="of the corpus, to train on")
-    arguments = parser.parse_args()
-    torch.set_num_threads(1)
-    job = QuantizerJob(arguments.out, arguments.corpus, arguments.steps, arguments.seed, arguments.utterances)
-    job.run()
-    code_corpus(arguments.out, arguments.corpus)
+    arguments = job_arguments(__doc__, 4000, utterances=10_000)
+    out, corpus = arguments.out, arguments.corpus
+    QuantizerJob(out, corpus, arguments.steps, arguments.seed, arguments.utterances).run()
+    code_corpus(out, corpus)
 
 
 if __name__ == "__main__":

@@ -1,6 +1,6 @@
 """The sizes of higgs-nano, the default checkpoint: the release's architecture, small enough to travel with the code.
 
-And how it is to be used: it was trained on single sentences, each in the prompt of its own speaker.
+And its generation config: it was trained on single sentences, each in the prompt of its own speaker.
 """
 
 from higgs.config import CodecConfig, ModelConfig, SemanticConfig
@@ -11,23 +11,11 @@ NANO_CODEC = CodecConfig(
     decoder_width=256,
     acoustic_dim=64,
     codebook_dim=32,
-    semantic=SemanticConfig(
-        hidden_size=128,
-        intermediate_size=384,
-        num_layers=2,
-        num_heads=4,
-        conv_dim=96,
-    ),
+    semantic=SemanticConfig(hidden_size=128, intermediate_size=384, num_layers=2, num_heads=4, conv_dim=96),
 )
 
 NANO_MODEL = ModelConfig(
-    vocab_size=352,
-    hidden_size=192,
-    intermediate_size=448,
-    num_layers=6,
-    num_heads=3,
-    num_kv_heads=3,
-    head_dim=64,
+    vocab_size=352, hidden_size=192, intermediate_size=448, num_layers=6, num_heads=3, num_kv_heads=3, head_dim=64
 )
 
 # What every prompt repeats: one token each in the byte-level text tokenizer.

@@ -1,4 +1,4 @@
-"""Snake with a hand-written gradient: it keeps its input alone and, compiled, makes one pass over memory."""
+"""Snake with a hand-written gradient: it saves its input alone and, compiled, makes one pass over memory."""
 
 import torch
 from torch import Tensor
@@ -7,15 +7,15 @@ from higgs.codec import acoustic
 
 
 def _forward(x: Tensor, alpha: Tensor) -> Tensor:
-    wide = x.float()
-    return (wide + torch.sin(alpha * wide).square() / (alpha + 1e-9)).to(x.dtype)
+    x32 = x.float()
+    return (x32 + torch.sin(alpha * x32).square() / (alpha + 1e-9)).to(x.dtype)
 
 
 def _backward(x: Tensor, alpha: Tensor, grad: Tensor) -> tuple[Tensor, Tensor]:
-    wide, up = x.float(), grad.float()
-    double, sine = torch.sin(2 * alpha * wide), torch.sin(alpha * wide)
-    for_alpha = (up * (wide * double / alpha - sine * sine / (alpha * alpha))).sum((0, 2), True)
-    return (up * (1 + double)).to(x.dtype), for_alpha
+    x32, grad = x.float(), grad.float()
+    double, sine = torch.sin(2 * alpha * x32), torch.sin(alpha * x32)
+    grad_alpha = (grad * (x32 * double / alpha - sine * sine / (alpha * alpha))).sum((0, 2), True)
+    return (grad * (1 + double)).to(x.dtype), grad_alpha
 
 
 class _Snake(torch.autograd.Function):

@@ -1,4 +1,4 @@
-"""Training the quantiser: exponential averages of what each code stands for, as in EnCodec and SoundStream."""
+"""Training the quantiser: VQ with exponential moving averages (EMA), as in EnCodec and SoundStream."""
 
 import torch
 from torch import Tensor, nn
@@ -9,8 +9,8 @@ DECAY = 0.99
 DEAD_BELOW = 0.15  # average count per batch under which a code is given a new vector
 
 
-class CodebookAverages(nn.Module):
-    """The running counts and sums behind one codebook's vectors."""
+class CodebookEMA(nn.Module):
+    """The moving averages of counts and sums that one codebook's vectors are made of."""
 
     def __init__(self, codebook_size: int, codebook_dim: int):
         super().__init__()
@@ -40,7 +40,7 @@ class CodebookAverages(nn.Module):
 
     @torch.no_grad()
     def update(self, x: Tensor, embed: Tensor) -> None:
-        """[n, d]: one step of the averages; codes that nobody uses restart at a random vector of the batch.
+        """[n, d]: one step of the averages; unused codes restart at a random vector of the batch.
 
         The averages of a restarted code restart too, or the next step would pull it back.
         """
@@ -59,12 +59,12 @@ class CodebookAverages(nn.Module):
 
 
 class QuantizerTrainer(nn.Module):
-    """Wraps the shipped quantiser for training: straight-through codes, commitment loss, dropped codebooks."""
+    """The shipped quantiser in training: straight-through codes, commitment loss, quantiser dropout."""
 
     def __init__(self, quantizer: ResidualVectorQuantizer):
         super().__init__()
         self.quantizer = quantizer
-        self.averages = nn.ModuleList(CodebookAverages(*layer.embed.shape) for layer in quantizer.layers)
+        self.averages = nn.ModuleList(CodebookEMA(*layer.embed.shape) for layer in quantizer.layers)
         for layer in quantizer.layers:
             nn.init.orthogonal_(layer.project_in.weight)
             nn.init.zeros_(layer.project_in.bias)

