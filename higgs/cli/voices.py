@@ -37,9 +37,10 @@ def voices(context: typer.Context, voices: Voices = FOLDER) -> None:
 def list_(context: typer.Context, voices: SameFolder = None) -> None:
     """List the voices of the folder."""
     from higgs.audio import probe
-    from higgs.data.voices import list_voices
+    from higgs.data.voices import read_voices
 
-    for voice in list_voices(voices or context.obj).values():
+    usable, faults = read_voices(voices or context.obj)
+    for voice in usable.values():
         kinds = [f"described: {voice.description}"] if voice.description else []
         if voice.audio is not None:
             try:
@@ -48,6 +49,8 @@ def list_(context: typer.Context, voices: SameFolder = None) -> None:
                 length = f"cannot be read: {error}"
             kinds.insert(0, f"recording: {voice.audio} ({length})")
         print(f"{voice.name:12} {'; '.join(kinds)}")
+    for name, fault in faults.items():
+        print(f"{name:12} cannot be used: {fault}", file=sys.stderr)
 
 
 @app.command()

@@ -5,6 +5,7 @@ descriptions ("feminine") that the model was trained on; a recording may have on
 """
 
 import re
+import unicodedata
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -25,6 +26,8 @@ from higgs.files import read_text, replacing
 from higgs.validation import parse_json, validate
 
 AUDIO_SUFFIXES = (".flac", ".wav")
+OTHER_SUFFIXES = (".mp3", ".m4a", ".ogg", ".opus", ".aac", ".aif", ".aiff", ".wma")
+PROFILES = "profiles.json"
 SAMPLE_RATE = 24_000  # of the recordings that `add_voice` writes: the codec's
 NAME = re.compile(r"[^\W_][\w.-]{0,63}")
 SECONDS, GOOD_SECONDS = (1.0, 60.0), (3.0, 30.0)
@@ -72,9 +75,14 @@ def speakers_prompt(speakers: dict[int, Voice], text: str, scene: str | None = N
 
 
 def list_voices(folder: str | Path) -> dict[str, Voice]:
-    """-> the voices of the folder by name, sorted.
+    """-> the voices of the folder by name, sorted; those of `read_voices` that can be used."""
+    return read_voices(folder)[0]
 
-    Raises ValueError for a recording without transcript or with two files, and for invalid profiles.
+
+def read_voices(folder: str | Path) -> tuple[dict[str, Voice], dict[str, str]]:
+    """-> the voices of the folder by name, sorted, and what is wrong with the others.
+
+    A voice that is not ready (a recording without transcript, or with two files, invalid profiles) takes none along.
     """
     folder = Path(folder)
     if not folder.is_dir():
@@ -82,31 +90,53 @@ def list_voices(folder: str | Path) -> dict[str, Voice]:
             f"voice folder {folder} does not exist; name one with --voices. The repository's own is data/voices in its "
             "root, and `dvc pull data.dvc` fetches it"
         )
-    descriptions, voices = _profiles(folder), {}
-    for path in sorted(p for p in folder.iterdir() if p.suffix in AUDIO_SUFFIXES and p.name[0] != "."):
-        name, transcript = path.stem, path.with_suffix(".txt")
-        if name in voices:
-            raise ValueError(f"voice {name}: {voices[name].audio} and {path}; keep one of them")
-        if not transcript.is_file() or not (words := read_text(transcript).strip()):
-            raise ValueError(
-                f"voice {name}: the transcript {transcript} is missing: the text that is spoken in {path.name}"
-            )
-        voices[name] = Voice(name, path, words, descriptions.pop(name, None))
-    for name, description in descriptions.items():
-        voices[name] = Voice(name, description=description)
-    return dict(sorted(voices.items()))
+    voices: dict[str, Voice] = {}
+    faults: dict[str, str] = {}
+    try:
+        descriptions = _profiles(folder)
+    except (ValueError, OSError) as error:
+        descriptions, faults[PROFILES] = {}, str(error)
+    files: dict[str, list[Path]] = {}
+    for path in sorted(path for path in folder.iterdir() if path.name[0] != "."):
+        files.setdefault(unicodedata.normalize("NFC", path.stem), []).append(path)
+    for name, paths in files.items():
+        recordings = [path for path in paths if path.suffix.lower() in AUDIO_SUFFIXES]
+        transcripts = [path for path in paths if path.suffix.lower() == ".txt"]
+        if not recordings:
+            if unread := [path for path in paths if path.suffix.lower() in OTHER_SUFFIXES]:
+                faults[name] = f"{unread[0]}: convert it to .flac or .wav"
+            continue
+        description = descriptions.pop(name, None)
+        if len(recordings) > 1:
+            faults[name] = f"{recordings[0]} and {recordings[1]}; keep one of them"
+            continue
+        try:
+            words = read_text(transcripts[0]).strip() if transcripts else ""
+        except (ValueError, OSError) as error:
+            faults[name] = str(error)
+            continue
+        if words:
+            voices[name] = Voice(name, recordings[0], words, description)
+        else:
+            transcript = recordings[0].with_suffix(".txt")
+            faults[name] = f"the transcript {transcript} is missing: the text that is spoken in {recordings[0].name}"
+    voices |= {name: Voice(name, description=text) for name, text in descriptions.items() if name not in faults}
+    return dict(sorted(voices.items())), faults
 
 
 def _profiles(folder: Path) -> dict[str, str]:
-    path = folder / "profiles.json"
+    path = folder / PROFILES
     return validate(dict[str, str], parse_json(read_text(path), str(path)), str(path)) if path.is_file() else {}
 
 
 def find_voice(folder: str | Path, name: str) -> Voice:
-    """Raises ValueError that lists the voices for an unknown name."""
-    voices = list_voices(folder)
+    """Raises ValueError that says what is wrong with the voice, or lists the voices for an unknown name."""
+    (voices, faults), name = read_voices(folder), unicodedata.normalize("NFC", name)
+    if name in faults:
+        raise ValueError(f"voice {name}: {faults[name]}")
     if name not in voices:
-        raise ValueError(f"no voice {name!r} in {folder}; there are: {', '.join(voices) or 'none'}")
+        broken = "".join(f"; {fault}" for fault in faults.values())
+        raise ValueError(f"no voice {name!r} in {folder}; there are: {', '.join(voices) or 'none'}{broken}")
     return voices[name]
 
 

@@ -7,10 +7,11 @@ users and at most one key, and is meant to be behind something that has more.
 import asyncio
 import logging
 import time
+import unicodedata
 from collections.abc import AsyncIterator, Iterator
 from contextlib import aclosing, asynccontextmanager, contextmanager
 from dataclasses import dataclass, replace
-from functools import partial
+from functools import lru_cache, partial
 from pathlib import Path
 from types import FrameType
 
@@ -25,7 +26,7 @@ from higgs.config import SamplingConfig
 from higgs.data.chatml import smart_voice
 from higgs.data.speech import SpeechRequest, speech_request
 from higgs.data.text.chunks import ChunkOptions
-from higgs.data.voices import Voice, list_voices
+from higgs.data.voices import Voice, read_voices
 from higgs.serve.batching.scheduler import QueueFull
 from higgs.serve.engine import Engine
 from higgs.serve.generation import GenerationConfig
@@ -68,12 +69,17 @@ class ServerConfig:
         )
 
 
-def read_voices(folder: Path) -> dict[str, Voice]:
-    """As `list_voices`, but a broken folder is a RuntimeError: the client is not to blame for it."""
-    try:
-        return list_voices(folder)
-    except ValueError as error:
-        raise RuntimeError(f"voice folder {folder}: {error}") from error
+def usable_voices(folder: Path) -> dict[str, Voice]:
+    """The voices of the folder as it is now. Voices that cannot be used are logged, each fault once."""
+    voices, faults = read_voices(folder)
+    for name, fault in faults.items():
+        log_once(f"voice {name} cannot be used: {fault}")
+    return voices
+
+
+@lru_cache(maxsize=1000)
+def log_once(message: str) -> None:
+    logger.error(message)
 
 
 def check_model(name: str, config: ServerConfig) -> None:
@@ -93,8 +99,8 @@ def to_request(body: SpeechBody, config: ServerConfig, engine: Engine) -> Speech
         if length > config.max_characters:
             message = f"{name}: {length} characters; at most {config.max_characters} in one request"
             raise ApiError(message, name, "string_above_max_length")
-    voices = read_voices(config.voices)
-    if (name := body.voice_name) not in voices:
+    voices, name = usable_voices(config.voices), unicodedata.normalize("NFC", body.voice_name)
+    if name not in voices:
         message = f"voice: no {name!r:.60}; there are: {', '.join(voices)}"
         raise ApiError(message, "voice", "voice_not_found")
     limit = body.max_new_tokens or config.max_new_tokens
@@ -111,7 +117,7 @@ def to_request(body: SpeechBody, config: ServerConfig, engine: Engine) -> Speech
         for audio in request.samples[0].audios:
             engine.reference_codes(audio)
     except (ValueError, OSError) as error:
-        logger.error("voice %s cannot be used: %s", name, error)
+        log_once(f"voice {name} cannot be used: {error}")
         raise ApiError(f"voice: {name} cannot be used at present", "voice", "voice_unusable", 500) from error
     return request
 
@@ -241,7 +247,7 @@ def add_listings(app: FastAPI, engine: Engine, config: ServerConfig) -> None:
         return {
             "voices": [
                 {"id": name, "name": name, "description": voice.description, "recorded": voice.audio is not None}
-                for name, voice in read_voices(config.voices).items()
+                for name, voice in usable_voices(config.voices).items()
             ]
         }  # fmt: skip
 
