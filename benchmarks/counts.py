@@ -3,7 +3,7 @@
     python -m benchmarks.counts
 
 Counted, not timed: the numbers are the same on every run. A kernel is an operator that is no view. On a GPU the
-profiler counts the kernels and the waits of a burst as well.
+profiler counts the kernels and the waits of several steps as well.
 """
 
 from collections import Counter
@@ -62,7 +62,7 @@ def of_our_step(model, prompt) -> Operations:
     decoder.prefill(0, prompt, 30, SamplingConfig(seed=1))
     weights, cache, state = decoder._view(1)
     state = DecodeState(**{name: tensor.clone() for name, tensor in vars(state).items()})
-    cache = [kept.clone() for kept in cache]
+    cache = [kv.clone() for kv in cache]
     with torch.no_grad(), Operations() as seen:
         decode_step(weights, cache, state, [length + 1], False)
     return seen
@@ -83,7 +83,7 @@ def of_their_steps(port, prompt, few: int = 12, many: int = 22) -> dict[str, flo
 
 
 def on_a_gpu(model, prompt) -> list[Row]:
-    """Kernels and waits per step of a burst of replayed graphs, and of one eager step, from the profiler."""
+    """Kernels and waits per step of replayed graphs, and of one eager step, from the profiler."""
     from torch.profiler import ProfilerActivity, profile
 
     from higgs.config import SamplingConfig

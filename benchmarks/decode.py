@@ -39,7 +39,7 @@ from higgs.checkpoint.config_json import model_to_json
 from higgs.config import CodecConfig, ModelConfig, SamplingConfig
 from higgs.data.chatml import Tokens
 from higgs.data.collator import collate, spread
-from higgs.serve.batching.scheduler import Request, Scheduler
+from higgs.serve.batching.scheduler import Scheduler, Sequence
 from higgs.serve.batching.slots import SlotDecoder
 from higgs.serve.stream import AudioStream
 from higgs.tokens import TokenIds
@@ -95,16 +95,16 @@ def prompt_of(length: int, config: ModelConfig) -> Batch:
 
 
 def ours(
-    model: HiggsAudio, prompt: Batch, room: int, compiled: bool = False, int8: bool = False
+    model: HiggsAudio, prompt: Batch, positions: int, compiled: bool = False, int8: bool = False
 ) -> Callable[[int], None]:
-    decoder = SlotDecoder(model, 1, room, steps_per_sync=8, compiled=compiled, int8=int8)
+    decoder = SlotDecoder(model, 1, positions, steps_per_sync=8, compiled=compiled, int8=int8)
     scheduler = Scheduler(decoder, max_waiting=1)
 
     def run(steps: int) -> None:
-        sequence = scheduler.submit(Request(prompt, SAMPLING, steps))
+        sequence = scheduler.submit(Sequence(prompt, SAMPLING, steps))
         while not sequence.done:
             scheduler.run_steps()
-        assert sequence.made == steps, "a segment ended by itself"
+        assert sequence.num_steps == steps, "a segment ended by itself"
 
     return run
 
@@ -151,64 +151,64 @@ def read_bandwidth(device: torch.device, gigabytes: float, repeats: int) -> floa
     return memory.nbytes / min(read() for _ in range(repeats + 2))
 
 
-def bytes_per_step(decoder: SlotDecoder, rows: int, context: int) -> int:
-    """What a step has to read: the audio path's weights once, keys and values of each row."""
+def bytes_per_step(decoder: SlotDecoder, slots: int, context: int) -> int:
+    """What a step has to read: the audio path's weights once, keys and values of each slot."""
     found = [t for layer in decoder.weights.layers for t in layer] + [decoder.weights.head]
     matrices = [part for t in found for part in (t if isinstance(t, tuple) else (t,))]
-    kept = sum(layer[:, :1, :, :context].nbytes for layer in decoder.cache.layers)
-    return sum(t.nbytes for t in matrices) + rows * kept
+    kv = sum(layer[:, :1, :, :context].nbytes for layer in decoder.cache.layers)
+    return sum(t.nbytes for t in matrices) + slots * kv
 
 
 def large(config: ModelConfig, codec: CodecConfig, device: str, scale: int, repeats: int) -> list[Row]:
-    """What is asked of a GPU, at any size: alone, beside transformers, 64 rows, and the first packet."""
+    """The GPU's measurements, at any size: alone, beside transformers, 64 slots, and the first packet."""
     dtype = torch.bfloat16
     model = random_model(config, device, dtype)
     where, case = model.device, f"{config.hidden_size} wide, {config.num_layers} layers, bfloat16"
     bandwidth = read_bandwidth(where, 6 if scale == 1 else 0.05, repeats)
     prompt, few, many = prompt_of(300 // scale, config), 100 // scale, 600 // scale
-    room = 1024
+    positions = 1024
     growing, static = "transformers, growing cache", "transformers, static cache"
-    plain = "eager" if device == "cpu" else "graph"
+    uncompiled = "eager" if device == "cpu" else "graph"
     measures = {
         growing: per_step(theirs(port_of(model), prompt), where, few, many),
         static: per_step(theirs(port_of(model, True), prompt), where, few, many),
     }
     for mode, how in {
-        plain: (False, False),
+        uncompiled: (False, False),
         "compiled": (True, False),
         "int8 compiled": (True, True),
     }.items():
-        measures[mode] = per_step(ours(model, prompt, room, *how), where, few, many)
+        measures[mode] = per_step(ours(model, prompt, positions, *how), where, few, many)
     times = take_turns(measures, repeats)
     own = [name for name in measures if name not in (growing, static)]
     rows = rows_of(case, times, [(name, peer) for peer in (growing, static) for name in own])
-    decoder = SlotDecoder(model, 1, room, steps_per_sync=8)
+    decoder = SlotDecoder(model, 1, positions, steps_per_sync=8)
     limit = 1000 * bytes_per_step(decoder, 1, (300 + 350) // scale) / bandwidth
-    best = min(middle(times[name])[0] for name in (plain, "compiled"))
+    best = min(middle(times[name])[0] for name in (uncompiled, "compiled"))
     mode = f"limit at {bandwidth / 1e9:.0f} GB/s read; reached: {limit / best:.0%}"
     rows.append(Row(case, mode, limit))
     del decoder, measures
     gc.collect()
-    rows.append(many_rows(model, case, scale, repeats))
+    rows.append(many_slots(model, case, scale, repeats))
     rows.append(first_packet(model, codec, case, 512 // scale, repeats))
     return rows
 
 
-def many_rows(model: HiggsAudio, case: str, scale: int, repeats: int) -> Row:
+def many_slots(model: HiggsAudio, case: str, scale: int, repeats: int) -> Row:
     """64 requests with contexts of 200 to 1,200 positions."""
     count = max(4, 64 // scale)
     decoder = SlotDecoder(model, count, 1536, steps_per_sync=8, compiled=model.device.type != "cpu")
-    for row in range(count):
-        length = (200 + 900 * row // max(1, count - 1)) // scale
-        decoder.prefill(row, prompt_of(length, model.config), 400, replace(SAMPLING, seed=row))
+    for slot in range(count):
+        length = (200 + 900 * slot // max(1, count - 1)) // scale
+        decoder.prefill(slot, prompt_of(length, model.config), 400, replace(SAMPLING, seed=slot))
 
-    def burst() -> Times:
+    def step() -> Times:
         started = clock(model.device)
         decoder.run(8)
         return scaled(since(started, model.device), 1 / 8)
 
-    times = take_turns({"step": burst}, repeats + 3)["step"]
-    return row_of(case, f"{count} rows: {1000 * count / middle(times)[0]:.0f} frames/s", times)
+    times = take_turns({"step": step}, repeats + 3)["step"]
+    return row_of(case, f"{count} slots: {1000 * count / middle(times)[0]:.0f} frames/s", times)
 
 
 def first_packet(model: HiggsAudio, config: CodecConfig, case: str, length: int, repeats: int) -> Row:
@@ -224,11 +224,8 @@ def first_packet(model: HiggsAudio, config: CodecConfig, case: str, length: int,
 
     def first() -> Times:
         started = clock("cpu")
-        sequence, audio, chunks = (
-            scheduler.submit(Request(prompt, SAMPLING, 100)),
-            AudioStream(codec, [4]),
-            [],
-        )
+        sequence = scheduler.submit(Sequence(prompt, SAMPLING, 100))
+        audio, chunks = AudioStream(codec, [4]), []
         while not chunks:
             scheduler.run_steps()
             chunks = list(audio.push(sequence.read_new()))

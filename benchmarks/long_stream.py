@@ -2,7 +2,7 @@
 
     python -m benchmarks.long_stream
 
-The default checkpoint, whose end of a segment is barred so that it goes on; guards are off.
+The default checkpoint, with stream eos masked so that it goes on; run-away detection is off.
 """
 
 import argparse
@@ -22,13 +22,13 @@ from higgs.serve.engine import EngineConfig
 def endless(engine: Engine) -> None:
     """From now on no request ends by itself."""
     decoder = engine.scheduler.decoder
-    admit = decoder.admit
+    prefill = decoder.prefill
 
-    def admit_and_bar(row: int, *arguments) -> None:
-        admit(row, *arguments)
-        decoder.state.barred[row, :, 1] = -torch.inf
+    def prefill_and_mask(slot: int, *arguments) -> None:
+        prefill(slot, *arguments)
+        decoder.state.logit_bias[slot, :, 1] = -torch.inf
 
-    decoder.admit = admit_and_bar
+    decoder.prefill = prefill_and_mask
 
 
 def main() -> None:
@@ -38,15 +38,15 @@ def main() -> None:
     parser.add_argument("--checkpoint", type=Path, default=Path("data/checkpoints/nano"))
     arguments = parser.parse_args()
     torch.set_num_threads(arguments.threads)
-    columns = round(arguments.minutes * 60 * 25) + 9
-    config = EngineConfig(max_batch=1, max_positions=columns + 200, runaway=None)
+    steps = round(arguments.minutes * 60 * 25) + 9
+    config = EngineConfig(max_batch=1, max_positions=steps + 200, runaway=None)
     folder = arguments.checkpoint
     engine = Engine.from_pretrained(folder / "model", folder / "codec", device="cpu", config=config)
     for layer in engine.scheduler.decoder.cache.layers:
         layer.zero_()  # on the CPU, pages count from when they are written
     endless(engine)
     frames, held, started, busy = 0, [], time.perf_counter(), time.process_time()
-    for chunk in engine.stream(smart_voice("Once upon a time."), SamplingConfig(seed=0), columns):
+    for chunk in engine.stream(smart_voice("Once upon a time."), SamplingConfig(seed=0), steps):
         frames += chunk.codes.shape[1]
         if frames // 1500 > len(held) or chunk.stop_reason:
             gc.collect()

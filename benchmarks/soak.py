@@ -1,9 +1,9 @@
-"""Many requests on one engine, as a bad day brings them: random arrivals and lengths, clients who leave, bad inputs.
+"""Many requests on one engine: random arrivals and lengths, clients that disconnect, bad inputs.
 
     python -m benchmarks.soak --requests 300
 
-Every good request must get exactly the audio that it gets alone, every bad one its refusal; at the end no row is taken
-and memory is what it was after the first sixth.
+Every good request must get exactly the audio that it gets alone, every bad one its refusal; at the end no slot is
+occupied and memory is what it was after the first sixth.
 """
 
 import argparse
@@ -21,9 +21,9 @@ from pathlib import Path
 import torch
 
 import higgs.audio  # noqa: F401  before transformers: the import that makes torchaudio harmless
-from higgs import ChatMLSample, Engine, Message, SamplingConfig
-from higgs.data.chatml import smart_voice
-from higgs.data.voices import find_voice
+from higgs import ChatMLSample, Engine, SamplingConfig
+from higgs.data.speech import SpeechRequest, speech_request
+from higgs.data.voices import Voice, find_voice
 from higgs.serve.batching.scheduler import QueueFull
 from higgs.serve.engine import EngineConfig
 from higgs.serve.http.async_engine import AsyncEngine
@@ -43,14 +43,12 @@ def resident() -> int:
     return pages * os.sysconf("SC_PAGE_SIZE")
 
 
-@dataclass
-class Question:
+@dataclass(frozen=True)
+class Reference:
     """A request, and the audio that it gets when it is alone."""
 
-    sample: ChatMLSample
-    sampling: SamplingConfig
-    limit: int
-    waveform: torch.Tensor | None = None
+    request: SpeechRequest
+    waveform: torch.Tensor
 
 
 @dataclass
@@ -60,7 +58,7 @@ class Report:
     outcomes: Counter[str] = field(default_factory=Counter)
     wrong: list[str] = field(default_factory=list)
     resident: list[int] = field(default_factory=list)
-    taken_rows: int = 0
+    occupied_slots: int = 0
     open_requests: int = 0
     seconds: float = 0.0
 
@@ -70,43 +68,35 @@ class Report:
         return self.resident[-1] / self.resident[len(self.resident) // 6] - 1
 
 
-def questions(engine: Engine, samples: Sequence[ChatMLSample], longest: int) -> list[Question]:
-    """Each sample with settings and a length of its own, answered once alone."""
-    made = []
+def references(engine: Engine, samples: Sequence[ChatMLSample], longest: int) -> list[Reference]:
+    """Each sample with settings and a length of its own, spoken once alone."""
+    result = []
     for index, sample in enumerate(samples):
         sampling = SamplingConfig((0.4, 0.9, 0.0)[index % 3], (20, None)[index % 2], seed=index)
         limit = longest // 4 + index * 7 % (longest - longest // 4)
-        question = Question(sample, sampling, limit)
-        chunks = engine.stream(question.sample, question.sampling, question.limit)
-        question.waveform = torch.cat([chunk.waveform for chunk in chunks])
-        made.append(question)
-    return made
+        waveform = torch.cat([chunk.waveform for chunk in engine.stream(sample, sampling, limit)])
+        result.append(Reference(SpeechRequest((sample,), sampling=sampling, max_new_tokens=limit), waveform))
+    return result
 
 
-async def good(async_engine: AsyncEngine, asked: Question, leave_after: int | None) -> str:
-    """-> what became of it; with `leave_after`, the client goes after so many pieces."""
-    heard = []
-    async with aclosing(async_engine.stream(asked.sample, asked.sampling, asked.limit)) as chunks:
+async def good(async_engine: AsyncEngine, reference: Reference, leave_after: int | None) -> str:
+    """-> the outcome; with `leave_after`, the client disconnects after so many chunks."""
+    received = []
+    async with aclosing(async_engine.stream(reference.request)) as chunks:
         async for chunk in chunks:
-            heard.append(chunk.waveform)
-            if len(heard) == leave_after and chunk.stop_reason is None:
+            received.append(chunk.waveform)
+            if len(received) == leave_after and chunk.stop_reason is None:
                 return "left"
-    waveform = torch.cat(heard)
-    same = waveform.shape == asked.waveform.shape and torch.equal(waveform, asked.waveform)
-    return "good" if same else "wrong audio"
+    return "good" if torch.equal(torch.cat(received), reference.waveform) else "wrong audio"
 
 
 async def bad(async_engine: AsyncEngine, kind: int) -> str:
     """-> "refused", as it should be"""
-    asked, limit = smart_voice("Hi."), 10
-    if kind == 0:
-        asked = ChatMLSample([Message("user", " ")])
-    elif kind == 1:
-        asked = smart_voice("Too long. " * 5000)
-    else:
-        limit = 0 if kind == 2 else 10**6
+    text, limit = ((" ", 10), ("Too long. " * 5000, 10), ("Hi.", 0), ("Hi.", 10**6))[kind]
     try:
-        async with aclosing(async_engine.stream(asked, SamplingConfig(), limit)) as chunks:
+        voice, sampling = Voice("any"), SamplingConfig()
+        request = speech_request(text, voice, chunked=False, sampling=sampling, max_new_tokens=limit)
+        async with aclosing(async_engine.stream(request)) as chunks:
             async for _ in chunks:
                 pass
     except ValueError:
@@ -114,7 +104,7 @@ async def bad(async_engine: AsyncEngine, kind: int) -> str:
     return "spoken, and should not have been"
 
 
-async def run(engine: Engine, asked: Sequence[Question], count: int, seed: int) -> Report:
+async def run(engine: Engine, requests: Sequence[Reference], count: int, seed: int) -> Report:
     chance, report, started = random.Random(seed), Report(), time.monotonic()
     async_engine = AsyncEngine(engine)
 
@@ -123,15 +113,15 @@ async def run(engine: Engine, asked: Sequence[Question], count: int, seed: int) 
             if kind < 0.2:
                 outcome = await bad(async_engine, pick % 4)
             elif kind < 0.4:
-                outcome = await good(async_engine, asked[pick % len(asked)], leave)
+                outcome = await good(async_engine, requests[pick % len(requests)], leave)
             elif kind < 0.5:
-                task = asyncio.create_task(good(async_engine, asked[pick % len(asked)], None))
+                task = asyncio.create_task(good(async_engine, requests[pick % len(requests)], None))
                 await asyncio.sleep(leave * 0.03)
                 outcome = await task if task.done() else "cancelled"
                 task.cancel()
                 await asyncio.gather(task, return_exceptions=True)
             else:
-                outcome = await good(async_engine, asked[pick % len(asked)], None)
+                outcome = await good(async_engine, requests[pick % len(requests)], None)
         except QueueFull:
             outcome = "busy"
         except Exception as error:
@@ -149,17 +139,17 @@ async def run(engine: Engine, asked: Sequence[Question], count: int, seed: int) 
         while async_engine.open > async_engine.max_open // 2:
             await asyncio.sleep(0.01)
     await asyncio.gather(*tasks)
-    while not engine.scheduler.idle:  # what was left goes before the next burst
+    while not engine.scheduler.idle:  # what was left ends before the next steps
         await asyncio.sleep(0.01)
-    report.taken_rows = sum(engine.scheduler.decoder.occupied)
+    report.occupied_slots = sum(engine.scheduler.decoder.occupied)
     report.open_requests = async_engine.open
     async_engine.close()
     report.seconds = time.monotonic() - started
     return report
 
 
-def soak(engine: Engine, asked: Sequence[Question], count: int, seed: int = 0) -> Report:
-    return asyncio.run(run(engine, asked, count, seed))
+def soak(engine: Engine, requests: Sequence[Reference], count: int, seed: int = 0) -> Report:
+    return asyncio.run(run(engine, requests, count, seed))
 
 
 def main() -> None:
@@ -176,16 +166,16 @@ def main() -> None:
     engine = Engine.from_pretrained(folder / "model", folder / "codec", device="cpu", config=config)
     voices = [find_voice("data/voices", name) for name in ("ada", "ben", "cleo")]
     samples = [voice.prompt(text) for voice in voices for text in TEXTS]
-    report = soak(engine, questions(engine, samples, 80), arguments.requests, arguments.seed)
+    report = soak(engine, references(engine, samples, 80), arguments.requests, arguments.seed)
     first, last = report.resident[len(report.resident) // 6], report.resident[-1]
     print(f"{arguments.requests} requests in {report.seconds:.0f} s: {dict(report.outcomes)}")
-    print(f"rows still taken: {report.taken_rows}, requests still open: {report.open_requests}")
+    print(f"slots still occupied: {report.occupied_slots}, requests still open: {report.open_requests}")
     print(f"memory: {first / 1e6:.1f} MB after the first sixth, {last / 1e6:.1f} at the end ({report.growth:+.1%})")
     print("\n".join(report.wrong) or "nothing went wrong")
     if arguments.json:
         found = vars(report) | {"outcomes": dict(report.outcomes)}
         arguments.json.write_text(json.dumps(found, indent=2) + "\n")
-    if report.wrong or report.taken_rows or report.open_requests or report.growth > 0.05:
+    if report.wrong or report.occupied_slots or report.open_requests or report.growth > 0.05:
         raise SystemExit(1)
 
 

@@ -3,8 +3,8 @@
     python -m benchmarks.stream --threads 2
 
 "times real time" is seconds of work for a second of audio, codec included. The first packet is four exact frames
-(0.16 s). With several listeners, a piece is late when what was heard before it has been played to the end. `generate
-_batch` is told in seconds of audio for each second of the machine.
+(0.16 s). With several clients, a chunk is late when the audio before it has been played to the end. `generate_batch` is
+measured in seconds of audio for each second of the machine.
 """
 
 import threading
@@ -24,8 +24,8 @@ SPOKEN = "The train to the city leaves at seven in the morning, and it is late o
 TEXTS = (SPOKEN, "Good morning.", "We walked along the river.", "Is there a doctor in the house?")
 
 
-def load(folder: Path, rows: int = 16) -> Engine:
-    config = EngineConfig(max_batch=rows, max_positions=2048)
+def load(folder: Path) -> Engine:
+    config = EngineConfig(max_positions=2048)
     return Engine.from_pretrained(folder / "model", folder / "codec", device="cpu", config=config)
 
 
@@ -51,16 +51,16 @@ def alone(engine: Engine, case: str, repeats: int) -> list[Row]:
 
 def batches(engine: Engine, case: str, sizes: tuple[int, ...], repeats: int) -> list[Row]:
     """The same 16 utterances, so many at a time: seconds of work for a second of audio."""
-    asked = [smart_voice(TEXTS[n % len(TEXTS)]) for n in range(16)]
+    samples = [smart_voice(TEXTS[n % len(TEXTS)]) for n in range(16)]
     settings = [replace(engine.generation.sampling, seed=n) for n in range(16)]
 
     def batched(size: int) -> Times:
-        started, samples = clock("cpu"), 0
+        started, length = clock("cpu"), 0
         for first in range(0, 16, size):
             some = slice(first, first + size)
-            for response in engine.generate_batch(asked[some], settings[some], 300):
-                samples += len(response.waveform)
-        seconds = 1000 * samples / engine.tokenizer.sample_rate
+            for response in engine.generate_batch(samples[some], settings[some], 300):
+                length += len(response.waveform)
+        seconds = 1000 * length / engine.tokenizer.sample_rate
         wall, cpu = since(started)
         return wall / seconds, cpu / seconds
 
@@ -72,12 +72,12 @@ def batches(engine: Engine, case: str, sizes: tuple[int, ...], repeats: int) -> 
     return rows
 
 
-def listeners(engine: Engine, case: str, count: int) -> list[Row]:
-    """So many streams at once -> gaps between their pieces, and how many came late."""
+def clients(engine: Engine, case: str, count: int) -> list[Row]:
+    """So many streams at once -> gaps between their chunks, and how many came late."""
     gaps: list[float] = []
     late = [0, 0]
 
-    def listen(number: int) -> None:
+    def receive(number: int) -> None:
         sample = smart_voice(TEXTS[number % len(TEXTS)])
         played_to, before = None, time.perf_counter()
         sampling = replace(engine.generation.sampling, seed=number)
@@ -92,15 +92,15 @@ def listeners(engine: Engine, case: str, count: int) -> list[Row]:
             start = now if played_to is None else max(now, played_to)
             played_to, before = start + len(chunk.waveform) / chunk.sample_rate, now
 
-    threads = [threading.Thread(target=listen, args=(number,)) for number in range(count)]
+    threads = [threading.Thread(target=receive, args=(number,)) for number in range(count)]
     for thread in threads:
         thread.start()
     for thread in threads:
         thread.join()
     gaps.sort()
     half, most = gaps[len(gaps) // 2], gaps[int(0.99 * (len(gaps) - 1))]
-    told = f"{count} listeners: gap p50, ms; late {late[0]}/{late[1]}"
-    return [Row(case, told, half), Row(case, f"{count} listeners: gap p99, ms", most)]
+    name = f"{count} listeners: gap p50, ms; late {late[0]}/{late[1]}"
+    return [Row(case, name, half), Row(case, f"{count} listeners: gap p99, ms", most)]
 
 
 def main() -> None:
@@ -114,7 +114,7 @@ def main() -> None:
     if not arguments.no_batches:
         table.show(batches(engine, case, (1, 8, 16), max(1, arguments.repeats // 3)))
     for count in (1, 4):
-        table.show(listeners(engine, case, count))
+        table.show(clients(engine, case, count))
     table.write()
 
 

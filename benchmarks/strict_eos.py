@@ -30,7 +30,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--checkpoint", default="data/checkpoints/nano", help="model/ and codec/")
     parser.add_argument("--scripts", default="data/scripts/default.jsonl")
-    parser.add_argument("--seeds", type=int, default=3, help="takes of each script")
+    parser.add_argument("--seeds", type=int, default=3, help="samples of each script")
     parser.add_argument("--max-new-tokens", type=int, default=400)
     parser.add_argument("--threads", type=int, default=2)
     arguments = parser.parse_args()
@@ -38,7 +38,7 @@ def main() -> None:
     torch.set_num_threads(arguments.threads)
     model, codec = f"{arguments.checkpoint}/model", f"{arguments.checkpoint}/codec"
     engine = Engine.from_pretrained(model, codec, device="cpu")
-    scripts = [s for s in read_scripts(arguments.scripts, "data/voices") if not s.chunks]
+    scripts = [s for s in read_scripts(arguments.scripts, "data/voices") if not s.request.chunks]
     base = engine.generation.sampling
     rules = {rule: replace(base, strict_eos=rule == "strict") for rule in ("original", "strict")}
     made: dict[str, list[Response]] = {rule: [] for rule in rules}
@@ -46,8 +46,8 @@ def main() -> None:
         for seed in range(arguments.seeds):
             for rule, sampling in rules.items():
                 drawn = replace(sampling, seed=seed)
-                limit = script.max_new_tokens or arguments.max_new_tokens
-                made[rule].append(engine.generate(script.sample, drawn, limit))
+                limit = script.request.max_new_tokens or arguments.max_new_tokens
+                made[rule].append(engine.generate(script.request.samples[0], drawn, limit))
     pairs = list(zip(*made.values(), strict=True))
     same = sum(a.codes.shape == b.codes.shape and bool((a.codes == b.codes).all()) for a, b in pairs)
     print(f"model {fingerprint(model)[:16]}, codec {fingerprint(codec)[:16]}")
