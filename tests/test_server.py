@@ -168,7 +168,8 @@ def test_the_first_bytes_come_before_the_last_step(server, monkeypatch):
     server.slow(monkeypatch)
     for kind in ("pcm", "wav", "mp3"):
         with server.stream(response_format=kind, **LONG) as response:
-            next(response.iter_bytes())
+            chunks = response.iter_bytes()
+            assert next(chunks)
             assert server.scheduler.running, kind
     wait_for(lambda: server.scheduler.idle)
 
@@ -177,6 +178,7 @@ def test_settings_of_a_request_are_used(server, voices):
     for sampling in ({"seed": 7}, {"temperature": 0.0}, {"top_k": 3}):
         assert server.speak(**sampling) == expected(server, voices, **sampling)
     assert server.speak(scene="A quiet room.") != server.speak()
+    assert server.speak(input="[Speaker A] Hi.") != server.speak(input="Hi."), "with one voice, tags are text"
     assert server.speak(voice="ben") != server.speak() == server.speak(voice={"id": "ada"})
 
 
@@ -277,7 +279,8 @@ def test_a_client_that_disconnects_frees_its_slot(server, voices, monkeypatch):
     with monkeypatch.context() as patch:
         server.slow(patch)
         with server.stream(**LONG) as response:
-            next(response.iter_bytes())
+            chunks = response.iter_bytes()
+            assert next(chunks)
             (sequence,) = server.scheduler.running.values()
         wait_for(lambda: server.scheduler.idle and server.num_open == 0)
     assert sequence.stop_reason == "cancelled" and sequence.num_steps < 300
@@ -289,7 +292,8 @@ def test_a_client_that_disconnects_while_queued_is_dropped(parts, voices, monkey
     with started(parts, voices, max_batch=1) as server:
         server.slow(monkeypatch)
         with server.stream(**LONG) as first:
-            next(first.iter_bytes())
+            chunks = first.iter_bytes()
+            assert next(chunks)
             with pytest.raises(openai.APITimeoutError):
                 server.client.with_options(timeout=0.3).audio.speech.create(**server.arguments(**LONG))
             wait_for(lambda: server.num_open == 1)

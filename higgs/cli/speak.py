@@ -104,7 +104,7 @@ def speak(
     from higgs.audio import check_writable
     from higgs.checkpoint.preset import Checkpoint
     from higgs.data.speech import speech_request
-    from higgs.data.text.chunks import ChunkOptions
+    from higgs.data.text.chunks import ChunkOptions, speaker_turns
     from higgs.data.voices import list_voices
     from higgs.files import check_place, read_text
     from higgs.serve.generation import GenerationConfig
@@ -118,7 +118,7 @@ def speak(
         text = read_text(file)
     elif text == str(STDIO):
         text = read_stdin()
-    if ("[SPEAKER" in text) != bool(numbered):
+    if bool(speaker_turns(text)) != bool(numbered):
         raise ValueError(
             "[SPEAKERn] tags in the text and --speaker go together, as in --speaker 0=ada --speaker 1=ben; "
             f"voices are: {', '.join(list_voices(voices))}"

@@ -6,9 +6,9 @@
      "lines": [[0, "Hi."], [1, "Hello."]]}
 {"id": "d", "form": "long_form", "voice": "ada", "text": "...", "chunks": {"max_words": 14}}
 
-A dialogue has `voices` (names) or `speakers` (descriptions). It is spoken in a single pass, or chunk by chunk where it has
-`chunks`, whose keys are those of `ChunkOptions`. `max_new_tokens` takes the place of the general one. An id is part of
-file names: letters, digits, "-", "_" and ".". Lines of a public test set, as `higgs.evaluate.test_sets` writes them,
+A dialogue has `voices` (names) or `speakers` (descriptions). It is spoken in a single pass, or chunk by chunk where it
+has `chunks`, whose keys are those of `ChunkOptions`. `max_new_tokens` takes the place of the general one. An id is part
+of file names: letters, digits, "-", "_" and ".". Lines of a public test set, as `higgs.evaluate.test_sets` writes them,
 have a `reference` with its `reference_text` in place of form and voice.
 """
 
@@ -181,7 +181,7 @@ def _set_script(record: SetRecord, manifest: Path) -> Script:
     above = manifest.resolve().parent.parent
     reference, recording = above / record.reference, above / record.path if record.path else None
     voice = Voice(record.speaker, reference, record.reference_text)
-    request = speech_request(record.text, voice, chunked=False)
+    request = SpeechRequest((voice.prompt(record.text),))
     return Script(record.id, "voice_clone", voice.name, record.text, request, record.language, reference, recording)
 
 

@@ -25,7 +25,7 @@ from starlette.types import Receive, Scope, Send
 
 from higgs.config import SamplingConfig
 from higgs.data.chatml import smart_voice
-from higgs.data.speech import SpeechRequest, speech_request
+from higgs.data.speech import SpeechRequest
 from higgs.data.voices import Voice, list_voices
 from higgs.serve.batching.scheduler import QueueFull
 from higgs.serve.engine import Engine
@@ -91,14 +91,8 @@ def to_request(body: SpeechBody, config: ServerConfig) -> SpeechRequest:
         message = f"max_new_tokens: at most {config.max_new_tokens}, got {limit}"
         raise ApiError(message, "max_new_tokens", "invalid_value")
     settings = {key: getattr(body, key) for key in ("seed", "temperature", "top_k", "top_p")}
-    return speech_request(
-        body.input,
-        voices[name],
-        scene=body.scene,
-        chunked=False,
-        sampling=config.sampling.override(**settings),
-        max_new_tokens=limit,
-    )
+    sample, sampling = voices[name].prompt(body.input, body.scene), config.sampling.override(**settings)
+    return SpeechRequest((sample,), sampling=sampling, max_new_tokens=limit)
 
 
 def to_api_error(error: Exception) -> ApiError:
@@ -219,7 +213,7 @@ def make_app(engine: Engine, config: ServerConfig) -> FastAPI:
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
         app.state.async_engine = async_engine = AsyncEngine(engine)
         try:
-            warm_up = async_engine.stream(SpeechRequest((smart_voice(WARM_UP),), (), max_new_tokens=30))
+            warm_up = async_engine.stream(SpeechRequest((smart_voice(WARM_UP),), max_new_tokens=30))
             async with aclosing(warm_up) as chunks:
                 async for _ in chunks:
                     pass

@@ -32,7 +32,7 @@ STREAMED = {
 
 
 class _Buffer(io.RawIOBase):
-    """A file that libsndfile writes and `read_new` empties; writes to bytes already read (a final header) are dropped."""
+    """A file that libsndfile writes and `read_new` empties; writes to bytes already read (a header) are dropped."""
 
     def __init__(self) -> None:
         self.content, self.num_read, self.position = bytearray(), 0, 0
