@@ -1,4 +1,4 @@
-"""Many requests: batched equal to one by one, kept as they come, and a public set's path from list to table."""
+"""Many scripts: batched equal to one by one, saved one by one, and a public set from its list to a table."""
 
 import json
 import os
@@ -19,9 +19,10 @@ from higgs.evaluate.judges.registry import make_panel
 from higgs.evaluate.report.gather import GENERATED, OF_THE_SET, gather, read_results
 from higgs.evaluate.statistics.summary import summarise
 from higgs.evaluate.utterances import Listener
-from higgs.serve import many_scripts as many_scripts
+from higgs.serve import many_scripts
 from higgs.serve.engine import Engine
 from higgs.serve.many_scripts import batches, choose_tasks, read_utterance, speak_all, work_folder
+from higgs.workflow.outputs import write_json, write_table
 
 SAMPLING = SamplingConfig(temperature=0.4, top_k=20, top_p=1.0)
 
@@ -33,74 +34,73 @@ def engine(nano):
 
 @pytest.fixture
 def scripts(tmp_path):
-    rows = [
+    records = [
         {"id": "a", "form": "smart_voice", "voice": "ada", "text": "It is late."},
         {"id": "b", "form": "smart_voice", "voice": "ben", "text": "Turn left at the light."},
         {"id": "c", "form": "long_form", "voice": "ada", "text": "One day. Two days.",
          "chunks": {"max_words": 2, "context_chunks": 0}},
     ]  # fmt: skip
     path = tmp_path / "scripts.jsonl"
-    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    path.write_text("".join(json.dumps(record) + "\n" for record in records))
     return read_scripts(path, "data/voices")
 
 
-def speak(engine, scripts, folder, limit=40):
-    requests = [(script, seed) for script in scripts for seed in (0, 1)]
-    return {utterance.name: utterance for utterance in speak_all(lambda: engine, requests, SAMPLING, limit, folder, 1)}
+def speak(engine, scripts, folder):
+    tasks = choose_tasks(scripts, [0, 1], None)
+    return {utterance.name: utterance for utterance in speak_all(lambda: engine, tasks, SAMPLING, 40, folder, 1)}
 
 
-def test_a_killed_run_goes_on_and_ends_with_the_same(engine, scripts, tmp_path, monkeypatch):
+def test_a_killed_run_resumes_to_the_same_result(engine, scripts, tmp_path, monkeypatch):
     whole = speak(engine, scripts, tmp_path / "whole")
     assert sorted(whole) == ["a-s0", "a-s1", "b-s0", "b-s1", "c-s0", "c-s1"]
     assert all(not utterance.resumed and len(utterance.waveform) for utterance in whole.values())
     assert len(whole["c-s0"].chunks) == 2 and not whole["a-s0"].chunks
 
-    monkeypatch.setattr(many_scripts, "BATCH", 1)  # one by one gives what a batch gives
-    requests = [(script, seed) for script in scripts for seed in (0, 1)]
-    first = [next(speak_all(lambda: engine, requests, SAMPLING, 40, tmp_path / "cut", 1))]
-    (tmp_path / "cut" / "b-s0.safetensors").write_bytes(b"half a file")
-    rest = speak(engine, scripts, tmp_path / "cut")
-    assert [name for name, utterance in rest.items() if utterance.resumed] == [first[0].name]
+    monkeypatch.setattr(many_scripts, "BATCH", 1)  # one by one is equal to a batch
+    tasks = choose_tasks(scripts, [0, 1], None)
+    first = next(speak_all(lambda: engine, tasks, SAMPLING, 40, tmp_path / "killed", 1))
+    (tmp_path / "killed" / "b-s0.safetensors").write_bytes(b"half a file")
+    rest = speak(engine, scripts, tmp_path / "killed")
+    assert [name for name, utterance in rest.items() if utterance.resumed] == [first.name]
     for name, utterance in rest.items():
         assert torch.equal(utterance.codes, whole[name].codes) and utterance.record == whole[name].record
         assert torch.allclose(utterance.waveform, whole[name].waveform, atol=1e-5)
         assert utterance.chunks == whole[name].chunks
 
 
-def test_a_request_that_cannot_be_spoken_is_an_empty_take(engine, scripts, tmp_path, monkeypatch):
+def test_a_request_that_fails_is_an_empty_utterance(engine, scripts, tmp_path, monkeypatch):
     for name in ("generate", "generate_batch"):
-        spoken = getattr(Engine, name)
+        generate = getattr(Engine, name)
 
-        def refuse(self, asked, *rest, spoken=spoken, **more):
-            if "Turn left" in str(asked):
+        def fail(self, samples, *rest, generate=generate, **options):
+            if "Turn left" in str(samples):
                 raise ValueError("too long")
-            return spoken(self, asked, *rest, **more)
+            return generate(self, samples, *rest, **options)
 
-        monkeypatch.setattr(Engine, name, refuse)
-    made = speak(engine, scripts[:2], tmp_path)
-    assert (made["b-s0"].record["stop"], made["b-s0"].record["note"]) == ("error", "too long")
-    assert not len(made["b-s0"].waveform) and len(made["a-s0"].waveform)
-    assert read_utterance(tmp_path / "b-s0.safetensors").record == made["b-s0"].record
+        monkeypatch.setattr(Engine, name, fail)
+    utterances = speak(engine, scripts[:2], tmp_path)
+    failed = utterances["b-s0"]
+    assert (failed.record["stop"], failed.record["note"]) == ("error", "too long")
+    assert not len(failed.waveform) and len(utterances["a-s0"].waveform)
+    assert read_utterance(tmp_path / "b-s0.safetensors").record == failed.record
 
 
 def test_other_settings_have_another_folder(tmp_path):
-    folders = {work_folder(tmp_path, {"temperature": t, "model": m}) for t in (0.4, 0.5) for m in "ab"}  # fmt: skip
+    folders = {work_folder(tmp_path, {"temperature": t, "model": m}) for t in (0.4, 0.5) for m in "ab"}
     assert len(folders) == 4 and work_folder("a", {"x": 1}) == work_folder("a", {"x": 1})
 
 
-def test_some_texts_have_all_seeds_whatever_their_order(scripts):
+def test_repeated_scripts_do_not_depend_on_the_order(scripts):
     seeds = [4, 5, 6]
-    once, both = (choose_tasks(some, seeds, 1) for some in (scripts, scripts[::-1]))
-    assert len(once) == 5 and sorted((s.id, n) for s, n in once) == sorted((s.id, n) for s, n in both)
-    (often,) = {s.id for s, n in once if n == 6}
-    assert [n for s, n in once if s.id != often] == [4, 4]
-    assert len(choose_tasks(scripts, seeds, None)) == 9
-    assert [len(batch) for _, batch in batches(choose_tasks(scripts, seeds, None), 40)] == [
-        6, 1, 1, 1,  # what is spoken in chunks is by itself
-    ]  # fmt: skip
+    tasks, reversed_ = (sorted((s.id, n) for s, n in choose_tasks(some, seeds, 1)) for some in (scripts, scripts[::-1]))
+    assert tasks == reversed_ and len(tasks) == 5
+    (repeated,) = {name for name, seed in tasks if seed == 6}
+    assert [seed for name, seed in tasks if name != repeated] == [4, 4]
+    sizes = [len(batch) for _, batch in batches(choose_tasks(scripts, seeds, None), 40)]
+    assert sizes == [6, 1, 1, 1], "a request with chunks is a batch of its own"
 
 
-SHARED = """
+WORKERS = """
 import sys
 from functools import partial
 from higgs.arithmetic import set_arithmetic
@@ -109,17 +109,17 @@ if __name__ == "__main__":
     import torch
     from higgs.config import SamplingConfig
     from higgs.data.scripts import read_scripts
-    from higgs.serve import many_scripts as many_scripts
+    from higgs.serve import many_scripts
     from higgs.serve.engine import Engine
 
     nano, scripts, folder = sys.argv[1:]
     load = partial(Engine.from_pretrained, f"{nano}/model", f"{nano}/codec", device="cpu")
-    requests = many_scripts.choose_tasks(read_scripts(scripts, "data/voices"), [0, 1], None)
-    sampling, found = SamplingConfig(temperature=0.4, top_k=20, top_p=1.0), []
+    tasks = many_scripts.choose_tasks(read_scripts(scripts, "data/voices"), [0, 1], None)
+    sampling, runs = SamplingConfig(temperature=0.4, top_k=20, top_p=1.0), []
     for number, (workers, many_scripts.BATCH) in enumerate([(1, 16), (2, 16), (1, 1)]):
-        made = many_scripts.speak_all(load, requests, sampling, 40, f"{folder}/{number}", workers)
-        found.append({utterance.name: utterance for utterance in made})
-    whole, *others = found
+        run = many_scripts.speak_all(load, tasks, sampling, 40, f"{folder}/{number}", workers)
+        runs.append({utterance.name: utterance for utterance in run})
+    whole, *others = runs
     for other in others:
         assert sorted(other) == sorted(whole) and len(whole) == 6
         for name, utterance in whole.items():
@@ -130,34 +130,30 @@ if __name__ == "__main__":
 
 
 @pytest.mark.skipif(not can_pin(), reason="this processor has no AVX2: nothing is pinned")
-def test_neither_workers_nor_neighbours_change_a_bit(scripts, nano, tmp_path):
-    """Codes, rows and waveforms in one process, in two, and spoken one by one."""
-    script = tmp_path / "shared.py"
-    script.write_text(SHARED)
-    command = [sys.executable, str(script), str(nano), str(tmp_path / "scripts.jsonl")]
-    done = subprocess.run(
-        [*command, str(tmp_path)], cwd=ROOT, env=os.environ | {"PYTHONPATH": str(ROOT)},
-        stdout=subprocess.PIPE, text=True,
-    )  # fmt: skip
+def test_neither_workers_nor_batch_mates_change_a_bit(scripts, nano, tmp_path):
+    """Codes, records and waveforms in one process, in two, and spoken one by one."""
+    (tmp_path / "workers.py").write_text(WORKERS)
+    command = [sys.executable, tmp_path / "workers.py", nano, tmp_path / "scripts.jsonl", tmp_path]
+    environment = os.environ | {"PYTHONPATH": str(ROOT)}
+    done = subprocess.run(command, cwd=ROOT, env=environment, stdout=subprocess.PIPE, text=True)
     assert done.returncode == 0 and done.stdout == "equal\n"
-
-
-def test_sets_by_name():
-    assert script_file("default").name == "default.jsonl"
-    with pytest.raises(FileNotFoundError, match=r"no set 'defualt'; there are: default, long, quick, small"):
-        script_file("defualt")
 
 
 @pytest.mark.parametrize(("name", "count"), [("default", 120), ("small", 40), ("quick", 7)])
 def test_shipped_sets_can_be_spoken(name, count):
-    found = read_scripts(script_file(name), "data/voices")
-    assert len(found) == count and len({script.text for script in found}) == count
-    single = [s for s in found if s.form in ("smart_voice", "voice_clone")]
-    assert all(s.reference and s.reference.is_file() for s in single)
+    scripts = read_scripts(script_file(name), "data/voices")
+    assert len(scripts) == count and len({script.text for script in scripts}) == count
+    single = [script for script in scripts if script.form in ("smart_voice", "voice_clone")]
+    assert all(script.reference and script.reference.is_file() for script in single)
+
+
+def test_an_unknown_set_is_answered_with_those_there_are():
+    with pytest.raises(FileNotFoundError, match="'defualt'; there are: default, long, quick, small"):
+        script_file("defualt")
 
 
 def test_a_public_set_from_its_list_to_a_table(engine, tmp_path):
-    """Two recordings as SeedTTS-Eval lays out its own: spoken by the default checkpoint, judged beside the people."""
+    """Two recordings laid out as SeedTTS-Eval: spoken by the default checkpoint, judged beside the recordings."""
     folder = tmp_path / "look-alike" / "en"
     (folder / "wavs").mkdir(parents=True)
     (folder / "prompt-wavs").mkdir()
@@ -170,9 +166,8 @@ def test_a_public_set_from_its_list_to_a_table(engine, tmp_path):
     (folder / "meta.lst").write_text("\n".join(lines) + "\n")
     assert sets.main(["seed-tts-eval", str(folder)]) == 0
     scripts = read_scripts(folder / "meta.jsonl", "data/voices")
-    requests = choose_tasks(scripts, [0], None)
-    made = list(speak_all(lambda: engine, requests, SAMPLING, 60, tmp_path / "work", 1))
-    write_results(tmp_path / "results", made)
+    tasks = choose_tasks(scripts, [0], None)
+    write_results(tmp_path / "results", list(speak_all(lambda: engine, tasks, SAMPLING, 60, tmp_path / "work", 1)))
     items = gather(read_results(tmp_path / "results"), ["en"])
     items = [item for item in items if item.group in (GENERATED, OF_THE_SET)]
     assert [item.group for item in items] == [OF_THE_SET] * 2 + [GENERATED] * 2
@@ -183,12 +178,10 @@ def test_a_public_set_from_its_list_to_a_table(engine, tmp_path):
     assert people["seedtts_wer_percent"] < 30 and ours["n"] == 2
 
 
-def write_results(folder, made):
-    """As the stages leave them."""
-    from higgs.workflow.outputs import write_json, write_table
-
-    write_table(folder / "generate/utterances.csv", [utterance.record for utterance in made])
-    for utterance in made:
+def write_results(folder, utterances):
+    """As the stages write them."""
+    write_table(folder / "generate/utterances.csv", [utterance.record for utterance in utterances])
+    for utterance in utterances:
         path = folder / "generate/audio" / f"{utterance.name}.flac"
         path.parent.mkdir(parents=True, exist_ok=True)
         save_audio(path, utterance.waveform, 24_000)

@@ -10,7 +10,6 @@ from higgs.data.text.checks import check_text
 from higgs.data.text.chunks import (
     Chunk,
     ChunkOptions,
-    chunk_script,
     chunk_text,
     chunk_turns,
     count_words,
@@ -250,25 +249,7 @@ def test_chunks_end_with_sentences():
 
 def test_chunks_of_anything_hold_all_of_it_and_are_never_empty():
     draw = random.Random(1)
-    bits = [
-        "word",
-        "3.14",
-        "Dr.",
-        "好",
-        "。",
-        ".",
-        ",",
-        "，",
-        " ",
-        " ",
-        "\n",
-        "\n\n",
-        "a" * 50,
-        "!",
-        '"',
-        "(",
-        "5",
-    ]
+    bits = ["word", "3.14", "Dr.", "好", "。", ".", ",", "，", " ", " ", "\n", "\n\n", "a" * 50, "!", '"', "(", "5"]
     for _ in range(500):
         text = "x" + "".join(draw.choices(bits, k=40))
         most = draw.randint(1, 8)
@@ -284,7 +265,7 @@ def test_turns_of_a_dialogue():
     turns = [(0, "Hi there. How are you today?"), (1, "Good.\nAnd you?"), (0, "Fine.")]
     assert speaker_turns(text) == turns
     assert speaker_turns("No tags (here).") == []
-    assert chunk_script(text, ChunkOptions(max_words=4)) == [
+    assert chunk_turns(turns, ChunkOptions(max_words=4)) == [
         Chunk("[SPEAKER0] Hi there.", (0,), "start"),
         Chunk("[SPEAKER0] How are you today?", (0,), "sentence"),
         Chunk("[SPEAKER1] Good. And you?", (1,), "speaker"),
@@ -334,7 +315,7 @@ ODD = [
 
 @pytest.mark.parametrize(("text", "message"), ODD)
 def test_which_texts_are_refused(text, message):
-    for use in (check_text, chunk_text, normalize_text):
+    for use in (check_text, normalize_text, lambda text: Message("user", text)):
         if message:
             with pytest.raises(ValueError, match=message):
                 use(text)

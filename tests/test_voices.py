@@ -1,4 +1,4 @@
-"""Voices: the folder, what is said of a recording, and conversations with one voice or a cast."""
+"""Voices: the folder, the findings about a recording, and conversations with one voice or several speakers."""
 
 import errno
 import json
@@ -15,10 +15,10 @@ from higgs.data.voices import (
     Finding,
     Voice,
     add_voice,
-    cast_prompt,
     check_recording,
     find_voice,
     list_voices,
+    speakers_prompt,
 )
 
 WORDS = "one two three four five six seven eight"
@@ -162,7 +162,7 @@ EVE = Voice("eve", ROOT / "eve.flac", "Old words.")
 
 
 @pytest.mark.parametrize(
-    ("cast", "roles", "audios"),
+    ("speakers", "roles", "audios"),
     [
         ({0: ADA, 1: BEN}, ["system", "user"], 0),
         ({3: ADA, 5: BEN}, ["system", "user"], 0),
@@ -170,25 +170,25 @@ EVE = Voice("eve", ROOT / "eve.flac", "Old words.")
         ({0: EVE, 1: BEN}, ["system", "user"], 1),
     ],
 )
-def test_a_cast_becomes_the_form_that_fits(cast, roles, audios):
-    first, second = cast
+def test_speakers_become_the_form_that_fits(speakers, roles, audios):
+    first, second = speakers
     text = f"[SPEAKER{first}] Hi.\n[SPEAKER{second}] Yes?"
-    sample = cast_prompt(cast, text)
+    sample = speakers_prompt(speakers, text)
     assert [message.role for message in sample.messages] == roles
     assert len(sample.audios) == audios
     assert sample.messages[-1].content == text
     with pytest.raises(ValueError, match=r"\[7\]"):
-        cast_prompt(cast, "[SPEAKER7] Hi.")
+        speakers_prompt(speakers, "[SPEAKER7] Hi.")
 
 
 def test_recorded_speakers_are_numbered_from_0():
     with pytest.raises(ValueError, match=r"numbered 0, 1, ..., got \[1, 2\]"):
-        cast_prompt({1: EVE, 2: BEN}, "[SPEAKER1] Hi.")
+        speakers_prompt({1: EVE, 2: BEN}, "[SPEAKER1] Hi.")
 
 
 @pytest.mark.parametrize("text", ["", " ", "a\0"])
-def test_voices_do_not_speak_what_is_no_text(text):
-    for prompt in (ADA.prompt, EVE.prompt, lambda said: cast_prompt({0: ADA}, said)):
+def test_a_prompt_needs_text(text):
+    for prompt in (ADA.prompt, EVE.prompt, lambda words: speakers_prompt({0: ADA}, words)):
         with pytest.raises(ValueError, match="no text|U\\+0000"):
             prompt(text)
 
