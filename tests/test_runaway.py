@@ -86,7 +86,7 @@ def test_each_criterion_stops_what_it_is_for(parts, code, reason, steps):
 
 
 @pytest.mark.parametrize(
-    ("config", "code"),
+    ("limits", "code"),
     [
         (None, hum),
         (RunawayConfig(least_seconds=100.0, distinct=None), hum),
@@ -94,8 +94,8 @@ def test_each_criterion_stops_what_it_is_for(parts, code, reason, steps):
         (RunawayConfig(seconds_per_byte=None), babble),
     ],
 )
-def test_each_criterion_can_be_turned_off(parts, config, code):
-    engine = engine_with(parts, config, code)
+def test_each_criterion_can_be_turned_off(parts, limits, code):
+    engine = engine_with(parts, limits, code)
     response = engine.generate(smart_voice(TEXT), max_new_tokens=400)
     assert (response.stop_reason, response.usage.audio_steps, response.usage.runaway_stops) == ("length", 400, 0)
     assert engine.scheduler.stops == {"length": 1}
