@@ -7,11 +7,10 @@ import pytest
 import torch
 from test_step import NAMES, SETTINGS, delayed_of, drawn, prefill
 
-from higgs import AudioContent, AudioTokenizer, Engine
+from higgs import AudioContent, Engine
 from higgs.audio import save_audio
 from higgs.config import SamplingConfig
 from higgs.data.chatml import smart_voice, voice_clone
-from higgs.data.text.tokenizer import TextTokenizer
 from higgs.serve.batching.prefix_cache import PrefixCache, fingerprint
 from higgs.serve.batching.scheduler import QueueFull, Scheduler
 from higgs.serve.batching.slots import SlotDecoder
@@ -21,19 +20,13 @@ REFERENCE = AudioContent("a.wav")
 
 
 @pytest.fixture(scope="module")
-def parts(model, golden):
-    codec = AudioTokenizer.from_pretrained(golden / "codec")
-    return model, codec, TextTokenizer.from_pretrained(golden / "text_tokenizer")
-
-
-@pytest.fixture(scope="module")
-def engine(parts) -> Engine:
-    return Engine(*parts, EngineConfig(max_positions=600))
+def engine(tiny_parts) -> Engine:
+    return Engine(*tiny_parts, EngineConfig(max_positions=600))
 
 
 @pytest.fixture()
-def small(parts) -> Engine:
-    return Engine(*parts, EngineConfig(max_batch=3, max_positions=500, max_waiting=4))
+def small(tiny_parts) -> Engine:
+    return Engine(*tiny_parts, EngineConfig(max_batch=3, max_positions=500, max_waiting=4))
 
 
 @pytest.fixture(scope="module")

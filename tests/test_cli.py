@@ -212,13 +212,12 @@ def test_odd_text_is_spoken(nano, run, tmp_path, monkeypatch, text):
     assert len(token_ids) < 700, "10,000 characters come in chunks"
 
 
-def test_odd_text_through_the_engine(nano):
-    engine = Engine.from_pretrained(nano / "model", nano / "codec", device="cpu")
+def test_odd_text_through_the_engine(nano_engine):
     sampling = SamplingConfig(temperature=0.4, top_k=20, seed=0)
     for text in ("Hi 🎉 שלום <|eot_id|>", "word " * 400):
-        response = engine.generate(smart_voice(text), sampling, 10)
+        response = nano_engine.generate(smart_voice(text), sampling, 10)
         assert response.usage.audio_frames == 2 and response.waveform.isfinite().all()
-    assert engine.prepare(smart_voice("x" * 10_000)).input_ids.shape[1] > 10_000
+    assert nano_engine.prepare(smart_voice("x" * 10_000)).input_ids.shape[1] > 10_000
 
 
 @pytest.mark.parametrize(

@@ -18,14 +18,9 @@ def clone_of(path) -> ChatMLSample:
     return voice_clone("Hello there.", "The weather was fine.", AudioContent(str(path)))
 
 
-@pytest.fixture(scope="module")
-def engine(nano) -> Engine:
-    return Engine.from_pretrained(model=nano / "model", tokenizer=nano / "codec", device="cpu")
-
-
-def test_a_request(engine):
+def test_a_request(nano_engine):
     steps = []
-    response = engine.generate(smart_voice("The train is late."), SAMPLING, 200, on_step=steps.append)
+    response = nano_engine.generate(smart_voice("The train is late."), SAMPLING, 200, on_step=steps.append)
     codes, usage = response.codes, response.usage
     assert response.sample_rate == 24_000 and response.waveform.shape == (960 * codes.shape[1],)
     assert response.waveform.dtype == torch.float32 and response.waveform.isfinite().all()
@@ -36,47 +31,47 @@ def test_a_request(engine):
     assert set(response.timing) == {"generate", "decode"}
 
 
-def test_codes_depend_on_the_seed_and_not_on_batch_mates(engine):
+def test_codes_depend_on_the_seed_and_not_on_batch_mates(nano_engine):
     samples = [smart_voice("One."), smart_voice("Two, and a half."), smart_voice("One.")]
     settings = [SAMPLING, SamplingConfig(0.9, 10, 0.9, seed=8), SamplingConfig(0.6, 30, 1.0, seed=4)]
-    together = engine.generate_batch(samples, settings, 60)
+    together = nano_engine.generate_batch(samples, settings, 60)
     for sample, sampling, response in zip(samples, settings, together, strict=True):
-        alone = engine.generate(sample, sampling, 60)
+        alone = nano_engine.generate(sample, sampling, 60)
         assert torch.equal(alone.codes, response.codes) and torch.equal(alone.waveform, response.waveform)
     assert not torch.equal(together[0].codes, together[2].codes)
 
 
-def test_a_request_that_is_cut_off_has_the_frames_before(engine):
+def test_a_request_that_is_cut_off_has_the_frames_before(nano_engine):
     for limit, frames in ((20, 20 - 8), (5, 0)):
-        response = engine.generate(smart_voice("We walked along the river."), SAMPLING, limit)
+        response = nano_engine.generate(smart_voice("We walked along the river."), SAMPLING, limit)
         assert response.stop_reason == "length" and response.usage.audio_steps == limit
         assert response.codes.shape == (8, frames) and response.waveform.shape == (960 * frames,)
 
 
-def test_the_model_can_start_audio_by_itself(engine):
+def test_the_model_can_start_audio_by_itself(nano_engine):
     """Text mode first: the assistant's turn opens with the token that starts audio, and ends by itself."""
-    response = engine.generate(smart_voice("Good evening."), GREEDY, 250, force_audio=False)
+    response = nano_engine.generate(smart_voice("Good evening."), GREEDY, 250, force_audio=False)
     assert response.text.startswith("<|audio_out_bos|><|AUDIO_OUT|>")
     assert response.stop_reason != "stop" or response.text.endswith("<|eot_id|>")
 
 
-def test_references_and_dialogues(engine):
-    cloned, alone = (engine.generate(s, SAMPLING, 30) for s in (clone_of(CLEO), smart_voice("Hello there.")))
+def test_references_and_dialogues(nano_engine):
+    cloned, alone = (nano_engine.generate(s, SAMPLING, 30) for s in (clone_of(CLEO), smart_voice("Hello there.")))
     assert cloned.usage.prompt_positions > alone.usage.prompt_positions + 80
-    codes = [engine.tokenizer.encode(*load_audio(CLEO))]
-    assert torch.equal(engine.generate(clone_of(CLEO), SAMPLING, 30, reference_codes=codes).codes, cloned.codes)
-    spoken = engine.generate(dialogue([(0, "Hi."), (1, "Yes.")], {0: "feminine", 1: "masculine"}), SAMPLING, 40)
+    codes = [nano_engine.tokenizer.encode(*load_audio(CLEO))]
+    assert torch.equal(nano_engine.generate(clone_of(CLEO), SAMPLING, 30, reference_codes=codes).codes, cloned.codes)
+    spoken = nano_engine.generate(dialogue([(0, "Hi."), (1, "Yes.")], {0: "feminine", 1: "masculine"}), SAMPLING, 40)
     assert spoken.usage.audio_steps > 1
 
 
-def test_references_that_cannot_be_used(engine, tmp_path):
+def test_references_that_cannot_be_used(nano_engine, tmp_path):
     save_audio(tmp_path / "long.wav", torch.zeros(24_000 * 61), 24_000)
     with pytest.raises(ValueError, match="61 s"):
-        engine.generate(clone_of(tmp_path / "long.wav"), SAMPLING, 20)
+        nano_engine.generate(clone_of(tmp_path / "long.wav"), SAMPLING, 20)
     with pytest.raises(FileNotFoundError, match="missing.wav"):
-        engine.generate(clone_of(tmp_path / "missing.wav"), SAMPLING, 20)
+        nano_engine.generate(clone_of(tmp_path / "missing.wav"), SAMPLING, 20)
     with pytest.raises(ValueError, match="no reference_codes"):
-        engine.generate(voice_clone("x", "y", AudioContent()), SAMPLING, 20)
+        nano_engine.generate(voice_clone("x", "y", AudioContent()), SAMPLING, 20)
 
 
 def test_device_and_dtype():
@@ -87,9 +82,8 @@ def test_device_and_dtype():
 
 
 @pytest.mark.requires_cuda
-def test_cuda_gives_the_codes_of_the_cpu(nano):
+def test_cuda_gives_the_codes_of_the_cpu(nano, nano_engine):
     """float32 on both; the first steps, before rounding can add up."""
     on_gpu = Engine.from_pretrained(nano / "model", nano / "codec", device="cuda", dtype="float32")
-    on_cpu = Engine.from_pretrained(nano / "model", nano / "codec", device="cpu")
-    a, b = (engine.generate(smart_voice("Hello."), GREEDY, 24) for engine in (on_gpu, on_cpu))
+    a, b = (engine.generate(smart_voice("Hello."), GREEDY, 24) for engine in (on_gpu, nano_engine))
     assert torch.equal(a.codes, b.codes)

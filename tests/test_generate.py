@@ -12,7 +12,6 @@ from higgs.batch import Batch
 from higgs.config import SamplingConfig
 from higgs.data.chatml import Tokens
 from higgs.data.collator import collate, spread
-from higgs.data.text.tokenizer import TextTokenizer
 from higgs.delay import revert_delay
 from higgs.model.kv_cache import KVCache
 from higgs.serve.counter_rng import CounterRng, exponential_race, log_uniforms, make_rng, step_keys, token_hashes
@@ -23,11 +22,6 @@ from higgs.tokens import TokenIds
 CPU = torch.device("cpu")
 GREEDY = SamplingConfig(temperature=0, ras_window=None)
 PROMPTS = pytest.mark.parametrize("name", ["smart_voice", "clone", "multi_scene"])
-
-
-@pytest.fixture(scope="module")
-def ids(golden) -> TokenIds:
-    return TokenIds.of(TextTokenizer.from_pretrained(golden / "text_tokenizer"))
 
 
 @pytest.fixture(scope="module")

@@ -5,7 +5,7 @@ import json
 import pytest
 import torch
 
-from higgs import AudioContent, Engine, SamplingConfig
+from higgs import AudioContent, SamplingConfig
 from higgs.data.chatml import after_chunks, tokenize
 from higgs.data.loudness import speech_level
 from higgs.data.scripts import read_scripts
@@ -234,25 +234,24 @@ def test_scripts_that_are_no_json(tmp_path):
         read_scripts(tmp_path / "s.jsonl", tmp_path)
 
 
-def test_a_short_text_in_chunks(nano):
+def test_a_short_text_in_chunks(nano_engine):
     """Without context a chunk is exactly the request alone; with context its prompt has the codes before it."""
-    engine = Engine.from_pretrained(model=nano / "model", tokenizer=nano / "codec", device="cpu")
 
     def spoken(**options) -> LongResponse:
         sampling = SamplingConfig(temperature=0.4, top_k=20, top_p=1.0, seed=0)
         options = ChunkOptions(max_words=4, retries=0, **options)
         request = speech_request("The train is late. We walk home.", ADA, options, sampling=sampling, max_new_tokens=20)
-        return speak(engine, request)
+        return speak(nano_engine, request)
 
     without = spoken(context_chunks=0, match_levels=False)
     for chunk in without.chunks:
-        alone = engine.generate(ADA.prompt(chunk.chunk.text), SamplingConfig(0.4, 20, 1.0, seed=chunk.seed), 20)
+        alone = nano_engine.generate(ADA.prompt(chunk.chunk.text), SamplingConfig(0.4, 20, 1.0, seed=chunk.seed), 20)
         assert torch.equal(without.waveform[chunk.start + 200 : chunk.end - 200], alone.waveform[200:-200])
     context = spoken()
     first = without.codes[:, : without.chunks[0].frames]
     assert torch.equal(context.codes[:, : context.chunks[0].frames], first)
     one, two = (chunk.chunk.text for chunk in without.chunks)
     prompts = [ADA.prompt(two), after_chunks(ADA.prompt(two), [(one, AudioContent())])]
-    lengths = [len(tokenize(prompt, engine.text_tokenizer).input_ids) for prompt in prompts]
+    lengths = [len(tokenize(prompt, nano_engine.text_tokenizer).input_ids) for prompt in prompts]
     extra = context.usage.prompt_positions - without.usage.prompt_positions
     assert extra == lengths[1] - lengths[0] + first.shape[1] + 8

@@ -27,11 +27,6 @@ from higgs.workflow.outputs import write_json, write_table
 SAMPLING = SamplingConfig(temperature=0.4, top_k=20, top_p=1.0)
 
 
-@pytest.fixture(scope="module")
-def engine(nano):
-    return Engine.from_pretrained(nano / "model", nano / "codec", device="cpu")
-
-
 @pytest.fixture
 def scripts(tmp_path):
     records = [
@@ -50,17 +45,17 @@ def speak(engine, scripts, folder):
     return {utterance.name: utterance for utterance in speak_all(lambda: engine, tasks, SAMPLING, 40, folder, 1)}
 
 
-def test_a_killed_run_resumes_to_the_same_result(engine, scripts, tmp_path, monkeypatch):
-    whole = speak(engine, scripts, tmp_path / "whole")
+def test_a_killed_run_resumes_to_the_same_result(nano_engine, scripts, tmp_path, monkeypatch):
+    whole = speak(nano_engine, scripts, tmp_path / "whole")
     assert sorted(whole) == ["a-s0", "a-s1", "b-s0", "b-s1", "c-s0", "c-s1"]
     assert all(not utterance.resumed and len(utterance.waveform) for utterance in whole.values())
     assert len(whole["c-s0"].chunks) == 2 and not whole["a-s0"].chunks
 
     monkeypatch.setattr(many_scripts, "BATCH", 1)  # one by one is equal to a batch
     tasks = choose_tasks(scripts, [0, 1], None)
-    first = next(speak_all(lambda: engine, tasks, SAMPLING, 40, tmp_path / "killed", 1))
+    first = next(speak_all(lambda: nano_engine, tasks, SAMPLING, 40, tmp_path / "killed", 1))
     (tmp_path / "killed" / "b-s0.safetensors").write_bytes(b"half a file")
-    rest = speak(engine, scripts, tmp_path / "killed")
+    rest = speak(nano_engine, scripts, tmp_path / "killed")
     assert [name for name, utterance in rest.items() if utterance.resumed] == [first.name]
     for name, utterance in rest.items():
         assert torch.equal(utterance.codes, whole[name].codes) and utterance.record == whole[name].record
@@ -68,7 +63,7 @@ def test_a_killed_run_resumes_to_the_same_result(engine, scripts, tmp_path, monk
         assert utterance.chunks == whole[name].chunks
 
 
-def test_a_request_that_fails_is_an_empty_utterance(engine, scripts, tmp_path, monkeypatch):
+def test_a_request_that_fails_is_an_empty_utterance(nano_engine, scripts, tmp_path, monkeypatch):
     for name in ("generate", "generate_batch"):
         generate = getattr(Engine, name)
 
@@ -78,7 +73,7 @@ def test_a_request_that_fails_is_an_empty_utterance(engine, scripts, tmp_path, m
             return generate(self, samples, *rest, **options)
 
         monkeypatch.setattr(Engine, name, fail)
-    utterances = speak(engine, scripts[:2], tmp_path)
+    utterances = speak(nano_engine, scripts[:2], tmp_path)
     failed = utterances["b-s0"]
     assert (failed.record["stop"], failed.record["note"]) == ("error", "too long")
     assert not len(failed.waveform) and len(utterances["a-s0"].waveform)
@@ -152,7 +147,7 @@ def test_an_unknown_set_is_answered_with_those_there_are():
         script_file("defualt")
 
 
-def test_a_public_set_from_its_list_to_a_table(engine, tmp_path):
+def test_a_public_set_from_its_list_to_a_table(nano_engine, tmp_path):
     """Two recordings laid out as SeedTTS-Eval: spoken by the default checkpoint, judged beside the recordings."""
     folder = tmp_path / "look-alike" / "en"
     (folder / "wavs").mkdir(parents=True)
@@ -167,7 +162,7 @@ def test_a_public_set_from_its_list_to_a_table(engine, tmp_path):
     assert sets.main(["seed-tts-eval", str(folder)]) == 0
     scripts = read_scripts(folder / "meta.jsonl", "data/voices")
     tasks = choose_tasks(scripts, [0], None)
-    write_results(tmp_path / "results", list(speak_all(lambda: engine, tasks, SAMPLING, 60, tmp_path / "work", 1)))
+    write_results(tmp_path / "results", list(speak_all(lambda: nano_engine, tasks, SAMPLING, 60, tmp_path / "work", 1)))
     items = gather(read_results(tmp_path / "results"), ["en"])
     items = [item for item in items if item.group in (GENERATED, OF_THE_SET)]
     assert [item.group for item in items] == [OF_THE_SET] * 2 + [GENERATED] * 2

@@ -12,19 +12,12 @@ from higgs import AudioTokenizer, Engine
 from higgs.audio import load_audio
 from higgs.config import SamplingConfig
 from higgs.data.chatml import smart_voice
-from higgs.data.text.tokenizer import TextTokenizer
 from higgs.serve.batching.scheduler import Scheduler
 from higgs.serve.batching.state import ENDED, RUNNING
 from higgs.serve.engine import EngineConfig
 from higgs.serve.runaway import REPETITION, SILENCE, TEXT_LENGTH, RunawayConfig, RunawayDetector
 
 TEXT = "Hello there."
-
-
-@pytest.fixture(scope="module")
-def parts(model, golden):
-    codec = AudioTokenizer.from_pretrained(golden / "codec")
-    return model, codec, TextTokenizer.from_pretrained(golden / "text_tokenizer")
 
 
 class ScriptedDecoder:
@@ -55,8 +48,8 @@ class ScriptedDecoder:
         return outputs
 
 
-def engine_with(parts, config: RunawayConfig | None, code: Callable[[int, int], int] | None = None) -> Engine:
-    engine = Engine(*parts, EngineConfig(max_batch=2, max_positions=600, runaway=config))
+def engine_with(tiny_parts, config: RunawayConfig | None, code: Callable[[int, int], int] | None = None) -> Engine:
+    engine = Engine(*tiny_parts, EngineConfig(max_batch=2, max_positions=600, runaway=config))
     if code is not None:
         engine._scheduler = Scheduler(ScriptedDecoder(engine.model, code), max_waiting=8)
     return engine
@@ -78,8 +71,8 @@ def babble(step: int, seed: int) -> int:
     ("code", "reason", "steps"),
     [(hum, SILENCE, 120), (loop, REPETITION, 190), (babble, TEXT_LENGTH, 250 + 3 * 25 + 9)],
 )
-def test_each_criterion_stops_what_it_is_for(parts, code, reason, steps):
-    response = engine_with(parts, RunawayConfig(), code).generate(smart_voice(TEXT), max_new_tokens=1200)
+def test_each_criterion_stops_what_it_is_for(tiny_parts, code, reason, steps):
+    response = engine_with(tiny_parts, RunawayConfig(), code).generate(smart_voice(TEXT), max_new_tokens=1200)
     assert response.stop_reason == reason and response.usage.runaway_stops == 1
     assert response.usage.audio_steps <= steps + 16
     assert response.codes.shape[1] == response.usage.audio_steps - 8, "the frames up to then are the response's"
@@ -94,20 +87,20 @@ def test_each_criterion_stops_what_it_is_for(parts, code, reason, steps):
         (RunawayConfig(seconds_per_byte=None), babble),
     ],
 )
-def test_each_criterion_can_be_turned_off(parts, limits, code):
-    engine = engine_with(parts, limits, code)
+def test_each_criterion_can_be_turned_off(tiny_parts, limits, code):
+    engine = engine_with(tiny_parts, limits, code)
     response = engine.generate(smart_voice(TEXT), max_new_tokens=400)
     assert (response.stop_reason, response.usage.audio_steps, response.usage.runaway_stops) == ("length", 400, 0)
     assert engine.scheduler.stops == {"length": 1}
 
 
-def test_another_attempt_has_the_next_seed(parts):
+def test_another_attempt_has_the_next_seed(tiny_parts):
     def only_seed_6_ends(step: int, seed: int) -> int:
         if seed != 6:
             return hum(step, seed)
         return babble(step, seed) if step < 30 else 1025
 
-    engine = engine_with(parts, RunawayConfig(retries=2), only_seed_6_ends)
+    engine = engine_with(tiny_parts, RunawayConfig(retries=2), only_seed_6_ends)
     response = engine.generate(smart_voice(TEXT), SamplingConfig(seed=4), 1200)
     assert response.stop_reason == "stop" and response.usage.runaway_stops == 2
     assert response.usage.audio_steps == 31
@@ -117,13 +110,13 @@ def test_another_attempt_has_the_next_seed(parts):
     assert [(r.stop_reason, r.usage.runaway_stops) for r in responses] == [(SILENCE, 3), ("stop", 0), ("stop", 1)]
 
 
-def test_a_stream_ends_with_the_reason(parts):
-    *_, last = engine_with(parts, RunawayConfig(retries=5), hum).stream(smart_voice(TEXT), max_new_tokens=1200)
+def test_a_stream_ends_with_the_reason(tiny_parts):
+    *_, last = engine_with(tiny_parts, RunawayConfig(retries=5), hum).stream(smart_voice(TEXT), max_new_tokens=1200)
     assert last.stop_reason == SILENCE
 
 
-def test_parity_has_no_detector(parts):
-    engine = engine_with(parts, RunawayConfig(least_seconds=0.1, seconds_per_byte=0.0))
+def test_parity_has_no_detector(tiny_parts):
+    engine = engine_with(tiny_parts, RunawayConfig(least_seconds=0.1, seconds_per_byte=0.0))
     stopped, parity = (engine.generate(smart_voice(TEXT), SamplingConfig(seed=1, parity=p), 30) for p in (False, True))
     assert stopped.stop_reason == TEXT_LENGTH and stopped.codes.shape[1] <= 4
     assert parity.stop_reason in ("length", "stop") and parity.usage.audio_steps > stopped.usage.audio_steps

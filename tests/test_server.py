@@ -24,12 +24,11 @@ import torch
 import uvicorn
 from conftest import ROOT
 
-from higgs import AudioTokenizer, Engine
+from higgs import Engine
 from higgs.cli.app import main
 from higgs.cli.serve import serve
 from higgs.config import SamplingConfig
 from higgs.data.speech import speech_request
-from higgs.data.text.tokenizer import TextTokenizer
 from higgs.data.voices import find_voice
 from higgs.serve.batching.scheduler import QueueFull
 from higgs.serve.engine import EngineConfig
@@ -48,12 +47,12 @@ LONG = {"max_new_tokens": 250}
 
 
 @pytest.fixture(scope="module")
-def parts(model, golden):
+def parts(tiny_parts):
     """The tiny model, with a head that does not end a segment: stream bos and eos are never likely."""
+    model, *others = tiny_parts
     model = deepcopy(model)
     model.audio_head.weight.view(8, 1026, -1)[:, 1024:] = 0
-    codec = AudioTokenizer.from_pretrained(golden / "codec")
-    return model, codec, TextTokenizer.from_pretrained(golden / "text_tokenizer")
+    return model, *others
 
 
 @pytest.fixture(scope="module")
@@ -164,16 +163,6 @@ def test_every_format_holds_the_audio_of_the_engine(server, voices, kind):
     assert len(pcm) <= 2 * len(samples) <= len(pcm) + 4800, "an MP3 begins with silence"
 
 
-def test_the_first_bytes_come_before_the_last_step(server, monkeypatch):
-    server.slow(monkeypatch)
-    for kind in ("pcm", "wav", "mp3"):
-        with server.stream(response_format=kind, **LONG) as response:
-            chunks = response.iter_bytes()
-            assert next(chunks)
-            assert server.scheduler.running, kind
-    wait_for(lambda: server.scheduler.idle)
-
-
 def test_settings_of_a_request_are_used(server, voices):
     for sampling in ({"seed": 7}, {"temperature": 0.0}, {"top_k": 3}):
         assert server.speak(**sampling) == expected(server, voices, **sampling)
@@ -231,10 +220,11 @@ def test_invalid_fields_are_named(server, fields, code):
     assert server.scheduler.idle and server.num_open == 0
 
 
-def test_a_prompt_beyond_the_capacity_is_refused(parts, voices):
+def test_more_steps_than_a_slot_holds_and_too_few_for_audio(parts, voices):
     with started(parts, voices, max_positions=300) as server:
         error = server.error(max_new_tokens=290)
         assert (error.status_code, error.param, error.code) == (400, "input", "invalid_value")
+        assert server.error(max_new_tokens=5).code == "no_audio"
 
 
 @pytest.mark.parametrize(
@@ -274,31 +264,24 @@ def test_a_body_of_more_than_a_megabyte_is_refused(server, with_length):
     client.close()
 
 
-def test_a_client_that_disconnects_frees_its_slot(server, voices, monkeypatch):
-    before = server.scheduler.stops.get("cancelled", 0)
-    with monkeypatch.context() as patch:
-        server.slow(patch)
-        with server.stream(**LONG) as response:
-            chunks = response.iter_bytes()
-            assert next(chunks)
-            (sequence,) = server.scheduler.running.values()
-        wait_for(lambda: server.scheduler.idle and server.num_open == 0)
-    assert sequence.stop_reason == "cancelled" and sequence.num_steps < 300
-    assert server.scheduler.stops["cancelled"] == before + 1
-    assert server.speak() == expected(server, voices)
-
-
-def test_a_client_that_disconnects_while_queued_is_dropped(parts, voices, monkeypatch):
+@pytest.mark.parametrize("kind", ["pcm", "wav", "mp3"])
+def test_a_client_that_disconnects_frees_its_slot(parts, voices, monkeypatch, kind):
+    """After the first bytes, which come while steps run; and while it waits in the queue."""
     with started(parts, voices, max_batch=1) as server:
-        server.slow(monkeypatch)
-        with server.stream(**LONG) as first:
-            chunks = first.iter_bytes()
-            assert next(chunks)
-            with pytest.raises(openai.APITimeoutError):
-                server.client.with_options(timeout=0.3).audio.speech.create(**server.arguments(**LONG))
-            wait_for(lambda: server.num_open == 1)
-            assert len(server.scheduler.running) == 1
-        wait_for(lambda: server.scheduler.idle)
+        before = server.speak()
+        with monkeypatch.context() as patch:
+            server.slow(patch)
+            with server.stream(response_format=kind, **LONG) as response:
+                chunks = response.iter_bytes()
+                assert next(chunks)
+                (sequence,) = server.scheduler.running.values()
+                with pytest.raises(openai.APITimeoutError):
+                    server.client.with_options(timeout=0.3).audio.speech.create(**server.arguments(**LONG))
+                wait_for(lambda: server.num_open == 1)
+                assert list(server.scheduler.running.values()) == [sequence]
+            wait_for(lambda: server.scheduler.idle and server.num_open == 0)
+        assert sequence.stop_reason == "cancelled" and sequence.num_steps < 300
+        assert server.scheduler.stops["cancelled"] == 2 and server.speak() == before
 
 
 def test_a_full_queue_is_answered_with_429(parts, voices, monkeypatch):
@@ -317,23 +300,19 @@ def test_a_full_queue_is_answered_with_429(parts, voices, monkeypatch):
         assert together == [alone, alone] and server.speak()
 
 
-def test_the_deadline_is_an_answer_before_the_first_byte(parts, voices, monkeypatch):
-    with started(parts, voices, max_seconds=0.5) as server:
-        server.slow(monkeypatch, 0.3)
-        for kind in ("pcm", "flac"):
-            error = server.error(response_format=kind, **LONG)
-            assert (error.status_code, error.code) == (504, "timeout")
-        wait_for(lambda: server.scheduler.idle)
-
-
-def test_the_deadline_breaks_a_stream_off(parts, voices, monkeypatch):
-    """So that no client takes it for complete."""
-    with started(parts, voices, max_seconds=1.0) as server:
+def test_the_deadline(parts, voices, monkeypatch):
+    """An answer before the first byte; after it the stream breaks off, so that no client takes it for complete."""
+    with started(parts, voices, max_seconds=0.8) as server:
+        with monkeypatch.context() as patch:
+            server.slow(patch, 0.3)
+            for kind in ("pcm", "flac"):
+                error = server.error(response_format=kind, **LONG)
+                assert (error.status_code, error.code) == (504, "timeout")
         server.slow(monkeypatch)
         with pytest.raises(Exception, match="incomplete|peer closed"), server.stream(**LONG) as response:
             response.read()
         wait_for(lambda: server.scheduler.idle)
-        assert server.metrics()['higgs_requests_total{outcome="timeout"}'] == 1
+        assert server.metrics()['higgs_requests_total{outcome="timeout"}'] == 3
 
 
 def test_a_client_that_never_reads_is_dropped(server, voices):
@@ -378,23 +357,17 @@ def test_a_fault_of_the_engine_is_logged_and_not_shown(parts, voices, monkeypatc
         assert "of its own" not in str(errors[-1]) and server.http.get("/health").status_code == 503
 
 
-@pytest.mark.parametrize("place", ["prefill", "decode"])
+@pytest.mark.parametrize("place", ["_read_prompt", "decode"])
 def test_out_of_memory_is_an_answer(server, monkeypatch, place):
     def fail(*_):
         raise torch.OutOfMemoryError("CUDA out of memory: 0x7f00")
 
-    owner, name = {
-        "prefill": (server.scheduler.decoder, "_read_prompt"), "decode": (server.engine.tokenizer, "decode"),
-    }[place]  # fmt: skip
+    owner = server.scheduler.decoder if place == "_read_prompt" else server.engine.tokenizer
     with monkeypatch.context() as patch:
-        patch.setattr(owner, name, fail)
+        patch.setattr(owner, place, fail)
         error = server.error()
     assert (error.status_code, error.code) == (503, "out_of_memory")
     assert "0x7f00" not in str(error) and server.speak()
-
-
-def test_no_audio_is_an_error(server):
-    assert server.error(max_new_tokens=5).code == "no_audio"
 
 
 def test_a_run_away_stream_is_ended(parts, voices):
@@ -445,9 +418,6 @@ def test_an_encoder_writes_the_same_bytes_for_any_chunks(kind):
         assert not encoder._buffer.content, "what was read is not held"
     # An Ogg stream has a random serial number, and pages that depend on the chunks.
     assert kind == "opus" or files[0] == files[1] == files[2]
-
-
-def test_an_encoder_names_the_formats():
     with pytest.raises(ValueError, match="pcm, wav, flac, mp3, opus, not as 'aac'"):
         AudioEncoder("aac", 24_000)
 

@@ -3,17 +3,14 @@
 import torch
 
 from benchmarks.soak import references, soak
-from higgs import AudioContent, AudioTokenizer, Engine
+from higgs import AudioContent, Engine
 from higgs.audio import save_audio
 from higgs.data.chatml import smart_voice, voice_clone
-from higgs.data.text.tokenizer import TextTokenizer
 from higgs.serve.engine import EngineConfig
 
 
-def test_requests_are_independent_and_leave_nothing_behind(model, golden, tmp_path):
-    codec, text_tokenizer = AudioTokenizer.from_pretrained(golden / "codec"), golden / "text_tokenizer"
-    config = EngineConfig(max_batch=3, max_positions=400, max_waiting=8)
-    engine = Engine(model, codec, TextTokenizer.from_pretrained(text_tokenizer), config)
+def test_requests_are_independent_and_leave_nothing_behind(tiny_parts, tmp_path):
+    engine = Engine(*tiny_parts, EngineConfig(max_batch=3, max_positions=400, max_waiting=8))
     voice = AudioContent(str(tmp_path / "a.wav"))
     save_audio(voice.audio_url, 0.1 * torch.randn(24_000, generator=torch.Generator().manual_seed(1)), 24_000)
     samples = [smart_voice("Good morning. " * n) for n in (1, 2, 3, 4)]

@@ -12,7 +12,6 @@ from transformers import HiggsAudioV2ForConditionalGeneration
 from benchmarks.counts import of_our_step, of_their_steps
 from higgs import HiggsAudio
 from higgs.config import SamplingConfig
-from higgs.data.text.tokenizer import TextTokenizer
 from higgs.serve.batching.fused_weights import quantize
 from higgs.serve.batching.slots import SlotDecoder
 from higgs.serve.batching.state import IDLE, SMALL_TOP_K, DecodeState
@@ -32,11 +31,6 @@ SETTINGS = {
     "more than are ranked": SamplingConfig(1.2, 65, 0.99, seed=7),
     "strict end": SamplingConfig(0.9, 20, 0.95, seed=8, strict_eos=True),
 }
-
-
-@pytest.fixture(scope="module")
-def ids(golden) -> TokenIds:
-    return TokenIds.of(TextTokenizer.from_pretrained(golden / "text_tokenizer"))
 
 
 def prefill(decoder: SlotDecoder, prompts: dict, names: tuple[str, ...], limit: int, settings=None) -> None:

@@ -10,7 +10,6 @@ from torch import Tensor
 
 from higgs.batch import Batch
 from higgs.config import SamplingConfig
-from higgs.data.text.tokenizer import TextTokenizer
 from higgs.delay import delayed_segment, segment_frames
 from higgs.serve.reference.loop import DelayState, Generation, generate
 from higgs.tokens import TokenIds
@@ -18,11 +17,6 @@ from higgs.tokens import TokenIds
 BOS, EOS = 1024, 1025
 RULES = {strict: SamplingConfig(temperature=0, ras_window=None, strict_eos=strict) for strict in (False, True)}
 STRICT = RULES[True]
-
-
-@pytest.fixture(scope="module")
-def ids(golden) -> TokenIds:
-    return TokenIds.of(TextTokenizer.from_pretrained(golden / "text_tokenizer"))
 
 
 def head(script: list[list[int]]) -> Callable[[Tensor], Tensor]:
