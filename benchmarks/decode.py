@@ -77,9 +77,9 @@ def port_of(model: HiggsAudio, static: bool = False) -> transformers.PreTrainedM
     """The same weights in transformers, over the same memory where they stay on their device."""
     from higgs.model.weights import to_transformers
 
-    made = transformers.HiggsAudioV2Config(**model_to_json(model.config) | PORT_IDS)
+    port_config = transformers.HiggsAudioV2Config(**model_to_json(model.config) | PORT_IDS)
     with torch.device(model.device):
-        port = transformers.HiggsAudioV2ForConditionalGeneration(made).to(model.dtype)
+        port = transformers.HiggsAudioV2ForConditionalGeneration(port_config).to(model.dtype)
     tensors, names = to_transformers(dict(model.state_dict())), dict(port.named_parameters())
     port.load_state_dict({k: v for k, v in tensors.items() if k in names}, strict=False, assign=True)
     port.generation_config.ras_win_len, port.generation_config.ras_win_max_num_repeat = 7, 2
@@ -114,9 +114,9 @@ def theirs(port: transformers.PreTrainedModel, prompt: Batch) -> Callable[[int],
     inputs = {name: tensor.to(port.device) for name, tensor in inputs.items()}
 
     def run(steps: int) -> None:
-        made = port.generate(**inputs, do_sample=True, temperature=0.7, top_k=50, top_p=0.95, max_new_tokens=steps)
-        columns = made if isinstance(made, Tensor) else made.audio_sequences
-        assert columns.shape[1] == steps, "a segment ended by itself"
+        output = port.generate(**inputs, do_sample=True, temperature=0.7, top_k=50, top_p=0.95, max_new_tokens=steps)
+        codes = output if isinstance(output, Tensor) else output.audio_sequences
+        assert codes.shape[1] == steps, "a segment ended by itself"
 
     return run
 
@@ -153,8 +153,8 @@ def read_bandwidth(device: torch.device, gigabytes: float, repeats: int) -> floa
 
 def bytes_per_step(decoder: SlotDecoder, slots: int, context: int) -> int:
     """What a step has to read: the audio path's weights once, keys and values of each slot."""
-    found = [t for layer in decoder.weights.layers for t in layer] + [decoder.weights.head]
-    matrices = [part for t in found for part in (t if isinstance(t, tuple) else (t,))]
+    weights = [t for layer in decoder.weights.layers for t in layer] + [decoder.weights.head]
+    matrices = [part for t in weights for part in (t if isinstance(t, tuple) else (t,))]
     kv = sum(layer[:, :1, :, :context].nbytes for layer in decoder.cache.layers)
     return sum(t.nbytes for t in matrices) + slots * kv
 
@@ -229,9 +229,9 @@ def first_packet(model: HiggsAudio, config: CodecConfig, case: str, length: int,
         while not chunks:
             scheduler.run_steps()
             chunks = list(audio.push(sequence.read_new()))
-        taken = since(started)
+        times = since(started)
         scheduler.cancel(sequence)
-        return taken
+        return times
 
     times = take_turns({"first": first}, repeats)["first"]
     return row_of(case, f"first packet after {length} positions", times)

@@ -45,16 +45,16 @@ def main() -> None:
     for layer in engine.scheduler.decoder.cache.layers:
         layer.zero_()  # on the CPU, pages count from when they are written
     endless(engine)
-    frames, held, started, busy = 0, [], time.perf_counter(), time.process_time()
+    frames, sizes, started, busy = 0, [], time.perf_counter(), time.process_time()
     for chunk in engine.stream(smart_voice("Once upon a time."), SamplingConfig(seed=0), steps):
         frames += chunk.codes.shape[1]
-        if frames // 1500 > len(held) or chunk.stop_reason:
+        if frames // 1500 > len(sizes) or chunk.stop_reason:
             gc.collect()
-            held.append(resident())
+            sizes.append(resident())
             wall, cpu = time.perf_counter() - started, time.process_time() - busy
-            told = f"{held[-1] / 1e6:.1f} MB, {wall:.0f} s, CPU {cpu:.0f} s"
-            print(f"{frames / 1500:5.1f} min of audio: {told}", flush=True)
-    print(f"from the first minute to the end: {held[-1] / held[0] - 1:+.2%}")
+            line = f"{sizes[-1] / 1e6:.1f} MB, {wall:.0f} s, CPU {cpu:.0f} s"
+            print(f"{frames / 1500:5.1f} min of audio: {line}", flush=True)
+    print(f"from the first minute to the end: {sizes[-1] / sizes[0] - 1:+.2%}")
 
 
 if __name__ == "__main__":

@@ -173,8 +173,8 @@ def main() -> None:
     print(f"memory: {first / 1e6:.1f} MB after the first sixth, {last / 1e6:.1f} at the end ({report.growth:+.1%})")
     print("\n".join(report.wrong) or "nothing went wrong")
     if arguments.json:
-        found = vars(report) | {"outcomes": dict(report.outcomes)}
-        arguments.json.write_text(json.dumps(found, indent=2) + "\n")
+        results = vars(report) | {"outcomes": dict(report.outcomes)}
+        arguments.json.write_text(json.dumps(results, indent=2) + "\n")
     if report.wrong or report.occupied_slots or report.open_requests or report.growth > 0.05:
         raise SystemExit(1)
 

@@ -41,9 +41,9 @@ def alone(engine: Engine, case: str, repeats: int) -> list[Row]:
         started = clock("cpu")
         stream = engine.stream(smart_voice(SPOKEN))
         next(stream)
-        taken = since(started)
+        times = since(started)
         stream.close()
-        return taken
+        return times
 
     measures = {"times real time": whole, "first packet, ms": first}
     return [row_of(case, name, t) for name, t in take_turns(measures, repeats).items()]

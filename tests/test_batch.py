@@ -1,6 +1,6 @@
 """Continuous batching: each request gets what it gets alone, whatever starts, ends or fails beside it."""
 
-import threading
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 
 import pytest
@@ -192,17 +192,9 @@ def test_running_out_of_memory_ends_requests_and_not_the_engine(small, monkeypat
 def test_threads_share_an_engine(small):
     requests = [(smart_voice("Hello. " * n), SamplingConfig(seed=n), 50) for n in range(1, 5)]
     expected = [small.generate(*request).codes for request in requests]
-    results: dict[int, torch.Tensor] = {}
-
-    def generate(index: int) -> None:
-        results[index] = small.generate(*requests[index]).codes
-
-    threads = [threading.Thread(target=generate, args=(index,)) for index in range(4)]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
-    assert all(torch.equal(results[index], expected[index]) for index in range(4))
+    with ThreadPoolExecutor(4) as pool:
+        results = list(pool.map(lambda request: small.generate(*request).codes, requests))
+    assert all(torch.equal(a, b) for a, b in zip(results, expected, strict=True))
 
 
 def test_the_prefix_of_a_voice_is_computed_once(model, sequences, alone):

@@ -54,7 +54,7 @@ BAD_SCRIPTS = {
     "id with a path": (GOOD | {"id": "../a"}, r"\.id: .*'../a'"),
     "no id": (GOOD | {"id": ""}, r"\.id: .*''"),
     "a misspelt key": (GOOD | {"scenes": "x"}, "unknown key 'scenes' .*did you mean 'scene'"),
-    "tags": (GOOD | {"text": "[SPEAKER0] Hi."}, "one voice; .* take the form dialogue"),
+    "tags": (GOOD | {"text": "[SPEAKER0] Hi."}, "voice for each speaker"),
     "a misspelt tag": (GOOD | {"text": "[speaker 0] Hi."}, "unknown speaker tag"),
     "lines of text": (DUO | {"lines": "Hi."}, r"\.lines: .*Hi."),
     "half a line of speech": (DUO | {"lines": [[0]]}, r"\.lines\[0\]: "),

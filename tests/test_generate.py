@@ -91,15 +91,6 @@ def test_hard_runs_equal_the_reference(model, ids, golden, name):
         assert torch.equal(segment.delayed, numbers[f"{name}.segment{index}"].long())
 
 
-def test_one_seed_repeats_and_another_differs(model, prompts, ids):
-    prompt = prompt_batch(prompts, "clone")
-    first, again, other = (
-        generate(model, prompt, ids, SamplingConfig(seed=seed), 40, (ids.audio_eos,)).segments[0].delayed
-        for seed in (3, 3, 4)
-    )
-    assert torch.equal(first, again) and not torch.equal(first[:, : other.shape[1]], other)
-
-
 def test_a_draw_depends_on_seed_step_and_codebook_alone():
     logits, rng = torch.zeros(8, 1026), CounterRng(7, CPU)
     fifth, sixth = rng.codes(logits, 5), rng.codes(logits, 6)

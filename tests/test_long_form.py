@@ -228,12 +228,6 @@ def test_wrong_scripts_of_long_form(tmp_path, record, message):
         write_scripts(tmp_path, record)
 
 
-def test_scripts_that_are_no_json(tmp_path):
-    (tmp_path / "s.jsonl").write_text("{")
-    with pytest.raises(ValueError, match="line 1: not JSON"):
-        read_scripts(tmp_path / "s.jsonl", tmp_path)
-
-
 def test_a_short_text_in_chunks(nano_engine):
     """Without context a chunk is exactly the request alone; with context its prompt has the codes before it."""
 

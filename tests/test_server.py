@@ -13,6 +13,7 @@ import subprocess
 import sys
 import threading
 import time
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import aclosing, contextmanager
 from copy import deepcopy
 
@@ -286,18 +287,14 @@ def test_a_client_that_disconnects_frees_its_slot(parts, voices, monkeypatch, ki
 
 def test_a_full_queue_is_answered_with_429(parts, voices, monkeypatch):
     with started(parts, voices, max_batch=1, max_waiting=1) as server:
-        alone, together = server.speak(**LONG), []
-        with monkeypatch.context() as patch:
+        alone = server.speak(**LONG)
+        with monkeypatch.context() as patch, ThreadPoolExecutor(2) as pool:
             server.slow(patch)
-            threads = [threading.Thread(target=lambda: together.append(server.speak(**LONG))) for _ in range(2)]
-            for thread in threads:
-                thread.start()
+            together = [pool.submit(server.speak, **LONG) for _ in range(2)]
             wait_for(lambda: server.num_open == 2)
             error = server.error()
             assert (error.status_code, error.code, error.response.headers["retry-after"]) == (429, "busy", "1")
-        for thread in threads:
-            thread.join()
-        assert together == [alone, alone] and server.speak()
+        assert [future.result() for future in together] == [alone, alone] and server.speak()
 
 
 def test_the_deadline(parts, voices, monkeypatch):

@@ -27,13 +27,14 @@ from higgs.checkpoint.resolve import fingerprint
 from higgs.config import SamplingConfig
 from higgs.data.chatml import AudioContent, smart_voice, voice_clone
 from higgs.data.recordings import read_recordings
+from higgs.data.speech import SpeechRequest
 from higgs.data.text.chunks import Chunk, chunk_text
-from higgs.data.voices import Voice, speaker_prompt
+from higgs.data.voices import Voice
 from higgs.evaluate.judges.registry import make_judge, make_speaker_encoder
 from higgs.files import replacing
+from higgs.serve import long_form
 from higgs.serve.engine import Engine, EngineConfig, Response
 from higgs.serve.generation import GenerationConfig
-from higgs.serve.long_form import speak_long
 from higgs.workflow.speed import cpu_name
 from training.corpus.voices import DESCRIBED, OWN, SAMPLE_RATE, Speaker, speak
 from training.measures import (
@@ -93,7 +94,7 @@ class Exam:
             checkpoint / "model",
             checkpoint / "codec",
             device="cpu",
-            config=EngineConfig(guards=None),
+            config=EngineConfig(runaway=None),
         )
         lines = (Path(__file__).parent / "held_out.txt").read_text(encoding="utf-8").splitlines()
         self.texts = [line for line in lines if line and not line.startswith("#")]
@@ -270,14 +271,9 @@ class Exam:
                 Chunk(f"[SPEAKER{turn % 2}] {line}", (turn % 2,), "speaker" if turn else "start")
                 for turn, line in enumerate(lines)
             ]
-            response = speak_long(
-                self.engine,
-                chunks,
-                lambda text: speaker_prompt(cast, text),
-                self.sampling(index),
-                options,
-                self.generation.max_new_tokens,
-            )
+            samples = tuple(cast[turn % 2].prompt(line) for turn, line in enumerate(lines))
+            sampling, limit = self.sampling(index), self.generation.max_new_tokens
+            response = long_form.speak(self.engine, SpeechRequest(samples, tuple(chunks), options, sampling, limit))
             if index < 2:
                 self.keep(f"dialogue-{index}", response.waveform, " ".join(c.text for c in chunks))
             return [
@@ -305,14 +301,9 @@ class Exam:
         count = max(4, LONG_SENTENCES * self.sizes.sentences // 40)
         options = self.generation.chunks.model_copy(update={"retries": 0})
         chunks = chunk_text(" ".join(self.texts[:count]), options.max_words)
-        response = speak_long(
-            self.engine,
-            chunks,
-            lambda text: smart_voice(text, None, DESCRIBED["ada"]),
-            self.sampling(0),
-            options,
-            self.generation.max_new_tokens,
-        )
+        samples = tuple(smart_voice(chunk.text, None, DESCRIBED["ada"]) for chunk in chunks)
+        sampling, limit = self.sampling(0), self.generation.max_new_tokens
+        response = long_form.speak(self.engine, SpeechRequest(samples, tuple(chunks), options, sampling, limit))
         self.keep("long", response.waveform, " ".join(chunk.text for chunk in chunks))
         windows: dict[int, list[tuple[str, Tensor]]] = {}
         for chunk, spoken in zip(chunks, response.chunks, strict=True):

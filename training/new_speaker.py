@@ -91,7 +91,7 @@ class Judge:
 
 def generated(checkpoint: Path, texts: list[str], description: str) -> list[Tensor]:
     engine = Engine.from_pretrained(
-        checkpoint / "model", checkpoint / "codec", device="cpu", config=EngineConfig(guards=None)
+        checkpoint / "model", checkpoint / "codec", device="cpu", config=EngineConfig(runaway=None)
     )
     samples = [smart_voice(text, None, description) for text in texts]
     found = engine.generate_batch(samples, max_new_tokens=MAX_NEW_TOKENS)
