@@ -164,6 +164,6 @@ def test_the_scripts_that_come_along(nano):
     assert {script.form for script in short} == set(FORMS)
     text, by_chunk, in_one_go = long
     assert count_words(text.text) == 600
-    assert max(count_words(chunk.text) for chunk in text.chunks) <= text.options.max_words
-    assert [chunk.speakers for chunk in by_chunk.chunks] == [(0,), (1,)] * 6
-    assert not in_one_go.chunks and in_one_go.text == by_chunk.text
+    assert max(count_words(chunk.text) for chunk in text.request.chunks) <= text.request.options.max_words
+    assert [chunk.speakers for chunk in by_chunk.request.chunks] == [(0,), (1,)] * 6
+    assert not in_one_go.request.chunks and in_one_go.text == by_chunk.text

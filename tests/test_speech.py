@@ -61,6 +61,7 @@ def test_prompts_hold_the_voices():
     [
         ("", ADA, "no text"),
         (" \n", EVE, "no text"),
+        ("", BOTH, "no text"),
         ("a\0", ADA, r"U\+0000"),
         (DIALOGUE, ADA, "voice"),
         ("Hi.", BOTH, "voice"),

@@ -41,6 +41,8 @@ def speech_request(
     `spell_numbers` writes numbers, dates and units in words; `normalize` applies the reference implementation's
     clean-up to the prompts. Raises ValueError for a text that cannot be spoken, and for tags without a voice.
     """
+    if not text.strip():
+        raise ValueError("there is no text to speak")
     options = options or ChunkOptions()
     if spell_numbers:
         from higgs.data.text.numbers import spell_out  # its library is slow to import
@@ -60,8 +62,6 @@ def speech_request(
     else:
         chunks = chunk_turns(turns, options)
         samples = [_turn_prompt(voice, chunk, options, scene) for chunk in chunks]
-    if not samples:
-        raise ValueError("there is no text to speak")
     if normalize:
         samples = map(normalize_prompt, samples)
     return SpeechRequest(tuple(samples), tuple(chunks), options, sampling, max_new_tokens)
