@@ -98,8 +98,8 @@ def test_a_slot_is_reused_without_a_trace(model, engine, times):
     cloned = engine.prepare(voice_clone("Ho.", "Hm.", REFERENCE), [torch.full((8, 9), 5)])
     prompts = [engine.prepare(smart_voice("Hi.")), cloned]
     first: dict[tuple[int, int], torch.Tensor] = {}
-    for round_ in range(times // 2):
-        cases = [(round_ % 5, (round_ + slot) % 2) for slot in (0, 1)]
+    for number in range(times // 2):
+        cases = [(number % 5, (number + slot) % 2) for slot in (0, 1)]
         for slot, (setting, prompt) in enumerate(cases):
             decoder.prefill(slot, prompts[prompt], 9 - setting, settings[setting])
         outputs = torch.cat([decoder.run(4).clone() for _ in range(2)], dim=1)

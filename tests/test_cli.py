@@ -100,7 +100,6 @@ def test_a_dialogue_is_spoken_by_its_speakers(nano, run, tmp_path, monkeypatch, 
 # Arguments, exit status, key words of the message. Status 2: options that are wrong by themselves.
 WRONG = [
     (["", "--voice", "ada"], 1, "no text to speak"),
-    ([" \n "], 1, "no text to speak"),
     ([], 2, "--file"),
     (["Hi.", "--file", "x.txt"], 2, "--file"),
     (["--file", "nowhere.txt"], 1, "nowhere.txt"),
@@ -121,7 +120,6 @@ WRONG = [
     (["[SPEAKER7] Hi.", "--speaker", "0=ada", "--speaker", "1=ben"], 1, "no speaker 7; there are: 0, 1"),
     (["[SPEAKER7] Hi.", "--speaker", "0=ada", "--no-per-speaker-context"], 1, "[7]"),
     (["[SPEAKER x] Hi."], 1, "'[SPEAKER x]'"),
-    (["Oh [SPEAKER0] Hi.", "--speaker", "0=ada"], 1, "'Oh'"),
     (["Hi.", "--max-words", "0"], 2, "--max-words"),
     (["Hi.", "--paragraph-pause", "-1"], 2, "--paragraph-pause"),
     (["Hi.", "--top-k", "many"], 2, "--top-k"),
@@ -293,8 +291,10 @@ def test_voices_are_added_and_listed(run, eve, clip):
         assert code == 0 and printed.splitlines()[0].split() == ["ada", "described:", "feminine"]
         assert f"eve          recording: {eve / 'eve.flac'} (4.0 s)" in printed
     for name, file, message in (
-        ("eve", clip, "--force"), ("../eve", clip, "no name for a voice"), ("zoe", "nowhere.wav", "does not exist"),
-    ):  # fmt: skip
+        ("eve", clip, "--force"),
+        ("../eve", clip, "no name for a voice"),
+        ("zoe", "nowhere.wav", "does not exist"),
+    ):
         code, _, errors = run("voices", "add", name, file, "--text", WORDS, "--voices", eve)
         assert code == 1 and message in errors
     assert run("voices", "add", "eve", clip, "--text", WORDS, "--voices", eve, "--force")[0] == 0

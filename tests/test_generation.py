@@ -8,7 +8,7 @@ import pytest
 from conftest import ROOT
 from transformers import GenerationConfig as TransformersConfig
 
-from higgs import Engine, HiggsAudio, SamplingConfig
+from higgs import HiggsAudio, SamplingConfig
 from higgs.checkpoint.folder import GENERATION_CONFIG
 from higgs.checkpoint.resolve import fingerprint
 from higgs.data.chatml import smart_voice
@@ -100,15 +100,14 @@ def test_override():
     assert NANO.override(top_k=0, ras_window=0) == replace(NANO, top_k=None, ras_window=None)
 
 
-def test_the_engine_uses_it(nano):
-    engine = Engine.from_pretrained(nano / "model", nano / "codec", device="cpu")
+def test_the_engine_uses_it(nano_engine, monkeypatch):
+    engine, sample = nano_engine, smart_voice("Good morning.")
     assert engine.generation.sampling == NANO
-    sample = smart_voice("Good morning.")
     default, nano_codes, release = (engine.generate(sample, s, 40).codes for s in (None, NANO, RELEASE))
     assert default.equal(nano_codes) and not default.equal(release)
     for sampling in (None, [None]):
         assert engine.generate_batch([sample], sampling, 40)[0].codes.equal(default)
-    engine.generation = replace(engine.generation, max_new_tokens=12)
+    monkeypatch.setattr(engine, "generation", replace(engine.generation, max_new_tokens=12))
     assert engine.generate(sample).usage.audio_steps == 12
 
 

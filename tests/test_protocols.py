@@ -576,8 +576,8 @@ def test_seed_tts_eval_becomes_a_manifest(seed_tts, capsys):
         clips("en")[1].text,
     )
     assert second.recording == seed_tts.resolve() / "wavs" / "other-name.wav" and third.recording is None
-    assert third.sample.messages[-1].role == "user"
-    assert prompt.text in [part.text for part in third.sample.messages[0].parts]
+    assert third.request.samples[0].messages[-1].role == "user"
+    assert prompt.text in [part.text for part in third.request.samples[0].messages[0].parts]
     assert sets.convert_seed_tts_eval(seed_tts) == read_rows(seed_tts / "meta.jsonl")
 
     panel = make_panel("moonshine-tiny-en-float32", "ge2e")

@@ -49,9 +49,8 @@ def test_the_forms_of_a_request(text, voice, settings, prompts, chunks):
 def test_prompts_hold_the_voices():
     together, own = (speech_request(DIALOGUE, BOTH, options, chunked=True) for options in (ChunkOptions(), OWN))
     assert all("SPEAKER0: feminine\nSPEAKER1: masculine" in part_texts(sample, 0) for sample in together.samples)
-    assert ["SPEAKER0: " + voice.description in part_texts(s, 0) for s in own.samples for voice in (ADA, BEN)] == [
-        True, False, False, True
-    ]  # fmt: skip
+    for sample, voice in zip(own.samples, (ADA, BEN), strict=True):
+        assert f"\nSPEAKER0: {voice.description}\n" in part_texts(sample, 0)
     assert [audio.audio_url for audio in speech_request("Hi.", EVE).samples[0].audios] == [str(EVE.audio)]
 
 
