@@ -601,7 +601,7 @@ def test_seed_tts_eval_becomes_a_manifest(seed_tts, capsys):
     assert [row["status"] for row in rows] == ["ok", "ok", "missing"]
     assert rows[0]["wer_percent"] == 0 and rows[1]["wer_percent"] < 10 and rows[2]["wer_percent"] == 100
     assert rows[0]["similarity"] > 0.8
-    assert first.row(2)["name"] == "first-s2"
+    assert first.record(2)["name"] == "first-s2"
 
 
 def test_a_set_with_missing_files_is_refused(seed_tts, capsys):
