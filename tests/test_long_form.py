@@ -1,6 +1,7 @@
 """Long form: chunks, contexts, seeds and pauses with a scripted engine, and a short text with the real one."""
 
 import json
+from dataclasses import replace
 
 import pytest
 import torch
@@ -184,16 +185,10 @@ ROLES, NAMES = {"speakers": {"0": "old", "1": "young"}}, {"voices": {"0": "ada",
 
 
 def test_scripts_of_long_form(tmp_path):
-    dialogue = {"form": "dialogue", "lines": LINES}
+    dialogue, book = {"form": "dialogue", "lines": LINES}, {"form": "long_form", "voice": "ada", "scene": "A room."}
     long, duo, named, whole, own = write_scripts(
         tmp_path,
-        {
-            "form": "long_form",
-            "voice": "ada",
-            "text": "One two. Three.",
-            "chunks": {"max_words": 2},
-            "scene": "A room.",
-        },
+        book | {"text": "One two. Three.", "chunks": {"max_words": 2}},
         dialogue | ROLES | {"chunks": {}},
         dialogue | NAMES | {"max_new_tokens": 900},
         dialogue | ROLES,
@@ -201,13 +196,15 @@ def test_scripts_of_long_form(tmp_path):
     )
     assert [c.text for c in long.request.chunks] == ["One two.", "Three."] and long.text == "One two. Three."
     assert [c.speakers for c in duo.request.chunks] == [(0,), (1,)] and duo.voice == ""
-    assert named.voice == "ada ben" and not named.request.chunks and named.request.max_new_tokens == 900
+    assert named.voice == "ada ben" and not named.request.chunks
     assert whole.request.samples[0].messages[-1].content == "[SPEAKER0] Hi there.\n[SPEAKER1] Yes?"
     assert own.request.samples[0].messages[-1].content == "Hi there."
     engine = ScriptedEngine()
     response = speak(engine, long.request)
     assert isinstance(response, LongResponse) and len(response.chunks) == 2
     assert "A room." in engine.requests[1][0].messages[0].content[2]
+    speak(engine, replace(named.request, sampling=SamplingConfig()))
+    assert engine.requests[-1] == (named.request.samples[0], 0, [], 900), "a single pass, with its own limit"
 
 
 @pytest.mark.parametrize(
