@@ -13,7 +13,9 @@ from tiny import write_model
 
 # Before any test imports transformers: this is the import that makes torchaudio harmless.
 import higgs.audio  # noqa: F401
-from higgs import HiggsAudio
+from higgs import AudioTokenizer, Engine, HiggsAudio
+from higgs.data.text.tokenizer import TextTokenizer
+from higgs.tokens import TokenIds
 
 ROOT = Path(__file__).resolve().parent.parent
 GOLDEN = Path(__file__).resolve().parent / "golden"
@@ -54,6 +56,23 @@ def model(config, tmp_path_factory) -> HiggsAudio:
 @pytest.fixture(scope="session")
 def prompts(golden):
     return load_file(golden / "prompts.safetensors")
+
+
+@pytest.fixture(scope="session")
+def tiny_parts(model, golden) -> tuple[HiggsAudio, AudioTokenizer, TextTokenizer]:
+    """The arguments of an `Engine` of the tiny checkpoint."""
+    codec = AudioTokenizer.from_pretrained(golden / "codec")
+    return model, codec, TextTokenizer.from_pretrained(golden / "text_tokenizer")
+
+
+@pytest.fixture(scope="session")
+def ids(golden) -> TokenIds:
+    return TokenIds.of(TextTokenizer.from_pretrained(golden / "text_tokenizer"))
+
+
+@pytest.fixture(scope="session")
+def nano_engine(nano) -> Engine:
+    return Engine.from_pretrained(nano / "model", nano / "codec", device="cpu")
 
 
 def run(*command: str, cwd: Path, timeout: int = 400) -> str:

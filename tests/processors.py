@@ -58,7 +58,7 @@ def flac(waveform: torch.Tensor) -> bytes:
 
 @torch.inference_mode()
 def logits(engine: Engine, prompt: ChatMLSample) -> list[torch.Tensor]:
-    output = engine.model(engine.prepare(prompt))
+    output = engine.model(engine.sequence(prompt).prompt)
     return [output.text_logits, output.audio_logits]
 
 

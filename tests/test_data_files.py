@@ -10,7 +10,7 @@ from higgs.data.recordings import read_recordings
 from higgs.data.scripts import FORMS, read_scripts
 from higgs.data.text.chunks import count_words
 from higgs.data.training.manifest import read_manifest
-from higgs.data.voices import list_voices
+from higgs.data.voices import find_voice, list_voices
 from higgs.files import read_lines, read_text
 
 GOOD = {"id": "a", "form": "smart_voice", "voice": "ada", "text": "Hi."}
@@ -56,7 +56,7 @@ BAD_SCRIPTS = {
     "lines of text": (DUO | {"lines": "Hi."}, r"\.lines: .*Hi."),
     "half a line of speech": (DUO | {"lines": [[0]]}, r"\.lines\[0\]: "),
     "a line by nobody": (DUO | {"lines": [[-1, "Hi."]]}, r"\.lines\[0\]\[0\]: .*-1"),
-    "no lines": (DUO | {"lines": []}, "SPEAKERn"),
+    "no lines": (DUO | {"lines": []}, "no text to speak"),
     "a tag in a line": (DUO | {"lines": [[0, "Hi. [SPEAKER1] Yes?"]]}, "without tags"),
     "speakers in a list": (DUO | {"speakers": ["old"]}, r"\.speakers: .*old"),
     "a speaker's number": (DUO | {"speakers": {"zero": "old"}}, r"\.speakers\.zero: .*'zero'"),
@@ -148,7 +148,7 @@ def test_a_transcript_of_another_encoding_is_named(tmp_path):
     (tmp_path / "eve.wav").write_bytes(b"")
     (tmp_path / "eve.txt").write_bytes("é".encode("latin-1"))
     with pytest.raises(ValueError, match="eve.txt is not text in UTF-8"):
-        list_voices(tmp_path)
+        find_voice(tmp_path, "eve")
     (tmp_path / "eve.txt").write_text("\ufeffOne.", encoding="utf-8")
     assert list_voices(tmp_path)["eve"].transcript == "One."
 

@@ -1,237 +1,221 @@
-"""Long form: chunks, contexts, seeds and pauses with an engine that is made up, and a short text with the real one."""
+"""Long form: chunks, contexts, seeds and pauses with a scripted engine, and a short text with the real one."""
 
 import json
+from dataclasses import replace
 
 import pytest
 import torch
 
-from higgs import AudioContent, Engine, SamplingConfig
+from higgs import AudioContent, SamplingConfig
 from higgs.data.chatml import after_chunks, tokenize
 from higgs.data.loudness import speech_level
 from higgs.data.scripts import read_scripts
-from higgs.data.text.chunks import Chunk, ChunkOptions, chunk_text, chunk_turns
-from higgs.data.voices import Voice, speaker_prompt, speakers_prompt
+from higgs.data.speech import SpeechRequest, speech_request
+from higgs.data.text.chunks import ChunkOptions
+from higgs.data.voices import Voice
 from higgs.serve.engine import Response, Usage
 from higgs.serve.generation import GenerationConfig
-from higgs.serve.long_form import LongResponse, SilentChunkError, chunk_seed, speak_long, speak_script
+from higgs.serve.long_form import LongResponse, SilentChunkError, chunk_seed, speak
 
 RATE, HOP = 24_000, 960
 ADA, BEN = Voice("ada", description="feminine"), Voice("ben", description="masculine")
+TEXT = "One. Two.\n\nThree."
 
 
-class Echo:
-    """Answers each request with as many frames as it was asked before, filled with the request's number."""
+class ScriptedEngine:
+    """Request n gets `frames[n]` frames (else n + 1) of code n, at `levels[n]`, and stops as scripted."""
 
     generation = GenerationConfig()
 
-    def __init__(self, frames=(), stops=(), level=0.1):
-        self.requests, self.frames, self.stops, self.level = [], list(frames), list(stops), level
-        self.encoded = []
+    def __init__(self, frames=(), stops=(), levels=()):
+        self.frames, self.stops, self.levels = list(frames), list(stops), list(levels)
+        self.requests, self.encoded = [], []
 
     def reference_codes(self, audio: AudioContent) -> torch.Tensor:
-        self.encoded.append(audio.audio_url)
-        return torch.full((8, 2), 900 + len(self.encoded))
+        if audio.audio_url not in self.encoded:  # the engine caches them by content
+            self.encoded.append(audio.audio_url)
+        return torch.full((8, 2), 901 + self.encoded.index(audio.audio_url))
+
+    def sequence(self, sample, sampling, max_new_tokens, reference_codes=()) -> tuple:
+        return sample, sampling, max_new_tokens, reference_codes
+
+    def run(self, sequences, on_step=None) -> list[Response]:
+        return [self.generate(*sequence) for sequence in sequences]
 
     def generate(self, sample, sampling, max_new_tokens, reference_codes) -> Response:
         number = len(self.requests)
-        self.requests.append((sample, sampling.seed, [int(c[0, 0]) for c in reference_codes]))
+        self.requests.append((sample, sampling.seed, [int(c[0, 0]) for c in reference_codes], max_new_tokens))
         assert len(reference_codes) == len(sample.audios)
-        frames = self.frames[number] if number < len(self.frames) else number + 1
-        level = self.level[number] if isinstance(self.level, list) else self.level
+
+        def scripted(values: list, default):
+            return values[number] if number < len(values) else default
+
+        frames = scripted(self.frames, number + 1)
         return Response(
-            waveform=torch.full((frames * HOP,), level),
+            waveform=torch.full((frames * HOP,), scripted(self.levels, 0.1)),
             sample_rate=RATE,
             codes=torch.full((8, frames), number),
             text="<|AUDIO_OUT|>",
-            stop_reason=self.stops[number] if number < len(self.stops) else "stop",
+            stop_reason=scripted(self.stops, "stop"),
             usage=Usage(10, 0, frames + 8, frames),
             timing={"generate": 1.0, "decode": 0.5},
         )
 
     @property
-    def said(self) -> list[list[str]]:
+    def user_texts(self) -> list[list[str]]:
         """The user's messages of each request."""
-        messages = [sample.messages for sample, _, _ in self.requests]
-        return [[m.content for m in each if m.role == "user"] for each in messages]
+        return [[m.content for m in sample.messages if m.role == "user"] for sample, *_ in self.requests]
+
+    @property
+    def contexts(self) -> list[list[int]]:
+        """The first code of each audio in the prompt of each request."""
+        return [codes for _, _, codes, _ in self.requests]
 
 
-THREE = [Chunk("One."), Chunk("Two.", boundary="sentence"), Chunk("Three.", boundary="paragraph")]
+def three(voice: Voice = ADA, seed: int = 0, **options) -> SpeechRequest:
+    """TEXT in three chunks."""
+    return speech_request(TEXT, voice, ChunkOptions(max_words=1, **options), sampling=SamplingConfig(seed=seed))
 
 
 def test_chunks_are_joined_with_pauses():
-    options = ChunkOptions(sentence_pause=0.1, paragraph_pause=0.5, context_chunks=0)
-    response = speak_long(Echo(), THREE, ADA.prompt, options=options)
-    borders = [(spoken.start, spoken.end) for spoken in response.chunks]
-    assert borders == [(0, 960), (960 + 2400, 3360 + 1920), (5280 + 12_000, 17_280 + 2880)]
-    assert len(response.waveform) == borders[-1][1] and response.codes.shape == (8, 6)
-    inside = torch.zeros(len(response.waveform), dtype=torch.bool)
-    for (start, end), codes in zip(borders, response.codes.unique_consecutive(dim=1).T, strict=True):
-        inside[start:end] = True
+    response = speak(ScriptedEngine(), three(sentence_pause=0.1, paragraph_pause=0.5, context_chunks=0))
+    places = [(chunk.start, chunk.end) for chunk in response.chunks]
+    assert places == [(0, 960), (960 + 2400, 3360 + 1920), (5280 + 12_000, 17_280 + 2880)]
+    assert len(response.waveform) == places[-1][1] and response.codes.shape == (8, 6)
+    pauses = response.waveform.clone()
+    for start, end in places:
         assert response.waveform[start] < 0.01 < response.waveform[start + 200] == pytest.approx(0.1)
-        assert response.waveform[end - 1] < 0.01 and codes.unique().numel() == 1
-    assert response.waveform[~inside].abs().max() == 0
+        assert response.waveform[end - 1] < 0.01
+        pauses[start:end] = 0
+    assert not pauses.any()
     assert response.usage == Usage(30, 0, 30, 6) and response.stop_reason == "stop"
     assert response.timing == {"generate": 3.0, "decode": 1.5}
-    rows = response.rows("a")
-    assert [row["text"] for row in rows] == ["One.", "Two.", "Three."]
-    assert [row["border"] for row in rows] == ["start", "sentence", "paragraph"]
-    assert {"name", "chunk", "start", "end", "seed", "stop", "attempts"} <= set(rows[0])
-    assert json.dumps(rows)
+    records = response.records("a")
+    assert [(r["text"], r["border"]) for r in records] == [
+        ("One.", "start"), ("Two.", "sentence"), ("Three.", "paragraph")
+    ]  # fmt: skip
+    assert {"name", "chunk", "start", "end", "seed", "stop", "attempts"} <= set(records[0]) and json.dumps(records)
 
 
 @pytest.mark.parametrize(
-    ("keep", "said", "codes"),
+    ("context_chunks", "texts", "codes"),
     [
         (0, [["One."], ["Two."], ["Three."]], [[], [], []]),
         (1, [["One."], ["One.", "Two."], ["Two.", "Three."]], [[], [0], [1]]),
         (None, [["One."], ["One.", "Two."], ["One.", "Two.", "Three."]], [[], [0], [0, 1]]),
     ],
 )
-def test_earlier_chunks_are_heard_as_turns(keep, said, codes):
-    engine = Echo()
-    speak_long(engine, THREE, ADA.prompt, options=ChunkOptions(context_chunks=keep))
-    assert engine.said == said
-    assert [heard for _, _, heard in engine.requests] == codes
-    for sample, _, _ in engine.requests:
-        assert sample.messages[0].role == "system"
-        assert [m.role for m in sample.messages[1:]][::2] == ["user"] * len(sample.messages[1:][::2])
+def test_earlier_chunks_are_earlier_turns(context_chunks, texts, codes):
+    engine = ScriptedEngine()
+    speak(engine, three(context_chunks=context_chunks))
+    assert engine.user_texts == texts and engine.contexts == codes
+    for sample, *_ in engine.requests:
+        roles = [message.role for message in sample.messages]
+        assert roles == ["system", *["user", "assistant"] * (len(roles) // 2 - 1), "user"]
 
 
 def test_a_reference_stays_and_is_encoded_once():
-    engine = Echo()
-    eve = Voice("eve", "eve.flac", "Old.")
-    speak_long(engine, THREE, eve.prompt, options=ChunkOptions(context_chunks=1))
-    assert engine.encoded == ["eve.flac"]
-    assert [codes for _, _, codes in engine.requests] == [[901], [901, 0], [901, 1]]
-    assert engine.said[2] == ["Old.", "Two.", "Three."]
+    engine = ScriptedEngine()
+    speak(engine, three(Voice("eve", "eve.flac", "Old."), context_chunks=1))
+    assert engine.encoded == ["eve.flac"] and engine.contexts == [[901], [901, 0], [901, 1]]
+    assert engine.user_texts[2] == ["Old.", "Two.", "Three."]
 
 
 def test_each_chunk_has_a_seed_of_its_own():
-    """The original gives every chunk the same."""
-    engine = Echo()
-    speak_long(engine, THREE, ADA.prompt, SamplingConfig(seed=5))
-    seeds = [seed for _, seed, _ in engine.requests]
+    """In the reference implementation (boson-ai/higgs-audio) all chunks share one."""
+    engine = ScriptedEngine()
+    speak(engine, three(seed=5))
+    seeds = [seed for _, seed, *_ in engine.requests]
     assert seeds == [chunk_seed(5, index) for index in range(3)] and seeds[0] == 5
-    many = {chunk_seed(s, i, a) for s in range(5) for i in range(20) for a in range(3)}
-    assert len(many) == 5 * 20 * 3
-    assert all(0 <= seed < 1 << 32 for seed in many)
+    seeds = {chunk_seed(s, i, a) for s in range(5) for i in range(20) for a in range(3)}
+    assert len(seeds) == 5 * 20 * 3 and all(0 <= seed < 1 << 32 for seed in seeds)
 
 
-def test_a_chunk_without_audio_is_spoken_again():
-    engine = Echo(frames=[3, 0, 0, 4, 5])
-    response = speak_long(engine, THREE, ADA.prompt)
-    assert [spoken.attempts for spoken in response.chunks] == [1, 3, 1]
-    assert [spoken.frames for spoken in response.chunks] == [3, 4, 5]
+def test_a_chunk_without_audio_is_generated_again():
+    engine = ScriptedEngine(frames=[3, 0, 0, 4, 5])
+    response = speak(engine, three())
+    assert [(chunk.attempts, chunk.frames) for chunk in response.chunks] == [(1, 3), (3, 4), (1, 5)]
     assert response.chunks[1].seed == chunk_seed(0, 1, 2) == engine.requests[3][1]
-    assert response.timing["generate"] == 5.0, "what was thrown away took time too"
-    assert engine.requests[4][2] == [0, 3], "the context holds the take that is kept"
+    assert response.timing["generate"] == 5.0, "all attempts took time"
+    assert engine.contexts[4] == [0, 3], "the context holds the attempt that was kept"
 
 
-def test_a_chunk_that_never_brings_audio_is_named():
-    """The original crashes when it concatenates nothing."""
-    with pytest.raises(SilentChunkError, match="chunk 2 of 3, 'Two.': no audio after 3 attempts") as at:
-        speak_long(Echo(frames=[3, 0, 0, 0]), THREE, ADA.prompt)
-    assert [spoken.frames for spoken in at.value.before.chunks] == [3]
-    with pytest.raises(SilentChunkError, match="no audio after 1 attempts") as at:
-        speak_long(Echo(frames=[0]), THREE, ADA.prompt, options=ChunkOptions(retries=0))
-    assert at.value.before is None
-    with pytest.raises(ValueError, match="no chunk"):
-        speak_long(Echo(), [], ADA.prompt)
+def test_a_chunk_that_never_has_audio_is_named():
+    with pytest.raises(SilentChunkError, match="chunk 2 of 3, 'Two.': no audio in any attempt") as error:
+        speak(ScriptedEngine(frames=[3, 0, 0, 0]), three())
+    assert [chunk.frames for chunk in error.value.before.chunks] == [3]
+    with pytest.raises(SilentChunkError, match="no audio in any attempt") as error:
+        speak(ScriptedEngine(frames=[0]), three(retries=0))
+    assert error.value.before is None
 
 
-def test_a_chunk_that_is_cut_off_is_spoken_again_and_told():
-    engine = Echo(frames=[3, 9, 2, 0, 7], stops=["length", "stop", "length", "length", "length"])
-    response = speak_long(engine, THREE[:2], ADA.prompt)
-    assert [(s.frames, s.attempts, s.stop_reason) for s in response.chunks] == [
-        (9, 2, "stop"), (7, 3, "length")
-    ]  # fmt: skip
-    assert response.stop_reason == "length"
+def test_a_chunk_that_is_cut_off_is_generated_again():
+    engine = ScriptedEngine([3, 9, 2, 0, 7], stops=["length", "stop", "length", "length", "length"])
+    response = speak(engine, speech_request("One. Two.", ADA, ChunkOptions(max_words=1)))
+    chunks = [(chunk.frames, chunk.attempts, chunk.stop_reason) for chunk in response.chunks]
+    assert chunks == [(9, 2, "stop"), (7, 3, "length")] and response.stop_reason == "length"
 
 
-def test_loudness_is_that_of_the_speaker():
-    chunks = [Chunk("[SPEAKER0] a", (0,)), Chunk("[SPEAKER1] b", (1,), "speaker"),
-              Chunk("[SPEAKER0] c", (0,), "speaker"), Chunk("[SPEAKER0] d", (0,), "sentence")]  # fmt: skip
-    levels = [0.1, 0.4, 0.2, 0.0125]
-    cast = {0: ADA, 1: BEN}
-
-    def speak(**settings) -> list[float]:
-        made = speak_long(
-            Echo([9] * 4, level=list(levels)),
-            chunks,
-            lambda t: speakers_prompt(cast, t),
-            options=ChunkOptions(**settings),
-        )
-        return [speech_level(made.waveform[s.start + 480 : s.end - 480], RATE) for s in made.chunks]
-
-    matched = speak()
-    assert matched[0] == pytest.approx(-20, abs=0.1) and matched[2] == pytest.approx(-20, abs=0.1)
-    assert matched[1] == pytest.approx(-8, abs=0.1), "another speaker has a level of her own"
-    assert matched[3] == pytest.approx(-38 + 6, abs=0.1), "at most 6 dB"
-    assert speak(match_levels=False)[2] == pytest.approx(-14, abs=0.1)
+@pytest.mark.parametrize(("match_levels", "expected"), [(True, [-20, -8, -20, -38 + 6]), (False, [-20, -8, -14, -38])])
+def test_levels_are_matched_by_speaker_by_at_most_6_db(match_levels, expected):
+    text = "[SPEAKER0] a [SPEAKER1] b [SPEAKER0] c [SPEAKER0] d"
+    request = speech_request(text, {0: ADA, 1: BEN}, ChunkOptions(match_levels=match_levels), chunked=True)
+    response = speak(ScriptedEngine([9] * 4, levels=[0.1, 0.4, 0.2, 0.0125]), request)
+    levels = [speech_level(response.waveform[c.start + 480 : c.end - 480], RATE) for c in response.chunks]
+    assert levels == pytest.approx(expected, abs=0.1)
 
 
-def test_dialogues_together_and_alone():
-    turns = [(0, "Hi."), (1, "Yes?"), (0, "Bye.")]
-    cast = {0: ADA, 1: BEN}
-    together = Echo()
-    speak_long(together, chunk_turns(turns, ChunkOptions()), lambda t: speakers_prompt(cast, t))
-    assert together.said[2] == ["[SPEAKER0] Hi.", "[SPEAKER1] Yes?", "[SPEAKER0] Bye."]
-    options = ChunkOptions(per_speaker_context=True)
-    alone = Echo()
-    made = speak_long(alone, chunk_turns(turns, options), lambda t: speaker_prompt(cast, t), options=options)
-    assert alone.said == [["Hi."], ["Yes?"], ["Hi.", "Bye."]]
-    assert [codes for _, _, codes in alone.requests] == [[], [], [0]]
-    assert [spoken.chunk.speakers for spoken in made.chunks] == [(0,), (1,), (0,)]
-    with pytest.raises(ValueError, match="no speaker 7; there are: 0, 1"):
-        speaker_prompt(cast, "[SPEAKER7] Hi.")
-    with pytest.raises(ValueError, match="one turn"):
-        speaker_prompt(cast, "Hi.")
-    with pytest.raises(ValueError, match="max_turns must be 1"):
-        ChunkOptions(per_speaker_context=True, max_turns=2)
+@pytest.mark.parametrize(
+    ("own_context", "texts", "codes"),
+    [
+        (False, ["[SPEAKER0] Hi.", "[SPEAKER1] Yes?", "[SPEAKER0] Bye."], [[], [0], [0, 1]]),
+        (True, ["Hi.", "Bye."], [[], [], [0]]),
+    ],
+)
+def test_the_context_of_a_turn_is_the_dialogue_or_its_speaker(own_context, texts, codes):
+    engine, options = ScriptedEngine(), ChunkOptions(per_speaker_context=own_context)
+    text = "[SPEAKER0] Hi. [SPEAKER1] Yes? [SPEAKER0] Bye."
+    response = speak(engine, speech_request(text, {0: ADA, 1: BEN}, options, chunked=True))
+    assert engine.user_texts[2] == texts and engine.contexts == codes
+    assert [chunk.chunk.speakers for chunk in response.chunks] == [(0,), (1,), (0,)]
 
 
-def write_scripts(folder, *rows: dict):
+def write_scripts(folder, *records: dict):
     (folder / "profiles.json").write_text('{"ada": "feminine", "ben": "masculine"}')
     path = folder / "scripts.jsonl"
-    path.write_text("\n".join(json.dumps(row) for row in rows))
+    path.write_text("\n".join(json.dumps({"id": str(n)} | record) for n, record in enumerate(records)))
     return read_scripts(path, folder)
 
 
 LINES = [[0, "Hi there."], [1, "Yes?"]]
+ROLES, NAMES = {"speakers": {"0": "old", "1": "young"}}, {"voices": {"0": "ada", "1": "ben"}}
 
 
 def test_scripts_of_long_form(tmp_path):
-    long, duo, named, whole, alone = write_scripts(
+    dialogue, book = {"form": "dialogue", "lines": LINES}, {"form": "long_form", "voice": "ada", "scene": "A room."}
+    long, duo, named, whole, own = write_scripts(
         tmp_path,
-        {"id": "a", "form": "long_form", "voice": "ada", "text": "One two. Three.", "chunks": {"max_words": 2},
-         "scene": "A room."},
-        {"id": "b", "form": "dialogue", "speakers": {"0": "old", "1": "young"}, "lines": LINES, "chunks": {}},
-        {"id": "c", "form": "dialogue", "voices": {"0": "ada", "1": "ben"}, "lines": LINES, "max_new_tokens": 900},
-        {"id": "d", "form": "dialogue", "speakers": {"0": "old", "1": "young"}, "lines": LINES},
-        {"id": "e", "form": "dialogue", "voices": {"0": "ada", "1": "ben"}, "lines": LINES,
-         "chunks": {"per_speaker_context": True}},
-    )  # fmt: skip
-    assert [c.text for c in long.chunks] == [
-        "One two.",
-        "Three.",
-    ] and long.text == "One two. Three."
-    assert [c.speakers for c in duo.chunks] == [(0,), (1,)] and duo.voice == ""
-    assert named.voice == "ada ben" and not named.chunks
-    engine = Echo()
-    made = speak_script(engine, long, SamplingConfig(seed=1), 100)
-    assert isinstance(made, LongResponse) and len(made.chunks) == 2
+        book | {"text": "One two. Three.", "chunks": {"max_words": 2}},
+        dialogue | ROLES | {"chunks": {}},
+        dialogue | NAMES | {"max_new_tokens": 900},
+        dialogue | ROLES,
+        dialogue | NAMES | {"chunks": {"per_speaker_context": True}},
+    )
+    assert [c.text for c in long.request.chunks] == ["One two.", "Three."] and long.text == "One two. Three."
+    assert [c.speakers for c in duo.request.chunks] == [(0,), (1,)] and duo.voice == ""
+    assert named.voice == "ada ben" and not named.request.chunks
+    assert whole.request.samples[0].messages[-1].content == "[SPEAKER0] Hi there.\n[SPEAKER1] Yes?"
+    assert own.request.samples[0].messages[-1].content == "Hi there."
+    engine = ScriptedEngine()
+    response = speak(engine, long.request)
+    assert isinstance(response, LongResponse) and len(response.chunks) == 2
     assert "A room." in engine.requests[1][0].messages[0].content[2]
-    limits = []
-    engine.generate = lambda sample, sampling, limit: limits.append((sample, limit))
-    speak_script(engine, named, SamplingConfig(), 100)
-    speak_script(engine, whole, SamplingConfig(), 100)
-    assert limits == [(named.sample, 900), (whole.sample, 100)]
-    assert whole.sample.messages[-1].content == "[SPEAKER0] Hi there.\n[SPEAKER1] Yes?"
-    assert alone.sample.messages[-1].content == "Hi there."
+    speak(engine, replace(named.request, sampling=SamplingConfig()))
+    assert engine.requests[-1] == (named.request.samples[0], 0, [], 900), "a single pass, with its own limit"
 
 
 @pytest.mark.parametrize(
-    ("row", "message"),
+    ("record", "message"),
     [
         ({"form": "long_form", "voice": "ada", "text": "x", "chunks": {"max_word": 2}}, "max_word"),
         ({"form": "long_form", "voice": "ada", "text": "x", "chunks": {"max_words": "2"}}, "int"),
@@ -243,40 +227,29 @@ def test_scripts_of_long_form(tmp_path):
         ({"form": "dialogue", "speakers": {"0": "old"}, "lines": [[0, ""]]}, "no text to speak"),
     ],
 )
-def test_bad_scripts_of_long_form(tmp_path, row, message):
+def test_wrong_scripts_of_long_form(tmp_path, record, message):
     with pytest.raises(ValueError, match=f"line 1: .*{message}"):
-        write_scripts(tmp_path, {"id": "a"} | row)
+        write_scripts(tmp_path, record)
 
 
-def test_scripts_that_are_no_json(tmp_path):
-    (tmp_path / "s.jsonl").write_text("{")
-    with pytest.raises(ValueError, match="line 1: not JSON"):
-        read_scripts(tmp_path / "s.jsonl", tmp_path)
+def test_a_short_text_in_chunks(nano_engine):
+    """Without context a chunk is exactly the request alone; with context its prompt has the codes before it."""
 
+    def spoken(**options) -> LongResponse:
+        sampling = SamplingConfig(temperature=0.4, top_k=20, top_p=1.0, seed=0)
+        options = ChunkOptions(max_words=4, retries=0, **options)
+        request = speech_request("The train is late. We walk home.", ADA, options, sampling=sampling, max_new_tokens=20)
+        return speak(nano_engine, request)
 
-@pytest.fixture(scope="module")
-def engine(nano) -> Engine:
-    return Engine.from_pretrained(model=nano / "model", tokenizer=nano / "codec", device="cpu")
-
-
-SAMPLING = SamplingConfig(temperature=0.4, top_k=20, top_p=1.0, seed=0)
-
-
-def test_a_short_text_in_chunks(engine):
-    """With no context a chunk is exactly the request by itself; with context it hears the codes made before."""
-    chunks = chunk_text("The train is late. We walk home.", 4)
-    options = ChunkOptions(context_chunks=0, match_levels=False, retries=0)
-    made = speak_long(engine, chunks, ADA.prompt, SAMPLING, options, 20)
-    for spoken in made.chunks:
-        sampling = SamplingConfig(0.4, 20, 1.0, seed=spoken.seed)
-        by_itself = engine.generate(ADA.prompt(spoken.chunk.text), sampling, 20)
-        waveform = made.waveform[spoken.start + 200 : spoken.end - 200]
-        assert torch.equal(waveform, by_itself.waveform[200:-200])
-    first = made.codes[:, : made.chunks[0].frames]
-    heard = speak_long(engine, chunks, ADA.prompt, SAMPLING, ChunkOptions(retries=0), 20)
-    assert torch.equal(heard.codes[:, : heard.chunks[0].frames], first)
-    extra = heard.usage.prompt_positions - made.usage.prompt_positions
-    sample = ADA.prompt(chunks[1].text)
-    longer = after_chunks(sample, [(chunks[0].text, AudioContent())])
-    ids = [len(tokenize(s, engine.text_tokenizer).input_ids) for s in (sample, longer)]
-    assert extra == ids[1] - ids[0] + first.shape[1] + 8
+    without = spoken(context_chunks=0, match_levels=False)
+    for chunk in without.chunks:
+        alone = nano_engine.generate(ADA.prompt(chunk.chunk.text), SamplingConfig(0.4, 20, 1.0, seed=chunk.seed), 20)
+        assert torch.equal(without.waveform[chunk.start + 200 : chunk.end - 200], alone.waveform[200:-200])
+    context = spoken()
+    first = without.codes[:, : without.chunks[0].frames]
+    assert torch.equal(context.codes[:, : context.chunks[0].frames], first)
+    one, two = (chunk.chunk.text for chunk in without.chunks)
+    prompts = [ADA.prompt(two), after_chunks(ADA.prompt(two), [(one, AudioContent())])]
+    lengths = [len(tokenize(prompt, nano_engine.text_tokenizer).input_ids) for prompt in prompts]
+    extra = context.usage.prompt_positions - without.usage.prompt_positions
+    assert extra == lengths[1] - lengths[0] + first.shape[1] + 8

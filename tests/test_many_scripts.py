@@ -69,15 +69,14 @@ def test_a_killed_run_goes_on_and_ends_with_the_same(engine, scripts, tmp_path, 
 
 
 def test_a_request_that_cannot_be_spoken_is_an_empty_take(engine, scripts, tmp_path, monkeypatch):
-    for name in ("generate", "generate_batch"):
-        spoken = getattr(Engine, name)
+    sequence = Engine.sequence
 
-        def refuse(self, asked, *rest, spoken=spoken, **more):
-            if "Turn left" in str(asked):
-                raise ValueError("too long")
-            return spoken(self, asked, *rest, **more)
+    def refuse(self, sample, *rest, **more):
+        if "Turn left" in str(sample):
+            raise ValueError("too long")
+        return sequence(self, sample, *rest, **more)
 
-        monkeypatch.setattr(Engine, name, refuse)
+    monkeypatch.setattr(Engine, "sequence", refuse)
     made = speak(engine, scripts[:2], tmp_path)
     assert (made["b-s0"].record["stop"], made["b-s0"].record["note"]) == ("error", "too long")
     assert not len(made["b-s0"].waveform) and len(made["a-s0"].waveform)

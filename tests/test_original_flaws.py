@@ -11,7 +11,7 @@ from dataclasses import replace
 
 import pytest
 import torch
-from test_strict_eos import begun
+from test_strict_eos import with_segment
 from tiny import prompt_batch
 from torch import Tensor
 
@@ -139,7 +139,7 @@ def _(engine: Engine, prompts) -> None:
     prompt, ids = prompt_batch(prompts, "clone"), engine.ids
     made = generate(engine.model, prompt, ids, GREEDY, 8, (ids.audio_eos,)).segments[0].delayed
     for column in range(1, 8):  # each step anew, from the whole of what went before
-        logits = engine.model(begun(prompt, made[:, :column], ids)).audio_logits[0, -1]
+        logits = engine.model(with_segment(prompt, made[:, :column], ids)).audio_logits[0, -1]
         assert torch.equal(logits.argmax(-1)[:column], made[:column, column])
 
 
@@ -147,7 +147,7 @@ def _(engine: Engine, prompts) -> None:
 def _(engine: Engine, prompts) -> None:
     prompt, ids = prompt_batch(prompts, "clone"), engine.ids
     whole = generate(engine.model, prompt, ids, GREEDY, 16, (ids.audio_eos,)).segments[0].delayed
-    rest = begun(prompt, whole[:, :6], ids)
+    rest = with_segment(prompt, whole[:, :6], ids)
     made = generate(engine.model, rest, ids, GREEDY, 10, (ids.audio_eos,))
     assert torch.equal(made.segments[0].delayed, whole)
 

@@ -10,7 +10,7 @@ from conftest import ROOT
 
 from higgs.audio import load_audio
 from higgs.data.loudness import frame_levels, silence, speech_level
-from higgs.data.voices import Voice, add_voice, check_recording, find_voice, list_voices, speakers_prompt
+from higgs.data.voices import Voice, add_voice, check_recording, find_voice, list_voices, read_voices, speakers_prompt
 
 WORDS = "one two three four five six seven eight"
 
@@ -127,8 +127,10 @@ def test_a_folder_that_is_not_as_it_should_be(tmp_path):
     for content in (None, " \n"):
         if content is not None:
             (tmp_path / "eve.txt").write_text(content)
+        voices, faults = read_voices(tmp_path)
+        assert list(voices) == ["ada"] and "eve.txt is missing" in faults["eve"]
         with pytest.raises(ValueError, match="eve.txt is missing"):
-            list_voices(tmp_path)
+            find_voice(tmp_path, "eve")
     (tmp_path / "eve.txt").write_text("Hello.")
     (tmp_path / "profiles.json").write_text('{"ada": "feminine", "eve": "young, from Zürich"}', encoding="utf-8")
     assert list_voices(tmp_path)["eve"] == Voice("eve", tmp_path / "eve.flac", "Hello.", "young, from Zürich")
@@ -136,11 +138,28 @@ def test_a_folder_that_is_not_as_it_should_be(tmp_path):
         find_voice(tmp_path, "zoe")
     (tmp_path / "eve.wav").write_bytes(b"")
     with pytest.raises(ValueError, match="eve.flac and .*eve.wav; keep one"):
-        list_voices(tmp_path)
+        find_voice(tmp_path, "eve")
+    (tmp_path / "eve.wav").unlink()
     for wrong in ('["ada"]', '{"ada": 1}', "{"):
         (tmp_path / "profiles.json").write_text(wrong)
-        with pytest.raises(ValueError, match="profiles.json"):
-            list_voices(tmp_path)
+        voices, faults = read_voices(tmp_path)
+        assert list(voices) == ["eve"] and "profiles.json" in faults["profiles.json"]
+        with pytest.raises(ValueError, match="no voice 'ada'.*profiles.json"):
+            find_voice(tmp_path, "ada")
+
+
+@pytest.mark.parametrize(("recording", "transcript"), [("Eve.WAV", "Eve.TXT"), ("Zoë.Flac", "Zoe\u0308.txt")])
+def test_names_and_suffixes_in_any_spelling(tmp_path, recording, transcript):
+    (tmp_path / recording).write_bytes(b"")
+    (tmp_path / transcript).write_text("Hello.")
+    (name,) = list_voices(tmp_path)
+    assert find_voice(tmp_path, name.replace("ë", "e\u0308")).transcript == "Hello."
+
+
+def test_a_recording_of_another_type_is_named(tmp_path):
+    (tmp_path / "eve.mp3").write_bytes(b"")
+    with pytest.raises(ValueError, match="eve.mp3: convert it"):
+        find_voice(tmp_path, "eve")
 
 
 def test_the_voices_that_are_shipped():

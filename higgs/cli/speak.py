@@ -5,7 +5,6 @@ import sys
 import tempfile
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import replace
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -95,21 +94,24 @@ def speak(
     numbered = parse_speakers(speaker)
 
     from higgs.data.speech import speech_request
+    from higgs.data.text.chunks import speaker_turns
+    from higgs.data.text.numbers import spell_out
     from higgs.serve import long_form
 
     # Whatever is wrong with the request is reported before the checkpoint is read.
     check_out(out)
     if file is not None or text == str(STDIO):
         text = read_text(file)
-    named = find_voices(voices, voice, reference, reference_text, numbered, "[SPEAKER" in text)
+    if normalize and not keep_digits:
+        text = spell_out(text)
+    named = find_voices(voices, voice, reference, reference_text, numbered, "[" in text and bool(speaker_turns(text)))
     pauses = {"sentence_pause": sentence_pause, "paragraph_pause": paragraph_pause, "speaker_pause": speaker_pause}
     chunking = {"max_words": max_words, "context_chunks": context_chunks, "retries": retries}
     chunking |= {"per_speaker_context": per_speaker_context} | pauses
     sampling = {"temperature": temperature, "top_k": top_k, "top_p": top_p, "seed": seed}
     options, settings = checkpoint_settings(checkpoint, chunking, sampling)
-    chunked, spell_numbers = False if no_chunking else None, normalize and not keep_digits
-    request = speech_request(text, named, options, scene, chunked, normalize, spell_numbers)
-    request = replace(request, sampling=settings, max_new_tokens=max_new_tokens)
+    chunked = False if no_chunking else None
+    request = speech_request(text, named, options, scene, chunked, normalize, settings, max_new_tokens)
     with progress(out, len(request.chunks)) as update:
         response = long_form.speak(load_engine(checkpoint), request, update, update)
     write(out, response)

@@ -14,7 +14,7 @@ have a `reference` with its `reference_text` in place of form and voice.
 
 import hashlib
 from collections.abc import Iterable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -173,8 +173,9 @@ def _script(content: Any, voices: str | Path, chunking: ChunkOptions) -> Script:
         example = Path(voices) / "profiles" / f"{voice.name}.flac"
         reference = voice.audio or (example if example.is_file() else None)
         name, text, spoken = voice.name, record.text, record.text
-    request = speech_request(spoken, voice, options or chunking, record.scene, chunked)
-    request = replace(request, max_new_tokens=record.max_new_tokens)
+    request = speech_request(
+        spoken, voice, options or chunking, record.scene, chunked, max_new_tokens=record.max_new_tokens
+    )
     return Script(record.id, form, name, text, request, reference=reference)
 
 
@@ -182,7 +183,7 @@ def _set_script(record: SetRecord, manifest: Path) -> Script:
     above = manifest.resolve().parent.parent
     reference, recording = above / record.reference, above / record.path if record.path else None
     voice = Voice(record.speaker, reference, record.reference_text)
-    request = speech_request(record.text, voice, chunked=False)
+    request = SpeechRequest((voice.prompt(record.text),))
     return Script(record.id, "voice_clone", voice.name, record.text, request, record.language, reference, recording)
 
 

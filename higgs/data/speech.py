@@ -31,19 +31,18 @@ def speech_request(
     scene: str | None = None,
     chunked: bool | None = None,
     normalize: bool = False,
-    spell_numbers: bool = False,
+    sampling: SamplingConfig | None = None,
+    max_new_tokens: int | None = None,
 ) -> SpeechRequest:
     """A text and its voice, or a dialogue with `[SPEAKERn]` tags and the voice of each speaker.
 
     `chunked` None splits what is longer than `options.max_words`, and dialogues with a prompt per speaker.
-    `spell_numbers` writes numbers, dates and units in words; `normalize` applies the reference implementation's
-    clean-up to the prompts. Raises ValueError for a text that cannot be spoken, and for tags without a voice.
+    `normalize` applies the reference implementation's clean-up to the prompts. Raises ValueError for a text that cannot
+    be spoken, and for tags without a voice.
     """
+    if not text.strip():
+        raise ValueError("there is no text to speak")
     options = options or ChunkOptions()
-    if spell_numbers:
-        from higgs.data.text.numbers import spell_out  # its library is slow to import
-
-        text = spell_out(text)
     turns = speaker_turns(text) if "[" in text else []
     if bool(turns) != isinstance(voice, dict):
         raise ValueError("[SPEAKERn] tags in the text and a voice for each speaker go together: one is there alone")
@@ -58,11 +57,9 @@ def speech_request(
     else:
         chunks = chunk_turns(turns, options)
         samples = [_turn_prompt(voice, chunk, options, scene) for chunk in chunks]
-    if not samples:
-        raise ValueError("there is no text to speak")
     if normalize:
         samples = map(normalize_prompt, samples)
-    return SpeechRequest(tuple(samples), tuple(chunks), options)
+    return SpeechRequest(tuple(samples), tuple(chunks), options, sampling, max_new_tokens)
 
 
 def _turn_prompt(voices: dict[int, Voice], chunk: Chunk, options: ChunkOptions, scene: str | None) -> ChatMLSample:

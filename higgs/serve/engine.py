@@ -251,10 +251,10 @@ class Engine:
         Run-away detection ends a stream without another attempt: what was sent cannot be taken back.
         """
         sequence = self.sequence(sample, sampling, max_new_tokens, reference_codes)
-        return self._stream(sequence, AudioStream(self.tokenizer, list(chunk_frames)))
+        audio = AudioStream(self.tokenizer, list(chunk_frames))
+        return self._stream(self.scheduler.submit(sequence), audio)
 
     def _stream(self, sequence: Sequence, audio: AudioStream) -> Iterator[AudioChunk]:
-        self.scheduler.submit(sequence)
         try:
             done = False
             while not done:

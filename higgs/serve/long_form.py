@@ -155,7 +155,7 @@ def speak(
         codes += [kept[n].response.codes for n in context]
 
         def attempt(seed: int, prompt: ChatMLSample = prompt, codes: list = codes) -> Response:
-            return engine.generate(prompt, replace(sampling, seed=seed), limit, reference_codes=codes)
+            return engine.run([engine.sequence(prompt, replace(sampling, seed=seed), limit, codes)])[0]
 
         attempts = first_complete(attempt, chunk_seeds(sampling.seed, index, options))
         if not attempts.response.usage.audio_frames:

@@ -9,7 +9,7 @@ import logging
 import time
 import unicodedata
 from collections.abc import AsyncIterator, Iterator
-from contextlib import aclosing, asynccontextmanager, contextmanager
+from contextlib import aclosing, asynccontextmanager, contextmanager, suppress
 from dataclasses import dataclass, replace
 from functools import lru_cache, partial
 from pathlib import Path
@@ -69,12 +69,12 @@ class ServerConfig:
         )
 
 
-def usable_voices(folder: Path) -> dict[str, Voice]:
-    """The voices of the folder as it is now. Voices that cannot be used are logged, each fault once."""
+def voices_now(folder: Path) -> tuple[dict[str, Voice], dict[str, str]]:
+    """As `read_voices`; what is wrong with voices is logged, each fault once."""
     voices, faults = read_voices(folder)
     for name, fault in faults.items():
         log_once(f"voice {name} cannot be used: {fault}")
-    return voices
+    return voices, faults
 
 
 @lru_cache(maxsize=1000)
@@ -99,7 +99,9 @@ def to_request(body: SpeechBody, config: ServerConfig, engine: Engine) -> Speech
         if length > config.max_characters:
             message = f"{name}: {length} characters; at most {config.max_characters} in one request"
             raise ApiError(message, name, "string_above_max_length")
-    voices, name = usable_voices(config.voices), unicodedata.normalize("NFC", body.voice_name)
+    (voices, faults), name = voices_now(config.voices), unicodedata.normalize("NFC", body.voice_name)
+    if name in faults:
+        raise unusable(name)
     if name not in voices:
         message = f"voice: no {name!r:.60}; there are: {', '.join(voices)}"
         raise ApiError(message, "voice", "voice_not_found")
@@ -111,15 +113,21 @@ def to_request(body: SpeechBody, config: ServerConfig, engine: Engine) -> Speech
         message = f"max_new_tokens: at least {shortest + 1}, got {limit}: the first {shortest} steps have no audio"
         raise ApiError(message, "max_new_tokens", "invalid_value")
     settings = {key: getattr(body, key) for key in ("seed", "temperature", "top_k", "top_p")}
-    request = speech_request(body.input, voices[name], config.chunks, body.scene)
-    request = replace(request, sampling=config.sampling.override(**settings), max_new_tokens=limit)
+    sampling = config.sampling.override(**settings)
+    request = speech_request(
+        body.input, voices[name], config.chunks, body.scene, sampling=sampling, max_new_tokens=limit
+    )
     try:
         for audio in request.samples[0].audios:
             engine.reference_codes(audio)
     except (ValueError, OSError) as error:
         log_once(f"voice {name} cannot be used: {error}")
-        raise ApiError(f"voice: {name} cannot be used at present", "voice", "voice_unusable", 500) from error
+        raise unusable(name) from error
     return request
+
+
+def unusable(name: str) -> ApiError:
+    return ApiError(f"voice: {name!r:.60} cannot be used at present", "voice", "voice_unusable", 500)
 
 
 def to_api_error(error: Exception) -> ApiError:
@@ -247,7 +255,7 @@ def add_listings(app: FastAPI, engine: Engine, config: ServerConfig) -> None:
         return {
             "voices": [
                 {"id": name, "name": name, "description": voice.description, "recorded": voice.audio is not None}
-                for name, voice in usable_voices(config.voices).items()
+                for name, voice in voices_now(config.voices)[0].items()
             ]
         }  # fmt: skip
 
@@ -320,4 +328,5 @@ def serve(
         limit_concurrency=max_connections,
         timeout_graceful_shutdown=grace_seconds,
     )
-    Server(settings).run()
+    with suppress(KeyboardInterrupt):
+        Server(settings).run()
