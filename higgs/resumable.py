@@ -5,13 +5,29 @@ Results are looked up by a key over everything they depend on, so a result of ot
 
 import hashlib
 import json
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
+import torch
+
+
+@lru_cache
+def code_hash() -> str:
+    """Of this package's modules and of torch's version."""
+    digest = hashlib.sha256(torch.__version__.encode())
+    for path in sorted(Path(__file__).parent.rglob("*.py")):
+        digest.update(path.name.encode() + path.read_bytes())
+    return digest.hexdigest()
+
 
 def settings_key(settings: Any) -> str:
-    """Mappings, lists and scalars -> a SHA-256 in hexadecimal digits; other values count as their `str`."""
-    return hashlib.sha256(json.dumps(settings, sort_keys=True, default=str).encode()).hexdigest()
+    """Mappings, lists and scalars -> a SHA-256 in hexadecimal digits; other values count as their `str`.
+
+    The code is a part of it: after a change, nothing that the old code made is taken for the new one's.
+    """
+    content = json.dumps([code_hash(), settings], sort_keys=True, default=str)
+    return hashlib.sha256(content.encode()).hexdigest()
 
 
 def settings_folder(above: str | Path, settings: Any) -> Path:

@@ -195,3 +195,11 @@ def write_results(folder, made):
         save_audio(path, utterance.waveform, 24_000)
     write_json(folder / "generate/summary.json", {})
     write_json(folder / "tokenize/summary.json", {"recordings": "data/recordings/manifest.jsonl"})
+
+
+def test_a_change_of_the_code_is_another_key(monkeypatch, tmp_path):
+    """What a killed run left is not taken for what the new code would make."""
+    before = settings_folder(tmp_path, {"a": 1})
+    assert settings_folder(tmp_path, {"a": 1}) == before != settings_folder(tmp_path, {"a": 2})
+    monkeypatch.setattr("higgs.resumable.code_hash", lambda: "other code")
+    assert settings_folder(tmp_path, {"a": 1}) != before

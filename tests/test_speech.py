@@ -119,3 +119,45 @@ def test_a_text_is_checked_once(calls):
 def test_a_short_text_passes_few_functions(calls):
     functions = list(dict.fromkeys(calls))
     assert len(functions) <= 11, "\n".join(functions)
+
+
+PLAIN = "The first office doesn't open."
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "The ﬁrst oﬃce doesn't open.",
+        "The fi\u00adrst of\u200bfice doesn't\u2060 open.\ufeff",
+        "Ｔｈｅ first office doesn´t open.",
+        "The\u00a0first office doesn\u02bct open.",
+        "\u202aThe first office doesn't open.\u202c",
+    ],
+)
+def test_pasted_text_is_spoken_as_it_looks(text):
+    (sample,) = speech_request(text, ADA).samples
+    assert sample.messages[-1].content == PLAIN
+
+
+@pytest.mark.parametrize(
+    "text",
+    [PLAIN, "Don’t — “quote”, 50 %!", "今天，天气（很）好！“你好”？", "Zoë naïve", "می‌خواهم", "हिन्दी।", "🎉 Hi", "x² ½ € №"],
+)
+def test_other_text_is_left_alone(text):
+    (sample,) = speech_request(text, ADA).samples
+    assert sample.messages[-1].content == text
+
+
+@pytest.mark.parametrize("text", ["...", "👍", "---", "\u200b", '"', "* * *", "¿?", "\ufeff \u00ad"])
+def test_a_text_without_a_letter_or_a_digit_is_refused(text):
+    with pytest.raises(ValueError, match="to speak"):
+        speech_request(text, ADA)
+
+
+@pytest.mark.parametrize("between", ["* * *", "---", "🎉🎉", ". . . ."])
+def test_a_scene_break_is_a_pause(between):
+    request = speech_request(f"He left.\n\n{between}\n\nIt was cold. So.", ADA, ChunkOptions(max_words=2))
+    assert [(chunk.text, chunk.boundary) for chunk in request.chunks[:2]] == [
+        ("He left.", "start"),
+        ("It was", "paragraph"),
+    ]

@@ -1,10 +1,12 @@
 """`SpeechRequest`: the one value that the command line, the HTTP server and scripts make of a text to speak."""
 
+import unicodedata
 from dataclasses import dataclass
 
 from higgs.config import SamplingConfig
 from higgs.data.chatml import ChatMLSample
 from higgs.data.text.chunks import SPEAKER_TAG, WORD, Chunk, ChunkOptions, chunk_text, chunk_turns, speaker_turns
+from higgs.data.text.folding import FOLDED
 from higgs.data.text.normalize import normalize_prompt
 from higgs.data.voices import Voice, speakers_prompt
 
@@ -40,8 +42,11 @@ def speech_request(
     `normalize` applies the reference implementation's clean-up to the prompts. Raises ValueError for a text that cannot
     be spoken, and for tags without a voice.
     """
+    text = unicodedata.normalize("NFC", text).translate(FOLDED)
     if not text.strip():
         raise ValueError("there is no text to speak")
+    if not any(map(str.isalnum, text)):
+        raise ValueError(f"there is nothing to speak in {text.strip()[:40]!r}: no letter and no digit")
     options = options or ChunkOptions()
     turns = speaker_turns(text) if "[" in text else []
     if bool(turns) != isinstance(voice, dict):

@@ -1,7 +1,4 @@
-"""Judged records that survive a kill, keyed by the judges, the task, and the bytes of its audio and references.
-
-The code is not part of the key: delete the file after a change of what judges or scores.
-"""
+"""Judged records that survive a kill, keyed by the code, the judges, the task, and the bytes of its files."""
 
 import hashlib
 from collections.abc import Iterator, Sequence

@@ -140,14 +140,17 @@ def _fit(text: str, max_words: int, splitters: tuple = (sentences, _clauses, WOR
 def chunk_text(text: str, max_words: int = 100) -> list[Chunk]:
     """-> chunks of at most `max_words`; none spans two paragraphs (separated by blank lines).
 
-    White space within a chunk is collapsed.
+    White space within a chunk is collapsed. What has no letter and no digit ("* * *", emoji) becomes a pause.
     """
     chunks: list[Chunk] = []
     for paragraph in re.split(r"\n\s*\n", text.strip()):
         boundary = "paragraph" if chunks else "start"
         for segment in _fit(" ".join(paragraph.split()), max_words):
-            chunks.append(Chunk(segment.strip(), boundary=boundary))
-            boundary = "sentence"
+            if any(map(str.isalnum, segment)):
+                chunks.append(Chunk(segment.strip(), boundary=boundary))
+                boundary = "sentence"
+            elif chunks:
+                boundary = "paragraph"
     return chunks
 
 
