@@ -63,5 +63,5 @@ class GenerationConfig:
 
     def to_json(self) -> dict[str, Any]:
         """Every setting, for a record of what was done."""
-        told = {"chunking": dict(self.chunks), "max_new_tokens": self.max_new_tokens}
-        return asdict(self.sampling) | told
+        settings = {"chunking": dict(self.chunks), "max_new_tokens": self.max_new_tokens}
+        return asdict(self.sampling) | settings

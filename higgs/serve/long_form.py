@@ -27,10 +27,10 @@ MAX_GAIN_DB = 6.0
 
 
 @dataclass(frozen=True)
-class SpokenChunk:
+class ChunkSpan:
     """One chunk, samples `start` ... `end` of the waveform, without the pause before it.
 
-    `seed` is that of the attempt kept of `attempts`; a `stop_reason` other than "stop" means that it was cut off.
+    `seed` is that of the one selected of `attempts`; a `stop_reason` other than "stop" means that it was cut off.
     `gain_db` is the change of its level.
     """
 
@@ -51,7 +51,7 @@ class LongResponse(Response):
     `stop_reason` is "stop" when every chunk ended by itself, else why the first of the others did.
     """
 
-    chunks: list[SpokenChunk] = field(default_factory=list)
+    chunks: list[ChunkSpan] = field(default_factory=list)
 
     def records(self, name: str) -> list[dict[str, str | int | float]]:
         """A record for each chunk of the request that `name` names."""
@@ -59,18 +59,18 @@ class LongResponse(Response):
             {
                 "name": name,
                 "chunk": index,
-                "speaker": " ".join(map(str, spoken.chunk.speakers)),
-                "border": spoken.chunk.boundary,
-                "start": spoken.start,
-                "end": spoken.end,
-                "audio_frames": spoken.frames,
-                "seed": spoken.seed,
-                "attempts": spoken.attempts,
-                "stop": spoken.stop_reason,
-                "gain_db": round(spoken.gain_db, 2),
-                "text": spoken.chunk.text,
+                "speaker": " ".join(map(str, span.chunk.speakers)),
+                "border": span.chunk.boundary,
+                "start": span.start,
+                "end": span.end,
+                "audio_frames": span.frames,
+                "seed": span.seed,
+                "attempts": span.attempts,
+                "stop": span.stop_reason,
+                "gain_db": round(span.gain_db, 2),
+                "text": span.chunk.text,
             }
-            for index, spoken in enumerate(self.chunks)
+            for index, span in enumerate(self.chunks)
         ]
 
 
@@ -96,7 +96,7 @@ class SilentChunkError(ValueError):
 
 @dataclass
 class Attempts:
-    """The response kept for one chunk; `seconds` sums the timing of all attempts."""
+    """The response selected for one chunk; `seconds` sums the timing of all attempts."""
 
     response: Response
     seed: int
@@ -148,22 +148,22 @@ def speak(
     if not chunks:
         return engine.run([engine.sequence(request.samples[0], request.sampling, limit)], on_step)[0]
     sampling = request.sampling or engine.generation.sampling
-    kept: list[Attempts] = []
+    selected: list[Attempts] = []
     for index in range(len(chunks)):
         prompt, context = chunk_prompt(request, index)
         codes = [engine.reference_codes(audio) for audio in request.samples[index].audios]
-        codes += [kept[n].response.codes for n in context]
+        codes += [selected[n].response.codes for n in context]
 
         def attempt(seed: int, prompt: ChatMLSample = prompt, codes: list = codes) -> Response:
             return engine.run([engine.sequence(prompt, replace(sampling, seed=seed), limit, codes)])[0]
 
         attempts = first_complete(attempt, chunk_seeds(sampling.seed, index, options))
         if not attempts.response.usage.audio_frames:
-            raise SilentChunkError(chunks, index, _joined(chunks[:index], kept, options) if kept else None)
-        kept.append(attempts)
+            raise SilentChunkError(chunks, index, _joined(chunks[:index], selected, options) if selected else None)
+        selected.append(attempts)
         if on_chunk is not None:
             on_chunk(index, attempts.response)
-    return _joined(chunks, kept, options)
+    return _joined(chunks, selected, options)
 
 
 def first_complete(attempt: Callable[[int], Response], seeds: Iterable[int]) -> Attempts:
@@ -182,20 +182,20 @@ def first_complete(attempt: Callable[[int], Response], seeds: Iterable[int]) -> 
     return attempts
 
 
-def _joined(chunks: Sequence[Chunk], kept: Sequence[Attempts], options: ChunkOptions) -> LongResponse:
-    responses = [attempts.response for attempts in kept]
+def _joined(chunks: Sequence[Chunk], selected: Sequence[Attempts], options: ChunkOptions) -> LongResponse:
+    responses = [attempts.response for attempts in selected]
     rate = responses[0].sample_rate
-    gains = _gains(chunks, responses) if options.match_levels else [0.0] * len(kept)
-    parts, spoken, end = [], [], 0
-    for chunk, attempts, gain in zip(chunks, kept, gains, strict=True):
+    gains = _gains(chunks, responses) if options.match_levels else [0.0] * len(selected)
+    parts, spans, end = [], [], 0
+    for chunk, attempts, gain in zip(chunks, selected, gains, strict=True):
         response = attempts.response
         pause = torch.zeros(round(options.pause(chunk.boundary) * rate))
         waveform = fade(response.waveform, round(FADE_SECONDS * rate)) * 10 ** (gain / 20)
         parts += [pause, waveform]
         start = end + len(pause)
         end = start + len(waveform)
-        spoken.append(
-            SpokenChunk(
+        spans.append(
+            ChunkSpan(
                 chunk,
                 start,
                 end,
@@ -217,8 +217,8 @@ def _joined(chunks: Sequence[Chunk], kept: Sequence[Attempts], options: ChunkOpt
         stop_reason=next((reason for reason in reasons if reason != "stop"), "stop"),
         usage=Usage(**{name: sum(getattr(usage, name) for usage in usages) for name in names}),
         delayed=[delayed for response in responses for delayed in response.delayed],
-        timing={name: sum(attempts.seconds[name] for attempts in kept) for name in kept[0].seconds},
-        chunks=spoken,
+        timing={name: sum(attempts.seconds[name] for attempts in selected) for name in selected[0].seconds},
+        chunks=spans,
     )
 
 

@@ -129,12 +129,12 @@ class AsyncEngine:
         engine, options = self.engine, request.options
         sampling, rate = request.sampling or engine.generation.sampling, engine.tokenizer.sample_rate
         none = torch.zeros(engine.tokenizer.num_codebooks, 0, dtype=torch.long)
-        spoken: list[Tensor] = []
+        generated: list[Tensor] = []
         start, stop_reason = 0, "stop"
         for index, chunk in enumerate(request.chunks):
             prompt, context = chunk_prompt(request, index)
             codes = [await self._in_pool(deadline, engine.reference_codes, a) for a in request.samples[index].audios]
-            codes += [spoken[n] for n in context]
+            codes += [generated[n] for n in context]
             fade, frames, last = StreamFade(round(FADE_SECONDS * rate)), [], "stop"
             for seed in chunk_seeds(sampling.seed, index, options):
                 settings = (replace(sampling, seed=seed), request.max_new_tokens)
@@ -146,14 +146,14 @@ class AsyncEngine:
                         last = part.stop_reason or last
                         if len(final := fade.push(part.waveform)):
                             yield AudioChunk(final, part.codes, start + part.start, rate)
-                spoken.append(torch.cat(frames, dim=1))
-                if spoken[-1].shape[1]:
+                generated.append(torch.cat(frames, dim=1))
+                if generated[-1].shape[1]:
                     break
-                spoken.pop()
+                generated.pop()
                 frames.clear()
             else:
                 raise SilentChunkError(request.chunks, index)
-            start += spoken[-1].shape[1]
+            start += generated[-1].shape[1]
             stop_reason = last if stop_reason == "stop" else stop_reason
             ended = stop_reason if index + 1 == len(request.chunks) else None
             yield AudioChunk(fade.finish(), none, start, rate, ended)

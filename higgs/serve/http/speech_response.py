@@ -26,7 +26,7 @@ def events(data: bytes, stop_reason: str | None, seconds: float) -> bytes:
 
 
 class SpeechResponse(StreamingResponse):
-    """A streamed body whose headers wait for its first piece: an error before it is an answer with its own status.
+    """A streamed body whose headers wait for its first part: an error before it is an answer with its own status.
 
     An error after it closes the connection; so does the end of `seconds`, also where the client does not read. The body
     is closed in every case, which frees the slot. A FLAC file is one part, so its length and `late_headers` are known.
@@ -54,5 +54,5 @@ class SpeechResponse(StreamingResponse):
 
 async def _chain(first: bytes, rest: AsyncIterator[bytes]) -> AsyncIterator[bytes]:
     yield first
-    async for piece in rest:
-        yield piece
+    async for part in rest:
+        yield part
