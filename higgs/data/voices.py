@@ -135,8 +135,8 @@ def find_voice(folder: str | Path, name: str) -> Voice:
     if name in faults:
         raise ValueError(f"voice {name}: {faults[name]}")
     if name not in voices:
-        broken = "".join(f"; {fault}" for fault in faults.values())
-        raise ValueError(f"no voice {name!r} in {folder}; there are: {', '.join(voices) or 'none'}{broken}")
+        others = "".join(f"; {fault}" for fault in faults.values())
+        raise ValueError(f"no voice {name!r} in {folder}; there are: {', '.join(voices) or 'none'}{others}")
     return voices[name]
 
 

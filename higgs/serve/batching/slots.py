@@ -19,11 +19,7 @@ from higgs.serve.batching.step import decode_step
 KV_BUCKET = 256  # where shapes are fixed, attention reads a multiple of so many positions
 
 # Without Python around the kernels, and without checks of arguments that are always the same objects.
-CPU_OPTIONS = {
-    "cpp_wrapper": True,
-    "size_asserts": False,
-    "guard_filter_fn": lambda guards: [False] * len(guards),
-}
+CPU_OPTIONS = {"cpp_wrapper": True, "size_asserts": False, "guard_filter_fn": lambda guards: [False] * len(guards)}
 
 
 def compiled_copy(step: Callable[..., None], device: torch.device) -> Callable[..., None]:

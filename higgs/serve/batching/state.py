@@ -84,13 +84,7 @@ class DecodeState:
         return [getattr(self, name) for name in names]
 
     def start(
-        self,
-        slot: int,
-        position: int,
-        limit: int,
-        sampling: SamplingConfig,
-        history: Tensor,
-        config: ModelConfig,
+        self, slot: int, position: int, limit: int, sampling: SamplingConfig, history: Tensor, config: ModelConfig
     ) -> None:
         """A request takes a slot. Its prompt fills `position` places, and a frame of stream bos follows.
 

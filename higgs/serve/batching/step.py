@@ -167,11 +167,7 @@ def advance(state: DecodeState, codes: Tensor, num_finished: Tensor) -> None:
 
 
 def decode_step(
-    weights: FusedWeights,
-    cache: Sequence[Tensor],
-    state: DecodeState,
-    kv_len: int | Sequence[int],
-    full_vocab: bool,
+    weights: FusedWeights, cache: Sequence[Tensor], state: DecodeState, kv_len: int | Sequence[int], full_vocab: bool
 ) -> None:
     """One more delayed frame for every active slot.
 

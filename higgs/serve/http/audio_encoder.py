@@ -9,24 +9,13 @@ from torch import Tensor
 
 from higgs.audio import check_rate
 
-MEDIA_TYPES = {
-    "mp3": "audio/mpeg",
-    "opus": "audio/ogg",
-    "wav": "audio/wav",
-    "flac": "audio/flac",
-    "pcm": "audio/pcm",
-}
+MEDIA_TYPES = {"mp3": "audio/mpeg", "opus": "audio/ogg", "wav": "audio/wav", "flac": "audio/flac", "pcm": "audio/pcm"}
 # libsndfile's settings; None is written here. MP3 at a constant bit rate: the header of a variable one is written last.
 STREAMED = {
     "pcm": None,
     "wav": None,
     "flac": {"format": "FLAC", "subtype": "PCM_16"},
-    "mp3": {
-        "format": "MP3",
-        "subtype": "MPEG_LAYER_III",
-        "bitrate_mode": "CONSTANT",
-        "compression_level": 0.5,
-    },
+    "mp3": {"format": "MP3", "subtype": "MPEG_LAYER_III", "bitrate_mode": "CONSTANT", "compression_level": 0.5},
     "opus": {"format": "OGG", "subtype": "OPUS"},
 }
 

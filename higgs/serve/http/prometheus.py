@@ -59,8 +59,5 @@ class Metrics:
             registry=registry,
         )
         self.whole = Histogram(
-            "higgs_request_seconds",
-            "From a request to its last audio.",
-            buckets=REQUEST_BUCKETS,
-            registry=registry,
+            "higgs_request_seconds", "From a request to its last audio.", buckets=REQUEST_BUCKETS, registry=registry
         )

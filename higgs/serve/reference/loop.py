@@ -104,14 +104,7 @@ class Loop:
     `history` [K, C] is the assistant's audio so far, which repetition-aware sampling counts in.
     """
 
-    def __init__(
-        self,
-        model: HiggsAudio,
-        ids: TokenIds,
-        sampling: SamplingConfig,
-        cache: KVCache,
-        history: Tensor,
-    ):
+    def __init__(self, model: HiggsAudio, ids: TokenIds, sampling: SamplingConfig, cache: KVCache, history: Tensor):
         self.model, self.ids, self.sampling, self.cache, self.history = model, ids, sampling, cache, history
         self.rng: Rng = make_rng(sampling, model.device)
         self.result = Generation()
