@@ -216,10 +216,7 @@ def _() -> None:
         (voice_clone(evil, evil, AudioContent(evil), evil), voice_clone("-", "-", A, "-")),
         (voices_in_system(evil, [evil, A], evil), voices_in_system("-", ["", A], "-")),
         (dialogue([(0, evil)], {0: evil}, evil), dialogue([(0, "-")], {0: ""}, "-")),
-        (
-            ChatMLSample([Message("assistant", evil, evil)]),
-            ChatMLSample([Message("assistant", "-", "-")]),
-        ),
+        (ChatMLSample([Message("assistant", evil, evil)]), ChatMLSample([Message("assistant", "-", "-")])),
     ]
     for sample, plain in everywhere:
         found, wanted = (

@@ -8,15 +8,7 @@ import pytest
 
 from higgs import ChatMLSample, Message, TextContent
 from higgs.data.text.checks import check_text
-from higgs.data.text.chunks import (
-    Chunk,
-    ChunkOptions,
-    chunk_text,
-    chunk_turns,
-    count_words,
-    sentences,
-    speaker_turns,
-)
+from higgs.data.text.chunks import Chunk, ChunkOptions, chunk_text, chunk_turns, count_words, sentences, speaker_turns
 from higgs.data.text.normalize import SOUND_EVENTS, normalize_contents, normalize_prompt, normalize_text
 from higgs.data.text.numbers import line_language, spell_out
 from higgs.data.text.numbers_chinese import integer
