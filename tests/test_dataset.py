@@ -188,7 +188,7 @@ def test_records_become_conversations(tmp_path):
     first, second, third = read_manifest(path).examples
     assert second.sample.messages == [*smart_voice("Hi.", QUIET_ROOM, "calm").messages, answer]
     assert second.id == "b.wav", "the name of the audio, where there is no id"
-    assert (first.sample.speaker_id, first.sample.start_index, first.keys) == ("ada", 2, ("a.wav",))
+    assert (first.sample.speaker, first.sample.start_index, first.keys) == ("ada", 2, ("a.wav",))
     assert third.keys == ("c0", "c1") and third.sample.start_index == 1
     clone = voice_clone("Hi.", "Hello.", reference, QUIET_ROOM)
     for form, prompt in (

@@ -142,16 +142,14 @@ def test_the_memory_plan_of_the_release_is_that_of_the_documents():
     page = (ROOT / "docs/training.md").read_text()
     for rank in (None, 16):
         for checkpointing in (False, True):
-            p = memory_plan(ModelConfig(), 4096, rank, checkpointing)
-            sizes = (p.weights, p.gradients, p.optimizer, p.activations, p.total)
+            trained, sizes = memory_plan(ModelConfig(), 4096, rank, checkpointing)
             name = "all weights" if rank is None else f"LoRA of rank {rank}"
             label = name + (", gradient checkpointing" if checkpointing else "")
             assert f"| {label} | " + " | ".join(f"{size / 1e9:.1f}" for size in sizes) in page
     with torch.device("meta"):
         model = HiggsAudio(ModelConfig())
-    assert p.parameters == sum(p.numel() for p in model.parameters()) == 5_771_283_456
     add_lora(model, 16)
-    assert p.trained == sum(p.numel() for p in model.parameters() if p.requires_grad)
+    assert trained == sum(p.numel() for p in model.parameters() if p.requires_grad)
 
 
 @pytest.fixture(scope="module")

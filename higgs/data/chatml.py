@@ -1,8 +1,7 @@
 """Conversations: prompts as messages and as tokens.
 
-A prompt is a list of messages in Llama-3's chat format. Audio in an assistant message is output of the model; audio in
-other messages is input. Every fragment is tokenised on its own, so that BPE merges never cross fragments, as in the
-reference implementation (boson-ai/higgs-audio).
+A prompt is messages in Llama-3's chat format: audio of the assistant is output of the model, other audio is input. Each
+fragment is tokenised on its own, so that no BPE merge crosses fragments, as in the reference (boson-ai/higgs-audio).
 """
 
 import base64
@@ -81,24 +80,21 @@ class AudioContent:
         """
         if not self.has_data:
             raise ValueError("the conversation holds audio without a file, and no reference_codes for it")
-        if self.audio_url in NO_FILE:
-            try:
-                content = base64.b64decode(self.raw_audio, validate=True)
-            except binascii.Error as error:
-                raise ValueError(f"raw_audio is not base64: {error}") from error
+        if self.audio_url not in NO_FILE:
+            waveform, rate = load_audio(Path(folder) / self.audio_url)
+        else:
             with NamedTemporaryFile(prefix="raw_audio-") as file:
-                file.write(content)
+                try:
+                    file.write(base64.b64decode(self.raw_audio, validate=True))
+                except binascii.Error as error:
+                    raise ValueError(f"raw_audio is not base64: {error}") from error
                 file.flush()
                 waveform, rate = load_audio(file.name)
-        else:
-            waveform, rate = load_audio(Path(folder) / self.audio_url)
         start = round((self.offset or 0) * rate)
         stop = len(waveform) if self.duration is None else start + round(self.duration * rate)
         if not start < stop <= len(waveform):
-            raise ValueError(
-                f"{self.name or 'raw_audio'}: seconds {start / rate:g} to {stop / rate:g} of audio that "
-                f"has {len(waveform) / rate:g}"
-            )
+            name, seconds = self.name or "raw_audio", len(waveform) / rate
+            raise ValueError(f"{name}: seconds {start / rate:g} to {stop / rate:g} of audio that has {seconds:g}")
         return resample(waveform[start:stop], rate, sample_rate)
 
 
@@ -109,14 +105,11 @@ Lines = str | Sequence[tuple[int, str]]
 
 @dataclass(frozen=True)
 class Message:
-    """One turn; `recipient` is the addressee of an assistant's message.
-
-    Raises ValueError for text that cannot be spoken (see `check_text`); a message with audio may have none.
-    """
+    """One turn. Raises ValueError for text that cannot be spoken (`check_text`); a message with audio may have none."""
 
     role: str
     content: Content | list[Content]
-    recipient: str | None = None
+    recipient: str | None = None  # addressee of an assistant's message
     parts: list[TextContent | AudioContent] = field(init=False, repr=False, compare=False)
 
     def __post_init__(self) -> None:
@@ -140,10 +133,6 @@ class ChatMLSample:
     start_index: int = 0
     speaker: str | None = None
     misc: dict[str, Any] | None = None
-
-    @property
-    def speaker_id(self) -> str | None:
-        return self.speaker if self.speaker is not None else (self.misc or {}).get("speaker")
 
     @property
     def audios(self) -> list[AudioContent]:
@@ -200,10 +189,7 @@ def tokenize(
 
 
 def system_message(instruction: str, scene: Sequence[str | AudioContent] = ()) -> Message:
-    """The system message: an instruction and, between special tokens, the scene (text, and audio of speakers).
-
-    Only these two tokens are special. No BPE merge crosses them, so that the ids are those of the whole text.
-    """
+    """An instruction and, between special tokens, the scene (text, and audio of speakers)."""
     if not scene:
         return Message("system", instruction)
     start, end = special("scene_start"), special("scene_end")
@@ -220,10 +206,7 @@ def special(name: str) -> TextContent:
 
 
 def tagged(text: Lines, speakers: Collection[int]) -> str:
-    """The user's message: lines become `[SPEAKERn] line`, a text stays as it is.
-
-    Raises ValueError without any speaker, and for a tag that is not among `speakers`.
-    """
+    """Lines as `[SPEAKERn] line`; a text stays as it is. Raises ValueError without speakers and for an unknown one."""
     if not speakers:
         raise ValueError("there is no speaker: a description or a reference is needed for each")
     if not isinstance(text, str):
@@ -273,30 +256,22 @@ def voices_in_system(text: Lines, voices: Sequence[str | AudioContent], scene: s
     return ChatMLSample([system_message(GENERATE, body), Message("user", tagged(text, range(len(voices))))])
 
 
-def dialogue(lines: Lines, speakers: dict[int, str] | None = None, scene: str | None = None) -> ChatMLSample:
-    """Several speakers by description; each line is spoken by the speaker of that number.
-
-    Without `speakers` they alternate between feminine and masculine, in order of their numbers, as in the reference.
-    Raises ValueError for a line whose speaker is not described.
-    """
-    if speakers is None:
-        numbers = tags(lines) if isinstance(lines, str) else sorted({number for number, _ in lines})
-        kinds = ("feminine", "masculine")
-        speakers = {number: kinds[index % 2] for index, number in enumerate(numbers)}
-    described = _described(speakers)
-    body = f"{scene}\n\n{described}" if scene else described
-    return ChatMLSample([system_message(MULTI_SPEAKER, [body]), Message("user", tagged(lines, speakers))])
-
-
 def _described(speakers: dict[int, str]) -> str:
     return "\n".join(f"SPEAKER{number}: {speakers[number]}" for number in sorted(speakers))
 
 
-def free_dialogue(speakers: dict[int, str], scene: str, seconds: int = 20) -> ChatMLSample:
-    """Speakers (`masculine;curious;...`) and a scene: the model generates both transcript and audio, interleaved.
+def dialogue(lines: Lines, speakers: dict[int, str] | None = None, scene: str | None = None) -> ChatMLSample:
+    """Several speakers by description; by default alternately feminine and masculine, as in the reference."""
+    if speakers is None:
+        numbers = tags(lines) if isinstance(lines, str) else sorted({number for number, _ in lines})
+        kinds = ("feminine", "masculine")
+        speakers = {number: kinds[index % 2] for index, number in enumerate(numbers)}
+    body = (f"{scene}\n\n" if scene else "") + _described(speakers)
+    return ChatMLSample([system_message(MULTI_SPEAKER, [body]), Message("user", tagged(lines, speakers))])
 
-    For generation with `force_audio=False`: the answer starts with text.
-    """
+
+def free_dialogue(speakers: dict[int, str], scene: str, seconds: int = 20) -> ChatMLSample:
+    """Speakers (`masculine;curious;...`) and a scene: with `force_audio=False` the model writes text and audio."""
     request = f"\nGenerate interleaved transcript and audio that lasts for around {seconds} seconds.\n"
     instruction = [special("instruction_start"), request, special("instruction_end")]
     system = system_message(GENERATE, [f"{_described(speakers)}\n\n{scene}"])
@@ -304,10 +279,7 @@ def free_dialogue(speakers: dict[int, str], scene: str, seconds: int = 20) -> Ch
 
 
 def after_chunks(sample: ChatMLSample, chunks: Sequence[tuple[Content | list[Content], AudioContent]]) -> ChatMLSample:
-    """The prompt for one chunk of a long text, with generated chunks (text, audio) as earlier turns.
-
-    `sample` is the prompt for this chunk alone, in any form, with its references.
-    """
+    """`sample`, the prompt of one chunk of a long text, with generated chunks (text, audio) as earlier turns."""
     *context, last = sample.messages
     if last.role != "user":
         raise ValueError(f"the prompt of a chunk ends in the user's message, not the {last.role}'s")

@@ -15,17 +15,14 @@ Features = dict[str, Tensor]  # of one conversation, by the names of `Batch`
 
 
 def count_positions(tokens: Tokens, frames: Sequence[int], num_codebooks: int) -> int:
-    """Positions of a conversation whose audio segments have these numbers of frames, once placeholders are expanded."""
+    """Positions of a conversation once placeholders are expanded; `frames` of each audio."""
     return len(tokens.input_ids) + sum(count + num_codebooks for count in frames)
 
 
 def expand_audio_placeholders(
     tokens: Tokens, codes: list[Tensor], ids: TokenIds, config: ModelConfig, code_labels: bool
 ) -> Features:
-    """One conversation and its codes [K, T] in order -> tensors over its S positions.
-
-    Each placeholder becomes T + K + 1 positions. Raises ValueError when placeholders and codes differ in number.
-    """
+    """One conversation and its codes [K, T] in order -> tensors over its positions, T + K + 1 for each placeholder."""
     placeholders = [i for i, t in enumerate(tokens.input_ids) if t in (ids.audio_in, ids.audio_out)]
     if len(placeholders) != len(codes):
         raise ValueError(f"{len(placeholders)} audio placeholders, but {len(codes)} code tensors")
@@ -58,10 +55,7 @@ def expand_audio_placeholders(
 
 
 def collate(examples: list[Features], ids: TokenIds, labels: bool = False, round_to: int = 1) -> Batch:
-    """Several conversations -> a batch, padded on the right.
-
-    As long as the longest, rounded up to a multiple of `round_to`: fewer shapes to compile or to allocate for.
-    """
+    """-> a batch, padded on the right to a multiple of `round_to`: fewer shapes to compile or to allocate for."""
     lengths = torch.tensor([len(example["input_ids"]) for example in examples])
     longest = int(lengths.max())
     longest += -longest % round_to

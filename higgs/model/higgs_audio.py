@@ -85,8 +85,7 @@ class HiggsAudio(nn.Module):
     def hidden(self, batch: Batch, cache: KVCache | None = None) -> tuple[Tensor, list[Tensor]]:
         """A batch -> (hidden states [B, S, D] that the heads read, input of each layer).
 
-        With a cache this is a prefill, possibly chunked: keys and values are stored for `decode_step`. Only the last
-        chunk of a prompt may be padded.
+        With a cache this is a prefill, possibly chunked. Only the last chunk of a prompt may be padded.
         """
         cached = 0 if cache is None else cache.length
         valid = batch.attention_mask
@@ -100,15 +99,14 @@ class HiggsAudio(nn.Module):
         return self.run_layers(x, ModalityMask(batch.audio_mask), positions, mask, cache)
 
     def forward(self, batch: Batch) -> ModelOutput:
-        """-> text logits at every position, audio logits at audio-out positions; losses for batches with labels."""
+        """The losses only for batches with labels."""
         hidden, states = self.hidden(batch)
         logits = self.audio_logits(hidden[batch.audio_out_mask])
         audio_logits = logits.new_zeros(*hidden.shape[:2], *logits.shape[1:])
         audio_logits[batch.audio_out_mask] = logits
         output = ModelOutput(self.text_head(hidden), audio_logits, hidden_states=(*states, hidden))
         if batch.labels is not None:
-            output.text_loss = shifted_cross_entropy(output.text_logits, batch.labels)
-            output.loss = output.text_loss
+            output.loss = output.text_loss = shifted_cross_entropy(output.text_logits, batch.labels)
         if batch.code_labels is not None:
             pairs = zip(audio_logits.unbind(2), batch.code_labels.unbind(2), strict=True)
             output.codebook_losses = torch.stack([shifted_cross_entropy(*pair) for pair in pairs])
@@ -146,10 +144,7 @@ class HiggsAudio(nn.Module):
         return model.to(device).eval().requires_grad_(False)
 
     def save_pretrained(self, folder: str | Path, token_ids: dict[str, int], half: bool = False) -> None:
-        """Writes `config.json` and `model.safetensors` in transformers' layout; `half` stores float16.
-
-        `token_ids` are the ids that this schema stores in the config (`audio_bos_token_id`, `pad_token_id`, ...).
-        """
+        """Writes `config.json`, with `token_ids` (`audio_bos_token_id`, ...), and `model.safetensors`; `half`: fp16."""
         tensors = to_transformers({k: v.detach().cpu() for k, v in self.state_dict().items()})
         if half:
             tensors = {k: v.half() for k, v in tensors.items()}

@@ -79,9 +79,8 @@ def join_split(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
             raise CheckpointError(f"{key} is there, {missing[0]} is missing: they are one matrix")
         frozen, trainable = (tensors[half] for half in halves)
         if frozen.shape[1:] != trainable.shape[1:]:
-            raise CheckpointError(
-                f"{halves[0]} is {list(frozen.shape)}, {halves[1]} is {list(trainable.shape)}: they do not fit together"
-            )
+            shapes = f"{list(frozen.shape)}, {halves[1]} is {list(trainable.shape)}"
+            raise CheckpointError(f"{halves[0]} is {shapes}: they do not fit together")
         del joined[key]
         if match[3] == "frozen":
             joined[f"{match[1]}.weight"] = torch.cat([frozen, trainable])
@@ -89,10 +88,7 @@ def join_split(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
 
 
 def convert(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """A checkpoint's tensors, or headers -> by our names.
-
-    Raises CheckpointError for a tensor that is stored under two names with different values.
-    """
+    """A checkpoint's tensors, or headers -> by our names. CheckpointError for one with two names and values."""
     ours: dict[str, Tensor] = {}
     for key, tensor in join_split(tensors).items():
         if _NOT_WEIGHTS.fullmatch(key):
@@ -107,22 +103,17 @@ def convert(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
 
 
 def to_transformers(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """This package's names -> those of transformers, the layout in which checkpoints are written."""
     return {their_name(key, TRANSFORMERS): t.contiguous() for key, t in tensors.items()}
 
 
 def differences(folder: Path, expected: Mapping[str, Tensor]) -> list[str]:
     """Lines that say where a checkpoint's headers differ from the tensors that its config asks for (meta device)."""
     headers = read_headers(folder)
-    layout = layout_of(headers)
-    return compare(expected, convert(headers), lambda name: their_name(name, layout))
+    return compare(expected, convert(headers), lambda name: their_name(name, layout_of(headers)))
 
 
 def load_weights(folder: Path, expected: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """-> the tensors by this package's names, as they are stored. Nothing is read before all are known to fit.
-
-    Raises CheckpointError that names the tensors which are missing, unexpected or misshapen.
-    """
+    """-> the stored tensors by our names. CheckpointError, before any is read, names those that do not fit."""
     if found := differences(folder, expected):
         raise CheckpointError(f"{folder}: " + "; ".join(found))
     return convert(read_tensors(folder))

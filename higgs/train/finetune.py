@@ -1,8 +1,5 @@
 """Fine-tuning a checkpoint on a manifest of recordings or conversations: `higgs finetune --help`.
 
-The losses are those of training from scratch. All records are validated before training; unusable ones are reported and
-left out.
-
 A few minutes of speech are soon memorised, at the expense of intelligibility. Against overfitting, input frames are
 corrupted, attention has no adapters, the run is short (`EPOCHS`), and it stops early on validation loss.
 """
@@ -45,24 +42,17 @@ MIN_EXAMPLES = 10  # with fewer, there is no validation set
 
 @dataclass(frozen=True)
 class TuneConfig:
-    """`steps` None: EPOCHS over the examples. `rank` of LoRA, or None to train every weight.
-
-    `positions` of a batch, padding included. `recompute` is gradient checkpointing. `attention` adds adapters there.
-    `noise` is the largest share of an example's frames that are corrupted, `validation_share` that of the validation
-    set, `replay_share` that of a batch for older voices. `checkpoint` is the fingerprint of the tuned checkpoint.
-    """
-
-    steps: int | None = None
-    rank: int | None = 16
+    steps: int | None = None  # None: EPOCHS over the examples
+    rank: int | None = 16  # of LoRA; None trains every weight
     rate: float = 6e-4
-    positions: int = 1500
+    positions: int = 1500  # of a batch, padding included
     seed: int = 0
-    recompute: bool = False
-    attention: bool = False
-    noise: float = 0.5
+    recompute: bool = False  # gradient checkpointing
+    attention: bool = False  # adapters there too
+    noise: float = 0.5  # the largest share of an example's frames that are corrupted
     validation_share: float = 0.1
-    replay_share: float = 0.5
-    checkpoint: str = ""
+    replay_share: float = 0.5  # of a batch, for older voices
+    checkpoint: str = ""  # fingerprint of the tuned checkpoint
 
     def budgets(self, replay: bool) -> tuple[int, int]:
         """Positions of a batch for the examples, and for the replay."""
@@ -173,7 +163,7 @@ class FineTuning:
 
     @torch.no_grad()
     def validate(self) -> dict[str, float]:
-        """The mean loss over the validation set, without corruption; stores the best weights."""
+        """The mean loss without corruption; stores the best weights."""
         if not len(self.validation):
             return {}
         batches = [self.collate([example]) for example in self.validation]
@@ -193,12 +183,12 @@ class FineTuning:
         with tqdm(total=steps, initial=self.step, unit="step") as bar:
             while self.step < steps and not self.should_stop:
                 losses = self.advance()
-                if self.step % VALIDATE_EVERY == 0 or self.step == steps:
+                if due := self.step % VALIDATE_EVERY == 0 or self.step == steps:
                     losses |= self.validate()
                 bar.set_postfix({name: f"{value:.2f}" for name, value in losses.items()})
                 bar.update()
                 log(self.folder / "tuning.jsonl", step=self.step, **losses)
-                if self.step % VALIDATE_EVERY == 0 or self.step == steps:
+                if due:
                     self.save()
         self.load_weights(self.best["trained"])
         return self.model if self.adapters is None else merge_lora(self.adapters)
@@ -214,7 +204,6 @@ def save_tuned(model: HiggsAudio, source: Path, target: Path) -> None:
 
 
 def choose_device(name: str) -> torch.device:
-    """ "auto" is the accelerator if there is one, else the CPU."""
     if name != "auto":
         return torch.device(name)
     return torch.accelerator.current_accelerator(check_available=True) or torch.device("cpu")
@@ -229,10 +218,9 @@ def finetune(
     replay: Path | None = None,
     allow_special: bool = False,
 ) -> None:
-    """A manifest -> a checkpoint in `out`. `description` is used for records with neither description nor reference.
+    """A manifest -> a checkpoint in `out`. `description` is for records with neither a description nor a reference.
 
-    `replay` is a manifest of older voices, each with its `description`. `allow_special`, for trusted files, reads
-    <|...|> in the texts of conversations as the token of that name.
+    `replay` is a manifest of older voices, each with its `description`. `allow_special` is for trusted files.
     """
     source = Checkpoint.parse(checkpoint)
     folder, device = resolve(source.model), choose_device(source.device)

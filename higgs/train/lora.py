@@ -18,10 +18,7 @@ ATTENTION = r"layers\.\d+\.attention\.(q|k|v|o)_proj"
 
 
 def add_lora(model: HiggsAudio, rank: int, attention: bool = False) -> nn.Module:
-    """Freezes the model and adds adapters of `rank` in place, also on `attention` -> peft's model, for `merge_lora`.
-
-    B starts at 0, so that the output is unchanged at first. Updates are scaled by 2.
-    """
+    """Freezes the model and adds adapters of `rank` in place, with updates scaled by 2 -> peft's model."""
     from peft import LoraConfig, get_peft_model
 
     if rank < 1:

@@ -13,10 +13,7 @@ NUM_COARSE = 2  # codebooks with nearly all of the linguistic content, always pr
 
 
 def corrupt(batch: Batch, max_rate: float, codebook_size: int) -> Batch:
-    """Replaces 0 ... `max_rate` of a sequence's delayed frames by random codes, so that the model relies on the text.
-
-    Random numbers are drawn on the CPU for every device.
-    """
+    """Replaces 0 ... `max_rate` of a sequence's delayed frames by random codes: the model then relies on the text."""
     device, shape = batch.codes.device, batch.input_ids.shape
     rate = max_rate * torch.rand(len(batch.input_ids), 1)
     frames = (torch.rand(shape) < rate).to(device) & batch.audio_out_mask
@@ -38,22 +35,17 @@ def code_losses(model: HiggsAudio, hidden: Tensor, targets: Tensor, share: float
 def codebook_losses(logits: Tensor, targets: Tensor) -> Tensor:
     """logits [R, k (N + 2)], targets [R, k] -> nats [k]; 0 without any target."""
     # Flat: a strided softmax over the codebook axis is twice as slow on a CPU.
-    each = F.cross_entropy(
-        logits.float().view(-1, logits.shape[1] // targets.shape[1]),
-        targets.reshape(-1),
-        reduction="none",
-        ignore_index=IGNORE,
-    ).view(targets.shape)
-    return each.sum(0) / (targets >= 0).sum(0).clamp(min=1)
+    flat = logits.float().view(-1, logits.shape[1] // targets.shape[1])
+    each = F.cross_entropy(flat, targets.reshape(-1), reduction="none", ignore_index=IGNORE)
+    return each.view(targets.shape).sum(0) / (targets >= 0).sum(0).clamp(min=1)
 
 
 def speech_losses(
     model: HiggsAudio, inputs: Batch, labels: Batch, share: float = 1.0, dtype: torch.dtype | None = None
 ) -> tuple[dict[str, Tensor], list[Tensor]]:
-    """-> `text` and `codebooks` [K], nats; and the input of each layer. Matrix products in `dtype` (`best_dtype`).
+    """-> `text` and `codebooks` [K], nats; and the input of each layer. `share` as in `code_losses`.
 
-    The heads run only at positions with labels: over all positions they would cost more than the layers. `share` as in
-    `code_losses`.
+    The heads run only at positions with labels: over all positions they would cost more than the layers.
     """
     device = inputs.input_ids.device
     with autocast(device, dtype or best_dtype(device)):

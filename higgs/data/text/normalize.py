@@ -46,12 +46,7 @@ ENDS = (*".!?,;\"'", SPECIAL_TOKENS["sound_event_close"], SPECIAL_TOKENS["sound_
 
 
 def normalize_text(text: str) -> str:
-    """A transcript as normalised by the reference's example script, in one string.
-
-    Chinese punctuation becomes ASCII, brackets blanks, degree signs words, the tags of SOUND_EVENTS strings of their
-    tokens; blank lines are removed, white space collapsed, and a missing full stop added. Raises ValueError for text
-    that cannot be spoken, and where nothing is left of it.
-    """
+    """A transcript as normalised by the reference's example script; ValueError where nothing is left of it."""
     return "".join(content.text for content in normalize_contents(text))
 
 

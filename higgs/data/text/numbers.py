@@ -1,8 +1,8 @@
 """Numbers as words, in English and Chinese: numbers, dates, times, money, percentages, units.
 
-The release was trained on text with numbers as words ("seventy degrees"), but its tools do not convert them. So this is
-a separate step before `higgs.data.text.normalize`. It is idempotent and changes only digits and the signs that belong
-to them. Words of letters and digits ("MP3", "B2B"), addresses and speaker tags are left alone.
+The release was trained on numbers as words ("seventy degrees"), but its tools do not convert them. This step before
+`higgs.data.text.normalize` is idempotent and changes only digits and their signs. Words of letters and digits ("MP3"),
+addresses and speaker tags are left alone.
 """
 
 import re
@@ -44,11 +44,7 @@ UNITS = {
 
 
 def spell_out(text: str) -> str:
-    """-> the text with its numbers in words, each line in its own language, English or Chinese.
-
-    Lines in other scripts (Japanese, Arabic, ...) are left alone. Latin script counts as English: skip this step for
-    other languages that use it.
-    """
+    """-> the text with its numbers in words: lines in Latin script in English, in Chinese; others are left alone."""
     whole = line_language(text) or ("en" if not re.search(r"[^\W\d_]", text) else None)
     lines = []
     for line in text.split("\n"):
@@ -72,7 +68,7 @@ def line_language(line: str) -> str | None:
 
 
 def _apply(rules: list[Rule], text: str) -> str:
-    """Applies all rules in turn until nothing changes: a replacement may make another match possible."""
+    """Applies the rules until nothing changes: a replacement may make another match possible."""
     before = None
     while text != before and re.search(r"\d", text):
         before = text
