@@ -119,6 +119,10 @@ def write_original_codec(folder: Path, config: dict, tensors: dict[str, Tensor])
     return folder
 
 
+def equal_batches(first: Batch, second: Batch) -> bool:
+    return all(torch.equal(a, b) for a, b in zip(vars(first).values(), vars(second).values(), strict=True))
+
+
 AUDIO, DELAY = 272, 270  # the port writes a second placeholder for the last columns of a segment
 
 
