@@ -8,7 +8,7 @@ import torch
 from conftest import ROOT, assert_close
 
 from higgs import AudioTokenizer
-from higgs.audio import load_audio, resampler
+from higgs.audio import load_audio
 from higgs.codec import acoustic
 from higgs.codec.padding import bucket_length, group_norm, mask_padding, pad_to_batch, run_in_batches
 
@@ -98,12 +98,12 @@ def test_clips_of_a_batch_do_not_depend_on_each_other(tiny, speech, monkeypatch)
         assert torch.equal(tiny.decode(codes), waveform)
 
 
-@pytest.mark.parametrize("samples", [1, 118, 119, 631, 960, 1500, 4799])
-def test_pad_to_hop(tiny, samples):
-    clip = torch.randn(samples, generator=torch.Generator().manual_seed(3)) * 0.1
-    codes = tiny.encode(clip, pad_to_hop=True)
-    assert codes.shape == (8, -(-samples // HOP))
-    assert torch.equal(codes, tiny.encode(torch.nn.functional.pad(clip, (0, -samples % HOP))))
+def test_pad_to_hop(tiny):
+    for samples in (1, 119, 631, 960, 1500):
+        clip = torch.randn(samples, generator=torch.Generator().manual_seed(3)) * 0.1
+        codes = tiny.encode(clip, pad_to_hop=True)
+        assert codes.shape == (8, -(-samples // HOP))
+        assert torch.equal(codes, tiny.encode(torch.nn.functional.pad(clip, (0, -samples % HOP))))
 
 
 def test_number_of_frames_of_every_length(tiny):
@@ -167,13 +167,6 @@ def test_padding_is_no_part_of_the_norm():
     assert torch.equal(normed[:1, :, :5], norm(x[:1, :, :5]))
     assert torch.equal(normed[1:], norm(x[1:])) and not normed[0, :, 5:].any()
     assert not mask_padding(x, lengths)[0, :, 5:].any() and torch.equal(mask_padding(x, lengths)[1], x[1])
-
-
-def test_the_resampling_filter_is_made_once(tiny):
-    tiny.encode(torch.zeros(2000))
-    made = resampler.cache_info().misses
-    tiny.encode([torch.zeros(3000), torch.zeros(4000)])
-    assert resampler.cache_info().misses == made
 
 
 def test_snake_in_place_equals_snake_with_gradients():

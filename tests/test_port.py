@@ -14,9 +14,10 @@ from transformers import (
 from higgs import AudioTokenizer, HiggsAudio
 from higgs.batch import Batch
 from higgs.checkpoint.config_json import codec_to_json, model_to_json
-from higgs.config import CodecConfig, ModelConfig, RopeConfig, SemanticConfig
+from higgs.config import CodecConfig, ModelConfig, RopeConfig, SamplingConfig, SemanticConfig
 from higgs.data.chatml import Tokens
 from higgs.data.collator import collate, expand_audio_placeholders
+from higgs.serve.reference.loop import generate
 from higgs.tokens import TokenIds
 
 CONFIG = ModelConfig(
@@ -52,9 +53,8 @@ def conversation() -> Batch:
     codes = [torch.randint(0, 1024, (8, frames), generator=generator) for frames in (7, 4)]
     input_ids = [256, 5, 6, 7, IDS.audio_out_bos, IDS.audio_out, IDS.audio_eos, 9, 10, IDS.audio_out_bos, IDS.audio_out]
     input_ids += [IDS.audio_eos, 260, 17]
-    return collate(
-        [expand_audio_placeholders(Tokens(input_ids, input_ids), codes, IDS, CONFIG, True)], IDS, labels=True
-    )
+    features = expand_audio_placeholders(Tokens(input_ids, input_ids), codes, IDS, CONFIG, True)
+    return collate([features], IDS, labels=True)
 
 
 @torch.inference_mode()
@@ -80,15 +80,8 @@ def test_logits_equal_the_port(pair):
 @torch.inference_mode()
 def test_greedy_codes_equal_the_port_until_the_end_of_stream(pair):
     """The two differ in how a segment ends; before that, every code must be the same."""
-    from higgs.config import SamplingConfig
-    from higgs.serve.reference.loop import generate
-
     ours, port = pair
-    text = [
-        256,
-        *range(40, 60),
-        IDS.audio_out_bos,
-    ]  # the port looks back eight tokens: shorter prompts misplace its delay
+    text = [256, *range(40, 60), IDS.audio_out_bos]  # the port looks back eight tokens: shorter ones misplace its delay
     prompt = collate([expand_audio_placeholders(Tokens(text, [-100] * len(text)), [], IDS, CONFIG, False)], IDS)
     made = generate(ours, prompt, IDS, SamplingConfig(temperature=0, ras_window=None), 40, (IDS.audio_eos,))
     theirs = port.generate(
