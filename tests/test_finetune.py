@@ -28,7 +28,7 @@ from higgs.data.training.manifest import encode_audio, read_manifest
 from higgs.model.higgs_audio import HiggsAudio
 from higgs.serve.engine import Engine
 from higgs.train.finetune import FineTuning, TuneConfig, save_tuned, split
-from higgs.train.lora import add_lora, enable_gradient_checkpointing, merge_lora
+from higgs.train.lora import add_lora, enable_gradient_checkpointing
 from higgs.train.losses import speech_losses
 from higgs.train.memory import layer_activations, memory_plan
 
@@ -72,7 +72,7 @@ def test_adapters_change_nothing_at_first_and_merged_equals_applied():
                 p.normal_(std=0.05)
     applied = model(batch).audio_logits
     assert (applied - before).abs().max() > 0.01
-    merged = merge_lora(handle)
+    merged = handle.merge_and_unload()
     assert set(merged.state_dict()) == set(small_model().state_dict())
     assert_close(merged(batch).audio_logits, applied, atol=1e-4)
     with pytest.raises(ValueError, match="at least 1, got 0"):
@@ -86,7 +86,7 @@ def test_adapters_of_a_model_in_bfloat16_are_float32():
     assert {p.dtype for p in trained} == {torch.float32}
     loss_of(model, small_batch()).backward()
     assert all(torch.isfinite(p.grad).all() for p in trained)
-    assert {p.dtype for p in merge_lora(handle).parameters()} == {torch.bfloat16}
+    assert {p.dtype for p in handle.merge_and_unload().parameters()} == {torch.bfloat16}
 
 
 def test_checkpointed_layers_have_the_same_gradients():

@@ -21,7 +21,7 @@ from higgs.data.chatml import ROLES, smart_voice
 from higgs.data.text.lexicon import SPELL, Lexicon
 from higgs.data.text.tokenizer import TextTokenizer, byte_tokenizer
 from higgs.train.checkpointing import load_state, read_log, save_state, warmup_stable_decay
-from higgs.train.precision import autocast, best_dtype
+from higgs.train.losses import autocast, best_dtype
 from training.corpus import corpus as make_corpus
 from training.corpus.kokoro import blends
 from training.corpus.shards import KOKORO, RANDOM, Shards, choose_balanced, group_of, sampling_weights

@@ -38,20 +38,16 @@ def expand_audio_placeholders(
         values.append(delayed)
         trained = code_labels and tokens.labels[position] != IGNORE
         labels.append(delayed_labels(segment.long(), eos).T if trained else torch.full_like(delayed, IGNORE))
-    input_ids = torch.tensor(tokens.input_ids, dtype=torch.long).repeat_interleave(repeats)
+    input_ids, text_labels = torch.tensor([tokens.input_ids, tokens.labels]).repeat_interleave(repeats, dim=1)
     is_audio = torch.zeros(len(repeats), dtype=torch.bool)
     is_audio[placeholders] = True
     is_audio = is_audio.repeat_interleave(repeats)
-    features = {
-        "input_ids": input_ids,
-        "labels": torch.tensor(tokens.labels, dtype=torch.long).repeat_interleave(repeats).where(~is_audio, IGNORE),
-        "codes": torch.zeros(len(input_ids), num_codebooks, dtype=torch.long),
-        "code_labels": torch.full((len(input_ids), num_codebooks), IGNORE),
-    }
+    all_codes = torch.zeros(len(input_ids), num_codebooks, dtype=torch.long)
+    all_labels = torch.full_like(all_codes, IGNORE)
     if codes:
-        features["codes"][is_audio] = torch.cat(values)
-        features["code_labels"][is_audio] = torch.cat(labels)
-    return features
+        all_codes[is_audio], all_labels[is_audio] = torch.cat(values), torch.cat(labels)
+    text_labels = text_labels.where(~is_audio, IGNORE)
+    return {"input_ids": input_ids, "labels": text_labels, "codes": all_codes, "code_labels": all_labels}
 
 
 def collate(examples: list[Features], ids: TokenIds, labels: bool = False, round_to: int = 1) -> Batch:
@@ -70,12 +66,6 @@ def collate(examples: list[Features], ids: TokenIds, labels: bool = False, round
     input_ids = padded("input_ids", ids.end_of_text)
     attention_mask = torch.arange(longest) < lengths[:, None]
     audio_out_mask = (input_ids == ids.audio_out) & attention_mask
-    return Batch(
-        input_ids=input_ids,
-        codes=padded("codes", 0),
-        audio_mask=audio_out_mask | ((input_ids == ids.audio_in) & attention_mask),
-        audio_out_mask=audio_out_mask,
-        attention_mask=attention_mask,
-        labels=padded("labels", IGNORE) if labels else None,
-        code_labels=padded("code_labels", IGNORE) if labels else None,
-    )
+    audio_mask = audio_out_mask | ((input_ids == ids.audio_in) & attention_mask)
+    targets = [padded(key, IGNORE) for key in ("labels", "code_labels")] if labels else []
+    return Batch(input_ids, padded("codes", 0), audio_mask, audio_out_mask, attention_mask, *targets)

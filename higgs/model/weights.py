@@ -20,24 +20,15 @@ LAYER = {
     "audio_ffn.1.": "audio_mlp.",
     "text_ffn.1.": "mlp.",
 }
-TOP = {
-    ORIGINAL: {
-        "text_embedding.": "embed_tokens.",
-        "audio_embedding.": "audio_codebook_embeddings.",
-        "text_head.": "audio_decoder_proj.text_lm_head.",
-        "audio_head.": "audio_decoder_proj.audio_lm_head.",
-        "norm.": "norm.",
-        "layers.": "layers.",
-    },
-    TRANSFORMERS: {
-        "text_embedding.": "model.embed_tokens.",
-        "audio_embedding.": "model.embed_audio_tokens.embed_audio_tokens.",
-        "text_head.": "text_lm_head.",
-        "audio_head.": "audio_lm_head.",
-        "norm.": "model.norm.",
-        "layers.": "model.layers.",
-    },
-}
+# Ours, in the layout of the reference, in that of transformers.
+TOP = (
+    ("text_embedding.", "embed_tokens.", "model.embed_tokens."),
+    ("audio_embedding.", "audio_codebook_embeddings.", "model.embed_audio_tokens.embed_audio_tokens."),
+    ("text_head.", "audio_decoder_proj.text_lm_head.", "text_lm_head."),
+    ("audio_head.", "audio_decoder_proj.audio_lm_head.", "audio_lm_head."),
+    ("norm.", "norm.", "model.norm."),
+    ("layers.", "layers.", "model.layers."),
+)
 _NOT_WEIGHTS = re.compile(r".*rotary_emb\.\w*inv_freq|audio_codebook_weights")
 _REFUSED = ("audio_tower.", "audio_encoder_proj.", "audio_out_embed_projector.")
 
@@ -53,7 +44,7 @@ def their_name(name: str, layout: str) -> str:
     """This package's name -> the layout's; another name stays as it is."""
     if match := re.match(r"layers\.(\d+)\.(.*)", name):
         name = f"layers.{match[1]}.{_replace_start(match[2], LAYER)}"
-    return _replace_start(name, TOP[layout])
+    return _replace_start(name, {ours: theirs[layout == TRANSFORMERS] for ours, *theirs in TOP})
 
 
 def our_name(key: str) -> str:
@@ -61,7 +52,7 @@ def our_name(key: str) -> str:
     if key.startswith(_REFUSED) or ".audio_attn." in key:
         raise CheckpointError(f"{key}: the release has no such part, and this package does not implement it")
     # A converted file may mix names of both layouts.
-    name = _replace_start(key, {theirs: ours for top in TOP.values() for ours, theirs in top.items()})
+    name = _replace_start(key, {theirs: ours for ours, *both in TOP for theirs in both})
     if match := re.match(r"layers\.(\d+)\.(.*)", name):
         name = f"layers.{match[1]}.{_replace_start(match[2], {theirs: ours for ours, theirs in LAYER.items()})}"
     return name
@@ -96,7 +87,7 @@ def convert(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
         name = our_name(key)
         if (first := ours.get(name)) is not None:
             if first.shape != tensor.shape or not (tensor.is_meta or torch.equal(first, tensor)):
-                names = " and ".join(their_name(name, layout) for layout in TOP)
+                names = " and ".join(their_name(name, layout) for layout in (ORIGINAL, TRANSFORMERS))
                 raise CheckpointError(f"{names} are one tensor under two names, and differ")
         ours[name] = tensor
     return ours

@@ -25,11 +25,10 @@ from higgs.data.text.lexicon import FILE as LEXICON
 from higgs.data.text.tokenizer import TextTokenizer
 from higgs.data.training.dataset import Batches, Dataset, check_same_run
 from higgs.data.training.manifest import encode_audio, read_manifest
-from higgs.model.higgs_audio import HiggsAudio
+from higgs.model.higgs_audio import HiggsAudio, choose_device
 from higgs.train.checkpointing import load_state, log, save_state, warmup_stable_decay
-from higgs.train.lora import add_lora, enable_gradient_checkpointing, merge_lora
-from higgs.train.losses import corrupt, speech_losses
-from higgs.train.precision import best_dtype
+from higgs.train.lora import add_lora, enable_gradient_checkpointing
+from higgs.train.losses import best_dtype, corrupt, speech_losses
 from higgs.workflow.outputs import say
 
 MAX_SECONDS = 30.0  # of one audio
@@ -80,11 +79,8 @@ class FineTuning:
         torch.manual_seed(config.seed)
         self.model, self.dataset, self.folder, self.config = model, dataset, folder, config
         training, self.validation = split(dataset, config.validation_share, config.seed)
-        parts = [training] if replay is None else [training, replay]
-        self.batches = [
-            Batches(part, positions, config.seed, round_to=1)
-            for part, positions in zip(parts, config.budgets(replay is not None), strict=False)
-        ]
+        parts = zip((training, replay), config.budgets(replay is not None), strict=True)
+        self.batches = [Batches(part, count, config.seed, round_to=1) for part, count in parts if part is not None]
         model.requires_grad_(config.rank is None)
         self.adapters = None if config.rank is None else add_lora(model, config.rank, config.attention)
         if config.recompute:
@@ -191,7 +187,7 @@ class FineTuning:
                 if due:
                     self.save()
         self.load_weights(self.best["trained"])
-        return self.model if self.adapters is None else merge_lora(self.adapters)
+        return self.model if self.adapters is None else self.adapters.merge_and_unload()
 
 
 def save_tuned(model: HiggsAudio, source: Path, target: Path) -> None:
@@ -201,12 +197,6 @@ def save_tuned(model: HiggsAudio, source: Path, target: Path) -> None:
     for pattern in ("tokenizer*.json", LEXICON, GENERATION_CONFIG):
         for path in source.glob(pattern):
             shutil.copyfile(path, target / path.name)
-
-
-def choose_device(name: str) -> torch.device:
-    if name != "auto":
-        return torch.device(name)
-    return torch.accelerator.current_accelerator(check_available=True) or torch.device("cpu")
 
 
 def finetune(

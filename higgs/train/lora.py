@@ -28,11 +28,6 @@ def add_lora(model: HiggsAudio, rank: int, attention: bool = False) -> nn.Module
     return get_peft_model(model, config)
 
 
-def merge_lora(peft_model: nn.Module) -> HiggsAudio:
-    """-> the model with the adapters merged into its matrices, without peft."""
-    return peft_model.merge_and_unload()
-
-
 def enable_gradient_checkpointing(model: HiggsAudio) -> None:
     """Each layer stores only its input and runs again in the backward pass: less memory, a third more compute."""
     for layer in model.layers:

@@ -7,9 +7,21 @@ from torch import Tensor
 from higgs.batch import Batch
 from higgs.delay import IGNORE
 from higgs.model.higgs_audio import HiggsAudio
-from higgs.train.precision import autocast, best_dtype
 
 NUM_COARSE = 2  # codebooks with nearly all of the linguistic content, always predicted at every position
+
+
+def best_dtype(device: torch.device | str = "cpu") -> torch.dtype:
+    """bfloat16 on accelerators and on CPUs that multiply it (AVX512-BF16, AMX), else float32."""
+    if torch.device(device).type != "cpu":
+        return torch.bfloat16
+    native = torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported()
+    return torch.bfloat16 if native else torch.float32
+
+
+def autocast(device: torch.device | str, dtype: torch.dtype) -> torch.autocast:
+    """Matrix products in `dtype`; disabled for float32."""
+    return torch.autocast(torch.device(device).type, dtype=dtype, enabled=dtype != torch.float32)
 
 
 def corrupt(batch: Batch, max_rate: float, codebook_size: int) -> Batch:
