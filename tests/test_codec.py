@@ -69,11 +69,11 @@ def test_both_layouts_load_to_equal_codecs(codec, original_folder, numbers):
 
 def test_shapes(codec):
     waveform = torch.randn(2, 1, 4800) * 0.1
-    codes = codec.encode(waveform)
+    codes, back = codec.encode(waveform), codec.decode(codec.encode(waveform))
     assert codes.shape == (2, 8, 5) and codes.dtype == torch.int64
-    assert torch.equal(codec.encode(waveform[0, 0]), codes[0])
-    assert codec.decode(codes).shape == (2, 1, 4800)
-    assert codec.decode(codes[0]).shape == (4800,)
+    assert torch.equal(codes, torch.stack([codec.encode(waveform[0, 0]), *codec.encode([waveform[1, 0]])]))
+    assert back.shape == (2, 1, 4800) and torch.equal(back[:, 0], torch.stack(codec.decode(list(codes))))
+    assert codec.encode([]) == [] and codec.decode([]) == []
     several = codec.encode([waveform[0, 0], waveform[1, 0, :2880]])
     assert [c.shape for c in several] == [(8, 5), (8, 3)]
     assert [w.shape for w in codec.decode(several)] == [(4800,), (2880,)]

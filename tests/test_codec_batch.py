@@ -10,7 +10,7 @@ from conftest import ROOT, assert_close
 from higgs import AudioTokenizer
 from higgs.audio import load_audio
 from higgs.codec import acoustic
-from higgs.codec.padding import bucket_length, group_norm, mask_padding, pad_to_batch, run_in_batches
+from higgs.codec.padding import bucket_length, pad_to_batch, run_in_batches
 
 HOP = 960
 
@@ -117,20 +117,6 @@ def test_number_of_frames_of_every_length(tiny):
     assert torch.equal(padded[differ], tiny.num_frames(samples)[differ])
 
 
-@pytest.mark.parametrize("rows", [1, 3])
-def test_batches_of_any_size(tiny, rows):
-    waveform = torch.randn(rows, 1, 5000, generator=torch.Generator().manual_seed(0)) * 0.1
-    codes = tiny.encode(waveform)
-    assert codes.shape == (rows, 8, 6) and codes.dtype == torch.int64
-    assert torch.equal(codes, torch.stack(tiny.encode(list(waveform[:, 0]))))
-    tiny.requires_grad_(True)
-    back = tiny.decode(codes)
-    tiny.requires_grad_(False)
-    assert back.shape == (rows, 1, 6 * HOP) and not back.requires_grad
-    assert torch.equal(back[:, 0], torch.stack(tiny.decode(list(codes))))
-    assert tiny.encode([]) == [] and tiny.decode([]) == []
-
-
 @pytest.mark.parametrize("frames", [1, 9, 107, 108, 109, 128, 129, 250])
 def test_decoding_in_windows_equals_decoding_at_once(tiny, frames):
     codes = torch.randint(1024, (8, frames), generator=torch.Generator().manual_seed(frames))
@@ -157,16 +143,6 @@ def test_items_of_a_size_go_together_in_equal_batches():
     sums = run_in_batches(run, items, [4, 8, 4, 4, 8], batch_size=lambda size: 2)
     assert [int(s) for s in sums] == [3, 8, 4, 2, 7]
     assert seen == [((2, 1, 4), [3, 4]), ((2, 1, 4), [2, 2]), ((2, 1, 8), [8, 7])]
-
-
-def test_padding_is_no_part_of_the_norm():
-    norm = torch.nn.GroupNorm(3, 3)
-    x, lengths = torch.randn(2, 3, 9), torch.tensor([5, 9])
-    x[0, :, 5:] = 100
-    normed = group_norm(x, norm, lengths)
-    assert torch.equal(normed[:1, :, :5], norm(x[:1, :, :5]))
-    assert torch.equal(normed[1:], norm(x[1:])) and not normed[0, :, 5:].any()
-    assert not mask_padding(x, lengths)[0, :, 5:].any() and torch.equal(mask_padding(x, lengths)[1], x[1])
 
 
 def test_snake_in_place_equals_snake_with_gradients():

@@ -269,10 +269,7 @@ def test_a_run_ends_at_its_best(dataset, tmp_path, monkeypatch):
     assert all(torch.equal(again.trained[n], value) for n, value in weights[2].items())
 
 
-def test_what_is_only_heard_is_not_trained_on(dataset):
-    """Of a reference no code is a label; of an answer in text alone there is a loss, and it is a number."""
-    stops = [int((row["code_labels"] == dataset.config.stream_eos).sum()) for row in dataset]
-    assert stops == [8] * 4
+def test_an_answer_in_text_alone_has_a_loss():
     model, batch = small_model(), small_batch()
     batch.code_labels.fill_(-100)
     parts, _ = speech_losses(model, batch, batch)

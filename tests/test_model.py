@@ -14,7 +14,7 @@ from higgs.batch import Batch
 from higgs.checkpoint.config_json import model_from_json
 from higgs.config import ConfigError, ModelConfig, RopeConfig
 from higgs.model.kv_cache import KVCache
-from higgs.model.llama import ModalityMask, rope_frequencies
+from higgs.model.llama import rope_frequencies
 from higgs.model.weights import convert, to_transformers
 
 
@@ -138,14 +138,6 @@ def test_padding_changes_nothing(model, prompts):
     hidden, _ = model.hidden(together)
     assert_close(hidden[:1, : short.input_ids.shape[1]], model.hidden(short)[0])
     assert_close(hidden[1:], model.hidden(long)[0])
-
-
-def test_modality_masks_equal_a_single_modality(model, prompts):
-    x = torch.randn(1, 12, 96)
-    positions, mask = torch.arange(12)[None], torch.ones(12, 12, dtype=torch.bool).tril()
-    for audio in (True, False):
-        by_mask, _ = model.run_layers(x, ModalityMask(torch.full((1, 12), audio)), positions, mask)
-        assert_close(by_mask, model.run_layers(x, ModalityMask(audio), positions, mask)[0])
 
 
 def test_rope_frequencies():
