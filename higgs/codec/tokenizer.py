@@ -20,9 +20,7 @@ from higgs.config import CodecConfig
 
 EDGE = 320  # zeros at each side where the branches differ in number of frames (boson-ai/higgs-audio's rule)
 MIN_SAMPLES = 119  # shorter clips leave HuBERT without a frame
-# HuBERT's attention spans the whole clip: memory grows by 36 MB a second at the release's size (7 MB with the default
-# checkpoint), time eventually with the square.
-MAX_SECONDS = 300.0
+MAX_SECONDS = 300.0  # HuBERT's attention spans the whole clip: 36 MB a second at the release's size
 MAX_PEAK = 100.0  # 8-bit and 16-bit integers converted to float exceed it, audio does not
 WINDOW = 128  # frames that are decoded at a time
 MAX_BATCH, MAX_SAMPLES = 16, 1 << 20  # clips and samples of a batch on an accelerator
@@ -98,7 +96,7 @@ class AudioTokenizer(nn.Module):
         clips = [self._prepare(c, sample_rate, pad_to_hop, name) for name, c in named.items()]
         sizes = [bucket_length(-(-(clip.shape[1] + 2 * EDGE) // hop)) * hop for clip in clips]
         with exact_convolutions(self.device):
-            outputs = run_in_batches(self._encode, clips, sizes, self._batch_size)
+            outputs = run_in_batches(lambda *x: self.quantizer.encode(self.embed(*x)), clips, sizes, self._batch_size)
         pairs = zip(outputs, clips, strict=True)
         codes = [output[:, : self.num_frames(clip.shape[1])].clone() for output, clip in pairs]
         return codes[0] if single else codes
@@ -112,9 +110,6 @@ class AudioTokenizer(nn.Module):
             length = f"{len(clip)} samples at {self.sample_rate} Hz"
             raise ValueError(f"{what}: {length} are too short: {MIN_SAMPLES} or pad_to_hop=True are needed")
         return clip[None]
-
-    def _encode(self, waveform: Tensor, lengths: Tensor) -> Tensor:
-        return self.quantizer.encode(self.embed(waveform, lengths))
 
     @torch.inference_mode()
     def decode(self, codes: Tensor | Sequence[Tensor]) -> Tensor | list[Tensor]:

@@ -88,19 +88,14 @@ class SetRecord(Record):
 
 @dataclass(frozen=True)
 class Script:
-    """A request, with its name and `text` for evaluations.
-
-    `reference` is a recording of the requested voice, `recording` a person saying the text; None where there is none.
-    """
-
     id: str
     form: str
     voice: str
     text: str
     request: SpeechRequest
     language: str = "en"
-    reference: Path | None = None
-    recording: Path | None = None
+    reference: Path | None = None  # a recording of the requested voice
+    recording: Path | None = None  # a person saying the text
 
     def record(self, seed: int) -> dict[str, str | int]:
         """The record of this request in tables."""
@@ -148,7 +143,11 @@ def _script(content: Any, voices: str | Path, chunking: ChunkOptions) -> Script:
     if options:
         options = validate(ChunkOptions, dict(chunking) | options.model_dump(exclude_unset=True), "chunks")
     if form == "dialogue":
-        voice, name = _speakers(record, voices)
+        if record.speakers is not None:
+            voice, name = {int(n): Voice(f"SPEAKER{n}", description=who) for n, who in record.speakers.items()}, ""
+        else:
+            voice = {int(number): find_voice(voices, who) for number, who in record.voices.items()}
+            name = " ".join(voice[number].name for number in sorted(voice))
         text, spoken = " ".join(line for _, line in record.lines), tagged(record.lines, voice)
     else:
         voice = find_voice(voices, record.voice)
@@ -170,14 +169,6 @@ def _set_script(record: SetRecord, manifest: Path) -> Script:
     return Script(record.id, "voice_clone", voice.name, record.text, request, record.language, reference, recording)
 
 
-def _speakers(record: Dialogue, voices: str | Path) -> tuple[dict[int, Voice], str]:
-    """The speakers of a dialogue, and the names of their voices where they have names."""
-    if record.speakers is not None:
-        return {int(n): Voice(f"SPEAKER{n}", description=text) for n, text in record.speakers.items()}, ""
-    speakers = {int(number): find_voice(voices, name) for number, name in record.voices.items()}
-    return speakers, " ".join(speakers[number].name for number in sorted(speakers))
-
-
 def subset_by_hash(ids: Iterable[str], count: int | None) -> set[str]:
-    """`count` of the ids (None: all) by their hashes: their order does not matter, and one more changes little."""
+    """`count` of the ids (None: all), by their hashes: whatever their order."""
     return set(sorted(set(ids), key=lambda name: hashlib.sha256(name.encode()).digest())[:count])

@@ -1,6 +1,6 @@
 """Text normalisation of the reference implementation (boson-ai/higgs-audio), in its order; sound events as tokens.
 
-Digits are left alone, as in the reference; `higgs.data.text.numbers` converts them to words, before this.
+Digits are left alone; `higgs.data.text.numbers` converts them to words, before this.
 """
 
 import re
@@ -51,21 +51,16 @@ def normalize_text(text: str) -> str:
 
 
 def normalize_contents(text: str) -> list[TextContent]:
-    """As `normalize_text`, as the parts of a message: only sound events are special tokens."""
-    segments = re.split(f"([{''.join(EVENT_OF)}])", _clean(text))
-    return [
-        TextContent(EVENT_OF[segment], allow_special=True) if segment in EVENT_OF else TextContent(segment)
-        for segment in segments
-        if segment
-    ]
+    """As `normalize_text`, in parts: only sound events are special tokens."""
+    segments = filter(None, re.split(f"([{''.join(EVENT_OF)}])", _clean(text)))
+    return [TextContent(EVENT_OF.get(segment, segment), segment in EVENT_OF) for segment in segments]
 
 
 def normalize_prompt(sample: ChatMLSample) -> ChatMLSample:
     """The conversation with its last message, the text to speak, normalised."""
     *context, last = sample.messages
-    parts = []
-    for part in last.parts:
-        parts += normalize_contents(part.text) if isinstance(part, TextContent) else [part]
+    normal = [normalize_contents(part.text) if isinstance(part, TextContent) else [part] for part in last.parts]
+    parts = [part for several in normal for part in several]
     return replace(sample, messages=[*context, Message(last.role, parts)])
 
 

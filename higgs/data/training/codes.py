@@ -52,7 +52,6 @@ def save_codes(path: str | Path, codes: dict[str, Tensor]) -> None:
 
 
 def load_codes(path: str | Path) -> dict[str, Tensor]:
-    """-> int64 [K, T] for each clip."""
     return {name: clip.long() for name, clip in load_file(path).items()}
 
 
@@ -102,7 +101,6 @@ class CodesWriter:
             self.flush()
 
     def flush(self) -> None:
-        """Writes the pending clips as a shard."""
         if not self.pending:
             return
         path = self.folder / f"codes-{len(self.shards):05d}.safetensors"

@@ -60,7 +60,7 @@ class Utterance(Record):
 
 @dataclass(frozen=True)
 class Problem:
-    """Why a record is unusable: a short `kind` to count by, where it is, and the details."""
+    """Why a record is unusable."""
 
     kind: str
     place: str
@@ -79,8 +79,6 @@ class Example:
 
 @dataclass(frozen=True)
 class Manifest:
-    """The usable examples of a file with so many records, and the problems of the others."""
-
     path: Path
     num_records: int
     examples: tuple[Example, ...]
@@ -91,7 +89,7 @@ class Manifest:
         return dict(Counter(problem.kind for problem in self.problems))
 
     def without(self, problems: Iterable[Problem]) -> "Manifest":
-        """-> the same with further problems, and without the examples that have them."""
+        """-> the same with further problems, without their examples."""
         problems = (*self.problems, *problems)
         places = {problem.place for problem in problems}
         return replace(self, examples=tuple(e for e in self.examples if e.place not in places), problems=problems)
