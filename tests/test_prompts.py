@@ -17,7 +17,6 @@ from higgs.data.text.tokenizer import TextTokenizer, byte_tokenizer
 from higgs.delay import revert_delay
 from higgs.tokens import SPECIAL_TOKENS, TokenIds
 
-
 TOKENIZER = TextTokenizer(byte_tokenizer())
 GENERATE, MULTI_SPEAKER = chatml.GENERATE, chatml.MULTI_SPEAKER
 SYSTEM = "<|begin_of_text|><|start_header_id|>system<|end_header_id|>\n\n"

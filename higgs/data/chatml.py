@@ -146,7 +146,6 @@ class Tokens:
 
     input_ids: list[int] = field(default_factory=list)
     labels: list[int] = field(default_factory=list)
-    audios: list[AudioContent] = field(default_factory=list)
 
     def add(self, ids: list[int], trained: bool) -> None:
         self.input_ids += ids
@@ -157,8 +156,7 @@ def tokenize(
     sample: ChatMLSample, tokenizer: TextTokenizer, generate: bool = False, force_audio: bool = True
 ) -> Tokens:
     """-> the prompt's tokens. `generate` appends the assistant's header, `force_audio` also the start of audio."""
-    ids, tokens = TokenIds.of(tokenizer), Tokens()
-    blank_line = tokenizer.encode("\n\n")
+    ids, tokens, blank_line = TokenIds.of(tokenizer), Tokens(), tokenizer.encode("\n\n")
 
     def header(role: str) -> list[int]:
         return [ids.start_header, *tokenizer.encode(role), ids.end_header, *blank_line]
@@ -173,14 +171,11 @@ def tokenize(
         for part in message.parts:
             if isinstance(part, TextContent):
                 tokens.add(tokenizer.encode(part.text, part.allow_special), trained)
-                continue
-            tokens.audios.append(part)
-            if is_output:
+            elif is_output:
                 tokens.add([ids.audio_out_bos, ids.audio_out, ids.audio_eos], trained)
             else:
                 tokens.add([ids.audio_bos, ids.audio_in, ids.audio_eos], False)
-        following = sample.messages[index + 1 : index + 2]
-        turn_continues = is_output and following and following[0].role == "assistant"
+        turn_continues = is_output and [m.role for m in sample.messages[index + 1 : index + 2]] == ["assistant"]
         end = tokenizer.token_id(SPECIAL_TOKENS["end_of_message"]) if turn_continues else ids.end_of_turn
         tokens.add([end], trained)
     if generate:

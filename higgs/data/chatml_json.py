@@ -109,9 +109,8 @@ def sample_to_json(sample: ChatMLSample) -> dict[str, Any]:
         several = isinstance(message.content, list)
         content = list(map(_content_to_json, message.content)) if several else _content_to_json(message.content)
         messages.append(_without_none(role=message.role, content=content, recipient=message.recipient))
-    return _without_none(
-        messages=messages, start_index=sample.start_index or None, speaker=sample.speaker, misc=sample.misc
-    )
+    start = sample.start_index or None
+    return _without_none(messages=messages, start_index=start, speaker=sample.speaker, misc=sample.misc)
 
 
 def json_lines(path: str | Path) -> list[tuple[str, str]]:
@@ -127,10 +126,8 @@ def json_lines(path: str | Path) -> list[tuple[str, str]]:
 
 def read_conversations(path: str | Path, allow_special: bool = False) -> list[ChatMLSample]:
     """-> the conversations in order (see `json_lines`). Raises ValueError naming file, line and path of the fault."""
-    return [
-        sample_from_json(parse_json(line, where), allow_special, f"{where}: conversation")
-        for where, line in json_lines(path)
-    ]
+    records = [(f"{where}: conversation", parse_json(line, where)) for where, line in json_lines(path)]
+    return [sample_from_json(record, allow_special, where) for where, record in records]
 
 
 def write_conversations(path: str | Path, samples: Sequence[ChatMLSample]) -> None:

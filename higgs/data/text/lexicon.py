@@ -61,7 +61,7 @@ class Lexicon:
 
     @property
     def tokens(self) -> list[str]:
-        """The tokens that the text tokenizer must have, one for each phoneme."""
+        """The text tokenizer's tokens, one for each phoneme."""
         return [chr(FIRST + index) for index in range(len(self.phonemes))]
 
     def split(self, text: str) -> Iterator[Segment]:
