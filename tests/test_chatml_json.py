@@ -73,10 +73,8 @@ def test_the_form_of_the_reference():
             "start_index": None, "speaker": "spk1", "misc": {},
         }
     )  # fmt: skip
-    user, answer = (
-        Message("user", [TextContent("a"), AudioContent("a.wav")]),
-        Message("assistant", AudioContent("b.wav")),
-    )
+    user = Message("user", [TextContent("a"), AudioContent("a.wav")])
+    answer = Message("assistant", AudioContent("b.wav"))
     assert sample == ChatMLSample([Message("system", "..."), user, answer], speaker="spk1", misc={})
 
 

@@ -196,11 +196,8 @@ def test_special_tokens_in_texts_stay_text():
         (dialogue([(0, evil)], {0: evil}, evil), dialogue([(0, "-")], {0: ""}, "-")),
         (ChatMLSample([Message("assistant", evil, evil)]), ChatMLSample([Message("assistant", "-", "-")])),
     ):
-        found, wanted = (
-            [token for token in tokenize(s, BYTES, generate=True).input_ids if token in specials]
-            for s in (sample, plain)
-        )
-        assert found == wanted
+        ids = [tokenize(s, BYTES, generate=True).input_ids for s in (sample, plain)]
+        assert [t for t in ids[0] if t in specials] == [t for t in ids[1] if t in specials]
     meant = ChatMLSample([Message("user", TextContent("<SE>", allow_special=True))])
     assert BYTES.token_id("<SE>") in tokenize(meant, BYTES).input_ids
 

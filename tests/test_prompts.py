@@ -190,11 +190,8 @@ def test_released_ids_of_a_long_form_chunk():
 
 def test_unknown_speakers_are_refused():
     for text in ([(0, "Hi."), (2, "Ho.")], "[SPEAKER0] Hi. [SPEAKER2] Ho.", [(0, "[SPEAKER2] Ho.")]):
-        for form, speakers in (
-            (dialogue, {0: "f", 1: "m"}),
-            (chatml.voices_clone, REFERENCES),
-            (voices_in_system, ["f", "m"]),
-        ):
+        forms = {dialogue: {0: "f", 1: "m"}, chatml.voices_clone: REFERENCES, voices_in_system: ["f", "m"]}
+        for form, speakers in forms.items():
             with pytest.raises(ValueError, match=r"speakers \[2\], but only .*0.* are described"):
                 form(text, speakers)
     with pytest.raises(ValueError, match="there is no speaker"):

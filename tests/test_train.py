@@ -334,10 +334,8 @@ def test_a_checkpoint_of_another_run_is_not_resumed(started, tmp_path):
     with pytest.raises(ValueError, match="of a run of 4 steps with seed 0, not of 4 with seed 1"):
         started("decoder", tmp_path / "a", seed=1).run()
     state = load_state(tmp_path / "a/decoder.pt")
-    assert state["record"] | {"torch": ""} == {
-        "steps": 4, "seed": 0, "dtype": str(best_dtype()).removeprefix("torch."),
-        "threads": torch.get_num_threads(), "torch": "",
-    }  # fmt: skip
+    dtype, threads = str(best_dtype()).removeprefix("torch."), torch.get_num_threads()
+    assert state["record"] | {"torch": ""} == dict(steps=4, seed=0, dtype=dtype, threads=threads, torch="")
     save_state(tmp_path / "a/decoder.pt", **state | {"record": state["record"] | {"dtype": "float32"}})
     assert started("decoder", tmp_path / "a").dtype == torch.float32
 

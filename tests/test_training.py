@@ -178,11 +178,8 @@ def test_a_clip_is_attributed_to_the_nearest_candidate(tmp_path):
         candidates.append((speaker.name, tmp_path / f"{speaker.name}.flac"))
         save_audio(candidates[-1][1], torch.from_numpy(tone(None, "Hello.", speaker, 1, 0)) / 32768, SAMPLE_RATE)
     evaluator = Evaluator(MetricModels(speaker=Pitch()))
-    for name, path, nearest in (
-        ("ben", candidates[1][1], "ben"),
-        ("ada", candidates[2][1], "kit"),
-        ("ada", None, None),
-    ):
+    clips = [path for _, path in candidates]
+    for name, path, nearest in (("ben", clips[1], "ben"), ("ada", clips[2], "kit"), ("ada", None, None)):
         (row,) = evaluate.Attribution("x", name, path, tuple(candidates)).judge(evaluator)
         assert row["nearest"] == nearest and row["right"] == (nearest == name)
     assert evaluate.share([True, True, False])["percent"] == pytest.approx(200 / 3)

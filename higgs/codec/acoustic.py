@@ -1,7 +1,5 @@
 """The acoustic branch: convolutions from waveform to latent and back, after the Descript Audio Codec.
 
-`lengths` [B] is for clips of different lengths in one batch (see `padding.py`); without it all are equally long.
-
 Differences from DAC (https://github.com/descriptinc/descript-audio-codec): the decoder uses the strides in the
 encoder's order, its transposed convolutions have output padding for odd strides, and there is no final tanh.
 """

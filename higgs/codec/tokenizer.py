@@ -149,10 +149,7 @@ class AudioTokenizer(nn.Module):
     def from_pretrained(
         cls, source: str | Path, revision: str | None = None, device: str | torch.device = "cpu"
     ) -> "AudioTokenizer":
-        """Folder, hub id (with `revision` or as `id@revision`) or s3:// prefix -> the tokenizer, in float32.
-
-        Raises ValueError naming the tensors that are missing, unexpected or misshapen.
-        """
+        """Folder, hub id (`revision` or `id@revision`) or s3:// prefix -> float32. ValueError names tensors amiss."""
         folder = resolve(source, revision)
         with torch.device("meta"):
             tokenizer = cls(load_config(folder))

@@ -45,16 +45,13 @@ class TextContent:
 
 @dataclass(frozen=True)
 class AudioContent:
-    """Audio of a message: the path of a file, a whole file in base64, or neither, when the caller supplies its codes.
+    """Audio of a message: a file, or neither `audio_url` nor `raw_audio`, when the caller supplies its codes."""
 
-    `offset` and `duration` select a segment, in seconds. `row_id` is metadata.
-    """
-
-    audio_url: str = ""
-    raw_audio: str | None = None
-    offset: float | None = None
+    audio_url: str = ""  # path of the file
+    raw_audio: str | None = None  # the whole file in base64
+    offset: float | None = None  # the segment, in seconds
     duration: float | None = None
-    row_id: int | None = None
+    row_id: int | None = None  # metadata
 
     def __post_init__(self) -> None:
         if not 0 <= (self.offset or 0) < math.inf:
@@ -74,10 +71,7 @@ class AudioContent:
         return f"{self.audio_url}#t={start:.6g}{end}" if start or end else self.audio_url
 
     def load(self, sample_rate: int, folder: str | Path = ".") -> Tensor:
-        """-> [L] float32 at `sample_rate`: the file (relative to `folder`) or `raw_audio`, cut to the segment.
-
-        Raises ValueError for audio without data or not readable, and for a segment beyond its end.
-        """
+        """-> [L] at `sample_rate`. ValueError for audio without data, not readable, or shorter than the segment."""
         if not self.has_data:
             raise ValueError("the conversation holds audio without a file, and no reference_codes for it")
         if self.audio_url not in NO_FILE:

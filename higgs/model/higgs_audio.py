@@ -90,10 +90,7 @@ class HiggsAudio(nn.Module):
         return self.audio_head(hidden).float().unflatten(-1, (self.config.num_codebooks, -1))
 
     def hidden(self, batch: Batch, cache: KVCache | None = None) -> tuple[Tensor, list[Tensor]]:
-        """A batch -> (hidden states [B, S, D] that the heads read, input of each layer).
-
-        With a cache this is a prefill, possibly chunked. Only the last chunk of a prompt may be padded.
-        """
+        """-> (hidden states [B, S, D], input of each layer). Of a prefill in chunks only the last may be padded."""
         cached = 0 if cache is None else cache.length
         valid = batch.attention_mask
         positions = cached + (valid.long().cumsum(1) - 1).clamp(min=0)
@@ -138,10 +135,7 @@ class HiggsAudio(nn.Module):
         device: str | torch.device = "cpu",
         dtype: torch.dtype = torch.float32,
     ) -> "HiggsAudio":
-        """Folder, hub id (with `revision` or as `id@revision`) or s3:// prefix -> the model.
-
-        Raises ValueError naming the tensors that are missing, unexpected or misshapen.
-        """
+        """Folder, hub id (`revision` or `id@revision`) or s3:// prefix -> the model. ValueError names tensors amiss."""
         folder = resolve(source, revision)
         config = model_from_json(read_config(folder))
         with torch.device("meta"):

@@ -68,10 +68,7 @@ def split(dataset: Dataset, share: float, seed: int) -> tuple[Dataset, Dataset]:
 
 
 class FineTuning:
-    """One run, resumable: `folder/tuning.pt` holds the trained weights and the state of training.
-
-    Raises ValueError when that file is of other data, another checkpoint or other settings.
-    """
+    """One run, resumed from `folder/tuning.pt`. Raises ValueError when that is of other data or settings."""
 
     def __init__(
         self, model: HiggsAudio, dataset: Dataset, folder: Path, config: TuneConfig, replay: Dataset | None = None

@@ -55,15 +55,13 @@ def codebook_losses(logits: Tensor, targets: Tensor) -> Tensor:
 def speech_losses(
     model: HiggsAudio, inputs: Batch, labels: Batch, share: float = 1.0, dtype: torch.dtype | None = None
 ) -> tuple[dict[str, Tensor], list[Tensor]]:
-    """-> `text` and `codebooks` [K], nats; and the input of each layer. `share` as in `code_losses`.
-
-    The heads run only at positions with labels: over all positions they would cost more than the layers.
-    """
+    """-> `text` and `codebooks` [K], nats; and the input of each layer. `share` as in `code_losses`."""
     device = inputs.input_ids.device
     with autocast(device, dtype or best_dtype(device)):
         hidden, states = model.hidden(inputs)
         text_labels, code_labels = labels.labels[:, 1:], labels.code_labels[:, 1:]
         has_text, has_code = text_labels >= 0, (code_labels >= 0).any(-1)
+        # Only at positions with labels: over all positions the heads would cost more than the layers.
         text_logits = model.text_head(hidden[:, :-1][has_text])
         codebooks = code_losses(model, hidden[:, :-1][has_code], code_labels[has_code], share)
     text = F.cross_entropy(text_logits.float(), text_labels[has_text])

@@ -13,10 +13,7 @@ from higgs.tokens import SPECIAL_TOKENS
 
 
 class TextTokenizer:
-    """Text <-> ids. The strings of special tokens are plain text, unless the caller allows them.
-
-    With a lexicon, listed words are encoded as phonemes (see `higgs.data.text.lexicon`).
-    """
+    """Text <-> ids. Words of the lexicon are encoded as phonemes."""
 
     def __init__(self, backend: Tokenizer, lexicon: Lexicon | None = None):
         self.backend, self.lexicon = backend, lexicon

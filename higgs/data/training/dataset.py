@@ -44,7 +44,7 @@ class Dataset:
             raise DataError(self.manifest)
 
     def _add(self, example: Example) -> list[Problem]:
-        """-> the example's problems; without any, its length and hash are recorded."""
+        """-> the example's problems; without any, records its length and hash."""
         if missing := [key for key in dict.fromkeys(example.keys) if key not in self.codes]:
             return [Problem("no codes", example.place, f"{key} has no codes in {self.codes.path}") for key in missing]
         try:
