@@ -48,9 +48,6 @@ class KVCache:
         """Once all layers have written."""
         self.length += count
 
-    def reset(self) -> None:
-        self.length = 0
-
 
 def zeros(shape: tuple[int, ...], device: torch.device, dtype: torch.dtype) -> Tensor:
     """As `torch.zeros`; on the CPU, pages that are never written take no memory."""

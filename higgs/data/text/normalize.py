@@ -45,13 +45,11 @@ EVENT_OF = {mark: SOUND_EVENTS[tag] for tag, mark in MARKS.items()}
 ENDS = (*".!?,;\"'", SPECIAL_TOKENS["sound_event_close"], SPECIAL_TOKENS["sound_stop_close"])
 
 
-def normalize_text(text: str) -> str:
-    """A transcript as normalised by the reference's example script; ValueError where nothing is left of it."""
-    return "".join(content.text for content in normalize_contents(text))
-
-
 def normalize_contents(text: str) -> list[TextContent]:
-    """As `normalize_text`, in parts: only sound events are special tokens."""
+    """A transcript as normalised by the reference's example script, in parts: only sound events are special tokens.
+
+    Raises ValueError where nothing is left of it.
+    """
     segments = filter(None, re.split(f"([{''.join(EVENT_OF)}])", _clean(text)))
     return [TextContent(EVENT_OF.get(segment, segment), segment in EVENT_OF) for segment in segments]
 

@@ -187,7 +187,3 @@ class CodesReader:
             except (SafetensorError, OSError) as error:
                 raise ValueError(f"{self.folder / file} is damaged: {error}") from error
         return self._handles[file]
-
-    def __getstate__(self) -> dict[str, Any]:
-        """File handles are not pickled: another process opens its own."""
-        return vars(self) | {"_handles": {}}
