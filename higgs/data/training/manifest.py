@@ -21,7 +21,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from higgs.data import chatml
-from higgs.data.chatml import AudioContent, ChatMLSample, Message, TextContent
+from higgs.data.chatml import AudioContent, ChatMLSample, Message
 from higgs.data.chatml_json import json_lines, sample_from_json
 from higgs.data.text.checks import check_text
 from higgs.data.training.codes import CodesReader, CodesWriter
@@ -147,7 +147,11 @@ def _parse(line: str, number: int, allow_special: bool) -> tuple[str, Utterance 
     if isinstance(record, dict) and "messages" in record:
         name = validate(str | None, record.pop("id", None), "record.id") or str(number)
         sample = sample_from_json(record, allow_special, "record")
-        _check_trainable(sample)
+        trained = [part for m in sample.messages[sample.start_index :] if m.role == "assistant" for part in m.parts]
+        if not any(isinstance(part, AudioContent) or part.text for part in trained):
+            raise ValueError("record.messages: no assistant's message with content from start_index on")
+        if any(audio.raw_audio is not None or not audio.has_data for audio in sample.audios):
+            raise ValueError("record.messages: audio to train on is a file, or the name of codes, as audio_url")
         return name, sample
     utterance = validate(Utterance, record, "record")
     return utterance.source if utterance.id is None else utterance.id, utterance
@@ -169,15 +173,6 @@ def _conversation(utterance: Utterance, others: Mapping[str, Utterance], descrip
             prompt = chatml.voice_clone(text, other.text, reference, utterance.scene)
     answer = Message("assistant", AudioContent(utterance.source))
     return ChatMLSample([*prompt.messages, answer], len(prompt.messages), utterance.speaker)
-
-
-def _check_trainable(sample: ChatMLSample) -> None:
-    trained = [m for m in sample.messages[sample.start_index :] if m.role == "assistant"]
-    parts = [part for message in trained for part in message.parts]
-    if not any(isinstance(p, AudioContent) or (isinstance(p, TextContent) and p.text) for p in parts):
-        raise ValueError("record.messages: no assistant's message with content from start_index on")
-    if any(audio.raw_audio is not None or not audio.has_data for audio in sample.audios):
-        raise ValueError("record.messages: audio to train on is a file, or the name of codes, as audio_url")
 
 
 def encode_audio(
