@@ -52,10 +52,9 @@ def delayed_labels(codes: Tensor, eos: int) -> Tensor:
 
 
 def segment_frames(delayed: Tensor, codebook_size: int, finished: bool) -> Tensor:
-    """[K, S] generated steps -> [K, T] codes below `codebook_size`.
+    """[K, S] generated steps -> [K, T] codes, without the frame of bos and, if finished, that of eos.
 
-    The frame of bos is dropped, and that of eos from a finished segment; one that was cut off yields all its complete
-    frames. Stream ids within become `codebook_size - 1`, as in boson-ai/higgs-audio.
+    Stream ids within become `codebook_size - 1`, as in boson-ai/higgs-audio.
     """
     frames = revert_delay(delayed)[..., 1:]
     if finished:

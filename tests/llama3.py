@@ -29,20 +29,15 @@ NAMED = (
 SPECIAL = (*NAMED, *(f"<|reserved_special_token_{n}|>" for n in range(20, 248)))
 
 
-def alphabet() -> list[str]:
-    """The printable character by which byte-level BPE writes each byte: itself, or one from U+0100 on."""
-    itself = {*range(33, 127), *range(161, 173), *range(174, 256)}
-    others = iter(range(256, 512))
-    return [chr(byte if byte in itself else next(others)) for byte in range(256)]
-
-
 @cache
 def llama3_tokenizer() -> TextTokenizer:
     try:
         path = distribution(WHEEL).locate_file(RANKS)
     except PackageNotFoundError:
         pytest.skip(f"{WHEEL} is absent: make setup installs it")
-    written = alphabet()
+    # The printable character by which byte-level BPE writes each byte: itself, or one from U+0100 on.
+    itself, others = {*range(33, 127), *range(161, 173), *range(174, 256)}, iter(range(256, 512))
+    written = [chr(byte if byte in itself else next(others)) for byte in range(256)]
     vocab = {}
     for line in path.read_bytes().splitlines():
         token, rank = line.split()
@@ -55,12 +50,8 @@ def llama3_tokenizer() -> TextTokenizer:
         if token[:cut] in vocab and token[cut:] in vocab
     ]
     backend = Tokenizer(models.BPE(vocab=vocab, merges=merges, ignore_merges=True))
-    backend.pre_tokenizer = pre_tokenizers.Sequence(
-        [
-            pre_tokenizers.Split(Regex(WORDS), behavior="isolated"),
-            pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False),
-        ]
-    )
+    byte_level = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
+    backend.pre_tokenizer = pre_tokenizers.Sequence([pre_tokenizers.Split(Regex(WORDS), "isolated"), byte_level])
     backend.decoder = decoders.ByteLevel()
     backend.add_special_tokens([AddedToken(t, special=True, normalized=False) for t in SPECIAL])
     return TextTokenizer(backend)

@@ -7,17 +7,8 @@ import pytest
 from llama3 import SPECIAL as RELEASED
 
 from higgs import AudioContent, ChatMLSample, Message, TextContent
-from higgs.data.chatml import (
-    QUIET_ROOM,
-    after_chunks,
-    dialogue,
-    free_dialogue,
-    smart_voice,
-    tokenize,
-    voice_clone,
-    voices_clone,
-    voices_in_system,
-)
+from higgs.data import chatml
+from higgs.data.chatml import QUIET_ROOM, smart_voice, tokenize, voice_clone
 from higgs.data.chatml_json import read_conversations, sample_from_json, sample_to_json, write_conversations
 from higgs.data.text.tokenizer import TextTokenizer, byte_tokenizer
 from higgs.tokens import SPECIAL_TOKENS
@@ -28,12 +19,12 @@ REFERENCES = [("Hi.", AudioContent("0.wav")), ("Yes.", AudioContent("1.wav", off
 FORMS = [
     smart_voice("Hi.", QUIET_ROOM, "british accent"),
     voice_clone("Hi.", *REFERENCES[0]),
-    voices_clone([(1, "Who?")], REFERENCES, QUIET_ROOM),
-    voices_in_system("Hi.", ["a man", REFERENCES[1][1]]),
-    dialogue([(0, "Hi."), (1, "Ho <|eot_id|>")]),
+    chatml.voices_clone([(1, "Who?")], REFERENCES, QUIET_ROOM),
+    chatml.voices_in_system("Hi.", ["a man", REFERENCES[1][1]]),
+    chatml.dialogue([(0, "Hi."), (1, "Ho <|eot_id|>")]),
     voice_clone("Hi <|eot_id|>", "<SE>", AudioContent("<|AUDIO|>")),
-    free_dialogue({0: "calm"}, "A library."),
-    after_chunks(smart_voice("Hi."), [("Ho.", AudioContent(raw_audio="AAAA", row_id=3))]),
+    chatml.free_dialogue({0: "calm"}, "A library."),
+    chatml.after_chunks(smart_voice("Hi."), [("Ho.", AudioContent(raw_audio="AAAA", row_id=3))]),
     ChatMLSample([Message("assistant", ["A", TextContent("B")], "all")], 1, "ada", {"speaker": "ben", "x": [1]}),
 ]  # fmt: skip
 
@@ -82,15 +73,9 @@ def test_the_form_of_the_reference():
             "start_index": None, "speaker": "spk1", "misc": {},
         }
     )  # fmt: skip
-    assert sample == ChatMLSample(
-        [
-            Message("system", "..."),
-            Message("user", [TextContent("a"), AudioContent("a.wav")]),
-            Message("assistant", AudioContent("b.wav")),
-        ],
-        speaker="spk1",
-        misc={},
-    )
+    user = Message("user", [TextContent("a"), AudioContent("a.wav")])
+    answer = Message("assistant", AudioContent("b.wav"))
+    assert sample == ChatMLSample([Message("system", "..."), user, answer], speaker="spk1", misc={})
 
 
 def test_a_file_cannot_make_its_text_special():
@@ -120,23 +105,18 @@ def test_a_file_cannot_make_its_text_special():
         ([USER], "conversation: "),
         ({}, "conversation: missing key 'messages'"),
         ({"messages": []}, "conversation.messages: "),
-        ({"messages": {}}, "conversation.messages: "),
         ({"messages": [USER], "stat_index": 1}, "conversation: unknown key 'stat_index' (did you mean 'start_index'?"),
-        ({"messages": [USER], "start_index": True}, "conversation.start_index: "),
         ({"messages": [USER], "start_index": 2}, "conversation.start_index: "),
-        ({"messages": [USER], "speaker": 7}, "conversation.speaker: "),
         ({"messages": [USER], "misc": []}, "conversation.misc: "),
         ({"messages": [USER, "y"]}, "conversation.messages[1]: "),
         ({"messages": [{"role": "user"}]}, "conversation.messages[0]: missing key 'content'"),
         ({"messages": [USER | {"role": "narrator"}]}, "messages[0].role: "),
         ({"messages": [USER | {"recipient": "all"}]}, "messages[0]: only the assistant"),
-        ({"messages": [USER | {"content": 5}]}, "messages[0].content: "),
         ({"messages": [USER | {"content": [["x"]]}]}, "messages[0].content[0]: "),
         ({"messages": [USER | {"content": {"txt": "x"}}]}, "content: unknown key 'txt' (did you mean 'text'?"),
         ({"messages": [USER | {"content": {"type": "image"}}]}, "messages[0].content: "),
         ({"messages": [USER | {"content": {"type": "audio"}}]}, "content: missing key 'audio_url'"),
         ({"messages": [USER | {"content": {"type": "text", "audio_url": "a"}}]}, "unknown key 'audio_url'"),
-        ({"messages": [USER | {"content": {"text": None}}]}, "content.text: "),
         ({"messages": [USER | {"content": {"audio_url": "a", "offset": "1"}}]}, "content.offset: "),
         ({"messages": [USER | {"content": {"audio_url": "a", "offset": -1}}]}, "content: offset must be 0 or more"),
     ],
@@ -146,14 +126,7 @@ def test_what_is_wrong_is_named_with_its_place(value, message):
         sample_from_json(value)
 
 
-@pytest.mark.parametrize(
-    ("text", "message"),
-    [
-        ('{"a": 1, "a": 2}', "here: duplicate key 'a'"),
-        ('{"a": NaN}', "here: NaN is not JSON"),
-        ('{"a": ', "here: not JSON: Expecting value"),
-    ],
-)
-def test_json_is_strict(text, message):
-    with pytest.raises(ValueError, match=message):
-        parse_json(text, "here")
+def test_json_is_strict():
+    for text, message in (('{"a": 1, "a": 2}', "duplicate key 'a'"), ('{"a": NaN}', "NaN"), ('{"a": ', "not JSON")):
+        with pytest.raises(ValueError, match=f"here: {message}"):
+            parse_json(text, "here")

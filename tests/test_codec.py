@@ -12,7 +12,6 @@ from tiny import original_codec_names, write_original_codec
 
 from higgs import AudioTokenizer
 from higgs.checkpoint.config_json import codec_from_json
-from higgs.codec.acoustic import AcousticDecoder
 from higgs.codec.weights import convert, to_transformers
 from higgs.config import CodecConfig, ConfigError
 
@@ -69,11 +68,11 @@ def test_both_layouts_load_to_equal_codecs(codec, original_folder, numbers):
 
 def test_shapes(codec):
     waveform = torch.randn(2, 1, 4800) * 0.1
-    codes = codec.encode(waveform)
+    codes, back = codec.encode(waveform), codec.decode(codec.encode(waveform))
     assert codes.shape == (2, 8, 5) and codes.dtype == torch.int64
-    assert torch.equal(codec.encode(waveform[0, 0]), codes[0])
-    assert codec.decode(codes).shape == (2, 1, 4800)
-    assert codec.decode(codes[0]).shape == (4800,)
+    assert torch.equal(codes, torch.stack([codec.encode(waveform[0, 0]), *codec.encode([waveform[1, 0]])]))
+    assert back.shape == (2, 1, 4800) and torch.equal(back[:, 0], torch.stack(codec.decode(list(codes))))
+    assert codec.encode([]) == [] and codec.decode([]) == []
     several = codec.encode([waveform[0, 0], waveform[1, 0, :2880]])
     assert [c.shape for c in several] == [(8, 5), (8, 3)]
     assert [w.shape for w in codec.decode(several)] == [(4800,), (2880,)]
@@ -82,18 +81,6 @@ def test_shapes(codec):
     assert codec.encode(torch.randn(16_000) * 0.1, sample_rate=16_000).shape == (8, 25)
     assert (codec.sample_rate, codec.hop_length, codec.frame_rate) == (24_000, 960, 25)
     assert (codec.num_codebooks, codec.codebook_size) == (8, 1024)
-
-
-def test_receptive_field_of_the_decoder_is_ten_frames():
-    torch.manual_seed(0)
-    decoder = AcousticDecoder(8, 32, (8, 5, 4, 2, 3)).double()
-    z = torch.randn(1, 8, 60, dtype=torch.float64)
-    changed = z.clone()
-    changed[..., 30] += 1
-    with torch.no_grad():
-        changed_samples = (decoder(z) != decoder(changed))[0, 0].nonzero()[:, 0]
-    assert changed_samples.min() >= 960 * 30 - 9458
-    assert changed_samples.max() < 960 * 31 + 9433
 
 
 def released_shapes(codec: AudioTokenizer) -> dict[str, tuple[int, ...]]:
@@ -114,9 +101,8 @@ def released_shapes(codec: AudioTokenizer) -> dict[str, tuple[int, ...]]:
     shapes |= {f"decoder_semantic.conv{i}.conv.weight": (hidden, hidden, 3) for i in (1, 2)}
     for block in ("decoder_semantic.conv_blocks.0", "decoder_semantic.conv_blocks.1"):
         shapes |= {f"{block}.conv.conv.weight": (hidden, hidden, 3), f"{block}.conv.conv.bias": (hidden,)}
-        for unit in (0, 1):
-            shapes[f"{block}.res_units.{unit}.conv1.conv.weight"] = (hidden, hidden, 3)
-            shapes[f"{block}.res_units.{unit}.conv2.weight"] = (hidden, hidden, 1)
+        shapes |= {f"{block}.res_units.{unit}.conv1.conv.weight": (hidden, hidden, 3) for unit in (0, 1)}
+        shapes |= {f"{block}.res_units.{unit}.conv2.weight": (hidden, hidden, 1) for unit in (0, 1)}
     shapes |= {"fc_post1.weight": (hidden, width), "fc_post1.bias": (hidden,)}
     return shapes | {"semantic_model.masked_spec_embed": (hidden,)}
 
@@ -128,10 +114,7 @@ def test_released_sizes_on_the_meta_device():
     shapes = released_shapes(codec)
     assert len(shapes) == 602
     assert sum(math.prod(shape) for shape in shapes.values()) == 201_426_474
-    inited = {name for name in shapes if name.endswith("inited")}
-    with torch.device("meta"):
-        tensors = {name: torch.empty(shape) for name, shape in shapes.items() if name not in inited}
-    ours, left_out = convert(tensors | {name: torch.ones(1) for name in inited}, num_strides=5)
+    ours, left_out = convert({name: torch.empty(s, device="meta") for name, s in shapes.items()}, num_strides=5)
     assert {k: v.shape for k, v in ours.items()} == {k: v.shape for k, v in codec.state_dict().items()}
     assert len(left_out) == 16 + 2 + 4 + 8 + 2 + 1
     for name, shape in {

@@ -8,9 +8,9 @@ import torch
 from conftest import ROOT, assert_close
 
 from higgs import AudioTokenizer
-from higgs.audio import load_audio, resampler
+from higgs.audio import load_audio
 from higgs.codec import acoustic
-from higgs.codec.padding import bucket_length, group_norm, mask_padding, pad_to_batch, run_in_batches
+from higgs.codec.padding import bucket_length, pad_to_batch, run_in_batches
 
 HOP = 960
 
@@ -98,12 +98,12 @@ def test_clips_of_a_batch_do_not_depend_on_each_other(tiny, speech, monkeypatch)
         assert torch.equal(tiny.decode(codes), waveform)
 
 
-@pytest.mark.parametrize("samples", [1, 118, 119, 631, 960, 1500, 4799])
-def test_pad_to_hop(tiny, samples):
-    clip = torch.randn(samples, generator=torch.Generator().manual_seed(3)) * 0.1
-    codes = tiny.encode(clip, pad_to_hop=True)
-    assert codes.shape == (8, -(-samples // HOP))
-    assert torch.equal(codes, tiny.encode(torch.nn.functional.pad(clip, (0, -samples % HOP))))
+def test_pad_to_hop(tiny):
+    for samples in (1, 119, 631, 960, 1500):
+        clip = torch.randn(samples, generator=torch.Generator().manual_seed(3)) * 0.1
+        codes = tiny.encode(clip, pad_to_hop=True)
+        assert codes.shape == (8, -(-samples // HOP))
+        assert torch.equal(codes, tiny.encode(torch.nn.functional.pad(clip, (0, -samples % HOP))))
 
 
 def test_number_of_frames_of_every_length(tiny):
@@ -115,20 +115,6 @@ def test_number_of_frames_of_every_length(tiny):
     assert torch.equal(differ, (119 <= rest) & (rest <= 631))
     padded = tiny.acoustic_encoder.frames(samples + 640)
     assert torch.equal(padded[differ], tiny.num_frames(samples)[differ])
-
-
-@pytest.mark.parametrize("rows", [1, 3])
-def test_batches_of_any_size(tiny, rows):
-    waveform = torch.randn(rows, 1, 5000, generator=torch.Generator().manual_seed(0)) * 0.1
-    codes = tiny.encode(waveform)
-    assert codes.shape == (rows, 8, 6) and codes.dtype == torch.int64
-    assert torch.equal(codes, torch.stack(tiny.encode(list(waveform[:, 0]))))
-    tiny.requires_grad_(True)
-    back = tiny.decode(codes)
-    tiny.requires_grad_(False)
-    assert back.shape == (rows, 1, 6 * HOP) and not back.requires_grad
-    assert torch.equal(back[:, 0], torch.stack(tiny.decode(list(codes))))
-    assert tiny.encode([]) == [] and tiny.decode([]) == []
 
 
 @pytest.mark.parametrize("frames", [1, 9, 107, 108, 109, 128, 129, 250])
@@ -157,23 +143,6 @@ def test_items_of_a_size_go_together_in_equal_batches():
     sums = run_in_batches(run, items, [4, 8, 4, 4, 8], batch_size=lambda size: 2)
     assert [int(s) for s in sums] == [3, 8, 4, 2, 7]
     assert seen == [((2, 1, 4), [3, 4]), ((2, 1, 4), [2, 2]), ((2, 1, 8), [8, 7])]
-
-
-def test_padding_is_no_part_of_the_norm():
-    norm = torch.nn.GroupNorm(3, 3)
-    x, lengths = torch.randn(2, 3, 9), torch.tensor([5, 9])
-    x[0, :, 5:] = 100
-    normed = group_norm(x, norm, lengths)
-    assert torch.equal(normed[:1, :, :5], norm(x[:1, :, :5]))
-    assert torch.equal(normed[1:], norm(x[1:])) and not normed[0, :, 5:].any()
-    assert not mask_padding(x, lengths)[0, :, 5:].any() and torch.equal(mask_padding(x, lengths)[1], x[1])
-
-
-def test_the_resampling_filter_is_made_once(tiny):
-    tiny.encode(torch.zeros(2000))
-    made = resampler.cache_info().misses
-    tiny.encode([torch.zeros(3000), torch.zeros(4000)])
-    assert resampler.cache_info().misses == made
 
 
 def test_snake_in_place_equals_snake_with_gradients():

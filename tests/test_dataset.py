@@ -2,7 +2,6 @@
 
 import json
 import os
-import pickle
 import re
 import signal
 from collections import Counter
@@ -11,6 +10,7 @@ from pathlib import Path
 import pytest
 import torch
 from safetensors import SafetensorError
+from tiny import equal_batches
 from torch import Tensor
 
 from higgs import AudioContent, Message
@@ -24,6 +24,7 @@ from higgs.data.training import codes as codes_module
 from higgs.data.training.codes import CodesReader, CodesWriter, load_codes, save_codes
 from higgs.data.training.dataset import Batches, Dataset
 from higgs.data.training.manifest import DataError, Manifest, encode_audio, read_manifest
+from higgs.tokens import SPECIAL_TOKENS
 
 TOKENIZER = TextTokenizer(byte_tokenizer())
 CONFIG = ModelConfig(vocab_size=TOKENIZER.vocab_size)
@@ -67,8 +68,6 @@ def test_reading_opens_only_what_is_asked_for(tmp_path, monkeypatch):
     for name in ("c39", "c39", "c38", "c0"):
         assert torch.equal(reader[name], clip(int(name[1:])))
     assert len(opened) == len(set(opened)) == 2
-    again = pickle.loads(pickle.dumps(reader))
-    assert torch.equal(again["c0"], clip(0)) and len(opened) == 3, "another process opens its own"
 
 
 # What a write of 40 clips does, in order: each shard becomes its name, then the index; killed before or after.
@@ -188,14 +187,11 @@ def test_records_become_conversations(tmp_path):
     first, second, third = read_manifest(path).examples
     assert second.sample.messages == [*smart_voice("Hi.", QUIET_ROOM, "calm").messages, answer]
     assert second.id == "b.wav", "the name of the audio, where there is no id"
-    assert (first.sample.speaker_id, first.sample.start_index, first.keys) == ("ada", 2, ("a.wav",))
+    assert (first.sample.speaker, first.sample.start_index, first.keys) == ("ada", 2, ("a.wav",))
     assert third.keys == ("c0", "c1") and third.sample.start_index == 1
     clone = voice_clone("Hi.", "Hello.", reference, QUIET_ROOM)
-    for form, prompt in (
-        (None, clone),
-        ("voice_clone", clone),
-        ("voice_in_system", voices_in_system("Hi.", [reference], QUIET_ROOM)),
-    ):
+    in_system = voices_in_system("Hi.", [reference], QUIET_ROOM)
+    for form, prompt in ((None, clone), ("voice_clone", clone), ("voice_in_system", in_system)):
         path = manifest(tmp_path, A, row | {"reference": "a", "form": form, "scene": QUIET_ROOM})
         plain, example = read_manifest(path, description="nova").examples
         assert example.sample.messages == [*prompt.messages, answer]
@@ -219,24 +215,18 @@ def test_a_json_list_of_conversations_without_ids(tmp_path):
 
 
 WRONG = [
-    ("[1]", "invalid record", r"record: .*\[1\]"),
     ('{"id": "a",', "invalid record", "not JSON"),
     ('{"id": "a", "id": "b"}', "invalid record", "duplicate key 'id'"),
     (A | {"txt": "x"}, "invalid record", "record: unknown key 'txt' .*did you mean 'text'"),
-    ({"id": "a", "audio": "a.wav"}, "invalid record", "record: missing key 'text'"),
-    (A | {"text": 5}, "invalid record", r"record\.text: .*5"),
     (A | {"text": " \n"}, "empty text", "'a'"),
     (A | {"codes": "c1"}, "invalid record", "either audio or codes"),
-    ({"id": "a", "text": "x"}, "invalid record", "either audio or codes"),
     (A | {"id": "z"}, "duplicate id", "'z' .*line 1"),
-    (A | {"form": "song"}, "invalid record", r"record\.form: .*'smart_voice', .*'song'"),
     (A | {"form": "voice_clone"}, "invalid record", "voice_clone needs a reference"),
     (A | {"reference": "z", "form": "smart_voice"}, "invalid record", "smart_voice takes no reference"),
     (A | {"reference": "z", "description": "x"}, "invalid record", "either a reference or a description"),
     (A | {"reference": "q"}, "invalid record", r"record\.reference: .*'q'"),
     (A | {"reference": "a"}, "invalid record", r"record\.reference: .*'a'"),
     (TALK | {"start_index": 2}, "invalid record", "start_index"),
-    (TALK | {"messages": [{"role": "narrator", "content": "x"}]}, "invalid record", r"messages\[0\]\.role: .*narrator"),
     (TALK | {"messages": [{"role": "assistant", "content": {"audio_url": ""}}] * 2}, "invalid record", "audio_url"),
     (TALK | {"messages": [{"role": "assistant", "content": {"text": "<SE>", "allow_special": True}}]}, "invalid record",
      "allow_special=True"),
@@ -255,12 +245,6 @@ def test_invalid_records_are_named_and_counted(tmp_path, row, kind, message):
     assert str(found).startswith(f"1 of 2 records cannot be used: 1 {kind}\n  ")
 
 
-def fake_encode(waveform: Tensor) -> Tensor:
-    if len(waveform) < 632:
-        raise ValueError("too short")
-    return clip(len(waveform), len(waveform) // 960)
-
-
 def test_audio_is_encoded_once_and_what_cannot_be_is_named(tmp_path):
     for name, samples in (("a", 9600), ("b", 24_000), ("short", 100), ("long", 240_000)):
         save_audio(tmp_path / f"{name}.wav", torch.rand(samples) * 0.1, 24_000)
@@ -276,7 +260,9 @@ def test_audio_is_encoded_once_and_what_cannot_be_is_named(tmp_path):
 
     def encode(waveform: Tensor) -> Tensor:
         encoded.append(len(waveform))
-        return fake_encode(waveform)
+        if len(waveform) < 632:
+            raise ValueError("too short")
+        return clip(len(waveform), len(waveform) // 960)
 
     for expected in ([9600, 24_000, 100, 12_000], [100]):
         found, codes = encode_audio(read_manifest(path), tmp_path / "codes", encode, "codec", max_seconds=5)
@@ -384,22 +370,11 @@ def test_problems_stop_the_dataset_unless_they_are_left_out(data):
 
 
 def test_an_example_that_the_tokenizer_cannot_read_is_a_problem(data, monkeypatch):
-    real = TextTokenizer.token_id
-
-    def token_id(self: TextTokenizer, token: str) -> int:
-        if "recipient" in token:
-            raise KeyError("none")
-        return real(self, token)
-
-    monkeypatch.setattr(TextTokenizer, "token_id", token_id)
+    monkeypatch.setitem(SPECIAL_TOKENS, "recipient", "<|none|>")
     talk = {"messages": [{"role": "assistant", "content": {"audio_url": "c0"}, "recipient": "all"}]}
     found = read_manifest(manifest(data[0].path.parent, TALK, talk))
     dataset = Dataset(found, data[1], TOKENIZER, CONFIG, leave_out=True)
     assert [e.id for e in dataset.examples] == ["t"] and dataset.manifest.counts == {"invalid record": 1}
-
-
-def same(a: object, b: object) -> bool:
-    return all(torch.equal(x, y) for x, y in zip(vars(a).values(), vars(b).values(), strict=True))
 
 
 def test_an_epoch_has_every_example_once_in_an_order_of_its_own(data):
@@ -433,7 +408,7 @@ def test_resuming_goes_on_exactly(data):
     for start in (0, 2, epoch, epoch + 3):
         resumed = fresh()
         resumed.load_state_dict(json.loads(states[start]))
-        assert all(same(next(resumed), batch) for batch in whole[start:])
+        assert all(equal_batches(next(resumed), batch) for batch in whole[start:])
 
 
 def test_other_states_and_too_small_batches_are_refused(data, tmp_path):
@@ -447,10 +422,3 @@ def test_other_states_and_too_small_batches_are_refused(data, tmp_path):
         Batches(dataset, max_positions=100)
     with pytest.raises(ValueError, match="the dataset is empty"):
         Batches(dataset.subset([]), max_positions=600)
-
-
-def test_a_batch_trains_the_model(model, golden, data):
-    tokenizer = TextTokenizer.from_pretrained(golden / "text_tokenizer")
-    dataset = Dataset(*data, tokenizer, model.config)
-    output = model(next(Batches(dataset, max_positions=600)))
-    assert output.loss.isfinite() and (output.codebook_losses > 0).all() and output.text_loss > 0

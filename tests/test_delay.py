@@ -1,6 +1,5 @@
 """The delay pattern against its written-out tables."""
 
-import pytest
 import torch
 
 from higgs.delay import add_stream_ids, apply_delay, delayed_labels, delayed_segment, revert_delay, segment_frames
@@ -10,9 +9,8 @@ B, E, X = 1024, 1025, -100
 
 def test_three_codebooks():
     codes = torch.arange(1, 16).view(3, 5)
-    expected = [[1, 2, 3, 4, 5, E, E], [B, 6, 7, 8, 9, 10, E], [B, B, 11, 12, 13, 14, 15]]
     delayed = apply_delay(codes, B, E)
-    assert delayed.tolist() == expected
+    assert delayed.tolist() == [[1, 2, 3, 4, 5, E, E], [B, 6, 7, 8, 9, 10, E], [B, B, 11, 12, 13, 14, 15]]
     assert torch.equal(revert_delay(delayed), codes)
 
 
@@ -31,14 +29,10 @@ def test_labels_train_each_row_on_its_codes_and_one_eos():
     assert delayed_labels(codes, E).tolist() == [[X, 18, 693, 180, E, X], [X, X, 872, 375, 890, E]]
 
 
-@pytest.mark.parametrize("columns", range(8))
-def test_fewer_columns_than_codebooks_hold_no_frame(columns):
-    assert revert_delay(torch.zeros(8, columns, dtype=torch.long)).shape == (8, 0)
-
-
 def test_batches_and_inverse():
+    for steps in range(8):  # fewer than codebooks hold no frame
+        assert revert_delay(torch.zeros(8, steps, dtype=torch.long)).shape == (8, 0)
     codes = torch.randint(0, 1024, (2, 8, 11))
-    assert torch.equal(revert_delay(apply_delay(codes, B, E)), codes)
     assert torch.equal(revert_delay(apply_delay(add_stream_ids(codes, B, E), B, E))[..., 1:-1], codes)
 
 

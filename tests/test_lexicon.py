@@ -47,12 +47,11 @@ def test_a_phoneme_is_a_token_and_no_letter(tokenizer):
     assert PLAIN.decode(PLAIN.encode("A cat.")) == "A cat."
 
 
-@pytest.mark.parametrize("token", SPECIAL_TOKENS.values())
-def test_special_tokens_in_a_text_stay_text(tokenizer, token):
-    said = f"it {token} cat"
-    assert tokenizer.token_id(token) not in tokenizer.encode(said)
-    assert tokenizer.token_id(token) in tokenizer.encode(said, allow_special=True)
-    assert tokenizer.decode(tokenizer.encode(said)) == f"ɪt {token} kæt"
+def test_special_tokens_in_a_text_stay_text(tokenizer):
+    for token in SPECIAL_TOKENS.values():
+        ids = tokenizer.encode(f"it {token} cat")
+        assert tokenizer.token_id(token) not in ids and tokenizer.decode(ids) == f"ɪt {token} kæt"
+        assert tokenizer.token_id(token) in tokenizer.encode(f"it {token} cat", allow_special=True)
 
 
 def test_phrases_of_every_prompt_stay_one_token():
@@ -77,12 +76,10 @@ def test_a_checkpoint_with_a_lexicon_is_read_as_it_was_written(tmp_path, tokeniz
 @pytest.mark.parametrize(
     ("content", "told"),
     [
-        ('{"phonemes": "t", "words"', "is no lexicon"),
         ("[]", "is no lexicon"),
         ('{"phonemes": "t"}', "words"),
         ('{"phonemes": "t", "words": {}, "more": 1}', "more"),
         ('{"phonemes": "t", "words": ["a"]}', "is no lexicon"),
-        ('{"phonemes": "t", "words": {"a": 1}}', "is no lexicon"),
         ('{"phonemes": "tt", "words": {"a": "t"}}', "duplicate"),
         ('{"phonemes": "t", "words": {"a": "tx"}}', "does not list: .'x'"),
         (b"\xff\xfe", "is no lexicon"),

@@ -1,11 +1,9 @@
 """Flaws of the reference implementation (boson-ai/higgs-audio) that no other test covers, and that are absent here.
 
-Each entry of FLAWS describes a flaw of the reference and checks its absence. Flaws that the reference's numbers depend
-on are reproduced, and not listed: the end of a segment and which repetitions count (SamplingConfig.strict_eos has
-better rules), and clips that are no whole number of frames (pad_to_hop).
+Flaws that the reference's numbers depend on are reproduced: the end of a segment and which repetitions count
+(SamplingConfig.strict_eos has better rules), and clips that are no whole number of frames (pad_to_hop).
 """
 
-import inspect
 from collections.abc import Callable
 from dataclasses import replace
 
@@ -22,24 +20,14 @@ from higgs.data.chatml import dialogue, smart_voice, tokenize, voice_clone, voic
 from higgs.data.text.tokenizer import TextTokenizer, byte_tokenizer
 from higgs.delay import delayed_segment
 from higgs.model.kv_cache import KVCache
-from higgs.serve.long_form import chunk_seed
 from higgs.serve.reference.loop import generate
 from higgs.tokens import SPECIAL_TOKENS, TokenIds
 
-FLAWS: dict[str, Callable] = {}
 BYTES = TextTokenizer(byte_tokenizer())
 IDS = TokenIds.of(BYTES)
 CONFIG = ModelConfig(vocab_size=BYTES.vocab_size)
 GREEDY = SamplingConfig(temperature=0, ras_window=None)
 A, B = AudioContent("a.wav"), AudioContent("b.wav")
-
-
-def flaw(description: str) -> Callable[[Callable], Callable]:
-    def enter(check: Callable) -> Callable:
-        FLAWS[description] = check
-        return check
-
-    return enter
 
 
 class SilentCodec:
@@ -102,8 +90,8 @@ def plays(model, monkeypatch) -> Callable[[list[int]], None]:
     return script
 
 
-@flaw("the serving engine dropped reference audio in system and user messages without a word")
-def _(engine: Engine) -> None:
+def test_reference_audio_reaches_the_model(engine: Engine):
+    """the serving engine dropped reference audio in system and user messages without a word."""
     sample = voices_in_system("Hi.", [A])
     codes = torch.arange(24).view(8, 3)
     batch = engine.sequence(sample, reference_codes=[codes]).prompt
@@ -114,8 +102,8 @@ def _(engine: Engine) -> None:
     assert (states[0] - states[1]).abs().max() > 1e-3, "what is heard reaches what is said"
 
 
-@flaw("an answer without audio raised an IndexError, after all the work")
-def _(engine: Engine, says: Callable) -> None:
+def test_an_answer_without_audio(engine: Engine, says: Callable):
+    """an answer without audio raised an IndexError, after all the work."""
     says([*engine.text_tokenizer.encode("Yes."), engine.ids.end_of_turn])
     response = engine.generate(smart_voice("Hi."), GREEDY, 50, force_audio=False)
     assert response.waveform.shape == (0,) and response.codes.shape == (8, 0)
@@ -123,8 +111,8 @@ def _(engine: Engine, says: Callable) -> None:
     assert response.usage.audio_frames == 0
 
 
-@flaw("of several segments, the response held and counted only the first")
-def _(engine: Engine, says: Callable, plays: Callable) -> None:
+def test_several_segments_are_one_response(engine: Engine, says: Callable, plays: Callable):
+    """of several segments, the response held and counted only the first."""
     ids = engine.ids
     says([ids.audio_out_bos, ord("-"), ids.audio_out_bos, ids.end_of_turn])
     plays([3, 5])
@@ -134,8 +122,8 @@ def _(engine: Engine, says: Callable, plays: Callable) -> None:
     assert (response.usage.audio_frames, response.usage.audio_steps) == (8, 26)
 
 
-@flaw("generation without a cache crashed at the second column, for it took audio positions for sequences")
-def _(engine: Engine, prompts) -> None:
+def test_generation_equals_generation_without_a_cache(engine: Engine, prompts):
+    """generation without a cache crashed at the second column, for it took audio positions for sequences."""
     prompt, ids = prompt_batch(prompts, "clone"), engine.ids
     made = generate(engine.model, prompt, ids, GREEDY, 8, (ids.audio_eos,)).segments[0].delayed
     for column in range(1, 8):  # each step anew, from the whole of what went before
@@ -143,8 +131,8 @@ def _(engine: Engine, prompts) -> None:
         assert torch.equal(logits.argmax(-1)[:column], made[:column, column])
 
 
-@flaw("a prompt that ended inside a segment crashed, unless it held exactly one column of audio")
-def _(engine: Engine, prompts) -> None:
+def test_a_prompt_may_end_inside_a_segment(engine: Engine, prompts):
+    """a prompt that ended inside a segment crashed, unless it held exactly one column of audio."""
     prompt, ids = prompt_batch(prompts, "clone"), engine.ids
     whole = generate(engine.model, prompt, ids, GREEDY, 16, (ids.audio_eos,)).segments[0].delayed
     rest = with_segment(prompt, whole[:, :6], ids)
@@ -152,18 +140,15 @@ def _(engine: Engine, prompts) -> None:
     assert torch.equal(made.segments[0].delayed, whole)
 
 
-@flaw("a run that outgrew the largest cache died and lost everything; no one had looked at its size before")
-def _(engine: Engine) -> None:
+def test_a_long_prompt_is_given_a_cache_of_its_size(engine: Engine):
+    """a run that outgrew the largest cache died and lost everything; no one had looked at its size before."""
     response = engine.generate(voice_clone("Hi.", "Ho.", A), GREEDY, 20, [torch.full((8, 1200), 7)])
     assert response.usage.prompt_positions > 1200 and response.stop_reason == "length"
     assert response.codes.shape == (8, 20 - 8), "what there is by then"
-    cache = KVCache(engine.model.config, 1, 4)
-    with pytest.raises(ValueError, match="holds 4 positions, 5 are needed"):
-        cache.update(0, torch.zeros(1, 2, 5, 16), torch.zeros(1, 2, 5, 16))
 
 
-@flaw("the cache's length was guessed from rows that are not zero, and all of it was cleared for each request")
-def _(model) -> None:
+def test_the_cache_counts_positions_and_needs_no_clearing(model):
+    """the cache's length was guessed from rows that are not zero, and all of it was cleared for each request."""
     cache = KVCache(model.config, 1, 3)
     shape = (1, model.config.num_kv_heads, 3, model.config.head_dim)
     for value in (0.0, torch.nan):  # rows of zeros count; and what an earlier request left is never read
@@ -171,13 +156,13 @@ def _(model) -> None:
             cache.update(layer, torch.full(shape, value), torch.full(shape, value))
         cache.advance(3)
         assert cache.length == 3
-        cache.reset()
+        cache.length = 0
     x = torch.randn(1, 1, model.config.hidden_size)
     assert model.decode_step(x, False, cache).isfinite().all() and cache.length == 1
 
 
-@flaw("encoding could change the codebooks, and training mode woke the dropout of the frozen teacher")
-def _(codec: AudioTokenizer) -> None:
+def test_encoding_changes_nothing_in_any_mode(codec: AudioTokenizer):
+    """encoding could change the codebooks, and training mode woke the dropout of the frozen teacher."""
     clip = torch.randn(9600) * 0.1
     before = {name: tensor.clone() for name, tensor in codec.state_dict().items()}
     codes = codec.encode(clip)
@@ -189,8 +174,8 @@ def _(codec: AudioTokenizer) -> None:
     assert all(torch.equal(tensor, before[name]) for name, tensor in codec.state_dict().items())
 
 
-@flaw("audio without data was left out, so that the audios after it went to the wrong placeholders")
-def _(engine: Engine, tmp_path) -> None:
+def test_audio_without_data_is_an_error(engine: Engine, tmp_path):
+    """audio without data was left out, so that the audios after it went to the wrong placeholders."""
     save_audio(tmp_path / "b.wav", torch.zeros(9600), 24_000)
     here = AudioContent(str(tmp_path / "b.wav"))
     for absent in (AudioContent(), AudioContent("placeholder")):
@@ -200,82 +185,43 @@ def _(engine: Engine, tmp_path) -> None:
         engine.sequence(voices_in_system("Hi.", [A, here]), reference_codes=[torch.full((8, 3), 7)])
 
 
-@flaw("offset and duration of an audio were read and not applied")
-def _(engine: Engine, tmp_path) -> None:
-    save_audio(tmp_path / "a.wav", torch.zeros(24_000), 24_000)
-    cut = AudioContent(str(tmp_path / "a.wav"), offset=0.2, duration=0.4)
-    assert engine.reference_codes(cut).shape == (8, 10)
-
-
-@flaw("the strings of special tokens in a user's text became those tokens")
-def _() -> None:
+def test_special_tokens_in_texts_stay_text():
+    """the strings of special tokens in a user's text became those tokens."""
     specials = {BYTES.token_id(token) for token in SPECIAL_TOKENS.values()}
     evil = "".join(SPECIAL_TOKENS.values())
-    everywhere = [
+    for sample, plain in (
         (smart_voice(evil, evil, evil), smart_voice("-", "-", "-")),
         (voice_clone(evil, evil, AudioContent(evil), evil), voice_clone("-", "-", A, "-")),
         (voices_in_system(evil, [evil, A], evil), voices_in_system("-", ["", A], "-")),
         (dialogue([(0, evil)], {0: evil}, evil), dialogue([(0, "-")], {0: ""}, "-")),
-        (
-            ChatMLSample([Message("assistant", evil, evil)]),
-            ChatMLSample([Message("assistant", "-", "-")]),
-        ),
-    ]
-    for sample, plain in everywhere:
-        found, wanted = (
-            [token for token in tokenize(s, BYTES, generate=True).input_ids if token in specials]
-            for s in (sample, plain)
-        )
-        assert found == wanted
+        (ChatMLSample([Message("assistant", evil, evil)]), ChatMLSample([Message("assistant", "-", "-")])),
+    ):
+        ids = [tokenize(s, BYTES, generate=True).input_ids for s in (sample, plain)]
+        assert [t for t in ids[0] if t in specials] == [t for t in ids[1] if t in specials]
     meant = ChatMLSample([Message("user", TextContent("<SE>", allow_special=True))])
     assert BYTES.token_id("<SE>") in tokenize(meant, BYTES).input_ids
 
 
-@flaw("errors while streaming never reached who waited, and nobody could stop a run")
-def _(engine: Engine) -> None:
-    class Stopped(Exception):
-        pass
-
-    def listener(column: int) -> None:
-        if column == 5:
-            raise Stopped
-
-    with pytest.raises(Stopped):
-        engine.generate(smart_voice("Hi."), GREEDY, 400, on_step=listener)
-
-
-@flaw("text was decoded token by token, so that characters of several bytes broke, and no usage came at the end")
-def _(engine: Engine, says: Callable) -> None:
+def test_text_of_several_bytes_per_character(engine: Engine, says: Callable):
+    """text was decoded token by token, which broke characters of several bytes, and no usage came."""
     says([*engine.text_tokenizer.encode("Où? 你好 🎉"), engine.ids.end_of_turn])
     response = engine.generate(smart_voice("Hi."), GREEDY, 60, force_audio=False)
     assert response.text == "Où? 你好 🎉<|eot_id|>"
     assert response.usage.text_tokens == len("Où? 你好 🎉".encode()) + 1
 
 
-@flaw("a chunk without a frame of audio crashed the whole text")
-def _(engine: Engine, plays: Callable) -> None:
+def test_a_chunk_without_a_frame(engine: Engine, plays: Callable):
+    """a chunk without a frame of audio crashed the whole text."""
     plays([0])
     response = engine.generate(smart_voice("Hi."), replace(GREEDY, parity=True), 60)
     assert response.stop_reason == "stop" and response.usage.audio_steps == 9
     assert response.waveform.shape == (0,) and response.codes.shape == (8, 0)
 
 
-@flaw("every chunk of a long text was drawn with the same seed")
-def _() -> None:
-    seeds = [chunk_seed(0, index) for index in range(50)]
-    assert len(set(seeds)) == 50 and seeds == [chunk_seed(0, index) for index in range(50)]
-
-
-@flaw("all audio was decoded in one go at the end, so that memory grew with its length")
-def _(engine: Engine, says: Callable, plays: Callable) -> None:
+def test_segments_are_decoded_one_by_one(engine: Engine, says: Callable, plays: Callable):
+    """all audio was decoded in one go at the end, so that memory grew with its length."""
     ids = engine.ids
     says([ids.audio_out_bos, ids.audio_out_bos, ids.audio_out_bos, ids.end_of_turn])
     plays([4, 2, 3])
     response = engine.generate(smart_voice("Hi."), GREEDY, 80, force_audio=False)
     assert engine.tokenizer.decoded == [4, 2, 3] and len(response.waveform) == 9 * 960
-
-
-@pytest.mark.parametrize("description", FLAWS, ids=str)
-def test_flaw_is_absent(description, request):
-    check = FLAWS[description]
-    check(*(request.getfixturevalue(name) for name in inspect.signature(check).parameters))

@@ -4,19 +4,17 @@ import pytest
 import torch
 from conftest import assert_close
 from tiny import noise, write_model
-from transformers import (
-    HiggsAudioV2Config,
-    HiggsAudioV2ForConditionalGeneration,
-    HiggsAudioV2TokenizerConfig,
-    HiggsAudioV2TokenizerModel,
-)
+from transformers import HiggsAudioV2Config, HiggsAudioV2TokenizerConfig
+from transformers import HiggsAudioV2ForConditionalGeneration as PortModel
+from transformers import HiggsAudioV2TokenizerModel as PortCodec
 
 from higgs import AudioTokenizer, HiggsAudio
 from higgs.batch import Batch
 from higgs.checkpoint.config_json import codec_to_json, model_to_json
-from higgs.config import CodecConfig, ModelConfig, RopeConfig, SemanticConfig
+from higgs.config import CodecConfig, ModelConfig, RopeConfig, SamplingConfig, SemanticConfig
 from higgs.data.chatml import Tokens
 from higgs.data.collator import collate, expand_audio_placeholders
+from higgs.serve.reference.loop import generate
 from higgs.tokens import TokenIds
 
 CONFIG = ModelConfig(
@@ -42,7 +40,7 @@ def folder(tmp_path_factory):
 @pytest.fixture(scope="module")
 def pair(folder):
     config = HiggsAudioV2Config.from_pretrained(folder)
-    port = HiggsAudioV2ForConditionalGeneration.from_pretrained(folder, config=config, use_text_head=True)
+    port = PortModel.from_pretrained(folder, config=config, use_text_head=True)
     return HiggsAudio.from_pretrained(folder), port.eval()
 
 
@@ -52,9 +50,8 @@ def conversation() -> Batch:
     codes = [torch.randint(0, 1024, (8, frames), generator=generator) for frames in (7, 4)]
     input_ids = [256, 5, 6, 7, IDS.audio_out_bos, IDS.audio_out, IDS.audio_eos, 9, 10, IDS.audio_out_bos, IDS.audio_out]
     input_ids += [IDS.audio_eos, 260, 17]
-    return collate(
-        [expand_audio_placeholders(Tokens(input_ids, input_ids), codes, IDS, CONFIG, True)], IDS, labels=True
-    )
+    features = expand_audio_placeholders(Tokens(input_ids, input_ids), codes, IDS, CONFIG, True)
+    return collate([features], IDS, labels=True)
 
 
 @torch.inference_mode()
@@ -80,20 +77,12 @@ def test_logits_equal_the_port(pair):
 @torch.inference_mode()
 def test_greedy_codes_equal_the_port_until_the_end_of_stream(pair):
     """The two differ in how a segment ends; before that, every code must be the same."""
-    from higgs.config import SamplingConfig
-    from higgs.serve.reference.loop import generate
-
     ours, port = pair
-    text = [
-        256,
-        *range(40, 60),
-        IDS.audio_out_bos,
-    ]  # the port looks back eight tokens: shorter prompts misplace its delay
+    text = [256, *range(40, 60), IDS.audio_out_bos]  # the port looks back eight tokens: shorter ones misplace its delay
     prompt = collate([expand_audio_placeholders(Tokens(text, [-100] * len(text)), [], IDS, CONFIG, False)], IDS)
     made = generate(ours, prompt, IDS, SamplingConfig(temperature=0, ras_window=None), 40, (IDS.audio_eos,))
-    theirs = port.generate(
-        input_ids=prompt.input_ids, attention_mask=prompt.attention_mask.long(), do_sample=False, max_new_tokens=40
-    )
+    inputs = {"input_ids": prompt.input_ids, "attention_mask": prompt.attention_mask.long()}
+    theirs = port.generate(**inputs, do_sample=False, max_new_tokens=40)
     columns = (theirs if isinstance(theirs, torch.Tensor) else theirs.audio_sequences)[0].T
     delayed = made.segments[0].delayed
     ends = (delayed == 1025).any(0).nonzero()
@@ -106,7 +95,7 @@ def test_greedy_codes_equal_the_port_until_the_end_of_stream(pair):
 def codecs(tmp_path_factory):
     """The port's codec with our random weights, saved by it and read by us."""
     folder = tmp_path_factory.mktemp("port-codec")
-    port = HiggsAudioV2TokenizerModel(HiggsAudioV2TokenizerConfig(**codec_to_json(CODEC)))
+    port = PortCodec(HiggsAudioV2TokenizerConfig(**codec_to_json(CODEC)))
     with torch.no_grad():
         for name, tensor in port.state_dict().items():
             draw = noise(name, tensor.shape, seed=5)
@@ -138,11 +127,9 @@ def test_codec_equals_the_port(codecs, frames):
 
 def test_our_checkpoints_load_in_the_port(nano):
     """Every tensor that transformers needs for running is there; what only training uses may be missing."""
-    model, info = HiggsAudioV2ForConditionalGeneration.from_pretrained(
-        nano / "model", output_loading_info=True, use_text_head=True
-    )
+    _, info = PortModel.from_pretrained(nano / "model", output_loading_info=True, use_text_head=True)
     assert not info["missing_keys"] and not info["unexpected_keys"]
-    _, info = HiggsAudioV2TokenizerModel.from_pretrained(nano / "codec", output_loading_info=True)
+    _, info = PortCodec.from_pretrained(nano / "codec", output_loading_info=True)
     training_only = ("decoder_semantic", "fc1", "cluster_size", "embed_avg")
     assert not [key for key in info["missing_keys"] if not any(part in key for part in training_only)]
     assert not info["unexpected_keys"]

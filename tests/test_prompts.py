@@ -10,90 +10,51 @@ from safetensors.torch import load_file
 from higgs import AudioContent, ChatMLSample
 from higgs.audio import save_audio
 from higgs.config import ModelConfig
-from higgs.data.chatml import (
-    GENERATE,
-    MULTI_SPEAKER,
-    QUIET_ROOM,
-    after_chunks,
-    dialogue,
-    free_dialogue,
-    smart_voice,
-    tagged,
-    tokenize,
-    voice_clone,
-    voices_clone,
-    voices_in_system,
-)  # fmt: skip
+from higgs.data import chatml
+from higgs.data.chatml import QUIET_ROOM, dialogue, smart_voice, tokenize, voice_clone, voices_in_system
 from higgs.data.collator import collate, expand_audio_placeholders
 from higgs.data.text.tokenizer import TextTokenizer, byte_tokenizer
 from higgs.delay import revert_delay
 from higgs.tokens import SPECIAL_TOKENS, TokenIds
 
-
-@pytest.fixture(scope="module")
-def tokenizer() -> TextTokenizer:
-    return TextTokenizer(byte_tokenizer())
-
-
-@pytest.fixture(scope="module")
-def ids(tokenizer) -> TokenIds:
-    return TokenIds.of(tokenizer)
-
-
+TOKENIZER = TextTokenizer(byte_tokenizer())
+GENERATE, MULTI_SPEAKER = chatml.GENERATE, chatml.MULTI_SPEAKER
 SYSTEM = "<|begin_of_text|><|start_header_id|>system<|end_header_id|>\n\n"
 USER = "<|start_header_id|>user<|end_header_id|>\n\n"
 ASSISTANT = "<|start_header_id|>assistant<|end_header_id|>\n\n"
-
-
 BEGIN_USER = USER.replace("<|start", "<|begin_of_text|><|start", 1)
 AUDIO = "<|audio_out_bos|><|AUDIO_OUT|><|audio_eos|>"
 REFERENCES = [("Hi.", AudioContent("0.wav")), ("Yes.", AudioContent("1.wav"))]
 RENDERED = [
     (smart_voice("Hi."), f"{SYSTEM}{GENERATE}<|eot_id|>{USER}Hi.<|eot_id|>{ASSISTANT}"),
-    (
-        smart_voice("The sun rises.", QUIET_ROOM),
-        f"{SYSTEM}{GENERATE}\n\n<|scene_desc_start|>\n{QUIET_ROOM}\n<|scene_desc_end|><|eot_id|>"
-        f"{USER}The sun rises.<|eot_id|>{ASSISTANT}",
-    ),
-    (
-        voice_clone("New.", "Old.", AudioContent("a.wav")),
-        f"{BEGIN_USER}Old.<|eot_id|>{ASSISTANT}{AUDIO}<|eot_id|>{USER}New.<|eot_id|>{ASSISTANT}",
-    ),
-    (
-        voices_clone([(1, "Who?"), (0, "Me.")], REFERENCES),
-        f"{BEGIN_USER}[SPEAKER0] Hi.<|eot_id|>{ASSISTANT}{AUDIO}<|eot_id|>{USER}[SPEAKER1] Yes.<|eot_id|>"
-        f"{ASSISTANT}{AUDIO}<|eot_id|>{USER}[SPEAKER1] Who?\n[SPEAKER0] Me.<|eot_id|>{ASSISTANT}",
-    ),
-    (
-        voices_in_system("[SPEAKER1] Hi.", ["a calm man", AudioContent("1.wav"), "a child"]),
-        f"{SYSTEM}{GENERATE}\n\n<|scene_desc_start|>\nSPEAKER0: a calm man\nSPEAKER1: <|audio_bos|><|AUDIO|>"
-        f"<|audio_eos|>\nSPEAKER2: a child\n<|scene_desc_end|><|eot_id|>{USER}[SPEAKER1] Hi.<|eot_id|>{ASSISTANT}",
-    ),
-    (
-        dialogue([(0, "Hi."), (1, "Yes?")], {0: "feminine", 1: "masculine"}, QUIET_ROOM),
-        f"{SYSTEM}{MULTI_SPEAKER}\n\n<|scene_desc_start|>\n{QUIET_ROOM}\n\nSPEAKER0: feminine\nSPEAKER1: masculine\n"
-        f"<|scene_desc_end|><|eot_id|>{USER}[SPEAKER0] Hi.\n[SPEAKER1] Yes?<|eot_id|>{ASSISTANT}",
-    ),
-    (
-        dialogue([(n, "Hi.") for n in (10, 2, 1)]),  # sorted as numbers
-        f"{SYSTEM}{MULTI_SPEAKER}\n\n<|scene_desc_start|>\nSPEAKER1: feminine\nSPEAKER2: masculine\nSPEAKER10: feminine"
-        f"\n<|scene_desc_end|><|eot_id|>{USER}[SPEAKER10] Hi.\n[SPEAKER2] Hi.\n[SPEAKER1] Hi.<|eot_id|>{ASSISTANT}",
-    ),
-    (
-        free_dialogue({0: "masculine;curious", 1: "feminine;calm"}, "A library."),
-        f"{SYSTEM}{GENERATE}\n\n<|scene_desc_start|>\nSPEAKER0: masculine;curious\nSPEAKER1: feminine;calm\n\n"
-        f"A library.\n<|scene_desc_end|><|eot_id|>{USER}<|generation_instruction_start|>\nGenerate interleaved "
-        "transcript and audio that lasts for around 20 seconds.\n<|generation_instruction_end|><|eot_id|>"
-        f"{ASSISTANT}",
-    ),
-]
+    (voice_clone("New.", "Old.", AudioContent("a.wav")),
+     f"{BEGIN_USER}Old.<|eot_id|>{ASSISTANT}{AUDIO}<|eot_id|>{USER}New.<|eot_id|>{ASSISTANT}"),
+    (chatml.voices_clone([(1, "Who?"), (0, "Me.")], REFERENCES),
+     f"{BEGIN_USER}[SPEAKER0] Hi.<|eot_id|>{ASSISTANT}{AUDIO}<|eot_id|>{USER}[SPEAKER1] Yes.<|eot_id|>"
+     f"{ASSISTANT}{AUDIO}<|eot_id|>{USER}[SPEAKER1] Who?\n[SPEAKER0] Me.<|eot_id|>{ASSISTANT}"),
+    (voices_in_system("[SPEAKER1] Hi.", ["a calm man", AudioContent("1.wav"), "a child"]),
+     f"{SYSTEM}{GENERATE}\n\n<|scene_desc_start|>\nSPEAKER0: a calm man\nSPEAKER1: <|audio_bos|><|AUDIO|>"
+     f"<|audio_eos|>\nSPEAKER2: a child\n<|scene_desc_end|><|eot_id|>{USER}[SPEAKER1] Hi.<|eot_id|>{ASSISTANT}"),
+    (dialogue([(0, "Hi."), (1, "Yes?")], {0: "feminine", 1: "masculine"}, QUIET_ROOM),
+     f"{SYSTEM}{MULTI_SPEAKER}\n\n<|scene_desc_start|>\n{QUIET_ROOM}\n\nSPEAKER0: feminine\nSPEAKER1: masculine\n"
+     f"<|scene_desc_end|><|eot_id|>{USER}[SPEAKER0] Hi.\n[SPEAKER1] Yes?<|eot_id|>{ASSISTANT}"),
+    (dialogue([(n, "Hi.") for n in (10, 2, 1)]),  # sorted as numbers
+     f"{SYSTEM}{MULTI_SPEAKER}\n\n<|scene_desc_start|>\nSPEAKER1: feminine\nSPEAKER2: masculine\nSPEAKER10: feminine"
+     f"\n<|scene_desc_end|><|eot_id|>{USER}[SPEAKER10] Hi.\n[SPEAKER2] Hi.\n[SPEAKER1] Hi.<|eot_id|>{ASSISTANT}"),
+    (chatml.free_dialogue({0: "masculine;curious", 1: "feminine;calm"}, "A library."),
+     f"{SYSTEM}{GENERATE}\n\n<|scene_desc_start|>\nSPEAKER0: masculine;curious\nSPEAKER1: feminine;calm\n\n"
+     f"A library.\n<|scene_desc_end|><|eot_id|>{USER}<|generation_instruction_start|>\nGenerate interleaved "
+     "transcript and audio that lasts for around 20 seconds.\n<|generation_instruction_end|><|eot_id|>"
+     f"{ASSISTANT}"),
+]  # fmt: skip
 
 
 @pytest.mark.parametrize(("sample", "text"), RENDERED)
-def test_prompts_as_text(tokenizer, ids, sample, text):
-    without_audio = tokenize(sample, tokenizer, generate=True, force_audio=False).input_ids
-    assert tokenizer.decode(without_audio) == text
-    assert tokenize(sample, tokenizer, generate=True).input_ids == [*without_audio, ids.audio_out_bos]
+def test_prompts_as_text(sample, text):
+    without_audio = tokenize(sample, TOKENIZER, generate=True, force_audio=False).input_ids
+    assert TOKENIZER.decode(without_audio) == text
+    start = TOKENIZER.token_id("<|audio_out_bos|>")
+    assert tokenize(sample, TOKENIZER, generate=True).input_ids == [*without_audio, start]
 
 
 def test_golden_prompts_of_the_tiny_checkpoint(golden):
@@ -103,10 +64,8 @@ def test_golden_prompts_of_the_tiny_checkpoint(golden):
     ids, config = TokenIds.of(tokenizer), ModelConfig(vocab_size=512)
     clone = voice_clone("Say this.", "Hooray!", AudioContent("x"), QUIET_ROOM)
     codes = revert_delay(prompts["clone.audio_input_ids"][0].T)[:, 1:-1]
-    for name, sample, segments in (
-        ("smart_voice", smart_voice("The sun rises in the east.", QUIET_ROOM), []),
-        ("clone", clone, [codes]),
-    ):
+    smart = smart_voice("The sun rises in the east.", QUIET_ROOM)
+    for name, sample, segments in (("smart_voice", smart, []), ("clone", clone, [codes])):
         tokens = tokenize(sample, tokenizer, generate=True)
         batch = collate([expand_audio_placeholders(tokens, segments, ids, config, False)], ids)
         expected = prompts[f"{name}.input_ids"]
@@ -182,23 +141,17 @@ def system(*tokens: int) -> list[int]:
 # Sample -> the ids of its first and of its last messages.
 RELEASED = [
     (smart_voice(SUNRISE, QUIET_ROOM), QUIET, turn("user", SAID)),
-    (
-        voice_clone(SUNRISE, BELINDA, REFERENCE, QUIET_ROOM),
-        [*QUIET, *turn("user", HEARD), *turn("assistant", AUDIO_OUT)],
-        turn("user", SAID),
-    ),
-    (
-        voices_in_system(SUNRISE, [audio for _, audio in REFERENCES], QUIET_ROOM),
-        system(*SCENE, 382, *SPEAKER_0, 220, *AUDIO_IN, *SPEAKER_1, 220, *AUDIO_IN),
-        turn("user", SAID),
-    ),
-    (
-        dialogue("[SPEAKER1] No?\n[SPEAKER0] Yes.", scene=QUIET_ROOM),
-        system(*MULTI, *SPEAKER_0, FEMININE, *SPEAKER_1, MASCULINE),
-        None,
-    ),
-    (free_dialogue({0: "masculine;curious", 1: "feminine;calm"}, "A library."), None, turn("user", INSTRUCTION)),
-]
+    (voice_clone(SUNRISE, BELINDA, REFERENCE, QUIET_ROOM),
+     [*QUIET, *turn("user", HEARD), *turn("assistant", AUDIO_OUT)],
+     turn("user", SAID)),
+    (voices_in_system(SUNRISE, [audio for _, audio in REFERENCES], QUIET_ROOM),
+     system(*SCENE, 382, *SPEAKER_0, 220, *AUDIO_IN, *SPEAKER_1, 220, *AUDIO_IN),
+     turn("user", SAID)),
+    (dialogue("[SPEAKER1] No?\n[SPEAKER0] Yes.", scene=QUIET_ROOM),
+     system(*MULTI, *SPEAKER_0, FEMININE, *SPEAKER_1, MASCULINE),
+     None),
+    (chatml.free_dialogue({0: "masculine;curious", 1: "feminine;calm"}, "A library."), None, turn("user", INSTRUCTION)),
+]  # fmt: skip
 
 
 @pytest.mark.parametrize(("sample", "first", "last"), RELEASED)
@@ -226,31 +179,23 @@ def test_released_ids_of_a_long_form_chunk():
     sample = voice_clone(SUNRISE, BELINDA, REFERENCE, QUIET_ROOM)
     spoken = [(text, AudioContent()) for text in ("It rises.", SUNRISE, BELINDA)]
     context = [*QUIET, *turn("user", HEARD), *turn("assistant", AUDIO_OUT)]
-    first, second, third = (
-        [*turn("user", text), *turn("assistant", AUDIO_OUT)] for text in ([2181, 38268, 13], SAID, HEARD)
-    )
+    turns = [[*turn("user", text), *turn("assistant", AUDIO_OUT)] for text in ([2181, 38268, 13], SAID, HEARD)]
     last = [*turn("user", SAID), *HEADER["assistant"]]
-    assert released_ids(after_chunks(sample, [])) == [*context, *last]
-    assert released_ids(after_chunks(sample, spoken)) == [*context, *first, *second, *third, *last]
-    assert [a.name for a in after_chunks(sample, spoken).audios] == ["belinda.wav", "", "", ""]
+    assert released_ids(chatml.after_chunks(sample, [])) == [*context, *last]
+    assert released_ids(chatml.after_chunks(sample, spoken)) == [*context, *sum(turns, []), *last]
+    assert [a.name for a in chatml.after_chunks(sample, spoken).audios] == ["belinda.wav", "", "", ""]
     with pytest.raises(ValueError, match="ends in the user's message"):
-        after_chunks(ChatMLSample(sample.messages[:-1]), spoken)
+        chatml.after_chunks(ChatMLSample(sample.messages[:-1]), spoken)
 
 
-@pytest.mark.parametrize(
-    "build",
-    [
-        lambda text: dialogue(text, {0: "feminine", 1: "masculine"}),
-        lambda text: voices_clone(text, REFERENCES),
-        lambda text: voices_in_system(text, ["a man", "a woman"]),
-    ],
-)
-def test_unknown_speakers_are_refused(build):
+def test_unknown_speakers_are_refused():
     for text in ([(0, "Hi."), (2, "Ho.")], "[SPEAKER0] Hi. [SPEAKER2] Ho.", [(0, "[SPEAKER2] Ho.")]):
-        with pytest.raises(ValueError, match=r"speakers \[2\], but only .*0.* are described"):
-            build(text)
+        forms = {dialogue: {0: "f", 1: "m"}, chatml.voices_clone: REFERENCES, voices_in_system: ["f", "m"]}
+        for form, speakers in forms.items():
+            with pytest.raises(ValueError, match=r"speakers \[2\], but only .*0.* are described"):
+                form(text, speakers)
     with pytest.raises(ValueError, match="there is no speaker"):
-        tagged("No tag.", ())
+        chatml.tagged("No tag.", ())
 
 
 def test_audio_segments(tmp_path):

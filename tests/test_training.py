@@ -5,6 +5,8 @@ import json
 import re
 import shlex
 from dataclasses import replace
+from functools import reduce
+from operator import getitem
 from pathlib import Path
 
 import numpy as np
@@ -21,6 +23,7 @@ from higgs.evaluate.utterances import Evaluator
 from higgs.serve.generation import GenerationConfig
 from higgs.train.checkpointing import log, read_log
 from higgs.workflow.outputs import write_json
+from higgs.workflow.runner import clean_files
 from training.corpus.voices import IN_HOUSE, SAMPLE_RATE
 from training.evaluation import evaluate, held_out, table
 
@@ -31,14 +34,7 @@ PARAMS = YAML(typ="safe").load((HERE / "params.yaml").read_text())
 
 def filled(text: str) -> str:
     """With the parameters in it; a KeyError for one that there is not."""
-
-    def value(match) -> str:
-        found = PARAMS
-        for key in match[1].split("."):
-            found = found[key]
-        return str(found)
-
-    return re.sub(r"\$\{([\w.]+)\}", value, text)
+    return re.sub(r"\$\{([\w.]+)\}", lambda m: str(reduce(getitem, m[1].split("."), PARAMS)), text)
 
 
 def script_of(stage: str) -> Path | None:
@@ -79,9 +75,8 @@ def test_a_log_is_read_by_step(tmp_path):
     """A run that was killed tells some steps again."""
     for step, loss in ((100, 3.0), (200, 2.0), (200, 1.5), (300, 1.0)):
         log(tmp_path / "a.jsonl", step=step, loss=loss)
-    assert [(row["step"], row["loss"]) for row in read_log(tmp_path / "a.jsonl")] == [
-        (100, 3.0), (200, 1.5), (300, 1.0),
-    ]  # fmt: skip
+    rows = [(row["step"], row["loss"]) for row in read_log(tmp_path / "a.jsonl")]
+    assert rows == [(100, 3.0), (200, 1.5), (300, 1.0)]
 
 
 def tone(tts, text, speaker, speed, seed):
@@ -121,7 +116,7 @@ def evaluated(nano, tmp_path_factory):
         patch.setattr(held_out, "speak", tone)
         patch.setattr(held_out, "REFERENCE_TEXT", "The sun.")
         patch.setattr(
-            evaluate, "models_of", lambda name, words_only: MetricModels(Words(), None if words_only else Pitch())
+            evaluate, "models_of", lambda _, words_only: MetricModels(Words(), None if words_only else Pitch())
         )
         held_out.write_held_out(folder / "held-out", sizes, None)
 
@@ -183,11 +178,8 @@ def test_a_clip_is_attributed_to_the_nearest_candidate(tmp_path):
         candidates.append((speaker.name, tmp_path / f"{speaker.name}.flac"))
         save_audio(candidates[-1][1], torch.from_numpy(tone(None, "Hello.", speaker, 1, 0)) / 32768, SAMPLE_RATE)
     evaluator = Evaluator(MetricModels(speaker=Pitch()))
-    for name, path, nearest in (
-        ("ben", candidates[1][1], "ben"),
-        ("ada", candidates[2][1], "kit"),
-        ("ada", None, None),
-    ):
+    clips = [path for _, path in candidates]
+    for name, path, nearest in (("ben", clips[1], "ben"), ("ada", clips[2], "kit"), ("ada", None, None)):
         (row,) = evaluate.Attribution("x", name, path, tuple(candidates)).judge(evaluator)
         assert row["nearest"] == nearest and row["right"] == (nearest == name)
     assert evaluate.share([True, True, False])["percent"] == pytest.approx(200 / 3)
@@ -215,22 +207,16 @@ def test_the_card_holds_the_evaluation_of_its_checkpoint_and_of_no_other(nano, c
 
 
 def test_the_notebook_of_the_report_is_clean():
-    from higgs.workflow.runner import clean_files
-
     assert clean_files([HERE / "report.ipynb"], check=True) == []
 
 
 @pytest.mark.slow
 def test_the_report_is_one_page_of_what_there_is(evaluated, tmp_path, monkeypatch):
     """Logs made by hand, and an evaluation: the curves, the tables and the player are there."""
-    for job, names in {
-        "quantizer": ("l1", "ctc"),
-        "decoder": ("loss",),
-        "encoder": ("relative", "mel_l1"),
-        "model": ("cb0", "cb1", "cb7", "characters", "attention"),
-    }.items():
+    jobs = {"quantizer": "l1 ctc", "decoder": "loss", "encoder": "relative mel_l1"}
+    for job, names in (jobs | {"model": "cb0 cb1 cb7 characters attention"}).items():
         for step in (100, 200):
-            row = {"step": step, "seconds": step, **dict.fromkeys(names, 100 / step)}
+            row = {"step": step, "seconds": step, **dict.fromkeys(names.split(), 100 / step)}
             log(tmp_path / f"{job}.jsonl", **row, validation={"ada": 100 / step})
     (tmp_path / "evaluation").symlink_to(evaluated[0])
     monkeypatch.syspath_prepend(str(HERE))

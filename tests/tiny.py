@@ -6,6 +6,7 @@ The golden numbers in `tests/golden/` were computed with exactly these weights, 
 
 import hashlib
 import json
+import re
 from pathlib import Path
 
 import torch
@@ -74,31 +75,29 @@ def original_codec_names(tensors: dict[str, Tensor], strides: int = 5) -> dict[s
     """transformers' names -> the reference's, independent of the loader."""
     names = {"fc": "fc_prior", "fc1": "fc_post1", "fc2": "fc_post2"}
     parts = {"snake1": 0, "conv1": 1, "snake2": 2, "conv2": 3}
-    renamed = {}
-    for key in tensors:
+    ends = {"conv1": 0, "snake1": strides + 1, "conv2": strides + 2}
+    tops = {
+        "acoustic_encoder": ("encoder.block", 0, {"snake1": 3, "conv1": 4}),
+        "acoustic_decoder": ("decoder_2.model", 2, {"snake1": 0, "conv_t1": 1}),
+    }
+
+    def renamed(key: str) -> str:
         head, *rest = key.split(".")
-        if head in names:
-            renamed[key] = ".".join([names[head], *rest])
-        elif head in ("acoustic_encoder", "acoustic_decoder"):
-            top = "encoder.block" if head == "acoustic_encoder" else "decoder_2.model"
-            if rest[0] != "block":
-                place = {"conv1": 0, "snake1": strides + 1, "conv2": strides + 2}[rest[0]]
-                renamed[key] = f"{top}.{place}.{rest[1]}"
-            elif rest[2].startswith("res_unit"):
-                unit = int(rest[2][-1]) - 1 + (0 if head == "acoustic_encoder" else 2)
-                renamed[key] = f"{top}.{int(rest[1]) + 1}.block.{unit}.block.{parts[rest[3]]}.{rest[4]}"
-            else:
-                inner = {"snake1": 3, "conv1": 4} if head == "acoustic_encoder" else {"snake1": 0, "conv_t1": 1}
-                renamed[key] = f"{top}.{int(rest[1]) + 1}.block.{inner[rest[2]]}.{rest[3]}"
-        elif head == "quantizer":
-            renamed[key] = key.replace("quantizers", "vq.layers").replace(".codebook.", "._codebook.")
-        elif head == "encoder_semantic":
-            renamed[key] = key.replace(".conv1.", ".conv1.conv.") if ".conv1." in key else key
-            if key.split(".")[-2] == "conv":
-                renamed[key] = key.replace(f".conv.{rest[-1]}", f".conv.conv.{rest[-1]}")
-        else:
-            renamed[key] = key
-    return renamed
+        if head == "quantizer":
+            return key.replace("quantizers", "vq.layers").replace(".codebook.", "._codebook.")
+        if head == "encoder_semantic":
+            return re.sub(r"\.(conv1|conv)\.(weight|bias)$", r".\1.conv.\2", key)
+        if head not in tops:
+            return ".".join([names.get(head, head), *rest])
+        top, first, inner = tops[head]
+        if rest[0] != "block":
+            return f"{top}.{ends[rest[0]]}.{rest[1]}"
+        block = f"{top}.{int(rest[1]) + 1}.block"
+        if rest[2] in inner:
+            return f"{block}.{inner[rest[2]]}.{rest[3]}"
+        return f"{block}.{int(rest[2][-1]) - 1 + first}.block.{parts[rest[3]]}.{rest[4]}"
+
+    return {key: renamed(key) for key in tensors}
 
 
 def write_original_codec(folder: Path, config: dict, tensors: dict[str, Tensor]) -> Path:
@@ -117,6 +116,10 @@ def write_original_codec(folder: Path, config: dict, tensors: dict[str, Tensor])
             unfolded[name] = tensor
     torch.save(unfolded, folder / "model.pth")
     return folder
+
+
+def equal_batches(first: Batch, second: Batch) -> bool:
+    return all(torch.equal(a, b) for a, b in zip(vars(first).values(), vars(second).values(), strict=True))
 
 
 AUDIO, DELAY = 272, 270  # the port writes a second placeholder for the last columns of a segment

@@ -1,7 +1,5 @@
 """The acoustic branch: convolutions from waveform to latent and back, after the Descript Audio Codec.
 
-`lengths` [B] is for clips of different lengths in one batch (see `padding.py`); without it all are equally long.
-
 Differences from DAC (https://github.com/descriptinc/descript-audio-codec): the decoder uses the strides in the
 encoder's order, its transposed convolutions have output padding for odd strides, and there is no final tanh.
 """
@@ -45,14 +43,8 @@ class ResidualUnit(nn.Module):
         return x + self.conv2(self.snake2(self.conv1(mask_padding(self.snake1(x), lengths))))
 
 
-class ResidualUnits(nn.Sequential):
-    def __init__(self, channels: int):
-        super().__init__(*(ResidualUnit(channels, dilation) for dilation in DILATIONS))
-
-    def forward(self, x: Tensor, lengths: Tensor | None = None) -> Tensor:
-        for unit in self:
-            x = unit(x, lengths)
-        return x
+def residual_units(channels: int) -> nn.Sequential:
+    return nn.Sequential(*(ResidualUnit(channels, dilation) for dilation in DILATIONS))
 
 
 class EncoderBlock(nn.Module):
@@ -60,12 +52,14 @@ class EncoderBlock(nn.Module):
 
     def __init__(self, channels: int, stride: int):
         super().__init__()
-        self.units = ResidualUnits(channels)
+        self.units = residual_units(channels)
         self.snake = Snake(channels)
         self.down = nn.Conv1d(channels, 2 * channels, 2 * stride, stride, padding=math.ceil(stride / 2))
 
     def forward(self, x: Tensor, lengths: Tensor | None = None) -> Tensor:
-        return self.down(mask_padding(self.snake(self.units(x, lengths)), lengths))
+        for unit in self.units:
+            x = unit(x, lengths)
+        return self.down(mask_padding(self.snake(x), lengths))
 
 
 class DecoderBlock(nn.Module):
@@ -77,11 +71,13 @@ class DecoderBlock(nn.Module):
         self.up = nn.ConvTranspose1d(
             channels, channels // 2, 2 * stride, stride, padding=math.ceil(stride / 2), output_padding=stride % 2
         )
-        self.units = ResidualUnits(channels // 2)
+        self.units = residual_units(channels // 2)
 
     def forward(self, x: Tensor, lengths: Tensor | None = None) -> Tensor:
         x = self.up(mask_padding(self.snake(x), lengths))
-        return self.units(x, None if lengths is None else lengths * self.up.stride[0])
+        for unit in self.units:
+            x = unit(x, None if lengths is None else lengths * self.up.stride[0])
+        return x
 
 
 class AcousticEncoder(nn.Module):

@@ -1,16 +1,13 @@
 """Clips of any length in few shapes: zero-padded, yet encoded as if each were a batch of its own.
 
-Convolution libraries prepare kernels for each new shape, which for short clips costs as much as the convolution. So
-clips are padded to one of eight lengths per octave (`bucket_length`), and the batch size depends on that length and the
-device only. The result for a clip then depends on nothing but the clip: same shapes, same kernels, same sums.
-
-A clip that fills its batch has zeros beyond its ends before every layer; in a padded clip, earlier layers leave biases
-there. So the padding is set to zero again before every convolution with a kernel wider than 1. `lengths` [B] counts the
-valid steps of each clip at the present rate; None means that all steps are valid.
+Preparing kernels for a new shape costs as much as convolving a short clip. So clips are padded to one of eight lengths
+per octave (`bucket_length`), and the batch size depends on that length and the device only: a clip's result depends on
+nothing but the clip. Layers leave biases in the padding: it is set to zero again before every convolution with a kernel
+wider than 1. `lengths` [B] counts the valid steps of each clip at the present rate; None means that all are valid.
 """
 
 from collections.abc import Callable, Iterator, Sequence
-from typing import NamedTuple, TypeVar
+from typing import TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -25,10 +22,7 @@ def bucket_length(length: int) -> int:
 
 
 def run_in_batches(
-    run: Callable[[Tensor, Tensor], Tensor],
-    items: Sequence[Tensor],
-    sizes: Sequence[int],
-    batch_size: Callable[[int], int],
+    run: Callable[[Tensor, Tensor], Tensor], items: list[Tensor], sizes: list[int], batch_size: Callable[[int], int]
 ) -> list[Tensor]:
     """`run(padded [B, ..., size], lengths [B])` on batches of items with the same size -> the result for each item.
 
@@ -55,19 +49,11 @@ def pad_to_batch(items: Sequence[Tensor], size: int, count: int) -> tuple[Tensor
     return padded, torch.tensor([item.shape[-1] for item in items], device=padded.device)
 
 
-class Window(NamedTuple):
-    """A segment of a clip with its context: decode the frames `context`, drop `skip` frames, take `frames`."""
-
-    context: slice
-    skip: int
-    frames: int
-
-
-def windows(length: int, frames: int, context: int) -> Iterator[Window]:
-    """Consecutive segments of `frames` frames, each with up to `context` frames to each side."""
+def windows(length: int, frames: int, context: int) -> Iterator[tuple[slice, int, int]]:
+    """Consecutive segments of `frames` frames -> (the segment with its context, frames to skip, frames to take)."""
     for start in range(0, length, frames):
         end, first = min(start + frames, length), max(0, start - context)
-        yield Window(slice(first, min(end + context, length)), start - first, end - start)
+        yield slice(first, min(end + context, length)), start - first, end - start
 
 
 def length_mask(x: Tensor, lengths: Tensor) -> Tensor:

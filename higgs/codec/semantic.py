@@ -69,24 +69,18 @@ class SemanticEncoder(nn.Module):
     def __init__(self, config: CodecConfig):
         super().__init__()
         width = config.semantic.hidden_size
-        self.sample_rate = config.sample_rate
-        self.semantic_rate = config.semantic_sample_rate
-        # HuBERT has one frame for 320 samples at 16 kHz; every `step`-th is used.
-        self.step = config.semantic_step
+        self.sample_rate, self.semantic_rate = config.sample_rate, config.semantic_sample_rate
+        self.step = config.semantic_step  # HuBERT has one frame for 320 samples at 16 kHz; every `step`-th is used
         self.teacher = Hubert(config.semantic)
         self.conv = nn.Conv1d(width, width, 3, padding=1, bias=False)
         self.blocks = nn.Sequential(SemanticBlock(width), SemanticBlock(width))
 
     def frames(self, samples: Lengths) -> Lengths:
-        """How many frames come out; below 1 where HuBERT has no input for one."""
-        return -(-self._hubert_frames(samples) // self.step)
-
-    def _hubert_frames(self, samples: Lengths) -> Lengths:
-        """Frames of HuBERT: 50 a second."""
+        """Number of output frames; below 1 where HuBERT, with 50 a second, has no input for one."""
         samples = -(-samples * self.semantic_rate // self.sample_rate) + 2 * EDGE
         for layer in self.teacher.feature_extractor.conv_layers:
             samples = conv_lengths(samples, layer.conv)
-        return samples
+        return -(-samples // self.step)
 
     def features(self, waveform: Tensor, lengths: Tensor | None = None) -> Tensor:
         """[B, 1, L] -> [B, T, D]: the mean of all hidden states of HuBERT, every `step`-th frame."""
@@ -103,15 +97,13 @@ class SemanticEncoder(nn.Module):
                 x = group_norm(x, layer.layer_norm, steps)
             x = nn.functional.gelu(x)
         x = self.teacher.feature_projection(x.transpose(1, 2))
-        states = self._hidden_states(x, steps)
-        return torch.stack(states).mean(dim=0)[:, :: self.step]
+        return torch.stack(self._hidden_states(x, steps)).mean(dim=0)[:, :: self.step]
 
     def _hidden_states(self, x: Tensor, steps: Tensor | None) -> list[Tensor]:
-        """[B, S, D] -> what the first layer gets and what each layer gives, all [B, S, D]."""
+        """[B, S, D] -> the input of the first layer and the output of each, all [B, S, D]."""
         encoder, mask = self.teacher.encoder, None
         if steps is not None:
             x = mask_padding(x.transpose(1, 2), steps).transpose(1, 2)
-            # Which keys may be attended to: [B, 1, S, S]
             mask = length_mask(x.transpose(1, 2), steps)[:, None].expand(-1, -1, x.shape[1], -1)
         states = [encoder.layer_norm(x + encoder.pos_conv_embed(x))]
         for layer in encoder.layers:

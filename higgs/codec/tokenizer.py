@@ -20,9 +20,7 @@ from higgs.config import CodecConfig
 
 EDGE = 320  # zeros at each side where the branches differ in number of frames (boson-ai/higgs-audio's rule)
 MIN_SAMPLES = 119  # shorter clips leave HuBERT without a frame
-# HuBERT's attention spans the whole clip: memory grows by 36 MB a second at the release's size (7 MB with the default
-# checkpoint), time eventually with the square.
-MAX_SECONDS = 300.0
+MAX_SECONDS = 300.0  # HuBERT's attention spans the whole clip: 36 MB a second at the release's size
 MAX_PEAK = 100.0  # 8-bit and 16-bit integers converted to float exceed it, audio does not
 WINDOW = 128  # frames that are decoded at a time
 MAX_BATCH, MAX_SAMPLES = 16, 1 << 20  # clips and samples of a batch on an accelerator
@@ -52,9 +50,9 @@ class AudioTokenizer(nn.Module):
     def embed(self, waveform: Tensor, lengths: Tensor | None = None) -> Tensor:
         """[B, 1, L] -> z [B, D, T]: both branches, concatenated and fused.
 
-        Where the branches differ in number of frames (a clip's length mod 960 in 119 ... 631) the acoustic one gets the
-        clip with 320 zeros at each side, as in the reference; then the longer is cut. `lengths` [B] is for clips of
-        different lengths, each followed by at least 640 zeros; results beyond a clip's own frames are undefined.
+        Where they differ in number of frames (a clip's length mod 960 in 119 ... 631) the acoustic one gets 320 zeros
+        at each side, as in the reference; then the longer is cut. With `lengths` [B], each clip is followed by at least
+        640 zeros, and results beyond its own frames are undefined.
         """
         semantic = self.semantic_encoder(waveform, lengths)
         if lengths is None:
@@ -84,12 +82,11 @@ class AudioTokenizer(nn.Module):
     ) -> Tensor | list[Tensor]:
         """[L] -> [K, T]; [B, 1, L] -> [B, K, T]; a list of [L] -> a list of [K, T].
 
-        Floating point samples in about [-1, 1]; other sample rates are resampled. A clip's codes do not depend on the
-        other clips. `pad_to_hop` appends zeros up to a whole number of frames: T = ceil(L / 960); without it
-        T = floor((L + 841) / 960), and clips whose length mod 960 is in 119 ... 631 are padded as in `embed`.
+        Samples are in about [-1, 1], and resampled to 24 kHz. A clip's codes do not depend on the other clips.
+        T = floor((L + 841) / 960); `pad_to_hop` appends zeros up to a whole number of frames: T = ceil(L / 960).
 
         Raises ValueError for audio that is empty, not finite, not mono, too loud to be audio, too short (under 119
-        samples at 24 kHz without `pad_to_hop`) or longer than five minutes; TypeError for integers.
+        samples without `pad_to_hop`) or longer than five minutes; TypeError for integers.
         """
         if isinstance(waveform, Tensor) and waveform.dim() == 3 and waveform.shape[:2].numel():
             clips = [clip[0] if len(clip) == 1 else clip for clip in waveform]
@@ -99,34 +96,27 @@ class AudioTokenizer(nn.Module):
         clips = [self._prepare(c, sample_rate, pad_to_hop, name) for name, c in named.items()]
         sizes = [bucket_length(-(-(clip.shape[1] + 2 * EDGE) // hop)) * hop for clip in clips]
         with exact_convolutions(self.device):
-            outputs = run_in_batches(self._encode, clips, sizes, self._batch_size)
+            outputs = run_in_batches(lambda *x: self.quantizer.encode(self.embed(*x)), clips, sizes, self._batch_size)
         pairs = zip(outputs, clips, strict=True)
         codes = [output[:, : self.num_frames(clip.shape[1])].clone() for output, clip in pairs]
         return codes[0] if single else codes
 
     def _prepare(self, clip: Tensor, sample_rate: int, pad_to_hop: bool, what: str) -> Tensor:
-        """[L] at `sample_rate` -> [1, L] at the codec's sample rate, checked."""
         clip = check_clip(clip, sample_rate, what).to(self.device)
         clip = resample(clip, sample_rate, self.sample_rate)
         if pad_to_hop:
             clip = nn.functional.pad(clip, (0, -len(clip) % self.hop_length))
         if self.num_frames(len(clip)) < 1:
-            raise ValueError(
-                f"{what}: audio of {len(clip)} samples at {self.sample_rate} Hz is too short: at least "
-                f"{MIN_SAMPLES} are needed, or pad_to_hop=True"
-            )
+            length = f"{len(clip)} samples at {self.sample_rate} Hz"
+            raise ValueError(f"{what}: {length} are too short: {MIN_SAMPLES} or pad_to_hop=True are needed")
         return clip[None]
-
-    def _encode(self, waveform: Tensor, lengths: Tensor) -> Tensor:
-        return self.quantizer.encode(self.embed(waveform, lengths))
 
     @torch.inference_mode()
     def decode(self, codes: Tensor | Sequence[Tensor]) -> Tensor | list[Tensor]:
         """[K, T] -> [L]; [B, K, T] -> [B, 1, L]; list -> list; L = T * hop_length, not clamped.
 
-        The first k < K codebooks suffice. A clip's waveform does not depend on the other clips, and clips may have any
-        length: 128 frames are decoded at a time. Raises ValueError for T = 0 and for ids beyond the codebook (stream
-        ids are not codes), TypeError for anything but tensors of integers.
+        The first k < K codebooks suffice. A clip's waveform does not depend on the other clips. Raises ValueError for
+        T = 0 and for ids beyond the codebook (stream ids are not codes), TypeError for other types.
         """
         if isinstance(codes, Tensor) and codes.dim() == 3 and len(codes):
             return torch.stack(self.decode(list(codes)))[:, None]
@@ -140,39 +130,26 @@ class AudioTokenizer(nn.Module):
     def _decode(self, clips: list[Tensor]) -> list[Tensor]:
         """[K, T] -> [L] for each, in windows of at most 128 frames that overlap by the receptive field."""
         hop, context = self.hop_length, self.acoustic_decoder.context_frames
-        parts = [
-            (index, window)
-            for index, clip in enumerate(clips)
-            for window in windows(clip.shape[1], WINDOW - 2 * context, context)
-        ]
-        z_q = [self.quantizer.decode(clips[index][None, :, window.context])[0] for index, window in parts]
+        frames = WINDOW - 2 * context
+        parts = [(i, *window) for i, clip in enumerate(clips) for window in windows(clip.shape[1], frames, context)]
+        z_q = [self.quantizer.decode(clips[index][None, :, window])[0] for index, window, _, _ in parts]
         sizes = [bucket_length(z.shape[1]) for z in z_q]
         with exact_convolutions(self.device):
             outputs = run_in_batches(self.synthesize, z_q, sizes, lambda frames: self._batch_size(frames * hop))
         segments: list[list[Tensor]] = [[] for _ in clips]
-        for (index, window), output in zip(parts, outputs, strict=True):
-            segments[index].append(output[0, window.skip * hop : (window.skip + window.frames) * hop])
+        for (index, _, skip, taken), output in zip(parts, outputs, strict=True):
+            segments[index].append(output[0, skip * hop : (skip + taken) * hop])
         return [torch.cat(waveforms) for waveforms in segments]
 
     def _batch_size(self, samples: int) -> int:
-        """How many clips, padded to `samples`, form a batch: constant, whatever the number of clips.
-
-        One on a CPU: with kernels for the shape prepared, batches of four or eight are no faster with the default
-        checkpoint, and slower at the release's size (see `benchmarks/codec.py`).
-        """
-        if self.device.type == "cpu":
-            return 1
-        return max(1, min(MAX_BATCH, MAX_SAMPLES // samples))
+        """Clips, padded to `samples`, of a batch. On a CPU larger ones are no faster (`benchmarks/codec.py`)."""
+        return 1 if self.device.type == "cpu" else max(1, min(MAX_BATCH, MAX_SAMPLES // samples))
 
     @classmethod
     def from_pretrained(
         cls, source: str | Path, revision: str | None = None, device: str | torch.device = "cpu"
     ) -> "AudioTokenizer":
-        """Folder, hub id (with `revision` or as `id@revision`) or s3:// prefix -> the tokenizer, in float32.
-
-        The layout (the reference's `model.pth`, or transformers' safetensors) is detected by content. Raises ValueError
-        naming the tensors that are missing, unexpected or misshapen.
-        """
+        """Folder, hub id (`revision` or `id@revision`) or s3:// prefix -> float32. ValueError names tensors amiss."""
         folder = resolve(source, revision)
         with torch.device("meta"):
             tokenizer = cls(load_config(folder))
@@ -180,10 +157,7 @@ class AudioTokenizer(nn.Module):
         return tokenizer.to(device).eval().requires_grad_(False)
 
     def save_pretrained(self, folder: str | Path, half: bool = False) -> None:
-        """Writes `config.json` and `model.safetensors` in transformers' layout; `half` stores float16.
-
-        Codebooks stay float32, so that the nearest vector is the same on every machine.
-        """
+        """Writes `config.json` and `model.safetensors` in transformers' layout; `half`: float16 but for codebooks."""
         tensors = to_transformers({k: v.detach().cpu() for k, v in self.state_dict().items()})
         if half:
             tensors = {k: v if ".codebook." in k else v.half() for k, v in tensors.items()}
@@ -193,21 +167,15 @@ class AudioTokenizer(nn.Module):
 def check_clip(clip: Tensor, sample_rate: int, what: str) -> Tensor:
     """[L] -> the same in float32. Raises TypeError or ValueError for anything that cannot be encoded."""
     if isinstance(clip, Tensor) and clip.dim() != 1:
-        raise ValueError(
-            f"{what}: expected mono audio [L] or [B, 1, L], got shape {tuple(clip.shape)}; "
-            "average the channels of stereo audio first"
-        )
+        shape = tuple(clip.shape)
+        raise ValueError(f"{what}: expected mono audio [L] or [B, 1, L], got shape {shape}: average the channels first")
     # Checked before the samples are read: there may be very many.
     if isinstance(clip, Tensor) and len(clip) > MAX_SECONDS * check_rate(sample_rate):
-        raise ValueError(
-            f"{what}: {len(clip) / sample_rate:.0f} s of audio; at most {MAX_SECONDS:.0f} s are encoded "
-            "at once, because every frame attends to all others: split it at a pause"
-        )
+        seconds = f"{len(clip) / sample_rate:.0f} s of audio"
+        raise ValueError(f"{what}: {seconds}; at most {MAX_SECONDS:.0f} s are encoded at once: split it at a pause")
     clip = check_waveform(clip, what)
     if (peak := clip.abs().max().item()) > MAX_PEAK:
-        raise ValueError(
-            f"{what}: samples reach {peak:.0f}, audio is in about [-1, 1]; divide 16-bit integers by 32768"
-        )
+        raise ValueError(f"{what}: samples reach {peak:.0f}, not about 1; divide 16-bit integers by 32768")
     return clip
 
 
@@ -216,9 +184,8 @@ def check_codes(codes: Tensor, config: CodecConfig, what: str) -> None:
     if not isinstance(codes, Tensor):
         raise TypeError(f"{what}: expected a torch.Tensor, got {type(codes).__name__}")
     if codes.dim() != 2 or not 1 <= codes.shape[0] <= config.num_codebooks:
-        raise ValueError(
-            f"{what}: expected [K, T] or [B, K, T] with K <= {config.num_codebooks}, got shape {tuple(codes.shape)}"
-        )
+        wanted = f"[K, T] or [B, K, T] with K <= {config.num_codebooks}"
+        raise ValueError(f"{what}: expected {wanted}, got shape {tuple(codes.shape)}")
     if codes.is_floating_point() or codes.is_complex() or codes.dtype == torch.bool:
         raise TypeError(f"{what}: codes are integers, got {codes.dtype}")
     if codes.shape[1] == 0:

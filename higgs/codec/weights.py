@@ -9,14 +9,7 @@ import torch
 from torch import Tensor
 
 from higgs.checkpoint.config_json import ORIGINAL, TRANSFORMERS, codec_from_json
-from higgs.checkpoint.folder import (
-    CheckpointError,
-    compare,
-    layout_of,
-    read_config,
-    read_headers,
-    read_tensors,
-)
+from higgs.checkpoint.folder import CheckpointError, compare, layout_of, read_config, read_headers, read_tensors
 from higgs.config import CodecConfig
 
 # Only used in training: the semantic decoder and its projection, and the codebooks' EMA statistics.
@@ -24,7 +17,8 @@ TRAINING_ONLY = re.compile(
     r"(decoder_semantic|fc1|fc_post1)\..*|.*codebook\.(cluster_size|embed_avg)|semantic_model\.masked_spec_embed"
 )
 # Names of modules: ours, in the layout of the reference (boson-ai/higgs-audio), in that of transformers.
-# b: block, u: residual unit, k: codebook, s: number of strides; b1 is b + 1, and so on.
+# b: block, u: residual unit, p: its part, k: codebook, s: number of strides; b1 is b + 1, and so on.
+PARTS = ("snake1", "conv1", "snake2", "conv2")
 MODULES = (
     ("fuse", "fc_prior", "fc"),
     ("to_acoustic", "fc_post2", "fc2"),
@@ -44,36 +38,25 @@ MODULES = (
     ("acoustic_encoder.conv_out", "encoder.block.{s2}", "acoustic_encoder.conv2"),
     ("acoustic_encoder.blocks.{b}.snake", "encoder.block.{b1}.block.3", "acoustic_encoder.block.{b}.snake1"),
     ("acoustic_encoder.blocks.{b}.down", "encoder.block.{b1}.block.4", "acoustic_encoder.block.{b}.conv1"),
-    ("acoustic_encoder.blocks.{b}.units.{u}.snake1", "encoder.block.{b1}.block.{u}.block.0",
-     "acoustic_encoder.block.{b}.res_unit{u1}.snake1"),
-    ("acoustic_encoder.blocks.{b}.units.{u}.conv1", "encoder.block.{b1}.block.{u}.block.1",
-     "acoustic_encoder.block.{b}.res_unit{u1}.conv1"),
-    ("acoustic_encoder.blocks.{b}.units.{u}.snake2", "encoder.block.{b1}.block.{u}.block.2",
-     "acoustic_encoder.block.{b}.res_unit{u1}.snake2"),
-    ("acoustic_encoder.blocks.{b}.units.{u}.conv2", "encoder.block.{b1}.block.{u}.block.3",
-     "acoustic_encoder.block.{b}.res_unit{u1}.conv2"),
+    ("acoustic_encoder.blocks.{b}.units.{u}.{part}", "encoder.block.{b1}.block.{u}.block.{p}",
+     "acoustic_encoder.block.{b}.res_unit{u1}.{part}"),
     ("acoustic_decoder.conv_in", "decoder_2.model.0", "acoustic_decoder.conv1"),
     ("acoustic_decoder.snake", "decoder_2.model.{s1}", "acoustic_decoder.snake1"),
     ("acoustic_decoder.conv_out", "decoder_2.model.{s2}", "acoustic_decoder.conv2"),
     ("acoustic_decoder.blocks.{b}.snake", "decoder_2.model.{b1}.block.0", "acoustic_decoder.block.{b}.snake1"),
     ("acoustic_decoder.blocks.{b}.up", "decoder_2.model.{b1}.block.1", "acoustic_decoder.block.{b}.conv_t1"),
-    ("acoustic_decoder.blocks.{b}.units.{u}.snake1", "decoder_2.model.{b1}.block.{u2}.block.0",
-     "acoustic_decoder.block.{b}.res_unit{u1}.snake1"),
-    ("acoustic_decoder.blocks.{b}.units.{u}.conv1", "decoder_2.model.{b1}.block.{u2}.block.1",
-     "acoustic_decoder.block.{b}.res_unit{u1}.conv1"),
-    ("acoustic_decoder.blocks.{b}.units.{u}.snake2", "decoder_2.model.{b1}.block.{u2}.block.2",
-     "acoustic_decoder.block.{b}.res_unit{u1}.snake2"),
-    ("acoustic_decoder.blocks.{b}.units.{u}.conv2", "decoder_2.model.{b1}.block.{u2}.block.3",
-     "acoustic_decoder.block.{b}.res_unit{u1}.conv2"),
+    ("acoustic_decoder.blocks.{b}.units.{u}.{part}", "decoder_2.model.{b1}.block.{u2}.block.{p}",
+     "acoustic_decoder.block.{b}.res_unit{u1}.{part}"),
 )  # fmt: skip
 
 
 def modules(layout: str, strides: int, codebooks: int) -> dict[str, str]:
-    """This package's name of every module -> its name in the layout."""
+    """Our name of every module -> its name in the layout."""
     theirs = 1 if layout == ORIGINAL else 2
     names = {}
-    for b, u, k in product(range(max(strides, 2)), range(3), range(max(codebooks, 1))):
-        fields = {"b": b, "b1": b + 1, "u": u, "u1": u + 1, "u2": u + 2, "k": k, "s1": strides + 1, "s2": strides + 2}
+    ends = {"s1": strides + 1, "s2": strides + 2}
+    for b, u, p in product(range(max(strides, 2, codebooks)), range(3), range(4)):
+        fields = ends | {"b": b, "b1": b + 1, "k": b, "u": u, "u1": u + 1, "u2": u + 2, "p": p, "part": PARTS[p]}
         names |= {module[0].format(**fields): module[theirs].format(**fields) for module in MODULES}
     return names
 
@@ -115,10 +98,7 @@ def fold_weight_norm(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
 
 
 def convert(tensors: dict[str, Tensor], num_strides: int) -> tuple[dict[str, Tensor], list[str]]:
-    """A checkpoint's tensors, or headers -> (by our names, names of the training-only ones that are left out).
-
-    Raises CheckpointError when a codebook was never initialised.
-    """
+    """A checkpoint's tensors, or headers -> (by our names, names of the training-only ones that are left out)."""
     inited = {key for key in tensors if key.endswith("codebook.inited")}
     for key in inited:
         if not tensors[key].is_meta and not bool(tensors[key].bool().all()):
@@ -132,7 +112,6 @@ def convert(tensors: dict[str, Tensor], num_strides: int) -> tuple[dict[str, Ten
 
 
 def to_transformers(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
-    """This package's names -> those of transformers, the layout in which checkpoints are written."""
     names = modules(TRANSFORMERS, *sizes(tensors))
     renamed = {rename(key, names): tensor.contiguous() for key, tensor in tensors.items()}
     flags = [key for key in renamed if key.endswith("codebook.embed")]
@@ -160,10 +139,7 @@ def differences(folder: Path, expected: Mapping[str, Tensor]) -> list[str]:
 
 
 def load_weights(folder: Path, expected: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """-> the tensors by this package's names, in float32. Nothing is read before all of them are known to fit.
-
-    Raises CheckpointError that names the tensors which are missing, unexpected or misshapen.
-    """
+    """-> the tensors by our names, in float32. CheckpointError, before any is read, names those that do not fit."""
     if found := differences(folder, expected):
         raise CheckpointError(f"{folder}: " + "; ".join(found))
     ours, _ = convert(read_tensors(folder), sizes(expected)[0])

@@ -1,8 +1,7 @@
 """Conversations: prompts as messages and as tokens.
 
-A prompt is a list of messages in Llama-3's chat format. Audio in an assistant message is output of the model; audio in
-other messages is input. Every fragment is tokenised on its own, so that BPE merges never cross fragments, as in the
-reference implementation (boson-ai/higgs-audio).
+A prompt is messages in Llama-3's chat format: audio of the assistant is output of the model, other audio is input. Each
+fragment is tokenised on its own, so that no BPE merge crosses fragments, as in the reference (boson-ai/higgs-audio).
 """
 
 import base64
@@ -46,16 +45,13 @@ class TextContent:
 
 @dataclass(frozen=True)
 class AudioContent:
-    """Audio of a message: the path of a file, a whole file in base64, or neither, when the caller supplies its codes.
+    """Audio of a message: a file, or neither `audio_url` nor `raw_audio`, when the caller supplies its codes."""
 
-    `offset` and `duration` select a segment, in seconds. `row_id` is metadata.
-    """
-
-    audio_url: str = ""
-    raw_audio: str | None = None
-    offset: float | None = None
+    audio_url: str = ""  # path of the file
+    raw_audio: str | None = None  # the whole file in base64
+    offset: float | None = None  # the segment, in seconds
     duration: float | None = None
-    row_id: int | None = None
+    row_id: int | None = None  # metadata
 
     def __post_init__(self) -> None:
         if not 0 <= (self.offset or 0) < math.inf:
@@ -75,30 +71,24 @@ class AudioContent:
         return f"{self.audio_url}#t={start:.6g}{end}" if start or end else self.audio_url
 
     def load(self, sample_rate: int, folder: str | Path = ".") -> Tensor:
-        """-> [L] float32 at `sample_rate`: the file (relative to `folder`) or `raw_audio`, cut to the segment.
-
-        Raises ValueError for audio without data or not readable, and for a segment beyond its end.
-        """
+        """-> [L] at `sample_rate`. ValueError for audio without data, not readable, or shorter than the segment."""
         if not self.has_data:
             raise ValueError("the conversation holds audio without a file, and no reference_codes for it")
-        if self.audio_url in NO_FILE:
-            try:
-                content = base64.b64decode(self.raw_audio, validate=True)
-            except binascii.Error as error:
-                raise ValueError(f"raw_audio is not base64: {error}") from error
+        if self.audio_url not in NO_FILE:
+            waveform, rate = load_audio(Path(folder) / self.audio_url)
+        else:
             with NamedTemporaryFile(prefix="raw_audio-") as file:
-                file.write(content)
+                try:
+                    file.write(base64.b64decode(self.raw_audio, validate=True))
+                except binascii.Error as error:
+                    raise ValueError(f"raw_audio is not base64: {error}") from error
                 file.flush()
                 waveform, rate = load_audio(file.name)
-        else:
-            waveform, rate = load_audio(Path(folder) / self.audio_url)
         start = round((self.offset or 0) * rate)
         stop = len(waveform) if self.duration is None else start + round(self.duration * rate)
         if not start < stop <= len(waveform):
-            raise ValueError(
-                f"{self.name or 'raw_audio'}: seconds {start / rate:g} to {stop / rate:g} of audio that "
-                f"has {len(waveform) / rate:g}"
-            )
+            name, seconds = self.name or "raw_audio", len(waveform) / rate
+            raise ValueError(f"{name}: seconds {start / rate:g} to {stop / rate:g} of audio that has {seconds:g}")
         return resample(waveform[start:stop], rate, sample_rate)
 
 
@@ -109,14 +99,11 @@ Lines = str | Sequence[tuple[int, str]]
 
 @dataclass(frozen=True)
 class Message:
-    """One turn; `recipient` is the addressee of an assistant's message.
-
-    Raises ValueError for text that cannot be spoken (see `check_text`); a message with audio may have none.
-    """
+    """One turn. Raises ValueError for text that cannot be spoken (`check_text`); a message with audio may have none."""
 
     role: str
     content: Content | list[Content]
-    recipient: str | None = None
+    recipient: str | None = None  # addressee of an assistant's message
     parts: list[TextContent | AudioContent] = field(init=False, repr=False, compare=False)
 
     def __post_init__(self) -> None:
@@ -142,10 +129,6 @@ class ChatMLSample:
     misc: dict[str, Any] | None = None
 
     @property
-    def speaker_id(self) -> str | None:
-        return self.speaker if self.speaker is not None else (self.misc or {}).get("speaker")
-
-    @property
     def audios(self) -> list[AudioContent]:
         """Every audio in order: the k-th belongs to the k-th placeholder."""
         return [p for m in self.messages for p in m.parts if isinstance(p, AudioContent)]
@@ -157,7 +140,6 @@ class Tokens:
 
     input_ids: list[int] = field(default_factory=list)
     labels: list[int] = field(default_factory=list)
-    audios: list[AudioContent] = field(default_factory=list)
 
     def add(self, ids: list[int], trained: bool) -> None:
         self.input_ids += ids
@@ -168,8 +150,7 @@ def tokenize(
     sample: ChatMLSample, tokenizer: TextTokenizer, generate: bool = False, force_audio: bool = True
 ) -> Tokens:
     """-> the prompt's tokens. `generate` appends the assistant's header, `force_audio` also the start of audio."""
-    ids, tokens = TokenIds.of(tokenizer), Tokens()
-    blank_line = tokenizer.encode("\n\n")
+    ids, tokens, blank_line = TokenIds.of(tokenizer), Tokens(), tokenizer.encode("\n\n")
 
     def header(role: str) -> list[int]:
         return [ids.start_header, *tokenizer.encode(role), ids.end_header, *blank_line]
@@ -184,14 +165,11 @@ def tokenize(
         for part in message.parts:
             if isinstance(part, TextContent):
                 tokens.add(tokenizer.encode(part.text, part.allow_special), trained)
-                continue
-            tokens.audios.append(part)
-            if is_output:
+            elif is_output:
                 tokens.add([ids.audio_out_bos, ids.audio_out, ids.audio_eos], trained)
             else:
                 tokens.add([ids.audio_bos, ids.audio_in, ids.audio_eos], False)
-        following = sample.messages[index + 1 : index + 2]
-        turn_continues = is_output and following and following[0].role == "assistant"
+        turn_continues = is_output and [m.role for m in sample.messages[index + 1 : index + 2]] == ["assistant"]
         end = tokenizer.token_id(SPECIAL_TOKENS["end_of_message"]) if turn_continues else ids.end_of_turn
         tokens.add([end], trained)
     if generate:
@@ -200,10 +178,7 @@ def tokenize(
 
 
 def system_message(instruction: str, scene: Sequence[str | AudioContent] = ()) -> Message:
-    """The system message: an instruction and, between special tokens, the scene (text, and audio of speakers).
-
-    Only these two tokens are special. No BPE merge crosses them, so that the ids are those of the whole text.
-    """
+    """An instruction and, between special tokens, the scene (text, and audio of speakers)."""
     if not scene:
         return Message("system", instruction)
     start, end = special("scene_start"), special("scene_end")
@@ -220,10 +195,7 @@ def special(name: str) -> TextContent:
 
 
 def tagged(text: Lines, speakers: Collection[int]) -> str:
-    """The user's message: lines become `[SPEAKERn] line`, a text stays as it is.
-
-    Raises ValueError without any speaker, and for a tag that is not among `speakers`.
-    """
+    """Lines as `[SPEAKERn] line`; a text stays as it is. Raises ValueError without speakers and for an unknown one."""
     if not speakers:
         raise ValueError("there is no speaker: a description or a reference is needed for each")
     if not isinstance(text, str):
@@ -273,30 +245,22 @@ def voices_in_system(text: Lines, voices: Sequence[str | AudioContent], scene: s
     return ChatMLSample([system_message(GENERATE, body), Message("user", tagged(text, range(len(voices))))])
 
 
-def dialogue(lines: Lines, speakers: dict[int, str] | None = None, scene: str | None = None) -> ChatMLSample:
-    """Several speakers by description; each line is spoken by the speaker of that number.
-
-    Without `speakers` they alternate between feminine and masculine, in order of their numbers, as in the reference.
-    Raises ValueError for a line whose speaker is not described.
-    """
-    if speakers is None:
-        numbers = tags(lines) if isinstance(lines, str) else sorted({number for number, _ in lines})
-        kinds = ("feminine", "masculine")
-        speakers = {number: kinds[index % 2] for index, number in enumerate(numbers)}
-    described = _described(speakers)
-    body = f"{scene}\n\n{described}" if scene else described
-    return ChatMLSample([system_message(MULTI_SPEAKER, [body]), Message("user", tagged(lines, speakers))])
-
-
 def _described(speakers: dict[int, str]) -> str:
     return "\n".join(f"SPEAKER{number}: {speakers[number]}" for number in sorted(speakers))
 
 
-def free_dialogue(speakers: dict[int, str], scene: str, seconds: int = 20) -> ChatMLSample:
-    """Speakers (`masculine;curious;...`) and a scene: the model generates both transcript and audio, interleaved.
+def dialogue(lines: Lines, speakers: dict[int, str] | None = None, scene: str | None = None) -> ChatMLSample:
+    """Several speakers by description; by default alternately feminine and masculine, as in the reference."""
+    if speakers is None:
+        numbers = tags(lines) if isinstance(lines, str) else sorted({number for number, _ in lines})
+        kinds = ("feminine", "masculine")
+        speakers = {number: kinds[index % 2] for index, number in enumerate(numbers)}
+    body = (f"{scene}\n\n" if scene else "") + _described(speakers)
+    return ChatMLSample([system_message(MULTI_SPEAKER, [body]), Message("user", tagged(lines, speakers))])
 
-    For generation with `force_audio=False`: the answer starts with text.
-    """
+
+def free_dialogue(speakers: dict[int, str], scene: str, seconds: int = 20) -> ChatMLSample:
+    """Speakers (`masculine;curious;...`) and a scene: with `force_audio=False` the model writes text and audio."""
     request = f"\nGenerate interleaved transcript and audio that lasts for around {seconds} seconds.\n"
     instruction = [special("instruction_start"), request, special("instruction_end")]
     system = system_message(GENERATE, [f"{_described(speakers)}\n\n{scene}"])
@@ -304,10 +268,7 @@ def free_dialogue(speakers: dict[int, str], scene: str, seconds: int = 20) -> Ch
 
 
 def after_chunks(sample: ChatMLSample, chunks: Sequence[tuple[Content | list[Content], AudioContent]]) -> ChatMLSample:
-    """The prompt for one chunk of a long text, with generated chunks (text, audio) as earlier turns.
-
-    `sample` is the prompt for this chunk alone, in any form, with its references.
-    """
+    """`sample`, the prompt of one chunk of a long text, with generated chunks (text, audio) as earlier turns."""
     *context, last = sample.messages
     if last.role != "user":
         raise ValueError(f"the prompt of a chunk ends in the user's message, not the {last.role}'s")

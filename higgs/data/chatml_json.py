@@ -5,9 +5,8 @@
        {"role": "assistant", "content": {"type": "audio", "audio_url": "b.wav"}, "recipient": "all"}],
      "start_index": 0, "speaker": "ada", "misc": {}}
 
-The reference reads special tokens in every string. Here strings are plain text, unless a trusted file is read with
-`allow_special=True`, which applies to all its texts but those with `"allow_special": false`. Written files state
-`allow_special` for every text that could be read both ways.
+Strings are plain text, unless a trusted file is read with `allow_special=True`, which applies to all texts but those
+with `"allow_special": false`. Written files state `allow_special` for every text with "<", as all special tokens have.
 """
 
 import json
@@ -37,19 +36,14 @@ class _Audio(Record):
     row_id: int | None = None
 
 
-def _ambiguous(text: str) -> bool:
-    """Whether a text may contain a special token: all their strings contain "<"."""
-    return "<" in text
-
-
 def _string(text: str, info: ValidationInfo) -> str | TextContent:
-    return TextContent(text, True) if info.context and _ambiguous(text) else text
+    return TextContent(text, True) if info.context and "<" in text else text
 
 
 def _text(content: _Text, info: ValidationInfo) -> TextContent:
     if content.allow_special and not info.context:
         raise ValueError("allow_special: special tokens are only read from trusted files, with allow_special=True")
-    special = info.context and _ambiguous(content.text)
+    special = info.context and "<" in content.text
     return TextContent(content.text, special if content.allow_special is None else content.allow_special)
 
 
@@ -58,17 +52,13 @@ def _audio(content: _Audio) -> AudioContent:
 
 
 def _tag(value: Any) -> str:
-    """The tag, of those below, of a content."""
     if isinstance(value, dict):
         return f"<{value.get('type', 'audio' if 'audio_url' in value else 'text')}>"
     return f"<{type(value).__name__}>"
 
 
-BY_TAG = Discriminator(
-    _tag,
-    custom_error_type="content",
-    custom_error_message="Input should be a string, or an object with text or audio_url",
-)
+EXPECTED = "Input should be a string, or an object with text or audio_url"
+BY_TAG = Discriminator(_tag, custom_error_type="content", custom_error_message=EXPECTED)
 Part = (
     Annotated[str, AfterValidator(_string), Tag("<str>")]
     | Annotated[_Text, AfterValidator(_text), Tag("<text>")]
@@ -91,11 +81,7 @@ class _Sample(Record):
 
 
 def sample_from_json(value: Any, allow_special: bool = False, where: str = "conversation") -> ChatMLSample:
-    """A JSON object -> the conversation.
-
-    `allow_special` reads `<|...|>` strings in its texts as the tokens that they name. Raises ValueError with the path
-    of the fault below `where`: unknown or missing keys, wrong types or values.
-    """
+    """A JSON object -> the conversation. Raises ValueError with the path of the fault below `where`."""
     sample = validate(_Sample, value, where, context=allow_special)
     start, count = sample.start_index or 0, len(sample.messages)
     if start > count:
@@ -111,7 +97,7 @@ def _content_to_json(part: Content) -> str | dict[str, Any]:
     if isinstance(part, AudioContent):
         return _without_none(type="audio", **vars(part))
     text = TextContent(part) if isinstance(part, str) else part
-    if text.allow_special or _ambiguous(text.text):
+    if text.allow_special or "<" in text.text:
         return {"type": "text", **vars(text)}
     return part if isinstance(part, str) else {"type": "text", "text": text.text}
 
@@ -123,25 +109,25 @@ def sample_to_json(sample: ChatMLSample) -> dict[str, Any]:
         several = isinstance(message.content, list)
         content = list(map(_content_to_json, message.content)) if several else _content_to_json(message.content)
         messages.append(_without_none(role=message.role, content=content, recipient=message.recipient))
-    return _without_none(
-        messages=messages, start_index=sample.start_index or None, speaker=sample.speaker, misc=sample.misc
-    )
+    start = sample.start_index or None
+    return _without_none(messages=messages, start_index=start, speaker=sample.speaker, misc=sample.misc)
+
+
+def json_lines(path: str | Path) -> list[tuple[str, str]]:
+    """JSON Lines, or a `.json` of one record or of a list -> (place, JSON) of each record."""
+    path = Path(path)
+    if path.suffix != ".json":
+        return list(read_lines(path))
+    content = parse_json(read_text(path), str(path))
+    if not isinstance(content, list):
+        return [(str(path), json.dumps(content))]
+    return [(f"{path}[{index}]", json.dumps(record)) for index, record in enumerate(content)]
 
 
 def read_conversations(path: str | Path, allow_special: bool = False) -> list[ChatMLSample]:
-    """A `.jsonl` of conversations, or a `.json` of one or of a list -> the conversations in order.
-
-    Raises ValueError naming file, line and path of the fault.
-    """
-    path = Path(path)
-    if path.suffix == ".jsonl":
-        records = [(where, parse_json(line, where)) for where, line in read_lines(path)]
-    else:
-        content = parse_json(read_text(path), str(path))
-        records = [(str(path), content)]
-        if isinstance(content, list):
-            records = [(f"{path}[{index}]", record) for index, record in enumerate(content)]
-    return [sample_from_json(record, allow_special, f"{where}: conversation") for where, record in records]
+    """-> the conversations in order (see `json_lines`). Raises ValueError naming file, line and path of the fault."""
+    records = [(f"{where}: conversation", parse_json(line, where)) for where, line in json_lines(path)]
+    return [sample_from_json(record, allow_special, where) for where, record in records]
 
 
 def write_conversations(path: str | Path, samples: Sequence[ChatMLSample]) -> None:

@@ -15,17 +15,14 @@ Features = dict[str, Tensor]  # of one conversation, by the names of `Batch`
 
 
 def count_positions(tokens: Tokens, frames: Sequence[int], num_codebooks: int) -> int:
-    """Positions of a conversation whose audio segments have these numbers of frames, once placeholders are expanded."""
+    """Positions of a conversation once placeholders are expanded; `frames` of each audio."""
     return len(tokens.input_ids) + sum(count + num_codebooks for count in frames)
 
 
 def expand_audio_placeholders(
     tokens: Tokens, codes: list[Tensor], ids: TokenIds, config: ModelConfig, code_labels: bool
 ) -> Features:
-    """One conversation and its codes [K, T] in order -> tensors over its S positions.
-
-    Each placeholder becomes T + K + 1 positions. Raises ValueError when placeholders and codes differ in number.
-    """
+    """One conversation and its codes [K, T] in order -> tensors over its positions, T + K + 1 for each placeholder."""
     placeholders = [i for i, t in enumerate(tokens.input_ids) if t in (ids.audio_in, ids.audio_out)]
     if len(placeholders) != len(codes):
         raise ValueError(f"{len(placeholders)} audio placeholders, but {len(codes)} code tensors")
@@ -41,27 +38,20 @@ def expand_audio_placeholders(
         values.append(delayed)
         trained = code_labels and tokens.labels[position] != IGNORE
         labels.append(delayed_labels(segment.long(), eos).T if trained else torch.full_like(delayed, IGNORE))
-    input_ids = torch.tensor(tokens.input_ids, dtype=torch.long).repeat_interleave(repeats)
+    input_ids, text_labels = torch.tensor([tokens.input_ids, tokens.labels]).repeat_interleave(repeats, dim=1)
     is_audio = torch.zeros(len(repeats), dtype=torch.bool)
     is_audio[placeholders] = True
     is_audio = is_audio.repeat_interleave(repeats)
-    features = {
-        "input_ids": input_ids,
-        "labels": torch.tensor(tokens.labels, dtype=torch.long).repeat_interleave(repeats).where(~is_audio, IGNORE),
-        "codes": torch.zeros(len(input_ids), num_codebooks, dtype=torch.long),
-        "code_labels": torch.full((len(input_ids), num_codebooks), IGNORE),
-    }
+    all_codes = torch.zeros(len(input_ids), num_codebooks, dtype=torch.long)
+    all_labels = torch.full_like(all_codes, IGNORE)
     if codes:
-        features["codes"][is_audio] = torch.cat(values)
-        features["code_labels"][is_audio] = torch.cat(labels)
-    return features
+        all_codes[is_audio], all_labels[is_audio] = torch.cat(values), torch.cat(labels)
+    text_labels = text_labels.where(~is_audio, IGNORE)
+    return {"input_ids": input_ids, "labels": text_labels, "codes": all_codes, "code_labels": all_labels}
 
 
 def collate(examples: list[Features], ids: TokenIds, labels: bool = False, round_to: int = 1) -> Batch:
-    """Several conversations -> a batch, padded on the right.
-
-    As long as the longest, rounded up to a multiple of `round_to`: fewer shapes to compile or to allocate for.
-    """
+    """-> a batch, padded on the right to a multiple of `round_to`: fewer shapes to compile or to allocate for."""
     lengths = torch.tensor([len(example["input_ids"]) for example in examples])
     longest = int(lengths.max())
     longest += -longest % round_to
@@ -76,12 +66,6 @@ def collate(examples: list[Features], ids: TokenIds, labels: bool = False, round
     input_ids = padded("input_ids", ids.end_of_text)
     attention_mask = torch.arange(longest) < lengths[:, None]
     audio_out_mask = (input_ids == ids.audio_out) & attention_mask
-    return Batch(
-        input_ids=input_ids,
-        codes=padded("codes", 0),
-        audio_mask=audio_out_mask | ((input_ids == ids.audio_in) & attention_mask),
-        audio_out_mask=audio_out_mask,
-        attention_mask=attention_mask,
-        labels=padded("labels", IGNORE) if labels else None,
-        code_labels=padded("code_labels", IGNORE) if labels else None,
-    )
+    audio_mask = audio_out_mask | ((input_ids == ids.audio_in) & attention_mask)
+    targets = [padded(key, IGNORE) for key in ("labels", "code_labels")] if labels else []
+    return Batch(input_ids, padded("codes", 0), audio_mask, audio_out_mask, attention_mask, *targets)

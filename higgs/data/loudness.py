@@ -42,10 +42,7 @@ def silence(waveform: Tensor, sample_rate: int) -> tuple[float, float, float]:
 
 
 def split_at_quiet(waveform: Tensor, sample_rate: int, max_seconds: float) -> list[Tensor]:
-    """[L] -> segments of at most `max_seconds` that concatenate to it; ValueError for less than 0.3 s.
-
-    A segment ends in the middle of the quietest 0.1 s of its last third, so mostly between words.
-    """
+    """[L] -> segments of at most `max_seconds` (0.3 or more), cut at the quietest 0.1 s of each one's last third."""
     limit, frame = round(max_seconds * sample_rate), max(1, round(0.1 * sample_rate))
     hop = max(1, frame // 2)
     if limit < 3 * frame:

@@ -27,12 +27,9 @@ def read_recordings(
 ) -> list[Recording]:
     """-> the recordings in these languages, at most `max_clips` of each, in the order of `languages`.
 
-    Raises ValueError naming the line of an invalid record, a missing or changed file, an empty transcript or a
-    duplicate id, and for languages without recordings.
+    Raises ValueError naming the line of a record that is invalid or whose file is missing or changed.
     """
-    manifest = Path(manifest)
-    recordings: list[Recording] = []
-    ids: set[str] = set()
+    manifest, recordings, ids = Path(manifest), [], set()
     for where, line in read_lines(manifest):
         recording = validate(Recording, parse_json(line, where), where)
         if recording.id in ids:

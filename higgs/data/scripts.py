@@ -6,10 +6,9 @@
      "lines": [[0, "Hi."], [1, "Hello."]]}
 {"id": "d", "form": "long_form", "voice": "ada", "text": "...", "chunks": {"max_words": 14}}
 
-A dialogue has `voices` (names) or `speakers` (descriptions). It is spoken in a single pass, or chunk by chunk where it
-has `chunks`, whose keys are those of `ChunkOptions`. `max_new_tokens` takes the place of the general one. An id is part
-of file names: letters, digits, "-", "_" and ".". Lines of a public test set, as `higgs.evaluate.test_sets` writes them,
-have a `reference` with its `reference_text` in place of form and voice.
+A dialogue has `voices` (names) or `speakers` (descriptions), and is spoken in a single pass unless it has `chunks`
+(`ChunkOptions`). `max_new_tokens` takes the place of the general one. An id is part of file names. Lines of a public
+test set (`higgs.evaluate.test_sets`) have a `reference` with its `reference_text` in place of form and voice.
 """
 
 import hashlib
@@ -35,14 +34,12 @@ def _line(line: tuple[int, str]) -> tuple[int, str]:
     return line
 
 
-# One line of a dialogue: who, and what. JSON has lists where Python has tuples.
+# JSON has lists where Python has tuples.
 Line = Annotated[tuple[Count, str], Strict(False), AfterValidator(_line)]
 Speakers = dict[Annotated[str, Field(pattern=r"^[0-9]+$")], str]
 
 
 class ScriptRecord(Record):
-    """What every form has."""
-
     id: Annotated[str, Field(pattern=f"^{NAME.pattern}$")]
     form: str
     scene: str | None = None
@@ -71,7 +68,7 @@ class Dialogue(ScriptRecord):
         return self
 
 
-FORMS = {"smart_voice": OneVoice, "voice_clone": OneVoice, "dialogue": Dialogue, "long_form": LongForm}  # fmt: skip
+FORMS = {"smart_voice": OneVoice, "voice_clone": OneVoice, "dialogue": Dialogue, "long_form": LongForm}
 
 
 class SetRecord(Record):
@@ -91,35 +88,20 @@ class SetRecord(Record):
 
 @dataclass(frozen=True)
 class Script:
-    """A request with what an evaluation needs: its name, and the words that should be understood.
-
-    `reference` is a recording of the voice that is to speak, `recording` a person saying the text; None where there is
-    none.
-    """
-
     id: str
     form: str
     voice: str
     text: str
     request: SpeechRequest
     language: str = "en"
-    reference: Path | None = None
-    recording: Path | None = None
+    reference: Path | None = None  # a recording of the requested voice
+    recording: Path | None = None  # a person saying the text
 
     def record(self, seed: int) -> dict[str, str | int]:
-        """What tables say of this request; `name` differs by seed."""
-        name = f"{self.id}-s{seed}"
-        return {
-            "name": name,
-            "script": self.id,
-            "form": self.form,
-            "voice": self.voice,
-            "seed": seed,
-            "text": self.text,
-            "language": self.language,
-            "reference": str(self.reference) if self.reference else "",
-            "recording": str(self.recording) if self.recording else "",
-        }
+        """The record of this request in tables."""
+        fields = {"name": f"{self.id}-s{seed}", "script": self.id, "form": self.form, "voice": self.voice, "seed": seed}
+        paths = {"reference": str(self.reference or ""), "recording": str(self.recording or "")}
+        return fields | {"text": self.text, "language": self.language} | paths
 
 
 def script_file(name: str, folder: str | Path = "data/scripts") -> Path:
@@ -132,10 +114,7 @@ def script_file(name: str, folder: str | Path = "data/scripts") -> Path:
 
 
 def read_scripts(path: str | Path, voices: str | Path, chunking: ChunkOptions | None = None) -> list[Script]:
-    """-> the scripts in order. `chunking` is what they leave open of their `chunks`: the checkpoint's.
-
-    Raises ValueError naming the line and what is wrong in it, or that there is none.
-    """
+    """-> the scripts in order; `chunking` has the defaults of `chunks`. Raises ValueError naming the line and fault."""
     scripts: dict[str, Script] = {}
     for where, line in read_lines(path):
         content = parse_json(line, where)
@@ -164,7 +143,11 @@ def _script(content: Any, voices: str | Path, chunking: ChunkOptions) -> Script:
     if options:
         options = validate(ChunkOptions, dict(chunking) | options.model_dump(exclude_unset=True), "chunks")
     if form == "dialogue":
-        voice, name = _speakers(record, voices)
+        if record.speakers is not None:
+            voice, name = {int(n): Voice(f"SPEAKER{n}", description=who) for n, who in record.speakers.items()}, ""
+        else:
+            voice = {int(number): find_voice(voices, who) for number, who in record.voices.items()}
+            name = " ".join(voice[number].name for number in sorted(voice))
         text, spoken = " ".join(line for _, line in record.lines), tagged(record.lines, voice)
     else:
         voice = find_voice(voices, record.voice)
@@ -187,14 +170,6 @@ def _set_script(record: SetRecord, manifest: Path) -> Script:
     return Script(record.id, "voice_clone", voice.name, record.text, request, record.language, reference, recording)
 
 
-def _speakers(record: Dialogue, voices: str | Path) -> tuple[dict[int, Voice], str]:
-    """The speakers of a dialogue, and the names of their voices where they have names."""
-    if record.speakers is not None:
-        return {int(n): Voice(f"SPEAKER{n}", description=text) for n, text in record.speakers.items()}, ""
-    speakers = {int(number): find_voice(voices, name) for number, name in record.voices.items()}
-    return speakers, " ".join(speakers[number].name for number in sorted(speakers))
-
-
 def subset_by_hash(ids: Iterable[str], count: int | None) -> set[str]:
-    """`count` of the ids (None: all) by their hashes: their order does not matter, and one more changes little."""
+    """`count` of the ids (None: all), by their hashes: whatever their order."""
     return set(sorted(set(ids), key=lambda name: hashlib.sha256(name.encode()).digest())[:count])

@@ -28,6 +28,13 @@ class ModelOutput:
     hidden_states: tuple[Tensor, ...] = ()  # embeddings, after each layer; the last one is normalised
 
 
+def choose_device(name: str) -> torch.device:
+    """ "auto" is the accelerator if there is one, else the CPU."""
+    if name != "auto":
+        return torch.device(name)
+    return torch.accelerator.current_accelerator(check_available=True) or torch.device("cpu")
+
+
 class Embedding(nn.Embedding):
     def reset_parameters(self) -> None:
         if not self.weight.is_meta:  # random numbers on the meta device import torch._dynamo, which takes a second
@@ -83,11 +90,7 @@ class HiggsAudio(nn.Module):
         return self.audio_head(hidden).float().unflatten(-1, (self.config.num_codebooks, -1))
 
     def hidden(self, batch: Batch, cache: KVCache | None = None) -> tuple[Tensor, list[Tensor]]:
-        """A batch -> (hidden states [B, S, D] that the heads read, input of each layer).
-
-        With a cache this is a prefill, possibly chunked: keys and values are stored for `decode_step`. Only the last
-        chunk of a prompt may be padded.
-        """
+        """-> (hidden states [B, S, D], input of each layer). Of a prefill in chunks only the last may be padded."""
         cached = 0 if cache is None else cache.length
         valid = batch.attention_mask
         positions = cached + (valid.long().cumsum(1) - 1).clamp(min=0)
@@ -100,15 +103,14 @@ class HiggsAudio(nn.Module):
         return self.run_layers(x, ModalityMask(batch.audio_mask), positions, mask, cache)
 
     def forward(self, batch: Batch) -> ModelOutput:
-        """-> text logits at every position, audio logits at audio-out positions; losses for batches with labels."""
+        """The losses only for batches with labels."""
         hidden, states = self.hidden(batch)
         logits = self.audio_logits(hidden[batch.audio_out_mask])
         audio_logits = logits.new_zeros(*hidden.shape[:2], *logits.shape[1:])
         audio_logits[batch.audio_out_mask] = logits
         output = ModelOutput(self.text_head(hidden), audio_logits, hidden_states=(*states, hidden))
         if batch.labels is not None:
-            output.text_loss = shifted_cross_entropy(output.text_logits, batch.labels)
-            output.loss = output.text_loss
+            output.loss = output.text_loss = shifted_cross_entropy(output.text_logits, batch.labels)
         if batch.code_labels is not None:
             pairs = zip(audio_logits.unbind(2), batch.code_labels.unbind(2), strict=True)
             output.codebook_losses = torch.stack([shifted_cross_entropy(*pair) for pair in pairs])
@@ -133,10 +135,7 @@ class HiggsAudio(nn.Module):
         device: str | torch.device = "cpu",
         dtype: torch.dtype = torch.float32,
     ) -> "HiggsAudio":
-        """Folder, hub id (with `revision` or as `id@revision`) or s3:// prefix -> the model.
-
-        Raises ValueError naming the tensors that are missing, unexpected or misshapen.
-        """
+        """Folder, hub id (`revision` or `id@revision`) or s3:// prefix -> the model. ValueError names tensors amiss."""
         folder = resolve(source, revision)
         config = model_from_json(read_config(folder))
         with torch.device("meta"):
@@ -146,10 +145,7 @@ class HiggsAudio(nn.Module):
         return model.to(device).eval().requires_grad_(False)
 
     def save_pretrained(self, folder: str | Path, token_ids: dict[str, int], half: bool = False) -> None:
-        """Writes `config.json` and `model.safetensors` in transformers' layout; `half` stores float16.
-
-        `token_ids` are the ids that this schema stores in the config (`audio_bos_token_id`, `pad_token_id`, ...).
-        """
+        """Writes `config.json`, with `token_ids` (`audio_bos_token_id`, ...), and `model.safetensors`; `half`: fp16."""
         tensors = to_transformers({k: v.detach().cpu() for k, v in self.state_dict().items()})
         if half:
             tensors = {k: v.half() for k, v in tensors.items()}

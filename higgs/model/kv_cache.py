@@ -10,10 +10,7 @@ from higgs.config import ModelConfig
 
 
 class KVCache:
-    """Keys and values: `layers` of [2, B, kv heads, capacity, head dim], valid up to `length`.
-
-    `update` appends a layer's keys and values at `length`; `advance` increases it once all layers have written.
-    """
+    """`layers` of keys and values [2, B, kv heads, capacity, head dim], valid up to `length`."""
 
     def __init__(
         self,
@@ -24,8 +21,7 @@ class KVCache:
         dtype: torch.dtype = torch.float32,
     ):
         shape = (2, batch, config.num_kv_heads, capacity, config.head_dim)
-        device = torch.device(device)
-        self.layers = [zeros(shape, device, dtype) for _ in range(config.num_layers)]
+        self.layers = [zeros(shape, torch.device(device), dtype) for _ in range(config.num_layers)]
         self.length = 0
 
     @property
@@ -39,7 +35,7 @@ class KVCache:
         return view
 
     def update(self, layer: int, keys: Tensor, values: Tensor) -> tuple[Tensor, Tensor]:
-        """[B, kv heads, S, d] twice -> all keys and values of this layer, the new ones included."""
+        """[B, kv heads, S, d] twice, written at `length` -> all keys and values of this layer."""
         stop = self.length + keys.shape[2]
         if stop > self.capacity:
             raise ValueError(f"the cache holds {self.capacity} positions, {stop} are needed")
@@ -49,10 +45,8 @@ class KVCache:
         return k[:, :, :stop], v[:, :, :stop]
 
     def advance(self, count: int) -> None:
+        """Once all layers have written."""
         self.length += count
-
-    def reset(self) -> None:
-        self.length = 0
 
 
 def zeros(shape: tuple[int, ...], device: torch.device, dtype: torch.dtype) -> Tensor:

@@ -97,10 +97,8 @@ class Attention(nn.Module):
 
     def forward(self, x: Tensor, rope: tuple[Tensor, Tensor], mask: Tensor | None, cache: KVCache | None) -> Tensor:
         """[B, S, D] -> [B, S, D]"""
-        q, k, v = (
-            projection(x).unflatten(-1, (-1, self.head_dim)).transpose(1, 2)
-            for projection in (self.q_proj, self.k_proj, self.v_proj)
-        )
+        projected = (self.q_proj(x), self.k_proj(x), self.v_proj(x))
+        q, k, v = (heads.unflatten(-1, (-1, self.head_dim)).transpose(1, 2) for heads in projected)
         q, k = rotate(q, *rope), rotate(k, *rope)
         if cache is not None:
             k, v = cache.update(self.layer, k, v)

@@ -8,13 +8,7 @@ import torch
 from torch import Tensor
 
 from higgs.checkpoint.config_json import ORIGINAL, TRANSFORMERS
-from higgs.checkpoint.folder import (
-    CheckpointError,
-    compare,
-    layout_of,
-    read_headers,
-    read_tensors,
-)
+from higgs.checkpoint.folder import CheckpointError, compare, layout_of, read_headers, read_tensors
 
 # Ours -> theirs, alike in both layouts.
 LAYER = {
@@ -26,24 +20,15 @@ LAYER = {
     "audio_ffn.1.": "audio_mlp.",
     "text_ffn.1.": "mlp.",
 }
-TOP = {
-    ORIGINAL: {
-        "text_embedding.": "embed_tokens.",
-        "audio_embedding.": "audio_codebook_embeddings.",
-        "text_head.": "audio_decoder_proj.text_lm_head.",
-        "audio_head.": "audio_decoder_proj.audio_lm_head.",
-        "norm.": "norm.",
-        "layers.": "layers.",
-    },
-    TRANSFORMERS: {
-        "text_embedding.": "model.embed_tokens.",
-        "audio_embedding.": "model.embed_audio_tokens.embed_audio_tokens.",
-        "text_head.": "text_lm_head.",
-        "audio_head.": "audio_lm_head.",
-        "norm.": "model.norm.",
-        "layers.": "model.layers.",
-    },
-}
+# Ours, in the layout of the reference, in that of transformers.
+TOP = (
+    ("text_embedding.", "embed_tokens.", "model.embed_tokens."),
+    ("audio_embedding.", "audio_codebook_embeddings.", "model.embed_audio_tokens.embed_audio_tokens."),
+    ("text_head.", "audio_decoder_proj.text_lm_head.", "text_lm_head."),
+    ("audio_head.", "audio_decoder_proj.audio_lm_head.", "audio_lm_head."),
+    ("norm.", "norm.", "model.norm."),
+    ("layers.", "layers.", "model.layers."),
+)
 _NOT_WEIGHTS = re.compile(r".*rotary_emb\.\w*inv_freq|audio_codebook_weights")
 _REFUSED = ("audio_tower.", "audio_encoder_proj.", "audio_out_embed_projector.")
 
@@ -59,7 +44,7 @@ def their_name(name: str, layout: str) -> str:
     """This package's name -> the layout's; another name stays as it is."""
     if match := re.match(r"layers\.(\d+)\.(.*)", name):
         name = f"layers.{match[1]}.{_replace_start(match[2], LAYER)}"
-    return _replace_start(name, TOP[layout])
+    return _replace_start(name, {ours: theirs[layout == TRANSFORMERS] for ours, *theirs in TOP})
 
 
 def our_name(key: str) -> str:
@@ -67,7 +52,7 @@ def our_name(key: str) -> str:
     if key.startswith(_REFUSED) or ".audio_attn." in key:
         raise CheckpointError(f"{key}: the release has no such part, and this package does not implement it")
     # A converted file may mix names of both layouts.
-    name = _replace_start(key, {theirs: ours for top in TOP.values() for ours, theirs in top.items()})
+    name = _replace_start(key, {theirs: ours for ours, *both in TOP for theirs in both})
     if match := re.match(r"layers\.(\d+)\.(.*)", name):
         name = f"layers.{match[1]}.{_replace_start(match[2], {theirs: ours for ours, theirs in LAYER.items()})}"
     return name
@@ -85,9 +70,8 @@ def join_split(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
             raise CheckpointError(f"{key} is there, {missing[0]} is missing: they are one matrix")
         frozen, trainable = (tensors[half] for half in halves)
         if frozen.shape[1:] != trainable.shape[1:]:
-            raise CheckpointError(
-                f"{halves[0]} is {list(frozen.shape)}, {halves[1]} is {list(trainable.shape)}: they do not fit together"
-            )
+            shapes = f"{list(frozen.shape)}, {halves[1]} is {list(trainable.shape)}"
+            raise CheckpointError(f"{halves[0]} is {shapes}: they do not fit together")
         del joined[key]
         if match[3] == "frozen":
             joined[f"{match[1]}.weight"] = torch.cat([frozen, trainable])
@@ -95,10 +79,7 @@ def join_split(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
 
 
 def convert(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """A checkpoint's tensors, or headers -> by our names.
-
-    Raises CheckpointError for a tensor that is stored under two names with different values.
-    """
+    """A checkpoint's tensors, or headers -> by our names. CheckpointError for one with two names and values."""
     ours: dict[str, Tensor] = {}
     for key, tensor in join_split(tensors).items():
         if _NOT_WEIGHTS.fullmatch(key):
@@ -106,29 +87,24 @@ def convert(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
         name = our_name(key)
         if (first := ours.get(name)) is not None:
             if first.shape != tensor.shape or not (tensor.is_meta or torch.equal(first, tensor)):
-                names = " and ".join(their_name(name, layout) for layout in TOP)
+                names = " and ".join(their_name(name, layout) for layout in (ORIGINAL, TRANSFORMERS))
                 raise CheckpointError(f"{names} are one tensor under two names, and differ")
         ours[name] = tensor
     return ours
 
 
 def to_transformers(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """This package's names -> those of transformers, the layout in which checkpoints are written."""
     return {their_name(key, TRANSFORMERS): t.contiguous() for key, t in tensors.items()}
 
 
 def differences(folder: Path, expected: Mapping[str, Tensor]) -> list[str]:
     """Lines that say where a checkpoint's headers differ from the tensors that its config asks for (meta device)."""
     headers = read_headers(folder)
-    layout = layout_of(headers)
-    return compare(expected, convert(headers), lambda name: their_name(name, layout))
+    return compare(expected, convert(headers), lambda name: their_name(name, layout_of(headers)))
 
 
 def load_weights(folder: Path, expected: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """-> the tensors by this package's names, as they are stored. Nothing is read before all are known to fit.
-
-    Raises CheckpointError that names the tensors which are missing, unexpected or misshapen.
-    """
+    """-> the stored tensors by our names. CheckpointError, before any is read, names those that do not fit."""
     if found := differences(folder, expected):
         raise CheckpointError(f"{folder}: " + "; ".join(found))
     return convert(read_tensors(folder))

@@ -17,7 +17,7 @@ from higgs.data.chatml import AudioContent, ChatMLSample, TextContent, tokenize
 from higgs.data.collator import collate, expand_audio_placeholders
 from higgs.data.text.tokenizer import TextTokenizer
 from higgs.delay import segment_frames
-from higgs.model.higgs_audio import HiggsAudio
+from higgs.model.higgs_audio import HiggsAudio, choose_device
 from higgs.serve.batching.prefix_cache import PrefixCache, fingerprint
 from higgs.serve.batching.scheduler import Scheduler, Sequence
 from higgs.serve.batching.slots import SlotDecoder
@@ -82,14 +82,6 @@ class Response:
     usage: Usage
     delayed: list[Tensor] = field(default_factory=list)
     timing: dict[str, float] = field(default_factory=dict)
-
-
-def choose_device(name: str) -> torch.device:
-    """ "auto" is the accelerator where there is one, else the CPU."""
-    if name != "auto":
-        return torch.device(name)
-    accelerator = torch.accelerator.current_accelerator(check_available=True)
-    return accelerator if accelerator is not None else torch.device("cpu")
 
 
 def choose_dtype(name: str | torch.dtype, device: torch.device) -> torch.dtype:
@@ -191,7 +183,7 @@ class Engine:
         with self._lock:  # the text tokenizer has a switch that is set for each text
             tokens = tokenize(sample, self.text_tokenizer, generate=True, force_audio=force_audio)
         if reference_codes is None:
-            reference_codes = [self.reference_codes(audio) for audio in tokens.audios]
+            reference_codes = [self.reference_codes(audio) for audio in sample.audios]
         example = expand_audio_placeholders(
             tokens, [c.cpu() for c in reference_codes], self.ids, self.model.config, False
         )

@@ -1,8 +1,5 @@
 """Fine-tuning a checkpoint on a manifest of recordings or conversations: `higgs finetune --help`.
 
-The losses are those of training from scratch. All records are validated before training; unusable ones are reported and
-left out.
-
 A few minutes of speech are soon memorised, at the expense of intelligibility. Against overfitting, input frames are
 corrupted, attention has no adapters, the run is short (`EPOCHS`), and it stops early on validation loss.
 """
@@ -28,11 +25,10 @@ from higgs.data.text.lexicon import FILE as LEXICON
 from higgs.data.text.tokenizer import TextTokenizer
 from higgs.data.training.dataset import Batches, Dataset, check_same_run
 from higgs.data.training.manifest import encode_audio, read_manifest
-from higgs.model.higgs_audio import HiggsAudio
+from higgs.model.higgs_audio import HiggsAudio, choose_device
 from higgs.train.checkpointing import load_state, log, save_state, warmup_stable_decay
-from higgs.train.lora import add_lora, enable_gradient_checkpointing, merge_lora
-from higgs.train.losses import corrupt, speech_losses
-from higgs.train.precision import best_dtype
+from higgs.train.lora import add_lora, enable_gradient_checkpointing
+from higgs.train.losses import best_dtype, corrupt, speech_losses
 from higgs.workflow.outputs import say
 
 MAX_SECONDS = 30.0  # of one audio
@@ -45,24 +41,17 @@ MIN_EXAMPLES = 10  # with fewer, there is no validation set
 
 @dataclass(frozen=True)
 class TuneConfig:
-    """`steps` None: EPOCHS over the examples. `rank` of LoRA, or None to train every weight.
-
-    `positions` of a batch, padding included. `recompute` is gradient checkpointing. `attention` adds adapters there.
-    `noise` is the largest share of an example's frames that are corrupted, `validation_share` that of the validation
-    set, `replay_share` that of a batch for older voices. `checkpoint` is the fingerprint of the tuned checkpoint.
-    """
-
-    steps: int | None = None
-    rank: int | None = 16
+    steps: int | None = None  # None: EPOCHS over the examples
+    rank: int | None = 16  # of LoRA; None trains every weight
     rate: float = 6e-4
-    positions: int = 1500
+    positions: int = 1500  # of a batch, padding included
     seed: int = 0
-    recompute: bool = False
-    attention: bool = False
-    noise: float = 0.5
+    recompute: bool = False  # gradient checkpointing
+    attention: bool = False  # adapters there too
+    noise: float = 0.5  # the largest share of an example's frames that are corrupted
     validation_share: float = 0.1
-    replay_share: float = 0.5
-    checkpoint: str = ""
+    replay_share: float = 0.5  # of a batch, for older voices
+    checkpoint: str = ""  # fingerprint of the tuned checkpoint
 
     def budgets(self, replay: bool) -> tuple[int, int]:
         """Positions of a batch for the examples, and for the replay."""
@@ -79,10 +68,7 @@ def split(dataset: Dataset, share: float, seed: int) -> tuple[Dataset, Dataset]:
 
 
 class FineTuning:
-    """One run, resumable: `folder/tuning.pt` holds the trained weights and the state of training.
-
-    Raises ValueError when that file is of other data, another checkpoint or other settings.
-    """
+    """One run, resumed from `folder/tuning.pt`. Raises ValueError when that is of other data or settings."""
 
     def __init__(
         self, model: HiggsAudio, dataset: Dataset, folder: Path, config: TuneConfig, replay: Dataset | None = None
@@ -90,11 +76,8 @@ class FineTuning:
         torch.manual_seed(config.seed)
         self.model, self.dataset, self.folder, self.config = model, dataset, folder, config
         training, self.validation = split(dataset, config.validation_share, config.seed)
-        parts = [training] if replay is None else [training, replay]
-        self.batches = [
-            Batches(part, positions, config.seed, round_to=1)
-            for part, positions in zip(parts, config.budgets(replay is not None), strict=False)
-        ]
+        parts = zip((training, replay), config.budgets(replay is not None), strict=True)
+        self.batches = [Batches(part, count, config.seed, round_to=1) for part, count in parts if part is not None]
         model.requires_grad_(config.rank is None)
         self.adapters = None if config.rank is None else add_lora(model, config.rank, config.attention)
         if config.recompute:
@@ -173,7 +156,7 @@ class FineTuning:
 
     @torch.no_grad()
     def validate(self) -> dict[str, float]:
-        """The mean loss over the validation set, without corruption; stores the best weights."""
+        """The mean loss without corruption; stores the best weights."""
         if not len(self.validation):
             return {}
         batches = [self.collate([example]) for example in self.validation]
@@ -193,15 +176,15 @@ class FineTuning:
         with tqdm(total=steps, initial=self.step, unit="step") as bar:
             while self.step < steps and not self.should_stop:
                 losses = self.advance()
-                if self.step % VALIDATE_EVERY == 0 or self.step == steps:
+                if due := self.step % VALIDATE_EVERY == 0 or self.step == steps:
                     losses |= self.validate()
                 bar.set_postfix({name: f"{value:.2f}" for name, value in losses.items()})
                 bar.update()
                 log(self.folder / "tuning.jsonl", step=self.step, **losses)
-                if self.step % VALIDATE_EVERY == 0 or self.step == steps:
+                if due:
                     self.save()
         self.load_weights(self.best["trained"])
-        return self.model if self.adapters is None else merge_lora(self.adapters)
+        return self.model if self.adapters is None else self.adapters.merge_and_unload()
 
 
 def save_tuned(model: HiggsAudio, source: Path, target: Path) -> None:
@@ -213,13 +196,6 @@ def save_tuned(model: HiggsAudio, source: Path, target: Path) -> None:
             shutil.copyfile(path, target / path.name)
 
 
-def choose_device(name: str) -> torch.device:
-    """ "auto" is the accelerator if there is one, else the CPU."""
-    if name != "auto":
-        return torch.device(name)
-    return torch.accelerator.current_accelerator(check_available=True) or torch.device("cpu")
-
-
 def finetune(
     manifest: Path,
     checkpoint: str,
@@ -229,10 +205,9 @@ def finetune(
     replay: Path | None = None,
     allow_special: bool = False,
 ) -> None:
-    """A manifest -> a checkpoint in `out`. `description` is used for records with neither description nor reference.
+    """A manifest -> a checkpoint in `out`. `description` is for records with neither a description nor a reference.
 
-    `replay` is a manifest of older voices, each with its `description`. `allow_special`, for trusted files, reads
-    <|...|> in the texts of conversations as the token of that name.
+    `replay` is a manifest of older voices, each with its `description`. `allow_special` is for trusted files.
     """
     source = Checkpoint.parse(checkpoint)
     folder, device = resolve(source.model), choose_device(source.device)

@@ -18,10 +18,7 @@ ATTENTION = r"layers\.\d+\.attention\.(q|k|v|o)_proj"
 
 
 def add_lora(model: HiggsAudio, rank: int, attention: bool = False) -> nn.Module:
-    """Freezes the model and adds adapters of `rank` in place, also on `attention` -> peft's model, for `merge_lora`.
-
-    B starts at 0, so that the output is unchanged at first. Updates are scaled by 2.
-    """
+    """Freezes the model and adds adapters of `rank` in place, with updates scaled by 2 -> peft's model."""
     from peft import LoraConfig, get_peft_model
 
     if rank < 1:
@@ -29,11 +26,6 @@ def add_lora(model: HiggsAudio, rank: int, attention: bool = False) -> nn.Module
     targets = f"{TARGETS}|{ATTENTION}" if attention else TARGETS
     config = LoraConfig(r=rank, lora_alpha=2 * rank, target_modules=targets)
     return get_peft_model(model, config)
-
-
-def merge_lora(peft_model: nn.Module) -> HiggsAudio:
-    """-> the model with the adapters merged into its matrices, without peft."""
-    return peft_model.merge_and_unload()
 
 
 def enable_gradient_checkpointing(model: HiggsAudio) -> None:

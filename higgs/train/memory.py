@@ -2,7 +2,6 @@
 
 import argparse
 import re
-from dataclasses import dataclass
 from pathlib import Path
 
 import torch
@@ -15,34 +14,21 @@ from higgs.train.lora import TARGETS
 from higgs.workflow.outputs import say
 
 
-@dataclass(frozen=True)
-class MemoryPlan:
-    """Bytes; `activations` of one batch."""
-
-    parameters: int
-    trained: int
-    weights: int
-    gradients: int
-    optimizer: int
-    activations: int
-
-    @property
-    def total(self) -> int:
-        return self.weights + self.gradients + self.optimizer + self.activations
-
-
 def layer_activations(config: ModelConfig) -> int:
     """Values that autograd saves per layer and position.
 
-    Two norms save their float32 input (twice the size of the activation), its scaled form and the output; attention
-    saves q, k and v before and after rotation and its output; the FFN saves gate, up, SiLU(gate) and their product.
+    Two norms: float32 input (of twice the size), its scaled form, output. Attention: q, k and v before and after
+    rotation, output. FFN: gate, up, SiLU(gate), their product.
     """
     attention, keys = config.num_heads * config.head_dim, config.num_kv_heads * config.head_dim
     return 10 * config.hidden_size + 2 * (attention + 2 * keys) + attention + 4 * config.intermediate_size
 
 
-def memory_plan(config: ModelConfig, positions: int, rank: int | None, checkpointing: bool) -> MemoryPlan:
-    """For a model in bfloat16 with Adam. `rank` of LoRA; None trains every weight, with a float32 master copy."""
+def memory_plan(config: ModelConfig, positions: int, rank: int | None, checkpointing: bool) -> tuple[int, list[int]]:
+    """-> trained parameters; bytes of weights, gradients, optimizer, a batch's activations, and their sum.
+
+    For a model in bfloat16 with Adam. `rank` of LoRA; None trains every weight, with a float32 master copy.
+    """
     with torch.device("meta"):
         model = HiggsAudio(config)
     parameters = sum(p.numel() for p in model.parameters())
@@ -53,10 +39,12 @@ def memory_plan(config: ModelConfig, positions: int, rank: int | None, checkpoin
     activations = positions * 2 * (saved + heads)
     # Adam has two float32 moments, and a master copy of bfloat16 weights; adapters are float32 themselves.
     if rank is None:
-        return MemoryPlan(parameters, parameters, 2 * parameters, 2 * parameters, 12 * parameters, activations)
-    adapted = (m for n, m in model.named_modules() if re.fullmatch(TARGETS, n))
-    trained = sum(rank * (m.in_features + m.out_features) for m in adapted)
-    return MemoryPlan(parameters, trained, 2 * parameters + 4 * trained, 4 * trained, 8 * trained, activations)
+        trained, sizes = parameters, [2 * parameters, 2 * parameters, 12 * parameters, activations]
+    else:
+        adapted = (m for n, m in model.named_modules() if re.fullmatch(TARGETS, n))
+        trained = sum(rank * (m.in_features + m.out_features) for m in adapted)
+        sizes = [2 * parameters + 4 * trained, 4 * trained, 8 * trained, activations]
+    return trained, [*sizes, sum(sizes)]
 
 
 def main() -> None:
@@ -69,10 +57,9 @@ def main() -> None:
     say(f"{'':40}{'trained':>14}{'weights':>9}{'grad.':>9}{'Adam':>9}{'activ.':>9}{'total':>9}  GB")
     for name, rank in (("all weights", None), (f"LoRA of rank {arguments.rank}", arguments.rank)):
         for checkpointing in (False, True):
-            plan = memory_plan(config, arguments.positions, rank, checkpointing)
-            sizes = (plan.weights, plan.gradients, plan.optimizer, plan.activations, plan.total)
+            trained, sizes = memory_plan(config, arguments.positions, rank, checkpointing)
             label = name + (", gradient checkpointing" if checkpointing else "")
-            say(f"{label:40}{plan.trained:>14,}" + "".join(f"{size / 1e9:>9.1f}" for size in sizes))
+            say(f"{label:40}{trained:>14,}" + "".join(f"{size / 1e9:>9.1f}" for size in sizes))
 
 
 if __name__ == "__main__":

@@ -21,7 +21,7 @@ from tqdm import tqdm
 
 from higgs.files import replacing
 from higgs.train.checkpointing import load_state, log, read_log, save_state
-from higgs.train.precision import autocast, best_dtype
+from higgs.train.losses import autocast, best_dtype
 
 SAVE_SECONDS = 180
 OUT = Path("training/out")

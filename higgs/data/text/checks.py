@@ -7,10 +7,7 @@ INVALID = re.compile("[\x00-\x08\x0e-\x1f\x7f-\x84\x86-\x9f\ud800-\udfff\ufdd0-\
 
 
 def check_text(text: str) -> str:
-    """The text itself; emoji, right-to-left scripts and the strings of special tokens are allowed.
-
-    Raises ValueError for blank text and for control characters, surrogates and noncharacters, with their position.
-    """
+    """The text itself. Raises ValueError for blank text and, with its position, for an invalid character."""
     if not text.strip():
         raise ValueError("there is no text to speak")
     if found := INVALID.search(text):

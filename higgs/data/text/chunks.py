@@ -33,24 +33,17 @@ Seconds = Annotated[float, Field(ge=0)]
 
 
 class ChunkOptions(Record):
-    """Options of long-form generation.
+    """Options of long-form generation."""
 
-    Chunks have at most `max_words` words and `max_turns` turns of a dialogue. The prompt of each contains the last
-    `context_chunks` chunks as earlier turns (None: all), after the reference. With `per_speaker_context` the context of
-    a chunk of a dialogue is limited to its speaker. Pauses are seconds of silence between chunks, by their boundary;
-    `match_levels` matches the loudness of the chunks of one speaker. A chunk without audio, or cut off at its limit, is
-    generated again with another seed, up to `retries` times.
-    """
-
-    max_words: Positive = 100
-    max_turns: Positive = 1
-    context_chunks: Count | None = 2
-    per_speaker_context: bool = False
-    sentence_pause: Seconds = 0.0
+    max_words: Positive = 100  # of a chunk
+    max_turns: Positive = 1  # of a dialogue in a chunk
+    context_chunks: Count | None = 2  # earlier chunks in the prompt, after the reference; None: all
+    per_speaker_context: bool = False  # only chunks of the same speaker
+    sentence_pause: Seconds = 0.0  # silence between chunks, by their boundary
     paragraph_pause: Seconds = 0.5
     speaker_pause: Seconds = 0.2
-    match_levels: bool = True
-    retries: Count = 2
+    match_levels: bool = True  # the loudness of the chunks of one speaker
+    retries: Count = 2  # with another seed, of a chunk without audio or cut off at its limit
 
     @model_validator(mode="after")
     def _one_turn(self) -> "ChunkOptions":
@@ -59,20 +52,14 @@ class ChunkOptions(Record):
         return self
 
     def pause(self, boundary: str) -> float:
-        """Seconds of silence at the boundary of a `Chunk`; none before the first."""
         return 0.0 if boundary == "start" else getattr(self, f"{boundary}_pause")
 
 
 @dataclass(frozen=True)
 class Chunk:
-    """A part of a text, with its speaker tags, if it has any.
-
-    `boundary` is what precedes it: "start" (of the text), "speaker", "paragraph" or "sentence".
-    """
-
-    text: str
+    text: str  # with its speaker tags
     speakers: tuple[int, ...] = ()
-    boundary: str = "start"
+    boundary: str = "start"  # what precedes it: "start" (of the text), "speaker", "paragraph" or "sentence"
 
 
 def count_words(text: str) -> int:
@@ -81,12 +68,8 @@ def count_words(text: str) -> int:
 
 
 def sentences(text: str) -> list[str]:
-    """-> segments that concatenate to the text, each up to the end of a sentence and the blanks after it."""
+    """-> segments that concatenate to the text, each with the blanks after its sentence."""
     return _split(text, SENTENCE_END, _ends_sentence)
-
-
-def _clauses(text: str) -> list[str]:
-    return _split(text, CLAUSE_END, lambda *_: True)
 
 
 def _split(text: str, ends: re.Pattern, accept: Callable[[str, re.Match, str], bool]) -> list[str]:
@@ -118,11 +101,13 @@ def _ends_sentence(before: str, match: re.Match, follower: str) -> bool:
     return not (word in ABBREVIATIONS or initials or listed)
 
 
-def _fit(text: str, max_words: int, splitters: tuple = (sentences, _clauses, WORD.findall)) -> list[str]:
+SPLITTERS = (sentences, lambda text: _split(text, CLAUSE_END, lambda *_: True), WORD.findall)
+
+
+def _fit(text: str, max_words: int, splitters: tuple = SPLITTERS) -> list[str]:
     """-> segments of at most `max_words` that concatenate to the text, split as coarsely as possible."""
     split, *finer = splitters
-    packed: list[str] = []
-    free = 0
+    packed, free = [], 0
     for segment in split(text):
         words = count_words(segment)
         if words > max_words:
@@ -138,9 +123,9 @@ def _fit(text: str, max_words: int, splitters: tuple = (sentences, _clauses, WOR
 
 
 def chunk_text(text: str, max_words: int = 100) -> list[Chunk]:
-    """-> chunks of at most `max_words`; none spans two paragraphs (separated by blank lines).
+    """-> chunks of at most `max_words`, white space collapsed; none spans two paragraphs (split at blank lines).
 
-    White space within a chunk is collapsed. What has no letter and no digit ("* * *", emoji) becomes a pause.
+    What has no letter and no digit ("* * *", emoji) becomes a pause.
     """
     chunks: list[Chunk] = []
     for paragraph in re.split(r"\n\s*\n", text.strip()):
@@ -155,10 +140,9 @@ def chunk_text(text: str, max_words: int = 100) -> list[Chunk]:
 
 
 def speaker_turns(text: str) -> list[tuple[int, str]]:
-    """ "[SPEAKER0] Hi. [SPEAKER1] Yes?" -> [(0, "Hi."), (1, "Yes?")]; [] for text without tags.
+    """ "[SPEAKER0] Hi. [SPEAKER1] Yes?" -> [(0, "Hi."), (1, "Yes?")], without empty turns; [] for text without tags.
 
-    Turns without words are left out. Raises ValueError for malformed tags, for text before the first tag, and where no
-    turn has words.
+    Raises ValueError for malformed tags, for text before the first tag, and where no turn has words.
     """
     parts = SPEAKER_TAG.split(text)
     if unknown := next((tag[0] for part in parts[::2] for tag in LIKE_A_TAG.finditer(part)), None):
@@ -175,10 +159,7 @@ def speaker_turns(text: str) -> list[tuple[int, str]]:
 
 
 def chunk_turns(turns: Iterable[tuple[int, str]], options: ChunkOptions) -> list[Chunk]:
-    """Turns (speaker, text) -> chunks of one turn, or of up to `max_turns` turns within `max_words`.
-
-    Longer turns are split as by `chunk_text`, with the speaker's tag before each chunk.
-    """
+    """Turns (speaker, text) -> chunks of up to `max_turns` turns within `max_words`; others as in `chunk_text`."""
     chunks: list[Chunk] = []
     merged = 0
     for number, turn in turns:

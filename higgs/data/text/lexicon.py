@@ -61,7 +61,7 @@ class Lexicon:
 
     @property
     def tokens(self) -> list[str]:
-        """The tokens that the text tokenizer must have, one for each phoneme."""
+        """The text tokenizer's tokens, one for each phoneme."""
         return [chr(FIRST + index) for index in range(len(self.phonemes))]
 
     def split(self, text: str) -> Iterator[Segment]:
@@ -81,14 +81,9 @@ class Lexicon:
 
     def pronounce(self, text: str) -> str:
         """The text with each listed word as the characters of its phonemes' tokens."""
-        tokens = {ord(phoneme): token for phoneme, token in zip(self.phonemes, self.tokens, strict=True)}
-
-        def replace(match: re.Match) -> str:
-            mark, word = match.groups()
-            phonemes = None if mark else self.words.get(word.lower().replace("’", "'"))
-            return word if phonemes is None else phonemes.translate(tokens)
-
-        return WORD.sub(replace, text)
+        tokens = str.maketrans(dict(zip(self.phonemes, self.tokens, strict=True)))
+        segments = self.split(text)
+        return "".join(s.text if s.spelled or s.phonemes is None else s.phonemes.translate(tokens) for s in segments)
 
     def readable(self, text: str) -> str:
         """The inverse of `pronounce`: the characters of phoneme tokens as phonemes."""

@@ -1,6 +1,6 @@
 """Text normalisation of the reference implementation (boson-ai/higgs-audio), in its order; sound events as tokens.
 
-Digits are left alone, as in the reference; `higgs.data.text.numbers` converts them to words, before this.
+Digits are left alone; `higgs.data.text.numbers` converts them to words, before this.
 """
 
 import re
@@ -45,32 +45,20 @@ EVENT_OF = {mark: SOUND_EVENTS[tag] for tag, mark in MARKS.items()}
 ENDS = (*".!?,;\"'", SPECIAL_TOKENS["sound_event_close"], SPECIAL_TOKENS["sound_stop_close"])
 
 
-def normalize_text(text: str) -> str:
-    """A transcript as normalised by the reference's example script, in one string.
-
-    Chinese punctuation becomes ASCII, brackets blanks, degree signs words, the tags of SOUND_EVENTS strings of their
-    tokens; blank lines are removed, white space collapsed, and a missing full stop added. Raises ValueError for text
-    that cannot be spoken, and where nothing is left of it.
-    """
-    return "".join(content.text for content in normalize_contents(text))
-
-
 def normalize_contents(text: str) -> list[TextContent]:
-    """As `normalize_text`, as the parts of a message: only sound events are special tokens."""
-    segments = re.split(f"([{''.join(EVENT_OF)}])", _clean(text))
-    return [
-        TextContent(EVENT_OF[segment], allow_special=True) if segment in EVENT_OF else TextContent(segment)
-        for segment in segments
-        if segment
-    ]
+    """A transcript as normalised by the reference's example script, in parts: only sound events are special tokens.
+
+    Raises ValueError where nothing is left of it.
+    """
+    segments = filter(None, re.split(f"([{''.join(EVENT_OF)}])", _clean(text)))
+    return [TextContent(EVENT_OF.get(segment, segment), segment in EVENT_OF) for segment in segments]
 
 
 def normalize_prompt(sample: ChatMLSample) -> ChatMLSample:
     """The conversation with its last message, the text to speak, normalised."""
     *context, last = sample.messages
-    parts = []
-    for part in last.parts:
-        parts += normalize_contents(part.text) if isinstance(part, TextContent) else [part]
+    normal = [normalize_contents(part.text) if isinstance(part, TextContent) else [part] for part in last.parts]
+    parts = [part for several in normal for part in several]
     return replace(sample, messages=[*context, Message(last.role, parts)])
 
 

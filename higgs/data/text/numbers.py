@@ -1,8 +1,8 @@
 """Numbers as words, in English and Chinese: numbers, dates, times, money, percentages, units.
 
-The release was trained on text with numbers as words ("seventy degrees"), but its tools do not convert them. So this is
-a separate step before `higgs.data.text.normalize`. It is idempotent and changes only digits and the signs that belong
-to them. Words of letters and digits ("MP3", "B2B"), addresses and speaker tags are left alone.
+The release was trained on numbers as words ("seventy degrees"), but its tools do not convert them. This step before
+`higgs.data.text.normalize` is idempotent and changes only digits and their signs. Words of letters and digits ("MP3"),
+addresses and speaker tags are left alone.
 """
 
 import re
@@ -44,11 +44,7 @@ UNITS = {
 
 
 def spell_out(text: str) -> str:
-    """-> the text with its numbers in words, each line in its own language, English or Chinese.
-
-    Lines in other scripts (Japanese, Arabic, ...) are left alone. Latin script counts as English: skip this step for
-    other languages that use it.
-    """
+    """-> the text with its numbers in words: lines in Latin script in English, in Chinese; others are left alone."""
     whole = line_language(text) or ("en" if not re.search(r"[^\W\d_]", text) else None)
     lines = []
     for line in text.split("\n"):
@@ -72,7 +68,7 @@ def line_language(line: str) -> str | None:
 
 
 def _apply(rules: list[Rule], text: str) -> str:
-    """Applies all rules in turn until nothing changes: a replacement may make another match possible."""
+    """Applies the rules until nothing changes: a replacement may make another match possible."""
     before = None
     while text != before and re.search(r"\d", text):
         before = text
@@ -108,13 +104,16 @@ def _plural(noun: str) -> str:
     return " per ".join([plural, *rest])
 
 
-def _date(day: str, month: int, year: str | None) -> str:
-    words = f"{MONTHS[month - 1]} {_integer(int(day), 'ordinal')}"
-    return f"{words}, {_integer(int(year), 'year')}" if year else words
+def _year(year: str | None) -> str:
+    return f", {_integer(int(year), 'year')}" if year else ""
 
 
-def _month(name: str) -> int:
-    return next(i for i, month in enumerate(MONTHS, 1) if month[:3] == name[:3])
+def _date(day: str, month: str, year: str | None) -> str:
+    return f"{month} {_integer(int(day), 'ordinal')}{_year(year)}"
+
+
+def _month(name: str) -> str:
+    return next(month for month in MONTHS if month[:3] == name[:3])
 
 
 def _slashed_date(match: re.Match) -> str:
@@ -123,12 +122,12 @@ def _slashed_date(match: re.Match) -> str:
     month, day = (first, second) if first <= 12 else (second, first)
     if not (1 <= month <= 12 and 1 <= day <= 31):
         return match[0]
-    return _date(str(day), month, match["year"])
+    return _date(str(day), MONTHS[month - 1], match["year"])
 
 
 def _day_month(match: re.Match) -> str:
-    words = f"{match['the'] or 'the '}{_integer(int(match['day']), 'ordinal')} of {MONTHS[_month(match['month']) - 1]}"
-    return f"{words}, {_integer(int(match['year']), 'year')}" if match["year"] else words
+    day = f"{match['the'] or 'the '}{_integer(int(match['day']), 'ordinal')}"
+    return f"{day} of {_month(match['month'])}{_year(match['year'])}"
 
 
 def _time(match: re.Match) -> str:
@@ -207,13 +206,11 @@ HALF = r"(?P<half>[ap]\.m\.|(?:[ap]m|AM|PM)\b\.?)"  # "a.m." also ends a sentenc
 UNIT = "|".join(sorted((re.escape(unit) for unit in UNITS), key=len, reverse=True))
 ENGLISH: list[Rule] = [
     (rf"{START}{YEAR}-(?P<month>0[1-9]|1[0-2])-(?P<day>0[1-9]|[12][0-9]|3[01]){END}",
-     lambda m: _date(m["day"], int(m["month"]), m["year"])),
+     lambda m: _date(m["day"], MONTHS[int(m["month"]) - 1], m["year"])),
     (rf"{START}([0-9]{{1,2}})/([0-9]{{1,2}})/{YEAR}{END}", _slashed_date),
-    (rf"\b(?P<month>{MONTH}) {DAY}(?:,? {YEAR})?{END}",
-     lambda m: _date(m["day"], _month(m["month"]), m["year"])),
+    (rf"\b(?P<month>{MONTH}) {DAY}(?:,? {YEAR})?{END}", lambda m: _date(m["day"], _month(m["month"]), m["year"])),
     (rf"{START}(?P<the>[Tt]he )?\b{DAY} (?:of )?(?P<month>{MONTH})(?:,? {YEAR})?{END}", _day_month),
-    (rf"\b(?P<month>{MONTH}) {YEAR}{END}",
-     lambda m: f"{MONTHS[_month(m['month']) - 1]} {_integer(int(m['year']), 'year')}"),
+    (rf"\b(?P<month>{MONTH}) {YEAR}{END}", lambda m: f"{_month(m['month'])} {_integer(int(m['year']), 'year')}"),
     (r"(?<=[0-9]:[0-5][0-9])\s?[-–]\s?(?=[0-9]{1,2}:[0-5][0-9])", lambda m: " to "),
     (rf"{START}(?P<hour>[01]?[0-9]|2[0-3]):(?P<minute>[0-5][0-9])(?::(?P<second>[0-5][0-9]))?(?:\s?{HALF})?{END}",
      _time),
@@ -224,8 +221,7 @@ ENGLISH: list[Rule] = [
      rf"(?:\s?[-–]\s?[$€£¥￥]?(?P<upto>{NUMBER}))?"
      rf"(?P<magnitude>\s(?:thousand|million|billion|trillion)\b|(?:k|K|m|M|bn|B)\b)?{END}", _money),
     (rf"{START}(?P<minus>)(?P<number>{NUMBER})(?P<upto>)(?P<magnitude>)\s?(?P<sign>[€£])", _money),
-    (rf"{START}[0-9]+(?:\.[0-9]+){{2,}}{END}",
-     lambda m: " point ".join(number(part) for part in m[0].split("."))),
+    (rf"{START}[0-9]+(?:\.[0-9]+){{2,}}{END}", lambda m: " point ".join(map(number, m[0].split(".")))),
     (rf"{START}(?P<first>{NUMBER})(?:-|\s?–\s?)(?P<last>{NUMBER})(?![\d-])", _range),
     (rf"{SIGNED}\s?%", lambda m: f"{_signed(m)} percent"),
     (rf"{SIGNED}\s?(?P<scale>°\s?[CF]\b|[℃℉°])", _degrees),

@@ -13,10 +13,7 @@ from higgs.tokens import SPECIAL_TOKENS
 
 
 class TextTokenizer:
-    """Text <-> ids. The strings of special tokens are plain text, unless the caller allows them.
-
-    With a lexicon, listed words are encoded as phonemes (see `higgs.data.text.lexicon`).
-    """
+    """Text <-> ids. Words of the lexicon are encoded as phonemes."""
 
     def __init__(self, backend: Tokenizer, lexicon: Lexicon | None = None):
         self.backend, self.lexicon = backend, lexicon
@@ -24,8 +21,7 @@ class TextTokenizer:
             tokens = [token.content for token in backend.get_added_tokens_decoder().values()]
             if missing := set(lexicon.tokens) - set(tokens):
                 raise ValueError(f"the text tokenizer lacks {len(missing)} of the lexicon's phonemes")
-            # Added tokens (phrases of every prompt) are not pronounced. Those that are a single word, as the name of a
-            # role, count as such only where they are the whole text.
+            # Added tokens (phrases of every prompt) are not pronounced; single words (roles) only as the whole text.
             phrases = sorted(set(tokens) - set(lexicon.tokens), key=len, reverse=True)
             self._words = {phrase for phrase in phrases if WORD.fullmatch(phrase)}
             longer = [phrase for phrase in phrases if phrase not in self._words]
@@ -63,19 +59,14 @@ class TextTokenizer:
 
 
 def byte_tokenizer(phrases: Sequence[str] = ()) -> Tokenizer:
-    """256 bytes, then the special tokens: for models too small for a BPE vocabulary.
-
-    `phrases`, which every prompt repeats, become one token each.
-    """
+    """256 bytes, the special tokens, and one token for each of the `phrases`: for models too small for BPE."""
     alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
     tokenizer = Tokenizer(models.BPE(vocab={c: i for i, c in enumerate(alphabet)}, merges=[]))
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
     tokenizer.decoder = decoders.ByteLevel()
     tokenizer.add_special_tokens([AddedToken(t, special=True, normalized=False) for t in SPECIAL_TOKENS.values()])
     # A phrase that is a word ("user") does not match within another ("users").
-    tokenizer.add_tokens(
-        [AddedToken(phrase, single_word=phrase.isalpha(), special=False, normalized=False) for phrase in phrases]
-    )
+    tokenizer.add_tokens([AddedToken(p, single_word=p.isalpha(), special=False, normalized=False) for p in phrases])
     return tokenizer
 
 
@@ -85,11 +76,7 @@ def save_byte_tokenizer(folder: Path, phrases: Sequence[str] = (), lexicon: Lexi
         phrases = (*phrases, *lexicon.tokens)
         lexicon.write(folder)
     byte_tokenizer(phrases).save(str(folder / "tokenizer.json"))
-    config = {
-        "tokenizer_class": "PreTrainedTokenizerFast",
-        "bos_token": SPECIAL_TOKENS["begin_of_text"],
-        "eos_token": SPECIAL_TOKENS["end_of_turn"],
-        "pad_token": SPECIAL_TOKENS["end_of_text"],
-        "clean_up_tokenization_spaces": False,
-    }
+    roles = {"bos_token": "begin_of_text", "eos_token": "end_of_turn", "pad_token": "end_of_text"}
+    config = {"tokenizer_class": "PreTrainedTokenizerFast"} | {role: SPECIAL_TOKENS[n] for role, n in roles.items()}
+    config["clean_up_tokenization_spaces"] = False
     (folder / "tokenizer_config.json").write_text(json.dumps(config, indent=2) + "\n")

@@ -52,7 +52,6 @@ def save_codes(path: str | Path, codes: dict[str, Tensor]) -> None:
 
 
 def load_codes(path: str | Path) -> dict[str, Tensor]:
-    """-> int64 [K, T] for each clip."""
     return {name: clip.long() for name, clip in load_file(path).items()}
 
 
@@ -70,10 +69,9 @@ def _sha256(path: Path) -> str:
 
 
 class CodesWriter:
-    """Packs clips into shards of about `shard_bytes`; continues where an earlier writer of the same folder stopped.
+    """A context manager that packs clips into shards of about `shard_bytes`; continues an earlier writer's folder.
 
-    A shard is written whole, then the index: a killed writer loses the clips of one shard at most, and `name in writer`
-    tells which are safe. One writer at a time. As a context manager it flushes at the end.
+    A shard is written whole, then the index: a killed writer loses one shard at most. One writer at a time.
     """
 
     def __init__(self, folder: str | Path, shard_bytes: int = SHARD_BYTES):
@@ -103,7 +101,6 @@ class CodesWriter:
             self.flush()
 
     def flush(self) -> None:
-        """Writes the pending clips as a shard."""
         if not self.pending:
             return
         path = self.folder / f"codes-{len(self.shards):05d}.safetensors"
@@ -124,31 +121,25 @@ class CodesWriter:
 
 
 class CodesReader:
-    """Codes by name, from a folder that `CodesWriter` filled or from one file of `save_codes`.
+    """Codes by name, from a folder of `CodesWriter` or a file of `save_codes`; a clip is read on access.
 
-    Opening reads the index and the sizes of the shards; a clip is read on access. Raises ValueError naming every shard
-    that is missing or has another size.
+    Raises ValueError naming every shard that is missing or has another size than the index says.
     """
 
     def __init__(self, path: str | Path):
-        self.path = Path(path)
-        self._handles: dict[str, Any] = {}
-        self.hashes: dict[str, str] = {}
-        self.frames: dict[str, int] = {}
-        self._shard_of: dict[str, str] = {}
-        self.num_codebooks: int | None = None
+        self.path = self.folder = Path(path)
+        self._handles, self._shard_of, self.num_codebooks = {}, {}, None
+        self.hashes: dict[str, str] = {}  # of each shard
+        self.frames: dict[str, int] = {}  # of each clip
         if self.path.is_file():
             self.folder = self.path.parent
             shard = self._open(self.path.name)
             for name in shard.keys():  # noqa: SIM118
                 self.num_codebooks, self.frames[name] = shard.get_slice(name).get_shape()
                 self._shard_of[name] = self.path.name
-        else:
-            self.folder = self.path
-            self._read_index()
-
-    def _read_index(self) -> None:
+            return
         index, faults = Index.read(self.path), []
+        self.num_codebooks = index.num_codebooks
         for shard in index.shards:
             path = self.folder / shard.file
             if not path.is_file():
@@ -160,7 +151,6 @@ class CodesReader:
             self._shard_of |= dict.fromkeys(shard.clips, shard.file)
         if faults:
             raise ValueError(f"{self.path}: {'; '.join(faults)}; fetch the shards again")
-        self.num_codebooks = index.num_codebooks
 
     def verify(self) -> None:
         """Reads every shard of the folder. Raises ValueError naming those whose bytes have changed."""
@@ -197,7 +187,3 @@ class CodesReader:
             except (SafetensorError, OSError) as error:
                 raise ValueError(f"{self.folder / file} is damaged: {error}") from error
         return self._handles[file]
-
-    def __getstate__(self) -> dict[str, Any]:
-        """File handles are not pickled: another process opens its own."""
-        return vars(self) | {"_handles": {}}

@@ -18,8 +18,8 @@ from higgs.tokens import TokenIds
 class Dataset:
     """Conversations with their codes. `dataset[i]` are features for `collate`; codes are read on access.
 
-    `manifest` lists the usable examples, and the problems of records that are wrong, have no codes or take more than
-    `max_positions`. Raises DataError for any problem, unless `leave_out` allows to go on without those records.
+    `manifest` lists the usable examples and all problems: also of records without codes, or of more than
+    `max_positions`. Raises DataError for any problem, unless `leave_out`.
     """
 
     def __init__(
@@ -44,7 +44,7 @@ class Dataset:
             raise DataError(self.manifest)
 
     def _add(self, example: Example) -> list[Problem]:
-        """-> the example's problems; without any, its length and hash are recorded."""
+        """-> the example's problems; without any, records its length and hash."""
         if missing := [key for key in dict.fromkeys(example.keys) if key not in self.codes]:
             return [Problem("no codes", example.place, f"{key} has no codes in {self.codes.path}") for key in missing]
         try:
@@ -83,11 +83,10 @@ class Dataset:
 
 
 class Batches:
-    """An endless iterator over batches with labels; (seed, epoch) determines the order of each epoch.
+    """An endless, resumable iterator over batches with labels; (seed, epoch) determines the order of each epoch.
 
-    An epoch has every example once. Conversations of similar length are batched, as many as fit into `max_positions`
-    with padding: the shuffled examples are sorted by length within pools of `pool`, and the batches shuffled again.
-    `load_state_dict` continues exactly where `state_dict` was taken.
+    An epoch has every example once. Shuffled examples are sorted by length within pools of `pool` and batched, as many
+    as fit into `max_positions` with padding; then the batches are shuffled.
     """
 
     def __init__(self, dataset: Dataset, max_positions: int, seed: int = 0, pool: int = 2048, round_to: int = 8):
@@ -95,10 +94,8 @@ class Batches:
         if not longest:
             raise ValueError("the dataset is empty")
         if longest + -longest % round_to > max_positions:
-            raise ValueError(
-                f"the longest example takes {longest} positions (rounded up to a multiple of {round_to}), and a batch "
-                f"holds {max_positions}"
-            )
+            size = f"{longest} positions (rounded up to a multiple of {round_to})"
+            raise ValueError(f"the longest example takes {size}, and a batch holds {max_positions}")
         self.dataset = dataset
         self.settings = {"seed": seed, "max_positions": max_positions, "pool": pool, "round_to": round_to}
         self.settings["dataset"] = dataset.fingerprint
@@ -131,7 +128,6 @@ class Batches:
         return self
 
     def next_indices(self) -> list[int]:
-        """-> the indices of the next batch's examples."""
         if self.done == len(self._plan):
             self.epoch, self.done = self.epoch + 1, 0
             self._plan = self.plan(self.epoch)
@@ -143,7 +139,6 @@ class Batches:
         return collate(examples, self.dataset.ids, labels=True, round_to=self.settings["round_to"])
 
     def state_dict(self) -> dict[str, Any]:
-        """Numbers and strings that JSON can hold."""
         return self.settings | {"epoch": self.epoch, "done": self.done}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:

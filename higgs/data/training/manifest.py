@@ -6,12 +6,10 @@
     {"id": "a4", ..., "reference": "a1", "form": "voice_in_system"}              ... which is in the system message
     {"id": "c1", "messages": [...], "start_index": 2}                            a conversation, see chatml_json
 
-Audio is a file, relative to the manifest's folder, or the name of existing codes. `speaker` is metadata. Unusable
-records are reported as problems with place and reason; nothing is dropped silently.
+Audio is a file, relative to the manifest's folder, or the name of existing codes. `speaker` is metadata.
 """
 
 import hashlib
-import json
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, replace
@@ -22,27 +20,17 @@ from pydantic import AfterValidator, model_validator
 from torch import Tensor
 from tqdm import tqdm
 
-from higgs.data.chatml import (
-    AudioContent,
-    ChatMLSample,
-    Message,
-    TextContent,
-    smart_voice,
-    voice_clone,
-    voices_in_system,
-)
-from higgs.data.chatml_json import sample_from_json
+from higgs.data import chatml
+from higgs.data.chatml import AudioContent, ChatMLSample, Message
+from higgs.data.chatml_json import json_lines, sample_from_json
 from higgs.data.text.checks import check_text
 from higgs.data.training.codes import CodesReader, CodesWriter
-from higgs.files import read_lines, read_text
 from higgs.validation import Record, parse_json, validate
 
 SHARD_BYTES = 1 << 19  # 22 minutes of speech: the most encoding work that a kill loses
 
 
 class Utterance(Record):
-    """A text, and the name of the audio or of the codes in which it is spoken."""
-
     id: str | None = None
     text: Annotated[str, AfterValidator(str.strip)]
     audio: str | None = None
@@ -72,7 +60,7 @@ class Utterance(Record):
 
 @dataclass(frozen=True)
 class Problem:
-    """Why a record is unusable: a short `kind` to count by, where it is, and the details."""
+    """Why a record is unusable."""
 
     kind: str
     place: str
@@ -91,8 +79,6 @@ class Example:
 
 @dataclass(frozen=True)
 class Manifest:
-    """The usable examples of a file with so many records, and the problems of the others."""
-
     path: Path
     num_records: int
     examples: tuple[Example, ...]
@@ -103,7 +89,7 @@ class Manifest:
         return dict(Counter(problem.kind for problem in self.problems))
 
     def without(self, problems: Iterable[Problem]) -> "Manifest":
-        """-> the same with further problems, and without the examples that have them."""
+        """-> the same with further problems, without their examples."""
         problems = (*self.problems, *problems)
         places = {problem.place for problem in problems}
         return replace(self, examples=tuple(e for e in self.examples if e.place not in places), problems=problems)
@@ -124,18 +110,11 @@ class DataError(ValueError):
 
 
 def read_manifest(path: str | Path, allow_special: bool = False, description: str | None = None) -> Manifest:
-    """JSON Lines, or a `.json` with a list of records -> the examples in order, and the problems of other records.
+    """A file of records (see `json_lines`) -> the examples in order, and the problems of other records.
 
-    `description` is used for utterances with neither a description nor a reference. Audio files and codes are not
-    read yet. Raises ValueError for a `.json` that cannot be parsed.
+    `description` is used for utterances with neither a description nor a reference. No audio or codes are read yet.
     """
-    path = Path(path)
-    if path.suffix == ".json":
-        content = parse_json(read_text(path), str(path))
-        listed = content if isinstance(content, list) else [content]
-        lines = [(f"{path}[{index}]", json.dumps(record)) for index, record in enumerate(listed)]
-    else:
-        lines = read_lines(path)
+    lines = json_lines(path)
     problems: list[Problem] = []
     records: dict[str, tuple[str, Utterance | ChatMLSample]] = {}
     for number, (place, line) in enumerate(lines, 1):
@@ -159,16 +138,20 @@ def read_manifest(path: str | Path, allow_special: bool = False, description: st
             problems.append(Problem(kind, place, f"{name!r}: {error}"))
         else:
             examples.append(Example(name, place, record, tuple(audio.name for audio in record.audios)))
-    return Manifest(path, len(lines), tuple(examples), tuple(problems))
+    return Manifest(Path(path), len(lines), tuple(examples), tuple(problems))
 
 
 def _parse(line: str, number: int, allow_special: bool) -> tuple[str, Utterance | ChatMLSample]:
-    """A line -> the id (for a conversation without one its number) and the validated record."""
+    """-> the id (of a conversation without one: the line's number) and the record."""
     record = parse_json(line, "record")
     if isinstance(record, dict) and "messages" in record:
         name = validate(str | None, record.pop("id", None), "record.id") or str(number)
         sample = sample_from_json(record, allow_special, "record")
-        _check_trainable(sample)
+        trained = [part for m in sample.messages[sample.start_index :] if m.role == "assistant" for part in m.parts]
+        if not any(isinstance(part, AudioContent) or part.text for part in trained):
+            raise ValueError("record.messages: no assistant's message with content from start_index on")
+        if any(audio.raw_audio is not None or not audio.has_data for audio in sample.audios):
+            raise ValueError("record.messages: audio to train on is a file, or the name of codes, as audio_url")
         return name, sample
     utterance = validate(Utterance, record, "record")
     return utterance.source if utterance.id is None else utterance.id, utterance
@@ -178,28 +161,18 @@ def _conversation(utterance: Utterance, others: Mapping[str, Utterance], descrip
     """The conversation that ends in the utterance; only its last turn is trained on."""
     text = check_text(utterance.text)
     if utterance.reference is None:
-        prompt = smart_voice(text, utterance.scene, utterance.description or description)
+        prompt = chatml.smart_voice(text, utterance.scene, utterance.description or description)
     else:
         other = others.get(utterance.reference)
         if other is None or not other.text or other is utterance:
             raise ValueError(f"record.reference: no other utterance {utterance.reference!r} in this file")
         reference = AudioContent(other.source)
         if utterance.form == "voice_in_system":
-            prompt = voices_in_system(text, [reference], utterance.scene)
+            prompt = chatml.voices_in_system(text, [reference], utterance.scene)
         else:
-            prompt = voice_clone(text, other.text, reference, utterance.scene)
+            prompt = chatml.voice_clone(text, other.text, reference, utterance.scene)
     answer = Message("assistant", AudioContent(utterance.source))
     return ChatMLSample([*prompt.messages, answer], len(prompt.messages), utterance.speaker)
-
-
-def _check_trainable(sample: ChatMLSample) -> None:
-    """Raises ValueError for a conversation without trainable content, or with audio that has no name."""
-    trained = [m for m in sample.messages[sample.start_index :] if m.role == "assistant"]
-    parts = [part for message in trained for part in message.parts]
-    if not any(isinstance(p, AudioContent) or (isinstance(p, TextContent) and p.text) for p in parts):
-        raise ValueError("record.messages: no assistant's message with content from start_index on")
-    if any(audio.raw_audio is not None or not audio.has_data for audio in sample.audios):
-        raise ValueError("record.messages: audio to train on is a file, or the name of codes, as audio_url")
 
 
 def encode_audio(
@@ -212,10 +185,9 @@ def encode_audio(
 ) -> tuple[Manifest, CodesReader]:
     """-> the usable examples with the keys of their codes, and these codes.
 
-    `encode` maps a waveform [L] at `sample_rate` to codes [K, T]; `codec` is the fingerprint of its checkpoint. Codes
-    are cached in `folder`, per codec, under a hash of all that they depend on: only changed files are encoded again.
-    Audio that is missing, unreadable, refused by `encode` or longer than `max_seconds` is a problem of each record that
-    needs it. Raises DataError when no example is left.
+    `encode` maps [L] at `sample_rate` to codes [K, T]; `codec` is the fingerprint of its checkpoint. Codes are cached
+    in `folder` by `_key`. Audio that is missing, unreadable, refused by `encode` or longer than `max_seconds` is a
+    problem of each record that needs it. Raises DataError when no example is left.
     """
     folder, root = Path(folder) / codec[:16], manifest.path.parent
     keys: dict[AudioContent, str] = {}
