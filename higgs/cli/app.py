@@ -13,10 +13,7 @@ import typer
 from higgs.cli import compare, finetune, inspect, serve, speak, voices
 
 app = typer.Typer(
-    help="Higgs Audio V2, text to speech.",
-    no_args_is_help=True,
-    rich_markup_mode=None,
-    pretty_exceptions_enable=False,
+    help="Higgs Audio V2, text to speech.", no_args_is_help=True, rich_markup_mode=None, pretty_exceptions_enable=False
 )
 for command in (speak.speak, serve.serve, inspect.inspect, compare.compare, finetune.finetune):
     app.command()(command)
@@ -32,8 +29,7 @@ def show_version(wanted: bool) -> None:
 @app.callback()
 def top(
     version: Annotated[
-        bool,
-        typer.Option("--version", callback=show_version, is_eager=True, help="Show the version."),
+        bool, typer.Option("--version", callback=show_version, is_eager=True, help="Show the version.")
     ] = False,
 ) -> None:
     """Higgs Audio V2, text to speech."""

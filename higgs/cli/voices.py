@@ -69,11 +69,7 @@ def add(
 
 
 @app.command()
-def play(
-    context: typer.Context,
-    name: Annotated[str, Argument(help="a voice")],
-    voices: SameFolder = None,
-) -> None:
+def play(context: typer.Context, name: Annotated[str, Argument(help="a voice")], voices: SameFolder = None) -> None:
     """Play the recording of a voice, with whatever player the system has."""
     from higgs.audio import load_audio, save_audio
     from higgs.data.voices import find_voice
