@@ -11,8 +11,8 @@ from pathlib import Path
 def replacing(path: str | Path) -> Iterator[Path]:
     """Yields a temporary path beside `path`; renames it to `path` at the end, or deletes it after an error.
 
-    Creates the folder. A full disk, a kill or an error leaves the old file unchanged, and a reader never sees a partial
-    new one. One writer of a path at a time: a killed writer's temporary file is overwritten. OSErrors name `path`.
+    Creates the folder. The old file stays until the new one is whole. One writer of a path at a time: a killed writer's
+    temporary file is overwritten. OSErrors name `path`.
     """
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)

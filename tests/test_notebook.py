@@ -25,7 +25,7 @@ from higgs.workflow.clean import clean_source, dump
 from higgs.workflow.page import NotSelfContained, check_self_contained
 from higgs.workflow.page import main as render
 from higgs.workflow.params import read_params
-from higgs.workflow.runner import apply_setting, check_parameters_cell, main, stage_values
+from higgs.workflow.runner import check_parameters_cell, main, stage_values
 
 REPOSITORY = Path(__file__).resolve().parent.parent
 
@@ -222,8 +222,7 @@ def test_settings_are_yaml_and_leave_the_file_values_alone(repository):
     values = stage_values(params, "generate", ["generate.temperature=5e-1", "generate.top_k=50", "seed=3"])
     assert values["generate"]["temperature"] == 0.5 and values["generate"]["top_k"] == 50
     assert values["seed"] == 3 and params["seed"] == 0 and params["generate"]["top_k"] is None
-    apply_setting(values, "generate", "set=a=b")
-    assert values["set"] == "a=b" != params["set"]
+    assert stage_values(params, "generate", ["set=a=b"])["set"] == "a=b" != params["set"]
 
 
 def test_saving_in_jupyter_leaves_the_committed_bytes(repository):
@@ -322,7 +321,7 @@ def test_outputs_of_exploring_stay_out_of_the_way(tmp_path, monkeypatch):
     with pytest.raises(ValueError):
         cells.output_path(tmp_path / "a")
     with pytest.raises(FileNotFoundError, match="dvc.yaml"):
-        cells.find_root(tmp_path)
+        cells.find_root()
 
 
 def test_helpers_import_neither_torch_nor_papermill():

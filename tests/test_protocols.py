@@ -499,7 +499,7 @@ def test_seed_tts_eval_becomes_a_manifest(seed_tts, capsys):
     assert third.request.samples[0].messages[-1].role == "user"
     assert prompt.text in [part.text for part in third.request.samples[0].messages[0].parts]
     assert sets.convert_seed_tts_eval(seed_tts) == read_rows(seed_tts / "meta.jsonl")
-    assert first.row(2)["name"] == "first-s2"
+    assert first.record(2)["name"] == "first-s2"
 
 
 def test_a_set_with_missing_files_is_refused(seed_tts, capsys):

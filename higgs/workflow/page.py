@@ -28,7 +28,7 @@ def to_html(notebook: NotebookNode, title: str) -> str:
 
 
 def bare_page(title: str, body: str) -> str:
-    """Any HTML as a page in the same style. Raises NotSelfContained."""
+    """HTML as a page in the same style. Raises NotSelfContained."""
     page = (
         '<!doctype html>\n<html lang="en"><head><meta charset="utf-8">'
         '<meta name="viewport" content="width=device-width, initial-scale=1">'
@@ -40,17 +40,13 @@ def bare_page(title: str, body: str) -> str:
 
 
 def check_self_contained(page: str) -> None:
-    """Raises NotSelfContained, naming each element of the page that would load something.
-
-    Links that a reader may follow are allowed.
-    """
+    """Raises NotSelfContained with the elements that would load something. Links to follow are allowed."""
     finder = _ExternalLoads()
     finder.feed(page)
     finder.close()
     if finder.loads:
-        raise NotSelfContained(
-            "the page loads from outside itself: " + "; ".join(finder.loads[:10]) + " (embed it as a data: URI)"
-        )
+        loads = "; ".join(finder.loads[:10])
+        raise NotSelfContained(f"the page loads from outside itself: {loads} (embed it as a data: URI)")
 
 
 @cache
@@ -66,11 +62,9 @@ def _exporter():
     from jinja2 import FileSystemLoader
     from nbconvert import HTMLExporter
 
+    loaders, template = [FileSystemLoader(FILES)], "stage.html.j2"
     exporter = HTMLExporter(
-        template_name="basic",
-        template_file="stage.html.j2",
-        extra_loaders=[FileSystemLoader(FILES)],
-        exclude_anchor_links=True,
+        template_name="basic", template_file=template, extra_loaders=loaders, exclude_anchor_links=True
     )
     # Its own templates would fetch these two from a content delivery network.
     exporter.require_js_url = exporter.mathjax_url = ""
@@ -110,8 +104,8 @@ class _ExternalLoads(HTMLParser):
             self._check_style(data)
 
     def _check_style(self, style: str) -> None:
-        for match in re.finditer(r"@import[^;]*|url\(\s*['\"]?(?!data:|#|['\"])[^)]*\)", style):
-            self.loads.append(match[0][:80])
+        found = re.findall(r"@import[^;]*|url\(\s*['\"]?(?!data:|#|['\"])[^)]*\)", style)
+        self.loads += [load[:80] for load in found]
 
 
 def main(stage: str) -> int:

@@ -21,11 +21,6 @@ def _distinct(values: list[T]) -> list[T]:
     return values
 
 
-def _known(checkpoint: str) -> str:
-    Checkpoint.parse(checkpoint)
-    return checkpoint
-
-
 Choices = Annotated[list[T], Field(min_length=1), AfterValidator(_distinct)]
 
 
@@ -34,7 +29,7 @@ class StageParams(Record):
 
     seed: Count
     repeatable: bool
-    checkpoint: Annotated[str, AfterValidator(_known)]
+    checkpoint: Annotated[str, AfterValidator(lambda text: Checkpoint.parse(text).name)]
 
 
 class SpeechParams(StageParams):
@@ -70,10 +65,9 @@ class GenerateParams(SpeechParams):
 
 
 class EvaluateParams(SpeechParams):
-    """speech -> metrics, in the languages that the judge understands.
+    """speech -> metrics, in the judge's languages. Judges that are null are left out, with their metrics.
 
-    Judges that are null are left out, with their metrics. Naturalness is predicted for one sample of each of
-    `naturalness_texts` scripts.
+    Naturalness is predicted for one sample of each of `naturalness_texts` scripts.
     """
 
     judge: str | None
@@ -89,11 +83,7 @@ class EvaluateParams(SpeechParams):
     players: Count
 
 
-SECTIONS: dict[str, type[StageParams]] = {
-    "tokenize": TokenizeParams,
-    "generate": GenerateParams,
-    "evaluate": EvaluateParams,
-}
+SECTIONS = {"tokenize": TokenizeParams, "generate": GenerateParams, "evaluate": EvaluateParams}
 SCALARS = tuple(SpeechParams.model_fields)
 WORKERS = "workers"  # changes no result, so it is the runner's alone
 
@@ -106,15 +96,12 @@ def scalars_of(stage: str) -> list[str]:
 
 
 def read_params(path: str | Path = "params.yaml") -> dict[str, Any]:
-    """The whole file, unchecked but for its top, which must be a mapping: ParamsError."""
+    """The whole file. ParamsError unless it is a mapping; the values are not checked."""
     return validate(dict[str, Any], parse_yaml(Path(path).read_text(encoding="utf-8"), str(path)), str(path))
 
 
 def select(params: Mapping[str, Any], stage: str) -> dict[str, Any]:
-    """The scalars and the section of one stage, as `{"seed": ..., ..., stage: {...}}`.
-
-    Raises ParamsError for a stage without a section here, and for unknown or missing keys at the top.
-    """
+    """`{"seed": ..., ..., stage: {...}}` of one stage. ParamsError for its name and for keys at the top."""
     names = [*scalars_of(stage), stage]
     check_keys(params, (*SCALARS, WORKERS, *SECTIONS), required=(*names, WORKERS), what="params.yaml")
     return {name: params[name] for name in names}

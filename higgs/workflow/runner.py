@@ -10,6 +10,7 @@ executes; parameters are checked here, because papermill ignores a misspelt one.
 import argparse
 import ast
 import contextlib
+import copy
 import os
 import re
 import sys
@@ -52,46 +53,39 @@ def run_stage(
     with contextlib.chdir(find_root()):
         params = read_params(params_path)
         values, workers = stage_values(params, stage, settings), worker_count(params)
-        source, output = Path("notebooks") / f"{stage}.ipynb", Path(output_dir) / f"{stage}.ipynb"
+        source, output = Path("notebooks", f"{stage}.ipynb"), Path(output_dir, f"{stage}.ipynb")
         failed = output.with_suffix(".failed.ipynb")
         check_parameters_cell(read_notebook(source), [*values], source)
         Path(f"results/{stage}/timing.json").unlink(missing_ok=True)
         started = time.monotonic()
         with stage_environment(stage, values["repeatable"], workers) as scratch:
-            executed = clean_executed(execute(source, values, scratch, failed))
-            write_atomically(output, dump(executed))
+            write_atomically(output, dump(clean_executed(execute(source, values, scratch, failed))))
             failed.unlink(missing_ok=True)
             record_timing(stage, {"stage_seconds": time.monotonic() - started})
     say(f"{stage}: {output}")
 
 
 def stage_values(params: Mapping[str, Any], stage: str, settings: Sequence[str]) -> dict[str, Any]:
-    """The checked values for a stage's `parameters` cell; `settings` override those of params.yaml."""
-    values = select(params, stage)
-    if isinstance(values[stage], dict):
-        values[stage] = dict(values[stage])
+    """The checked values for a stage's `parameters` cell.
+
+    `settings`, `seed=1` or `<section>.key=value` in YAML, override those of params.yaml.
+    """
+    values = copy.deepcopy(select(params, stage))
+    section = values[stage] if isinstance(values[stage], dict) else {}
+    known = [name for name in values if name != stage] + [f"{stage}.{name}" for name in section]
     for setting in settings:
-        apply_setting(values, stage, setting)
+        key, equals, text = setting.partition("=")
+        if not equals:
+            raise ParamsError(f"--set {setting}: expected key=value")
+        check_keys([key], known, required=(), what=f"--set {setting}")
+        target = section if key.startswith(f"{stage}.") else values
+        target[key.removeprefix(f"{stage}.")] = parse_yaml(text, f"--set {setting}")
     scalars = {name: value for name, value in values.items() if name != stage}
     from_section(SECTIONS[stage], values[stage], **scalars)
     return values
 
 
-def apply_setting(values: dict[str, Any], stage: str, setting: str) -> None:
-    """Puts `seed=1` or `<section>.key=value` (in YAML) into `values`. Unknown key: ParamsError."""
-    key, equals, text = setting.partition("=")
-    if not equals:
-        raise ParamsError(f"--set {setting}: expected key=value")
-    section = values[stage] if isinstance(values[stage], dict) else {}
-    known = [name for name in values if name != stage] + [f"{stage}.{name}" for name in section]
-    check_keys([key], known, required=(), what=f"--set {setting}")
-    target = section if key.startswith(f"{stage}.") else values
-    target[key.removeprefix(f"{stage}.")] = parse_yaml(text, f"--set {setting}")
-
-
 def read_notebook(path: Path) -> NotebookNode:
-    if not path.is_file():
-        raise StageError(f"{path} does not exist")
     return nbformat.read(path, as_version=4)
 
 
@@ -110,19 +104,15 @@ def check_parameters_cell(notebook: NotebookNode, expected: Sequence[str], sourc
     for statement in statements:
         targets = statement.targets if isinstance(statement, ast.Assign) else [statement]
         if not all(isinstance(target, ast.Name) for target in targets):
-            raise ParamsError(
-                f"{source}: the cell tagged 'parameters' holds more than plain assignments: {ast.unparse(statement)}"
-            )
+            code = ast.unparse(statement)
+            raise ParamsError(f"{source}: the cell tagged 'parameters' holds more than plain assignments: {code}")
         names += [target.id for target in targets]
     check_keys(names, expected, required=expected, what=f"{source}, cell tagged 'parameters'")
 
 
 @contextlib.contextmanager
 def stage_environment(stage: str, repeatable: bool = True, workers: int | None = None) -> Iterator[Path]:
-    """The environment that a stage's kernel inherits, without a user's own settings.
-
-    Yields a scratch folder for the kernel's sockets and its IPython profile.
-    """
+    """Sets the variables that a stage's kernel inherits -> a scratch folder for its sockets and IPython profile."""
     before = dict(os.environ)
     with tempfile.TemporaryDirectory(prefix="higgs-") as scratch:
         changes = environment(repeatable) | {
@@ -151,11 +141,9 @@ def execute(source: Path, values: dict[str, Any], scratch: Path, failed: Path) -
     from traitlets.config import Config
 
     # Sockets in the scratch folder are private; a long TMPDIR exceeds the limit on their paths, which begin with `ip`.
-    manager = {"transport": "ipc", "ip": str(scratch / "kernel")}
-    if len(str(scratch)) > LONGEST_SCRATCH:
-        manager = {"transport": "tcp"}
+    is_short = len(str(scratch)) <= LONGEST_SCRATCH
+    manager = {"transport": "ipc", "ip": str(scratch / "kernel")} if is_short else {"transport": "tcp"}
     output = scratch / "executed.ipynb"
-    problem = None
     try:
         execute_notebook(
             str(source),
@@ -171,27 +159,26 @@ def execute(source: Path, values: dict[str, Any], scratch: Path, failed: Path) -
             extra_arguments=["--IPKernelApp.log_level=50"],
         )
     except PapermillExecutionError as error:
-        problem = concise_traceback(error.traceback)
-        problem += f"\n\n{source}: {_describe(error.source)} failed: {error.ename}"
+        cause = f"{source}: {_describe(error.source)} failed: {error.ename}"
+        problem = f"{concise_traceback(error.traceback)}\n\n{cause}"
     except DeadKernelError:
         problem = f"{source}: the kernel died (out of memory?) in {_last_cell(output)}"
-    if problem is None:
+    else:
         executed = read_notebook(output)
         problem = unfinished(executed, source)
-    if problem is not None:
-        if output.is_file():
-            write_atomically(failed, output.read_bytes())
-            problem += f"\nThe notebook as far as it got: {failed}"
-        raise StageError(problem)
-    return executed
+        if problem is None:
+            return executed
+    if output.is_file():
+        write_atomically(failed, output.read_bytes())
+        problem += f"\nThe notebook as far as it got: {failed}"
+    raise StageError(problem)
 
 
 def unfinished(executed: NotebookNode, source: Path) -> str | None:
     """The error that papermill ignores, if any: `exit()`, and errors that a cell's tags allow."""
     for cell in executed.cells:
         if cell.cell_type == "code" and cell.source.strip():
-            errors = [output.ename for output in cell.outputs if output.output_type == "error"]
-            if errors:
+            if errors := [output.ename for output in cell.outputs if output.output_type == "error"]:
                 return f"{source}: {_describe(cell.source)} ended in {errors[0]}; a stage runs every cell to its end"
             if cell.execution_count is None:
                 return f"{source}: {_describe(cell.source)} was never run"
