@@ -1,13 +1,13 @@
 """config.json of a checkpoint <-> sizes.
 
-Two schemas are read, that of the reference implementation (boson-ai/higgs-audio) and that of transformers; the latter
-is written. Features that the released checkpoint does not use raise ConfigError with the key and its value: the Whisper
-tower, adapters other than the dual FFN, self-attention and projection of the audio output, the RQ transformer.
+Two schemas are read, that of the reference implementation (boson-ai/higgs-audio) and that of transformers, which is
+written. Features that the release does not use raise ConfigError with the key and its value.
 """
 
 import math
 from collections.abc import Mapping
 from dataclasses import replace
+from types import MappingProxyType
 from typing import Any
 
 from higgs.config import CodecConfig, ConfigError, ModelConfig, RopeConfig, SemanticConfig
@@ -66,23 +66,13 @@ def _layout(config: dict[str, Any], expected: str) -> str:
     return layout
 
 
-def codec_from_json(config: dict[str, Any], shapes: Mapping[str, tuple[int, ...]] | None = None) -> CodecConfig:
-    """Reads either schema. The reference's has no widths: they come from the tensors' `shapes`.
-
-    Raises ConfigError for a schema that is neither, or for a value that the release does not use.
-    """
+def codec_from_json(
+    config: dict[str, Any], shapes: Mapping[str, tuple[int, ...]] = MappingProxyType({})
+) -> CodecConfig:
+    """Reads either schema. The reference's has no widths: they come from the tensors' `shapes`. Raises ConfigError."""
     if _layout(config, CODEC) == TRANSFORMERS:
         return _codec_from_transformers(config)
-    if shapes is None:
-        raise ConfigError("the original codec config needs the shapes of its tensors")
     return _codec_from_original(config, shapes)
-
-
-def model_from_json(config: dict[str, Any]) -> ModelConfig:
-    """Reads either schema. Raises ConfigError for others and for parts that the release does not use."""
-    if _layout(config, MODEL) == TRANSFORMERS:
-        return _model_from_transformers(config)
-    return _model_from_original(config)
 
 
 def expect(config: dict[str, Any], what: str, **allowed: Any) -> None:
@@ -174,12 +164,6 @@ def _codec_from_original(config: dict[str, Any], shapes: Mapping[str, tuple[int,
     )
 
 
-def _model_from_transformers(config: dict[str, Any]) -> ModelConfig:
-    require(config, "model config", "codebook_size", "num_codebooks", "rope_parameters")
-    codebook_size = config["codebook_size"] - 2  # this schema counts the stream ids
-    return _model(config, config, config["rope_parameters"], config["num_codebooks"], codebook_size)
-
-
 # The reference's defaults for absent keys, all of features that this package does not run.
 REFERENCE_DEFAULTS = {
     "audio_adapter_type": "stack",
@@ -190,7 +174,8 @@ REFERENCE_DEFAULTS = {
 }
 
 
-def _model_from_original(config: dict[str, Any]) -> ModelConfig:
+def _text_config(config: dict[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
+    """The reference's schema -> its Llama and RoPE, once the other parts are known to be those of the release."""
     what = "model config (original)"
     config = REFERENCE_DEFAULTS | config
     adapter = config["audio_adapter_type"]
@@ -203,19 +188,23 @@ def _model_from_original(config: dict[str, Any]) -> ModelConfig:
     require(config, what, "text_config", "audio_num_codebooks", "audio_codebook_size")
     text, dual = config["text_config"], config.get("audio_dual_ffn_layers")
     require(text, f"{what}: text_config", "num_hidden_layers", "rope_theta", "rope_scaling")
-    if dual != list(range(text["num_hidden_layers"])):
-        raise ConfigError(
-            f"{what}: audio_dual_ffn_layers is {dual}: only dual FFN in all {text['num_hidden_layers']} layers is run"
-        )
+    layers = text["num_hidden_layers"]
+    if dual != list(range(layers)):
+        raise ConfigError(f"{what}: audio_dual_ffn_layers is {dual}: only dual FFN in all {layers} layers is run")
     require(text["rope_scaling"], f"{what}: rope_scaling")
-    rope = {**text["rope_scaling"], "rope_theta": text["rope_theta"]}
-    return _model(config, text, rope, config["audio_num_codebooks"], config["audio_codebook_size"])
+    return text, {**text["rope_scaling"], "rope_theta": text["rope_theta"]}
 
 
-def _model(
-    config: dict[str, Any], llama: dict[str, Any], rope: Any, num_codebooks: int, codebook_size: int
-) -> ModelConfig:
+def model_from_json(config: dict[str, Any]) -> ModelConfig:
+    """Reads either schema. Raises ConfigError for others and for parts that the release does not use."""
     what = "model config"
+    if _layout(config, MODEL) == ORIGINAL:
+        llama, rope = _text_config(config)
+        num_codebooks, codebook_size = config["audio_num_codebooks"], config["audio_codebook_size"]
+    else:
+        require(config, what, "codebook_size", "num_codebooks", "rope_parameters")
+        llama, rope = config, config["rope_parameters"]
+        num_codebooks, codebook_size = config["num_codebooks"], config["codebook_size"] - 2  # less the stream ids
     expect(config, what, audio_stream_bos_id=codebook_size, audio_stream_eos_id=codebook_size + 1)
     require(llama, what, *(key for key in LLAMA.values() if key not in ("num_key_value_heads", "head_dim")))
     expect(llama, what, **FIXED_LLAMA)

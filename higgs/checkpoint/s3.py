@@ -24,7 +24,8 @@ from s3fs.core import S3_RETRYABLE_ERRORS
 from higgs.files import replacing
 
 # A server that refuses is reported after a second or two, a silent address after half a minute.
-CONNECT_SECONDS, READ_SECONDS, ATTEMPTS = 5, 20, 3
+RETRIES, ATTEMPTS = {"mode": "standard", "total_max_attempts": 2}, 3
+TIMEOUTS = {"connect_timeout": 5, "read_timeout": 20, "retries": RETRIES}
 SET_KEYS = "AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, or AWS_PROFILE"
 SET_ENDPOINT = "AWS_ENDPOINT_URL (the server's address, where it is not Amazon's)"
 
@@ -32,8 +33,8 @@ SET_ENDPOINT = "AWS_ENDPOINT_URL (the server's address, where it is not Amazon's
 def download(url: str, patterns: Sequence[str] = ("*",)) -> Path:
     """`s3://bucket/prefix` -> the folder under HIGGS_CACHE with the objects below it whose names match.
 
-    The folder's name is a hash over names, ETags and sizes, so a changed object leads to another folder, and a file
-    that exists is complete and is not fetched again. One process at a time writes into a folder.
+    The folder's name is a hash over names, ETags and sizes: a changed object leads to another folder, and a file that
+    exists is complete. One process at a time writes into a folder.
 
     Raises FileNotFoundError (no bucket, no objects), PermissionError (no key, wrong key), ConnectionError (no server,
     broken connection) and OSError (changed during the download), each with the address and what to set.
@@ -45,8 +46,9 @@ def download(url: str, patterns: Sequence[str] = ("*",)) -> Path:
         objects = list_objects(files, url, prefix)
         wanted = {n: o for n, o in objects.items() if any(fnmatchcase(n, p) for p in patterns)}
         if not wanted:
+            like = " or ".join(patterns)
             raise FileNotFoundError(
-                f"{url} at {files.s3.meta.endpoint_url}: no object below {prefix} is named like {' or '.join(patterns)}"
+                f"{url} at {files.s3.meta.endpoint_url}: no object below {prefix} is named like {like}"
             )
         version = json.dumps([(o["name"], o["ETag"], o["size"]) for o in objects.values()])
         cache = Path(os.environ.get("HIGGS_CACHE", Path.home() / ".cache" / "higgs"))
@@ -66,15 +68,7 @@ def connect(url: str) -> Iterator[S3FileSystem]:
     where = url
     try:
         # Not out of fsspec's pool of instances: keys and endpoint may have changed since.
-        files = S3FileSystem(
-            skip_instance_cache=True,
-            use_listings_cache=False,
-            config_kwargs={
-                "connect_timeout": CONNECT_SECONDS,
-                "read_timeout": READ_SECONDS,
-                "retries": {"mode": "standard", "total_max_attempts": 2},
-            },
-        )
+        files = S3FileSystem(skip_instance_cache=True, use_listings_cache=False, config_kwargs=TIMEOUTS)
         files.retries = ATTEMPTS
         where = f"{url} at {files.s3.meta.endpoint_url}"
         yield files
@@ -94,10 +88,8 @@ def explain(error: Exception, where: str) -> Exception:
     if isinstance(error, S3_RETRYABLE_ERRORS):
         return ConnectionError(f"{where}: the connection broke ({error}). Run it again: finished files stay.")
     if isinstance(error, PermissionError) and isinstance(error.__cause__, ClientError):
-        return PermissionError(
-            f"{where}: access denied ({error}). Check {SET_KEYS}; the key must be allowed to list "
-            "and to read the bucket."
-        )
+        may = "the key must be allowed to list and to read the bucket"
+        return PermissionError(f"{where}: access denied ({error}). Check {SET_KEYS}; {may}.")
     if isinstance(error, BotoCoreError) or isinstance(error.__cause__, ClientError):
         return OSError(f"{where}: {error}")
     return error

@@ -44,8 +44,8 @@ def main() -> int:
             print("stopped", file=sys.stderr)
         return end.code
     except (ValueError, OSError, LookupError, RuntimeError, ImportError) as error:
-        told = error.args[0] if isinstance(error, KeyError) and error.args else error
+        message = error.args[0] if isinstance(error, KeyError) and error.args else error
         notes = [note for note in getattr(error, "__notes__", []) if note not in str(error)]
-        print("Error:", *"; ".join([str(told), *notes]).split(), file=sys.stderr)
+        print("Error:", *"; ".join([str(message), *notes]).split(), file=sys.stderr)
         return 1
     return 0

@@ -105,40 +105,28 @@ def _inspect(folder: Path, local: bool) -> Report:
     if (kind, layout) == (CODEC, ORIGINAL) and not headers:
         report.notes.append("the sizes follow from the weights, which cannot be read")
         return report
-    report.config, expected = _expected(kind, content, headers)
-    report.parameters = _count(PARTS[kind], expected)
+    with torch.device("meta"):
+        if kind == MODEL:
+            report.config = model_from_json(content)
+            weights, expected = model_weights, HiggsAudio(report.config).state_dict()
+        else:
+            report.config = codec_from_json(content, {name: tuple(tensor.shape) for name, tensor in headers.items()})
+            weights, expected = codec_weights, AudioTokenizer(report.config).state_dict()
+    report.parameters = dict.fromkeys(PARTS[kind], 0)
+    for name, tensor in expected.items():
+        part = next(part for part, names in PARTS[kind].items() if re.match(names, name))
+        report.parameters[part] += tensor.numel()
     for name, tensor in headers.items():
         dtype = str(tensor.dtype).removeprefix("torch.")
         report.dtypes[dtype] = report.dtypes.get(dtype, 0) + tensor.numel()
         if codec_weights.TRAINING_ONLY.fullmatch(name):
             report.training_only += tensor.numel()
     if headers:
-        weights = model_weights if kind == MODEL else codec_weights
         try:
             report.problems += weights.differences(folder, expected)
         except CheckpointError as error:
             report.problems.append(str(error))
     return report
-
-
-def _expected(
-    kind: str, content: dict[str, Any], headers: Mapping[str, Tensor]
-) -> tuple[ModelConfig | CodecConfig, dict[str, Tensor]]:
-    """The sizes, and every tensor that they ask for, on the meta device."""
-    with torch.device("meta"):
-        if kind == MODEL:
-            config = model_from_json(content)
-            return config, HiggsAudio(config).state_dict()
-        config = codec_from_json(content, {name: tuple(tensor.shape) for name, tensor in headers.items()})
-        return config, AudioTokenizer(config).state_dict()
-
-
-def _count(parts: Mapping[str, str], tensors: Mapping[str, Tensor]) -> dict[str, int]:
-    """Elements by part, in the order of the parts."""
-    counted = dict.fromkeys(parts, 0)
-    for name, tensor in tensors.items():
-        counted[next(part for part, names in parts.items() if re.match(names, name))] += tensor.numel()
-    return counted
 
 
 def cache_bytes(config: ModelConfig, positions: int, element_bytes: int) -> int:
@@ -147,10 +135,7 @@ def cache_bytes(config: ModelConfig, positions: int, element_bytes: int) -> int:
 
 
 def memory(reports: Sequence[Report]) -> dict[str, dict[str, int]]:
-    """Type of the model's weights and cache -> what -> bytes on the device. The codec is always float32.
-
-    Weights and caches alone: activations, graphs and CUDA itself are not counted.
-    """
+    """Type of the model's weights and cache -> what -> bytes on the device. The codec is always float32."""
     by_dtype = {}
     for dtype, size in BYTES.items():
         needed = {f"{r.kind}'s weights": (size if r.kind == MODEL else 4) * sum(r.parameters.values()) for r in reports}
@@ -193,10 +178,8 @@ def _text(report: Report) -> str:
     lines += [f"  {part:18}{number:>16,}" for part, number in counts.items()]
     if report.dtypes and not report.problems:
         lines.append("  every tensor is there and fits")
-    for title, messages in (("PROBLEM", report.problems), ("note", report.notes)):
-        for message in messages:
-            lines += _wrapped(title, message)
-    return "\n".join(lines)
+    messages = [("PROBLEM", problem) for problem in report.problems] + [("note", note) for note in report.notes]
+    return "\n".join(lines + [line for title, message in messages for line in _wrapped(title, message)])
 
 
 def _wrapped(title: str, text: str) -> list[str]:
@@ -207,8 +190,7 @@ def _sizes(config: Mapping[str, Any], prefix: str = "") -> list[str]:
     """Nested names joined by dots, each with its value."""
     sizes = []
     for name, value in config.items():
-        nested = isinstance(value, dict)
-        sizes += _sizes(value, f"{prefix}{name}.") if nested else [f"{prefix}{name} {value}"]
+        sizes += _sizes(value, f"{prefix}{name}.") if isinstance(value, dict) else [f"{prefix}{name} {value}"]
     return sizes
 
 
