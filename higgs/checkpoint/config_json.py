@@ -49,14 +49,14 @@ KINDS = {
 
 def recognise(config: Mapping[str, Any], what: str = "config") -> tuple[str, str]:
     """The content of a config.json -> (MODEL or CODEC, ORIGINAL or TRANSFORMERS). Raises ConfigError for others."""
-    if config.get("model_type") in KINDS:
-        return KINDS[config["model_type"]]
+    model_type = config.get("model_type")
+    if model_type in KINDS:
+        return KINDS[model_type]
     if {"ratios", "n_q"} <= config.keys():
         return CODEC, ORIGINAL
-    raise ConfigError(
-        f"{what}: not a Higgs Audio V2 config: expected model_type {' or '.join(KINDS)}, or the keys ratios and n_q; "
-        f"got model_type {config.get('model_type')!r} and the keys {sorted(config)[:8]}"
-    )
+    expected = f"expected model_type {' or '.join(KINDS)}, or the keys ratios and n_q"
+    got = f"got model_type {model_type!r} and the keys {sorted(config)[:8]}"
+    raise ConfigError(f"{what}: not a Higgs Audio V2 config: {expected}; {got}")
 
 
 def _layout(config: dict[str, Any], expected: str) -> str:
@@ -86,8 +86,7 @@ def require(config: Any, what: str, *keys: str) -> None:
     """Raises ConfigError unless `config` is a JSON object with all these keys, none of them null."""
     if not isinstance(config, dict):
         raise ConfigError(f"{what}: expected a JSON object, got {config!r}")
-    missing = [key for key in keys if config.get(key) is None]
-    if missing:
+    if missing := [key for key in keys if config.get(key) is None]:
         raise ConfigError(f"{what}: the config lacks {', '.join(missing)}")
 
 

@@ -12,6 +12,7 @@ from collections import ChainMap
 from collections.abc import Callable, Iterator, Mapping
 from functools import partial
 from pathlib import Path
+from subprocess import DEVNULL
 from tempfile import TemporaryDirectory
 from typing import Any
 
@@ -23,16 +24,15 @@ from higgs.workflow.tables import read_rows
 LOCK, METRICS = "dvc.lock", "metrics.json"
 CACHE = ".dvc/cache/files/md5"
 MAX_LINES = 20  # differing files of one output
+Stages = Mapping[str, dict[str, Any]]
 
 
 def committed(root: Path, name: str) -> str | None:
     """The text of a file at HEAD; None outside Git, without Git, or before it is committed."""
-    command = ["git", "-C", str(root), "show", f"HEAD:./{name}"]
     try:
-        result = subprocess.run(command, capture_output=True, text=True, check=False)
-    except FileNotFoundError:
+        return subprocess.check_output(["git", "-C", root, "show", f"HEAD:./{name}"], text=True, stderr=DEVNULL)
+    except (FileNotFoundError, subprocess.CalledProcessError):
         return None
-    return result.stdout if result.returncode == 0 else None
 
 
 def hashes(stage: Mapping[str, Any], kind: str) -> dict[str, str | None]:
@@ -45,12 +45,8 @@ def changed(before: Mapping[str, Any], after: Mapping[str, Any]) -> list[str]:
     return sorted(k for k in before.keys() | after.keys() if before.get(k) != after.get(k))
 
 
-def compare(
-    before: Mapping[str, Any],
-    after: Mapping[str, Any],
-    describe: Callable[[str, str | None], list[str]] = lambda path, md5: [],
-) -> list[str]:
-    """Two mappings of stages -> the lines of the report. `describe(path, old md5)` compares contents."""
+def compare(before: Stages, after: Stages, describe: Callable[..., list[str]] = lambda path, md5: []) -> list[str]:
+    """-> the lines of the report. `describe(path, old md5)` compares contents."""
     outputs = {path for stages in (before, after) for s in stages.values() for path in hashes(s, "outs")}
     differing, lines = 0, []
     for name in sorted(before.keys() | after.keys()):

@@ -108,12 +108,12 @@ def select(params: Mapping[str, Any], stage: str) -> dict[str, Any]:
 
 
 def worker_count(params: Mapping[str, Any]) -> int | None:
-    """The number of processes of a stage; None: one for each usable core."""
+    """Processes of a stage; None: one for each usable core."""
     return validate(Positive | None, params[WORKERS], WORKERS)
 
 
 def from_section(cls: type[T], section: Mapping[str, Any], **scalars: Any) -> T:
-    """A stage's parameters from its section of params.yaml and the scalars beside it. Raises ParamsError."""
+    """A stage's parameters from its section and the scalars beside it. Raises ParamsError."""
     where = next(stage for stage, known in SECTIONS.items() if known is cls)
     section = validate(dict[str, Any], section, where)
     if misplaced := sorted(set(section) & set(SCALARS)):

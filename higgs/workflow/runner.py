@@ -3,8 +3,8 @@
     python -m higgs.workflow.runner run generate --set generate.temperature=0.5
     python -m higgs.workflow.runner clean --check notebooks/*.ipynb
 
-The executed notebook is written to reports/ after every cell has run; `higgs.workflow.page` renders it. papermill
-executes; parameters are checked here, because papermill ignores a misspelt one.
+The executed notebook is written to reports/ after every cell has run. papermill executes; parameters are checked here,
+because papermill ignores a misspelt one.
 """
 
 import argparse
@@ -39,16 +39,10 @@ class StageError(RuntimeError):
     """The stage failed. The message is printed without a traceback."""
 
 
-def run_stage(
-    stage: str,
-    params_path: str | Path = "params.yaml",
-    settings: Sequence[str] = (),
-    output_dir: str | Path = "reports",
-) -> None:
-    """Runs notebooks/<stage>.ipynb and writes it, with its outputs, to `output_dir`.
+def run_stage(stage: str, params_path: Path, settings: Sequence[str], output_dir: Path) -> None:
+    """Runs notebooks/<stage>.ipynb and writes it, with its outputs, to `output_dir`. Paths are relative to the root.
 
-    Paths are relative to the repository's root, the nearest above the working directory. Raises ParamsError before any
-    cell has run, and StageError when a cell fails; then only <stage>.failed.ipynb is written.
+    Raises ParamsError before any cell has run, and StageError when a cell fails: <stage>.failed.ipynb is written then.
     """
     with contextlib.chdir(find_root()):
         params = read_params(params_path)
@@ -96,18 +90,18 @@ def check_parameters_cell(notebook: NotebookNode, expected: Sequence[str], sourc
     if [(cell.cell_type, cell.metadata.tags) for cell in cells] != [("code", ["parameters"])]:
         tags = [cell.metadata.tags for cell in cells]
         raise ParamsError(f"{source}: expected one code cell tagged 'parameters', got the tags {tags}")
+    what = f"{source}, cell tagged 'parameters'"
     try:
         statements = ast.parse(cells[0].source).body
     except SyntaxError as error:
-        raise ParamsError(f"{source}: the cell tagged 'parameters' is no valid Python: {error}") from error
+        raise ParamsError(f"{what}: no valid Python: {error}") from error
     names = []
     for statement in statements:
         targets = statement.targets if isinstance(statement, ast.Assign) else [statement]
         if not all(isinstance(target, ast.Name) for target in targets):
-            code = ast.unparse(statement)
-            raise ParamsError(f"{source}: the cell tagged 'parameters' holds more than plain assignments: {code}")
+            raise ParamsError(f"{what}: more than plain assignments: {ast.unparse(statement)}")
         names += [target.id for target in targets]
-    check_keys(names, expected, required=expected, what=f"{source}, cell tagged 'parameters'")
+    check_keys(names, expected, required=expected, what=what)
 
 
 @contextlib.contextmanager
@@ -178,10 +172,11 @@ def unfinished(executed: NotebookNode, source: Path) -> str | None:
     """The error that papermill ignores, if any: `exit()`, and errors that a cell's tags allow."""
     for cell in executed.cells:
         if cell.cell_type == "code" and cell.source.strip():
+            what = f"{source}: {_describe(cell.source)}"
             if errors := [output.ename for output in cell.outputs if output.output_type == "error"]:
-                return f"{source}: {_describe(cell.source)} ended in {errors[0]}; a stage runs every cell to its end"
+                return f"{what} ended in {errors[0]}; a stage runs every cell to its end"
             if cell.execution_count is None:
-                return f"{source}: {_describe(cell.source)} was never run"
+                return f"{what} was never run"
     return None
 
 
@@ -200,11 +195,8 @@ def _last_cell(output: Path) -> str:
 def concise_traceback(frames: Sequence[str]) -> str:
     """IPython's traceback without colours and without frames of installed packages, except for the last."""
     frames = [ANSI.sub("", frame).rstrip("\n") for frame in frames]
-    shown = [
-        frame
-        for index, frame in enumerate(frames)
-        if index >= len(frames) - 2 or not re.match(r"File .*(site-packages|lib/python3[^/]*)/", frame)
-    ]
+    installed = re.compile(r"File .*(site-packages|lib/python3[^/]*)/")
+    shown = [frame for frame in frames[:-2] if not installed.match(frame)] + frames[-2:]
     omitted = len(frames) - len(shown)
     return "\n".join(shown) + (f"\n({omitted} frames in installed packages not shown)" if omitted else "")
 
@@ -241,7 +233,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         changed = clean_files(options.notebooks, options.check)
         for path in changed:
             say(f"{path}: {'is not clean' if options.check else 'cleaned'}")
-        return 1 if changed and options.check else 0
+        return int(bool(changed) and options.check)
     except ParamsError as error:
         say(f"error: {error}")
         return 2
