@@ -34,10 +34,11 @@ from higgs.checkpoint.config_json import (
 )
 from higgs.checkpoint.folder import INDEX, PICKLE, SINGLE, CheckpointError, read_headers, read_tensors
 from higgs.cli.app import main
-from higgs.cli.checkpoint_report import inspect_checkpoint, memory
+from higgs.cli.checkpoint_report import cache_bytes, inspect_checkpoint, memory
 from higgs.codec import weights as codec_weights
 from higgs.config import CodecConfig, ConfigError, ModelConfig, SemanticConfig
 from higgs.model import weights as model_weights
+from higgs.model.kv_cache import KVCache
 
 SMALL_MODEL = ModelConfig(
     vocab_size=40, hidden_size=12, intermediate_size=20, num_layers=2, num_heads=4, num_kv_heads=2, head_dim=4,
@@ -161,19 +162,13 @@ TENSORS = {
 # What is done to the tensors (by name) -> what the error says after the folder; SHAPE is the expected one.
 FAULTS = {
     "missing": (lambda t, name: t.pop(name, None), "1 missing: NAME"),
-    "unexpected": (
-        lambda t, name: t.update({f"stray.{len(t)}": torch.ones(2)}),
-        r"\d unexpected: stray\.\d+(, stray\.\d+)?",
-    ),
-    "shape": (
-        lambda t, name: name in t and t.update({name: torch.ones(3, 5)}),
-        r"1 misshapen: NAME is \[3, 5\], the config asks for SHAPE",
-    ),
-    "integers": (
-        lambda t, name: name in t and t.update({name: torch.ones_like(t[name], dtype=torch.int8)}),
-        "1 misshapen: NAME is torch.int8, a floating point type is needed",
-    ),
-}
+    "unexpected": (lambda t, name: t.update({f"stray.{len(t)}": torch.ones(2)}),
+                   r"\d unexpected: stray\.\d+(, stray\.\d+)?"),
+    "shape": (lambda t, name: name in t and t.update({name: torch.ones(3, 5)}),
+              r"1 misshapen: NAME is \[3, 5\], the config asks for SHAPE"),
+    "integers": (lambda t, name: name in t and t.update({name: torch.ones_like(t[name], dtype=torch.int8)}),
+                 "1 misshapen: NAME is torch.int8, a floating point type is needed"),
+}  # fmt: skip
 
 
 @pytest.mark.parametrize("fault", FAULTS)
@@ -193,13 +188,8 @@ def test_a_tensor_that_does_not_fit_is_named(copy, kind, fault, monkeypatch):
 def test_a_missing_layer_and_one_too_many_are_named_by_their_layout(copy, kind):
     """A config of other sizes than the weights: the whole difference at once, before anything is read."""
     folder = copy(kind)
-    text = (folder / "config.json").read_text()
-    for old, new in (
-        ('"num_hidden_layers": 2', '"num_hidden_layers": 1'),
-        ('"audio_dual_ffn_layers": [0, 1]', '"audio_dual_ffn_layers": [0]'),
-        ('"n_q": 8', '"n_q": 9'),
-    ):
-        text = text.replace(old, new)
+    text = (folder / "config.json").read_text().replace('"num_hidden_layers": 2', '"num_hidden_layers": 1')
+    text = text.replace('"audio_dual_ffn_layers": [0, 1]', '"audio_dual_ffn_layers": [0]').replace('_q": 8', '_q": 9')
     (folder / "config.json").write_text(text)
     expected = {
         "model-transformers": r"14 unexpected: .*model\.layers\.1\.",
@@ -226,14 +216,11 @@ def test_a_file_of_another_length_is_named(copy, kind, share):
         load(folder)
 
 
-class Code:
-    """What a pickle runs when it is read."""
-
-    def __init__(self, marker: Path):
-        self.marker = marker
+class Code(str):
+    """A shell command that a pickle runs when it is read."""
 
     def __reduce__(self):
-        return os.system, (f"touch {self.marker}",)
+        return os.system, (str(self),)
 
 
 @pytest.mark.parametrize("container", ["zip", "pickle"])
@@ -242,18 +229,17 @@ def test_code_in_a_pickle_is_not_run(copy, tmp_path, kind, container):
     folder, marker = copy(kind), tmp_path / "marker"
     for path in (*folder.glob("*.safetensors"), folder / INDEX):
         path.unlink(missing_ok=True)
-    content = {"fc_prior.weight": torch.ones(2), "more": Code(marker)}
+    code = Code(f"touch {marker}")
     if container == "zip":
-        torch.save(content, folder / PICKLE)
+        torch.save({"fc_prior.weight": torch.ones(2), "more": code}, folder / PICKLE)
     else:
-        (folder / PICKLE).write_bytes(pickle.dumps({"more": Code(marker)}, protocol=2))
+        (folder / PICKLE).write_bytes(pickle.dumps({"more": code}, protocol=2))
     with pytest.raises(CheckpointError, match=rf"{folder / PICKLE} holds code \(posix\.system\); it was not"):
         load(folder)
     assert not marker.exists()
-    with (folder / PICKLE).open("rb") as file:  # the same file does run where nobody takes care
-        if container == "pickle":
-            pickle.load(file)
-            assert marker.exists()
+    if container == "pickle":  # the same file does run where nobody takes care
+        pickle.loads((folder / PICKLE).read_bytes())
+        assert marker.exists()
 
 
 def test_the_old_pickle_format_is_read(copy):
@@ -470,20 +456,13 @@ def test_headers_are_the_tensors_without_data(whole, kind):
     ],
 )  # fmt: skip
 def test_what_the_release_does_not_use_is_refused(key, value):
+    """An absent key has the reference's default, which turns on a part that is not run: a Whisper tower."""
     config = original_model_config(SMALL_MODEL)
     assert model_from_json(config) == SMALL_MODEL
-    with pytest.raises(ConfigError) as error:
-        model_from_json(config | {key: value})
-    assert f"{key} is {value!r}" in str(error.value)
-
-
-def test_an_absent_key_has_the_reference_default():
-    """Which turns on a part that is not run: a plain Llama, a Whisper tower."""
-    for key in REFERENCE_DEFAULTS:
-        config = original_model_config(SMALL_MODEL)
-        del config[key]
-        with pytest.raises(ConfigError, match=key):
-            model_from_json(config)
+    absent = {name: entry for name, entry in config.items() if name != key}
+    for wrong in [config | {key: value}, *([absent] if key in REFERENCE_DEFAULTS else [])]:
+        with pytest.raises(ConfigError, match=re.escape(f"{key} is {wrong.get(key, REFERENCE_DEFAULTS.get(key))!r}")):
+            model_from_json(wrong)
 
 
 def nested(config: dict, path: str, value: object) -> dict:
@@ -649,9 +628,6 @@ def test_inspect_needs_no_weights_of_the_release(tmp_path, layout):
 
 
 def test_the_cache_takes_what_inspect_says():
-    from higgs.cli.checkpoint_report import cache_bytes
-    from higgs.model.kv_cache import KVCache
-
     cache = KVCache(SMALL_MODEL, 1, 100, dtype=torch.bfloat16)
     held = sum(layer.nbytes for layer in cache.layers)
     assert cache_bytes(SMALL_MODEL, 100, 2) == held

@@ -184,7 +184,6 @@ def test_checkpoint_is_one_key(tmp_path):
     ("text", "message"),
     [
         (RELEASED_MODEL, f"pin a full commit: write {RELEASED_MODEL}@{RELEASED_MODEL_REVISION}"),
-        ("someone/finetuned", "pin a full commit"),
         ("someone/finetuned@main", "pin a full commit"),
         ("nanno", "neither 'nano'"),
         ("no/such/folder", "neither 'nano'"),
