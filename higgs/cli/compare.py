@@ -56,8 +56,8 @@ def find(name: str, scratch: Path) -> Path:
     if name == "workspace":
         return RESULTS
     if Path(name).is_dir():
-        inside = Path(name) / RESULTS
-        return inside if inside.is_dir() else Path(name)
+        results = Path(name) / RESULTS
+        return results if results.is_dir() else Path(name)
     # A revision, or the name of an experiment.
     commit = _git("rev-parse", "--verify", "--quiet", f"{name}^{{commit}}").strip()
     if not commit:
