@@ -14,6 +14,7 @@ from higgs.config import CodecConfig, ConfigError, ModelConfig, RopeConfig, Sema
 
 MODEL, CODEC = "model", "codec"
 ORIGINAL, TRANSFORMERS = "original", "transformers"
+Shapes = Mapping[str, tuple[int, ...]]
 
 # This package's names of sizes -> the keys of transformers' schema, which the reference's Llama has too.
 ACOUSTIC = {
@@ -41,10 +42,9 @@ FIXED_CODEC = {
 }  # fmt: skip
 FIXED_LLAMA = {"hidden_act": "silu", "attention_bias": False, "mlp_bias": False}
 KINDS = {
-    "higgs_audio": (MODEL, ORIGINAL),
-    "higgs_audio_v2": (MODEL, TRANSFORMERS),
+    "higgs_audio": (MODEL, ORIGINAL), "higgs_audio_v2": (MODEL, TRANSFORMERS),
     "higgs_audio_v2_tokenizer": (CODEC, TRANSFORMERS),
-}
+}  # fmt: skip
 
 
 def recognise(config: Mapping[str, Any], what: str = "config") -> tuple[str, str]:
@@ -66,9 +66,7 @@ def _layout(config: dict[str, Any], expected: str) -> str:
     return layout
 
 
-def codec_from_json(
-    config: dict[str, Any], shapes: Mapping[str, tuple[int, ...]] = MappingProxyType({})
-) -> CodecConfig:
+def codec_from_json(config: dict[str, Any], shapes: Shapes = MappingProxyType({})) -> CodecConfig:
     """Reads either schema. The reference's has no widths: they come from the tensors' `shapes`. Raises ConfigError."""
     if _layout(config, CODEC) == TRANSFORMERS:
         return _codec_from_transformers(config)
@@ -117,15 +115,11 @@ def _codec_from_transformers(config: dict[str, Any]) -> CodecConfig:
     # The schema has no number of codebooks: it follows from the largest bandwidth.
     bandwidth = config.get("target_bandwidths", [2])[-1]
     bits = sizes.frame_rate * math.log2(sizes.codebook_size)
-    return replace(
-        sizes,
-        **_read(acoustic, ACOUSTIC),
-        num_codebooks=int(1000 * bandwidth // bits),
-        semantic=SemanticConfig(**_read(semantic, HUBERT) | {"conv_dim": widths.pop()}),
-    )
+    hubert = SemanticConfig(**_read(semantic, HUBERT) | {"conv_dim": widths.pop()})
+    return replace(sizes, **_read(acoustic, ACOUSTIC), num_codebooks=int(1000 * bandwidth // bits), semantic=hubert)
 
 
-def _codec_from_original(config: dict[str, Any], shapes: Mapping[str, tuple[int, ...]]) -> CodecConfig:
+def _codec_from_original(config: dict[str, Any], shapes: Shapes) -> CodecConfig:
     what = "codec config (original)"
     require(config, what, "D", "bins", "codebook_dim", "n_q", "ratios", "sample_rate")
     expect(config, what, semantic_techer="hubert_base_general", merge_mode="concat", vq_scale=1)
@@ -165,12 +159,9 @@ def _codec_from_original(config: dict[str, Any], shapes: Mapping[str, tuple[int,
 
 # The reference's defaults for absent keys, all of features that this package does not run.
 REFERENCE_DEFAULTS = {
-    "audio_adapter_type": "stack",
-    "encode_whisper_embed": True,
-    "encode_audio_in_tokens": False,
-    "use_delay_pattern": False,
-    "skip_audio_tower": False,
-}
+    "audio_adapter_type": "stack", "encode_whisper_embed": True, "encode_audio_in_tokens": False,
+    "use_delay_pattern": False, "skip_audio_tower": False,
+}  # fmt: skip
 
 
 def _text_config(config: dict[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
@@ -224,41 +215,28 @@ def codec_to_json(config: CodecConfig) -> dict[str, Any]:
     """The transformers schema."""
     # Bandwidths in kbit/s; transformers derives the number of codebooks from the last.
     kbits = config.num_codebooks * math.log2(config.codebook_size) * config.frame_rate / 1000
+    strides = list(config.strides)
     return {
-        "architectures": ["HiggsAudioV2TokenizerModel"],
-        "model_type": "higgs_audio_v2_tokenizer",
+        "architectures": ["HiggsAudioV2TokenizerModel"], "model_type": "higgs_audio_v2_tokenizer",
         "acoustic_model_config": {
-            "model_type": "dac",
-            **_write(config, ACOUSTIC),
-            "downsampling_ratios": list(config.strides),
-            "upsampling_ratios": list(config.strides),
-            "hop_length": config.hop_length,
+            "model_type": "dac", **_write(config, ACOUSTIC), "downsampling_ratios": strides,
+            "upsampling_ratios": strides, "hop_length": config.hop_length,
         },
         "semantic_model_config": {
-            "model_type": "hubert",
-            **_write(config.semantic, HUBERT),
-            "conv_dim": [config.semantic.conv_dim] * 7,
+            "model_type": "hubert", **_write(config.semantic, HUBERT), "conv_dim": [config.semantic.conv_dim] * 7,
             "mask_time_prob": 0.0,
         },
-        **_write(config, CODEC_SIZES),
-        "target_bandwidths": [kbits / 4, kbits / 2, 3 * kbits / 4, kbits],
-        **FIXED_CODEC,
-    }
+        **_write(config, CODEC_SIZES), "target_bandwidths": [kbits / 4, kbits / 2, 3 * kbits / 4, kbits], **FIXED_CODEC,
+    }  # fmt: skip
 
 
 def model_to_json(config: ModelConfig) -> dict[str, Any]:
     """The transformers schema, without the token ids (see `HiggsAudio.save_pretrained`)."""
     return {
-        "architectures": ["HiggsAudioV2ForConditionalGeneration"],
-        "model_type": "higgs_audio_v2",
-        **_write(config, LLAMA),
-        "max_position_embeddings": 131_072,
-        "rms_norm_eps": config.rms_norm_eps,
+        "architectures": ["HiggsAudioV2ForConditionalGeneration"], "model_type": "higgs_audio_v2",
+        **_write(config, LLAMA), "max_position_embeddings": 131_072, "rms_norm_eps": config.rms_norm_eps,
         "rope_parameters": {"rope_type": "llama3", **_write(config.rope, ROPE)},
-        "num_codebooks": config.num_codebooks,
-        "codebook_size": config.code_vocab_size,
-        "audio_stream_bos_id": config.stream_bos,
-        "audio_stream_eos_id": config.stream_eos,
-        **FIXED_LLAMA,
-        "tie_word_embeddings": False,
-    }
+        "num_codebooks": config.num_codebooks, "codebook_size": config.code_vocab_size,
+        "audio_stream_bos_id": config.stream_bos, "audio_stream_eos_id": config.stream_eos,
+        **FIXED_LLAMA, "tie_word_embeddings": False,
+    }  # fmt: skip

@@ -88,21 +88,18 @@ def choose_weights(folder: Path, names: Set[str]) -> list[str]:
             weights_layout = _weights_layout(folder / name)
             if weights_layout in (layout, None):
                 if missing := [file for file in files if file not in names]:
-                    raise FileNotFoundError(
-                        f"{folder}: {name} names missing shards: {missing}{_partial_download(folder)}"
-                    )
+                    partial = _partial_download(folder)
+                    raise FileNotFoundError(f"{folder}: {name} names missing shards: {missing}{partial}")
                 return files
             if names.intersection(files):
                 others.append(f"{name} has {weights_layout} names")
     if others:
-        raise CheckpointError(
-            f"{folder}: {CONFIG} is in the {layout} layout, but {' and '.join(others)}: take both of one revision"
-        )
+        differ = f"{CONFIG} is in the {layout} layout, but {' and '.join(others)}"
+        raise CheckpointError(f"{folder}: {differ}: take both of one revision")
     shards = sorted(name for name in names if re.fullmatch(r"model-\d+-of-\d+\.safetensors", name))
     present = f"{shards} without {INDEX}" if shards else f"only {sorted(names)[:8]}"
-    raise FileNotFoundError(
-        f"{folder} holds no {SINGLE}, no shards with an index and no {PICKLE}: {present}{_partial_download(folder)}"
-    )
+    wanted = f"no {SINGLE}, no shards with an index and no {PICKLE}"
+    raise FileNotFoundError(f"{folder} holds {wanted}: {present}{_partial_download(folder)}")
 
 
 def _weights_layout(path: Path) -> str | None:
@@ -166,8 +163,7 @@ def _read_safetensors(path: Path, device: str) -> dict[str, Tensor]:
 def _lfs_advice(path: Path) -> str:
     """Advice where a pointer of Git LFS is in the file's place."""
     with path.open("rb") as file:
-        is_pointer = file.read(8) == b"version "
-    return ", but a pointer of Git LFS: fetch it with `git lfs pull`" if is_pointer else ""
+        return ", but a pointer of Git LFS: fetch it with `git lfs pull`" if file.read(8) == b"version " else ""
 
 
 def _read_pickle(path: Path, device: str) -> dict[str, Tensor]:
@@ -199,7 +195,7 @@ def write(folder: str | Path, config: Mapping[str, Any], tensors: dict[str, Tens
 
 
 def compare(
-    expected: Mapping[str, Tensor], tensors: Mapping[str, Tensor], their_name: Callable[[str], str], limit: int = 8
+    expected: Mapping[str, Tensor], tensors: Mapping[str, Tensor], their_name: Callable[[str], str]
 ) -> list[str]:
     """-> a line for each kind of difference (missing, unexpected, misshapen), with the first names; [] if all fits.
 
@@ -217,8 +213,5 @@ def compare(
         "unexpected": [their_name(name) for name in tensors if name not in expected],
         "misshapen": misshapen,
     }
-    return [
-        f"{len(names)} {kind}: {', '.join(names[:limit])}{', ...' if len(names) > limit else ''}"
-        for kind, names in differences.items()
-        if names
-    ]
+    lines = {kind: ", ".join(names[:8]) + (", ..." if len(names) > 8 else "") for kind, names in differences.items()}
+    return [f"{len(differences[kind])} {kind}: {line}" for kind, line in lines.items() if line]

@@ -39,13 +39,10 @@ class Checkpoint:
             return cls(text, f"{folder}/model", f"{folder}/codec", "auto", "auto")
         name, _, revision = text.partition("@")
         if not re.fullmatch(r"[\w-][\w.-]*/[\w.-]+", name):
-            raise ParamsError(
-                f"checkpoint: {text!r} is neither 'nano', nor 'organisation/name@revision', nor a folder here"
-            )
+            known = "'nano', nor 'organisation/name@revision', nor a folder here"
+            raise ParamsError(f"checkpoint: {text!r} is neither {known}")
         if not re.fullmatch(r"[0-9a-f]{40}", revision):
-            known = RELEASED_MODEL_REVISION if name == RELEASED_MODEL else "<40 hexadecimal digits>"
-            raise ParamsError(
-                f"checkpoint: {text!r} is no folder here, and as a hub id it must pin a full "
-                f"commit: write {name}@{known}"
-            )
+            commit = RELEASED_MODEL_REVISION if name == RELEASED_MODEL else "<40 hexadecimal digits>"
+            advice = f"as a hub id it must pin a full commit: write {name}@{commit}"
+            raise ParamsError(f"checkpoint: {text!r} is no folder here, and {advice}")
         return cls(text, text, RELEASED_CODEC, "bfloat16", "auto")

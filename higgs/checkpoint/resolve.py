@@ -33,9 +33,8 @@ def resolve(source: str | Path, revision: str | None = None, weights: bool = Tru
     name, _, pinned = text.partition("@")
     if name.count("/") != 1 or name.startswith((".", "/")):
         pull = "; in the repository's root `dvc pull data.dvc` fetches it" if text.startswith("data/") else ""
-        raise FileNotFoundError(
-            f"checkpoint {text!r}: no such folder, and not a hub id (organisation/name@revision){pull}"
-        )
+        neither = "no such folder, and not a hub id (organisation/name@revision)"
+        raise FileNotFoundError(f"checkpoint {text!r}: {neither}{pull}")
     if revision and pinned and revision != pinned:
         raise ValueError(f"{text!r} and revision={revision!r} name two revisions: give one")
     return _from_hub(name, revision or pinned or "main", weights)
@@ -75,34 +74,25 @@ def _from_hub(name: str, revision: str, weights: bool) -> Path:
 
 def _small_files(name: str, revision: str) -> Path:
     """-> the snapshot's folder with configs and text tokenizer."""
-    from huggingface_hub import constants, snapshot_download
-    from huggingface_hub.errors import (
-        GatedRepoError,
-        HTTPError,
-        LocalEntryNotFoundError,
-        RepositoryNotFoundError,
-        RevisionNotFoundError,
-    )
+    from huggingface_hub import constants, errors, snapshot_download
 
     where = f"{name} on {constants.ENDPOINT}"
     log_in = "`hf auth login` or set HF_TOKEN"
     try:
         return Path(snapshot_download(name, revision=revision, allow_patterns=SMALL_FILES))
-    except RevisionNotFoundError as error:
+    except errors.RevisionNotFoundError as error:
         advice = f"{constants.ENDPOINT}/{name}/commits/main lists the commits; write {name}@COMMIT"
         raise FileNotFoundError(f"{where} has no revision {revision!r}. {advice}") from error
-    except GatedRepoError as error:
+    except errors.GatedRepoError as error:
         raise PermissionError(f"{where} asks you to accept its terms: do so on its page, then {log_in}") from error
-    except RepositoryNotFoundError as error:
+    except errors.RepositoryNotFoundError as error:
         advice = f"or it is private: check the name; for a private one {log_in}"
         raise FileNotFoundError(f"there is no folder {name!r} here, and no {where}, {advice}") from error
-    except LocalEntryNotFoundError as error:
+    except errors.LocalEntryNotFoundError as error:
         offline = "HF_HUB_OFFLINE is set" if constants.HF_HUB_OFFLINE else f"no answer: {_first_line(error)}"
-        missing = f"{constants.HF_HUB_CACHE} does not hold all of revision {revision!r}"
-        raise FileNotFoundError(
-            f"{where}: {offline}, and {missing}: run it once with network, or give a folder"
-        ) from error
-    except HTTPError as error:
+        missing = f"{constants.HF_HUB_CACHE} does not hold all of revision {revision!r}: run it once with network"
+        raise FileNotFoundError(f"{where}: {offline}, and {missing}, or give a folder") from error
+    except errors.HTTPError as error:
         raise ConnectionError(f"{where}: {_first_line(error)}") from error
 
 

@@ -46,10 +46,8 @@ def download(url: str, patterns: Sequence[str] = ("*",)) -> Path:
         objects = list_objects(files, url, prefix)
         wanted = {n: o for n, o in objects.items() if any(fnmatchcase(n, p) for p in patterns)}
         if not wanted:
-            like = " or ".join(patterns)
-            raise FileNotFoundError(
-                f"{url} at {files.s3.meta.endpoint_url}: no object below {prefix} is named like {like}"
-            )
+            missing = f"no object below {prefix} is named like {' or '.join(patterns)}"
+            raise FileNotFoundError(f"{url} at {files.s3.meta.endpoint_url}: {missing}")
         version = json.dumps([(o["name"], o["ETag"], o["size"]) for o in objects.values()])
         cache = Path(os.environ.get("HIGGS_CACHE", Path.home() / ".cache" / "higgs"))
         folder = cache / prefix / hashlib.sha256(version.encode()).hexdigest()[:16]
@@ -100,10 +98,8 @@ def list_objects(files: S3FileSystem, url: str, prefix: str) -> dict[str, dict[s
     try:
         by_key = files.find(url, detail=True)
     except FileNotFoundError as error:
-        raise FileNotFoundError(
-            f"{url} at {files.s3.meta.endpoint_url}: there is no bucket {prefix.split('/')[0]!r}. "
-            f"Check the name, and {SET_ENDPOINT}."
-        ) from error
+        missing = f"there is no bucket {prefix.split('/')[0]!r}. Check the name, and {SET_ENDPOINT}."
+        raise FileNotFoundError(f"{url} at {files.s3.meta.endpoint_url}: {missing}") from error
     objects = {}
     for key, listed in sorted(by_key.items()):
         name = key.removeprefix(prefix)

@@ -26,12 +26,11 @@ def show_version(wanted: bool) -> None:
         raise typer.Exit()
 
 
+SHOW_VERSION = typer.Option("--version", callback=show_version, is_eager=True, help="Show the version.")
+
+
 @app.callback()
-def top(
-    version: Annotated[
-        bool, typer.Option("--version", callback=show_version, is_eager=True, help="Show the version.")
-    ] = False,
-) -> None:
+def top(version: Annotated[bool, SHOW_VERSION] = False) -> None:
     """Higgs Audio V2, text to speech."""
 
 

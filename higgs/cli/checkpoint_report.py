@@ -25,24 +25,17 @@ from higgs.model.higgs_audio import HiggsAudio
 # Part -> the names of this package that belong to it; the first match counts.
 PARTS = {
     MODEL: {
-        "text embedding": r"text_embedding\.",
-        "audio embedding": r"audio_embedding\.",
-        "attention": r"layers\.\d+\.attention\.",
-        "text FFN": r"layers\.\d+\.text_ffn\.1\.",
-        "audio FFN": r"layers\.\d+\.audio_ffn\.1\.",
-        "norms": r"norm\.|layers\.",
-        "text head": r"text_head\.",
-        "audio head": r"audio_head\.",
+        "text embedding": r"text_embedding\.", "audio embedding": r"audio_embedding\.",
+        "attention": r"layers\.\d+\.attention\.", "text FFN": r"layers\.\d+\.text_ffn\.1\.",
+        "audio FFN": r"layers\.\d+\.audio_ffn\.1\.", "norms": r"norm\.|layers\.",
+        "text head": r"text_head\.", "audio head": r"audio_head\.",
     },
     CODEC: {
-        "acoustic encoder": r"acoustic_encoder\.",
-        "acoustic decoder": r"acoustic_decoder\.",
-        "semantic teacher": r"semantic_encoder\.teacher\.",
-        "semantic encoder": r"semantic_encoder\.",
-        "quantiser": r"quantizer\.",
-        "projections": r"fuse\.|to_acoustic\.",
+        "acoustic encoder": r"acoustic_encoder\.", "acoustic decoder": r"acoustic_decoder\.",
+        "semantic teacher": r"semantic_encoder\.teacher\.", "semantic encoder": r"semantic_encoder\.",
+        "quantiser": r"quantizer\.", "projections": r"fuse\.|to_acoustic\.",
     },
-}
+}  # fmt: skip
 POSITIONS, BATCHES = 2048, (1, 16)
 BYTES = {"bfloat16": 2, "float32": 4}
 

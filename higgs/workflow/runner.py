@@ -140,18 +140,11 @@ def execute(source: Path, values: dict[str, Any], scratch: Path, failed: Path) -
     output = scratch / "executed.ipynb"
     try:
         execute_notebook(
-            str(source),
-            str(output),
-            parameters=values,
-            kernel_name="python3",
-            progress_bar=False,
-            stdout_file=sys.stdout,
-            stderr_file=sys.stderr,
-            iopub_timeout=60,
-            config=Config({"KernelManager": manager}),
+            str(source), str(output), values, kernel_name="python3", progress_bar=False, iopub_timeout=60,
+            stdout_file=sys.stdout, stderr_file=sys.stderr, config=Config({"KernelManager": manager}),
             # Without the message of a kernel that is shut down that it was interrupted.
             extra_arguments=["--IPKernelApp.log_level=50"],
-        )
+        )  # fmt: skip
     except PapermillExecutionError as error:
         cause = f"{source}: {_describe(error.source)} failed: {error.ename}"
         problem = f"{concise_traceback(error.traceback)}\n\n{cause}"

@@ -15,14 +15,15 @@ from higgs.workflow.outputs import table, write_atomically
 from higgs.workflow.page import bare_page
 
 PAGE = Path("reports/speed.html")
+INTRODUCTION = (
+    "<h1>Speed</h1><p>Times of the last run of each stage, on this machine. A stage that DVC restored from its cache "
+    "shows the times of an earlier run. For comparisons there is <code>benchmarks/</code>.</p>"
+)
 TITLES = {
-    "stage_seconds": "the whole stage, s",
-    "generation_seconds": "generation, s",
-    "new_audio_seconds": "generated audio, s",
-    "times_real_time": "times real time, codec included",
-    "listening_seconds": "evaluation, s",
-    "utterances": "utterances evaluated",
-}
+    "stage_seconds": "the whole stage, s", "generation_seconds": "generation, s",
+    "new_audio_seconds": "generated audio, s", "times_real_time": "times real time, codec included",
+    "listening_seconds": "evaluation, s", "utterances": "utterances evaluated",
+}  # fmt: skip
 
 
 def cpu_name() -> str:
@@ -43,18 +44,11 @@ def main() -> int:
         for name, value in json.loads(path.read_text(encoding="utf-8")).items()
     ]
     machine = {
-        "processor": cpu_name(),
-        "cores that may be used": str(len(os.sched_getaffinity(0))),
-        "Python": platform.python_version(),
-        "torch": version("torch"),
-    }
-    body = (
-        "<h1>Speed</h1><p>Times of the last run of each stage, on this machine. A stage that DVC restored from its "
-        "cache shows the times of an earlier run. For comparisons there is <code>benchmarks/</code>.</p>"
-        + table([{"machine": name, "": value} for name, value in machine.items()]).data
-        + table(times).data
-    )
-    write_atomically(PAGE, bare_page("Speed", body))
+        "processor": cpu_name(), "cores that may be used": str(len(os.sched_getaffinity(0))),
+        "Python": platform.python_version(), "torch": version("torch"),
+    }  # fmt: skip
+    tables = table([{"machine": name, "": value} for name, value in machine.items()]).data + table(times).data
+    write_atomically(PAGE, bare_page("Speed", INTRODUCTION + tables))
     sys.stdout.write(f"times: {PAGE}\n")
     return 0
 
