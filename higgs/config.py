@@ -133,12 +133,10 @@ class SamplingConfig:
     that occurs `ras_max_repeats` times in the last `ras_window` steps of its codebook; `ras_window=None` is off.
 
     Each draw is a function of (`seed`, step, codebook) alone, whatever else is in the batch. With `parity` all draws
-    come from one `torch.Generator` and the text head may choose audio placeholders, as in the reference
-    implementation (boson-ai/higgs-audio).
-
-    In the reference a stray stream eos of any codebook ends a segment. With `strict_eos` stream bos is never sampled,
-    stream eos only by codebook 0, and each further codebook ends one step later; repetitions are counted within the
-    segment; and the model reads a segment's last delayed frame, as in training.
+    come from one `torch.Generator` and the text head may choose audio placeholders, as in the reference implementation
+    (boson-ai/higgs-audio), where a stray stream eos of any codebook ends a segment. With `strict_eos` stream bos is
+    never sampled, stream eos only by codebook 0, and each further codebook ends one step later; repetitions are counted
+    within the segment; and the model reads a segment's last delayed frame, as in training.
     """
 
     temperature: Annotated[float, Field(ge=0)] = 0.7
@@ -156,6 +154,5 @@ class SamplingConfig:
 
     def override(self, **options: Any) -> "SamplingConfig":
         """A copy with the options that are not None. `top_k=0` is no limit, `ras_window=0` is off."""
-        changes = {name: value for name, value in options.items() if value is not None}
-        off = {name: None for name in ("top_k", "ras_window") if changes.get(name) == 0}
-        return replace(self, **changes | off)
+        off = {name: None for name in ("top_k", "ras_window") if options.get(name) == 0}
+        return replace(self, **{name: value for name, value in options.items() if value is not None} | off)

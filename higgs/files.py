@@ -35,8 +35,7 @@ def check_place(path: str | Path) -> None:
         raise IsADirectoryError(f"{path} is a folder, not a file")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryFile(dir=path.parent):
-            pass
+        tempfile.TemporaryFile(dir=path.parent).close()
     except OSError as error:
         raise type(error)(f"{path} cannot be written: {error.strerror}") from error
 

@@ -19,8 +19,7 @@ def settings_folder(above: str | Path, settings: Any) -> Path:
 class ResultLog(dict[str, Any]):
     """Results by key in an append-only file of JSON Lines. One writer at a time.
 
-    A result is lost or whole: the next reader drops a last line that a kill has cut off. ValueError for another broken
-    line.
+    A last line that a kill has cut off is dropped; another broken line is a ValueError.
     """
 
     def __init__(self, path: str | Path) -> None:

@@ -1,7 +1,6 @@
 """Strict records for YAML and JSON input: every fault is reported with its place, on top of pydantic.
 
-Types are exact, but an int is accepted for a float. Unknown keys, NaN and duplicate keys are errors. YAML is YAML 1.2,
-as DVC reads it: `1e-4` is a number and `no` is a string.
+Types are exact, but an int may be a float. Unknown keys, NaN and duplicate keys are errors. YAML is 1.2, as in DVC.
 """
 
 import difflib

@@ -1,7 +1,6 @@
-"""config.json of a checkpoint <-> sizes.
+"""config.json of a checkpoint <-> sizes, in the schema of the reference (boson-ai/higgs-audio), or of transformers.
 
-Two schemas are read, that of the reference implementation (boson-ai/higgs-audio) and that of transformers, which is
-written. Features that the release does not use raise ConfigError with the key and its value.
+The latter is written. Features that the release does not use raise ConfigError with the key and its value.
 """
 
 import math

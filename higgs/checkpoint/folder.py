@@ -1,8 +1,7 @@
 """A checkpoint's folder: its kind and layout, its weight files, and their tensors.
 
-Tensor names tell the layouts apart: that of the reference implementation (boson-ai/higgs-audio), and transformers'. The
-hub's repositories hold both since April 2026: the weights in the layout of `config.json` are read. Weights of the other
-layout alone are an error: two revisions are mixed.
+Tensor names tell the layouts apart: that of the reference implementation (boson-ai/higgs-audio), and transformers'. Of
+both in one folder, that of `config.json` is read; the other alone is an error, because two revisions are mixed.
 """
 
 import json
@@ -197,10 +196,7 @@ def write(folder: str | Path, config: Mapping[str, Any], tensors: dict[str, Tens
 def compare(
     expected: Mapping[str, Tensor], tensors: Mapping[str, Tensor], their_name: Callable[[str], str]
 ) -> list[str]:
-    """-> a line for each kind of difference (missing, unexpected, misshapen), with the first names; [] if all fits.
-
-    Both mappings use this package's names; `their_name` gives the checkpoint's.
-    """
+    """-> a line for each kind of difference, with the first names; [] if all fits. `their_name`: ours -> the file's."""
     misshapen = []
     for name in (name for name in expected if name in tensors):
         shape, wanted, dtype = tensors[name].shape, expected[name].shape, tensors[name].dtype

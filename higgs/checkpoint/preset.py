@@ -25,8 +25,7 @@ class Checkpoint:
     def parse(cls, text: str) -> "Checkpoint":
         """`nano`, `organisation/name@revision`, or a folder (or s3://) with `model/` and `codec/`.
 
-        A model from the hub is used with the released codec. Its revision must be a full commit hash, because a
-        branch moves. Anything else is a ParamsError.
+        A model from the hub, at a full commit hash, is used with the released codec. Anything else is a ParamsError.
         """
         folder = "data/checkpoints/nano" if text == "nano" else text.rstrip("/")
         if text == "nano":

@@ -41,10 +41,7 @@ def resolve(source: str | Path, revision: str | None = None, weights: bool = Tru
 
 
 def _from_hub(name: str, revision: str, weights: bool) -> Path:
-    """-> the snapshot in the hub's cache: small files first, then only the weights in the layout of the config.
-
-    A commit that is in the cache costs no request. Without network the cache is used as it is.
-    """
+    """-> the snapshot in the hub's cache, with only the weights in the layout of its config. No network: as it is."""
     from huggingface_hub import get_cached_repo_tree, snapshot_download
     from huggingface_hub.errors import CachedRepoTreeNotFoundError
 

@@ -1,8 +1,4 @@
-"""s3://bucket/prefix -> a local folder. s3fs copies; this module picks the folder, locks it and words the errors.
-
-Endpoint, keys, region and profile are read by botocore: AWS_ENDPOINT_URL, AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY,
-AWS_PROFILE with ~/.aws.
-"""
+"""s3://bucket/prefix -> a local folder. s3fs copies, with botocore's settings (AWS_ENDPOINT_URL, AWS_PROFILE, ...)."""
 
 import fcntl
 import hashlib
@@ -33,11 +29,9 @@ SET_ENDPOINT = "AWS_ENDPOINT_URL (the server's address, where it is not Amazon's
 def download(url: str, patterns: Sequence[str] = ("*",)) -> Path:
     """`s3://bucket/prefix` -> the folder under HIGGS_CACHE with the objects below it whose names match.
 
-    The folder's name is a hash over names, ETags and sizes: a changed object leads to another folder, and a file that
-    exists is complete. One process at a time writes into a folder.
-
-    Raises FileNotFoundError (no bucket, no objects), PermissionError (no key, wrong key), ConnectionError (no server,
-    broken connection) and OSError (changed during the download), each with the address and what to set.
+    The folder's name is a hash over names, ETags and sizes. A file that exists is complete; one process at a time
+    writes. Raises FileNotFoundError (no bucket, no objects), PermissionError (no key, wrong key), ConnectionError (no
+    server, broken connection) and OSError (changed during the download), with the address and what to set.
     """
     if not re.match(r"s3://[^/]", url):
         raise ValueError(f"{url!r}: expected s3://bucket/prefix")
@@ -71,14 +65,13 @@ def connect(url: str) -> Iterator[S3FileSystem]:
         where = f"{url} at {files.s3.meta.endpoint_url}"
         yield files
     except (OSError, BotoCoreError, *S3_RETRYABLE_ERRORS) as error:
-        explained = explain(error, where)
-        if explained is error:
+        if (explained := explain(error, where)) is None:
             raise
         raise explained from error
 
 
-def explain(error: Exception, where: str) -> Exception:
-    """A server's error -> the error to raise; those of the disk and of this module are returned as they are."""
+def explain(error: Exception, where: str) -> Exception | None:
+    """A server's error -> the error to raise; None for those of the disk and of this module."""
     if isinstance(error, NoCredentialsError):
         return PermissionError(f"{where}: no access key. Set {SET_KEYS}.")
     if isinstance(error, NoConnection | HTTPClientError):
@@ -90,7 +83,7 @@ def explain(error: Exception, where: str) -> Exception:
         return PermissionError(f"{where}: access denied ({error}). Check {SET_KEYS}; {may}.")
     if isinstance(error, BotoCoreError) or isinstance(error.__cause__, ClientError):
         return OSError(f"{where}: {error}")
-    return error
+    return None
 
 
 def list_objects(files: S3FileSystem, url: str, prefix: str) -> dict[str, dict[str, Any]]:
@@ -100,14 +93,12 @@ def list_objects(files: S3FileSystem, url: str, prefix: str) -> dict[str, dict[s
     except FileNotFoundError as error:
         missing = f"there is no bucket {prefix.split('/')[0]!r}. Check the name, and {SET_ENDPOINT}."
         raise FileNotFoundError(f"{url} at {files.s3.meta.endpoint_url}: {missing}") from error
-    objects = {}
-    for key, listed in sorted(by_key.items()):
-        name = key.removeprefix(prefix)
-        if key == name or key.endswith("/"):  # the URL is itself an object; the marker of a folder
-            continue
+    # Not the URL where it is itself an object, nor the marker of a folder.
+    keys = [key for key in sorted(by_key) if key.startswith(prefix) and not key.endswith("/")]
+    objects = {key.removeprefix(prefix): by_key[key] for key in keys}
+    for name in objects:
         if not {"", ".", ".."}.isdisjoint(name.split("/")):
-            raise ValueError(f"{url}: {key!r} cannot be the path of a file below a folder")
-        objects[name] = listed
+            raise ValueError(f"{url}: {prefix + name!r} cannot be the path of a file below a folder")
     return objects
 
 

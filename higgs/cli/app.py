@@ -1,7 +1,7 @@
 """The command line: `higgs COMMAND`, or `python -m higgs COMMAND`.
 
 Exit status: 0; 1 with one line that says what went wrong; 2 for wrong options; 130 when interrupted. Commands import
-what they need when they run, so that help and completion answer at once.
+when they run, so that help answers at once.
 """
 
 import sys

@@ -42,10 +42,9 @@ BYTES = {"bfloat16": 2, "float32": 4}
 
 @dataclass
 class Report:
-    """One model or codec. `files` are in bytes; `weights` are those that are read; `dtypes` counts their elements.
+    """One model or codec. `files` are in bytes; `dtypes`, `parameters` (by part) and `training_only` count elements.
 
-    `parameters` counts the elements that run, by part; `training_only` those that do not. `problems` prevent loading.
-    `config` is None where the sizes follow from weights that cannot be read.
+    `problems` prevent loading. `config` is None where the sizes follow from weights that cannot be read.
     """
 
     source: str
@@ -140,10 +139,6 @@ def memory(reports: Sequence[Report]) -> dict[str, dict[str, int]]:
                 needed[f"together, {batch} x {POSITIONS:,} positions"] = weights + caches
         by_dtype[dtype] = needed
     return by_dtype
-
-
-def to_json(reports: Sequence[Report]) -> dict[str, Any]:
-    return {"checkpoints": [asdict(report) for report in reports], "memory": memory(reports)}
 
 
 def to_text(reports: Sequence[Report]) -> str:

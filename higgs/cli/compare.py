@@ -49,10 +49,7 @@ def aligned(found: Any) -> list[str]:
 
 
 def find(name: str, scratch: Path) -> Path:
-    """A folder, `workspace`, a revision or an experiment -> the folder with its results.
-
-    Results of a revision come out of DVC's cache. Raises ValueError that says what was tried.
-    """
+    """A folder, `workspace`, a revision or an experiment -> the folder with its results, of DVC's cache. ValueError."""
     if name == "workspace":
         return RESULTS
     if Path(name).is_dir():

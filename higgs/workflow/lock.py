@@ -1,7 +1,6 @@
 """Compares the outputs in dvc.lock with the committed ones: `python -m higgs.workflow.lock`.
 
-With `repeatable: true` none differs, on any x86-64 processor with AVX2. Contents are compared where DVC's cache holds
-the committed ones; metrics always, because Git has them. With CI set, a difference of repeatable results exits with 1.
+With `repeatable: true` none differs, on any x86-64 processor with AVX2; with CI set, a difference then exits with 1.
 """
 
 import json
@@ -47,7 +46,7 @@ def changed(before: Mapping[str, Any], after: Mapping[str, Any]) -> list[str]:
 
 def compare(before: Stages, after: Stages, describe: Callable[..., list[str]] = lambda path, md5: []) -> list[str]:
     """-> the lines of the report. `describe(path, old md5)` compares contents."""
-    outputs = {path for stages in (before, after) for s in stages.values() for path in hashes(s, "outs")}
+    outputs = {path for stages in (before, after) for stage in stages.values() for path in hashes(stage, "outs")}
     differing, lines = 0, []
     for name in sorted(before.keys() | after.keys()):
         old, new = before.get(name, {}), after.get(name, {})
@@ -68,7 +67,7 @@ def compare(before: Stages, after: Stages, describe: Callable[..., list[str]] = 
 
 
 def describe_output(root: Path, path: str, md5: str | None) -> list[str]:
-    """How an output differs from the committed one, a line for each file."""
+    """How an output differs from the committed one (metrics: in Git; others: in DVC's cache), a line for each file."""
     if path == METRICS and (text := committed(root, METRICS)) is not None:
         return list(_changed_numbers(json.loads(text), json.loads((root / path).read_text())))
 
@@ -87,8 +86,7 @@ def describe_output(root: Path, path: str, md5: str | None) -> list[str]:
     for name in sorted(old.keys() & new.keys()):
         if old[name].read_bytes() != new[name].read_bytes():
             lines.append(f"{name or new[name].name}: {_difference(old[name], new[name])}")
-    more = [f"and {len(lines) - MAX_LINES} files more"] if len(lines) > MAX_LINES else []
-    return lines[:MAX_LINES] + more
+    return lines[:MAX_LINES] + [f"and {len(lines) - MAX_LINES} files more"] * (len(lines) > MAX_LINES)
 
 
 def _difference(old: Path, new: Path) -> str:

@@ -75,8 +75,7 @@ def progress(items: Iterable[T], label: str, total: int | None = None) -> Iterab
 def audio_player(waveform: Any, sample_rate: int, label: str = ""):
     """Float [L], [1, L] or [1, 1, L] in [-1, 1] -> an <audio> element with the sound embedded.
 
-    16-bit PCM in WAV: lossless, played by every browser, the same bytes on every machine; a second at 24 kHz is 64 kB.
-    Samples outside [-1, 1] are clipped. NaN, infinity, no samples or more than one channel: ValueError.
+    16-bit PCM in WAV, samples clipped. NaN, infinity, no samples or more than one channel: ValueError.
     """
     from IPython.display import HTML
 

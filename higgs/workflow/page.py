@@ -21,7 +21,9 @@ class NotSelfContained(ValueError):
 
 def to_html(notebook: NotebookNode, title: str) -> str:
     """The whole page; its title is the first heading, or else `title`. Raises NotSelfContained."""
-    resources = {"page_title": _first_heading(notebook) or title, "page_style": page_style()}
+    headings = (re.search(r"^# +(.+)$", cell.source, re.M) for cell in notebook.cells if cell.cell_type == "markdown")
+    heading = next((re.sub(r"[*_`]", "", match[1]).strip() for match in headings if match), title)
+    resources = {"page_title": heading, "page_style": page_style()}
     page, _ = _exporter().from_notebook_node(notebook, resources=resources)
     check_self_contained(page)
     return page
@@ -71,23 +73,14 @@ def _exporter():
     return exporter
 
 
-def _first_heading(notebook: NotebookNode) -> str | None:
-    for cell in notebook.cells:
-        if cell.cell_type == "markdown" and (match := re.search(r"^# +(.+)$", cell.source, re.M)):
-            return re.sub(r"[*_`]", "", match[1]).strip()
-    return None
-
-
 class _ExternalLoads(HTMLParser):
     LOADING = {"src", "srcset", "poster", "data", "background", "xlink:href"}
 
     def __init__(self) -> None:
         super().__init__()
         self.loads: list[str] = []
-        self.in_style = False
 
     def handle_starttag(self, tag: str, attributes: list[tuple[str, str | None]]) -> None:
-        self.in_style = tag == "style"
         for name, value in attributes:
             value = (value or "").strip()
             is_load = name in self.LOADING or (name == "href" and tag in {"link", "base", "use", "image"})
@@ -96,11 +89,8 @@ class _ExternalLoads(HTMLParser):
             if name == "style":
                 self._check_style(value)
 
-    def handle_endtag(self, tag: str) -> None:
-        self.in_style = False
-
     def handle_data(self, data: str) -> None:
-        if self.in_style:
+        if self.cdata_elem == "style":
             self._check_style(data)
 
     def _check_style(self, style: str) -> None:

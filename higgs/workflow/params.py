@@ -1,7 +1,4 @@
-"""The sections of params.yaml as strict records.
-
-A record's own fields are keys of its section; inherited fields are keys at the top of the file.
-"""
+"""The sections of params.yaml as strict records. Inherited fields are keys at the top of the file."""
 
 from collections.abc import Mapping
 from pathlib import Path
@@ -65,15 +62,12 @@ class GenerateParams(SpeechParams):
 
 
 class EvaluateParams(SpeechParams):
-    """speech -> metrics, in the judge's languages. Judges that are null are left out, with their metrics.
-
-    Naturalness is predicted for one sample of each of `naturalness_texts` scripts.
-    """
+    """speech -> metrics, in the judge's languages. Judges that are null are left out, with their metrics."""
 
     judge: str | None
     speaker_encoder: str | None
     naturalness: str | None
-    naturalness_texts: Count | None
+    naturalness_texts: Count | None  # scripts, one sample of each
     languages: Choices[str]
     second_system: str | None
     jitter_clips: Count | None

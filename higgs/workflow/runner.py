@@ -1,10 +1,7 @@
-"""Runs a notebook as a stage: strict parameters, live progress, repeatable output.
+"""Runs a notebook as a stage. papermill executes; parameters are checked here: papermill ignores a misspelt one.
 
-    python -m higgs.workflow.runner run generate --set generate.temperature=0.5
-    python -m higgs.workflow.runner clean --check notebooks/*.ipynb
-
-The executed notebook is written to reports/ after every cell has run. papermill executes; parameters are checked here,
-because papermill ignores a misspelt one.
+python -m higgs.workflow.runner run generate --set generate.temperature=0.5
+python -m higgs.workflow.runner clean --check notebooks/*.ipynb
 """
 
 import argparse
@@ -31,8 +28,7 @@ from higgs.workflow.outputs import STAGE_VARIABLE, find_root, record_timing, say
 from higgs.workflow.params import SECTIONS, from_section, read_params, select, worker_count
 
 ANSI = re.compile(r"\x1b\[[0-9;]*m")
-# The longest socket path that Linux accepts is 107 bytes; the kernel's names take about 50 of them.
-LONGEST_SCRATCH = 48
+LONGEST_SCRATCH = 48  # a socket's path has at most 107 bytes; the kernel's names take about 50
 
 
 class StageError(RuntimeError):
@@ -60,10 +56,7 @@ def run_stage(stage: str, params_path: Path, settings: Sequence[str], output_dir
 
 
 def stage_values(params: Mapping[str, Any], stage: str, settings: Sequence[str]) -> dict[str, Any]:
-    """The checked values for a stage's `parameters` cell.
-
-    `settings`, `seed=1` or `<section>.key=value` in YAML, override those of params.yaml.
-    """
+    """The checked values for a `parameters` cell. `settings` are `seed=1` or `<section>.key=value`, in YAML."""
     values = copy.deepcopy(select(params, stage))
     section = values[stage] if isinstance(values[stage], dict) else {}
     known = [name for name in values if name != stage] + [f"{stage}.{name}" for name in section]
@@ -110,14 +103,10 @@ def stage_environment(stage: str, repeatable: bool = True, workers: int | None =
     before = dict(os.environ)
     with tempfile.TemporaryDirectory(prefix="higgs-") as scratch:
         changes = environment(repeatable) | {
-            STAGE_VARIABLE: stage,
-            "PYTHONHASHSEED": "0",
-            "JUPYTER_RUNTIME_DIR": scratch,
+            STAGE_VARIABLE: stage, "PYTHONHASHSEED": "0", "MPLBACKEND": "module://matplotlib_inline.backend_inline",
             # A kernel named python3 in the home folder may belong to another Python, and a profile may run anything.
-            "JUPYTER_PREFER_ENV_PATH": "1",
-            "IPYTHONDIR": scratch,
-            "MPLBACKEND": "module://matplotlib_inline.backend_inline",
-        }
+            "JUPYTER_PREFER_ENV_PATH": "1", "JUPYTER_RUNTIME_DIR": scratch, "IPYTHONDIR": scratch,
+        }  # fmt: skip
         os.environ.update(changes | ({WORKERS: str(workers)} if workers else {}))
         os.environ.pop("COLUMNS", None)
         try:

@@ -1,7 +1,4 @@
-"""`python -m higgs.workflow.speed`: how long each stage's last run took, on a page that is not tracked.
-
-Times vary from run to run, so no report shows them: stages write them to results/STAGE/timing.json.
-"""
+"""`python -m higgs.workflow.speed`: results/*/timing.json, the times of each stage's last run, as an untracked page."""
 
 import json
 import os
