@@ -116,6 +116,10 @@ def load(folder: Path) -> HiggsAudio | AudioTokenizer:
     return kind.from_pretrained(folder)
 
 
+def assert_equal(state: dict[str, Tensor], expected: dict[str, Tensor]) -> None:
+    assert all(torch.equal(state[name], tensor) for name, tensor in expected.items())
+
+
 def edit(folder: Path, change: Callable[[dict[str, Tensor]], None]) -> None:
     """Reads every file of weights, lets `change` work on its tensors, and writes it (and the index) again."""
     index = {}
@@ -248,8 +252,7 @@ def test_the_old_pickle_format_is_read(copy):
     tensors = torch.load(folder / PICKLE, weights_only=True)
     (folder / PICKLE).unlink()
     torch.save(tensors, folder / PICKLE, _use_new_zipfile_serialization=False)
-    after = load(folder).state_dict()
-    assert all(torch.equal(before[name], after[name]) for name in before)
+    assert_equal(load(folder).state_dict(), before)
 
 
 LFS_POINTER = "version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 1\n"
@@ -342,8 +345,7 @@ def test_rows_tuned_apart_are_joined(copy, layout):
                 tensors[f"{name}.{kind}_trainable.weight"] = tensor[33:].clone()
 
     edit(folder, split)
-    after = load(folder).state_dict()
-    assert all(torch.equal(before[name], after[name]) for name in before)
+    assert_equal(load(folder).state_dict(), before)
     edit(folder, lambda tensors: tensors.pop(f"{head}.linear_trainable.weight", None))
     with pytest.raises(CheckpointError, match=f"{head}.linear_trainable.weight is missing"):
         load(folder)
@@ -371,22 +373,15 @@ def test_parts_that_are_not_run_are_refused_by_name(copy, key):
 # -- both layouts side by side, as the hub's repositories hold them
 
 
-def beside(copy, whole, tmp_path, kind: str, config: str) -> Path:
-    """Both layouts' weights (with different numbers) in one folder, with the config.json of one."""
-    folder = copy(f"{kind}-{config}")
-    other = f"{kind}-{'original' if config == 'transformers' else 'transformers'}"
-    for path in write(other, tmp_path / "other", seed=1).iterdir():
-        if path.name != "config.json":
-            shutil.copy(path, folder / path.name)
-    return folder
-
-
 @pytest.mark.parametrize("config", ["transformers", "original"])
 @pytest.mark.parametrize("kind", ["model", "codec"])
 def test_the_config_decides_between_two_layouts(copy, whole, tmp_path, kind, config):
-    folder = beside(copy, whole, tmp_path, kind, config)
-    expected, loaded = load(whole[f"{kind}-{config}"]).state_dict(), load(folder).state_dict()
-    assert all(torch.equal(expected[name], loaded[name]) for name in expected)
+    """Both layouts' weights (with different numbers) in one folder, with the config.json of one."""
+    folder, other = copy(f"{kind}-{config}"), "original" if config == "transformers" else "transformers"
+    for path in write(f"{kind}-{other}", tmp_path / "other", seed=1).iterdir():
+        if path.name != "config.json":
+            shutil.copy(path, folder / path.name)
+    assert_equal(load(folder).state_dict(), load(whole[f"{kind}-{config}"]).state_dict())
     (report,) = inspect_checkpoint(folder)
     assert report.layout == config and not report.problems
     assert (SINGLE in report.weights) == (config == "transformers") and SINGLE in report.files
@@ -396,12 +391,9 @@ def test_the_config_decides_between_two_layouts(copy, whole, tmp_path, kind, con
 @pytest.mark.parametrize("kind", ["model", "codec"])
 def test_weights_of_the_other_layout_alone_are_refused(copy, kind, config):
     other = "original" if config == "transformers" else "transformers"
-    folder = copy(f"{kind}-{config}")
-    shutil.copy(folder / "config.json", folder.parent / "config.json")
     folder = copy(f"{kind}-{other}")
-    shutil.copy(folder.parent / "config.json", folder / "config.json")
-    message = f"config.json is in the {config} layout, but .* has {other} names"
-    with pytest.raises(CheckpointError, match=message):
+    shutil.copy(copy(f"{kind}-{config}") / "config.json", folder / "config.json")
+    with pytest.raises(CheckpointError, match=f"config.json is in the {config} layout, but .* has {other} names"):
         load(folder)
 
 
@@ -412,8 +404,7 @@ def test_the_layout_is_that_of_the_tensor_names(copy):
     tensors = {name: t for shard in SHARDS for name, t in load_file(folder / shard).items()}
     remove(INDEX, *SHARDS)(folder)
     save_file(tensors, folder / SINGLE)
-    after = load(folder).state_dict()
-    assert all(torch.equal(before[name], after[name]) for name in before)
+    assert_equal(load(folder).state_dict(), before)
     folder = copy("model-transformers")
     save_file(load_file(folder / SINGLE), folder / SHARDS[0])
     remove(SINGLE)(folder)
@@ -427,11 +418,10 @@ def test_saving_over_the_file_that_a_model_is_mapped_from(copy, kind):
     loaded = load(folder)
     before = {name: tensor.clone() for name, tensor in loaded.state_dict().items()}
     loaded.save_pretrained(folder, *([{}] if "model" in kind else []), half=True)
-    assert all(torch.equal(before[name], t) for name, t in loaded.state_dict().items())
+    assert_equal(loaded.state_dict(), before)
     assert not list(folder.glob("*.part"))
     loaded.save_pretrained(folder, *([{}] if "model" in kind else []))
-    again = load(folder).state_dict()
-    assert all(torch.equal(before[name], again[name]) for name in before)
+    assert_equal(load(folder).state_dict(), before)
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -524,16 +514,10 @@ def test_inspect_tells_the_default_checkpoint(nano, monkeypatch, capsys):
     output = json.loads(out)
     assert status == 0
     model, codec = output["checkpoints"]
-    assert [(r["kind"], r["layout"]) for r in (model, codec)] == [
-        ("model", "transformers"), ("codec", "transformers"),
-    ]  # fmt: skip
-    for report, loaded in (
-        (model, HiggsAudio.from_pretrained(nano / "model")),
-        (codec, AudioTokenizer.from_pretrained(nano / "codec")),
-    ):
-        state = loaded.state_dict().values()
+    for kind, report in (("model", model), ("codec", codec)):
+        state = load(nano / kind).state_dict().values()
+        assert (report["kind"], report["layout"]) == (kind, "transformers") and not report["problems"]
         assert sum(report["parameters"].values()) == sum(tensor.numel() for tensor in state)
-        assert not report["problems"]
         assert report["files"][SINGLE] == (Path(report["source"]) / SINGLE).stat().st_size
     assert model["config"]["num_codebooks"] == 8
     status, text, _ = run(monkeypatch, capsys, "inspect", "nano")
