@@ -32,7 +32,7 @@ class Record(BaseModel):
 
 def validate(kind: type[T], value: Any, where: str, error: type[ValueError] = ParamsError, context: Any = None) -> T:
     """`value` as a Record, or as another type. Raises `error` with all faults and their places in `where`."""
-    adapter = TypeAdapter(kind, config=STRICT if not _is_record(kind) else None)
+    adapter = TypeAdapter(kind, config=None if _records(kind) == [kind] else STRICT)
     with explained(where, error, kind):
         return adapter.validate_python(value, context=context)
 
@@ -69,12 +69,8 @@ def _place(where: str, path: Iterable[Any]) -> str:
     return where
 
 
-def _is_record(hint: Any) -> bool:
-    return isinstance(hint, type) and issubclass(hint, Record)
-
-
 def _records(hint: Any) -> list[type[Record]]:
-    if _is_record(hint):
+    if isinstance(hint, type) and issubclass(hint, Record):
         return [hint]
     return [record for part in get_args(hint) for record in _records(part)]
 

@@ -120,8 +120,8 @@ def _fetch(name: str, folder: Path, path: str) -> None:
     blob = storage / "blobs" / listed.etag
     partial = blob.with_name(f"{blob.name}.incomplete")
     lock = storage.parent / ".locks" / storage.name / f"{blob.name}.lock"
-    for path_in_cache in (blob, lock):
-        path_in_cache.parent.mkdir(parents=True, exist_ok=True)
+    blob.parent.mkdir(parents=True, exist_ok=True)
+    lock.parent.mkdir(parents=True, exist_ok=True)
     with WeakFileLock(lock):
         if blob.exists():
             return
@@ -148,8 +148,8 @@ def fingerprint(source: str | Path) -> str:
     """-> sha256 over the names and bytes of a checkpoint's weights and configs, for the provenance of results."""
     folder = resolve(source)
     digest = hashlib.sha256()
-    settings = [path for path in [folder / GENERATION_CONFIG] if path.is_file()]
-    for path in [folder / CONFIG, *settings, *weight_files(folder)]:
+    settings = [folder / name for name in (CONFIG, GENERATION_CONFIG) if (folder / name).is_file()]
+    for path in [*settings, *weight_files(folder)]:
         digest.update(path.name.encode())
         with path.open("rb") as file:
             digest.update(hashlib.file_digest(file, "sha256").digest())
