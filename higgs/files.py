@@ -49,6 +49,6 @@ def read_text(path: str | Path) -> str:
 
 
 def read_lines(path: str | Path) -> list[tuple[str, str]]:
-    """The lines that are not blank as pairs (place, line); a place for error messages is "FILE, line 3"."""
+    """The lines that are not blank as pairs (place, line); a place is "FILE, line 3"."""
     lines = enumerate(read_text(path).split("\n"), start=1)  # not splitlines, which also splits at U+2028
     return [(f"{path}, line {number}", line) for number, line in lines if line.strip()]

@@ -12,9 +12,7 @@ import typer
 
 from higgs.cli import compare, finetune, inspect, serve, speak, voices
 
-app = typer.Typer(
-    help="Higgs Audio V2, text to speech.", no_args_is_help=True, rich_markup_mode=None, pretty_exceptions_enable=False
-)
+app = typer.Typer(no_args_is_help=True, rich_markup_mode=None, pretty_exceptions_enable=False)
 for command in (speak.speak, serve.serve, inspect.inspect, compare.compare, finetune.finetune):
     app.command()(command)
 app.add_typer(voices.app, name="voices")

@@ -14,7 +14,5 @@ Checkpoint = Annotated[
 Voices = Annotated[Path, Option(help="voice folder")]
 Temperature = Annotated[float | None, Option(min=0, help="0 is greedy", show_default=OWN)]
 TopK = Annotated[int | None, Option(min=0, help="draw among so many codes; 0 is all", show_default=OWN)]
-TopP = Annotated[
-    float | None, Option(min=0, max=1, help="draw among the codes of this share; 1 is all", show_default=OWN)
-]
+TopP = Annotated[float | None, Option(min=0, max=1, help="draw among codes of this share; 1 is all", show_default=OWN)]
 MaxNewTokens = Annotated[int | None, Option(min=1, help="25 are a second", show_default=OWN)]
