@@ -1,8 +1,4 @@
-"""Sizes of codec and model, and sampling settings, as strict frozen dataclasses.
-
-`higgs/checkpoint/config_json.py` reads the sizes from a checkpoint's config.json and refuses features that the released
-checkpoint does not use.
-"""
+"""Sizes of codec and model, and sampling settings, as strict frozen dataclasses."""
 
 import math
 from dataclasses import field, fields, replace
@@ -15,7 +11,7 @@ from pydantic import Field
 from higgs.validation import STRICT, Positive, explained
 
 STRIDES = (8, 5, 4, 2, 3)
-MAX_RAS_WINDOW = 64  # delayed frames of history that a slot of the batch holds
+MAX_RAS_WINDOW = 64  # delayed frames of history in a slot of the batch
 
 
 class ConfigError(ValueError):
@@ -29,8 +25,7 @@ def strict(cls: type) -> type:
 
     @wraps(init)
     def checked_init(self: Any, *args: Any, **kwargs: Any) -> None:
-        # Passed by name, so that faults of positional values have a name.
-        by_name = dict(zip(names, args, strict=False))
+        by_name = dict(zip(names, args, strict=False))  # so that faults of positional values have a name
         with explained(cls.__name__, ConfigError):
             init(self, *args[len(names) :], **by_name, **kwargs)
 
@@ -113,9 +108,8 @@ class ModelConfig:
 
     def __post_init__(self) -> None:
         if self.num_heads % self.num_kv_heads:
-            raise ConfigError(
-                f"num_attention_heads is {self.num_heads}: no multiple of num_key_value_heads, {self.num_kv_heads}"
-            )
+            heads = f"num_key_value_heads, {self.num_kv_heads}"
+            raise ConfigError(f"num_attention_heads is {self.num_heads}: no multiple of {heads}")
 
     @property
     def code_vocab_size(self) -> int:
@@ -133,19 +127,16 @@ class ModelConfig:
 
 @strict
 class SamplingConfig:
-    """How one audio token step of K codes, or one text token, is sampled.
+    """How one audio token step of K codes, or one text token, is sampled. A checkpoint has its own settings.
 
     `temperature=0` is greedy. `top_k=None` and `top_p=1` do not filter. Repetition-aware sampling (RAS) redraws a code
-    that occurs `ras_max_repeats` times in the last `ras_window` steps (64 at most) of its codebook; `ras_window=None`
-    is off. The defaults are recommended for the release; `Engine.generation.sampling` has those of a checkpoint.
+    that occurs `ras_max_repeats` times in the last `ras_window` steps of its codebook; `ras_window=None` is off.
 
-    `seed` makes a request repeatable: each draw is a function of (seed, step, codebook) alone, whatever else is in the
-    batch. With `parity` all draws come from one `torch.Generator` and the text head may choose audio placeholders,
-    both as in the reference implementation (boson-ai/higgs-audio).
-
-    In the reference a stray stream eos of any codebook ends a segment. With `strict_eos` stream bos is never sampled,
-    stream eos only by codebook 0, and each further codebook ends one step later; repetitions are counted within the
-    segment; and the model reads a segment's last delayed frame, as in training.
+    Each draw is a function of (`seed`, step, codebook) alone, whatever else is in the batch. With `parity` all draws
+    come from one `torch.Generator` and the text head may choose audio placeholders, as in the reference implementation
+    (boson-ai/higgs-audio), where a stray stream eos of any codebook ends a segment. With `strict_eos` stream bos is
+    never sampled, stream eos only by codebook 0, and each further codebook ends one step later; repetitions are counted
+    within the segment; and the model reads a segment's last delayed frame, as in training.
     """
 
     temperature: Annotated[float, Field(ge=0)] = 0.7
@@ -163,6 +154,5 @@ class SamplingConfig:
 
     def override(self, **options: Any) -> "SamplingConfig":
         """A copy with the options that are not None. `top_k=0` is no limit, `ras_window=0` is off."""
-        changes = {name: value for name, value in options.items() if value is not None}
-        off = {name: None for name in ("top_k", "ras_window") if changes.get(name) == 0}
-        return replace(self, **changes | off)
+        off = {name: None for name in ("top_k", "ras_window") if options.get(name) == 0}
+        return replace(self, **{name: value for name, value in options.items() if value is not None} | off)

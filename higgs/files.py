@@ -11,8 +11,8 @@ from pathlib import Path
 def replacing(path: str | Path) -> Iterator[Path]:
     """Yields a temporary path beside `path`; renames it to `path` at the end, or deletes it after an error.
 
-    Creates the folder. A full disk, a kill or an error leaves the old file unchanged, and a reader never sees a partial
-    new one. One writer of a path at a time: a killed writer's temporary file is overwritten. OSErrors name `path`.
+    Creates the folder. The old file stays until the new one is whole. One writer of a path at a time: a killed writer's
+    temporary file is overwritten. OSErrors name `path`.
     """
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -35,8 +35,7 @@ def check_place(path: str | Path) -> None:
         raise IsADirectoryError(f"{path} is a folder, not a file")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryFile(dir=path.parent):
-            pass
+        tempfile.TemporaryFile(dir=path.parent).close()
     except OSError as error:
         raise type(error)(f"{path} cannot be written: {error.strerror}") from error
 
@@ -50,6 +49,6 @@ def read_text(path: str | Path) -> str:
 
 
 def read_lines(path: str | Path) -> list[tuple[str, str]]:
-    """The lines that are not blank as pairs (place, line); a place for error messages is "FILE, line 3"."""
+    """The lines that are not blank as pairs (place, line); a place is "FILE, line 3"."""
     lines = enumerate(read_text(path).split("\n"), start=1)  # not splitlines, which also splits at U+2028
     return [(f"{path}, line {number}", line) for number, line in lines if line.strip()]

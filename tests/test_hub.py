@@ -7,7 +7,8 @@ import subprocess
 import sys
 from pathlib import Path
 
-import huggingface_hub
+import huggingface_hub._tree_cache
+import huggingface_hub.file_download
 import pytest
 from conftest import ROOT
 from hub_server import Hub, is_large, sha256

@@ -2,7 +2,6 @@
 
 import ast
 import base64
-import contextlib
 import io
 import json
 import os
@@ -19,13 +18,12 @@ import numpy as np
 import pytest
 from nbformat.v4 import new_code_cell, new_markdown_cell, new_notebook
 
-from higgs.validation import ParamsError
 from higgs.workflow import outputs as cells
 from higgs.workflow.clean import clean_source, dump
 from higgs.workflow.page import NotSelfContained, check_self_contained
 from higgs.workflow.page import main as render
 from higgs.workflow.params import read_params
-from higgs.workflow.runner import apply_setting, check_parameters_cell, main, stage_values
+from higgs.workflow.runner import main, stage_values
 
 REPOSITORY = Path(__file__).resolve().parent.parent
 
@@ -69,7 +67,7 @@ def make_notebook(code, parameters=PARAMETERS):
     contents = [
         new_markdown_cell("# Does it speak?\n\n[licence](https://example.org)"),
         new_code_cell(SETUP),
-        new_code_cell(parameters, metadata={"tags": ["parameters"]}),
+        new_code_cell(parameters or PARAMETERS, metadata={"tags": ["parameters" if parameters else "untagged"]}),
         *(new_code_cell(source) for source in code),
     ]
     for index, cell in enumerate(contents):
@@ -195,6 +193,7 @@ def test_wrong_parameters_stop_before_any_cell(repository, capsys, arguments, me
 @pytest.mark.parametrize(
     ("parameters", "message"),
     [
+        (None, "one code cell"),
         (PARAMETERS + "\nvoice = 1", "unknown key 'voice'"),
         (PARAMETERS.replace("seed =", "sed ="), "unknown key 'sed'.*did you mean 'seed'.*missing key 'seed'"),
         (PARAMETERS + "\nprint(seed)", "more than plain assignments"),
@@ -208,22 +207,12 @@ def test_the_notebook_must_take_exactly_what_is_passed(repository, capsys, param
     assert not repository.reports.exists()
 
 
-@pytest.mark.parametrize("tags", [[], ["injected-parameters"], ["parameters"]])
-def test_a_notebook_without_its_parameters_cell_is_refused(tags):
-    notebook = make_notebook([])
-    notebook.cells[2].metadata["tags"] = tags
-    outcome = contextlib.nullcontext() if tags == ["parameters"] else pytest.raises(ParamsError, match="one code cell")
-    with outcome:
-        check_parameters_cell(notebook, ["seed", "repeatable", "checkpoint", "set", "generate"], Path("x.ipynb"))
-
-
 def test_settings_are_yaml_and_leave_the_file_values_alone(repository):
     params = read_params("params.yaml")
     values = stage_values(params, "generate", ["generate.temperature=5e-1", "generate.top_k=50", "seed=3"])
     assert values["generate"]["temperature"] == 0.5 and values["generate"]["top_k"] == 50
     assert values["seed"] == 3 and params["seed"] == 0 and params["generate"]["top_k"] is None
-    apply_setting(values, "generate", "set=a=b")
-    assert values["set"] == "a=b" != params["set"]
+    assert stage_values(params, "generate", ["set=a=b"])["set"] == "a=b" != params["set"]
 
 
 def test_saving_in_jupyter_leaves_the_committed_bytes(repository):
@@ -322,7 +311,7 @@ def test_outputs_of_exploring_stay_out_of_the_way(tmp_path, monkeypatch):
     with pytest.raises(ValueError):
         cells.output_path(tmp_path / "a")
     with pytest.raises(FileNotFoundError, match="dvc.yaml"):
-        cells.find_root(tmp_path)
+        cells.find_root()
 
 
 def test_helpers_import_neither_torch_nor_papermill():

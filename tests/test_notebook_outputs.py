@@ -32,21 +32,14 @@ def test_an_executed_notebook_gives_its_outputs_again(clone, first_run, tmp_path
     assert not any(cell.outputs for cell in ignored)
 
     number = re.compile(r'(class="number">)(\d)')
-    place, output = [
-        (place, output)
-        for place, cell in enumerate(code)
-        for output in cell.outputs
-        if number.search(output.get("data", {}).get("text/html", ""))
-    ][-1]
+    outputs = [(place, output) for place, cell in enumerate(code) for output in cell.outputs]
+    place, output = [pair for pair in outputs if number.search(pair[1].get("data", {}).get("text/html", ""))][-1]
     output.data["text/html"] = number.sub(r"\g<1>9\2", output.data["text/html"], count=1)
     nbformat.write(notebook, path)
 
     command = [sys.executable, "-m", "pytest", "-qx", "--color=no", "-p", "no:cacheprovider"]
-    environment = {k: v for k, v in os.environ.items() if k != STAGE_VARIABLE} | {
-        "PYTHONPATH": str(folder),
-        "PYTHONDONTWRITEBYTECODE": "1",
-        "JUPYTER_PREFER_ENV_PATH": "1",
-    }
+    environment = {k: v for k, v in os.environ.items() if k != STAGE_VARIABLE}
+    environment |= {"PYTHONPATH": str(folder), "PYTHONDONTWRITEBYTECODE": "1", "JUPYTER_PREFER_ENV_PATH": "1"}
     command += ["--nbval", "--nbval-current-env", str(path.relative_to(folder))]
     done = subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True, timeout=500)
     report = done.stdout + done.stderr

@@ -102,12 +102,9 @@ def test_notebooks_are_letters(stage):
 
 def test_the_store_holds_what_data_names_and_nothing_else():
     (out,) = YAML(typ="safe").load((ROOT / "data.dvc").read_text())["outs"]
-    objects = {
-        f"{path.parent.name}{path.name}"
-        for path in (ROOT / ".dvc-store" / "files" / "md5").rglob("*")
-        if path.is_file()
-    }
-    listing = ROOT / ".dvc-store" / "files" / "md5" / out["md5"][:2] / out["md5"][2:]
+    store = ROOT / ".dvc-store" / "files" / "md5"
+    objects = {f"{path.parent.name}{path.name}" for path in store.rglob("*") if path.is_file()}
+    listing = store / out["md5"][:2] / out["md5"][2:]
     named = {entry["md5"] for entry in json.loads(listing.read_text())}
     assert objects == named | {out["md5"]}
 

@@ -75,15 +75,12 @@ def contents(folder: Path) -> dict[str, bytes]:
     return {str(p.relative_to(folder)): p.read_bytes() for p in folder.rglob("*") if p.is_file()}
 
 
-class Reads:
+class Reads(list):
     """A hook that lets everything pass and collects the names of the objects that were read."""
-
-    def __init__(self):
-        self.names: list[str] = []
 
     def __call__(self, up: bool, piece: bytes, passed: int) -> bytes:
         if up and (read := re.match(rb"GET /\S*/([\w.]+)\S* HTTP", piece)):
-            self.names.append(read[1].decode())
+            self.append(read[1].decode())
         return piece
 
 
@@ -93,8 +90,8 @@ def test_a_prefix_becomes_a_folder_and_is_fetched_once(server, surroundings, pre
         surroundings(line.endpoint, "reader")
         small = resolve(f"s3://{prefix}/", weights=False)
         assert contents(small) == {name: FILES[name] for name in ("config.json", "lexicon.json")}
-        assert sorted(reads.names) == ["config.json", "lexicon.json"]
-        assert resolve(f"s3://{prefix}") == small and len(reads.names) == 2
+        assert sorted(reads) == ["config.json", "lexicon.json"]
+        assert resolve(f"s3://{prefix}") == small and len(reads) == 2
 
 
 def test_a_changed_object_is_another_version(server, surroundings, prefix):
@@ -149,14 +146,18 @@ def test_after_a_broken_download_finished_files_are_not_fetched_again(server, su
     with Line(server.port, reads) as line:
         surroundings(line.endpoint)
         folder = resolve(f"s3://{prefix}")
-    assert (folder / "model.safetensors").read_bytes() == weights and set(reads.names) == {"model.safetensors"}
+    assert (folder / "model.safetensors").read_bytes() == weights and set(reads) == {"model.safetensors"}
+
+
+def reads_config(up: bool, piece: bytes) -> bool:
+    return up and re.match(rb"GET \S*/config\.json", piece) is not None
 
 
 def test_an_object_replaced_while_it_is_read(server, surroundings, prefix):
     """The listing names one version, the bytes are of another: no mixture gets a name."""
 
     def replace(up: bool, piece: bytes, passed: int) -> bytes:
-        if up and b"/config.json" in piece.partition(b"\r\n")[0] and piece.startswith(b"GET"):
+        if reads_config(up, piece):
             put(server, prefix, "config.json", FILES["config.json"].replace(b"1", b"3"))
         return piece
 
@@ -169,6 +170,8 @@ def test_an_object_replaced_while_it_is_read(server, surroundings, prefix):
 
 
 def test_only_one_process_at_a_time_writes_a_folder(server, surroundings, prefix):
+    found = []
+
     def free() -> bool:
         (path,) = Path(os.environ["HIGGS_CACHE"]).rglob("*.lock")
         with path.open("w") as lock, contextlib.suppress(BlockingIOError):
@@ -176,10 +179,8 @@ def test_only_one_process_at_a_time_writes_a_folder(server, surroundings, prefix
             return True
         return False
 
-    found = []
-
     def look(up: bool, piece: bytes, passed: int) -> bytes:
-        if up and piece.startswith(b"GET") and b"/config.json" in piece.partition(b"\r\n")[0]:
+        if reads_config(up, piece):
             found.append(free())
         return piece
 
@@ -195,11 +196,8 @@ def test_no_object_is_written_outside_the_folder():
         s3.list_objects(listing, "s3://b/p", "b/p/")
 
 
-SETTINGS = {  # what is wrong -> whose key, its secret
-    "wrong secret": ("writer", "wrong"),
-    "unknown key": ("nobody", "wrong"),
-    "no key": (None, None),
-}
+# What is wrong -> whose key, its secret.
+SETTINGS = {"wrong secret": ("writer", "wrong"), "unknown key": ("nobody", "wrong"), "no key": (None, None)}
 
 
 @pytest.mark.parametrize(
@@ -317,17 +315,19 @@ def data(folder: Path) -> dict[str, bytes]:
     return contents(folder / "data")
 
 
+def check_md5(objects: dict[str, bytes]) -> dict[str, bytes]:
+    """Every object has the bytes that its name says."""
+    for key, content in objects.items():
+        assert md5(content) == key.rpartition("md5/")[2].replace("/", "").removesuffix(".dir"), key
+    return objects
+
+
 def check_cache(folder: Path) -> None:
-    """No object of the cache has bytes other than those its name says."""
-    for name, content in contents(folder / ".dvc" / "cache" / "files" / "md5").items():
-        assert md5(content) == name.replace("/", "").removesuffix(".dir"), name
+    check_md5(contents(folder / ".dvc" / "cache" / "files" / "md5"))
 
 
 def check_bucket(server: Server, prefix: str) -> dict[str, bytes]:
-    objects = server.objects(BUCKET, f"{prefix}/files/md5/")
-    for key, content in objects.items():
-        assert md5(content) == key.partition("/md5/")[2].replace("/", "").removesuffix(".dir")
-    return objects
+    return check_md5(server.objects(BUCKET, f"{prefix}/files/md5/"))
 
 
 @pytest.mark.skipif(shutil.which("make") is None, reason="make is not installed")
@@ -396,8 +396,7 @@ def test_an_altered_object_is_noticed_named_and_repaired(server, repository, tmp
     assert "up to date" in done(folder, "dvc", "push", settings=settings)
     (listing,) = (key for key in good if key.endswith(".dir"))
     words = command("python -c \"import s3fs; s3fs.S3FileSystem().rm(['bucket/OBJECT', 'bucket/LISTING'])\"")
-    code = words[2].replace("bucket/OBJECT", f"{BUCKET}/{bad}")
-    code = code.replace("bucket/LISTING", f"{BUCKET}/{listing}")
+    code = words[2].replace("bucket/OBJECT", f"{BUCKET}/{bad}").replace("bucket/LISTING", f"{BUCKET}/{listing}")
     done(folder, sys.executable, "-c", code, settings=settings)
     assert "2 files pushed" in done(folder, "dvc", "push", settings=settings)
     assert check_bucket(server, "altered") == good

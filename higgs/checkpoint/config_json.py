@@ -1,19 +1,19 @@
-"""config.json of a checkpoint <-> sizes.
+"""config.json of a checkpoint <-> sizes, in the schema of the reference (boson-ai/higgs-audio), or of transformers.
 
-Two schemas are read, that of the reference implementation (boson-ai/higgs-audio) and that of transformers; the latter
-is written. Features that the released checkpoint does not use raise ConfigError with the key and its value: the Whisper
-tower, adapters other than the dual FFN, self-attention and projection of the audio output, the RQ transformer.
+The latter is written. Features that the release does not use raise ConfigError with the key and its value.
 """
 
 import math
 from collections.abc import Mapping
 from dataclasses import replace
+from types import MappingProxyType
 from typing import Any
 
 from higgs.config import CodecConfig, ConfigError, ModelConfig, RopeConfig, SemanticConfig
 
 MODEL, CODEC = "model", "codec"
 ORIGINAL, TRANSFORMERS = "original", "transformers"
+Shapes = Mapping[str, tuple[int, ...]]
 
 # This package's names of sizes -> the keys of transformers' schema, which the reference's Llama has too.
 ACOUSTIC = {
@@ -41,22 +41,21 @@ FIXED_CODEC = {
 }  # fmt: skip
 FIXED_LLAMA = {"hidden_act": "silu", "attention_bias": False, "mlp_bias": False}
 KINDS = {
-    "higgs_audio": (MODEL, ORIGINAL),
-    "higgs_audio_v2": (MODEL, TRANSFORMERS),
+    "higgs_audio": (MODEL, ORIGINAL), "higgs_audio_v2": (MODEL, TRANSFORMERS),
     "higgs_audio_v2_tokenizer": (CODEC, TRANSFORMERS),
-}
+}  # fmt: skip
 
 
 def recognise(config: Mapping[str, Any], what: str = "config") -> tuple[str, str]:
     """The content of a config.json -> (MODEL or CODEC, ORIGINAL or TRANSFORMERS). Raises ConfigError for others."""
-    if config.get("model_type") in KINDS:
-        return KINDS[config["model_type"]]
+    model_type = config.get("model_type")
+    if model_type in KINDS:
+        return KINDS[model_type]
     if {"ratios", "n_q"} <= config.keys():
         return CODEC, ORIGINAL
-    raise ConfigError(
-        f"{what}: not a Higgs Audio V2 config: expected model_type {' or '.join(KINDS)}, or the keys ratios and n_q; "
-        f"got model_type {config.get('model_type')!r} and the keys {sorted(config)[:8]}"
-    )
+    expected = f"expected model_type {' or '.join(KINDS)}, or the keys ratios and n_q"
+    got = f"got model_type {model_type!r} and the keys {sorted(config)[:8]}"
+    raise ConfigError(f"{what}: not a Higgs Audio V2 config: {expected}; {got}")
 
 
 def _layout(config: dict[str, Any], expected: str) -> str:
@@ -66,23 +65,11 @@ def _layout(config: dict[str, Any], expected: str) -> str:
     return layout
 
 
-def codec_from_json(config: dict[str, Any], shapes: Mapping[str, tuple[int, ...]] | None = None) -> CodecConfig:
-    """Reads either schema. The reference's has no widths: they come from the tensors' `shapes`.
-
-    Raises ConfigError for a schema that is neither, or for a value that the release does not use.
-    """
+def codec_from_json(config: dict[str, Any], shapes: Shapes = MappingProxyType({})) -> CodecConfig:
+    """Reads either schema. The reference's has no widths: they come from the tensors' `shapes`. Raises ConfigError."""
     if _layout(config, CODEC) == TRANSFORMERS:
         return _codec_from_transformers(config)
-    if shapes is None:
-        raise ConfigError("the original codec config needs the shapes of its tensors")
     return _codec_from_original(config, shapes)
-
-
-def model_from_json(config: dict[str, Any]) -> ModelConfig:
-    """Reads either schema. Raises ConfigError for others and for parts that the release does not use."""
-    if _layout(config, MODEL) == TRANSFORMERS:
-        return _model_from_transformers(config)
-    return _model_from_original(config)
 
 
 def expect(config: dict[str, Any], what: str, **allowed: Any) -> None:
@@ -96,8 +83,7 @@ def require(config: Any, what: str, *keys: str) -> None:
     """Raises ConfigError unless `config` is a JSON object with all these keys, none of them null."""
     if not isinstance(config, dict):
         raise ConfigError(f"{what}: expected a JSON object, got {config!r}")
-    missing = [key for key in keys if config.get(key) is None]
-    if missing:
+    if missing := [key for key in keys if config.get(key) is None]:
         raise ConfigError(f"{what}: the config lacks {', '.join(missing)}")
 
 
@@ -128,15 +114,11 @@ def _codec_from_transformers(config: dict[str, Any]) -> CodecConfig:
     # The schema has no number of codebooks: it follows from the largest bandwidth.
     bandwidth = config.get("target_bandwidths", [2])[-1]
     bits = sizes.frame_rate * math.log2(sizes.codebook_size)
-    return replace(
-        sizes,
-        **_read(acoustic, ACOUSTIC),
-        num_codebooks=int(1000 * bandwidth // bits),
-        semantic=SemanticConfig(**_read(semantic, HUBERT) | {"conv_dim": widths.pop()}),
-    )
+    hubert = SemanticConfig(**_read(semantic, HUBERT) | {"conv_dim": widths.pop()})
+    return replace(sizes, **_read(acoustic, ACOUSTIC), num_codebooks=int(1000 * bandwidth // bits), semantic=hubert)
 
 
-def _codec_from_original(config: dict[str, Any], shapes: Mapping[str, tuple[int, ...]]) -> CodecConfig:
+def _codec_from_original(config: dict[str, Any], shapes: Shapes) -> CodecConfig:
     what = "codec config (original)"
     require(config, what, "D", "bins", "codebook_dim", "n_q", "ratios", "sample_rate")
     expect(config, what, semantic_techer="hubert_base_general", merge_mode="concat", vq_scale=1)
@@ -174,23 +156,15 @@ def _codec_from_original(config: dict[str, Any], shapes: Mapping[str, tuple[int,
     )
 
 
-def _model_from_transformers(config: dict[str, Any]) -> ModelConfig:
-    require(config, "model config", "codebook_size", "num_codebooks", "rope_parameters")
-    codebook_size = config["codebook_size"] - 2  # this schema counts the stream ids
-    return _model(config, config, config["rope_parameters"], config["num_codebooks"], codebook_size)
-
-
 # The reference's defaults for absent keys, all of features that this package does not run.
 REFERENCE_DEFAULTS = {
-    "audio_adapter_type": "stack",
-    "encode_whisper_embed": True,
-    "encode_audio_in_tokens": False,
-    "use_delay_pattern": False,
-    "skip_audio_tower": False,
-}
+    "audio_adapter_type": "stack", "encode_whisper_embed": True, "encode_audio_in_tokens": False,
+    "use_delay_pattern": False, "skip_audio_tower": False,
+}  # fmt: skip
 
 
-def _model_from_original(config: dict[str, Any]) -> ModelConfig:
+def _text_config(config: dict[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
+    """The reference's schema -> its Llama and RoPE, once the other parts are known to be those of the release."""
     what = "model config (original)"
     config = REFERENCE_DEFAULTS | config
     adapter = config["audio_adapter_type"]
@@ -203,19 +177,23 @@ def _model_from_original(config: dict[str, Any]) -> ModelConfig:
     require(config, what, "text_config", "audio_num_codebooks", "audio_codebook_size")
     text, dual = config["text_config"], config.get("audio_dual_ffn_layers")
     require(text, f"{what}: text_config", "num_hidden_layers", "rope_theta", "rope_scaling")
-    if dual != list(range(text["num_hidden_layers"])):
-        raise ConfigError(
-            f"{what}: audio_dual_ffn_layers is {dual}: only dual FFN in all {text['num_hidden_layers']} layers is run"
-        )
+    layers = text["num_hidden_layers"]
+    if dual != list(range(layers)):
+        raise ConfigError(f"{what}: audio_dual_ffn_layers is {dual}: only dual FFN in all {layers} layers is run")
     require(text["rope_scaling"], f"{what}: rope_scaling")
-    rope = {**text["rope_scaling"], "rope_theta": text["rope_theta"]}
-    return _model(config, text, rope, config["audio_num_codebooks"], config["audio_codebook_size"])
+    return text, {**text["rope_scaling"], "rope_theta": text["rope_theta"]}
 
 
-def _model(
-    config: dict[str, Any], llama: dict[str, Any], rope: Any, num_codebooks: int, codebook_size: int
-) -> ModelConfig:
+def model_from_json(config: dict[str, Any]) -> ModelConfig:
+    """Reads either schema. Raises ConfigError for others and for parts that the release does not use."""
     what = "model config"
+    if _layout(config, MODEL) == ORIGINAL:
+        llama, rope = _text_config(config)
+        num_codebooks, codebook_size = config["audio_num_codebooks"], config["audio_codebook_size"]
+    else:
+        require(config, what, "codebook_size", "num_codebooks", "rope_parameters")
+        llama, rope = config, config["rope_parameters"]
+        num_codebooks, codebook_size = config["num_codebooks"], config["codebook_size"] - 2  # less the stream ids
     expect(config, what, audio_stream_bos_id=codebook_size, audio_stream_eos_id=codebook_size + 1)
     require(llama, what, *(key for key in LLAMA.values() if key not in ("num_key_value_heads", "head_dim")))
     expect(llama, what, **FIXED_LLAMA)
@@ -236,41 +214,28 @@ def codec_to_json(config: CodecConfig) -> dict[str, Any]:
     """The transformers schema."""
     # Bandwidths in kbit/s; transformers derives the number of codebooks from the last.
     kbits = config.num_codebooks * math.log2(config.codebook_size) * config.frame_rate / 1000
+    strides = list(config.strides)
     return {
-        "architectures": ["HiggsAudioV2TokenizerModel"],
-        "model_type": "higgs_audio_v2_tokenizer",
+        "architectures": ["HiggsAudioV2TokenizerModel"], "model_type": "higgs_audio_v2_tokenizer",
         "acoustic_model_config": {
-            "model_type": "dac",
-            **_write(config, ACOUSTIC),
-            "downsampling_ratios": list(config.strides),
-            "upsampling_ratios": list(config.strides),
-            "hop_length": config.hop_length,
+            "model_type": "dac", **_write(config, ACOUSTIC), "downsampling_ratios": strides,
+            "upsampling_ratios": strides, "hop_length": config.hop_length,
         },
         "semantic_model_config": {
-            "model_type": "hubert",
-            **_write(config.semantic, HUBERT),
-            "conv_dim": [config.semantic.conv_dim] * 7,
+            "model_type": "hubert", **_write(config.semantic, HUBERT), "conv_dim": [config.semantic.conv_dim] * 7,
             "mask_time_prob": 0.0,
         },
-        **_write(config, CODEC_SIZES),
-        "target_bandwidths": [kbits / 4, kbits / 2, 3 * kbits / 4, kbits],
-        **FIXED_CODEC,
-    }
+        **_write(config, CODEC_SIZES), "target_bandwidths": [kbits / 4, kbits / 2, 3 * kbits / 4, kbits], **FIXED_CODEC,
+    }  # fmt: skip
 
 
 def model_to_json(config: ModelConfig) -> dict[str, Any]:
     """The transformers schema, without the token ids (see `HiggsAudio.save_pretrained`)."""
     return {
-        "architectures": ["HiggsAudioV2ForConditionalGeneration"],
-        "model_type": "higgs_audio_v2",
-        **_write(config, LLAMA),
-        "max_position_embeddings": 131_072,
-        "rms_norm_eps": config.rms_norm_eps,
+        "architectures": ["HiggsAudioV2ForConditionalGeneration"], "model_type": "higgs_audio_v2",
+        **_write(config, LLAMA), "max_position_embeddings": 131_072, "rms_norm_eps": config.rms_norm_eps,
         "rope_parameters": {"rope_type": "llama3", **_write(config.rope, ROPE)},
-        "num_codebooks": config.num_codebooks,
-        "codebook_size": config.code_vocab_size,
-        "audio_stream_bos_id": config.stream_bos,
-        "audio_stream_eos_id": config.stream_eos,
-        **FIXED_LLAMA,
-        "tie_word_embeddings": False,
-    }
+        "num_codebooks": config.num_codebooks, "codebook_size": config.code_vocab_size,
+        "audio_stream_bos_id": config.stream_bos, "audio_stream_eos_id": config.stream_eos,
+        **FIXED_LLAMA, "tie_word_embeddings": False,
+    }  # fmt: skip

@@ -1,8 +1,7 @@
 """A checkpoint's folder: its kind and layout, its weight files, and their tensors.
 
-Weights come in two layouts, that of the reference implementation (boson-ai/higgs-audio) and that of transformers;
-tensor names tell them apart. The hub's repositories hold both since April 2026: then the weights in the layout of
-`config.json` are read and the others ignored. Weights of the other layout alone are an error: two revisions are mixed.
+Tensor names tell the layouts apart: that of the reference implementation (boson-ai/higgs-audio), and transformers'. Of
+both in one folder, that of `config.json` is read; the other alone is an error, because two revisions are mixed.
 """
 
 import json
@@ -24,6 +23,7 @@ from higgs.files import replacing
 
 CONFIG, GENERATION_CONFIG = "config.json", "generation_config.json"
 SINGLE, INDEX, PICKLE = "model.safetensors", "model.safetensors.index.json", "model.pth"
+DAMAGED = "is damaged or not completely downloaded"
 # Search order; the first file in the layout of config.json is read.
 ORDER = {TRANSFORMERS: (SINGLE, INDEX, PICKLE), ORIGINAL: (INDEX, PICKLE, SINGLE)}
 # First parts of tensor names that only one layout has.
@@ -51,14 +51,14 @@ def read_json(path: Path) -> dict[str, Any]:
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
     except ValueError as error:
-        raise CheckpointError(f"{path} is damaged or not completely downloaded: {error}") from error
+        raise CheckpointError(f"{path} {DAMAGED}: {error}") from error
     if not isinstance(content, dict):
         raise CheckpointError(f"{path}: expected a JSON object, got {type(content).__name__}")
     return content
 
 
 def read_config(folder: Path) -> dict[str, Any]:
-    """Raises FileNotFoundError where there is none, CheckpointError where it is no JSON object."""
+    """Raises FileNotFoundError where there is none."""
     if not (folder / CONFIG).is_file():
         below = [name for name in (MODEL, CODEC) if (folder / name / CONFIG).is_file()]
         advice = f"; did you mean {folder / below[0]}?" if below else _partial_download(folder)
@@ -67,7 +67,7 @@ def read_config(folder: Path) -> dict[str, Any]:
 
 
 def _partial_download(folder: Path) -> str:
-    """The end of an error message: the file that an unfinished download left in or beside a folder, if any."""
+    """The end of an error message: the file, if any, that an unfinished download left."""
     partial = [*folder.glob(".*.tmp"), *(folder / ".cache").rglob("*.incomplete")]
     if folder.parent.name == "snapshots":  # of the hub's cache
         partial += (folder.parent.parent / "blobs").glob("*.incomplete")
@@ -75,29 +75,30 @@ def _partial_download(folder: Path) -> str:
 
 
 def choose_weights(folder: Path, names: Set[str]) -> list[str]:
-    """The files among `names` that hold the weights in the layout of the folder's config.json (see `ORDER`).
+    """The files among `names`, downloaded or not, with the weights in the layout of the folder's config.json.
 
-    A file that is named but not yet downloaded is chosen by its name. Raises FileNotFoundError when there are no
-    weights, or not all; CheckpointError when all are of the other layout.
+    Raises FileNotFoundError when there are no weights, or not all; CheckpointError when all are of the other layout.
     """
     _, layout = recognise(read_config(folder), str(folder / CONFIG))
     others = []
     for name in ORDER[layout]:
         if name in names:
+            files = sorted(set(_weight_map(folder / name).values())) if name == INDEX else [name]
             weights_layout = _weights_layout(folder / name)
             if weights_layout in (layout, None):
-                return _shards(folder, names) if name == INDEX else [name]
-            if name != INDEX or names & set(_weight_map(folder / name).values()):
+                if missing := [file for file in files if file not in names]:
+                    partial = _partial_download(folder)
+                    raise FileNotFoundError(f"{folder}: {name} names missing shards: {missing}{partial}")
+                return files
+            if names.intersection(files):
                 others.append(f"{name} has {weights_layout} names")
     if others:
-        raise CheckpointError(
-            f"{folder}: {CONFIG} is in the {layout} layout, but {' and '.join(others)}: take both of one revision"
-        )
+        differ = f"{CONFIG} is in the {layout} layout, but {' and '.join(others)}"
+        raise CheckpointError(f"{folder}: {differ}: take both of one revision")
     shards = sorted(name for name in names if re.fullmatch(r"model-\d+-of-\d+\.safetensors", name))
     present = f"{shards} without {INDEX}" if shards else f"only {sorted(names)[:8]}"
-    raise FileNotFoundError(
-        f"{folder} holds no {SINGLE}, no shards with an index and no {PICKLE}: {present}{_partial_download(folder)}"
-    )
+    wanted = f"no {SINGLE}, no shards with an index and no {PICKLE}"
+    raise FileNotFoundError(f"{folder} holds {wanted}: {present}{_partial_download(folder)}")
 
 
 def _weights_layout(path: Path) -> str | None:
@@ -120,13 +121,6 @@ def _weight_map(path: Path) -> dict[str, str]:
     return weight_map
 
 
-def _shards(folder: Path, names: Set[str]) -> list[str]:
-    shards = sorted(set(_weight_map(folder / INDEX).values()))
-    if missing := [shard for shard in shards if shard not in names]:
-        raise FileNotFoundError(f"{folder}: {INDEX} names missing shards: {missing}{_partial_download(folder)}")
-    return shards
-
-
 def weight_files(folder: Path) -> list[Path]:
     """The files that together hold the weights: one safetensors file, the shards of an index, or `model.pth`."""
     names = {path.name for path in folder.iterdir() if path.is_file()}
@@ -135,15 +129,11 @@ def weight_files(folder: Path) -> list[Path]:
 
 def read_headers(folder: Path) -> dict[str, Tensor]:
     """-> every tensor of the checkpoint on the meta device: name, shape and type; no weights are read."""
-    return _read_all(folder, "meta")
+    return read_tensors(folder, "meta")
 
 
-def read_tensors(folder: Path) -> dict[str, Tensor]:
-    """-> every tensor of the checkpoint on the CPU, memory-mapped."""
-    return _read_all(folder, "cpu")
-
-
-def _read_all(folder: Path, device: str) -> dict[str, Tensor]:
+def read_tensors(folder: Path, device: str = "cpu") -> dict[str, Tensor]:
+    """-> every tensor of the checkpoint, memory-mapped."""
     tensors: dict[str, Tensor] = {}
     files = weight_files(folder)
     for path in files:
@@ -160,23 +150,19 @@ def _read_all(folder: Path, device: str) -> dict[str, Tensor]:
 
 
 def _read_safetensors(path: Path, device: str) -> dict[str, Tensor]:
-    """-> the file's tensors, mapped until they are used. A file of another length than its header says is an error."""
     if advice := _lfs_advice(path):
         raise CheckpointError(f"{path} is no safetensors file{advice}")
     try:
         with safe_open(path, framework="pt") as file:
             return {key: file.get_tensor(key).to(device) for key in file.keys()}
     except SafetensorError as error:
-        raise CheckpointError(
-            f"{path} is damaged or not completely downloaded: {path.stat().st_size:,} bytes, {error}"
-        ) from error
+        raise CheckpointError(f"{path} {DAMAGED}: {path.stat().st_size:,} bytes, {error}") from error
 
 
 def _lfs_advice(path: Path) -> str:
     """Advice where a pointer of Git LFS is in the file's place."""
     with path.open("rb") as file:
-        is_pointer = file.read(8) == b"version "
-    return ", but a pointer of Git LFS: fetch it with `git lfs pull`" if is_pointer else ""
+        return ", but a pointer of Git LFS: fetch it with `git lfs pull`" if file.read(8) == b"version " else ""
 
 
 def _read_pickle(path: Path, device: str) -> dict[str, Tensor]:
@@ -186,10 +172,10 @@ def _read_pickle(path: Path, device: str) -> dict[str, Tensor]:
     except pickle.UnpicklingError as error:
         # Not chained: the error's own text advises to run the code.
         code = re.search(r"unsupported GLOBAL (\S+)", str(error), re.IGNORECASE)
-        cause = f"holds code ({code[1]}); it was not run" if code else "is damaged or not completely downloaded"
+        cause = f"holds code ({code[1]}); it was not run" if code else DAMAGED
         raise CheckpointError(f"{path} {cause}{_lfs_advice(path)}. Download it again") from None
     except (RuntimeError, EOFError, OSError) as error:
-        raise CheckpointError(f"{path} is damaged or not completely downloaded: {error}") from error
+        raise CheckpointError(f"{path} {DAMAGED}: {error}") from error
     if not isinstance(content, dict):
         raise CheckpointError(f"{path}: expected names and tensors, got {type(content).__name__}")
     for name, value in content.items():
@@ -208,26 +194,20 @@ def write(folder: str | Path, config: Mapping[str, Any], tensors: dict[str, Tens
 
 
 def compare(
-    expected: Mapping[str, Tensor], tensors: Mapping[str, Tensor], their_name: Callable[[str], str], limit: int = 8
+    expected: Mapping[str, Tensor], tensors: Mapping[str, Tensor], their_name: Callable[[str], str]
 ) -> list[str]:
-    """-> a line for each kind of difference (missing, unexpected, misshapen), with the first names; [] if all fits.
-
-    Both mappings use this package's names; `their_name` gives the checkpoint's.
-    """
-    misfits = {name: _misfit(tensors[name], expected[name]) for name in expected if name in tensors}
+    """-> a line for each kind of difference, with the first names; [] if all fits. `their_name`: ours -> the file's."""
+    misshapen = []
+    for name in (name for name in expected if name in tensors):
+        shape, wanted, dtype = tensors[name].shape, expected[name].shape, tensors[name].dtype
+        if shape != wanted:
+            misshapen.append(f"{their_name(name)} is {list(shape)}, the config asks for {list(wanted)}")
+        elif not dtype.is_floating_point:
+            misshapen.append(f"{their_name(name)} is {dtype}, a floating point type is needed")
     differences = {
         "missing": [their_name(name) for name in expected if name not in tensors],
         "unexpected": [their_name(name) for name in tensors if name not in expected],
-        "misshapen": [f"{their_name(name)} {misfit}" for name, misfit in misfits.items() if misfit],
+        "misshapen": misshapen,
     }
-    return [
-        f"{len(names)} {kind}: {', '.join(names[:limit])}{', ...' if len(names) > limit else ''}"
-        for kind, names in differences.items()
-        if names
-    ]
-
-
-def _misfit(tensor: Tensor, expected: Tensor) -> str:
-    if tensor.shape != expected.shape:
-        return f"is {list(tensor.shape)}, the config asks for {list(expected.shape)}"
-    return "" if tensor.is_floating_point() else f"is {tensor.dtype}, a floating point type is needed"
+    lines = {kind: ", ".join(names[:8]) + (", ..." if len(names) > 8 else "") for kind, names in differences.items()}
+    return [f"{len(differences[kind])} {kind}: {line}" for kind, line in lines.items() if line]

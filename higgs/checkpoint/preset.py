@@ -25,35 +25,23 @@ class Checkpoint:
     def parse(cls, text: str) -> "Checkpoint":
         """`nano`, `organisation/name@revision`, or a folder (or s3://) with `model/` and `codec/`.
 
-        A model from the hub is used with the released codec. Its revision must be a full commit hash, because a
-        branch moves. Anything else is a ParamsError.
+        A model from the hub, at a full commit hash, is used with the released codec. Anything else is a ParamsError.
         """
+        folder = "data/checkpoints/nano" if text == "nano" else text.rstrip("/")
         if text == "nano":
-            # float32 on the CPU repeats bit by bit.
-            return cls._from_folder(text, "data/checkpoints/nano", "float32", "cpu")
-        if Path(text).is_dir():
-            if missing := [part for part in ("model", "codec") if not Path(text, part).is_dir()]:
-                is_part = Path(text, "config.json").is_file()
-                raise ParamsError(
-                    f"checkpoint: {text!r} has no {'/ and no '.join(missing)}/ in it"
-                    f"{': name the folder above it' if is_part else ''}"
-                )
-            return cls._from_folder(text, text.rstrip("/"))
-        if text.startswith("s3://"):
-            return cls._from_folder(text, text.rstrip("/"))
+            return cls(text, f"{folder}/model", f"{folder}/codec", "float32", "cpu")  # repeats bit by bit
+        if text.startswith("s3://") or Path(text).is_dir():
+            missing = [part for part in ("model", "codec") if not Path(text, part).is_dir()]
+            if missing and not text.startswith("s3://"):
+                advice = ": name the folder above it" if Path(text, "config.json").is_file() else ""
+                raise ParamsError(f"checkpoint: {text!r} has no {'/ and no '.join(missing)}/ in it{advice}")
+            return cls(text, f"{folder}/model", f"{folder}/codec", "auto", "auto")
         name, _, revision = text.partition("@")
         if not re.fullmatch(r"[\w-][\w.-]*/[\w.-]+", name):
-            raise ParamsError(
-                f"checkpoint: {text!r} is neither 'nano', nor 'organisation/name@revision', nor a folder here"
-            )
+            known = "'nano', nor 'organisation/name@revision', nor a folder here"
+            raise ParamsError(f"checkpoint: {text!r} is neither {known}")
         if not re.fullmatch(r"[0-9a-f]{40}", revision):
-            known = RELEASED_MODEL_REVISION if name == RELEASED_MODEL else "<40 hexadecimal digits>"
-            raise ParamsError(
-                f"checkpoint: {text!r} is no folder here, and as a hub id it must pin a full "
-                f"commit: write {name}@{known}"
-            )
-        return cls(name=text, model=text, codec=RELEASED_CODEC, dtype="bfloat16", device="auto")
-
-    @classmethod
-    def _from_folder(cls, name: str, folder: str, dtype: str = "auto", device: str = "auto") -> "Checkpoint":
-        return cls(name, f"{folder}/model", f"{folder}/codec", dtype, device)
+            commit = RELEASED_MODEL_REVISION if name == RELEASED_MODEL else "<40 hexadecimal digits>"
+            advice = f"as a hub id it must pin a full commit: write {name}@{commit}"
+            raise ParamsError(f"checkpoint: {text!r} is no folder here, and {advice}")
+        return cls(text, text, RELEASED_CODEC, "bfloat16", "auto")

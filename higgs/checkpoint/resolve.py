@@ -21,33 +21,27 @@ def resolve(source: str | Path, revision: str | None = None, weights: bool = Tru
     failed or damaged download; ConfigError, before weights are fetched, for a config that this package does not run.
     """
     text = str(source)
-    if text.startswith("s3://"):
-        if revision is not None:
-            raise ValueError(f"{text} is a prefix of S3: it has no revision {revision!r}")
+    is_s3, is_folder = text.startswith("s3://"), Path(text).is_dir()
+    if revision is not None and (is_s3 or is_folder):
+        raise ValueError(f"{text} is a {'prefix of S3' if is_s3 else 'folder'}: it has no revision {revision!r}")
+    if is_s3:
         from higgs.checkpoint.s3 import download
 
         return download(text, CHECKPOINT_FILES if weights else SMALL_FILES)
-    if Path(text).is_dir():
-        if revision is not None:
-            raise ValueError(f"{text} is a folder: it has no revision {revision!r}")
+    if is_folder:
         return Path(text)
     name, _, pinned = text.partition("@")
     if name.count("/") != 1 or name.startswith((".", "/")):
-        pull = "; in the repository's root `dvc pull data.dvc` fetches it"
-        raise FileNotFoundError(
-            f"checkpoint {text!r}: no such folder, and not a hub id (organisation/name@revision)"
-            f"{pull if text.startswith('data/') else ''}"
-        )
+        pull = "; in the repository's root `dvc pull data.dvc` fetches it" if text.startswith("data/") else ""
+        neither = "no such folder, and not a hub id (organisation/name@revision)"
+        raise FileNotFoundError(f"checkpoint {text!r}: {neither}{pull}")
     if revision and pinned and revision != pinned:
         raise ValueError(f"{text!r} and revision={revision!r} name two revisions: give one")
     return _from_hub(name, revision or pinned or "main", weights)
 
 
 def _from_hub(name: str, revision: str, weights: bool) -> Path:
-    """-> the snapshot in the hub's cache: small files first, then only the weights in the layout of the config.
-
-    A commit that is in the cache costs no request. Without network the cache is used as it is.
-    """
+    """-> the snapshot in the hub's cache, with only the weights in the layout of its config. No network: as it is."""
     from huggingface_hub import get_cached_repo_tree, snapshot_download
     from huggingface_hub.errors import CachedRepoTreeNotFoundError
 
@@ -56,7 +50,11 @@ def _from_hub(name: str, revision: str, weights: bool) -> Path:
         sizes = {f.path: f.size for f in get_cached_repo_tree(name, revision=folder.name)}
     except CachedRepoTreeNotFoundError:  # no network, and an older library filled the cache
         sizes = None
-    _check_sizes(folder, sizes or {})
+    for path, expected in (sizes or {}).items():
+        cached = folder / path
+        if cached.exists() and (size := cached.stat().st_size) != expected:
+            cached.resolve().unlink()
+            raise OSError(f"{cached} has {size:,} bytes, on the hub {expected:,}. It is deleted here: run it again")
     config = read_config(folder)
     if recognise(config, f"{name}@{revision}: {CONFIG}")[0] == MODEL:
         model_from_json(config)
@@ -71,50 +69,27 @@ def _from_hub(name: str, revision: str, weights: bool) -> Path:
     return folder
 
 
-def _check_sizes(folder: Path, sizes: dict[str, int]) -> None:
-    """Deletes a cached file whose length differs from the hub's, and raises OSError."""
-    for name, expected in sizes.items():
-        path = folder / name
-        if path.exists() and (size := path.stat().st_size) != expected:
-            path.resolve().unlink()
-            raise OSError(f"{path} has {size:,} bytes, on the hub {expected:,}. It is deleted here: run it again")
-
-
 def _small_files(name: str, revision: str) -> Path:
     """-> the snapshot's folder with configs and text tokenizer."""
-    from huggingface_hub import constants, snapshot_download
-    from huggingface_hub.errors import (
-        GatedRepoError,
-        HTTPError,
-        LocalEntryNotFoundError,
-        RepositoryNotFoundError,
-        RevisionNotFoundError,
-    )
+    from huggingface_hub import constants, errors, snapshot_download
 
     where = f"{name} on {constants.ENDPOINT}"
+    log_in = "`hf auth login` or set HF_TOKEN"
     try:
         return Path(snapshot_download(name, revision=revision, allow_patterns=SMALL_FILES))
-    except RevisionNotFoundError as error:
-        raise FileNotFoundError(
-            f"{where} has no revision {revision!r}. {constants.ENDPOINT}/{name}/commits/main lists the commits; "
-            f"write {name}@COMMIT"
-        ) from error
-    except GatedRepoError as error:
-        raise PermissionError(
-            f"{where} asks you to accept its terms: do so on its page, then `hf auth login` or set HF_TOKEN"
-        ) from error
-    except RepositoryNotFoundError as error:
-        raise FileNotFoundError(
-            f"there is no folder {name!r} here, and no {where}, or it is private: check the name; for a private one "
-            "`hf auth login` or set HF_TOKEN"
-        ) from error
-    except LocalEntryNotFoundError as error:
+    except errors.RevisionNotFoundError as error:
+        advice = f"{constants.ENDPOINT}/{name}/commits/main lists the commits; write {name}@COMMIT"
+        raise FileNotFoundError(f"{where} has no revision {revision!r}. {advice}") from error
+    except errors.GatedRepoError as error:
+        raise PermissionError(f"{where} asks you to accept its terms: do so on its page, then {log_in}") from error
+    except errors.RepositoryNotFoundError as error:
+        advice = f"or it is private: check the name; for a private one {log_in}"
+        raise FileNotFoundError(f"there is no folder {name!r} here, and no {where}, {advice}") from error
+    except errors.LocalEntryNotFoundError as error:
         offline = "HF_HUB_OFFLINE is set" if constants.HF_HUB_OFFLINE else f"no answer: {_first_line(error)}"
-        raise FileNotFoundError(
-            f"{where}: {offline}, and {constants.HF_HUB_CACHE} does not hold all of revision {revision!r}: run it "
-            "once with network, or give a folder"
-        ) from error
-    except HTTPError as error:
+        missing = f"{constants.HF_HUB_CACHE} does not hold all of revision {revision!r}: run it once with network"
+        raise FileNotFoundError(f"{where}: {offline}, and {missing}, or give a folder") from error
+    except errors.HTTPError as error:
         raise ConnectionError(f"{where}: {_first_line(error)}") from error
 
 
@@ -137,17 +112,16 @@ def _fetch(name: str, folder: Path, path: str) -> None:
     try:
         listed = get_hf_file_metadata(url)
     except (HTTPError, OSError) as error:
-        raise ConnectionError(
-            f"{where} is not in the cache, and cannot be fetched: {_first_line(error)}. Run it again with network"
-        ) from error
+        advice = f"cannot be fetched: {_first_line(error)}. Run it again with network"
+        raise ConnectionError(f"{where} is not in the cache, and {advice}") from error
     if not re.fullmatch("[0-9a-f]{64}", listed.etag or ""):
         return  # a small file without a sha256: the library fetches it
     storage = folder.parent.parent
     blob = storage / "blobs" / listed.etag
     partial = blob.with_name(f"{blob.name}.incomplete")
     lock = storage.parent / ".locks" / storage.name / f"{blob.name}.lock"
-    for path_in_cache in (blob, lock):
-        path_in_cache.parent.mkdir(parents=True, exist_ok=True)
+    blob.parent.mkdir(parents=True, exist_ok=True)
+    lock.parent.mkdir(parents=True, exist_ok=True)
     with WeakFileLock(lock):
         if blob.exists():
             return
@@ -159,17 +133,14 @@ def _fetch(name: str, folder: Path, path: str) -> None:
             have = partial.stat().st_size
             if have > listed.size:
                 partial.unlink()
-            raise OSError(
-                f"{where}: {have:,} of {listed.size:,} bytes are here ({_first_line(error)}). Run it again: it goes on"
-            ) from error
+            missing = f"{have:,} of {listed.size:,} bytes are here ({_first_line(error)})"
+            raise OSError(f"{where}: {missing}. Run it again: it goes on") from error
         with partial.open("rb") as content:
             digest = hashlib.file_digest(content, "sha256").hexdigest()
         if digest != listed.etag:
             partial.unlink()
-            raise OSError(
-                f"{where} arrived damaged: its sha256 is {digest}, on the hub {listed.etag}. It is deleted here: "
-                "run it again"
-            )
+            differs = f"its sha256 is {digest}, on the hub {listed.etag}"
+            raise OSError(f"{where} arrived damaged: {differs}. It is deleted here: run it again")
         partial.rename(blob)
 
 
@@ -177,8 +148,8 @@ def fingerprint(source: str | Path) -> str:
     """-> sha256 over the names and bytes of a checkpoint's weights and configs, for the provenance of results."""
     folder = resolve(source)
     digest = hashlib.sha256()
-    settings = [path for path in [folder / GENERATION_CONFIG] if path.is_file()]
-    for path in [folder / CONFIG, *settings, *weight_files(folder)]:
+    settings = [folder / name for name in (CONFIG, GENERATION_CONFIG) if (folder / name).is_file()]
+    for path in [*settings, *weight_files(folder)]:
         digest.update(path.name.encode())
         with path.open("rb") as file:
             digest.update(hashlib.file_digest(file, "sha256").digest())

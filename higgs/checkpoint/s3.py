@@ -1,8 +1,4 @@
-"""s3://bucket/prefix -> a local folder. s3fs copies; this module picks the folder, locks it and words the errors.
-
-Endpoint, keys, region and profile are read by botocore: AWS_ENDPOINT_URL, AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY,
-AWS_PROFILE with ~/.aws.
-"""
+"""s3://bucket/prefix -> a local folder. s3fs copies, with botocore's settings (AWS_ENDPOINT_URL, AWS_PROFILE, ...)."""
 
 import fcntl
 import hashlib
@@ -24,7 +20,8 @@ from s3fs.core import S3_RETRYABLE_ERRORS
 from higgs.files import replacing
 
 # A server that refuses is reported after a second or two, a silent address after half a minute.
-CONNECT_SECONDS, READ_SECONDS, ATTEMPTS = 5, 20, 3
+RETRIES, ATTEMPTS = {"mode": "standard", "total_max_attempts": 2}, 3
+TIMEOUTS = {"connect_timeout": 5, "read_timeout": 20, "retries": RETRIES}
 SET_KEYS = "AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, or AWS_PROFILE"
 SET_ENDPOINT = "AWS_ENDPOINT_URL (the server's address, where it is not Amazon's)"
 
@@ -32,11 +29,9 @@ SET_ENDPOINT = "AWS_ENDPOINT_URL (the server's address, where it is not Amazon's
 def download(url: str, patterns: Sequence[str] = ("*",)) -> Path:
     """`s3://bucket/prefix` -> the folder under HIGGS_CACHE with the objects below it whose names match.
 
-    The folder's name is a hash over names, ETags and sizes, so a changed object leads to another folder, and a file
-    that exists is complete and is not fetched again. One process at a time writes into a folder.
-
-    Raises FileNotFoundError (no bucket, no objects), PermissionError (no key, wrong key), ConnectionError (no server,
-    broken connection) and OSError (changed during the download), each with the address and what to set.
+    The folder's name is a hash over names, ETags and sizes. A file that exists is complete; one process at a time
+    writes. Raises FileNotFoundError (no bucket, no objects), PermissionError (no key, wrong key), ConnectionError (no
+    server, broken connection) and OSError (changed during the download), with the address and what to set.
     """
     if not re.match(r"s3://[^/]", url):
         raise ValueError(f"{url!r}: expected s3://bucket/prefix")
@@ -45,9 +40,8 @@ def download(url: str, patterns: Sequence[str] = ("*",)) -> Path:
         objects = list_objects(files, url, prefix)
         wanted = {n: o for n, o in objects.items() if any(fnmatchcase(n, p) for p in patterns)}
         if not wanted:
-            raise FileNotFoundError(
-                f"{url} at {files.s3.meta.endpoint_url}: no object below {prefix} is named like {' or '.join(patterns)}"
-            )
+            missing = f"no object below {prefix} is named like {' or '.join(patterns)}"
+            raise FileNotFoundError(f"{url} at {files.s3.meta.endpoint_url}: {missing}")
         version = json.dumps([(o["name"], o["ETag"], o["size"]) for o in objects.values()])
         cache = Path(os.environ.get("HIGGS_CACHE", Path.home() / ".cache" / "higgs"))
         folder = cache / prefix / hashlib.sha256(version.encode()).hexdigest()[:16]
@@ -66,27 +60,18 @@ def connect(url: str) -> Iterator[S3FileSystem]:
     where = url
     try:
         # Not out of fsspec's pool of instances: keys and endpoint may have changed since.
-        files = S3FileSystem(
-            skip_instance_cache=True,
-            use_listings_cache=False,
-            config_kwargs={
-                "connect_timeout": CONNECT_SECONDS,
-                "read_timeout": READ_SECONDS,
-                "retries": {"mode": "standard", "total_max_attempts": 2},
-            },
-        )
+        files = S3FileSystem(skip_instance_cache=True, use_listings_cache=False, config_kwargs=TIMEOUTS)
         files.retries = ATTEMPTS
         where = f"{url} at {files.s3.meta.endpoint_url}"
         yield files
     except (OSError, BotoCoreError, *S3_RETRYABLE_ERRORS) as error:
-        explained = explain(error, where)
-        if explained is error:
+        if (explained := explain(error, where)) is None:
             raise
         raise explained from error
 
 
-def explain(error: Exception, where: str) -> Exception:
-    """A server's error -> the error to raise; those of the disk and of this module are returned as they are."""
+def explain(error: Exception, where: str) -> Exception | None:
+    """A server's error -> the error to raise; None for those of the disk and of this module."""
     if isinstance(error, NoCredentialsError):
         return PermissionError(f"{where}: no access key. Set {SET_KEYS}.")
     if isinstance(error, NoConnection | HTTPClientError):
@@ -94,13 +79,11 @@ def explain(error: Exception, where: str) -> Exception:
     if isinstance(error, S3_RETRYABLE_ERRORS):
         return ConnectionError(f"{where}: the connection broke ({error}). Run it again: finished files stay.")
     if isinstance(error, PermissionError) and isinstance(error.__cause__, ClientError):
-        return PermissionError(
-            f"{where}: access denied ({error}). Check {SET_KEYS}; the key must be allowed to list "
-            "and to read the bucket."
-        )
+        may = "the key must be allowed to list and to read the bucket"
+        return PermissionError(f"{where}: access denied ({error}). Check {SET_KEYS}; {may}.")
     if isinstance(error, BotoCoreError) or isinstance(error.__cause__, ClientError):
         return OSError(f"{where}: {error}")
-    return error
+    return None
 
 
 def list_objects(files: S3FileSystem, url: str, prefix: str) -> dict[str, dict[str, Any]]:
@@ -108,18 +91,14 @@ def list_objects(files: S3FileSystem, url: str, prefix: str) -> dict[str, dict[s
     try:
         by_key = files.find(url, detail=True)
     except FileNotFoundError as error:
-        raise FileNotFoundError(
-            f"{url} at {files.s3.meta.endpoint_url}: there is no bucket {prefix.split('/')[0]!r}. "
-            f"Check the name, and {SET_ENDPOINT}."
-        ) from error
-    objects = {}
-    for key, listed in sorted(by_key.items()):
-        name = key.removeprefix(prefix)
-        if key == name or key.endswith("/"):  # the URL is itself an object; the marker of a folder
-            continue
+        missing = f"there is no bucket {prefix.split('/')[0]!r}. Check the name, and {SET_ENDPOINT}."
+        raise FileNotFoundError(f"{url} at {files.s3.meta.endpoint_url}: {missing}") from error
+    # Not the URL where it is itself an object, nor the marker of a folder.
+    keys = [key for key in sorted(by_key) if key.startswith(prefix) and not key.endswith("/")]
+    objects = {key.removeprefix(prefix): by_key[key] for key in keys}
+    for name in objects:
         if not {"", ".", ".."}.isdisjoint(name.split("/")):
-            raise ValueError(f"{url}: {key!r} cannot be the path of a file below a folder")
-        objects[name] = listed
+            raise ValueError(f"{url}: {prefix + name!r} cannot be the path of a file below a folder")
     return objects
 
 

@@ -1,7 +1,7 @@
 """The command line: `higgs COMMAND`, or `python -m higgs COMMAND`.
 
 Exit status: 0; 1 with one line that says what went wrong; 2 for wrong options; 130 when interrupted. Commands import
-what they need when they run, so that help and completion answer at once.
+when they run, so that help answers at once.
 """
 
 import sys
@@ -12,12 +12,7 @@ import typer
 
 from higgs.cli import compare, finetune, inspect, serve, speak, voices
 
-app = typer.Typer(
-    help="Higgs Audio V2, text to speech.",
-    no_args_is_help=True,
-    rich_markup_mode=None,
-    pretty_exceptions_enable=False,
-)
+app = typer.Typer(no_args_is_help=True, rich_markup_mode=None, pretty_exceptions_enable=False)
 for command in (speak.speak, serve.serve, inspect.inspect, compare.compare, finetune.finetune):
     app.command()(command)
 app.add_typer(voices.app, name="voices")
@@ -29,13 +24,11 @@ def show_version(wanted: bool) -> None:
         raise typer.Exit()
 
 
+SHOW_VERSION = typer.Option("--version", callback=show_version, is_eager=True, help="Show the version.")
+
+
 @app.callback()
-def top(
-    version: Annotated[
-        bool,
-        typer.Option("--version", callback=show_version, is_eager=True, help="Show the version."),
-    ] = False,
-) -> None:
+def top(version: Annotated[bool, SHOW_VERSION] = False) -> None:
     """Higgs Audio V2, text to speech."""
 
 
@@ -48,8 +41,8 @@ def main() -> int:
             print("stopped", file=sys.stderr)
         return end.code
     except (ValueError, OSError, LookupError, RuntimeError, ImportError) as error:
-        told = error.args[0] if isinstance(error, KeyError) and error.args else error
+        message = error.args[0] if isinstance(error, KeyError) and error.args else error
         notes = [note for note in getattr(error, "__notes__", []) if note not in str(error)]
-        print("Error:", *"; ".join([str(told), *notes]).split(), file=sys.stderr)
+        print("Error:", *"; ".join([str(message), *notes]).split(), file=sys.stderr)
         return 1
     return 0

@@ -25,34 +25,26 @@ from higgs.model.higgs_audio import HiggsAudio
 # Part -> the names of this package that belong to it; the first match counts.
 PARTS = {
     MODEL: {
-        "text embedding": r"text_embedding\.",
-        "audio embedding": r"audio_embedding\.",
-        "attention": r"layers\.\d+\.attention\.",
-        "text FFN": r"layers\.\d+\.text_ffn\.1\.",
-        "audio FFN": r"layers\.\d+\.audio_ffn\.1\.",
-        "norms": r"norm\.|layers\.",
-        "text head": r"text_head\.",
-        "audio head": r"audio_head\.",
+        "text embedding": r"text_embedding\.", "audio embedding": r"audio_embedding\.",
+        "attention": r"layers\.\d+\.attention\.", "text FFN": r"layers\.\d+\.text_ffn\.1\.",
+        "audio FFN": r"layers\.\d+\.audio_ffn\.1\.", "norms": r"norm\.|layers\.",
+        "text head": r"text_head\.", "audio head": r"audio_head\.",
     },
     CODEC: {
-        "acoustic encoder": r"acoustic_encoder\.",
-        "acoustic decoder": r"acoustic_decoder\.",
-        "semantic teacher": r"semantic_encoder\.teacher\.",
-        "semantic encoder": r"semantic_encoder\.",
-        "quantiser": r"quantizer\.",
-        "projections": r"fuse\.|to_acoustic\.",
+        "acoustic encoder": r"acoustic_encoder\.", "acoustic decoder": r"acoustic_decoder\.",
+        "semantic teacher": r"semantic_encoder\.teacher\.", "semantic encoder": r"semantic_encoder\.",
+        "quantiser": r"quantizer\.", "projections": r"fuse\.|to_acoustic\.",
     },
-}
+}  # fmt: skip
 POSITIONS, BATCHES = 2048, (1, 16)
 BYTES = {"bfloat16": 2, "float32": 4}
 
 
 @dataclass
 class Report:
-    """One model or codec. `files` are in bytes; `weights` are those that are read; `dtypes` counts their elements.
+    """One model or codec. `files` are in bytes; `dtypes`, `parameters` (by part) and `training_only` count elements.
 
-    `parameters` counts the elements that run, by part; `training_only` those that do not. `problems` prevent loading.
-    `config` is None where the sizes follow from weights that cannot be read.
+    `problems` prevent loading. `config` is None where the sizes follow from weights that cannot be read.
     """
 
     source: str
@@ -105,40 +97,28 @@ def _inspect(folder: Path, local: bool) -> Report:
     if (kind, layout) == (CODEC, ORIGINAL) and not headers:
         report.notes.append("the sizes follow from the weights, which cannot be read")
         return report
-    report.config, expected = _expected(kind, content, headers)
-    report.parameters = _count(PARTS[kind], expected)
+    with torch.device("meta"):
+        if kind == MODEL:
+            report.config = model_from_json(content)
+            weights, expected = model_weights, HiggsAudio(report.config).state_dict()
+        else:
+            report.config = codec_from_json(content, {name: tuple(tensor.shape) for name, tensor in headers.items()})
+            weights, expected = codec_weights, AudioTokenizer(report.config).state_dict()
+    report.parameters = dict.fromkeys(PARTS[kind], 0)
+    for name, tensor in expected.items():
+        part = next(part for part, names in PARTS[kind].items() if re.match(names, name))
+        report.parameters[part] += tensor.numel()
     for name, tensor in headers.items():
         dtype = str(tensor.dtype).removeprefix("torch.")
         report.dtypes[dtype] = report.dtypes.get(dtype, 0) + tensor.numel()
         if codec_weights.TRAINING_ONLY.fullmatch(name):
             report.training_only += tensor.numel()
     if headers:
-        weights = model_weights if kind == MODEL else codec_weights
         try:
             report.problems += weights.differences(folder, expected)
         except CheckpointError as error:
             report.problems.append(str(error))
     return report
-
-
-def _expected(
-    kind: str, content: dict[str, Any], headers: Mapping[str, Tensor]
-) -> tuple[ModelConfig | CodecConfig, dict[str, Tensor]]:
-    """The sizes, and every tensor that they ask for, on the meta device."""
-    with torch.device("meta"):
-        if kind == MODEL:
-            config = model_from_json(content)
-            return config, HiggsAudio(config).state_dict()
-        config = codec_from_json(content, {name: tuple(tensor.shape) for name, tensor in headers.items()})
-        return config, AudioTokenizer(config).state_dict()
-
-
-def _count(parts: Mapping[str, str], tensors: Mapping[str, Tensor]) -> dict[str, int]:
-    """Elements by part, in the order of the parts."""
-    counted = dict.fromkeys(parts, 0)
-    for name, tensor in tensors.items():
-        counted[next(part for part, names in parts.items() if re.match(names, name))] += tensor.numel()
-    return counted
 
 
 def cache_bytes(config: ModelConfig, positions: int, element_bytes: int) -> int:
@@ -147,10 +127,7 @@ def cache_bytes(config: ModelConfig, positions: int, element_bytes: int) -> int:
 
 
 def memory(reports: Sequence[Report]) -> dict[str, dict[str, int]]:
-    """Type of the model's weights and cache -> what -> bytes on the device. The codec is always float32.
-
-    Weights and caches alone: activations, graphs and CUDA itself are not counted.
-    """
+    """Type of the model's weights and cache -> what -> bytes on the device. The codec is always float32."""
     by_dtype = {}
     for dtype, size in BYTES.items():
         needed = {f"{r.kind}'s weights": (size if r.kind == MODEL else 4) * sum(r.parameters.values()) for r in reports}
@@ -162,10 +139,6 @@ def memory(reports: Sequence[Report]) -> dict[str, dict[str, int]]:
                 needed[f"together, {batch} x {POSITIONS:,} positions"] = weights + caches
         by_dtype[dtype] = needed
     return by_dtype
-
-
-def to_json(reports: Sequence[Report]) -> dict[str, Any]:
-    return {"checkpoints": [asdict(report) for report in reports], "memory": memory(reports)}
 
 
 def to_text(reports: Sequence[Report]) -> str:
@@ -193,10 +166,8 @@ def _text(report: Report) -> str:
     lines += [f"  {part:18}{number:>16,}" for part, number in counts.items()]
     if report.dtypes and not report.problems:
         lines.append("  every tensor is there and fits")
-    for title, messages in (("PROBLEM", report.problems), ("note", report.notes)):
-        for message in messages:
-            lines += _wrapped(title, message)
-    return "\n".join(lines)
+    messages = [("PROBLEM", problem) for problem in report.problems] + [("note", note) for note in report.notes]
+    return "\n".join(lines + [line for title, message in messages for line in _wrapped(title, message)])
 
 
 def _wrapped(title: str, text: str) -> list[str]:
@@ -207,8 +178,7 @@ def _sizes(config: Mapping[str, Any], prefix: str = "") -> list[str]:
     """Nested names joined by dots, each with its value."""
     sizes = []
     for name, value in config.items():
-        nested = isinstance(value, dict)
-        sizes += _sizes(value, f"{prefix}{name}.") if nested else [f"{prefix}{name} {value}"]
+        sizes += _sizes(value, f"{prefix}{name}.") if isinstance(value, dict) else [f"{prefix}{name} {value}"]
     return sizes
 
 

@@ -35,7 +35,6 @@ def compare(
         folders = [find(name, Path(scratch) / side) for name, side in ((a, "a"), (b, "b"))]
         found = compare(*folders, group, resamples, seed, cluster=cluster)
         rows = [scored_rows(read_rows(find_table(f, TABLE)), group) for f in folders]
-    out.parent.mkdir(parents=True, exist_ok=True)
     write_atomically(out, to_page(found, (a, b), rows))
     print("\n".join([*aligned(found), *found.notes, verdict(found), f"page: {out}"]))
 
@@ -45,50 +44,34 @@ def aligned(found: Any) -> list[str]:
     from higgs.evaluate.report.compare_page import COLUMNS, cells
 
     lines = [list(COLUMNS), *(cells(row) for row in found.rows)]
-    widths = [max(len(line[column]) for line in lines) for column in range(len(COLUMNS))]
+    widths = [max(map(len, texts)) for texts in zip(*lines, strict=True)]
     return ["  ".join(t.ljust(w) for t, w in zip(line, widths, strict=True)).rstrip() for line in lines]
 
 
 def find(name: str, scratch: Path) -> Path:
-    """A folder, `workspace`, a revision or an experiment -> the folder with its results.
-
-    Results of a revision come out of DVC's cache. Raises ValueError that says what was tried.
-    """
+    """A folder, `workspace`, a revision or an experiment -> the folder with its results, of DVC's cache. ValueError."""
     if name == "workspace":
         return RESULTS
-    if (Path(name) / RESULTS).is_dir():
-        return Path(name) / RESULTS
     if Path(name).is_dir():
-        return Path(name)
-    revision = _revision(name)
-    if revision is None:
+        results = Path(name) / RESULTS
+        return results if results.is_dir() else Path(name)
+    # A revision, or the name of an experiment.
+    commit = _git("rev-parse", "--verify", "--quiet", f"{name}^{{commit}}").strip()
+    if not commit:
+        experiments = _git("for-each-ref", "--format=%(refname:lstrip=-1) %(objectname)", "refs/exps")
+        commit = dict(line.split(" ") for line in reversed(experiments.splitlines())).get(name)
+    if not commit:
         raise ValueError(f"{name!r} is no folder, no revision of Git, and no experiment of DVC")
     tool = shutil.which("dvc") or str(Path(sys.executable).with_name("dvc"))
-    done = subprocess.run(
-        [tool, "get", "--quiet", ".", str(RESULTS), "--rev", revision, "-o", str(scratch)],
-        capture_output=True,
-        text=True,
-    )
+    command = [tool, "get", "--quiet", ".", str(RESULTS), "--rev", commit, "-o", str(scratch)]
+    done = subprocess.run(command, capture_output=True, text=True)
     if done.returncode:
-        raise ValueError(
-            f"{name}: its results are not in this machine's cache of DVC: check it out and run `dvc repro`\n"
-            f"{done.stderr.strip()[-500:]}"
-        )
+        advice = "its results are not in this machine's cache of DVC: check it out and run `dvc repro`"
+        raise ValueError(f"{name}: {advice}\n{done.stderr.strip()[-500:]}")
     return scratch
 
 
-def _revision(name: str) -> str | None:
-    """A revision, or the name of an experiment -> its commit."""
-    plain = _git("rev-parse", "--verify", "--quiet", f"{name}^{{commit}}")
-    if plain.returncode == 0:
-        return plain.stdout.strip()
-    listed = _git("for-each-ref", "--format=%(objectname) %(refname)", "refs/exps")
-    for line in listed.stdout.splitlines():
-        commit, _, reference = line.partition(" ")
-        if reference.rpartition("/")[2] == name:
-            return commit
-    return None
-
-
-def _git(*words: str) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(["git", *words], capture_output=True, text=True)
+def _git(*words: str) -> str:
+    """What Git prints; nothing where it fails."""
+    done = subprocess.run(["git", *words], capture_output=True, text=True)
+    return "" if done.returncode else done.stdout

@@ -11,9 +11,7 @@ from higgs.cli.options import Checkpoint
 def finetune(
     manifest: Annotated[Path, Argument(help='JSON Lines: {"audio": "a.wav", "text": "..."}, or conversations')],
     out: Annotated[Path, Option(help="folder of the tuned checkpoint")],
-    description: Annotated[
-        str | None, Option(help="of the voice, for records without a description or reference")
-    ] = None,
+    description: Annotated[str | None, Option(help="of the voice, where a record has none and no reference")] = None,
     checkpoint: Checkpoint = "nano",
     steps: Annotated[int | None, Option(min=1, show_default="by the amount of speech")] = None,
     rank: Annotated[int, Option(min=0, help="of LoRA; 0: all weights")] = 16,
@@ -24,10 +22,7 @@ def finetune(
     attention: Annotated[bool, Option("--attention", help="adapters on attention, too")] = False,
     noise: Annotated[float, Option(min=0, max=1, help="largest share of an example's frames that are corrupted")] = 0.5,
     replay: Annotated[Path | None, Option(help="a manifest of older voices, each with its `description`")] = None,
-    allow_special: Annotated[
-        bool,
-        Option("--allow-special", help="for trusted conversations: <|...|> in their texts is the token of that name"),
-    ] = False,
+    allow_special: Annotated[bool, Option("--allow-special", help="for trusted texts: <|...|> is that token")] = False,
 ) -> None:
     """Fine-tune a checkpoint on recordings or conversations.
 

@@ -1,6 +1,7 @@
 """`higgs inspect`."""
 
 import json
+from dataclasses import asdict
 from typing import Annotated
 
 from typer import Argument, Option
@@ -17,9 +18,10 @@ def inspect(
 
     Its sizes, its faults and the memory on the device, from config and tensor headers: weights are not loaded.
     """
-    from higgs.cli.checkpoint_report import inspect_checkpoint, to_json, to_text
+    from higgs.cli.checkpoint_report import inspect_checkpoint, memory, to_text
 
     reports = [report for source in checkpoints for report in inspect_checkpoint(source)]
-    print(json.dumps(to_json(reports), indent=2) if as_json else to_text(reports))
+    content = {"checkpoints": [asdict(report) for report in reports], "memory": memory(reports)}
+    print(json.dumps(content, indent=2) if as_json else to_text(reports))
     if problems := sum(len(report.problems) for report in reports):
         raise ValueError(f"{problems} problems: this checkpoint does not load")

@@ -9,14 +9,10 @@ OWN = "the checkpoint's"
 FOLDER = Path("data/voices")
 
 Checkpoint = Annotated[
-    str,
-    Option(help="nano, ORGANISATION/NAME@REVISION, or a folder or s3:// prefix with model/ and codec/"),
+    str, Option(help="nano, ORGANISATION/NAME@REVISION, or a folder or s3:// prefix with model/ and codec/")
 ]
 Voices = Annotated[Path, Option(help="voice folder")]
 Temperature = Annotated[float | None, Option(min=0, help="0 is greedy", show_default=OWN)]
 TopK = Annotated[int | None, Option(min=0, help="draw among so many codes; 0 is all", show_default=OWN)]
-TopP = Annotated[
-    float | None,
-    Option(min=0, max=1, help="draw among the codes of this share; 1 is all", show_default=OWN),
-]
+TopP = Annotated[float | None, Option(min=0, max=1, help="draw among codes of this share; 1 is all", show_default=OWN)]
 MaxNewTokens = Annotated[int | None, Option(min=1, help="25 are a second", show_default=OWN)]

@@ -12,14 +12,8 @@ from typer import Argument, Option
 
 from higgs.cli.options import FOLDER, Voices
 
-MISHEARD = 0.3  # the share of wrong words from which a transcript is doubted
-PLAYERS = (
-    ("ffplay", "-nodisp", "-autoexit", "-loglevel", "error"),
-    ("paplay",),
-    ("aplay", "-q"),
-    ("afplay",),
-    ("play", "-q"),
-)
+MAX_WORD_ERROR_RATE = 0.3  # above it a transcript is doubted
+PLAYERS = ("ffplay -nodisp -autoexit -loglevel error", "paplay", "aplay -q", "afplay", "play -q")
 SameFolder = Annotated[Path | None, Option(help="voice folder", show_default="data/voices")]
 
 app = typer.Typer(rich_markup_mode=None)
@@ -72,11 +66,7 @@ def add(
 
 
 @app.command()
-def play(
-    context: typer.Context,
-    name: Annotated[str, Argument(help="a voice")],
-    voices: SameFolder = None,
-) -> None:
+def play(context: typer.Context, name: Annotated[str, Argument(help="a voice")], voices: SameFolder = None) -> None:
     """Play the recording of a voice, with whatever player the system has."""
     from higgs.audio import load_audio, save_audio
     from higgs.data.voices import find_voice
@@ -84,9 +74,10 @@ def play(
     voice = find_voice(voices or context.obj, name)
     if voice.audio is None:
         raise ValueError(f"{voice.name} is a description ({voice.description}): nothing to play")
-    player = next((command for command in PLAYERS if shutil.which(command[0])), None)
+    players = [player.split() for player in PLAYERS]
+    player = next((player for player in players if shutil.which(player[0])), None)
     if player is None:
-        print(f"{voice.audio}: no player here ({', '.join(p[0] for p in PLAYERS)}); open this file")
+        print(f"{voice.audio}: no player here ({', '.join(player[0] for player in players)}); open this file")
         return
     with tempfile.TemporaryDirectory() as folder:
         copy = Path(folder) / f"{voice.name}.wav"  # every player reads it
@@ -137,11 +128,11 @@ def recogniser() -> Any:
 
 
 def misheard(judge: Any, voice: Any) -> list[str]:
-    """A warning where the recogniser, which knows English, hears something else than the transcript says."""
+    """A warning where the recogniser, which knows English, disagrees with the transcript."""
     from higgs.audio import load_audio
     from higgs.evaluate.metrics.error_rates import word_errors
 
-    heard = judge.transcribe(*load_audio(voice.audio))
-    if word_errors(voice.transcript, heard).rate <= MISHEARD:
+    hypothesis = judge.transcribe(*load_audio(voice.audio))
+    if word_errors(voice.transcript, hypothesis).rate <= MAX_WORD_ERROR_RATE:
         return []
-    return [f"warning: the transcript says {voice.transcript!r}, a recogniser of English heard {heard!r}"]
+    return [f"warning: the transcript says {voice.transcript!r}, a recogniser of English heard {hypothesis!r}"]

@@ -24,15 +24,12 @@ def clean_source(notebook: NotebookNode) -> NotebookNode:
 
 
 def clean_executed(notebook: NotebookNode) -> NotebookNode:
-    """An executed notebook without times, random ids, widgets and stderr: equal runs give equal bytes. Works in place.
-
-    stderr carries warnings and progress, with paths and times in them: it is for the terminal only.
-    """
+    """An executed notebook without times, random ids, widgets and stderr; equal runs give equal bytes. In place."""
     _clean_metadata(notebook)
     for index, cell in enumerate(notebook.cells):
         cell.id = f"cell-{index:03d}"  # papermill gives the cell that it injects a random id
         if cell.cell_type == "code":
-            cell.outputs = _join_streams(output for output in cell.outputs if _is_repeatable(output))
+            cell.outputs = _join_streams(cell.outputs)
     notebook.nbformat_minor = max(notebook.nbformat_minor, 5)
     return notebook
 
@@ -46,16 +43,13 @@ def _clean_metadata(notebook: NotebookNode) -> None:
     notebook.metadata = nbformat.from_dict({"kernelspec": KERNELSPEC, "language_info": language})
 
 
-def _is_repeatable(output: NotebookNode) -> bool:
-    if output.output_type == "stream":
-        return output.name == "stdout"
-    return WIDGET not in output.get("data", {})  # a file holds of a widget only its name and a random id
-
-
 def _join_streams(outputs: Iterable[NotebookNode]) -> list[NotebookNode]:
-    """Adjacent streams as one (where a kernel cuts them depends on time); objects without their addresses."""
+    """Repeatable outputs: adjacent streams as one (where a kernel cuts them depends on time), no object's address."""
     joined: list[NotebookNode] = []
     for output in outputs:
+        # stderr has progress and warnings, with paths and times; a file holds of a widget only a name and a random id.
+        if output.get("name") == "stderr" or WIDGET in output.get("data", {}):
+            continue
         output.pop("transient", None)
         if "text/plain" in output.get("data", {}):
             output.data["text/plain"] = ADDRESS.sub("", output.data["text/plain"])

@@ -1,16 +1,17 @@
 """Compares the outputs in dvc.lock with the committed ones: `python -m higgs.workflow.lock`.
 
-With `repeatable: true` none differs, on any x86-64 processor with AVX2. Contents are compared where DVC's cache still
-holds the committed ones; metrics always, because Git has them. In CI (the variable CI is set) a difference of
-repeatable results is an error: exit status 1.
+With `repeatable: true` none differs, on any x86-64 processor with AVX2; with CI set, a difference then exits with 1.
 """
 
 import json
 import os
 import subprocess
 import sys
+from collections import ChainMap
 from collections.abc import Callable, Iterator, Mapping
+from functools import partial
 from pathlib import Path
+from subprocess import DEVNULL
 from tempfile import TemporaryDirectory
 from typing import Any
 
@@ -22,21 +23,15 @@ from higgs.workflow.tables import read_rows
 LOCK, METRICS = "dvc.lock", "metrics.json"
 CACHE = ".dvc/cache/files/md5"
 MAX_LINES = 20  # differing files of one output
+Stages = Mapping[str, dict[str, Any]]
 
 
 def committed(root: Path, name: str) -> str | None:
     """The text of a file at HEAD; None outside Git, without Git, or before it is committed."""
-    command = ["git", "-C", str(root), "show", f"HEAD:./{name}"]
     try:
-        result = subprocess.run(command, capture_output=True, text=True, check=False)
-    except FileNotFoundError:
+        return subprocess.check_output(["git", "-C", root, "show", f"HEAD:./{name}"], text=True, stderr=DEVNULL)
+    except (FileNotFoundError, subprocess.CalledProcessError):
         return None
-    return result.stdout if result.returncode == 0 else None
-
-
-def read_stages(text: str, what: str) -> dict[str, Any]:
-    """The text of a dvc.lock -> its stages by name."""
-    return (parse_yaml(text, what) or {}).get("stages", {})
 
 
 def hashes(stage: Mapping[str, Any], kind: str) -> dict[str, str | None]:
@@ -49,58 +44,40 @@ def changed(before: Mapping[str, Any], after: Mapping[str, Any]) -> list[str]:
     return sorted(k for k in before.keys() | after.keys() if before.get(k) != after.get(k))
 
 
-def changed_inputs(before: Mapping[str, Any], after: Mapping[str, Any], outputs: set[str]) -> list[str]:
-    """Dependencies of a stage that differ and are no stage's output, and parameters that differ."""
-
-    def params(stage: Mapping[str, Any]) -> dict[str, Any]:
-        return {key: value for section in stage.get("params", {}).values() for key, value in section.items()}
-
-    deps = changed(hashes(before, "deps"), hashes(after, "deps"))
-    return [path for path in deps if path not in outputs] + changed(params(before), params(after))
-
-
-def compare(
-    before: Mapping[str, Any],
-    after: Mapping[str, Any],
-    describe: Callable[[str, str | None], list[str]] = lambda path, md5: [],
-) -> list[str]:
-    """Two mappings of stages -> the lines of the report. `describe(path, old md5)` compares contents."""
-    outputs = {path for stages in (before, after) for s in stages.values() for path in hashes(s, "outs")}
+def compare(before: Stages, after: Stages, describe: Callable[..., list[str]] = lambda path, md5: []) -> list[str]:
+    """-> the lines of the report. `describe(path, old md5)` compares contents."""
+    outputs = {path for stages in (before, after) for stage in stages.values() for path in hashes(stage, "outs")}
     differing, lines = 0, []
     for name in sorted(before.keys() | after.keys()):
         old, new = before.get(name, {}), after.get(name, {})
         old_hashes, new_hashes = hashes(old, "outs"), hashes(new, "outs")
-        differing_paths = changed(old_hashes, new_hashes)
-        differing += len(differing_paths)
-        for path in differing_paths:
+        paths = changed(old_hashes, new_hashes)
+        differing += len(paths)
+        for path in paths:
             lines.append(f"  {path}: {old_hashes.get(path)} -> {new_hashes.get(path)}")
             lines += [f"    {line}" for line in describe(path, old_hashes.get(path))]
-        causes = changed_inputs(old, new, outputs)
-        if differing_paths and causes:
+        deps = changed(hashes(old, "deps"), hashes(new, "deps"))
+        params = [ChainMap(*stage.get("params", {}).values()) for stage in (old, new)]
+        causes = [path for path in deps if path not in outputs] + changed(*params)
+        if paths and causes:
             lines.append(f"    {name} was also changed here: {', '.join(causes)}")
     if not differing:
         return [f"{LOCK}: all {len(outputs)} outputs have the hashes of the commit"]
     return [f"{LOCK}: {differing} of {len(outputs)} outputs have other hashes than the commit:", *lines]
 
 
-def cached_files(root: Path, md5: str) -> dict[str, Path] | None:
-    """An md5 of dvc.lock -> its files in DVC's cache by their paths inside the output; None where one is missing."""
+def describe_output(root: Path, path: str, md5: str | None) -> list[str]:
+    """How an output differs from the committed one (metrics: in Git; others: in DVC's cache), a line for each file."""
+    if path == METRICS and (text := committed(root, METRICS)) is not None:
+        return list(_changed_numbers(json.loads(text), json.loads((root / path).read_text())))
 
     def cached(digest: str) -> Path:
         return root / CACHE / digest[:2] / digest[2:]
 
-    files = {"": cached(md5)}
-    if md5.endswith(".dir") and cached(md5).is_file():
-        files = {f["relpath"]: cached(f["md5"]) for f in json.loads(cached(md5).read_text())}
-    return files if all(path.is_file() for path in files.values()) else None
-
-
-def describe_output(root: Path, path: str, md5: str | None) -> list[str]:
-    """How an output differs from the committed one, a line for each file."""
-    if path == METRICS and (text := committed(root, METRICS)) is not None:
-        return list(_changed_numbers(json.loads(text), json.loads((root / path).read_text())))
-    old = cached_files(root, md5) if md5 else None
-    if old is None:
+    old = {"": cached(md5)} if md5 else {}
+    if md5 and md5.endswith(".dir") and cached(md5).is_file():
+        old = {file["relpath"]: cached(file["md5"]) for file in json.loads(cached(md5).read_text())}
+    if not old or not all(file.is_file() for file in old.values()):
         return ["by how much is not known: DVC's cache does not hold what was committed"]
     new = {"": root / path}
     if (root / path).is_dir():
@@ -109,8 +86,7 @@ def describe_output(root: Path, path: str, md5: str | None) -> list[str]:
     for name in sorted(old.keys() & new.keys()):
         if old[name].read_bytes() != new[name].read_bytes():
             lines.append(f"{name or new[name].name}: {_difference(old[name], new[name])}")
-    more = [f"and {len(lines) - MAX_LINES} files more"] if len(lines) > MAX_LINES else []
-    return lines[:MAX_LINES] + more
+    return lines[:MAX_LINES] + [f"and {len(lines) - MAX_LINES} files more"] * (len(lines) > MAX_LINES)
 
 
 def _difference(old: Path, new: Path) -> str:
@@ -118,34 +94,33 @@ def _difference(old: Path, new: Path) -> str:
     with TemporaryDirectory() as folder:  # files of the cache have no suffix, which readers go by
         link = Path(folder) / new.name
         link.symlink_to(old.resolve())
-        if new.suffix == ".flac":
-            return _audio_difference(link, new)
-        if new.suffix not in (".safetensors", ".parquet", ".csv"):
-            return "another content"
         before, after = _values(link), _values(new)
-    keys = sorted(changed(before, after), key=list(before | after).index)
-    return f"{len(keys)} of {len(before | after)} differ: {', '.join(keys[:5])}{', ...' if len(keys) > 5 else ''}"
+    if before is None or after is None:
+        return "another content"
+    if new.suffix != ".flac":
+        keys = sorted(changed(before, after), key=list(before | after).index)
+        return f"{len(keys)} of {len(before | after)} differ: {', '.join(keys[:5])}{', ...' if len(keys) > 5 else ''}"
+    if len(before) != len(after):
+        return f"{len(before)} -> {len(after)} samples"
+    steps = (before - after).abs() * 32768
+    return f"{int((steps > 0).sum())} of {len(before)} samples differ, by at most {steps.max():.0f} of 32768"
 
 
-def _audio_difference(old: Path, new: Path) -> str:
-    from higgs.audio import load_audio
+def _values(path: Path) -> Any:
+    """The waveform; tensors by name, cells of a Parquet table, or lines of a CSV; None for other files."""
+    match path.suffix:
+        case ".flac":
+            from higgs.audio import load_audio
 
-    (a, _), (b, _) = load_audio(old), load_audio(new)
-    if len(a) != len(b):
-        return f"{len(a)} -> {len(b)} samples"
-    steps = (a - b).abs() * 32768
-    return f"{int((steps > 0).sum())} of {len(a)} samples differ, by at most {steps.max():.0f} of 32768"
+            return load_audio(path)[0]
+        case ".safetensors":
+            from safetensors.numpy import load_file
 
-
-def _values(path: Path) -> dict[str, Any]:
-    """Tensors by name, cells of a Parquet table, or lines of a CSV."""
-    if path.suffix == ".safetensors":
-        from safetensors.numpy import load_file
-
-        return {name: array.tolist() for name, array in load_file(path).items()}
-    if path.suffix == ".parquet":
-        return {f"row {i}, {key}": value for i, row in enumerate(read_rows(path)) for key, value in row.items()}
-    return {f"line {i}": line for i, line in enumerate(path.read_text().splitlines(), start=1)}
+            return {name: array.tolist() for name, array in load_file(path).items()}
+        case ".parquet":
+            return {f"row {i}, {key}": value for i, row in enumerate(read_rows(path)) for key, value in row.items()}
+        case ".csv":
+            return {f"line {i}": line for i, line in enumerate(path.read_text().splitlines(), start=1)}
 
 
 def _changed_numbers(old: Any, new: Any, place: str = "") -> Iterator[str]:
@@ -163,17 +138,15 @@ def main() -> int:
     if before is None or not path.is_file():
         say(f"{LOCK}: no committed one to compare with")
         return 0
-    stages = read_stages(before, f"HEAD:{LOCK}"), read_stages(path.read_text(encoding="utf-8"), LOCK)
-    lines = compare(*stages, lambda output, md5: describe_output(root, output, md5))
+    texts = {f"HEAD:{LOCK}": before, LOCK: path.read_text(encoding="utf-8")}
+    stages = [(parse_yaml(text, name) or {}).get("stages", {}) for name, text in texts.items()]
+    lines = compare(*stages, partial(describe_output, root))
     say("\n".join(lines))
     if len(lines) == 1:
         return 0
     repeatable = read_params(root / "params.yaml").get("repeatable") is True
-    say(
-        "  Where nothing was changed here they should be equal: please report it with the processor's name."
-        if repeatable
-        else "  With `repeatable: false` this processor's own kernels round otherwise."
-    )
+    equal = "Where nothing was changed here they should be equal: please report it with the processor's name."
+    say(f"  {equal if repeatable else 'With `repeatable: false` this processor rounds in its own way.'}")
     return int(bool(os.environ.get("CI")) and repeatable)
 
 

@@ -1,7 +1,7 @@
 """Helpers for notebook cells: the root, progress, players, tables, result files.
 
-As a stage (`python -m higgs.workflow.runner run`) a notebook writes the tracked outputs. In JupyterLab or under nbval
-it writes the same files below results/explore/, so that exploring changes nothing tracked.
+A stage (`python -m higgs.workflow.runner run`) writes the tracked outputs. In JupyterLab or under nbval a notebook
+writes the same files below results/explore/, which is not tracked.
 """
 
 import base64
@@ -32,13 +32,13 @@ EXPLORE_FOLDER = Path("results/explore")
 DIGITS = 6
 
 
-def find_root(start: str | Path = ".") -> Path:
-    """The nearest folder from `start` upwards with a dvc.yaml; FileNotFoundError without one."""
-    start = Path(start).resolve()
-    for folder in (start, *start.parents):
+def find_root() -> Path:
+    """The nearest folder from the working directory upwards with a dvc.yaml; FileNotFoundError without one."""
+    here = Path.cwd()
+    for folder in (here, *here.parents):
         if (folder / "dvc.yaml").is_file():
             return folder
-    raise FileNotFoundError(f"no dvc.yaml in {start} or above it: this is not inside the repository")
+    raise FileNotFoundError(f"no dvc.yaml in {here} or above it: this is not inside the repository")
 
 
 def enter_root() -> Path:
@@ -48,21 +48,13 @@ def enter_root() -> Path:
     return root
 
 
-def running_as_stage() -> bool:
-    return STAGE_VARIABLE in os.environ
-
-
 def output_path(path: str | Path) -> Path:
-    """`path`, relative to the root, in a stage; results/explore/... elsewhere. Creates the folder.
-
-    Raises ValueError for an absolute path.
-    """
+    """`path` in a stage, results/explore/... elsewhere. Creates the folder. ValueError for an absolute path."""
     path = Path(path)
     if path.is_absolute():
         raise ValueError(f"{path}: outputs are named relative to the repository's root")
-    if not running_as_stage():
-        below = path.relative_to("results") if path.is_relative_to("results") else path
-        path = EXPLORE_FOLDER / below
+    if STAGE_VARIABLE not in os.environ:
+        path = EXPLORE_FOLDER / (path.relative_to("results") if path.is_relative_to("results") else path)
     path.parent.mkdir(parents=True, exist_ok=True)
     return path
 
@@ -77,19 +69,17 @@ def progress(items: Iterable[T], label: str, total: int | None = None) -> Iterab
     """`items` with a bar on stderr, updated every five seconds in a stage."""
     from tqdm import tqdm
 
-    return tqdm(items, desc=label, total=total, mininterval=5 if running_as_stage() else 0.1)
+    return tqdm(items, desc=label, total=total, mininterval=5 if STAGE_VARIABLE in os.environ else 0.1)
 
 
 def audio_player(waveform: Any, sample_rate: int, label: str = ""):
     """Float [L], [1, L] or [1, 1, L] in [-1, 1] -> an <audio> element with the sound embedded.
 
-    16-bit PCM in WAV: lossless, played by every browser, the same bytes on every machine; a second at 24 kHz is 64 kB.
-    Samples outside [-1, 1] are clipped. NaN, infinity, no samples or more than one channel: ValueError.
+    16-bit PCM in WAV, samples clipped. NaN, infinity, no samples or more than one channel: ValueError.
     """
     from IPython.display import HTML
 
-    samples = waveform.detach().cpu() if hasattr(waveform, "detach") else waveform
-    samples = np.asarray(samples, dtype=np.float64)
+    samples = np.asarray(waveform.detach().cpu() if hasattr(waveform, "detach") else waveform, dtype=np.float64)
     if samples.ndim == 0 or samples.size == 0 or samples.size != samples.shape[-1]:
         raise ValueError(f"expected a waveform of shape [L], [1, L] or [1, 1, L], got {samples.shape}")
     if not np.isfinite(samples).all():
@@ -97,9 +87,7 @@ def audio_player(waveform: Any, sample_rate: int, label: str = ""):
     pcm = np.round(np.clip(samples.reshape(-1), -1, 1) * 32767).astype("<i2")
     buffer = io.BytesIO()
     with wave.open(buffer, "wb") as file:
-        file.setnchannels(1)
-        file.setsampwidth(2)
-        file.setframerate(int(sample_rate))
+        file.setparams((1, 2, int(sample_rate), 0, "NONE", ""))
         file.writeframes(pcm.tobytes())
     data = base64.b64encode(buffer.getvalue()).decode("ascii")
     name = html.escape(label)
@@ -132,12 +120,10 @@ def table(rows: Sequence[Mapping[str, Any]], caption: str = "", digits: int = 4)
 def _table_cell(value: Any, digits: int) -> str:
     if hasattr(value, "_repr_html_"):
         return f"<td>{value._repr_html_()}</td>"
-    if hasattr(value, "item"):
-        value = value.item()
+    value = value.item() if hasattr(value, "item") else value
     if isinstance(value, bool) or not isinstance(value, int | float):
         return f"<td>{'–' if value is None else html.escape(str(value))}</td>"
-    text = str(value) if isinstance(value, int) else f"{value:.{digits}g}"
-    return f'<td class="number">{text}</td>'
+    return f'<td class="number">{value if isinstance(value, int) else f"{value:.{digits}g}"}</td>'
 
 
 def _columns(rows: Sequence[Mapping[str, Any]]) -> list[str]:
@@ -151,16 +137,13 @@ def _columns(rows: Sequence[Mapping[str, Any]]) -> list[str]:
 
 
 def write_atomically(path: str | Path, content: str | bytes) -> None:
-    """Writes beside the target and renames (see `replacing`)."""
+    """Text (UTF-8) or bytes, by way of `replacing`."""
     with replacing(path) as partial:
         partial.write_bytes(content.encode("utf-8") if isinstance(content, str) else content)
 
 
 def write_json(path: str | Path, value: Any, digits: int = DIGITS) -> None:
-    """Mappings, lists, scalars (numpy's, torch's too) as JSON, floats to `digits` digits.
-
-    NaN and infinity are no JSON: ValueError that names the place.
-    """
+    """Mappings, lists, arrays and scalars as JSON, floats to `digits` digits. ValueError for NaN and infinity."""
     text = json.dumps(_to_json(value, digits, Path(path).name), indent=2, ensure_ascii=False)
     write_atomically(path, text + "\n")
 
@@ -186,8 +169,7 @@ def record_timing(stage: str, timing: Mapping[str, Any]) -> None:
 
 def _to_json(value: Any, digits: int, place: str) -> Any:
     """Plain Python objects, floats rounded."""
-    if hasattr(value, "tolist"):
-        value = value.tolist()
+    value = value.tolist() if hasattr(value, "tolist") else value
     if isinstance(value, Mapping):
         return {str(key): _to_json(entry, digits, f"{place}: {key}") for key, entry in value.items()}
     if isinstance(value, list | tuple):

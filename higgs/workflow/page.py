@@ -21,14 +21,16 @@ class NotSelfContained(ValueError):
 
 def to_html(notebook: NotebookNode, title: str) -> str:
     """The whole page; its title is the first heading, or else `title`. Raises NotSelfContained."""
-    resources = {"page_title": _first_heading(notebook) or title, "page_style": page_style()}
+    headings = (re.search(r"^# +(.+)$", cell.source, re.M) for cell in notebook.cells if cell.cell_type == "markdown")
+    heading = next((re.sub(r"[*_`]", "", match[1]).strip() for match in headings if match), title)
+    resources = {"page_title": heading, "page_style": page_style()}
     page, _ = _exporter().from_notebook_node(notebook, resources=resources)
     check_self_contained(page)
     return page
 
 
 def bare_page(title: str, body: str) -> str:
-    """Any HTML as a page in the same style. Raises NotSelfContained."""
+    """HTML as a page in the same style. Raises NotSelfContained."""
     page = (
         '<!doctype html>\n<html lang="en"><head><meta charset="utf-8">'
         '<meta name="viewport" content="width=device-width, initial-scale=1">'
@@ -40,17 +42,13 @@ def bare_page(title: str, body: str) -> str:
 
 
 def check_self_contained(page: str) -> None:
-    """Raises NotSelfContained, naming each element of the page that would load something.
-
-    Links that a reader may follow are allowed.
-    """
+    """Raises NotSelfContained with the elements that would load something. Links to follow are allowed."""
     finder = _ExternalLoads()
     finder.feed(page)
     finder.close()
     if finder.loads:
-        raise NotSelfContained(
-            "the page loads from outside itself: " + "; ".join(finder.loads[:10]) + " (embed it as a data: URI)"
-        )
+        loads = "; ".join(finder.loads[:10])
+        raise NotSelfContained(f"the page loads from outside itself: {loads} (embed it as a data: URI)")
 
 
 @cache
@@ -66,22 +64,13 @@ def _exporter():
     from jinja2 import FileSystemLoader
     from nbconvert import HTMLExporter
 
+    loaders, template = [FileSystemLoader(FILES)], "stage.html.j2"
     exporter = HTMLExporter(
-        template_name="basic",
-        template_file="stage.html.j2",
-        extra_loaders=[FileSystemLoader(FILES)],
-        exclude_anchor_links=True,
+        template_name="basic", template_file=template, extra_loaders=loaders, exclude_anchor_links=True
     )
     # Its own templates would fetch these two from a content delivery network.
     exporter.require_js_url = exporter.mathjax_url = ""
     return exporter
-
-
-def _first_heading(notebook: NotebookNode) -> str | None:
-    for cell in notebook.cells:
-        if cell.cell_type == "markdown" and (match := re.search(r"^# +(.+)$", cell.source, re.M)):
-            return re.sub(r"[*_`]", "", match[1]).strip()
-    return None
 
 
 class _ExternalLoads(HTMLParser):
@@ -90,10 +79,8 @@ class _ExternalLoads(HTMLParser):
     def __init__(self) -> None:
         super().__init__()
         self.loads: list[str] = []
-        self.in_style = False
 
     def handle_starttag(self, tag: str, attributes: list[tuple[str, str | None]]) -> None:
-        self.in_style = tag == "style"
         for name, value in attributes:
             value = (value or "").strip()
             is_load = name in self.LOADING or (name == "href" and tag in {"link", "base", "use", "image"})
@@ -102,16 +89,13 @@ class _ExternalLoads(HTMLParser):
             if name == "style":
                 self._check_style(value)
 
-    def handle_endtag(self, tag: str) -> None:
-        self.in_style = False
-
     def handle_data(self, data: str) -> None:
-        if self.in_style:
+        if self.cdata_elem == "style":
             self._check_style(data)
 
     def _check_style(self, style: str) -> None:
-        for match in re.finditer(r"@import[^;]*|url\(\s*['\"]?(?!data:|#|['\"])[^)]*\)", style):
-            self.loads.append(match[0][:80])
+        found = re.findall(r"@import[^;]*|url\(\s*['\"]?(?!data:|#|['\"])[^)]*\)", style)
+        self.loads += [load[:80] for load in found]
 
 
 def main(stage: str) -> int:

@@ -1,7 +1,4 @@
-"""The sections of params.yaml as strict records.
-
-A record's own fields are keys of its section; inherited fields are keys at the top of the file.
-"""
+"""The sections of params.yaml as strict records. Inherited fields are keys at the top of the file."""
 
 from collections.abc import Mapping
 from pathlib import Path
@@ -21,11 +18,6 @@ def _distinct(values: list[T]) -> list[T]:
     return values
 
 
-def _known(checkpoint: str) -> str:
-    Checkpoint.parse(checkpoint)
-    return checkpoint
-
-
 Choices = Annotated[list[T], Field(min_length=1), AfterValidator(_distinct)]
 
 
@@ -34,7 +26,7 @@ class StageParams(Record):
 
     seed: Count
     repeatable: bool
-    checkpoint: Annotated[str, AfterValidator(_known)]
+    checkpoint: Annotated[str, AfterValidator(lambda text: Checkpoint.parse(text).name)]
 
 
 class SpeechParams(StageParams):
@@ -70,16 +62,12 @@ class GenerateParams(SpeechParams):
 
 
 class EvaluateParams(SpeechParams):
-    """speech -> metrics, in the languages that the judge understands.
-
-    Judges that are null are left out, with their metrics. Naturalness is predicted for one sample of each of
-    `naturalness_texts` scripts.
-    """
+    """speech -> metrics, in the judge's languages. Judges that are null are left out, with their metrics."""
 
     judge: str | None
     speaker_encoder: str | None
     naturalness: str | None
-    naturalness_texts: Count | None
+    naturalness_texts: Count | None  # scripts, one sample of each
     languages: Choices[str]
     second_system: str | None
     jitter_clips: Count | None
@@ -89,11 +77,7 @@ class EvaluateParams(SpeechParams):
     players: Count
 
 
-SECTIONS: dict[str, type[StageParams]] = {
-    "tokenize": TokenizeParams,
-    "generate": GenerateParams,
-    "evaluate": EvaluateParams,
-}
+SECTIONS = {"tokenize": TokenizeParams, "generate": GenerateParams, "evaluate": EvaluateParams}
 SCALARS = tuple(SpeechParams.model_fields)
 WORKERS = "workers"  # changes no result, so it is the runner's alone
 
@@ -106,27 +90,24 @@ def scalars_of(stage: str) -> list[str]:
 
 
 def read_params(path: str | Path = "params.yaml") -> dict[str, Any]:
-    """The whole file, unchecked but for its top, which must be a mapping: ParamsError."""
+    """The whole file. ParamsError unless it is a mapping; the values are not checked."""
     return validate(dict[str, Any], parse_yaml(Path(path).read_text(encoding="utf-8"), str(path)), str(path))
 
 
 def select(params: Mapping[str, Any], stage: str) -> dict[str, Any]:
-    """The scalars and the section of one stage, as `{"seed": ..., ..., stage: {...}}`.
-
-    Raises ParamsError for a stage without a section here, and for unknown or missing keys at the top.
-    """
+    """`{"seed": ..., ..., stage: {...}}` of one stage. ParamsError for its name and for keys at the top."""
     names = [*scalars_of(stage), stage]
     check_keys(params, (*SCALARS, WORKERS, *SECTIONS), required=(*names, WORKERS), what="params.yaml")
     return {name: params[name] for name in names}
 
 
 def worker_count(params: Mapping[str, Any]) -> int | None:
-    """The number of processes of a stage; None: one for each usable core."""
+    """Processes of a stage; None: one for each usable core."""
     return validate(Positive | None, params[WORKERS], WORKERS)
 
 
 def from_section(cls: type[T], section: Mapping[str, Any], **scalars: Any) -> T:
-    """A stage's parameters from its section of params.yaml and the scalars beside it. Raises ParamsError."""
+    """A stage's parameters from its section and the scalars beside it. Raises ParamsError."""
     where = next(stage for stage, known in SECTIONS.items() if known is cls)
     section = validate(dict[str, Any], section, where)
     if misplaced := sorted(set(section) & set(SCALARS)):

@@ -1,15 +1,13 @@
-"""Runs a notebook as a stage: strict parameters, live progress, repeatable output.
+"""Runs a notebook as a stage. papermill executes; parameters are checked here: papermill ignores a misspelt one.
 
-    python -m higgs.workflow.runner run generate --set generate.temperature=0.5
-    python -m higgs.workflow.runner clean --check notebooks/*.ipynb
-
-The executed notebook is written to reports/ after every cell has run; `higgs.workflow.page` renders it. papermill
-executes; parameters are checked here, because papermill ignores a misspelt one.
+python -m higgs.workflow.runner run generate --set generate.temperature=0.5
+python -m higgs.workflow.runner clean --check notebooks/*.ipynb
 """
 
 import argparse
 import ast
 import contextlib
+import copy
 import os
 import re
 import sys
@@ -30,68 +28,51 @@ from higgs.workflow.outputs import STAGE_VARIABLE, find_root, record_timing, say
 from higgs.workflow.params import SECTIONS, from_section, read_params, select, worker_count
 
 ANSI = re.compile(r"\x1b\[[0-9;]*m")
-# The longest socket path that Linux accepts is 107 bytes; the kernel's names take about 50 of them.
-LONGEST_SCRATCH = 48
+LONGEST_SCRATCH = 48  # a socket's path has at most 107 bytes; the kernel's names take about 50
 
 
 class StageError(RuntimeError):
     """The stage failed. The message is printed without a traceback."""
 
 
-def run_stage(
-    stage: str,
-    params_path: str | Path = "params.yaml",
-    settings: Sequence[str] = (),
-    output_dir: str | Path = "reports",
-) -> None:
-    """Runs notebooks/<stage>.ipynb and writes it, with its outputs, to `output_dir`.
+def run_stage(stage: str, params_path: Path, settings: Sequence[str], output_dir: Path) -> None:
+    """Runs notebooks/<stage>.ipynb and writes it, with its outputs, to `output_dir`. Paths are relative to the root.
 
-    Paths are relative to the repository's root, the nearest above the working directory. Raises ParamsError before any
-    cell has run, and StageError when a cell fails; then only <stage>.failed.ipynb is written.
+    Raises ParamsError before any cell has run, and StageError when a cell fails: <stage>.failed.ipynb is written then.
     """
     with contextlib.chdir(find_root()):
         params = read_params(params_path)
         values, workers = stage_values(params, stage, settings), worker_count(params)
-        source, output = Path("notebooks") / f"{stage}.ipynb", Path(output_dir) / f"{stage}.ipynb"
+        source, output = Path("notebooks", f"{stage}.ipynb"), Path(output_dir, f"{stage}.ipynb")
         failed = output.with_suffix(".failed.ipynb")
         check_parameters_cell(read_notebook(source), [*values], source)
         Path(f"results/{stage}/timing.json").unlink(missing_ok=True)
         started = time.monotonic()
         with stage_environment(stage, values["repeatable"], workers) as scratch:
-            executed = clean_executed(execute(source, values, scratch, failed))
-            write_atomically(output, dump(executed))
+            write_atomically(output, dump(clean_executed(execute(source, values, scratch, failed))))
             failed.unlink(missing_ok=True)
             record_timing(stage, {"stage_seconds": time.monotonic() - started})
     say(f"{stage}: {output}")
 
 
 def stage_values(params: Mapping[str, Any], stage: str, settings: Sequence[str]) -> dict[str, Any]:
-    """The checked values for a stage's `parameters` cell; `settings` override those of params.yaml."""
-    values = select(params, stage)
-    if isinstance(values[stage], dict):
-        values[stage] = dict(values[stage])
+    """The checked values for a `parameters` cell. `settings` are `seed=1` or `<section>.key=value`, in YAML."""
+    values = copy.deepcopy(select(params, stage))
+    section = values[stage] if isinstance(values[stage], dict) else {}
+    known = [name for name in values if name != stage] + [f"{stage}.{name}" for name in section]
     for setting in settings:
-        apply_setting(values, stage, setting)
+        key, equals, text = setting.partition("=")
+        if not equals:
+            raise ParamsError(f"--set {setting}: expected key=value")
+        check_keys([key], known, required=(), what=f"--set {setting}")
+        target = section if key.startswith(f"{stage}.") else values
+        target[key.removeprefix(f"{stage}.")] = parse_yaml(text, f"--set {setting}")
     scalars = {name: value for name, value in values.items() if name != stage}
     from_section(SECTIONS[stage], values[stage], **scalars)
     return values
 
 
-def apply_setting(values: dict[str, Any], stage: str, setting: str) -> None:
-    """Puts `seed=1` or `<section>.key=value` (in YAML) into `values`. Unknown key: ParamsError."""
-    key, equals, text = setting.partition("=")
-    if not equals:
-        raise ParamsError(f"--set {setting}: expected key=value")
-    section = values[stage] if isinstance(values[stage], dict) else {}
-    known = [name for name in values if name != stage] + [f"{stage}.{name}" for name in section]
-    check_keys([key], known, required=(), what=f"--set {setting}")
-    target = section if key.startswith(f"{stage}.") else values
-    target[key.removeprefix(f"{stage}.")] = parse_yaml(text, f"--set {setting}")
-
-
 def read_notebook(path: Path) -> NotebookNode:
-    if not path.is_file():
-        raise StageError(f"{path} does not exist")
     return nbformat.read(path, as_version=4)
 
 
@@ -102,38 +83,30 @@ def check_parameters_cell(notebook: NotebookNode, expected: Sequence[str], sourc
     if [(cell.cell_type, cell.metadata.tags) for cell in cells] != [("code", ["parameters"])]:
         tags = [cell.metadata.tags for cell in cells]
         raise ParamsError(f"{source}: expected one code cell tagged 'parameters', got the tags {tags}")
+    what = f"{source}, cell tagged 'parameters'"
     try:
         statements = ast.parse(cells[0].source).body
     except SyntaxError as error:
-        raise ParamsError(f"{source}: the cell tagged 'parameters' is no valid Python: {error}") from error
+        raise ParamsError(f"{what}: no valid Python: {error}") from error
     names = []
     for statement in statements:
         targets = statement.targets if isinstance(statement, ast.Assign) else [statement]
         if not all(isinstance(target, ast.Name) for target in targets):
-            raise ParamsError(
-                f"{source}: the cell tagged 'parameters' holds more than plain assignments: {ast.unparse(statement)}"
-            )
+            raise ParamsError(f"{what}: more than plain assignments: {ast.unparse(statement)}")
         names += [target.id for target in targets]
-    check_keys(names, expected, required=expected, what=f"{source}, cell tagged 'parameters'")
+    check_keys(names, expected, required=expected, what=what)
 
 
 @contextlib.contextmanager
 def stage_environment(stage: str, repeatable: bool = True, workers: int | None = None) -> Iterator[Path]:
-    """The environment that a stage's kernel inherits, without a user's own settings.
-
-    Yields a scratch folder for the kernel's sockets and its IPython profile.
-    """
+    """Sets the variables that a stage's kernel inherits -> a scratch folder for its sockets and IPython profile."""
     before = dict(os.environ)
     with tempfile.TemporaryDirectory(prefix="higgs-") as scratch:
         changes = environment(repeatable) | {
-            STAGE_VARIABLE: stage,
-            "PYTHONHASHSEED": "0",
-            "JUPYTER_RUNTIME_DIR": scratch,
+            STAGE_VARIABLE: stage, "PYTHONHASHSEED": "0", "MPLBACKEND": "module://matplotlib_inline.backend_inline",
             # A kernel named python3 in the home folder may belong to another Python, and a profile may run anything.
-            "JUPYTER_PREFER_ENV_PATH": "1",
-            "IPYTHONDIR": scratch,
-            "MPLBACKEND": "module://matplotlib_inline.backend_inline",
-        }
+            "JUPYTER_PREFER_ENV_PATH": "1", "JUPYTER_RUNTIME_DIR": scratch, "IPYTHONDIR": scratch,
+        }  # fmt: skip
         os.environ.update(changes | ({WORKERS: str(workers)} if workers else {}))
         os.environ.pop("COLUMNS", None)
         try:
@@ -151,50 +124,41 @@ def execute(source: Path, values: dict[str, Any], scratch: Path, failed: Path) -
     from traitlets.config import Config
 
     # Sockets in the scratch folder are private; a long TMPDIR exceeds the limit on their paths, which begin with `ip`.
-    manager = {"transport": "ipc", "ip": str(scratch / "kernel")}
-    if len(str(scratch)) > LONGEST_SCRATCH:
-        manager = {"transport": "tcp"}
+    is_short = len(str(scratch)) <= LONGEST_SCRATCH
+    manager = {"transport": "ipc", "ip": str(scratch / "kernel")} if is_short else {"transport": "tcp"}
     output = scratch / "executed.ipynb"
-    problem = None
     try:
         execute_notebook(
-            str(source),
-            str(output),
-            parameters=values,
-            kernel_name="python3",
-            progress_bar=False,
-            stdout_file=sys.stdout,
-            stderr_file=sys.stderr,
-            iopub_timeout=60,
-            config=Config({"KernelManager": manager}),
+            str(source), str(output), values, kernel_name="python3", progress_bar=False, iopub_timeout=60,
+            stdout_file=sys.stdout, stderr_file=sys.stderr, config=Config({"KernelManager": manager}),
             # Without the message of a kernel that is shut down that it was interrupted.
             extra_arguments=["--IPKernelApp.log_level=50"],
-        )
+        )  # fmt: skip
     except PapermillExecutionError as error:
-        problem = concise_traceback(error.traceback)
-        problem += f"\n\n{source}: {_describe(error.source)} failed: {error.ename}"
+        cause = f"{source}: {_describe(error.source)} failed: {error.ename}"
+        problem = f"{concise_traceback(error.traceback)}\n\n{cause}"
     except DeadKernelError:
         problem = f"{source}: the kernel died (out of memory?) in {_last_cell(output)}"
-    if problem is None:
+    else:
         executed = read_notebook(output)
         problem = unfinished(executed, source)
-    if problem is not None:
-        if output.is_file():
-            write_atomically(failed, output.read_bytes())
-            problem += f"\nThe notebook as far as it got: {failed}"
-        raise StageError(problem)
-    return executed
+        if problem is None:
+            return executed
+    if output.is_file():
+        write_atomically(failed, output.read_bytes())
+        problem += f"\nThe notebook as far as it got: {failed}"
+    raise StageError(problem)
 
 
 def unfinished(executed: NotebookNode, source: Path) -> str | None:
     """The error that papermill ignores, if any: `exit()`, and errors that a cell's tags allow."""
     for cell in executed.cells:
         if cell.cell_type == "code" and cell.source.strip():
-            errors = [output.ename for output in cell.outputs if output.output_type == "error"]
-            if errors:
-                return f"{source}: {_describe(cell.source)} ended in {errors[0]}; a stage runs every cell to its end"
+            what = f"{source}: {_describe(cell.source)}"
+            if errors := [output.ename for output in cell.outputs if output.output_type == "error"]:
+                return f"{what} ended in {errors[0]}; a stage runs every cell to its end"
             if cell.execution_count is None:
-                return f"{source}: {_describe(cell.source)} was never run"
+                return f"{what} was never run"
     return None
 
 
@@ -213,11 +177,8 @@ def _last_cell(output: Path) -> str:
 def concise_traceback(frames: Sequence[str]) -> str:
     """IPython's traceback without colours and without frames of installed packages, except for the last."""
     frames = [ANSI.sub("", frame).rstrip("\n") for frame in frames]
-    shown = [
-        frame
-        for index, frame in enumerate(frames)
-        if index >= len(frames) - 2 or not re.match(r"File .*(site-packages|lib/python3[^/]*)/", frame)
-    ]
+    installed = re.compile(r"File .*(site-packages|lib/python3[^/]*)/")
+    shown = [frame for frame in frames[:-2] if not installed.match(frame)] + frames[-2:]
     omitted = len(frames) - len(shown)
     return "\n".join(shown) + (f"\n({omitted} frames in installed packages not shown)" if omitted else "")
 
@@ -254,7 +215,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         changed = clean_files(options.notebooks, options.check)
         for path in changed:
             say(f"{path}: {'is not clean' if options.check else 'cleaned'}")
-        return 1 if changed and options.check else 0
+        return int(bool(changed) and options.check)
     except ParamsError as error:
         say(f"error: {error}")
         return 2

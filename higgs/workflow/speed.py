@@ -1,11 +1,9 @@
-"""`python -m higgs.workflow.speed`: how long each stage's last run took, on a page that is not tracked.
-
-Times vary from run to run, so no report shows them: stages write them to results/STAGE/timing.json.
-"""
+"""`python -m higgs.workflow.speed`: results/*/timing.json, the times of each stage's last run, as an untracked page."""
 
 import json
 import os
 import platform
+import re
 import sys
 from importlib.metadata import version
 from pathlib import Path
@@ -14,58 +12,40 @@ from higgs.workflow.outputs import table, write_atomically
 from higgs.workflow.page import bare_page
 
 PAGE = Path("reports/speed.html")
+INTRODUCTION = (
+    "<h1>Speed</h1><p>Times of the last run of each stage, on this machine. A stage that DVC restored from its cache "
+    "shows the times of an earlier run. For comparisons there is <code>benchmarks/</code>.</p>"
+)
 TITLES = {
-    "stage_seconds": "the whole stage, s",
-    "generation_seconds": "generation, s",
-    "new_audio_seconds": "generated audio, s",
-    "times_real_time": "times real time, codec included",
-    "listening_seconds": "evaluation, s",
-    "utterances": "utterances evaluated",
-}
+    "stage_seconds": "the whole stage, s", "generation_seconds": "generation, s",
+    "new_audio_seconds": "generated audio, s", "times_real_time": "times real time, codec included",
+    "listening_seconds": "evaluation, s", "utterances": "utterances evaluated",
+}  # fmt: skip
 
 
 def cpu_name() -> str:
     """The processor's model, or its architecture where the system does not name it."""
-    try:
-        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
-    except OSError:
-        lines = []
-    names = (line.partition(": ")[2] for line in lines if line.startswith("model name"))
-    return next(names, platform.machine())
+    path = Path("/proc/cpuinfo")
+    found = re.search(r"^model name\s*: (.*)", path.read_text(encoding="utf-8") if path.is_file() else "", re.M)
+    return found[1] if found else platform.machine()
 
 
-def to_page(results: Path) -> str:
-    """Raises FileNotFoundError where no stage has recorded times."""
-    paths = sorted(results.glob("*/timing.json"))
+def main() -> int:
+    paths = sorted(Path("results").glob("*/timing.json"))
     if not paths:
-        raise FileNotFoundError(f"{results} holds no timing.json: run `dvc repro` first")
+        sys.stderr.write("results holds no timing.json: run `dvc repro` first\n")
+        return 1
     times = [
         {"stage": path.parent.name, "what": TITLES.get(name, name), "time": value}
         for path in paths
         for name, value in json.loads(path.read_text(encoding="utf-8")).items()
     ]
     machine = {
-        "processor": cpu_name(),
-        "cores that may be used": str(len(os.sched_getaffinity(0))),
-        "Python": platform.python_version(),
-        "torch": version("torch"),
-    }
-    return bare_page(
-        "Speed",
-        "<h1>Speed</h1><p>Times of the last run of each stage, on this machine. A stage that DVC restored from its "
-        "cache shows the times of an earlier run. For comparisons there is <code>benchmarks/</code>.</p>"
-        + table([{"machine": name, "": value} for name, value in machine.items()]).data
-        + table(times).data,
-    )
-
-
-def main() -> int:
-    try:
-        page = to_page(Path("results"))
-    except FileNotFoundError as error:
-        sys.stderr.write(f"{error}\n")
-        return 1
-    write_atomically(PAGE, page)
+        "processor": cpu_name(), "cores that may be used": str(len(os.sched_getaffinity(0))),
+        "Python": platform.python_version(), "torch": version("torch"),
+    }  # fmt: skip
+    tables = table([{"machine": name, "": value} for name, value in machine.items()]).data + table(times).data
+    write_atomically(PAGE, bare_page("Speed", INTRODUCTION + tables))
     sys.stdout.write(f"times: {PAGE}\n")
     return 0
 
