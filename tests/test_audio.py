@@ -18,11 +18,7 @@ from higgs.audio import check_waveform, load_audio, log_mel, resample, save_audi
 def run_python(code: str, *path: str) -> str:
     environment = os.environ | {"PYTHONPATH": os.pathsep.join([*path, str(ROOT)])}
     done = subprocess.run(
-        [sys.executable, "-c", textwrap.dedent(code)],
-        env=environment,
-        capture_output=True,
-        text=True,
-        cwd=ROOT,
+        [sys.executable, "-c", textwrap.dedent(code)], env=environment, capture_output=True, text=True, cwd=ROOT
     )
     assert done.returncode == 0, done.stderr
     return done.stdout.strip()

@@ -111,12 +111,7 @@ def test_code_usage_counts_clips_together():
 
 
 @pytest.mark.parametrize(
-    ("codes", "message"),
-    [
-        ([[0, 8]], r"0\.\.8, outside 0\.\.7"),
-        ([[0, -1]], r"-1\.\.0"),
-        ([[]], "no codes"),
-    ],
+    ("codes", "message"), [([[0, 8]], r"0\.\.8, outside 0\.\.7"), ([[0, -1]], r"-1\.\.0"), ([[]], "no codes")]
 )
 def test_code_usage_refuses(codes, message):
     with pytest.raises(ValueError, match=message):

@@ -359,11 +359,7 @@ def test_loops_are_stopped(recogniser, monkeypatch):
 
 @pytest.mark.parametrize(
     ("waveform", "message"),
-    [
-        (torch.zeros(0), "empty"),
-        (torch.full((RATE,), math.nan), "NaN"),
-        (torch.zeros(1, RATE), r"\[L\].*\(1, 24000\)"),
-    ],
+    [(torch.zeros(0), "empty"), (torch.full((RATE,), math.nan), "NaN"), (torch.zeros(1, RATE), r"\[L\].*\(1, 24000\)")],
 )
 def test_bad_waveforms_are_refused(recogniser, encoder, predictor, waveform, message):
     for judge in (recogniser.transcribe, encoder.embed, predictor.rate):

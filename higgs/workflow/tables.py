@@ -65,6 +65,12 @@ def find_table(folder: str | Path, stem: str) -> Path:
     raise FileNotFoundError(f"{folder} holds no {stem} table ({', '.join(SUFFIXES)})")
 
 
+def mean_known(rows: Sequence[Mapping[str, Any]], column: str) -> float | None:
+    """The mean of a column without its None; None where there is no value."""
+    values = [row[column] for row in rows if row[column] is not None]
+    return sum(values) / len(values) if values else None
+
+
 def _checked(path: str | Path) -> Path:
     path = Path(path)
     if path.suffix not in SUFFIXES:

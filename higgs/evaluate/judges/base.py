@@ -1,4 +1,4 @@
-"""Shared by recognisers and speaker encoders: mono input at 16 kHz, silence, long clips, librosa's mel spectrum."""
+"""Base classes of recognisers and speaker encoders, and librosa's mel spectrum."""
 
 from functools import lru_cache
 
@@ -20,15 +20,14 @@ def mono_16_khz(waveform: Tensor, sample_rate: int) -> Tensor:
 
 
 def accelerator() -> torch.device:
-    """The accelerator if there is one, else the CPU."""
     return torch.accelerator.current_accelerator(check_available=True) or torch.device("cpu")
 
 
 class Recogniser:
-    """Speech to text. Subclasses define `_transcribe`; the same waveform gives the same text."""
+    """Speech to text, deterministic. Subclasses define `_transcribe`."""
 
-    name: str
-    short: str
+    name: str  # for provenance
+    short: str  # for titles
     languages: frozenset[str]
     MAX_SECONDS = 30.0  # longer clips are split in pauses
 

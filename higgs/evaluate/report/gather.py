@@ -168,8 +168,8 @@ class ChunkedSample:
         waveform, rate = load_audio(self.path)
         voices = {}
         if evaluator.panel.speaker is not None:
-            voices = {name: evaluator.reference_voice(path) for name, path in self.voices}
-        voices = {name: voice for name, voice in voices.items() if not isinstance(voice, str)}
+            voices = {name: evaluator.reference_voice(path, []) for name, path in self.voices}
+        voices = {name: voice for name, voice in voices.items() if voice is not None}
         if self.form == DIALOGUE:
             return judge_dialogue(evaluator.panel, self.name, waveform, rate, self.turns, voices, self.language)
         voice = next(iter(voices.values()), None)
