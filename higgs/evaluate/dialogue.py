@@ -17,6 +17,7 @@ from higgs.evaluate.statistics.intervals import wilson_interval
 from higgs.evaluate.utterances import SCORES, text_scores, transcribe_and_embed, transcript_fault
 from higgs.workflow.tables import Row, mean_known
 
+ACCURACY = ("attributed_right_percent", "attributed_right_low", "attributed_right_high")
 COMPARED = ("similarity", "similarity_within", "dissimilarity_to_previous", "attributed", "attributed_right")
 
 
@@ -116,7 +117,7 @@ def _summary(name: str, rows: Sequence[Row]) -> Row:
     words = sum(row["words"] for row in scored)
     within, apart = (mean_known(rows, c) for c in ("similarity_within", "dissimilarity_to_previous"))
     hits = [row["attributed_right"] for row in rows if row["attributed_right"] is not None]
-    accuracy = wilson_interval(sum(hits), len(hits)) if hits else None
+    accuracy = [100 * end for end in wilson_interval(sum(hits), len(hits))] if hits else [None] * 3
     return {
         "speaker": name,
         "turns": len(rows),
@@ -126,7 +127,4 @@ def _summary(name: str, rows: Sequence[Row]) -> Row:
         "similarity_within": within,
         "dissimilarity": apart,
         "voices": None if within is None or apart is None else (max(0.0, within) * max(0.0, apart)) ** 0.5,
-        "attributed_right_percent": 100 * accuracy.estimate if accuracy else None,
-        "attributed_right_low": 100 * accuracy.low if accuracy else None,
-        "attributed_right_high": 100 * accuracy.high if accuracy else None,
-    }
+    } | dict(zip(ACCURACY, accuracy, strict=True))

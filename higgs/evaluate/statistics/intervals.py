@@ -1,8 +1,7 @@
 """Confidence intervals of ratios, and paired tests between two systems.
 
-Every statistic is a ratio of sums: errors over words, or a mean, whose denominators are ones. The unit that is
-resampled is the text with all of its samples, or a speaker with all of their texts, because errors within a unit are
-correlated.
+Every statistic is a ratio of sums: errors over words, or a mean, whose denominators are ones. What is resampled is the
+text with all of its samples, or a speaker with all of their texts, because errors within one are correlated.
 
 Intervals are from the Bayesian bootstrap (Rubin 1981): each text has an exponential weight in place of a count. For a
 skewed statistic its quantiles are too low by half of an observation as large as the skewness, m3 / m2 of the influence
@@ -19,6 +18,7 @@ that sums of their products are exact in any order.
 from collections.abc import Hashable, Mapping, Sequence
 from dataclasses import dataclass
 from statistics import NormalDist
+from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -30,8 +30,7 @@ NORMAL = NormalDist()
 Array = NDArray[np.float64]
 
 
-@dataclass(frozen=True)
-class Interval:
+class Interval(NamedTuple):
     """An estimate and its confidence interval."""
 
     estimate: float
@@ -39,10 +38,12 @@ class Interval:
     high: float
 
 
-@dataclass(frozen=True)
-class Difference(Interval):
-    """B minus A, with the p value of "no difference". `n` counts the pairs: texts, or clusters of texts."""
+class Difference(NamedTuple):
+    """B minus A with its interval, and the p value of "no difference"; `n` counts pairs, texts or clusters of texts."""
 
+    estimate: float
+    low: float
+    high: float
     p: float
     n: int
 
@@ -55,10 +56,6 @@ class Resampling:
     seed: int = 0
     confidence: float = 0.95
 
-    def __post_init__(self) -> None:
-        if self.num_resamples < 1 or not 0 < self.confidence < 1:
-            raise ValueError(f"num_resamples must be at least 1 and confidence in (0, 1): {self}")
-
 
 def bootstrap_interval(
     errors: Sequence[float],
@@ -69,13 +66,12 @@ def bootstrap_interval(
 ) -> Interval:
     """[n] errors, [n] totals -> sum(errors) / sum(totals) with its interval; without totals, the mean of any values.
 
-    One pair for each text: of several samples of a text, the means of their errors and totals. Then each text counts
-    once, and more samples only make its pair more precise. Pairs with the same label in `clusters` are resampled
-    together (the texts of a speaker). `unseen` is the ratio of the worst pair that could have been observed. The
-    interval is about the choice of texts, not about errors of the judge.
+    One pair for each text: of several samples of a text, the means of their errors and totals. Pairs with the same
+    label in `clusters` are resampled together (the texts of a speaker). `unseen` is the ratio of the worst pair that
+    could have been observed. The interval is about the choice of texts, not about errors of the judge.
 
-    Raises ValueError: fewer than 2 clusters, unequal lengths, errors that are negative (where there are totals) or not
-    finite, totals that are not positive.
+    ValueError: fewer than 2 clusters, unequal lengths, errors that are negative (where there are totals) or not finite,
+    totals that are not positive.
     """
     x, y = _sums(errors, totals, clusters)
     if totals is not None and min(errors) < 0:
@@ -158,15 +154,14 @@ def paired_difference(
     settings: Resampling = Resampling(),
     clusters: Sequence[Hashable] | None = None,
 ) -> Difference:
-    """Two systems on the same utterances, [n] and [n] -> ratio of B minus ratio of A.
+    """Two systems on the same utterances, [n] and [n] -> ratio of B minus ratio of A; without totals, of means.
 
-    Without totals, the difference of means. The interval is that of `bootstrap_interval`, with one weight for both
-    systems' values of a text (cluster), and half an observation at either end. `p` is that of a permutation test:
-    under the null hypothesis the two systems are exchangeable, so the labels of each cluster are swapped with
-    probability 1/2; all swaps where they are no more than `num_resamples`, else as many random ones. p is the share of
-    differences at least as large, the observed one included. Two copies of one run have p = 1.
+    The interval is that of `bootstrap_interval`, with one weight for both systems' values of a text (cluster), and half
+    an observation at either end. `p` is that of a permutation test, which swaps the labels of each cluster with
+    probability 1/2; all swaps where they are no more than `num_resamples`, else as many random ones. It is the share of
+    differences at least as large, the observed one included, so two copies of one run have p = 1.
 
-    Raises ValueError as `bootstrap_interval` does, and for unequal lengths of A and B.
+    ValueError as `bootstrap_interval`, and for unequal lengths of A and B.
     """
     if len(a) != len(b):
         raise ValueError(f"systems are compared on the same utterances, got {len(a)} and {len(b)}")
@@ -202,11 +197,7 @@ def permutation_p(table: Array, settings: Resampling) -> Array:
 
 
 def holm(p_values: Mapping[str, float]) -> dict[str, float]:
-    """p by metric -> p adjusted for multiple comparisons, in the same order.
-
-    Holm 1979: the k-th smallest of m is multiplied by m - k + 1, never falls below the one before it, and stays at
-    most 1.
-    """
+    """p by metric -> p adjusted for multiple comparisons, in the same order (Holm 1979)."""
     adjusted, largest = {}, 0.0
     for rank, (name, p) in enumerate(sorted(p_values.items(), key=lambda item: item[1])):
         largest = max(largest, min(1.0, p * (len(p_values) - rank)))

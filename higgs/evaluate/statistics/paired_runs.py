@@ -12,6 +12,7 @@ from higgs.evaluate.utterances import NOT_SCORED
 from higgs.workflow.tables import Row, find_table, read_rows
 
 CLUSTERS = ("script", "speaker", "voice")
+ALPHA = 0.05
 TABLE, PROVENANCE = "utterances", "provenance.json"
 
 
@@ -30,20 +31,17 @@ def compare(
     group: str = "generated",
     resamples: int = 10_000,
     seed: int = 0,
-    alpha: float = 0.05,
     cluster: str = "script",
 ) -> Comparison:
     """Two result folders -> for each metric both values, the difference B - A, its interval and p.
 
     A folder holds `utterances.parquet` (or .jsonl) with the records of `higgs.evaluate.utterances`, and
-    `provenance.json`, whose `judges` name the judges; metrics of different judges are not compared. `group` is a value
-    of the column "group", or the prefix of several ("generated" includes "generated: dialogue"). Scripts are paired, or
-    the values of the column `cluster` ("speaker"). Scripts that only one run has, or whose text differs, are left out
-    and counted in the notes. Of a script the means of the samples that both have are compared: those with the same
-    seeds, or, where they share no seed, the first ones, as many of either. `p_holm` corrects for the number of
-    metrics; the verdict is "no difference" where it exceeds `alpha`.
+    `provenance.json`; metrics of different judges are not compared. `group` is a value of the column "group", or the
+    prefix of several ("generated" includes "generated: dialogue"). Scripts are paired, or the values of the column
+    `cluster`. Scripts that only one run has, or whose text differs, are left out and counted in the notes. `p_holm`
+    corrects for the number of metrics; the verdict is "no difference" where it exceeds 0.05.
 
-    Raises FileNotFoundError for a folder without a table, ValueError where the runs share fewer than 2 scripts.
+    FileNotFoundError for a folder without a table, ValueError where the runs share fewer than 2 scripts.
     """
     if cluster not in CLUSTERS:
         raise ValueError(f"cluster: expected one of {', '.join(CLUSTERS)}, got {cluster!r}")
@@ -63,7 +61,7 @@ def compare(
     adjusted = holm({row["metric"]: row["p"] for row in rows})
     for row in rows:
         row["p_holm"] = adjusted[row["metric"]]
-        row["verdict"] = _verdict(row, alpha)
+        row["verdict"] = _verdict(row)
     if chosen[0] == chosen[1]:
         notes.append("The two tables are equal, row by row.")
     return Comparison(rows, notes, provenance)
@@ -131,10 +129,7 @@ def _compare_metric(
         "a": sum(x_a) / sum(y_a),
         "b": sum(x_b) / sum(y_b),
         "difference": result.estimate,
-        "low": result.low,
-        "high": result.high,
-        "p": result.p,
-    }
+    } | {name: getattr(result, name) for name in ("low", "high", "p")}
 
 
 def paired_samples(a: Sequence[Sample], b: Sequence[Sample]) -> tuple[list[Sample], list[Sample]]:
@@ -145,8 +140,8 @@ def paired_samples(a: Sequence[Sample], b: Sequence[Sample]) -> tuple[list[Sampl
     return list(a[:count]), list(b[:count])
 
 
-def _verdict(row: Row, alpha: float) -> str:
-    if row["p_holm"] > alpha:
+def _verdict(row: Row) -> str:
+    if row["p_holm"] > ALPHA:
         return "no difference"
     if not row["better"]:
         return "B is higher" if row["difference"] > 0 else "B is lower"

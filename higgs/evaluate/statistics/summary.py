@@ -7,7 +7,6 @@ and SeedTTS-Eval's mean of utterances. Every title names its judge.
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 
-from higgs.evaluate.metrics import seedtts
 from higgs.evaluate.report.gather import RECORDED
 from higgs.evaluate.statistics.intervals import Interval, Resampling, bootstrap_interval, rate_interval, seed_share
 from higgs.evaluate.utterances import MISSING, NOT_SCORED, SILENT, TOO_LONG, TRANSCRIBED, UNREADABLE
@@ -16,22 +15,17 @@ from higgs.workflow.tables import Row
 
 @dataclass(frozen=True)
 class Metric:
-    """A column of the summary: the mean of the utterances' `column`, or its sum over that of `per`.
-
-    `judge` is the kind of judge it comes from; `better` is "lower", "higher", or "" where neither is. A rate is the
-    share of utterances with True. `unseen` is the largest value that a run-away until the frame cap can have, None
-    where that is no larger than another.
-    """
+    """A column of the summary: the mean of the utterances' `column`, or its sum over that of `per`."""
 
     name: str
     column: str
     title: str
-    better: str
-    judge: str = ""
+    better: str  # "lower", "higher", or "" where neither is
+    judge: str = ""  # its kind
     per: str = ""
     scale: float = 1.0
-    rate: bool = False
-    unseen: float | None = None
+    rate: bool = False  # the share of utterances with True
+    unseen: float | None = None  # the largest value of a run-away until the frame cap; None where others are as large
 
 
 # The cap of 400 frames is 16 s, five times a sentence of nine words: five errors for each of its words.
@@ -55,8 +49,7 @@ METRICS = (
     Metric("silence_share", "silence_share", "share of silence", ""),
     Metric("cap_hit_percent", "cap_hit", "stopped by the frame cap, %", "lower", scale=100, rate=True),
 )  # fmt: skip
-
-
+ENDS = ("", "_low", "_high")
 Sample = tuple[int | None, float, float]  # seed, numerator, denominator
 
 
@@ -71,11 +64,7 @@ def samples_of(metric: Metric, rows: Iterable[Row]) -> dict[str, list[Sample]]:
 
 
 def mean_sample(samples: Sequence[Sample]) -> tuple[float, float]:
-    """The mean numerator and denominator, so that a text counts once, however many samples it has.
-
-    With equal numbers of samples that is the ratio of all sums. With three samples of some texts and one of the rest,
-    plain sums would give these texts three times the weight, and the variance with it.
-    """
+    """The mean numerator and denominator, so that a text counts once, however many samples it has."""
     return sum(x for _, x, _ in samples) / len(samples), sum(y for _, _, y in samples) / len(samples)
 
 
@@ -85,10 +74,9 @@ def measure(
     """The metric over the rows, with its 95 % interval; None where no row has it.
 
     Clusters are resampled: scripts with all of their samples, or the values of another column ("speaker"). With one
-    cluster the ends are the estimate. Human recordings do not run away: only for generated speech does the interval
-    allow for an unseen run-away, one sample of a text with a typical number of them. Rows that are a part of a
-    system's share that allowance with the rest: it is divided over `shared_by` texts, since run-aways are taken to be
-    as likely in every part.
+    cluster the ends are the estimate. For generated speech, not for human recordings, the interval allows for an unseen
+    run-away: one sample of a text with a typical number of them. Rows that are a part of a system's share that
+    allowance with the rest: it is divided over `shared_by` texts.
     """
     samples = samples_of(metric, rows)
     if not samples:
@@ -99,7 +87,7 @@ def measure(
     clusters = None if cluster == "script" else [labels[script] for script in samples]
     if metric.rate:
         share = rate_interval([v / metric.scale for v in x], counts, clusters)
-        return Interval(*(metric.scale * v for v in (share.estimate, share.low, share.high)))
+        return Interval(*(metric.scale * end for end in share))
     estimate, unseen = sum(x) / sum(y), None
     if len(set(clusters or samples)) < 2:
         return Interval(estimate, estimate, estimate)
@@ -126,6 +114,7 @@ def _summary(name: str, rows: Sequence[Row], settings: Resampling, cluster: str,
     scored = [row for row in rows if row["status"] not in NOT_SCORED]
     seeds = sorted({row["seed"] for row in rows if row["seed"] is not None})
     official = [row["seedtts_wer_percent"] / 100 for row in scored if row["seedtts_wer_percent"] is not None]
+    below = [rate for rate in official if rate <= 0.5]  # without run-aways
     summary: Row = {
         "group": name,
         "n": len(rows),
@@ -145,12 +134,9 @@ def _summary(name: str, rows: Sequence[Row], settings: Resampling, cluster: str,
         "seconds": sum(row["seconds"] or 0.0 for row in scored),
     }
     for metric in METRICS:
-        interval = measure(metric, scored, settings, cluster, shared_by)
-        summary[metric.name] = interval.estimate if interval else None
-        summary[f"{metric.name}_low"] = interval.low if interval else None
-        summary[f"{metric.name}_high"] = interval.high if interval else None
-    below = seedtts.wer_below_50(official)
-    return summary | {"seedtts_wer_below_50_percent": None if below is None else 100 * below}
+        interval = measure(metric, scored, settings, cluster, shared_by) or (None, None, None)
+        summary |= {f"{metric.name}{end}": value for end, value in zip(ENDS, interval, strict=True)}
+    return summary | {"seedtts_wer_below_50_percent": 100 * (sum(below) / len(below)) if below else None}
 
 
 def summarise(
@@ -185,7 +171,7 @@ def length_class(row: Row) -> str:
 
 def with_interval(row: Row, metric: Metric) -> str | None:
     """ "estimate [low, high]"; None where the summary has no such metric."""
-    estimate, low, high = (row[f"{metric.name}{end}"] for end in ("", "_low", "_high"))
+    estimate, low, high = (row[f"{metric.name}{end}"] for end in ENDS)
     if estimate is None:
         return None
     digits = 1 if metric.name.endswith("percent") else 2
