@@ -6,7 +6,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from higgs.audio import level_dbfs, resample
+from higgs.audio import level_dbfs, magnitude, resample
 from higgs.data.loudness import split_at_quiet
 from higgs.evaluate.metrics.signal import mono
 
@@ -96,6 +96,4 @@ def slaney_filters(n_fft: int, num_mels: int) -> Tensor:
 
 def mel_power(samples: Tensor, n_fft: int, hop: int, num_mels: int) -> Tensor:
     """float32 [L] at 16 kHz -> [1 + L // hop, num_mels]: power; Hann window, zeros beyond the ends."""
-    window = torch.hann_window(n_fft)
-    spectrum = torch.stft(samples, n_fft, hop, window=window, center=True, pad_mode="constant", return_complex=True)
-    return spectrum.abs().square().T @ slaney_filters(n_fft, num_mels)
+    return magnitude(samples, n_fft, hop, pad="constant").square().T @ slaney_filters(n_fft, num_mels)

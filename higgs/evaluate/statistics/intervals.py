@@ -23,6 +23,7 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
+CONFIDENCE = 0.95
 RESAMPLES_AT_ONCE = 1000  # bounds the memory: 1,000 resamples of 2,000 utterances are 16 MB
 # The lower end's share of the risk of an interval with `unseen`: with few texts the upper end is never too low.
 LOWER_RISK = 2 / 3
@@ -50,42 +51,40 @@ class Difference(NamedTuple):
 
 @dataclass(frozen=True)
 class Resampling:
-    """How many resamples or permutations, from which seed, and the confidence of the interval (0 to 1)."""
+    """How many resamples or permutations, and from which seed."""
 
     num_resamples: int = 10_000
     seed: int = 0
-    confidence: float = 0.95
 
 
 def bootstrap_interval(
     errors: Sequence[float],
     totals: Sequence[float] | None = None,
     settings: Resampling = Resampling(),
-    clusters: Sequence[Hashable] | None = None,
     unseen: float | None = None,
 ) -> Interval:
     """[n] errors, [n] totals -> sum(errors) / sum(totals) with its interval; without totals, the mean of any values.
 
-    One pair for each text: of several samples of a text, the means of their errors and totals. Pairs with the same
-    label in `clusters` are resampled together (the texts of a speaker). `unseen` is the ratio of the worst pair that
-    could have been observed. The interval is about the choice of texts, not about errors of the judge.
+    One pair for each text: of several samples of a text, the means of their errors and totals. `unseen` is the ratio of
+    the worst pair that could have been observed. The interval is about the choice of texts, not about errors of the
+    judge.
 
-    ValueError: fewer than 2 clusters, unequal lengths, errors that are negative (where there are totals) or not finite,
+    ValueError: fewer than 2 pairs, unequal lengths, errors that are negative (where there are totals) or not finite,
     totals that are not positive.
     """
-    x, y = _sums(errors, totals, clusters)
+    x, y = _sums(errors, totals)
     if totals is not None and min(errors) < 0:
         raise ValueError(f"errors must not be negative, got {min(errors)}")
-    low, high = interval_ends([(x[None], y[None])], settings, unseen, len(x) / len(errors))
+    low, high = interval_ends([(x[None], y[None])], settings, unseen)
     return Interval(float(x.sum() / y.sum()), float(low[0]), float(high[0]))
 
 
 def interval_ends(
-    tables: Sequence[tuple[Array, Array]], settings: Resampling, unseen: float | None = None, pair_share: float = 1.0
+    tables: Sequence[tuple[Array, Array]], settings: Resampling, unseen: float | None = None
 ) -> tuple[Array, Array]:
     """One (x, y), each [trials, n] -> low, high [trials] of the ratio of sums; of two, second minus first.
 
-    Trials share their random weights. `unseen` is the ratio of a pair that is `pair_share` of a cluster.
+    Trials share their random weights.
     """
     trials, n = tables[0][0].shape
     estimate, influence, columns = np.zeros(trials), np.zeros((trials, n)), []
@@ -101,8 +100,8 @@ def interval_ends(
     skew = np.divide(cube.sum(axis=1), square, out=np.zeros(trials), where=square > 0)
     least, most = -skew if len(tables) > 1 else skew, skew
     if unseen is not None:
-        most = np.maximum(skew, (unseen - estimate) * pair_share)
-    risk = 1 - settings.confidence
+        most = np.maximum(skew, unseen - estimate)
+    risk = 1 - CONFIDENCE
     below = risk * (0.5 if unseen is None else LOWER_RISK)
     low = np.quantile(moved + share * least, _level(below, n), axis=0)
     high = np.quantile(moved + share * most, 1 - _level(risk - below, n), axis=0)
@@ -205,11 +204,11 @@ def holm(p_values: Mapping[str, float]) -> dict[str, float]:
     return {name: adjusted[name] for name in p_values}
 
 
-def wilson_interval(successes: float, n: float, confidence: float = 0.95) -> Interval:
-    """Successes in n independent trials -> rate and interval, which has a width for 0 of n too. Wilson 1927."""
+def wilson_interval(successes: float, n: float) -> Interval:
+    """Successes in n independent trials -> rate and 95 % interval, which has a width for 0 of n too. Wilson 1927."""
     if not 0 <= successes <= n or n < 1:
         raise ValueError(f"expected 0 to n successes of n of at least 1, got {successes} of {n}")
-    z = NORMAL.inv_cdf((1 + confidence) / 2)
+    z = NORMAL.inv_cdf((1 + CONFIDENCE) / 2)
     rate = successes / n
     centre = (rate + z * z / (2 * n)) / (1 + z * z / n)
     half = z / (1 + z * z / n) * (rate * (1 - rate) / n + z * z / (4 * n * n)) ** 0.5
@@ -217,22 +216,19 @@ def wilson_interval(successes: float, n: float, confidence: float = 0.95) -> Int
     return Interval(rate, 0.0 if successes == 0 else centre - half, 1.0 if successes == n else centre + half)
 
 
-def rate_interval(
-    shares: Sequence[float], counts: Sequence[int], clusters: Sequence[Hashable] | None = None
-) -> Interval:
+def rate_interval(shares: Sequence[float], counts: Sequence[int]) -> Interval:
     """[n] share of positive samples of each text, [n] number of samples -> the mean share with Wilson's 95 % interval.
 
-    The effective sample size (Korn and Graubard 1998) is rate (1 - rate) / variance of the mean between texts
-    (clusters): at least the number of clusters, for samples of a text that always agree, and at most the number of
-    independent samples. Without any variance it is that maximum; with `clusters`, the minimum.
+    The effective sample size (Korn and Graubard 1998) is rate (1 - rate) / variance of the mean between texts: at least
+    the number of texts, for samples of a text that always agree, and at most the number of independent samples, as
+    where nothing varies.
     """
-    x, y = _sums(shares, None, clusters, least=1)
+    x, _ = _sums(shares, None, least=1)
     n, most = len(shares), len(shares) ** 2 / sum(1 / k for k in counts)
     rate = min(1.0, max(0.0, float(x.sum() / n)))
-    variance = float(((x - rate * y) ** 2).sum()) / n**2
-    unknown = most if clusters is None and n > 1 else len(x)
-    effective = rate * (1 - rate) / variance if variance > 0 else unknown
-    effective = min(most, max(len(x), effective))
+    variance = float(((x - rate) ** 2).sum()) / n**2
+    effective = rate * (1 - rate) / variance if variance > 0 else most if n > 1 else n
+    effective = min(most, max(n, effective))
     return wilson_interval(rate * effective, effective)
 
 

@@ -6,6 +6,7 @@ and SeedTTS-Eval's mean of utterances. Every title names its judge.
 
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
+from operator import itemgetter
 
 from higgs.evaluate.report.gather import RECORDED
 from higgs.evaluate.statistics.intervals import Interval, Resampling, bootstrap_interval, rate_interval, seed_share
@@ -68,33 +69,28 @@ def mean_sample(samples: Sequence[Sample]) -> tuple[float, float]:
     return sum(x for _, x, _ in samples) / len(samples), sum(y for _, _, y in samples) / len(samples)
 
 
-def measure(
-    metric: Metric, rows: Sequence[Row], settings: Resampling, cluster: str = "script", shared_by: float = 0
-) -> Interval | None:
+def measure(metric: Metric, rows: Sequence[Row], settings: Resampling, shared_by: float = 0) -> Interval | None:
     """The metric over the rows, with its 95 % interval; None where no row has it.
 
-    Clusters are resampled: scripts with all of their samples, or the values of another column ("speaker"). With one
-    cluster the ends are the estimate. For generated speech, not for human recordings, the interval allows for an unseen
-    run-away: one sample of a text with a typical number of them. Rows that are a part of a system's share that
-    allowance with the rest: it is divided over `shared_by` texts.
+    Scripts are resampled with all of their samples; with one script the ends are the estimate. For generated speech,
+    not for human recordings, the interval allows for an unseen run-away: one sample of a text with a typical number of
+    them. Rows that are a part of a system's share that allowance with the rest: it is divided over `shared_by` texts.
     """
     samples = samples_of(metric, rows)
     if not samples:
         return None
     x, y = (list(values) for values in zip(*map(mean_sample, samples.values()), strict=True))
     counts = [len(some) for some in samples.values()]
-    labels = {row["script"]: row[cluster] for row in rows}
-    clusters = None if cluster == "script" else [labels[script] for script in samples]
     if metric.rate:
-        share = rate_interval([v / metric.scale for v in x], counts, clusters)
+        share = rate_interval([v / metric.scale for v in x], counts)
         return Interval(*(metric.scale * end for end in share))
     estimate, unseen = sum(x) / sum(y), None
-    if len(set(clusters or samples)) < 2:
+    if len(samples) < 2:
         return Interval(estimate, estimate, estimate)
     if metric.unseen is not None and not all(row["group"].startswith(RECORDED) for row in rows):
         one_sample = metric.unseen * sum(k**-2 for k in counts) / sum(1 / k for k in counts)
         unseen = estimate + (one_sample - estimate) * len(samples) / max(len(samples), shared_by)
-    return bootstrap_interval(x, y if metric.per else None, settings, clusters, unseen)
+    return bootstrap_interval(x, y if metric.per else None, settings, unseen)
 
 
 def share_of_seeds(rows: Sequence[Row]) -> tuple[float | None, int]:
@@ -108,7 +104,7 @@ def share_of_seeds(rows: Sequence[Row]) -> tuple[float | None, int]:
     return seed_share(x, y, scripts), several
 
 
-def _summary(name: str, rows: Sequence[Row], settings: Resampling, cluster: str, shared_by: float) -> Row:
+def _summary(name: str, rows: Sequence[Row], settings: Resampling, shared_by: float) -> Row:
     """Counts of each status, then each metric with `_low` and `_high`."""
     statuses = [row["status"] for row in rows]
     scored = [row for row in rows if row["status"] not in NOT_SCORED]
@@ -121,10 +117,7 @@ def _summary(name: str, rows: Sequence[Row], settings: Resampling, cluster: str,
         "scripts": len({row["script"] for row in rows}),
         "seeds": ", ".join(map(str, seeds)),
         "heard": sum(status in TRANSCRIBED for status in statuses),
-        "missing": statuses.count(MISSING),
-        "silent": statuses.count(SILENT),
-        "unreadable": statuses.count(UNREADABLE),
-        "too_long": statuses.count(TOO_LONG),
+        **{status.replace(" ", "_"): statuses.count(status) for status in (MISSING, SILENT, UNREADABLE, TOO_LONG)},
         "not_scored": len(rows) - len(scored),
         "empty_transcripts": sum(row["heard"] == "" for row in scored),
         "above_50": sum(bool(row["above_50"]) for row in scored),
@@ -134,17 +127,13 @@ def _summary(name: str, rows: Sequence[Row], settings: Resampling, cluster: str,
         "seconds": sum(row["seconds"] or 0.0 for row in scored),
     }
     for metric in METRICS:
-        interval = measure(metric, scored, settings, cluster, shared_by) or (None, None, None)
+        interval = measure(metric, scored, settings, shared_by) or (None, None, None)
         summary |= {f"{metric.name}{end}": value for end, value in zip(ENDS, interval, strict=True)}
     return summary | {"seedtts_wer_below_50_percent": 100 * (sum(below) / len(below)) if below else None}
 
 
 def summarise(
-    rows: Sequence[Row],
-    resamples: int,
-    seed: int,
-    key: Callable[[Row], str] = lambda row: row["group"],
-    cluster: str = "script",
+    rows: Sequence[Row], resamples: int, seed: int, key: Callable[[Row], str] = itemgetter("group")
 ) -> list[Row]:
     """One summary for each value of `key`, in the order of first appearance."""
     parts: dict[str, list[Row]] = {}
@@ -154,7 +143,7 @@ def summarise(
         systems.setdefault(row["group"], []).append(row)
     shared_by = {name: _texts_for_a_run_away(some) for name, some in systems.items()}
     settings = Resampling(resamples, seed)
-    return [_summary(name, some, settings, cluster, shared_by[some[0]["group"]]) for name, some in parts.items()]
+    return [_summary(name, some, settings, shared_by[some[0]["group"]]) for name, some in parts.items()]
 
 
 def _texts_for_a_run_away(rows: Sequence[Row]) -> float:
