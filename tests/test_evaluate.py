@@ -30,13 +30,9 @@ def test_distances_of_a_change_of_level():
     assert stft_distance(x, x / 2) == pytest.approx(4 * math.log10(2) + magnitudes / 2, rel=1e-5)
 
 
-def test_log_mel_floor_is_a_hundred_decibels_below_full_scale():
-    silent = torch.zeros(4800)
-    assert log_mel_distance(silent, sine(1000, 1e-8, 4800)) == 0
-    assert log_mel_distance(silent, sine(1000, 1e-2, 4800)) > 1
-
-
 def test_log_mel_scale_of_a_tone_on_a_bin():
+    # The floor is 100 dB below full scale.
+    assert log_mel_distance(torch.zeros(4800), sine(1000, 1e-8, 4800)) == 0
     # 1500 Hz, a period of 16 samples, is a bin of every window: magnitude 1 there, 1/2 beside it
     # (Hann), and nothing else, since a cosine over whole periods is smooth across reflected edges.
     tone = torch.cos(2 * math.pi * torch.arange(16 * 1500 + 1).double() / 16)
@@ -68,7 +64,6 @@ def test_si_sdr_of_orthogonal_mixture():
         assert si_sdr(target, -0.3 * (target + gain * other) + 0.5) == pytest.approx(expected, abs=1e-3)
 
 
-def test_si_sdr_limits():
     x = noise()
     assert si_sdr(x, 2 * x) > 200
     assert si_sdr(x, torch.zeros_like(x)) == -math.inf
@@ -97,38 +92,25 @@ def test_bad_pairs(metric):
 
 def test_code_usage_by_hand():
     codes = torch.tensor([[0, 1, 2, 3], [5, 5, 5, 5], [0, 0, 7, 3]])
-    even, single, skewed = code_usage(codes, codebook_size=8)
-    assert (even.codebook, even.codebook_size, even.frames) == (0, 8, 4)
-    assert (even.distinct, even.entropy_bits, even.perplexity) == (4, 2.0, 4.0)
-    assert (single.distinct, single.entropy_bits, single.perplexity) == (1, 0.0, 1.0)
-    assert (skewed.codebook, skewed.distinct, skewed.entropy_bits) == (2, 3, 1.5)
-    assert skewed.perplexity == pytest.approx(2**1.5)
+    even, single, skewed = code_usage([codes], codebook_size=8)
+    sizes = {"codebook_size": 8, "frames": 4}
+    assert even == {"codebook": 0, **sizes, "distinct": 4, "entropy_bits": 2.0, "perplexity": 4.0}
+    assert single == {"codebook": 1, **sizes, "distinct": 1, "entropy_bits": 0.0, "perplexity": 1.0}
+    assert (skewed["codebook"], skewed["distinct"], skewed["entropy_bits"]) == (2, 3, 1.5)
+    assert skewed["perplexity"] == pytest.approx(2**1.5)
+    assert code_usage([codes[:, :1], codes[:, 1:]], 8) == [even, single, skewed]
+    for wrong, message in (([[0, 8]], r"0\.\.8, outside 0\.\.7"), ([[0, -1]], r"-1\.\.0"), ([[]], "no codes")):
+        with pytest.raises(ValueError, match=message):
+            code_usage([torch.tensor(wrong, dtype=torch.long)], 8)
 
 
-def test_code_usage_counts_clips_together():
-    codes = torch.randint(0, 16, (8, 100), generator=torch.Generator().manual_seed(0))
-    assert code_usage([codes[:, :37], codes[:, 37:]], 16) == code_usage(codes, 16)
-
-
-@pytest.mark.parametrize(
-    ("codes", "message"), [([[0, 8]], r"0\.\.8, outside 0\.\.7"), ([[0, -1]], r"-1\.\.0"), ([[]], "no codes")]
-)
-def test_code_usage_refuses(codes, message):
-    with pytest.raises(ValueError, match=message):
-        code_usage(torch.tensor(codes, dtype=torch.long), 8)
-
-
-def test_level_of_known_signals():
+def test_level_and_silence_of_known_signals():
     assert level_dbfs(sine(1000)) == pytest.approx(10 * math.log10(0.5), abs=1e-4)
     assert level_dbfs(torch.full((100,), 0.1)) == pytest.approx(-20, abs=1e-4)
-
-
-def test_silence_share_of_known_signals():
     # three frames of 480 samples at -20 dBFS, one at -60 dBFS
     loud, quiet = torch.full((3 * 480,), 0.1), torch.full((480,), 1e-3)
     mixed = torch.cat([loud, quiet, torch.ones(479)])  # the last frame is not full
     assert silence_share(mixed, 24_000) == 0.25
-    assert silence_share(mixed, 24_000, threshold_dbfs=-70) == 0
     assert silence_share(torch.zeros(960), 24_000) == 1
     with pytest.raises(ValueError, match="480 samples, the waveform has 479"):
         silence_share(torch.zeros(479), 24_000)
@@ -213,23 +195,20 @@ def test_word_errors_by_kind():
 
 
 @pytest.mark.parametrize(
-    ("reference", "hypothesis"),
+    ("reference", "hypothesis", "errors"),
     [
-        ("Hello, world!", "hello world"),
-        ("It's fifty dollars.", "it is $50"),
-        ("Can't you?", "can not you"),
-        ("Doctor Smith", "Dr. Smith"),
-        ("The colour of aluminium", "the color of aluminum"),
-        ("one hundred and twenty three", "123"),
+        ("Hello, world!", "hello world", 0),
+        ("It's fifty dollars.", "it is $50", 0),
+        ("Can't you?", "can not you", 0),
+        ("Doctor Smith", "Dr. Smith", 0),
+        ("The colour of aluminium", "the color of aluminum", 0),
+        ("one hundred and twenty three", "123", 0),
+        ("fifteen", "fifty", 1),
+        ("colour", "collar", 1),
     ],
 )
-def test_english_normalisation_forgives_writing(reference, hypothesis):
-    assert word_errors(reference, hypothesis).errors == 0
-
-
-def test_normalisation_does_not_forgive_words():
-    assert word_errors("fifteen", "fifty").errors == 1
-    assert word_errors("colour", "collar").errors == 1
+def test_english_normalisation_forgives_writing_and_not_words(reference, hypothesis, errors):
+    assert word_errors(reference, hypothesis).errors == errors
 
 
 def test_other_languages_and_characters():
@@ -245,17 +224,12 @@ def test_other_languages_and_characters():
         word_errors("a", "a", "English")
 
 
-@pytest.mark.parametrize("hypothesis", ["", "  ", "...", "[noise]"])
-def test_empty_hypothesis_deletes_everything(hypothesis):
-    assert word_errors("a b c", hypothesis) == ErrorCounts(0, 3, 0, 0)
-    assert character_errors("a b c", hypothesis) == ErrorCounts(0, 5, 0, 0)
-
-
-@pytest.mark.parametrize("count", [word_errors, character_errors])
-@pytest.mark.parametrize("reference", ["", " ", "?!"])
-def test_empty_reference_is_an_error(count, reference):
-    with pytest.raises(ValueError, match="no words"):
-        count(reference, "something")
+def test_an_empty_hypothesis_deletes_everything_and_an_empty_reference_is_an_error():
+    for hypothesis in ("", "  ", "...", "[noise]"):
+        assert word_errors("a b c", hypothesis) == ErrorCounts(0, 3, 0, 0)
+        assert character_errors("a b c", hypothesis) == ErrorCounts(0, 5, 0, 0)
+        with pytest.raises(ValueError, match="no words"):
+            word_errors(hypothesis, "something")
 
 
 def test_rates_agree_with_jiwer():
