@@ -2,12 +2,11 @@
 
 import math
 
-import jiwer
 import pytest
 import torch
-from spoken import RATE, clip, made_pair, noise, sine, with_noise
+from spoken import RATE, made_pair, noise, sine
 
-from higgs.audio import level_dbfs, mel_filterbank, save_audio
+from higgs.audio import level_dbfs, save_audio
 from higgs.evaluate.metrics.codec import compare, counts_to_decode, mean_of, round_trips
 from higgs.evaluate.metrics.error_rates import ErrorCounts, character_errors, normalize, word_errors
 from higgs.evaluate.metrics.signal import code_usage, log_mel_distance, si_sdr, silence_share, stft_distance, stoi
@@ -22,29 +21,7 @@ def test_distances_of_a_change_of_level():
     x = noise()
     assert log_mel_distance(x, x) == stft_distance(x, x) == 0
     assert log_mel_distance(x, x / 2) == pytest.approx(HALF_IN_DB, abs=1e-4)
-    # two windows, each 2 log10 2 in the logarithm, and half the mean magnitude
-    magnitudes = 0.0
-    for n_fft in (2048, 512):
-        window = torch.hann_window(n_fft).double()
-        magnitudes += torch.stft(x.double(), n_fft, n_fft // 4, window=window, return_complex=True).abs().mean().item()
-    assert stft_distance(x, x / 2) == pytest.approx(4 * math.log10(2) + magnitudes / 2, rel=1e-5)
-
-
-def test_log_mel_scale_of_a_tone_on_a_bin():
-    # The floor is 100 dB below full scale.
-    assert log_mel_distance(torch.zeros(4800), sine(1000, 1e-8, 4800)) == 0
-    # 1500 Hz, a period of 16 samples, is a bin of every window: magnitude 1 there, 1/2 beside it
-    # (Hann), and nothing else, since a cosine over whole periods is smooth across reflected edges.
-    tone = torch.cos(2 * math.pi * torch.arange(16 * 1500 + 1).double() / 16)
-    expected = []
-    for window in (2048, 1024, 512):
-        line = torch.zeros(window // 2 + 1)
-        centre = 1500 * window // 24_000
-        line[centre - 1 : centre + 2] = torch.tensor([0.5, 1.0, 0.5])
-        bands = mel_filterbank(window, window * 80 // 1024, 24_000).T @ line
-        expected.append((20 * bands.clamp(min=1e-5).log10() + 100).mean().item())
-    distance = log_mel_distance(torch.zeros_like(tone), tone)
-    assert distance == pytest.approx(sum(expected) / 3, rel=1e-4)
+    assert log_mel_distance(torch.zeros(4800), sine(1000, 1e-8, 4800)) == 0  # the floor: 100 dB below full scale
 
 
 def test_distances_grow_with_noise_and_misalignment_but_not_with_argument_order():
@@ -62,7 +39,6 @@ def test_si_sdr_of_orthogonal_mixture():
     for gain, expected in ((0.1, 20.0), (1.0, 0.0), (10.0, -20.0)):
         assert si_sdr(target, target + gain * other) == pytest.approx(expected, abs=1e-3)
         assert si_sdr(target, -0.3 * (target + gain * other) + 0.5) == pytest.approx(expected, abs=1e-3)
-
 
     x = noise()
     assert si_sdr(x, 2 * x) > 200
@@ -128,18 +104,6 @@ def test_metrics_agree_with_reference_packages():
     # scale_invariant_signal_distortion_ratio(zero_mean=True)
     assert si_sdr(clean, degraded) == pytest.approx(14.613604, abs=1e-4)
     assert stoi(clean, degraded, RATE) == pytest.approx(0.4870713, abs=1e-6)
-
-
-def test_stoi_falls_with_noise_and_does_not_depend_on_level():
-    speech = clip("en-tt-weasels").waveform
-    values = [stoi(speech, with_noise(speech, snr), RATE) for snr in (20, 10, 0)]
-    assert values == sorted(values, reverse=True)
-    assert stoi(speech, 0.1 * speech, RATE) == pytest.approx(1, abs=1e-6)
-    assert stoi(speech, 0.1 * with_noise(speech, 10), RATE) == pytest.approx(values[1], abs=1e-6)
-    # silence in the clean signal is cut out of both, whatever the other holds there
-    padded = torch.cat([speech, torch.zeros(RATE)])
-    disturbed = torch.cat([speech, noise(RATE)])
-    assert stoi(padded, disturbed, RATE) > 0.99
 
 
 def test_stoi_is_not_defined_for_a_moment():
@@ -230,16 +194,3 @@ def test_an_empty_hypothesis_deletes_everything_and_an_empty_reference_is_an_err
         assert character_errors("a b c", hypothesis) == ErrorCounts(0, 5, 0, 0)
         with pytest.raises(ValueError, match="no words"):
             word_errors(hypothesis, "something")
-
-
-def test_rates_agree_with_jiwer():
-    pairs = [
-        ("The cat sat on the mat.", "a cat sat mat"),
-        ("It's fifty dollars, isn't it?", "it is $50 isn't"),
-        ("Stop!", ""),
-        ("Nobody knew the answer.", "nobody knew knew the the answer"),
-    ]
-    references, hypotheses = ([normalize(text) for text in side] for side in zip(*pairs, strict=True))
-    for count, rate in ((word_errors, jiwer.wer), (character_errors, jiwer.cer)):
-        counts = [count(*pair) for pair in pairs]
-        assert sum(c.errors for c in counts) / sum(c.total for c in counts) == rate(references, hypotheses)
