@@ -1,8 +1,7 @@
 """Audio files through soundfile; resampling and mel spectra through torchaudio.
 
 torchaudio's wheel links against CUDA. Beside a CPU-only torch its native library does not load, which would break
-transformers too, because that imports torchaudio whenever it is installed. So torchaudio is imported here, before
-transformers, and without its native library where that fails: resampling and mel need none of it.
+transformers too. So torchaudio is imported here, before transformers, and without that library where it fails.
 """
 
 import io
@@ -86,8 +85,8 @@ def check_whole(path: Path) -> None:
 def load_audio(path: str | Path, sample_rate: int | None = None) -> tuple[Tensor, int]:
     """Audio file -> ([L] float32 in [-1, 1], sample rate). Channels are averaged; `sample_rate` resamples.
 
-    Raises FileNotFoundError, or ValueError for a file without usable audio, one that is cut off (not noticed for Ogg,
-    which does not store its length), or one longer than an hour.
+    FileNotFoundError, or ValueError for a file without usable audio, one that is cut off (except Ogg, which does not
+    store its length), or one longer than an hour.
     """
     with opened(path) as file:
         rate = file.samplerate
@@ -107,7 +106,7 @@ def probe(path: str | Path) -> tuple[int, int, float]:
 
 
 def check_writable(path: str | Path) -> None:
-    """Raises ValueError for a suffix that `save_audio` does not write."""
+    """ValueError for a suffix that `save_audio` does not write."""
     if Path(path).suffix.lower() not in WRITABLE:
         raise ValueError(f"{path}: audio is written as {', '.join(WRITABLE)}")
 

@@ -39,7 +39,6 @@ def test_si_sdr_of_orthogonal_mixture():
     for gain, expected in ((0.1, 20.0), (1.0, 0.0), (10.0, -20.0)):
         assert si_sdr(target, target + gain * other) == pytest.approx(expected, abs=1e-3)
         assert si_sdr(target, -0.3 * (target + gain * other) + 0.5) == pytest.approx(expected, abs=1e-3)
-
     x = noise()
     assert si_sdr(x, 2 * x) > 200
     assert si_sdr(x, torch.zeros_like(x)) == -math.inf

@@ -1,8 +1,7 @@
 """From audio to one record for each utterance: the hypothesis, how it compares with the text, and what went wrong.
 
-Every rate, interval and comparison is computed from these records. Each expected utterance has one: a file that is
-missing, silent or unreadable counts as all words deleted. Faults of the test set, a transcript without words or in
-another script, are marked and count in no rate.
+Each expected utterance has a record: a file that is missing, silent or unreadable counts as all words deleted. Faults
+of the test set, a transcript without words or in another script, are marked and count in no rate.
 """
 
 import unicodedata
@@ -103,8 +102,8 @@ class Task(Protocol):
 class Evaluator:
     """Judges tasks one by one; caches the embeddings of references. Not thread-safe.
 
-    `speaking_rates` are seconds for each character of a text, by language, as `speaking_rates` measures them on human
-    recordings; a duration ratio of 1 is that rate. Of longer files the first `max_seconds` are judged.
+    `speaking_rates` are seconds for each character of a text, by language; a duration ratio of 1 is that rate. Of
+    longer files the first `max_seconds` are judged.
     """
 
     panel: MetricModels
@@ -211,10 +210,7 @@ SCORES = (
 
 
 def text_scores(text: str, hypothesis: str | None, language: str) -> Row:
-    """The columns SCORES: with Whisper's normaliser, and with SeedTTS-Eval's scoring where it has the language.
-
-    Without a hypothesis (None), only the counts of the text.
-    """
+    """The columns SCORES; without a hypothesis (None), only the counts of the text."""
     words, characters = (count(text, hypothesis or "", language) for count in (word_errors, character_errors))
     scores: Row = dict.fromkeys(SCORES) | {"words": words.total, "characters": characters.total}
     if hypothesis is None:
@@ -242,10 +238,7 @@ SCRIPTS = {
 
 
 def transcript_fault(text: str, language: str) -> tuple[str, str] | None:
-    """Why a transcript cannot be scored, as (status, note), or None if it can.
-
-    It has no words after normalisation, or less than half of its letters are of the language's script.
-    """
+    """(status, note) of a transcript without words, or with less than half of its letters in the language's script."""
     bare = seedtts.normalize(text, language) if language in seedtts.LANGUAGES else text
     if not normalize(text, language) or not bare.strip():
         return NO_WORDS, f"the transcript {text!r} holds no words after normalisation"

@@ -56,10 +56,7 @@ class SpeakerEncoder:
     MIN_SECONDS = 0.0
 
     def embed(self, waveform: Tensor, sample_rate: int) -> Tensor:
-        """float [L] in [-1, 1] -> [D] of length 1, on the CPU.
-
-        Raises ValueError for silence and for less than MIN_SECONDS, and as `mono_16_khz`.
-        """
+        """float [L] in [-1, 1] -> [D] of length 1, on the CPU; ValueError for silence and less than MIN_SECONDS."""
         samples = mono_16_khz(waveform, sample_rate)
         if (level := level_dbfs(samples)) < SILENCE_DBFS:
             raise ValueError(f"there is no voice in silence ({level:.0f} dBFS)")

@@ -99,7 +99,7 @@ def stoi(reference: Tensor, estimate: Tensor, sample_rate: int) -> float | None:
     """[L] clean, [L] degraded -> short-time objective intelligibility (Taal et al. 2011), 1 for equal signals.
 
     Frames in which the clean signal lies 40 dB below its loudest are left out. None for less than 30 frames of
-    speech (0.4 s), for which STOI is not defined. Raises ValueError: unequal lengths, NaN.
+    speech (0.4 s), for which it is not defined. ValueError: unequal lengths, NaN.
     """
     import pystoi  # takes 0.7 s
 
