@@ -107,8 +107,9 @@ def summarise_dialogues(rows: Sequence[Row]) -> list[Row]:
     WER is all errors over all words. `voices` is the geometric mean of similarity and dissimilarity, the score that the
     authors publish. Speaker attribution accuracy has Wilson's 95 % interval.
     """
-    speakers = dict.fromkeys(row["speaker"] for row in rows)
-    parts = {name: [row for row in rows if row["speaker"] == name] for name in speakers}
+    parts: dict[str, list[Row]] = {}
+    for row in rows:
+        parts.setdefault(row["speaker"], []).append(row)
     return [_summary(name, some) for name, some in (*parts.items(), ("all", rows))]
 
 
@@ -118,13 +119,9 @@ def _summary(name: str, rows: Sequence[Row]) -> Row:
     within, apart = (mean_known(rows, c) for c in ("similarity_within", "dissimilarity_to_previous"))
     hits = [row["attributed_right"] for row in rows if row["attributed_right"] is not None]
     accuracy = [100 * end for end in wilson_interval(sum(hits), len(hits))] if hits else [None] * 3
-    return {
-        "speaker": name,
-        "turns": len(rows),
-        "scored": len(scored),
-        "wer_percent": 100 * sum(row["word_errors"] for row in scored) / words if words else None,
-        "similarity": mean_known(rows, "similarity"),
-        "similarity_within": within,
-        "dissimilarity": apart,
-        "voices": None if within is None or apart is None else (max(0.0, within) * max(0.0, apart)) ** 0.5,
-    } | dict(zip(ACCURACY, accuracy, strict=True))
+    summary: Row = {"speaker": name, "turns": len(rows), "scored": len(scored)}
+    summary["wer_percent"] = 100 * sum(row["word_errors"] for row in scored) / words if words else None
+    summary |= {"similarity": mean_known(rows, "similarity"), "similarity_within": within, "dissimilarity": apart}
+    known = within is not None and apart is not None
+    summary["voices"] = (max(0.0, within) * max(0.0, apart)) ** 0.5 if known else None
+    return summary | dict(zip(ACCURACY, accuracy, strict=True))

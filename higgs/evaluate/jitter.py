@@ -75,17 +75,10 @@ def summarise_jitter(rows: Sequence[Row]) -> list[Row]:
         copies = {row["copy"] for row in pooled}
         rates = [_wer_percent([row for row in pooled if row["copy"] == c], "word_errors_dithered") for c in copies]
         clean = _wer_percent(pooled, "word_errors")
-        summary.append(
-            {
-                "group": condition,
-                "clips": len(pooled) // len(copies),
-                "copies of each": len(copies),
-                "transcripts changed, %": 100 * sum(row["changed"] for row in pooled) / len(pooled),
-                "WER % of these clips": clean,
-                "with noise": f"{min(rates):.2f} to {max(rates):.2f}",
-                "moved, points": max(abs(rate - clean) for rate in rates),
-            }
-        )
+        row: Row = {"group": condition, "clips": len(pooled) // len(copies), "copies of each": len(copies)}
+        row["transcripts changed, %"] = 100 * sum(noisy["changed"] for noisy in pooled) / len(pooled)
+        row |= {"WER % of these clips": clean, "with noise": f"{min(rates):.2f} to {max(rates):.2f}"}
+        summary.append(row | {"moved, points": max(abs(rate - clean) for rate in rates)})
     return summary
 
 

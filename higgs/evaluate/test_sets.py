@@ -80,22 +80,13 @@ def _record(
     def relative(path: Path | None) -> str | None:
         return path.resolve().relative_to(root).as_posix() if path else None
 
-    return {
-        "id": name,
-        "path": relative(recording),
-        "text": text,
-        "language": language,
-        "speaker": prompt.stem,
-        "seconds": seconds,
-        "sha256": _sha256(recording) if recording else None,
-        "reference": relative(prompt),
-        "reference_text": prompt_text,
-        "reference_sha256": _sha256(prompt),
-    }
+    row = {"id": name, "path": relative(recording), "text": text, "language": language, "speaker": prompt.stem}
+    row |= {"seconds": seconds, "sha256": _sha256(recording), "reference": relative(prompt)}
+    return row | {"reference_text": prompt_text, "reference_sha256": _sha256(prompt)}
 
 
-def _sha256(path: Path) -> str:
-    return hashlib.sha256(path.read_bytes()).hexdigest()
+def _sha256(path: Path | None) -> str | None:
+    return hashlib.sha256(path.read_bytes()).hexdigest() if path else None
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

@@ -46,7 +46,8 @@ def compare(
     if cluster not in CLUSTERS:
         raise ValueError(f"cluster: expected one of {', '.join(CLUSTERS)}, got {cluster!r}")
     tables = [read_rows(find_table(folder, TABLE)) for folder in (folder_a, folder_b)]
-    provenance = tuple(_provenance(folder) for folder in (folder_a, folder_b))
+    files = [Path(folder) / PROVENANCE for folder in (folder_a, folder_b)]
+    provenance = tuple(json.loads(file.read_text(encoding="utf-8")) if file.is_file() else {} for file in files)
     chosen = [scored_rows(table, group) for table in tables]
     notes = [f"{side} has no rows of the group {group!r}." for side, rows in zip("AB", chosen, strict=True) if not rows]
     shared = _shared_scripts(*chosen, notes)
@@ -67,18 +68,10 @@ def compare(
     return Comparison(rows, notes, provenance)
 
 
-def _provenance(folder: str | Path) -> dict[str, Any]:
-    path = Path(folder) / PROVENANCE
-    return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
-
-
 def scored_rows(table: Sequence[Row], group: str) -> list[Row]:
     """The rows of a group, or of all groups with that prefix, without those that are not scored."""
-    return [
-        row
-        for row in table
-        if (row["group"] == group or row["group"].startswith(f"{group}: ")) and row["status"] not in NOT_SCORED
-    ]
+    scored = [row for row in table if row["status"] not in NOT_SCORED]
+    return [row for row in scored if f"{row['group']}: ".startswith(f"{group}: ")]
 
 
 def _shared_scripts(a: Sequence[Row], b: Sequence[Row], notes: list[str]) -> set[str]:
@@ -121,15 +114,9 @@ def _compare_metric(
     pairs = [paired_samples(samples[0][script], samples[1][script]) for script in scripts]
     (x_a, y_a), (x_b, y_b) = (tuple(zip(*(mean_sample(pair[side]) for pair in pairs), strict=True)) for side in (0, 1))
     result = paired_difference(x_a, x_b, y_a, y_b, settings, labels)
-    return {
-        "metric": metric.name,
-        "title": metric.title,
-        "better": metric.better,
-        "n": result.n,
-        "a": sum(x_a) / sum(y_a),
-        "b": sum(x_b) / sum(y_b),
-        "difference": result.estimate,
-    } | {name: getattr(result, name) for name in ("low", "high", "p")}
+    row = {"metric": metric.name, "title": metric.title, "better": metric.better, "n": result.n}
+    row |= {"a": sum(x_a) / sum(y_a), "b": sum(x_b) / sum(y_b), "difference": result.estimate}
+    return row | {"low": result.low, "high": result.high, "p": result.p}
 
 
 def paired_samples(a: Sequence[Sample], b: Sequence[Sample]) -> tuple[list[Sample], list[Sample]]:

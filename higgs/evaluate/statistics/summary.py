@@ -111,18 +111,14 @@ def _summary(name: str, rows: Sequence[Row], settings: Resampling, shared_by: fl
     seeds = sorted({row["seed"] for row in rows if row["seed"] is not None})
     official = [row["seedtts_wer_percent"] / 100 for row in scored if row["seedtts_wer_percent"] is not None]
     below = [rate for rate in official if rate <= 0.5]  # without run-aways
-    summary: Row = {
-        "group": name,
-        "n": len(rows),
-        "scripts": len({row["script"] for row in rows}),
-        "seeds": ", ".join(map(str, seeds)),
-        "heard": sum(status in TRANSCRIBED for status in statuses),
-        **{status.replace(" ", "_"): statuses.count(status) for status in (MISSING, SILENT, UNREADABLE, TOO_LONG)},
+    summary: Row = {"group": name, "n": len(rows), "scripts": len({row["script"] for row in rows})}
+    summary |= {"seeds": ", ".join(map(str, seeds)), "heard": sum(status in TRANSCRIBED for status in statuses)}
+    summary |= {status.replace(" ", "_"): statuses.count(status) for status in (MISSING, SILENT, UNREADABLE, TOO_LONG)}
+    summary |= {
         "not_scored": len(rows) - len(scored),
         "empty_transcripts": sum(row["heard"] == "" for row in scored),
         "above_50": sum(bool(row["above_50"]) for row in scored),
-        "cap_hits": _count(scored, "cap_hit"),
-        "retried": _count(scored, "retries"),
+        **{name: _count(scored, column) for name, column in (("cap_hits", "cap_hit"), ("retried", "retries"))},
         "words": sum(row["words"] or 0 for row in scored),
         "seconds": sum(row["seconds"] or 0.0 for row in scored),
     }
