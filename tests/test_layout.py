@@ -43,7 +43,7 @@ LIBRARIES = {
     },
     "tokenizers": {"data/text/tokenizer.py"},
     "papermill": {"workflow/runner.py"},
-    "onnxruntime": {"evaluate/judges/wheels.py", "evaluate/judges/ort_weights.py"},
+    "onnxruntime": {"evaluate/judges/wheels.py", "evaluate/judges/moonshine.py"},
     "pyarrow": {"workflow/tables.py"},
     "fastapi": {"serve/http/app.py", "serve/http/access.py", "serve/http/speech_response.py"},
     "starlette": {"serve/http/app.py", "serve/http/access.py", "serve/http/speech_response.py"},

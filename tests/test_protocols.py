@@ -53,12 +53,9 @@ SEEDTTS_CASES = [
 ]
 
 
-@pytest.mark.parametrize(("text", "hypothesis", "language", "expected"), SEEDTTS_CASES)
-def test_seedtts_scoring(text, hypothesis, language, expected):
-    assert seedtts.utterance_wer(text, hypothesis, language) == pytest.approx(expected, abs=1e-12)
-
-
-def test_seedtts_scoring_refuses():
+def test_seedtts_scoring():
+    for text, hypothesis, language, expected in SEEDTTS_CASES:
+        assert seedtts.utterance_wer(text, hypothesis, language) == pytest.approx(expected, abs=1e-12), text
     with pytest.raises(ValueError, match="en and zh, not 'de'"):
         seedtts.utterance_wer("Guten Tag", "guten tag", "de")
     with pytest.raises(ValueError, match="nothing is left"):
@@ -185,8 +182,8 @@ def test_bad_input_has_records_and_raises_nothing(folder, evaluator):
 
 
 def test_what_cannot_be_judged_is_none(folder, evaluator):
-    more = {"reference": folder / "silent.wav", "others": (folder / "gone.wav", folder / "wrong.wav")}
-    row = evaluator.judge(utterance(folder, "good", **more))
+    references = {"reference": folder / "silent.wav", "others": (folder / "gone.wav", folder / "wrong.wav")}
+    row = evaluator.judge(utterance(folder, "good", **references))
     assert row["status"] == "ok" and row["similarity"] is None and row["similarity_to_others"] > 0
     assert "silent.wav: no voice" in row["note"] and "gone.wav" in row["note"]
     rows = [Evaluator(MetricModels()).judge(utterance(folder, name)) for name in ("good", "gone", "silent")]
@@ -325,15 +322,14 @@ def test_tables_come_back_as_they_were(tmp_path, suffix):
 
 
 def test_tables_refuse(tmp_path):
-    for rows, message in (
-        ([], "at least one row"),
-        ([{"a": 1}, {"b": 1}], "row 1 and row 0 differ in the columns a, b"),
-        ([{"a": math.nan}], "row 0, a is nan"),
+    for name, rows, message in (
+        ("x.parquet", [], "at least one row"),
+        ("x.parquet", [{"a": 1}, {"b": 1}], "row 1 and row 0 differ in the columns a, b"),
+        ("x.parquet", [{"a": math.nan}], "row 0, a is nan"),
+        ("x.txt", [{"a": 1}], r"tables are \.parquet, \.jsonl"),
     ):
         with pytest.raises(ValueError, match=message):
-            write_rows(tmp_path / "x.parquet", rows)
-    with pytest.raises(ValueError, match=r"tables are \.parquet, \.jsonl"):
-        write_rows(tmp_path / "x.txt", [{"a": 1}])
+            write_rows(tmp_path / name, rows)
     with pytest.raises(FileNotFoundError, match="x.jsonl does not exist"):
         read_rows(tmp_path / "x.jsonl")
     with pytest.raises(FileNotFoundError, match="no utterances table"):
@@ -492,19 +488,15 @@ def test_seed_tts_eval_becomes_a_manifest(seed_tts, capsys):
     assert first.record(2)["name"] == "first-s2"
 
 
-def test_a_set_with_missing_files_is_refused(seed_tts, capsys):
+def test_a_broken_list_and_missing_files_are_refused(seed_tts, capsys):
+    source = seed_tts / "meta.lst"
+    good = source.read_text()
     (seed_tts / "wavs" / "other-name.wav").unlink()
-    with (seed_tts / "meta.lst").open("a") as file:
-        file.write("fourth|Words.|prompt-wavs/none.wav|More words.\nfifth|Words.|../../../gone.wav|Words.\n")
+    source.write_text(f"{good}4|Words.|prompt-wavs/none.wav|More words.\n5|Words.|../../../gone.wav|Words.\n")
     assert sets.main(["seed-tts-eval", str(seed_tts)]) == 1
     message = capsys.readouterr().err
     assert all(name in message for name in ("other-name.wav", "none.wav", "gone.wav lies outside"))
     assert not (seed_tts / "meta.jsonl").exists()
-
-
-def test_a_broken_list_is_refused(seed_tts):
-    source = seed_tts / "meta.lst"
-    good = source.read_text()
     for line, message in (
         ("first|a|prompt-wavs/x.wav|b", "the id first occurs 2 times"),
         ("a|b|c", r"line 4: expected id\|prompt text"),
@@ -619,7 +611,7 @@ def test_what_cannot_be_compared_is_noted(compared, tmp_path):
         compare(tmp_path, folders[0])
 
 
-def test_failed_samples_count_in_a_comparison(compared):
+def test_failed_samples_count(compared):
     a, b = rows_of([0] * 12), rows_of([0] * 12)
     for row in b[:8]:
         row |= {"status": "missing", "word_errors": 10, "seedtts_wer_percent": 100.0, "above_50": True}
