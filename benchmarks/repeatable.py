@@ -26,7 +26,7 @@ def tasks() -> dict[str, Callable[[], object]]:
     from higgs import AudioTokenizer, Engine, SamplingConfig
     from higgs.audio import load_audio
     from higgs.data.chatml import smart_voice
-    from higgs.evaluate.judges.registry import make_judge, make_naturalness_predictor, make_speaker_encoder
+    from higgs.evaluate.judges.registry import make_judge
 
     rate = 24_000
     clip = load_audio(CLIP, rate)[0][: SECONDS * rate]
@@ -35,7 +35,7 @@ def tasks() -> dict[str, Callable[[], object]]:
     engine = Engine.from_pretrained(f"{CHECKPOINT}/model", f"{CHECKPOINT}/codec", device="cpu")
     prompt, sampling = smart_voice("The bus stops in front of the school."), SamplingConfig(seed=0)
     judge = make_judge("moonshine-tiny-en-float32")
-    speaker, quality = make_speaker_encoder("ge2e"), make_naturalness_predictor("dnsmos")
+    speaker, quality = make_judge("ge2e", kind="speaker"), make_judge("dnsmos", kind="naturalness")
     return {
         "generate, 48 steps and their waveform": lambda: engine.generate(prompt, sampling, 48),
         f"encode, {SECONDS} s": lambda: codec.encode(clip),

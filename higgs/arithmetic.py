@@ -20,7 +20,6 @@ _pinned = False
 
 
 def can_pin() -> bool:
-    """Whether this processor has the pinned kernels."""
     if platform.machine().lower() not in ("x86_64", "amd64"):
         return False
     cpuinfo = Path("/proc/cpuinfo")
@@ -33,9 +32,9 @@ def environment(repeatable: bool) -> dict[str, str]:
 
 
 def set_arithmetic(repeatable: bool) -> None:
-    """Makes this process, and its workers, compute in one thread, with pinned kernels where `repeatable`.
+    """One thread in this process and its workers, with pinned kernels where `repeatable`.
 
-    Call it before anything is computed: raises RuntimeError where PyTorch has chosen other kernels already.
+    To be called before anything is computed: RuntimeError where PyTorch has chosen other kernels already.
     """
     import torch
 
@@ -49,9 +48,7 @@ def set_arithmetic(repeatable: bool) -> None:
     torch.backends.mkldnn.enabled = False
     torch.backends.nnpack.set_flags(False)
     if (kernels := torch.backends.cpu.get_cpu_capability()) != "AVX2":
-        raise RuntimeError(
-            f"PyTorch computes with {kernels} kernels already: call set_arithmetic first in a new process"
-        )
+        raise RuntimeError(f"PyTorch computes with {kernels} kernels already: call set_arithmetic in a new process")
     _pinned = True
 
 

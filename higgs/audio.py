@@ -1,8 +1,7 @@
 """Audio files through soundfile; resampling and mel spectra through torchaudio.
 
 torchaudio's wheel links against CUDA. Beside a CPU-only torch its native library does not load, which would break
-transformers too, because that imports torchaudio whenever it is installed. So torchaudio is imported here, before
-transformers, and without its native library where that fails: resampling and mel need none of it.
+transformers too. So torchaudio is imported here, before transformers, and without that library where it fails.
 """
 
 import io
@@ -50,8 +49,7 @@ def check_waveform(waveform: Tensor, what: str = "waveform") -> Tensor:
         )
     if waveform.numel() == 0:
         raise ValueError(f"{what}: empty (shape {tuple(waveform.shape)})")
-    bad = int((~torch.isfinite(waveform)).sum())
-    if bad:
+    if bad := int((~torch.isfinite(waveform)).sum()):
         raise ValueError(f"{what}: {bad} of {waveform.numel()} samples are NaN or infinite")
     return waveform.float()
 
@@ -87,8 +85,8 @@ def check_whole(path: Path) -> None:
 def load_audio(path: str | Path, sample_rate: int | None = None) -> tuple[Tensor, int]:
     """Audio file -> ([L] float32 in [-1, 1], sample rate). Channels are averaged; `sample_rate` resamples.
 
-    Raises FileNotFoundError, or ValueError for a file without usable audio, one that is cut off (not noticed for Ogg,
-    which does not store its length), or one longer than an hour.
+    FileNotFoundError, or ValueError for a file without usable audio, one that is cut off (except Ogg, which does not
+    store its length), or one longer than an hour.
     """
     with opened(path) as file:
         rate = file.samplerate
@@ -108,7 +106,7 @@ def probe(path: str | Path) -> tuple[int, int, float]:
 
 
 def check_writable(path: str | Path) -> None:
-    """Raises ValueError for a suffix that `save_audio` does not write."""
+    """ValueError for a suffix that `save_audio` does not write."""
     if Path(path).suffix.lower() not in WRITABLE:
         raise ValueError(f"{path}: audio is written as {', '.join(WRITABLE)}")
 
@@ -126,20 +124,19 @@ def save_audio(path: str | Path, waveform: Tensor, sample_rate: int) -> None:
         partial.write_bytes(content.getbuffer())
 
 
-def check_rate(sample_rate: int, what: str = "sample rate") -> int:
+def check_rate(sample_rate: int) -> int:
     """Samples per second as an int; TypeError for other numbers, ValueError for 0 and below."""
     try:
         rate = operator.index(sample_rate)
     except TypeError:
-        raise TypeError(f"{what}: expected a whole number of Hz, got {sample_rate!r}") from None
+        raise TypeError(f"sample rate: expected a whole number of Hz, got {sample_rate!r}") from None
     if rate <= 0:
-        raise ValueError(f"{what}: must be positive, got {rate} Hz")
+        raise ValueError(f"sample rate: must be positive, got {rate} Hz")
     return rate
 
 
 @lru_cache(maxsize=32)
 def resampler(source_rate: int, target_rate: int, dtype: torch.dtype, device: str):
-    """The filter of `resample`."""
     with torch.inference_mode(False):  # it is cached, and may be used outside of inference mode later
         return torchaudio.transforms.Resample(source_rate, target_rate, dtype=dtype).to(device)
 
@@ -147,8 +144,7 @@ def resampler(source_rate: int, target_rate: int, dtype: torch.dtype, device: st
 def resample(waveform: Tensor, source_rate: int, target_rate: int) -> Tensor:
     """[..., L] -> [..., ceil(L * target / source)]: Hann-windowed sinc, width 6, rolloff 0.99.
 
-    Raises as `check_rate`, and ValueError for a pair with too small a common divisor, whose filter would not fit into
-    memory.
+    Raises as `check_rate`, and ValueError for a pair whose common divisor is so small that the filter is too long.
     """
     source_rate, target_rate = check_rate(source_rate), check_rate(target_rate)
     if source_rate == target_rate:
@@ -170,11 +166,11 @@ def mel_filterbank(n_fft: int, num_mels: int, sample_rate: int) -> Tensor:
     )
 
 
-def magnitude(waveform: Tensor, n_fft: int, hop: int) -> Tensor:
-    """[..., L] -> [..., n_fft // 2 + 1, frames]: |STFT|, Hann window, no padding."""
-    window = torch.hann_window(n_fft, device=waveform.device)
-    flat = waveform.reshape(-1, waveform.shape[-1])
-    spectrum = torch.stft(flat, n_fft, hop, window=window, center=False, return_complex=True)
+def magnitude(waveform: Tensor, n_fft: int, hop: int, pad: str | None = None) -> Tensor:
+    """[..., L] -> [..., n_fft // 2 + 1, frames]: |STFT|, Hann window; `pad` is a mode of padding both ends."""
+    window = torch.hann_window(n_fft, dtype=waveform.dtype, device=waveform.device)
+    flat, how = waveform.reshape(-1, waveform.shape[-1]), {"center": pad is not None, "pad_mode": pad or "constant"}
+    spectrum = torch.stft(flat, n_fft, hop, window=window, **how, return_complex=True)
     return spectrum.abs().reshape(*waveform.shape[:-1], *spectrum.shape[-2:])
 
 

@@ -1,7 +1,7 @@
 """A process pool for the items of a stage: `for result in in_order(load, items): ...`
 
-Processes of one thread each, because threads inside an operation wait for each other at every barrier, which on a busy
-machine costs more than the arithmetic. A result is a function of its item alone, so their number changes nothing.
+Processes of one thread each: on a busy machine the barriers between threads cost more than the arithmetic. A result is
+a function of its item alone, so the number of processes changes nothing.
 """
 
 import multiprocessing
@@ -35,11 +35,10 @@ def usable_cores(quota: Path = Path("/sys/fs/cgroup/cpu.max")) -> int:
 
 
 class Workers:
-    """A lazy process pool. `load` is called once in each process and returns a function of an item.
+    """`count` processes, or HIGGS_WORKERS, or one for each usable core; a single worker is this process itself.
 
-    `count` processes, or HIGGS_WORKERS, or one for each usable core. They start with the first items, with this
-    process's arithmetic, and end with it, or with `close`. A single worker is this process itself. `load`, items and
-    results are pickled.
+    `load` is called once in each process and returns a function of an item. Processes start with the first items, with
+    this process's arithmetic, and end with it, or with `close`. `load`, items and results are pickled.
     """
 
     def __init__(self, load: Callable[[], Callable[[Any], Any]], count: int | None = None):
@@ -49,10 +48,7 @@ class Workers:
         self._pool: ProcessPoolExecutor | None = None
 
     def map(self, items: Sequence[Any]) -> Iterator[Any]:
-        """-> the results, in order. An item's error is raised in place of its result.
-
-        Raises RuntimeError where a process dies.
-        """
+        """-> results, in order; an item's error is raised in place of its result, RuntimeError where a process dies."""
         if not items:
             return
         if self.count == 1:
@@ -83,7 +79,6 @@ def in_order(load: Callable[[], Callable[[S], T]], items: Sequence[S], count: in
 
 
 def _start(load: Callable[[], Callable[[Any], Any]], repeatable: bool) -> None:
-    """In each worker, before its first item."""
     global _function
     threading.Thread(target=_exit_with_parent, daemon=True).start()
     set_arithmetic(repeatable)

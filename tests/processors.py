@@ -70,7 +70,7 @@ def speech(engine: Engine, prompt: ChatMLSample) -> list[torch.Tensor]:
 def naturalness(clip: torch.Tensor) -> list[float]:
     """Scores of one window, rounded as results are: no setting pins onnxruntime."""
     window = clip.repeat(8)[: 24_000 * 91 // 10]
-    scores = judges.make_naturalness_predictor("dnsmos").rate(window, 24_000)
+    scores = judges.make_judge("dnsmos", kind="naturalness").rate(window, 24_000)
     return [round(score, MOS_DECIMALS) for score in scores.values()]
 
 
@@ -87,7 +87,7 @@ def main() -> None:
     add("logits", lambda: logits(engine, prompt))
     add("speech", lambda: speech(engine, prompt))
     add("recogniser", lambda: judges.make_judge("moonshine-tiny-en-float32").transcribe(clip, 24_000))
-    add("speaker", lambda: judges.make_speaker_encoder("ge2e").embed(clip, 24_000))
+    add("speaker", lambda: judges.make_judge("ge2e", kind="speaker").embed(clip, 24_000))
     add("naturalness", lambda: naturalness(clip))
     add("stoi", lambda: stoi(clip, 0.9 * waveform[: len(clip)], 24_000))
     print(json.dumps(sums))

@@ -96,13 +96,10 @@ def test_waveforms_that_are_encoded(codec, case):
     assert codec.encode(waveform, rate).shape == (8, frames)
 
 
-def test_one_sample_is_a_frame_where_hops_are_filled(codec):
+def test_one_sample_and_common_rates(codec):
     assert codec.encode(noise(1), pad_to_hop=True).shape == (8, 1)
-
-
-@pytest.mark.parametrize("rate", [7350, 8000, 11_025, 22_050, 37_800, 44_100, 96_000, 192_000])
-def test_common_rates_have_a_filter(rate):
-    assert len(resample(noise(rate), rate, RATE)) == RATE
+    for rate in (7350, 8000, 11_025, 22_050, 37_800, 44_100, 96_000, 192_000):
+        assert len(resample(noise(rate), rate, RATE)) == RATE
 
 
 CODES = torch.zeros(8, 3, dtype=torch.long)
@@ -129,10 +126,10 @@ def test_codes_that_are_refused(codec, case):
         codec.decode(codes)
 
 
-@pytest.mark.parametrize("dtype", [torch.uint8, torch.int16, torch.int32])
-def test_codes_of_any_integer_type_are_decoded(codec, dtype):
-    codes = torch.full((8, 3), 200).to(dtype)
-    assert torch.equal(codec.decode(codes), codec.decode(codes.long()))
+def test_codes_of_any_integer_type_are_decoded(codec):
+    codes = torch.full((8, 3), 200)
+    for dtype in (torch.uint8, torch.int16, torch.int32):
+        assert torch.equal(codec.decode(codes.to(dtype)), codec.decode(codes))
 
 
 def written(samples: np.ndarray, rate: int = RATE, **how: str) -> Callable[[Path], None]:
@@ -143,30 +140,33 @@ def content(data: bytes) -> Callable[[Path], None]:
     return lambda path: path.write_bytes(data)
 
 
-def cut_off(share: float) -> Callable[[Path], None]:
+def changed(change: Callable[[bytearray], None]) -> Callable[[Path], None]:
+    """A second of noise whose bytes are changed in place."""
+
     def write(path: Path) -> None:
         soundfile.write(path, noise(RATE).numpy(), RATE)
-        os.truncate(path, int(path.stat().st_size * share))
+        data = bytearray(path.read_bytes())
+        change(data)
+        path.write_bytes(data)
 
     return write
 
 
-def scratched(path: Path) -> None:
-    """Some bytes in the middle are others."""
-    soundfile.write(path, noise(RATE).numpy(), RATE)
-    data = bytearray(path.read_bytes())
-    middle = len(data) // 2
-    data[middle : middle + 200] = np.random.default_rng(0).bytes(200)
-    path.write_bytes(data)
+def cut_off(share: float) -> Callable[[Path], None]:
+    def cut(data: bytearray) -> None:
+        del data[int(len(data) * share) :]
+
+    return changed(cut)
 
 
-def endless(path: Path) -> None:
+def scratch(data: bytearray) -> None:
+    data[len(data) // 2 : len(data) // 2 + 200] = np.random.default_rng(0).bytes(200)
+
+
+def without_length(data: bytearray) -> None:
     """As an encoder leaves it that wrote to a pipe: no number of samples in the header."""
-    soundfile.write(path, noise(RATE).numpy(), RATE)
-    data = bytearray(path.read_bytes())
     data[21] &= 0xF0
     data[22:26] = bytes(4)
-    path.write_bytes(data)
 
 
 def long(seconds: int, rate: int = 8000) -> Callable[[Path], None]:
@@ -196,8 +196,8 @@ BAD_FILES = {
     "header_only.wav": (cut_off(0.0005), ValueError, "cut off|not an audio file"),
     "cut_off.aiff": (cut_off(0.9), ValueError, "cut off"),
     "cut_off.flac": (cut_off(0.5), ValueError, "not an audio file"),
-    "scratched.flac": (scratched, ValueError, "not an audio file"),
-    "endless.flac": (endless, ValueError, "does not say how long it is"),
+    "scratched.flac": (changed(scratch), ValueError, "not an audio file"),
+    "endless.flac": (changed(without_length), ValueError, "does not say how long it is"),
     "nan.wav": (written(NOT_A_NUMBER, subtype="FLOAT"), ValueError, "1000 of 3000 samples are NaN"),
     "long.wav": (long(HOUR + 1), ValueError, "3601 s is longer than 3600 s"),
 }

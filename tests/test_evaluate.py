@@ -2,12 +2,11 @@
 
 import math
 
-import jiwer
 import pytest
 import torch
-from spoken import RATE, clip, made_pair, noise, sine, with_noise
+from spoken import RATE, made_pair, noise, sine
 
-from higgs.audio import level_dbfs, mel_filterbank, save_audio
+from higgs.audio import level_dbfs, save_audio
 from higgs.evaluate.metrics.codec import compare, counts_to_decode, mean_of, round_trips
 from higgs.evaluate.metrics.error_rates import ErrorCounts, character_errors, normalize, word_errors
 from higgs.evaluate.metrics.signal import code_usage, log_mel_distance, si_sdr, silence_share, stft_distance, stoi
@@ -22,33 +21,7 @@ def test_distances_of_a_change_of_level():
     x = noise()
     assert log_mel_distance(x, x) == stft_distance(x, x) == 0
     assert log_mel_distance(x, x / 2) == pytest.approx(HALF_IN_DB, abs=1e-4)
-    # two windows, each 2 log10 2 in the logarithm, and half the mean magnitude
-    magnitudes = 0.0
-    for n_fft in (2048, 512):
-        window = torch.hann_window(n_fft).double()
-        magnitudes += torch.stft(x.double(), n_fft, n_fft // 4, window=window, return_complex=True).abs().mean().item()
-    assert stft_distance(x, x / 2) == pytest.approx(4 * math.log10(2) + magnitudes / 2, rel=1e-5)
-
-
-def test_log_mel_floor_is_a_hundred_decibels_below_full_scale():
-    silent = torch.zeros(4800)
-    assert log_mel_distance(silent, sine(1000, 1e-8, 4800)) == 0
-    assert log_mel_distance(silent, sine(1000, 1e-2, 4800)) > 1
-
-
-def test_log_mel_scale_of_a_tone_on_a_bin():
-    # 1500 Hz, a period of 16 samples, is a bin of every window: magnitude 1 there, 1/2 beside it
-    # (Hann), and nothing else, since a cosine over whole periods is smooth across reflected edges.
-    tone = torch.cos(2 * math.pi * torch.arange(16 * 1500 + 1).double() / 16)
-    expected = []
-    for window in (2048, 1024, 512):
-        line = torch.zeros(window // 2 + 1)
-        centre = 1500 * window // 24_000
-        line[centre - 1 : centre + 2] = torch.tensor([0.5, 1.0, 0.5])
-        bands = mel_filterbank(window, window * 80 // 1024, 24_000).T @ line
-        expected.append((20 * bands.clamp(min=1e-5).log10() + 100).mean().item())
-    distance = log_mel_distance(torch.zeros_like(tone), tone)
-    assert distance == pytest.approx(sum(expected) / 3, rel=1e-4)
+    assert log_mel_distance(torch.zeros(4800), sine(1000, 1e-8, 4800)) == 0  # the floor: 100 dB below full scale
 
 
 def test_distances_grow_with_noise_and_misalignment_but_not_with_argument_order():
@@ -66,9 +39,6 @@ def test_si_sdr_of_orthogonal_mixture():
     for gain, expected in ((0.1, 20.0), (1.0, 0.0), (10.0, -20.0)):
         assert si_sdr(target, target + gain * other) == pytest.approx(expected, abs=1e-3)
         assert si_sdr(target, -0.3 * (target + gain * other) + 0.5) == pytest.approx(expected, abs=1e-3)
-
-
-def test_si_sdr_limits():
     x = noise()
     assert si_sdr(x, 2 * x) > 200
     assert si_sdr(x, torch.zeros_like(x)) == -math.inf
@@ -97,43 +67,25 @@ def test_bad_pairs(metric):
 
 def test_code_usage_by_hand():
     codes = torch.tensor([[0, 1, 2, 3], [5, 5, 5, 5], [0, 0, 7, 3]])
-    even, single, skewed = code_usage(codes, codebook_size=8)
-    assert (even.codebook, even.codebook_size, even.frames) == (0, 8, 4)
-    assert (even.distinct, even.entropy_bits, even.perplexity) == (4, 2.0, 4.0)
-    assert (single.distinct, single.entropy_bits, single.perplexity) == (1, 0.0, 1.0)
-    assert (skewed.codebook, skewed.distinct, skewed.entropy_bits) == (2, 3, 1.5)
-    assert skewed.perplexity == pytest.approx(2**1.5)
+    even, single, skewed = code_usage([codes], codebook_size=8)
+    sizes = {"codebook_size": 8, "frames": 4}
+    assert even == {"codebook": 0, **sizes, "distinct": 4, "entropy_bits": 2.0, "perplexity": 4.0}
+    assert single == {"codebook": 1, **sizes, "distinct": 1, "entropy_bits": 0.0, "perplexity": 1.0}
+    assert (skewed["codebook"], skewed["distinct"], skewed["entropy_bits"]) == (2, 3, 1.5)
+    assert skewed["perplexity"] == pytest.approx(2**1.5)
+    assert code_usage([codes[:, :1], codes[:, 1:]], 8) == [even, single, skewed]
+    for wrong, message in (([[0, 8]], r"0\.\.8, outside 0\.\.7"), ([[0, -1]], r"-1\.\.0"), ([[]], "no codes")):
+        with pytest.raises(ValueError, match=message):
+            code_usage([torch.tensor(wrong, dtype=torch.long)], 8)
 
 
-def test_code_usage_counts_clips_together():
-    codes = torch.randint(0, 16, (8, 100), generator=torch.Generator().manual_seed(0))
-    assert code_usage([codes[:, :37], codes[:, 37:]], 16) == code_usage(codes, 16)
-
-
-@pytest.mark.parametrize(
-    ("codes", "message"),
-    [
-        ([[0, 8]], r"0\.\.8, outside 0\.\.7"),
-        ([[0, -1]], r"-1\.\.0"),
-        ([[]], "no codes"),
-    ],
-)
-def test_code_usage_refuses(codes, message):
-    with pytest.raises(ValueError, match=message):
-        code_usage(torch.tensor(codes, dtype=torch.long), 8)
-
-
-def test_level_of_known_signals():
+def test_level_and_silence_of_known_signals():
     assert level_dbfs(sine(1000)) == pytest.approx(10 * math.log10(0.5), abs=1e-4)
     assert level_dbfs(torch.full((100,), 0.1)) == pytest.approx(-20, abs=1e-4)
-
-
-def test_silence_share_of_known_signals():
     # three frames of 480 samples at -20 dBFS, one at -60 dBFS
     loud, quiet = torch.full((3 * 480,), 0.1), torch.full((480,), 1e-3)
     mixed = torch.cat([loud, quiet, torch.ones(479)])  # the last frame is not full
     assert silence_share(mixed, 24_000) == 0.25
-    assert silence_share(mixed, 24_000, threshold_dbfs=-70) == 0
     assert silence_share(torch.zeros(960), 24_000) == 1
     with pytest.raises(ValueError, match="480 samples, the waveform has 479"):
         silence_share(torch.zeros(479), 24_000)
@@ -151,18 +103,6 @@ def test_metrics_agree_with_reference_packages():
     # scale_invariant_signal_distortion_ratio(zero_mean=True)
     assert si_sdr(clean, degraded) == pytest.approx(14.613604, abs=1e-4)
     assert stoi(clean, degraded, RATE) == pytest.approx(0.4870713, abs=1e-6)
-
-
-def test_stoi_falls_with_noise_and_does_not_depend_on_level():
-    speech = clip("en-tt-weasels").waveform
-    values = [stoi(speech, with_noise(speech, snr), RATE) for snr in (20, 10, 0)]
-    assert values == sorted(values, reverse=True)
-    assert stoi(speech, 0.1 * speech, RATE) == pytest.approx(1, abs=1e-6)
-    assert stoi(speech, 0.1 * with_noise(speech, 10), RATE) == pytest.approx(values[1], abs=1e-6)
-    # silence in the clean signal is cut out of both, whatever the other holds there
-    padded = torch.cat([speech, torch.zeros(RATE)])
-    disturbed = torch.cat([speech, noise(RATE)])
-    assert stoi(padded, disturbed, RATE) > 0.99
 
 
 def test_stoi_is_not_defined_for_a_moment():
@@ -218,23 +158,20 @@ def test_word_errors_by_kind():
 
 
 @pytest.mark.parametrize(
-    ("reference", "hypothesis"),
+    ("reference", "hypothesis", "errors"),
     [
-        ("Hello, world!", "hello world"),
-        ("It's fifty dollars.", "it is $50"),
-        ("Can't you?", "can not you"),
-        ("Doctor Smith", "Dr. Smith"),
-        ("The colour of aluminium", "the color of aluminum"),
-        ("one hundred and twenty three", "123"),
+        ("Hello, world!", "hello world", 0),
+        ("It's fifty dollars.", "it is $50", 0),
+        ("Can't you?", "can not you", 0),
+        ("Doctor Smith", "Dr. Smith", 0),
+        ("The colour of aluminium", "the color of aluminum", 0),
+        ("one hundred and twenty three", "123", 0),
+        ("fifteen", "fifty", 1),
+        ("colour", "collar", 1),
     ],
 )
-def test_english_normalisation_forgives_writing(reference, hypothesis):
-    assert word_errors(reference, hypothesis).errors == 0
-
-
-def test_normalisation_does_not_forgive_words():
-    assert word_errors("fifteen", "fifty").errors == 1
-    assert word_errors("colour", "collar").errors == 1
+def test_english_normalisation_forgives_writing_and_not_words(reference, hypothesis, errors):
+    assert word_errors(reference, hypothesis).errors == errors
 
 
 def test_other_languages_and_characters():
@@ -250,27 +187,9 @@ def test_other_languages_and_characters():
         word_errors("a", "a", "English")
 
 
-@pytest.mark.parametrize("hypothesis", ["", "  ", "...", "[noise]"])
-def test_empty_hypothesis_deletes_everything(hypothesis):
-    assert word_errors("a b c", hypothesis) == ErrorCounts(0, 3, 0, 0)
-    assert character_errors("a b c", hypothesis) == ErrorCounts(0, 5, 0, 0)
-
-
-@pytest.mark.parametrize("count", [word_errors, character_errors])
-@pytest.mark.parametrize("reference", ["", " ", "?!"])
-def test_empty_reference_is_an_error(count, reference):
-    with pytest.raises(ValueError, match="no words"):
-        count(reference, "something")
-
-
-def test_rates_agree_with_jiwer():
-    pairs = [
-        ("The cat sat on the mat.", "a cat sat mat"),
-        ("It's fifty dollars, isn't it?", "it is $50 isn't"),
-        ("Stop!", ""),
-        ("Nobody knew the answer.", "nobody knew knew the the answer"),
-    ]
-    references, hypotheses = ([normalize(text) for text in side] for side in zip(*pairs, strict=True))
-    for count, rate in ((word_errors, jiwer.wer), (character_errors, jiwer.cer)):
-        counts = [count(*pair) for pair in pairs]
-        assert sum(c.errors for c in counts) / sum(c.total for c in counts) == rate(references, hypotheses)
+def test_an_empty_hypothesis_deletes_everything_and_an_empty_reference_is_an_error():
+    for hypothesis in ("", "  ", "...", "[noise]"):
+        assert word_errors("a b c", hypothesis) == ErrorCounts(0, 3, 0, 0)
+        assert character_errors("a b c", hypothesis) == ErrorCounts(0, 5, 0, 0)
+        with pytest.raises(ValueError, match="no words"):
+            word_errors(hypothesis, "something")

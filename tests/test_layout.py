@@ -39,7 +39,7 @@ LIBRARIES = {
     },
     "tokenizers": {"data/text/tokenizer.py"},
     "papermill": {"workflow/runner.py"},
-    "onnxruntime": {"evaluate/judges/wheels.py", "evaluate/judges/ort_weights.py"},
+    "onnxruntime": {"evaluate/judges/wheels.py", "evaluate/judges/moonshine.py"},
     "pyarrow": {"workflow/tables.py"},
     **dict.fromkeys(["fastapi", "starlette", "uvicorn"], HTTP),
     "pydantic": {

@@ -16,17 +16,9 @@ from higgs.cli.compare import find
 from higgs.evaluate.dialogue import summarise_dialogues
 from higgs.evaluate.judges.registry import MetricModels
 from higgs.evaluate.report import compare_page
+from higgs.evaluate.report import gather as gathering
 from higgs.evaluate.report import html as report
-from higgs.evaluate.report.gather import (
-    DIALOGUE,
-    GENERATED,
-    LONG_FORM,
-    RECONSTRUCTED,
-    RECORDED,
-    chunked_samples,
-    gather,
-    read_results,
-)
+from higgs.evaluate.report.gather import GENERATED, RECONSTRUCTED, RECORDED, chunked_samples, gather, read_results
 from higgs.evaluate.statistics.summary import summarise
 from higgs.evaluate.utterances import Evaluator
 from higgs.workflow import speed
@@ -155,22 +147,19 @@ def test_a_second_system_is_judged_beside(results, tmp_path):
     assert [i.name for i in items if i.path is None] == ["a-s1", "b-s0", "talk-s0", "long-s0"]
     with pytest.raises(FileNotFoundError, match=r"nowhere is no folder; it should hold SCRIPT\.flac"):
         gather(results, ["en"], second_system=tmp_path / "nowhere")
-
-
-def test_missing_stages_are_named(tmp_path):
     with pytest.raises(FileNotFoundError, match="run `dvc repro tokenize` first"):
         read_results(tmp_path)
 
 
 def test_turns_and_segments(results):
-    (talk,) = chunked_samples(results, DIALOGUE)
+    (talk,) = chunked_samples(results, gathering.DIALOGUE)
     first, second = talk.judge(Evaluator(PANEL))
     assert (first["speaker"], second["speaker"]) == ("ada", "ben")
     assert first["text"] == "Hello there." and first["wer_percent"] == 0
     assert first["attributed_right"] is True and second["attributed_right"] is False  # ada speaks both
     lines = report.by_speaker(summarise_dialogues([first, second]))
     assert lines[0]["right voice %"] == "100 [21, 100]" and lines[-1]["turns"] == 2
-    (long,) = chunked_samples(results, LONG_FORM)
+    (long,) = chunked_samples(results, gathering.LONG_FORM)
     (segment,) = long.judge(Evaluator(PANEL))
     assert (segment["name"], segment["wer_percent"], segment["seams"]) == ("long-s0", 0, 0)
 
@@ -274,11 +263,10 @@ def test_compare_names_what_it_cannot_find(two_runs, tmp_path):
         assert done.returncode == 1 and message in done.stderr
 
 
-def test_verdicts_and_names_of_folders(two_runs, tmp_path):
-    assert find(str(two_runs[0]), tmp_path) == two_runs[0]
-    nested = tmp_path / "run"
-    (nested / "results/evaluate").mkdir(parents=True)
-    assert find(str(nested), tmp_path) == nested / "results/evaluate"
+def test_folders_and_cells(two_runs, tmp_path):
+    (tmp_path / "run" / "results/evaluate").mkdir(parents=True)
+    for name, folder in ((str(two_runs[0]), two_runs[0]), (str(tmp_path / "run"), tmp_path / "run/results/evaluate")):
+        assert find(name, tmp_path) == folder
     row = {"metric": "wer_percent", "title": "WER", "a": 1.0, "b": 2.0, "difference": 1.0}
     row |= {"low": 0.5, "high": 1.5, "p": 0.0001, "p_holm": 0.02, "verdict": "A is better"}
     assert compare_page.cells(row)[3:6] == ["+1.0 [0.5, 1.5]", "<0.001", "0.020"]

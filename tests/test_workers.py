@@ -33,9 +33,8 @@ def powers(exponent: int):
 
 
 def surroundings():
-    return lambda _: (
-        torch.get_num_threads(), torch.backends.mkldnn.enabled, torch.backends.cpu.get_cpu_capability(), os.getpid(),
-    )  # fmt: skip
+    backends = torch.backends
+    return lambda _: (torch.get_num_threads(), backends.mkldnn.enabled, backends.cpu.get_cpu_capability(), os.getpid())
 
 
 @pytest.mark.parametrize("workers", [1, 3])
@@ -91,7 +90,7 @@ def test_cores_are_those_that_a_container_grants(tmp_path):
     quota.write_text("max 100000\n")
     all_of_them = usable_cores(quota)
     assert 1 <= all_of_them == usable_cores(tmp_path / "none")
-    for text, cores in (("100000 100000", 1), ("50000 100000", 1), ("9900000 100000", all_of_them)):
+    for text, cores in (("50000 100000", 1), ("9900000 100000", all_of_them)):
         quota.write_text(text)
         assert usable_cores(quota) == cores
 

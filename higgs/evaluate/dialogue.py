@@ -15,8 +15,9 @@ from higgs.evaluate.judges.ge2e import similarity
 from higgs.evaluate.judges.registry import MetricModels
 from higgs.evaluate.statistics.intervals import wilson_interval
 from higgs.evaluate.utterances import SCORES, text_scores, transcribe_and_embed, transcript_fault
-from higgs.workflow.tables import Row
+from higgs.workflow.tables import Row, mean_known
 
+ACCURACY = ("attributed_right_percent", "attributed_right_low", "attributed_right_high")
 COMPARED = ("similarity", "similarity_within", "dissimilarity_to_previous", "attributed", "attributed_right")
 
 
@@ -39,11 +40,10 @@ def judge_dialogue(
     references: Mapping[str, Tensor] | None = None,
     language: str = "en",
 ) -> list[Row]:
-    """float [L], its turns -> one record for each turn.
+    """float [L], its turns -> one record for each turn, in which a turn without sound has all words deleted.
 
     `references` are embeddings of the target voices, by speaker; a turn is attributed to the speaker with the nearest
-    reference. Without them, to the speaker whose other turns are nearest in the mean, which needs two turns of each. A
-    turn that is silent or cannot be judged keeps its record, with all words deleted.
+    reference. Without them, to the speaker whose other turns are nearest in the mean, which needs two turns of each.
     """
     if not turns:
         raise ValueError(f"dialogue {name}: no turns")
@@ -69,7 +69,7 @@ def judge_dialogue(
 
 
 def _compare(speakers: Sequence[str], voices: Sequence[Tensor | None], references: Mapping[str, Tensor]) -> list[Row]:
-    """The columns COMPARED of each turn, from its voice."""
+    """-> the columns COMPARED of each turn."""
     rows: list[Row] = []
     for number, (speaker, voice) in enumerate(zip(speakers, voices, strict=True)):
         row: Row = dict.fromkeys(COMPARED)
@@ -78,15 +78,14 @@ def _compare(speakers: Sequence[str], voices: Sequence[Tensor | None], reference
                 name: [v for i, v in enumerate(voices) if v is not None and i != number and speakers[i] == name]
                 for name in dict.fromkeys(speakers)
             }
-            own = [similarity(voice, other) for other in turns[speaker]]
-            row["similarity_within"] = sum(own) / len(own) if own else None
+            if own := [similarity(voice, other) for other in turns[speaker]]:
+                row["similarity_within"] = sum(own) / len(own)
             if speaker in references:
                 row["similarity"] = similarity(voice, references[speaker])
             if number and speakers[number - 1] != speaker and voices[number - 1] is not None:
                 row["dissimilarity_to_previous"] = 1 - similarity(voice, voices[number - 1])
-            row["attributed"] = _attribute(voice, turns, references)
-            if row["attributed"] is not None:
-                row["attributed_right"] = row["attributed"] == speaker
+            if (nearest := _attribute(voice, turns, references)) is not None:
+                row |= {"attributed": nearest, "attributed_right": nearest == speaker}
         rows.append(row)
     return rows
 
@@ -99,9 +98,7 @@ def _attribute(voice: Tensor, turns: Mapping[str, Sequence[Tensor]], references:
         targets = {speaker: sum(some) / len(some) for speaker, some in turns.items()}
     else:
         return None
-    if len(targets) < 2:
-        return None
-    return max(targets, key=lambda speaker: similarity(voice, targets[speaker]))
+    return max(targets, key=lambda speaker: similarity(voice, targets[speaker])) if len(targets) > 1 else None
 
 
 def summarise_dialogues(rows: Sequence[Row]) -> list[Row]:
@@ -110,32 +107,21 @@ def summarise_dialogues(rows: Sequence[Row]) -> list[Row]:
     WER is all errors over all words. `voices` is the geometric mean of similarity and dissimilarity, the score that the
     authors publish. Speaker attribution accuracy has Wilson's 95 % interval.
     """
-    speakers = dict.fromkeys(row["speaker"] for row in rows)
-    parts = {name: [row for row in rows if row["speaker"] == name] for name in speakers}
+    parts: dict[str, list[Row]] = {}
+    for row in rows:
+        parts.setdefault(row["speaker"], []).append(row)
     return [_summary(name, some) for name, some in (*parts.items(), ("all", rows))]
 
 
 def _summary(name: str, rows: Sequence[Row]) -> Row:
     scored = [row for row in rows if row["word_errors"] is not None]
     words = sum(row["words"] for row in scored)
-    within, apart = (_mean(rows, c) for c in ("similarity_within", "dissimilarity_to_previous"))
+    within, apart = (mean_known(rows, c) for c in ("similarity_within", "dissimilarity_to_previous"))
     hits = [row["attributed_right"] for row in rows if row["attributed_right"] is not None]
-    accuracy = wilson_interval(sum(hits), len(hits)) if hits else None
-    return {
-        "speaker": name,
-        "turns": len(rows),
-        "scored": len(scored),
-        "wer_percent": 100 * sum(row["word_errors"] for row in scored) / words if words else None,
-        "similarity": _mean(rows, "similarity"),
-        "similarity_within": within,
-        "dissimilarity": apart,
-        "voices": None if within is None or apart is None else (max(0.0, within) * max(0.0, apart)) ** 0.5,
-        "attributed_right_percent": 100 * accuracy.estimate if accuracy else None,
-        "attributed_right_low": 100 * accuracy.low if accuracy else None,
-        "attributed_right_high": 100 * accuracy.high if accuracy else None,
-    }
-
-
-def _mean(rows: Sequence[Row], column: str) -> float | None:
-    values = [row[column] for row in rows if row[column] is not None]
-    return sum(values) / len(values) if values else None
+    accuracy = [100 * end for end in wilson_interval(sum(hits), len(hits))] if hits else [None] * 3
+    summary: Row = {"speaker": name, "turns": len(rows), "scored": len(scored)}
+    summary["wer_percent"] = 100 * sum(row["word_errors"] for row in scored) / words if words else None
+    summary |= {"similarity": mean_known(rows, "similarity"), "similarity_within": within, "dissimilarity": apart}
+    known = within is not None and apart is not None
+    summary["voices"] = (max(0.0, within) * max(0.0, apart)) ** 0.5 if known else None
+    return summary | dict(zip(ACCURACY, accuracy, strict=True))

@@ -28,22 +28,9 @@ def dithered(waveform: Tensor, name: str) -> Tensor:
     return waveform + (first - second) * UNIT
 
 
-def choose(rows: Sequence[Row], count: int | None) -> list[Row]:
-    """Evaluated clips that were transcribed whole -> at most `count` of each condition, evenly spaced; None: all."""
-    conditions: dict[str, list[Row]] = {}
-    for row in rows:
-        if row["status"] == OK and row["heard"] is not None:
-            conditions.setdefault(row["group"], []).append(row)
-    chosen = []
-    for clips in conditions.values():
-        n = len(clips) if count is None else min(count, len(clips))
-        chosen += [clips[i * len(clips) // n] for i in range(n)]
-    return chosen
-
-
 @dataclass(frozen=True)
 class NoisyCopy:
-    """The result of a clip, which is to be transcribed again with the noise of this `seed` and `copy`."""
+    """The record of a clip, which is to be transcribed again with the noise of this `seed` and `copy`."""
 
     clip: Row
     copy: int
@@ -68,29 +55,30 @@ class NoisyCopy:
 
 
 def noisy_copies(rows: Sequence[Row], count: int | None, copies: int, seed: int) -> list[NoisyCopy]:
-    """Evaluated clips -> `copies` of each of those that `choose` returns."""
-    return [NoisyCopy(clip, copy, seed) for clip in choose(rows, count) for copy in range(copies)]
+    """Records -> `copies` of at most `count` clips of each condition that were transcribed whole (None: of all)."""
+    conditions: dict[str, list[Row]] = {}
+    for row in rows:
+        if row["status"] == OK and row["heard"] is not None:
+            conditions.setdefault(row["group"], []).append(row)
+    chosen = []
+    for clips in conditions.values():
+        n = len(clips) if count is None else min(count, len(clips))
+        chosen += [clips[i * len(clips) // n] for i in range(n)]  # evenly spaced
+    return [NoisyCopy(clip, copy, seed) for clip in chosen for copy in range(copies)]
 
 
 def summarise_jitter(rows: Sequence[Row]) -> list[Row]:
-    """Records of noisy copies -> a table row for each condition: transcripts changed, WER, its range over copies."""
+    """Records of noisy copies -> a row for each condition."""
     summary = []
     for condition in dict.fromkeys(row["group"] for row in rows):
         pooled = [row for row in rows if row["group"] == condition]
         copies = {row["copy"] for row in pooled}
         rates = [_wer_percent([row for row in pooled if row["copy"] == c], "word_errors_dithered") for c in copies]
         clean = _wer_percent(pooled, "word_errors")
-        summary.append(
-            {
-                "group": condition,
-                "clips": len(pooled) // len(copies),
-                "copies of each": len(copies),
-                "transcripts changed, %": 100 * sum(row["changed"] for row in pooled) / len(pooled),
-                "WER % of these clips": clean,
-                "with noise": f"{min(rates):.2f} to {max(rates):.2f}",
-                "moved, points": max(abs(rate - clean) for rate in rates),
-            }
-        )
+        row: Row = {"group": condition, "clips": len(pooled) // len(copies), "copies of each": len(copies)}
+        row["transcripts changed, %"] = 100 * sum(noisy["changed"] for noisy in pooled) / len(pooled)
+        row |= {"WER % of these clips": clean, "with noise": f"{min(rates):.2f} to {max(rates):.2f}"}
+        summary.append(row | {"moved, points": max(abs(rate - clean) for rate in rates)})
     return summary
 
 

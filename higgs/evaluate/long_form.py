@@ -29,14 +29,13 @@ def judge_long(
     boundaries: Sequence[int] = (),
     language: str = "en",
 ) -> list[Row]:
-    """float [L] and its text -> one record for each segment of at most 10 s.
+    """float [L] and its text -> one record for each segment, which ends in a pause after 6.7 to 10 s.
 
-    Segments end in pauses, so they are 6.7 to 10 s long. The hypotheses of all segments are aligned with the text at
-    once: an error belongs to the segment of its hypothesis word, deleted words to that of the next hypothesis word.
-    `reference` is the embedding of the target voice; without it, the first segment's. `boundaries` are the samples at
-    which chunks were joined (column "seams").
+    The hypotheses of all segments are aligned with the text at once: an error belongs to the segment of its hypothesis
+    word, deleted words to that of the next hypothesis word. `reference` is the embedding of the target voice; without
+    it, the first segment's. `boundaries` are the samples at which chunks were joined (column "seams").
 
-    Raises ValueError for a text without words, and for boundaries outside the waveform.
+    ValueError for a text without words, and for boundaries outside the waveform.
     """
     waveform = mono(waveform, "waveform").float()
     if outside := [place for place in boundaries if not 0 < place < len(waveform)]:
@@ -87,8 +86,7 @@ def click_ratio(waveform: Tensor, boundary: int, sample_rate: int) -> float:
     """[L], the first sample after a boundary -> how far the waveform jumps there; above 1.5 it is audible as a click.
 
     The largest second difference over the boundary, relative to the largest within 20 ms on either side (at least 1e-4
-    of full scale). In uncut recordings of speech it was below 1.5 at all 4,000 places tried; at two thirds of abrupt
-    cuts through speech it is above.
+    of full scale). Uncut speech was below 1.5 at all 4,000 places tried; two thirds of abrupt cuts are above.
     """
     near = round(NEAR_SECONDS * sample_rate)
     bend = waveform.double().diff(n=2).abs()  # bend[i] is centred on sample i + 1

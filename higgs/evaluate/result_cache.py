@@ -13,10 +13,7 @@ from higgs.workflow.tables import Row
 
 
 class ResultCache:
-    """The records of tasks that one evaluator has judged, in a `ResultLog`.
-
-    Files are hashed once: they must not change while the cache is in use.
-    """
+    """The records of tasks that one evaluator has judged. Files must not change while it is in use."""
 
     def __init__(self, path: str | Path, evaluator: Evaluator) -> None:
         self.log = ResultLog(path)
@@ -28,7 +25,7 @@ class ResultCache:
         self._hashes: dict[Path, str] = {}
 
     def judge_all(self, tasks: Sequence[Task], workers: Workers) -> Iterator[list[Row]]:
-        """The records of each task, in order. `workers` judge those that are not in the log, with equal evaluators."""
+        """The records of each task, in order; `workers` judge those that are not in the log."""
         keys = [self._key(task) for task in tasks]
         missing = {key: task for key, task in zip(keys, tasks, strict=True) if key not in self.log}
         results = workers.map(list(missing.values()))

@@ -1,9 +1,7 @@
-"""Public test sets -> a manifest: texts, reference voices, and human references of the texts.
+"""Public test sets -> a manifest: `python -m higgs.evaluate.test_sets seed-tts-eval FOLDER`.
 
-    python -m higgs.evaluate.test_sets seed-tts-eval FOLDER
-
-FOLDER is the English or the Chinese folder of SeedTTS-Eval's test set, with `meta.lst`, the prompts
-and the recordings. The manifest `meta.jsonl` is written beside it.
+FOLDER is the English or the Chinese folder of SeedTTS-Eval's test set, with `meta.lst`, the prompts and the
+recordings. The manifest `meta.jsonl` is written beside it.
 """
 
 import argparse
@@ -40,8 +38,8 @@ def convert_seed_tts_eval(folder: str | Path, list_name: str = "meta.lst", langu
     source = folder / list_name
     if not source.is_file():
         raise FileNotFoundError(f"{source} does not exist: name the folder that holds {list_name}")
-    entries, faults = _read_list(source)
-    for path in dict.fromkeys(path for entry in entries for path in _audio(folder, entry) if path is not None):
+    entries, faults = _read_list(folder, source)
+    for path in dict.fromkeys(path for *_, prompt, recording in entries for path in (prompt, recording) if path):
         if not path.is_file():
             faults.append(f"{path} does not exist")
         if not path.resolve().is_relative_to(folder.parent):
@@ -49,11 +47,11 @@ def convert_seed_tts_eval(folder: str | Path, list_name: str = "meta.lst", langu
     if faults:
         more = [f"and {len(faults) - MAX_LISTED} more"] if len(faults) > MAX_LISTED else []
         raise ValueError("\n".join([f"{source} cannot be used:", *faults[:MAX_LISTED], *more]))
-    return [_record(folder, entry, language) for entry in entries]
+    return [_record(folder.parent, language, *entry) for entry in entries]
 
 
-def _read_list(source: Path) -> tuple[list[list[str]], list[str]]:
-    """-> [id, prompt text, prompt wav, text, recording or ""] of each line, and what is wrong with the list."""
+def _read_list(folder: Path, source: Path) -> tuple[list[tuple], list[str]]:
+    """-> (id, prompt text, text, prompt, recording or None) of each line, and what is wrong with the list."""
     entries, faults = [], []
     for place, line in read_lines(source):
         entry = [part.strip() for part in line.split("|")]
@@ -62,45 +60,33 @@ def _read_list(source: Path) -> tuple[list[list[str]], list[str]]:
         elif not re.fullmatch(r"[\w.-]+", entry[0]):
             faults.append(f"{place}: the id {entry[0]!r} cannot name a file")
         else:
-            entries.append([*entry, ""][:5])
+            name, prompt_text, prompt, text, *recording = entry
+            usual = folder / "wavs" / f"{name}.wav"
+            path = folder / recording[0] if recording else usual if usual.is_file() else None
+            entries.append((name, prompt_text, text, folder / prompt, path))
     counts = Counter(entry[0] for entry in entries)
     faults += [f"the id {name} occurs {count} times" for name, count in counts.items() if count > 1]
     return entries, faults or ([] if entries else ["it holds no lines"])
 
 
-def _audio(folder: Path, entry: Sequence[str]) -> tuple[Path, Path | None]:
-    """-> the prompt, and the recording of the text, None where there is none."""
-    usual = folder / "wavs" / f"{entry[0]}.wav"
-    recording = folder / entry[4] if entry[4] else usual if usual.is_file() else None
-    return folder / entry[2], recording
-
-
-def _record(folder: Path, entry: Sequence[str], language: str) -> Row:
-    reference, recording = _audio(folder, entry)
+def _record(
+    root: Path, language: str, name: str, prompt_text: str, text: str, prompt: Path, recording: Path | None
+) -> Row:
     seconds = None
     if recording is not None:
         waveform, rate = load_audio(recording)
         seconds = len(waveform) / rate
 
     def relative(path: Path | None) -> str | None:
-        return path.resolve().relative_to(folder.parent).as_posix() if path else None
+        return path.resolve().relative_to(root).as_posix() if path else None
 
-    return {
-        "id": entry[0],
-        "path": relative(recording),
-        "text": entry[3],
-        "language": language,
-        "speaker": reference.stem,
-        "seconds": seconds,
-        "sha256": _sha256(recording) if recording else None,
-        "reference": relative(reference),
-        "reference_text": entry[1],
-        "reference_sha256": _sha256(reference),
-    }
+    row = {"id": name, "path": relative(recording), "text": text, "language": language, "speaker": prompt.stem}
+    row |= {"seconds": seconds, "sha256": _sha256(recording), "reference": relative(prompt)}
+    return row | {"reference_text": prompt_text, "reference_sha256": _sha256(prompt)}
 
 
-def _sha256(path: Path) -> str:
-    return hashlib.sha256(path.read_bytes()).hexdigest()
+def _sha256(path: Path | None) -> str | None:
+    return hashlib.sha256(path.read_bytes()).hexdigest() if path else None
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

@@ -1,8 +1,7 @@
 """From audio to one record for each utterance: the hypothesis, how it compares with the text, and what went wrong.
 
-Every rate, interval and comparison is computed from these records. Each expected utterance has one: a file that is
-missing, silent or unreadable counts as all words deleted. Faults of the test set, a transcript without words or in
-another script, are marked and count in no rate.
+Each expected utterance has a record: a file that is missing, silent or unreadable counts as all words deleted. Faults
+of the test set, a transcript without words or in another script, are marked and count in no rate.
 """
 
 import unicodedata
@@ -63,9 +62,8 @@ def transcribe_and_embed(
 class Utterance:
     """Audio to judge (None where there is none) and its text.
 
-    `condition` is the column "group". Utterances of one `script` are samples of one text, and statistics resample them
-    together. `reference` is a recording of the target voice, `others` are recordings of other voices. `form`, `cap_hit`
-    and `retries` come from the generator, empty where nothing was generated. `predict_mos` asks for its naturalness.
+    `condition` is the column "group". Utterances of one `script` are samples of one text. `reference` is a recording
+    of the target voice, `others` of other voices. `form`, `cap_hit` and `retries` come from the generator.
     """
 
     condition: str
@@ -100,22 +98,12 @@ class Task(Protocol):
     def judge(self, evaluator: "Evaluator") -> list[Row]: ...
 
 
-def load_evaluator(load_metric_models: Callable[[], MetricModels], speaking_rates: Mapping[str, float]) -> "Evaluator":
-    return Evaluator(load_metric_models(), speaking_rates=speaking_rates)
-
-
-def judging(load_evaluator: Callable[[], "Evaluator"]) -> Callable[[Task], list[Row]]:
-    """Loads the judges -> what a process of `higgs.workers.Workers` does with a task."""
-    evaluator = load_evaluator()
-    return lambda task: task.judge(evaluator)
-
-
 @dataclass
 class Evaluator:
-    """Judges utterances one by one; caches the embeddings of references.
+    """Judges tasks one by one; caches the embeddings of references. Not thread-safe.
 
-    `speaking_rates` are seconds for each character of a text, by language, as `speaking_rates` measures them on human
-    recordings; a duration ratio of 1 is that rate. Of longer files the first `max_seconds` are judged.
+    `speaking_rates` are seconds for each character of a text, by language; a duration ratio of 1 is that rate. Of
+    longer files the first `max_seconds` are judged.
     """
 
     panel: MetricModels
@@ -123,6 +111,9 @@ class Evaluator:
     max_seconds: float = 120.0
     speaking_rates: Mapping[str, float] = field(default_factory=dict)
     _voices: dict[Path, Tensor | str] = field(default_factory=dict, init=False, repr=False)
+
+    def __call__(self, task: Task) -> list[Row]:
+        return task.judge(self)
 
     def judge(self, item: Utterance) -> Row:
         """One record, with equal keys for every utterance; `status` and `note` say what went wrong."""
@@ -166,40 +157,39 @@ class Evaluator:
         return TOO_LONG if too_long else OK, "; ".join(notes), waveform, rate
 
     def _ask_judges(self, item: Utterance, waveform: Tensor, rate: int, notes: list[str]) -> Row:
-        """The columns of the judges for one waveform; a judge that fails leaves None and a note."""
         hypothesis, voice = transcribe_and_embed(self.panel, waveform, rate, item.language, notes)
         row: Row = {"heard": hypothesis}
         if voice is not None:
             row |= self._compare_voices(item, voice, notes)
         if item.predict_mos and (scores := ask(self.panel.naturalness, lambda j: j.rate(waveform, rate), notes)):
-            for name in QUALITIES:
-                score = scores.get(name)
-                row[f"mos_{name}"] = None if score is None else round(score, MOS_DECIMALS)
+            row |= {f"mos_{name}": round(scores[name], MOS_DECIMALS) for name in QUALITIES}
         return row
 
     def _compare_voices(self, item: Utterance, voice: Tensor, notes: list[str]) -> Row:
         row: Row = {}
-        if item.reference is not None:
-            target = self.reference_voice(item.reference)
-            if isinstance(target, str):
-                notes.append(target)
-            else:
-                row["similarity"] = similarity(voice, target)
-        others = [self.reference_voice(path) for path in item.others]
-        notes += [other for other in others if isinstance(other, str)]
-        similarities = [similarity(voice, other) for other in others if not isinstance(other, str)]
-        if similarities:
+        if item.reference is not None and (target := self.reference_voice(item.reference, notes)) is not None:
+            row["similarity"] = similarity(voice, target)
+        others = [self.reference_voice(path, notes) for path in item.others]
+        if similarities := [similarity(voice, other) for other in others if other is not None]:
             row["similarity_to_others"] = sum(similarities) / len(similarities)
         return row
 
-    def reference_voice(self, path: Path) -> Tensor | str:
-        """The embedding of a reference recording, or why there is none."""
+    def reference_voice(self, path: Path, notes: list[str]) -> Tensor | None:
+        """The embedding of a reference recording; None and a note where it cannot be computed."""
         if path not in self._voices:
             try:
                 self._voices[path] = self.panel.speaker.embed(*load_audio(path))
             except JUDGE_ERRORS as error:
                 self._voices[path] = f"reference {path}: {error}"
-        return self._voices[path]
+        if isinstance(voice := self._voices[path], str):
+            notes.append(voice)
+            return None
+        return voice
+
+
+def load_evaluator(load_metric_models: Callable[[], MetricModels], speaking_rates: Mapping[str, float]) -> Evaluator:
+    """What each process of `higgs.workers.Workers` loads to judge tasks."""
+    return Evaluator(load_metric_models(), speaking_rates=speaking_rates)
 
 
 def _empty_record(item: Utterance, status: str, note: str = "") -> Row:
@@ -220,10 +210,7 @@ SCORES = (
 
 
 def text_scores(text: str, hypothesis: str | None, language: str) -> Row:
-    """The columns SCORES: with Whisper's normaliser, and with SeedTTS-Eval's scoring where it has the language.
-
-    Without a hypothesis (None), only the counts of the text.
-    """
+    """The columns SCORES; without a hypothesis (None), only the counts of the text."""
     words, characters = (count(text, hypothesis or "", language) for count in (word_errors, character_errors))
     scores: Row = dict.fromkeys(SCORES) | {"words": words.total, "characters": characters.total}
     if hypothesis is None:
@@ -251,10 +238,7 @@ SCRIPTS = {
 
 
 def transcript_fault(text: str, language: str) -> tuple[str, str] | None:
-    """Why a transcript cannot be scored, as (status, note), or None if it can.
-
-    It has no words after normalisation, or less than half of its letters are of the language's script.
-    """
+    """(status, note) of a transcript without words, or with less than half of its letters in the language's script."""
     bare = seedtts.normalize(text, language) if language in seedtts.LANGUAGES else text
     if not normalize(text, language) or not bare.strip():
         return NO_WORDS, f"the transcript {text!r} holds no words after normalisation"

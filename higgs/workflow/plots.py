@@ -16,19 +16,9 @@ from higgs.audio import log_mel
 
 INK, ACCENT, SECOND, PALE = "#1f2933", "#c8553d", "#3d6ec8", "#d9dee4"
 
-plt.rcParams.update(
-    {
-        "figure.dpi": 110,
-        "savefig.bbox": "tight",
-        "font.size": 10,
-        "axes.spines.top": False,
-        "axes.spines.right": False,
-        "axes.edgecolor": INK,
-        "axes.titlesize": 10,
-        "axes.titlelocation": "left",
-        "svg.hashsalt": "higgs",
-    }
-)
+plt.rcParams.update({"figure.dpi": 110, "savefig.bbox": "tight", "font.size": 10, "svg.hashsalt": "higgs"})
+plt.rcParams.update({"axes.spines.top": False, "axes.spines.right": False})
+plt.rcParams.update({"axes.edgecolor": INK, "axes.titlesize": 10, "axes.titlelocation": "left"})
 
 
 def _finish(figure: Figure) -> Figure:
@@ -92,7 +82,6 @@ def codes_map(codes: Tensor, codebook_size: int, frame_rate: float, title: str =
 def delay_picture(delayed: Tensor, codebook_size: int, title: str = "") -> Figure:
     """A delayed segment [K, S]: stream bos, codes, stream eos."""
     kinds = (delayed >= codebook_size).int() + (delayed > codebook_size).int()
-    # codes in between, so that the delays at both ends are visible
     figure, axis = _show_codes(kinds, title, "step", ListedColormap([PALE, SECOND, ACCENT]), 2)
     handles = [plt.Rectangle((0, 0), 1, 1, color=c) for c in (SECOND, PALE, ACCENT)]
     place = {"ncols": 3, "loc": "lower right", "bbox_to_anchor": (1, 1), "frameon": False}

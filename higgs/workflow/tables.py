@@ -28,10 +28,7 @@ def write_rows(path: str | Path, rows: Sequence[Mapping[str, Any]], digits: int 
     for number, row in enumerate(rows):
         if odd := set(row) ^ set(columns):
             raise ValueError(f"{path.name}: row {number} and row 0 differ in the columns {', '.join(sorted(odd))}")
-    plain = [
-        {name: _rounded(row[name], digits, f"{path.name}, row {i}, {name}") for name in columns}
-        for i, row in enumerate(rows)
-    ]
+    plain = [{c: _rounded(row[c], digits, f"{path.name}, row {i}, {c}") for c in columns} for i, row in enumerate(rows)]
     if path.suffix == ".jsonl":
         write_atomically(path, "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in plain))
         return
@@ -41,7 +38,7 @@ def write_rows(path: str | Path, rows: Sequence[Mapping[str, Any]], digits: int 
 
 
 def read_rows(path: str | Path) -> list[Row]:
-    """Raises FileNotFoundError, and ValueError for a file that is not what its suffix says."""
+    """FileNotFoundError, or ValueError for a file that is not what its suffix says."""
     path = _checked(path)
     if not path.is_file():
         raise FileNotFoundError(f"{path} does not exist")
@@ -58,11 +55,16 @@ def read_rows(path: str | Path) -> list[Row]:
 
 def find_table(folder: str | Path, stem: str) -> Path:
     """The table of that name in the folder, whichever suffix it has; FileNotFoundError without one."""
-    for suffix in SUFFIXES:
-        path = Path(folder) / f"{stem}{suffix}"
+    for path in (Path(folder) / f"{stem}{suffix}" for suffix in SUFFIXES):
         if path.is_file():
             return path
     raise FileNotFoundError(f"{folder} holds no {stem} table ({', '.join(SUFFIXES)})")
+
+
+def mean_known(rows: Sequence[Mapping[str, Any]], column: str) -> float | None:
+    """The mean of a column without its None; None where there is no value."""
+    values = [row[column] for row in rows if row[column] is not None]
+    return sum(values) / len(values) if values else None
 
 
 def _checked(path: str | Path) -> Path:

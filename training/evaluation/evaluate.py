@@ -41,7 +41,7 @@ from higgs.evaluate.report.gather import (
 from higgs.evaluate.result_cache import ResultCache
 from higgs.evaluate.statistics.intervals import wilson_interval
 from higgs.evaluate.statistics.summary import summarise
-from higgs.evaluate.utterances import Evaluator, Task, Utterance, ask, judging, load_evaluator, speaking_rates
+from higgs.evaluate.utterances import Evaluator, Task, Utterance, ask, load_evaluator, speaking_rates
 from higgs.resumable import settings_folder
 from higgs.serve.engine import EngineConfig
 from higgs.serve.generation import GenerationConfig
@@ -121,8 +121,9 @@ class Attribution:
 
     def judge(self, evaluator: Evaluator) -> list[Row]:
         """One row: `right` where the nearest candidate is the voice; a clip without a voice is near to none."""
-        voices = {name: evaluator.reference_voice(path) for name, path in self.candidates}
-        candidates, notes = {name: voice for name, voice in voices.items() if not isinstance(voice, str)}, []
+        notes: list[str] = []
+        voices = {name: evaluator.reference_voice(path, notes) for name, path in self.candidates}
+        candidates = {name: voice for name, voice in voices.items() if voice is not None}
         vector: Tensor | None = None
         if self.path is not None:
             vector = ask(evaluator.panel.speaker, lambda encoder: encoder.embed(*load_audio(self.path)), notes)
@@ -150,7 +151,7 @@ def models_of(recogniser: str, words_only: bool) -> MetricModels:
 
 def judge(tasks: Sequence[Task], load: Callable[[], Evaluator], log: Path, workers: int | None) -> dict[str, list[Row]]:
     """-> the rows by the kind of task; none of a kind, no rows."""
-    pool, rows = Workers(partial(judging, load), workers), defaultdict(list)
+    pool, rows = Workers(load, workers), defaultdict(list)
     try:
         results = ResultCache(log, load()).judge_all(tasks, pool)
         for task, records in zip(tasks, progress(results, "judge", total=len(tasks)), strict=True):

@@ -1,4 +1,4 @@
-"""Shared by recognisers and speaker encoders: mono input at 16 kHz, silence, long clips, librosa's mel spectrum."""
+"""Base classes of recognisers and speaker encoders, and librosa's mel spectrum."""
 
 from functools import lru_cache
 
@@ -6,7 +6,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from higgs.audio import level_dbfs, resample
+from higgs.audio import level_dbfs, magnitude, resample
 from higgs.data.loudness import split_at_quiet
 from higgs.evaluate.metrics.signal import mono
 
@@ -20,15 +20,14 @@ def mono_16_khz(waveform: Tensor, sample_rate: int) -> Tensor:
 
 
 def accelerator() -> torch.device:
-    """The accelerator if there is one, else the CPU."""
     return torch.accelerator.current_accelerator(check_available=True) or torch.device("cpu")
 
 
 class Recogniser:
-    """Speech to text. Subclasses define `_transcribe`; the same waveform gives the same text."""
+    """Speech to text, deterministic. Subclasses define `_transcribe`."""
 
-    name: str
-    short: str
+    name: str  # for provenance
+    short: str  # for titles
     languages: frozenset[str]
     MAX_SECONDS = 30.0  # longer clips are split in pauses
 
@@ -57,10 +56,7 @@ class SpeakerEncoder:
     MIN_SECONDS = 0.0
 
     def embed(self, waveform: Tensor, sample_rate: int) -> Tensor:
-        """float [L] in [-1, 1] -> [D] of length 1, on the CPU.
-
-        Raises ValueError for silence and for less than MIN_SECONDS, and as `mono_16_khz`.
-        """
+        """float [L] in [-1, 1] -> [D] of length 1, on the CPU; ValueError for silence and less than MIN_SECONDS."""
         samples = mono_16_khz(waveform, sample_rate)
         if (level := level_dbfs(samples)) < SILENCE_DBFS:
             raise ValueError(f"there is no voice in silence ({level:.0f} dBFS)")
@@ -97,6 +93,4 @@ def slaney_filters(n_fft: int, num_mels: int) -> Tensor:
 
 def mel_power(samples: Tensor, n_fft: int, hop: int, num_mels: int) -> Tensor:
     """float32 [L] at 16 kHz -> [1 + L // hop, num_mels]: power; Hann window, zeros beyond the ends."""
-    window = torch.hann_window(n_fft)
-    spectrum = torch.stft(samples, n_fft, hop, window=window, center=True, pad_mode="constant", return_complex=True)
-    return spectrum.abs().square().T @ slaney_filters(n_fft, num_mels)
+    return magnitude(samples, n_fft, hop, pad="constant").square().T @ slaney_filters(n_fft, num_mels)

@@ -17,6 +17,7 @@ class DNSMOS:
     as in the reference code, so scores of very short clips mostly depend on that repetition.
     """
 
+    name, short = "DNSMOS P.835 and P.808 (PyPI wheel speechmos 0.0.1.1)", "DNSMOS"
     WHEEL = ("speechmos", "0.0.1.1")
     FOLDER = "speechmos/dnsmos_models"
     WINDOW_SECONDS = 9.01
@@ -26,9 +27,6 @@ class DNSMOS:
         "background": (-0.13166888, 1.60915514, -0.39604546),
         "overall": (-0.06766283, 1.11546468, 0.04602535),
     }
-
-    name = "DNSMOS P.835 and P.808 (PyPI wheel speechmos 0.0.1.1)"
-    short = "DNSMOS"
 
     def __init__(self) -> None:
         """Raises JudgeUnavailable if the wheel is missing."""

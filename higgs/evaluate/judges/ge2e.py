@@ -22,23 +22,19 @@ class GE2E(SpeakerEncoder):
     the same numbers.
     """
 
+    name, short = "GE2E speaker encoder (PyPI wheel Resemblyzer 0.1.4)", "GE2E"
     WHEEL = ("Resemblyzer", "0.1.4")
-    FILE = "resemblyzer/pretrained.pt"
     MIN_DBFS = -30.0
     N_FFT, HOP, NUM_MELS = 400, 160, 40
     WINDOW, STEP = 160, 77  # frames: 1.6 s, and 1.3 windows a second
     MIN_COVERAGE = 0.75  # of a last window that the clip does not fill
 
-    name = "GE2E speaker encoder (PyPI wheel Resemblyzer 0.1.4)"
-    short = "GE2E"
-
     def __init__(self) -> None:
         """Raises JudgeUnavailable if the wheel is missing."""
-        file = wheel_file(self.WHEEL, self.FILE)
+        file = wheel_file(self.WHEEL, "resemblyzer/pretrained.pt")
         weights = torch.load(file, map_location="cpu", weights_only=True)["model_state"]
-        self._layers = nn.ModuleDict(
-            {"lstm": nn.LSTM(self.NUM_MELS, 256, 3, batch_first=True), "linear": nn.Linear(256, 256)}
-        ).eval()
+        layers = {"lstm": nn.LSTM(self.NUM_MELS, 256, 3, batch_first=True), "linear": nn.Linear(256, 256)}
+        self._layers = nn.ModuleDict(layers).eval()
         # The other two are the scale and offset of the loss.
         self._layers.load_state_dict({key: w for key, w in weights.items() if not key.startswith("similarity_")})
 

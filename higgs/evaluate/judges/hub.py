@@ -26,10 +26,7 @@ def pretrained(kind: Any, source: str) -> Any:
 
 
 class Whisper(Recogniser):
-    """Whisper large-v3 through transformers, as in SeedTTS-Eval: float32, greedy, language given.
-
-    Unlike SeedTTS-Eval, resampling is a windowed sinc, and clips above 30 s are transcribed whole, in segments.
-    """
+    """Whisper large-v3 as in SeedTTS-Eval: float32, greedy, language given; but clips above 30 s are not cut off."""
 
     SOURCE = "openai/whisper-large-v3@06f233fe06e710322aca913c1bc4249a0d71fce1"
     short = "Whisper large-v3"

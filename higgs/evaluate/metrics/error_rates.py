@@ -8,8 +8,8 @@ per-utterance rates, which some benchmarks report, is another number and has a c
 import json
 import re
 from collections.abc import Callable
-from dataclasses import dataclass
 from functools import cache
+from typing import Any, NamedTuple
 
 # First, because importing transformers imports torchaudio, and higgs.audio has the import that works beside a
 # CPU-only torch.
@@ -27,8 +27,7 @@ SPELLING_FILE = "whisper_normalizer/normalizers/english.json"
 UNSPACED = frozenset({"zh", "yue", "ja", "th", "lo", "my"})
 
 
-@dataclass(frozen=True)
-class ErrorCounts:
+class ErrorCounts(NamedTuple):
     """Edits that turn the reference's words (or characters) into the hypothesis's."""
 
     substitutions: int
@@ -70,11 +69,12 @@ def normalize(text: str, language: str = "en") -> str:
     return " ".join(word for word in words if any(symbol.isalnum() for symbol in word))
 
 
-def _normalized_pair(reference: str, hypothesis: str, language: str) -> tuple[str, str]:
-    normalized = normalize(reference, language)
-    if not normalized:
+def _errors(process: Callable[..., Any], reference: str, hypothesis: str, language: str, spaced: bool) -> ErrorCounts:
+    pair = [normalize(text, language) for text in (reference, hypothesis)]
+    if not pair[0]:
         raise ValueError(f"the reference {reference!r} holds no words after normalisation ({language})")
-    return normalized, normalize(hypothesis, language)
+    output = process(*(text if spaced else text.replace(" ", "") for text in pair))
+    return ErrorCounts(output.substitutions, output.deletions, output.insertions, output.hits)
 
 
 def word_errors(reference: str, hypothesis: str, language: str = "en") -> ErrorCounts:
@@ -82,14 +82,9 @@ def word_errors(reference: str, hypothesis: str, language: str = "en") -> ErrorC
 
     An empty hypothesis deletes every word. Raises ValueError for a reference without words.
     """
-    output = jiwer.process_words(*_normalized_pair(reference, hypothesis, language))
-    return ErrorCounts(output.substitutions, output.deletions, output.insertions, output.hits)
+    return _errors(jiwer.process_words, reference, hypothesis, language, spaced=True)
 
 
 def character_errors(reference: str, hypothesis: str, language: str = "en") -> ErrorCounts:
     """As `word_errors`, over characters; a space between words counts where the language has one."""
-    pair = _normalized_pair(reference, hypothesis, language)
-    if language in UNSPACED:
-        pair = tuple(text.replace(" ", "") for text in pair)
-    output = jiwer.process_characters(*pair)
-    return ErrorCounts(output.substitutions, output.deletions, output.insertions, output.hits)
+    return _errors(jiwer.process_characters, reference, hypothesis, language, spaced=language not in UNSPACED)

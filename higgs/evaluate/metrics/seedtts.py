@@ -8,7 +8,6 @@ Unlike their scripts, which skip a missing file, a missing utterance counts as o
 """
 
 import string
-from collections.abc import Sequence
 
 import jiwer
 
@@ -38,9 +37,3 @@ def utterance_wer(reference: str, hypothesis: str, language: str = "en") -> floa
     if not normalized.strip():
         raise ValueError(f"nothing is left of the reference {reference!r} without punctuation")
     return jiwer.process_words(normalized, normalize(hypothesis, language)).wer
-
-
-def wer_below_50(rates: Sequence[float]) -> float | None:
-    """Rates of utterances -> the mean of those of at most 0.5, which leaves out run-aways; None if there are none."""
-    below = [rate for rate in rates if rate <= 0.5]
-    return sum(below) / len(below) if below else None

@@ -7,17 +7,17 @@ aligned, of equal length and sample rate; levels are not matched unless the docs
 import math
 import warnings
 from collections.abc import Sequence
-from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
-from higgs.audio import check_waveform, mel_filterbank
+from higgs.audio import check_waveform, magnitude, mel_filterbank
 
 MEL_WINDOWS = (2048, 1024, 512)
 MEL_FLOOR = 1e-5  # -100 dB relative to a full-scale sine
 STFT_WINDOWS = (2048, 512)
 STFT_FLOOR = 1e-5
+SILENCE_DBFS = -50.0
 
 
 def mono(waveform: Tensor, what: str) -> Tensor:
@@ -36,13 +36,6 @@ def pair(reference: Tensor, estimate: Tensor, at_least: int = 1) -> tuple[Tensor
     return reference, estimate
 
 
-def _magnitude(waveform: Tensor, window_length: int) -> Tensor:
-    """[L] -> [window_length // 2 + 1, frames]: |STFT|, Hann, hop of a quarter window."""
-    window = torch.hann_window(window_length, dtype=waveform.dtype)
-    spectrum = torch.stft(waveform, window_length, window_length // 4, window=window, center=True, return_complex=True)
-    return spectrum.abs()
-
-
 def log_mel_distance(reference: Tensor, estimate: Tensor, sample_rate: int = 24_000) -> float:
     """[L], [L] -> mean absolute difference of log mel spectra in dB, over three resolutions.
 
@@ -50,7 +43,7 @@ def log_mel_distance(reference: Tensor, estimate: Tensor, sample_rate: int = 24_
     from 0 to half the sample rate (HTK scale): 20 log10 of mel magnitudes, scaled so that a sine of amplitude 1 has
     magnitude 1 in its bin, floored at 1e-5. A change of level by g dB gives |g| above the floor.
 
-    Raises ValueError: unequal lengths, fewer than 2048 samples, NaN.
+    ValueError: unequal lengths, fewer than 2048 samples, NaN.
     """
     reference, estimate = pair(reference, estimate, at_least=max(MEL_WINDOWS))
     distances = []
@@ -60,8 +53,8 @@ def log_mel_distance(reference: Tensor, estimate: Tensor, sample_rate: int = 24_
         bands = bands[:, bands.sum(dim=0) > 0]
         decibels = []
         for waveform in (reference, estimate):
-            magnitude = _magnitude(waveform, window_length) * (4 / window_length)
-            decibels.append(20 * (bands.T @ magnitude).clamp(min=MEL_FLOOR).log10())
+            scaled = magnitude(waveform, window_length, window_length // 4, pad="reflect") * (4 / window_length)
+            decibels.append(20 * (bands.T @ scaled).clamp(min=MEL_FLOOR).log10())
         distances.append((decibels[0] - decibels[1]).abs().mean())
     return torch.stack(distances).mean().item()
 
@@ -71,14 +64,12 @@ def stft_distance(reference: Tensor, estimate: Tensor) -> float:
 
     For windows of 2048 and 512 samples (Hann, hop a quarter window, edges reflected, unscaled), the sum of
     mean |log10 max(|X|, 1e-5)^2 - log10 max(|Y|, 1e-5)^2| + mean ||X| - |Y||. The second term grows with the level
-    of the signals, so numbers compare only on the same recordings.
-
-    Raises ValueError: unequal lengths, fewer than 2048 samples, NaN.
+    of the signals, so numbers compare only on the same recordings. Raises as `log_mel_distance`.
     """
     reference, estimate = pair(reference, estimate, at_least=max(STFT_WINDOWS))
     distance = 0.0
     for window_length in STFT_WINDOWS:
-        x, y = _magnitude(reference, window_length), _magnitude(estimate, window_length)
+        x, y = (magnitude(w, window_length, window_length // 4, pad="reflect") for w in (reference, estimate))
         log_x, log_y = (2 * m.clamp(min=STFT_FLOOR).log10() for m in (x, y))
         distance += (log_x - log_y).abs().mean().item() + (x - y).abs().mean().item()
     return distance
@@ -108,7 +99,7 @@ def stoi(reference: Tensor, estimate: Tensor, sample_rate: int) -> float | None:
     """[L] clean, [L] degraded -> short-time objective intelligibility (Taal et al. 2011), 1 for equal signals.
 
     Frames in which the clean signal lies 40 dB below its loudest are left out. None for less than 30 frames of
-    speech (0.4 s), for which STOI is not defined. Raises ValueError: unequal lengths, NaN.
+    speech (0.4 s), for which it is not defined. ValueError: unequal lengths, NaN.
     """
     import pystoi  # takes 0.7 s
 
@@ -121,27 +112,13 @@ def stoi(reference: Tensor, estimate: Tensor, sample_rate: int) -> float | None:
     return None if score == 1e-5 else score
 
 
-@dataclass(frozen=True)
-class CodebookUsage:
-    """Of `codebook_size` codes of a codebook, `distinct` occur in `frames` frames."""
-
-    codebook: int
-    codebook_size: int
-    frames: int
-    distinct: int
-    entropy_bits: float
-    perplexity: float
-
-
-def code_usage(codes: Tensor | Sequence[Tensor], codebook_size: int) -> list[CodebookUsage]:
-    """int [K, T], or a sequence of [K, T_i] counted together -> usage of each codebook.
+def code_usage(codes: Sequence[Tensor], codebook_size: int) -> list[dict[str, int | float]]:
+    """int [K, T_i] of several clips -> the usage of each codebook: of its codes `distinct` occur in `frames` frames.
 
     With p the share of each code: entropy -sum p log2 p in bits (at most log2 codebook_size, and at most log2 frames,
-    so few frames understate it), perplexity 2^entropy.
-
-    Raises ValueError for no codes, or codes out of range.
+    so few frames understate it), perplexity 2^entropy. ValueError for no codes, or codes out of range.
     """
-    joined = torch.cat([codes] if isinstance(codes, Tensor) else list(codes), dim=1).cpu()
+    joined = torch.cat(list(codes), dim=1).cpu()
     if not joined.numel():
         raise ValueError(f"code_usage: no codes (shape {tuple(joined.shape)})")
     low, high = joined.min().item(), joined.max().item()
@@ -152,24 +129,18 @@ def code_usage(codes: Tensor | Sequence[Tensor], codebook_size: int) -> list[Cod
         counts = torch.bincount(indices, minlength=codebook_size).double()
         shares = counts[counts > 0] / len(indices)
         entropy = max(0.0, -(shares * shares.log2()).sum().item())  # not -0.0 for a single code
-        usage.append(CodebookUsage(codebook, codebook_size, len(indices), len(shares), entropy, 2**entropy))
+        sizes = {"codebook_size": codebook_size, "frames": len(indices), "distinct": len(shares)}
+        usage.append({"codebook": codebook, **sizes, "entropy_bits": entropy, "perplexity": 2**entropy})
     return usage
 
 
-def silence_share(
-    waveform: Tensor, sample_rate: int, threshold_dbfs: float = -50.0, frame_seconds: float = 0.02
-) -> float:
-    """[L] -> share of frames (20 ms, a last partial one left out) with an RMS below the threshold (1 is 0 dBFS).
+def silence_share(waveform: Tensor, sample_rate: int) -> float:
+    """[L] -> share of frames (20 ms, a last partial one left out) with an RMS below -50 dBFS.
 
     Raises ValueError for less than one frame, or NaN.
     """
-    waveform = mono(waveform, "waveform")
-    frame = round(frame_seconds * sample_rate)
-    if frame < 1 or len(waveform) < frame:
-        raise ValueError(
-            f"silence_share: a frame of {frame_seconds} s at {sample_rate} Hz is {frame} samples, "
-            f"the waveform has {len(waveform)}"
-        )
+    waveform, frame = mono(waveform, "waveform"), round(0.02 * sample_rate)
+    if not 0 < frame <= len(waveform):
+        raise ValueError(f"silence_share: a frame has {frame} samples, the waveform has {len(waveform)}")
     frames = waveform[: len(waveform) // frame * frame].reshape(-1, frame)
-    threshold_power = 10 ** (threshold_dbfs / 10)
-    return (frames.square().mean(dim=1) < threshold_power).double().mean().item()
+    return (frames.square().mean(dim=1) < 10 ** (SILENCE_DBFS / 10)).double().mean().item()

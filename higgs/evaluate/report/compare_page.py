@@ -15,7 +15,7 @@ COLUMNS = ("metric", "A", "B", "B - A [95 % interval]", "p", "p, Holm", "verdict
 
 
 def cells(row: Row) -> list[str]:
-    """One metric, as the table shows it."""
+    """One metric, under COLUMNS."""
     digits = 1 if row["metric"].endswith("percent") else 3
     a, b, change, low, high = (f"{row[name]:.{digits}f}" for name in ("a", "b", "difference", "low", "high"))
     sign = "" if change.startswith("-") else "+"
@@ -32,7 +32,6 @@ def verdict(comparison: Comparison) -> str:
 
 
 def to_page(comparison: Comparison, names: Sequence[str], rows: Sequence[Sequence[Row]]) -> str:
-    """The page, which loads nothing from outside."""
     title = " against ".join(names)
     parts = [
         f"<h1>{html.escape(title)}</h1>",

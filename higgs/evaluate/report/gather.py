@@ -119,8 +119,7 @@ def _of_the_set(samples: Sequence[Row], generated: Sequence[Utterance]) -> list[
 def _second(folder: Path, generated: Sequence[Utterance]) -> list[Utterance]:
     """Another system's speech: `SCRIPT.flac` once, or `SCRIPT-sSEED.flac` for each sample; .wav as well.
 
-    A seed that it has for one script it should have for all; a file that it lacks is missing, and counts. Raises
-    FileNotFoundError without the folder.
+    A seed that it has for one script it should have for all; a file that it lacks is missing, and counts.
     """
     if not folder.is_dir():
         raise FileNotFoundError(
@@ -146,17 +145,14 @@ def _second(folder: Path, generated: Sequence[Utterance]) -> list[Utterance]:
 
 @dataclass(frozen=True)
 class ChunkedSample:
-    """A sample that was spoken in chunks: a dialogue turn by turn, or a long form in one voice.
-
-    `voices` are names of speakers with a recording of each.
-    """
+    """A sample that was spoken in chunks: a dialogue turn by turn, or a long form in one voice."""
 
     name: str
     form: str
     path: Path
     text: str
     turns: tuple[Turn, ...]
-    voices: tuple[tuple[str, Path], ...]
+    voices: tuple[tuple[str, Path], ...]  # speakers, and a recording of each
     language: str
 
     @property
@@ -166,14 +162,13 @@ class ChunkedSample:
     def judge(self, evaluator: Evaluator) -> list[Row]:
         """A record for each turn of a dialogue, and for each segment of at most 10 s of a long form."""
         waveform, rate = load_audio(self.path)
-        voices = {}
-        if evaluator.panel.speaker is not None:
-            voices = {name: evaluator.reference_voice(path) for name, path in self.voices}
-        voices = {name: voice for name, voice in voices.items() if not isinstance(voice, str)}
+        known = self.voices if evaluator.panel.speaker else ()
+        voices = {name: evaluator.reference_voice(path, []) for name, path in known}
+        voices = {name: voice for name, voice in voices.items() if voice is not None}
         if self.form == DIALOGUE:
             return judge_dialogue(evaluator.panel, self.name, waveform, rate, self.turns, voices, self.language)
-        voice = next(iter(voices.values()), None)
         boundaries = [turn.start for turn in self.turns if 0 < turn.start < len(waveform)]
+        voice = next(iter(voices.values()), None)
         return judge_long(evaluator.panel, self.name, waveform, rate, self.text, voice, boundaries, self.language)
 
 
@@ -186,12 +181,10 @@ def chunked_samples(results: Results, form: str) -> list[ChunkedSample]:
         by_turns = bool(chunks) and all(len(chunk["speaker"].split()) == 1 for chunk in chunks)
         if row["form"] != form or path is None or (form == DIALOGUE and not by_turns):
             continue
-        names = dict(enumerate(row["voice"].split()))
-        turns = []
+        names, turns = dict(enumerate(row["voice"].split())), []
         for chunk in chunks:
-            number = int(chunk["speaker"] or 0)
-            text = SPEAKER_TAG.sub("", chunk["text"])
-            turns.append(Turn(names.get(number, f"SPEAKER{number}"), text, chunk["start"], chunk["end"]))
+            speaker = names.get(number := int(chunk["speaker"] or 0), f"SPEAKER{number}")
+            turns.append(Turn(speaker, SPEAKER_TAG.sub("", chunk["text"]), chunk["start"], chunk["end"]))
         known = tuple(pair for pair in voices.items() if form == DIALOGUE or pair[0] == row["voice"])
         items.append(ChunkedSample(row["name"], form, path, row["text"], tuple(turns), known, row["language"]))
     return items

@@ -4,6 +4,7 @@ import hashlib
 import html
 from collections.abc import Mapping, Sequence
 from importlib.metadata import version
+from operator import itemgetter
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +12,7 @@ import jiwer
 from IPython.display import HTML
 
 from higgs.audio import load_audio
+from higgs.evaluate.dialogue import ACCURACY
 from higgs.evaluate.judges.registry import MetricModels
 from higgs.evaluate.metrics.error_rates import normalize
 from higgs.evaluate.report.gather import GENERATED, RECONSTRUCTED, RECORDED, Results
@@ -18,7 +20,7 @@ from higgs.evaluate.statistics.summary import METRICS, length_class, summarise, 
 from higgs.evaluate.utterances import FAILED, NOT_SCORED
 from higgs.workflow.outputs import audio_player, picture
 from higgs.workflow.plots import png, small_spectrogram
-from higgs.workflow.tables import Row, read_rows
+from higgs.workflow.tables import Row, mean_known, read_rows
 
 PACKAGES = ("torch", "transformers", "onnxruntime", "jiwer")
 COUNTS = {
@@ -30,6 +32,10 @@ COUNTS = {
 BRIEF = {
     "wer_percent": "WER %", "cer_percent": "CER %", "similarity": "similarity", "similarity_to_others": "to others",
     "mos_overall": "quality", "length_ratio": "duration", "cap_hit_percent": "cap %",
+}  # fmt: skip
+BY_SPEAKER = {
+    "speaker": "speaker", "turns": "turns", "wer_percent": "WER %", "similarity": "similarity",
+    "similarity_within": "within", "dissimilarity": "apart",
 }  # fmt: skip
 SHORT = {RECORDED: "recordings", RECONSTRUCTED: "codec", GENERATED: "generated"}
 FLAT = (
@@ -58,17 +64,14 @@ def paragraphs(lines: Sequence[str]) -> HTML:
 def opening(origin: Mapping[str, Any], absent: Sequence[str]) -> HTML:
     """The checkpoint, the set, the judges, and which judges are missing."""
     judges = [name for name in origin["judges"].values() if name]
-    what = (
-        "the small default, which shows and tests the workflow. What the released 3B checkpoint can do is not "
-        "measured here"
-        if origin["checkpoint"] == "nano"
-        else "as named in params.yaml"
-    )
+    what = "as named in params.yaml"
+    if origin["checkpoint"] == "nano":
+        what = "the small default, which shows and tests the workflow. What the released 3B checkpoint can do is not "
+        what += "measured here"
     first, *more = map(str, origin["seeds"])
     seeds, repeated = f"seed {first}", origin.get("repeated_texts")
     if more:
-        some = "" if repeated is None else f" of {repeated} texts"
-        seeds += f", and {', '.join(more)}{some}"
+        seeds += f", and {', '.join(more)}" + ("" if repeated is None else f" of {repeated} texts")
     return paragraphs(
         [
             f"<b>Checkpoint: {html.escape(origin['checkpoint'])}</b>, {what}.",
@@ -82,11 +85,10 @@ def opening(origin: Mapping[str, Any], absent: Sequence[str]) -> HTML:
 def by_metric(summary: Sequence[Row], judges: Mapping[str, str | None]) -> list[Row]:
     """The summary transposed: a row for each metric, whose title names its judge, a column for each condition."""
     rows = []
-    for metric in METRICS:
+    for metric in (m for m in METRICS if known(summary, m.name)):
         judge = judges.get(metric.judge)
-        if known(summary, metric.name):
-            title = f"{metric.title} ({judge})" if judge else metric.title
-            rows.append({"metric": title} | {row["group"]: with_interval(row, metric) for row in summary})
+        title = f"{metric.title} ({judge})" if judge else metric.title
+        rows.append({"metric": title} | {row["group"]: with_interval(row, metric) for row in summary})
     return rows
 
 
@@ -105,10 +107,8 @@ def by_group(summary: Sequence[Row], judges: Mapping[str, str | None]) -> tuple[
 
 def by_count(summary: Sequence[Row]) -> list[Row]:
     """The numbers of utterances by status, a column for each condition."""
-    rows = [{"count": title} | {row["group"]: row[name] for row in summary} for name, title in COUNTS.items()]
-    for row in rows:
-        row |= {k: round(v) for k, v in row.items() if isinstance(v, float)}
-    return rows
+    whole = [{k: round(v) if isinstance(v, float) else v for k, v in row.items()} for row in summary]
+    return [{"count": title} | {row["group"]: row[name] for row in whole} for name, title in COUNTS.items()]
 
 
 def of_group(rows: Sequence[Row], group: str) -> list[Row]:
@@ -134,11 +134,9 @@ def by_speaker(summary: Sequence[Row]) -> list[Row]:
     """`summarise_dialogues` under short titles."""
     rows = []
     for row in summary:
-        accuracy, low, high = (row[f"attributed_right_{name}"] for name in ("percent", "low", "high"))
-        titled = {"speaker": row["speaker"], "turns": row["turns"], "WER %": row["wer_percent"]}
-        titled |= {"similarity": row["similarity"], "within": row["similarity_within"], "apart": row["dissimilarity"]}
-        interval = None if accuracy is None else f"{accuracy:.0f} [{low:.0f}, {high:.0f}]"
-        rows.append(titled | {"right voice %": interval})
+        accuracy, low, high = (row[name] for name in ACCURACY)
+        titled = {title: row[name] for name, title in BY_SPEAKER.items()}
+        rows.append(titled | {"right voice %": None if accuracy is None else f"{accuracy:.0f} [{low:.0f}, {high:.0f}]"})
     return rows
 
 
@@ -161,26 +159,21 @@ def transcript_diff(text: str, hypothesis: str | None, language: str = "en") -> 
     for chunk in chunks:
         old = html.escape(" ".join(reference[chunk.ref_start_idx : chunk.ref_end_idx]))
         new = html.escape(" ".join(words[chunk.hyp_start_idx : chunk.hyp_end_idx]))
-        if chunk.type == "equal":
-            parts.append(old)
-            continue
-        parts += [f"<del>{old}</del>"] if old else []
-        parts += [f"<ins>{new}</ins>"] if new else []
+        changed = [f"<del>{old}</del>"] * bool(old) + [f"<ins>{new}</ins>"] * bool(new)
+        parts += [old] if chunk.type == "equal" else changed
     return HTML(" ".join(parts))
 
 
 def cards(rows: Sequence[Row]) -> HTML:
-    """Utterances one below the other, with text, differences and player."""
-    return HTML("".join(_card(row) for row in rows))
+    """Utterances one below the other, with text, differences, and player where there is audio."""
+    return HTML("".join(map(_card, rows)))
 
 
 def _card(row: Row) -> str:
-    """Without audio there is no player and no spectrogram."""
     numbers = [f"WER {row['wer_percent']:.0f} %"]
-    if row["similarity"] is not None:
-        numbers.append(f"similarity {row['similarity']:.2f}")
-    if row["length_ratio"] is not None:
-        numbers.append(f"duration ratio {row['length_ratio']:.2f}")
+    for name, title in (("similarity", "similarity"), ("length_ratio", "duration ratio")):
+        if row[name] is not None:
+            numbers.append(f"{title} {row[name]:.2f}")
     facts = ", ".join(fact for fact in (row["form"], row["voice"], *numbers) if fact)
     player = "<p>no audio</p>"
     if row["seconds"]:
@@ -195,12 +188,9 @@ def _card(row: Row) -> str:
 
 
 def parts_of(rows: Sequence[Row], resamples: int, seed: int) -> dict[str, list[Row]]:
-    """The generated utterances summed up by voice, by form of prompt, and by length of text."""
-    keys = {
-        "voice": lambda row: row["voice"] or "described, two speakers",
-        "form": lambda row: row["form"],
-        "length": length_class,
-    }
+    """Summaries of the generated utterances by voice, by form of prompt, and by length of text."""
+    keys = {"voice": lambda row: row["voice"] or "described, two speakers", "form": itemgetter("form")}
+    keys["length"] = length_class
     generated = of_group(rows, GENERATED)
     return {name: summarise(sorted(generated, key=key), resamples, seed, key) for name, key in keys.items()}
 
@@ -212,9 +202,8 @@ def headline(summary: Sequence[Row]) -> HTML:
         for row in summary
         if row["wer_percent"] is not None
     ]
-    if not rates:
-        return HTML("<p>No words were judged.</p>")
-    return HTML(f"<p><b>Word error rate</b> (95 % interval): {html.escape(', '.join(rates))}.</p>")
+    line = f"<b>Word error rate</b> (95 % interval): {html.escape(', '.join(rates))}."
+    return paragraphs([line if rates else "No words were judged."])
 
 
 def coverage_note(coverage: Row, seeds: tuple[float | None, int]) -> HTML:
@@ -258,9 +247,6 @@ def codec_tables(results: Results) -> tuple[list[Row], list[Row]]:
     rows, distances = read_rows(folder / "reconstruction.parquet"), []
     for count in sorted({row["codebooks"] for row in rows}):
         some = [row for row in rows if row["codebooks"] == count]
-        means: Row = {"codebooks": count, "clips": len(some)}
-        for name in ("mel_db", "stft", "si_sdr_db", "stoi"):
-            values = known(some, name)
-            means[name] = sum(values) / len(values) if values else None
-        distances.append(means)
+        means = {name: mean_known(some, name) for name in ("mel_db", "stft", "si_sdr_db", "stoi")}
+        distances.append({"codebooks": count, "clips": len(some)} | means)
     return distances, read_rows(folder / "usage.parquet")

@@ -1,8 +1,7 @@
 """Confidence intervals of ratios, and paired tests between two systems.
 
-Every statistic is a ratio of sums: errors over words, or a mean, whose denominators are ones. The unit that is
-resampled is the text with all of its samples, or a speaker with all of their texts, because errors within a unit are
-correlated.
+Every statistic is a ratio of sums: errors over words, or a mean, whose denominators are ones. What is resampled is the
+text with all of its samples, or a speaker with all of their texts, because errors within one are correlated.
 
 Intervals are from the Bayesian bootstrap (Rubin 1981): each text has an exponential weight in place of a count. For a
 skewed statistic its quantiles are too low by half of an observation as large as the skewness, m3 / m2 of the influence
@@ -19,10 +18,12 @@ that sums of their products are exact in any order.
 from collections.abc import Hashable, Mapping, Sequence
 from dataclasses import dataclass
 from statistics import NormalDist
+from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
+CONFIDENCE = 0.95
 RESAMPLES_AT_ONCE = 1000  # bounds the memory: 1,000 resamples of 2,000 utterances are 16 MB
 # The lower end's share of the risk of an interval with `unseen`: with few texts the upper end is never too low.
 LOWER_RISK = 2 / 3
@@ -30,8 +31,7 @@ NORMAL = NormalDist()
 Array = NDArray[np.float64]
 
 
-@dataclass(frozen=True)
-class Interval:
+class Interval(NamedTuple):
     """An estimate and its confidence interval."""
 
     estimate: float
@@ -39,57 +39,52 @@ class Interval:
     high: float
 
 
-@dataclass(frozen=True)
-class Difference(Interval):
-    """B minus A, with the p value of "no difference". `n` counts the pairs: texts, or clusters of texts."""
+class Difference(NamedTuple):
+    """B minus A with its interval, and the p value of "no difference"; `n` counts pairs, texts or clusters of texts."""
 
+    estimate: float
+    low: float
+    high: float
     p: float
     n: int
 
 
 @dataclass(frozen=True)
 class Resampling:
-    """How many resamples or permutations, from which seed, and the confidence of the interval (0 to 1)."""
+    """How many resamples or permutations, and from which seed."""
 
     num_resamples: int = 10_000
     seed: int = 0
-    confidence: float = 0.95
-
-    def __post_init__(self) -> None:
-        if self.num_resamples < 1 or not 0 < self.confidence < 1:
-            raise ValueError(f"num_resamples must be at least 1 and confidence in (0, 1): {self}")
 
 
 def bootstrap_interval(
     errors: Sequence[float],
     totals: Sequence[float] | None = None,
     settings: Resampling = Resampling(),
-    clusters: Sequence[Hashable] | None = None,
     unseen: float | None = None,
 ) -> Interval:
     """[n] errors, [n] totals -> sum(errors) / sum(totals) with its interval; without totals, the mean of any values.
 
-    One pair for each text: of several samples of a text, the means of their errors and totals. Then each text counts
-    once, and more samples only make its pair more precise. Pairs with the same label in `clusters` are resampled
-    together (the texts of a speaker). `unseen` is the ratio of the worst pair that could have been observed. The
-    interval is about the choice of texts, not about errors of the judge.
+    One pair for each text: of several samples of a text, the means of their errors and totals. `unseen` is the ratio of
+    the worst pair that could have been observed. The interval is about the choice of texts, not about errors of the
+    judge.
 
-    Raises ValueError: fewer than 2 clusters, unequal lengths, errors that are negative (where there are totals) or not
-    finite, totals that are not positive.
+    ValueError: fewer than 2 pairs, unequal lengths, errors that are negative (where there are totals) or not finite,
+    totals that are not positive.
     """
-    x, y = _sums(errors, totals, clusters)
+    x, y = _sums(errors, totals)
     if totals is not None and min(errors) < 0:
         raise ValueError(f"errors must not be negative, got {min(errors)}")
-    low, high = interval_ends([(x[None], y[None])], settings, unseen, len(x) / len(errors))
+    low, high = interval_ends([(x[None], y[None])], settings, unseen)
     return Interval(float(x.sum() / y.sum()), float(low[0]), float(high[0]))
 
 
 def interval_ends(
-    tables: Sequence[tuple[Array, Array]], settings: Resampling, unseen: float | None = None, pair_share: float = 1.0
+    tables: Sequence[tuple[Array, Array]], settings: Resampling, unseen: float | None = None
 ) -> tuple[Array, Array]:
     """One (x, y), each [trials, n] -> low, high [trials] of the ratio of sums; of two, second minus first.
 
-    Trials share their random weights. `unseen` is the ratio of a pair that is `pair_share` of a cluster.
+    Trials share their random weights.
     """
     trials, n = tables[0][0].shape
     estimate, influence, columns = np.zeros(trials), np.zeros((trials, n)), []
@@ -105,8 +100,8 @@ def interval_ends(
     skew = np.divide(cube.sum(axis=1), square, out=np.zeros(trials), where=square > 0)
     least, most = -skew if len(tables) > 1 else skew, skew
     if unseen is not None:
-        most = np.maximum(skew, (unseen - estimate) * pair_share)
-    risk = 1 - settings.confidence
+        most = np.maximum(skew, unseen - estimate)
+    risk = 1 - CONFIDENCE
     below = risk * (0.5 if unseen is None else LOWER_RISK)
     low = np.quantile(moved + share * least, _level(below, n), axis=0)
     high = np.quantile(moved + share * most, 1 - _level(risk - below, n), axis=0)
@@ -158,15 +153,14 @@ def paired_difference(
     settings: Resampling = Resampling(),
     clusters: Sequence[Hashable] | None = None,
 ) -> Difference:
-    """Two systems on the same utterances, [n] and [n] -> ratio of B minus ratio of A.
+    """Two systems on the same utterances, [n] and [n] -> ratio of B minus ratio of A; without totals, of means.
 
-    Without totals, the difference of means. The interval is that of `bootstrap_interval`, with one weight for both
-    systems' values of a text (cluster), and half an observation at either end. `p` is that of a permutation test:
-    under the null hypothesis the two systems are exchangeable, so the labels of each cluster are swapped with
-    probability 1/2; all swaps where they are no more than `num_resamples`, else as many random ones. p is the share of
-    differences at least as large, the observed one included. Two copies of one run have p = 1.
+    The interval is that of `bootstrap_interval`, with one weight for both systems' values of a text (cluster), and half
+    an observation at either end. `p` is that of a permutation test, which swaps the labels of each cluster with
+    probability 1/2; all swaps where they are no more than `num_resamples`, else as many random ones. It is the share of
+    differences at least as large, the observed one included, so two copies of one run have p = 1.
 
-    Raises ValueError as `bootstrap_interval` does, and for unequal lengths of A and B.
+    ValueError as `bootstrap_interval`, and for unequal lengths of A and B.
     """
     if len(a) != len(b):
         raise ValueError(f"systems are compared on the same utterances, got {len(a)} and {len(b)}")
@@ -202,11 +196,7 @@ def permutation_p(table: Array, settings: Resampling) -> Array:
 
 
 def holm(p_values: Mapping[str, float]) -> dict[str, float]:
-    """p by metric -> p adjusted for multiple comparisons, in the same order.
-
-    Holm 1979: the k-th smallest of m is multiplied by m - k + 1, never falls below the one before it, and stays at
-    most 1.
-    """
+    """p by metric -> p adjusted for multiple comparisons, in the same order (Holm 1979)."""
     adjusted, largest = {}, 0.0
     for rank, (name, p) in enumerate(sorted(p_values.items(), key=lambda item: item[1])):
         largest = max(largest, min(1.0, p * (len(p_values) - rank)))
@@ -214,11 +204,11 @@ def holm(p_values: Mapping[str, float]) -> dict[str, float]:
     return {name: adjusted[name] for name in p_values}
 
 
-def wilson_interval(successes: float, n: float, confidence: float = 0.95) -> Interval:
-    """Successes in n independent trials -> rate and interval, which has a width for 0 of n too. Wilson 1927."""
+def wilson_interval(successes: float, n: float) -> Interval:
+    """Successes in n independent trials -> rate and 95 % interval, which has a width for 0 of n too. Wilson 1927."""
     if not 0 <= successes <= n or n < 1:
         raise ValueError(f"expected 0 to n successes of n of at least 1, got {successes} of {n}")
-    z = NORMAL.inv_cdf((1 + confidence) / 2)
+    z = NORMAL.inv_cdf((1 + CONFIDENCE) / 2)
     rate = successes / n
     centre = (rate + z * z / (2 * n)) / (1 + z * z / n)
     half = z / (1 + z * z / n) * (rate * (1 - rate) / n + z * z / (4 * n * n)) ** 0.5
@@ -226,22 +216,19 @@ def wilson_interval(successes: float, n: float, confidence: float = 0.95) -> Int
     return Interval(rate, 0.0 if successes == 0 else centre - half, 1.0 if successes == n else centre + half)
 
 
-def rate_interval(
-    shares: Sequence[float], counts: Sequence[int], clusters: Sequence[Hashable] | None = None
-) -> Interval:
+def rate_interval(shares: Sequence[float], counts: Sequence[int]) -> Interval:
     """[n] share of positive samples of each text, [n] number of samples -> the mean share with Wilson's 95 % interval.
 
-    The effective sample size (Korn and Graubard 1998) is rate (1 - rate) / variance of the mean between texts
-    (clusters): at least the number of clusters, for samples of a text that always agree, and at most the number of
-    independent samples. Without any variance it is that maximum; with `clusters`, the minimum.
+    The effective sample size (Korn and Graubard 1998) is rate (1 - rate) / variance of the mean between texts: at least
+    the number of texts, for samples of a text that always agree, and at most the number of independent samples, as
+    where nothing varies.
     """
-    x, y = _sums(shares, None, clusters, least=1)
+    x, _ = _sums(shares, None, least=1)
     n, most = len(shares), len(shares) ** 2 / sum(1 / k for k in counts)
     rate = min(1.0, max(0.0, float(x.sum() / n)))
-    variance = float(((x - rate * y) ** 2).sum()) / n**2
-    unknown = most if clusters is None and n > 1 else len(x)
-    effective = rate * (1 - rate) / variance if variance > 0 else unknown
-    effective = min(most, max(len(x), effective))
+    variance = float(((x - rate) ** 2).sum()) / n**2
+    effective = rate * (1 - rate) / variance if variance > 0 else most if n > 1 else n
+    effective = min(most, max(n, effective))
     return wilson_interval(rate * effective, effective)
 
 

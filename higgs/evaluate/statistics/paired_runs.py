@@ -12,6 +12,7 @@ from higgs.evaluate.utterances import NOT_SCORED
 from higgs.workflow.tables import Row, find_table, read_rows
 
 CLUSTERS = ("script", "speaker", "voice")
+ALPHA = 0.05
 TABLE, PROVENANCE = "utterances", "provenance.json"
 
 
@@ -30,25 +31,23 @@ def compare(
     group: str = "generated",
     resamples: int = 10_000,
     seed: int = 0,
-    alpha: float = 0.05,
     cluster: str = "script",
 ) -> Comparison:
     """Two result folders -> for each metric both values, the difference B - A, its interval and p.
 
     A folder holds `utterances.parquet` (or .jsonl) with the records of `higgs.evaluate.utterances`, and
-    `provenance.json`, whose `judges` name the judges; metrics of different judges are not compared. `group` is a value
-    of the column "group", or the prefix of several ("generated" includes "generated: dialogue"). Scripts are paired, or
-    the values of the column `cluster` ("speaker"). Scripts that only one run has, or whose text differs, are left out
-    and counted in the notes. Of a script the means of the samples that both have are compared: those with the same
-    seeds, or, where they share no seed, the first ones, as many of either. `p_holm` corrects for the number of
-    metrics; the verdict is "no difference" where it exceeds `alpha`.
+    `provenance.json`; metrics of different judges are not compared. `group` is a value of the column "group", or the
+    prefix of several ("generated" includes "generated: dialogue"). Scripts are paired, or the values of the column
+    `cluster`. Scripts that only one run has, or whose text differs, are left out and counted in the notes. `p_holm`
+    corrects for the number of metrics; the verdict is "no difference" where it exceeds 0.05.
 
-    Raises FileNotFoundError for a folder without a table, ValueError where the runs share fewer than 2 scripts.
+    FileNotFoundError for a folder without a table, ValueError where the runs share fewer than 2 scripts.
     """
     if cluster not in CLUSTERS:
         raise ValueError(f"cluster: expected one of {', '.join(CLUSTERS)}, got {cluster!r}")
     tables = [read_rows(find_table(folder, TABLE)) for folder in (folder_a, folder_b)]
-    provenance = tuple(_provenance(folder) for folder in (folder_a, folder_b))
+    files = [Path(folder) / PROVENANCE for folder in (folder_a, folder_b)]
+    provenance = tuple(json.loads(file.read_text(encoding="utf-8")) if file.is_file() else {} for file in files)
     chosen = [scored_rows(table, group) for table in tables]
     notes = [f"{side} has no rows of the group {group!r}." for side, rows in zip("AB", chosen, strict=True) if not rows]
     shared = _shared_scripts(*chosen, notes)
@@ -63,24 +62,16 @@ def compare(
     adjusted = holm({row["metric"]: row["p"] for row in rows})
     for row in rows:
         row["p_holm"] = adjusted[row["metric"]]
-        row["verdict"] = _verdict(row, alpha)
+        row["verdict"] = _verdict(row)
     if chosen[0] == chosen[1]:
         notes.append("The two tables are equal, row by row.")
     return Comparison(rows, notes, provenance)
 
 
-def _provenance(folder: str | Path) -> dict[str, Any]:
-    path = Path(folder) / PROVENANCE
-    return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
-
-
 def scored_rows(table: Sequence[Row], group: str) -> list[Row]:
     """The rows of a group, or of all groups with that prefix, without those that are not scored."""
-    return [
-        row
-        for row in table
-        if (row["group"] == group or row["group"].startswith(f"{group}: ")) and row["status"] not in NOT_SCORED
-    ]
+    scored = [row for row in table if row["status"] not in NOT_SCORED]
+    return [row for row in scored if f"{row['group']}: ".startswith(f"{group}: ")]
 
 
 def _shared_scripts(a: Sequence[Row], b: Sequence[Row], notes: list[str]) -> set[str]:
@@ -123,18 +114,9 @@ def _compare_metric(
     pairs = [paired_samples(samples[0][script], samples[1][script]) for script in scripts]
     (x_a, y_a), (x_b, y_b) = (tuple(zip(*(mean_sample(pair[side]) for pair in pairs), strict=True)) for side in (0, 1))
     result = paired_difference(x_a, x_b, y_a, y_b, settings, labels)
-    return {
-        "metric": metric.name,
-        "title": metric.title,
-        "better": metric.better,
-        "n": result.n,
-        "a": sum(x_a) / sum(y_a),
-        "b": sum(x_b) / sum(y_b),
-        "difference": result.estimate,
-        "low": result.low,
-        "high": result.high,
-        "p": result.p,
-    }
+    row = {"metric": metric.name, "title": metric.title, "better": metric.better, "n": result.n}
+    row |= {"a": sum(x_a) / sum(y_a), "b": sum(x_b) / sum(y_b), "difference": result.estimate}
+    return row | {"low": result.low, "high": result.high, "p": result.p}
 
 
 def paired_samples(a: Sequence[Sample], b: Sequence[Sample]) -> tuple[list[Sample], list[Sample]]:
@@ -145,8 +127,8 @@ def paired_samples(a: Sequence[Sample], b: Sequence[Sample]) -> tuple[list[Sampl
     return list(a[:count]), list(b[:count])
 
 
-def _verdict(row: Row, alpha: float) -> str:
-    if row["p_holm"] > alpha:
+def _verdict(row: Row) -> str:
+    if row["p_holm"] > ALPHA:
         return "no difference"
     if not row["better"]:
         return "B is higher" if row["difference"] > 0 else "B is lower"

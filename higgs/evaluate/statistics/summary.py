@@ -6,8 +6,8 @@ and SeedTTS-Eval's mean of utterances. Every title names its judge.
 
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
+from operator import itemgetter
 
-from higgs.evaluate.metrics import seedtts
 from higgs.evaluate.report.gather import RECORDED
 from higgs.evaluate.statistics.intervals import Interval, Resampling, bootstrap_interval, rate_interval, seed_share
 from higgs.evaluate.utterances import MISSING, NOT_SCORED, SILENT, TOO_LONG, TRANSCRIBED, UNREADABLE
@@ -16,22 +16,17 @@ from higgs.workflow.tables import Row
 
 @dataclass(frozen=True)
 class Metric:
-    """A column of the summary: the mean of the utterances' `column`, or its sum over that of `per`.
-
-    `judge` is the kind of judge it comes from; `better` is "lower", "higher", or "" where neither is. A rate is the
-    share of utterances with True. `unseen` is the largest value that a run-away until the frame cap can have, None
-    where that is no larger than another.
-    """
+    """A column of the summary: the mean of the utterances' `column`, or its sum over that of `per`."""
 
     name: str
     column: str
     title: str
-    better: str
-    judge: str = ""
+    better: str  # "lower", "higher", or "" where neither is
+    judge: str = ""  # its kind
     per: str = ""
     scale: float = 1.0
-    rate: bool = False
-    unseen: float | None = None
+    rate: bool = False  # the share of utterances with True
+    unseen: float | None = None  # the largest value of a run-away until the frame cap; None where others are as large
 
 
 # The cap of 400 frames is 16 s, five times a sentence of nine words: five errors for each of its words.
@@ -55,8 +50,7 @@ METRICS = (
     Metric("silence_share", "silence_share", "share of silence", ""),
     Metric("cap_hit_percent", "cap_hit", "stopped by the frame cap, %", "lower", scale=100, rate=True),
 )  # fmt: skip
-
-
+ENDS = ("", "_low", "_high")
 Sample = tuple[int | None, float, float]  # seed, numerator, denominator
 
 
@@ -71,42 +65,32 @@ def samples_of(metric: Metric, rows: Iterable[Row]) -> dict[str, list[Sample]]:
 
 
 def mean_sample(samples: Sequence[Sample]) -> tuple[float, float]:
-    """The mean numerator and denominator, so that a text counts once, however many samples it has.
-
-    With equal numbers of samples that is the ratio of all sums. With three samples of some texts and one of the rest,
-    plain sums would give these texts three times the weight, and the variance with it.
-    """
+    """The mean numerator and denominator, so that a text counts once, however many samples it has."""
     return sum(x for _, x, _ in samples) / len(samples), sum(y for _, _, y in samples) / len(samples)
 
 
-def measure(
-    metric: Metric, rows: Sequence[Row], settings: Resampling, cluster: str = "script", shared_by: float = 0
-) -> Interval | None:
+def measure(metric: Metric, rows: Sequence[Row], settings: Resampling, shared_by: float = 0) -> Interval | None:
     """The metric over the rows, with its 95 % interval; None where no row has it.
 
-    Clusters are resampled: scripts with all of their samples, or the values of another column ("speaker"). With one
-    cluster the ends are the estimate. Human recordings do not run away: only for generated speech does the interval
-    allow for an unseen run-away, one sample of a text with a typical number of them. Rows that are a part of a
-    system's share that allowance with the rest: it is divided over `shared_by` texts, since run-aways are taken to be
-    as likely in every part.
+    Scripts are resampled with all of their samples; with one script the ends are the estimate. For generated speech,
+    not for human recordings, the interval allows for an unseen run-away: one sample of a text with a typical number of
+    them. Rows that are a part of a system's share that allowance with the rest: it is divided over `shared_by` texts.
     """
     samples = samples_of(metric, rows)
     if not samples:
         return None
     x, y = (list(values) for values in zip(*map(mean_sample, samples.values()), strict=True))
     counts = [len(some) for some in samples.values()]
-    labels = {row["script"]: row[cluster] for row in rows}
-    clusters = None if cluster == "script" else [labels[script] for script in samples]
     if metric.rate:
-        share = rate_interval([v / metric.scale for v in x], counts, clusters)
-        return Interval(*(metric.scale * v for v in (share.estimate, share.low, share.high)))
+        share = rate_interval([v / metric.scale for v in x], counts)
+        return Interval(*(metric.scale * end for end in share))
     estimate, unseen = sum(x) / sum(y), None
-    if len(set(clusters or samples)) < 2:
+    if len(samples) < 2:
         return Interval(estimate, estimate, estimate)
     if metric.unseen is not None and not all(row["group"].startswith(RECORDED) for row in rows):
         one_sample = metric.unseen * sum(k**-2 for k in counts) / sum(1 / k for k in counts)
         unseen = estimate + (one_sample - estimate) * len(samples) / max(len(samples), shared_by)
-    return bootstrap_interval(x, y if metric.per else None, settings, clusters, unseen)
+    return bootstrap_interval(x, y if metric.per else None, settings, unseen)
 
 
 def share_of_seeds(rows: Sequence[Row]) -> tuple[float | None, int]:
@@ -120,45 +104,32 @@ def share_of_seeds(rows: Sequence[Row]) -> tuple[float | None, int]:
     return seed_share(x, y, scripts), several
 
 
-def _summary(name: str, rows: Sequence[Row], settings: Resampling, cluster: str, shared_by: float) -> Row:
+def _summary(name: str, rows: Sequence[Row], settings: Resampling, shared_by: float) -> Row:
     """Counts of each status, then each metric with `_low` and `_high`."""
     statuses = [row["status"] for row in rows]
     scored = [row for row in rows if row["status"] not in NOT_SCORED]
     seeds = sorted({row["seed"] for row in rows if row["seed"] is not None})
     official = [row["seedtts_wer_percent"] / 100 for row in scored if row["seedtts_wer_percent"] is not None]
-    summary: Row = {
-        "group": name,
-        "n": len(rows),
-        "scripts": len({row["script"] for row in rows}),
-        "seeds": ", ".join(map(str, seeds)),
-        "heard": sum(status in TRANSCRIBED for status in statuses),
-        "missing": statuses.count(MISSING),
-        "silent": statuses.count(SILENT),
-        "unreadable": statuses.count(UNREADABLE),
-        "too_long": statuses.count(TOO_LONG),
+    below = [rate for rate in official if rate <= 0.5]  # without run-aways
+    summary: Row = {"group": name, "n": len(rows), "scripts": len({row["script"] for row in rows})}
+    summary |= {"seeds": ", ".join(map(str, seeds)), "heard": sum(status in TRANSCRIBED for status in statuses)}
+    summary |= {status.replace(" ", "_"): statuses.count(status) for status in (MISSING, SILENT, UNREADABLE, TOO_LONG)}
+    summary |= {
         "not_scored": len(rows) - len(scored),
         "empty_transcripts": sum(row["heard"] == "" for row in scored),
         "above_50": sum(bool(row["above_50"]) for row in scored),
-        "cap_hits": _count(scored, "cap_hit"),
-        "retried": _count(scored, "retries"),
+        **{name: _count(scored, column) for name, column in (("cap_hits", "cap_hit"), ("retried", "retries"))},
         "words": sum(row["words"] or 0 for row in scored),
         "seconds": sum(row["seconds"] or 0.0 for row in scored),
     }
     for metric in METRICS:
-        interval = measure(metric, scored, settings, cluster, shared_by)
-        summary[metric.name] = interval.estimate if interval else None
-        summary[f"{metric.name}_low"] = interval.low if interval else None
-        summary[f"{metric.name}_high"] = interval.high if interval else None
-    below = seedtts.wer_below_50(official)
-    return summary | {"seedtts_wer_below_50_percent": None if below is None else 100 * below}
+        interval = measure(metric, scored, settings, shared_by) or (None, None, None)
+        summary |= {f"{metric.name}{end}": value for end, value in zip(ENDS, interval, strict=True)}
+    return summary | {"seedtts_wer_below_50_percent": 100 * (sum(below) / len(below)) if below else None}
 
 
 def summarise(
-    rows: Sequence[Row],
-    resamples: int,
-    seed: int,
-    key: Callable[[Row], str] = lambda row: row["group"],
-    cluster: str = "script",
+    rows: Sequence[Row], resamples: int, seed: int, key: Callable[[Row], str] = itemgetter("group")
 ) -> list[Row]:
     """One summary for each value of `key`, in the order of first appearance."""
     parts: dict[str, list[Row]] = {}
@@ -168,7 +139,7 @@ def summarise(
         systems.setdefault(row["group"], []).append(row)
     shared_by = {name: _texts_for_a_run_away(some) for name, some in systems.items()}
     settings = Resampling(resamples, seed)
-    return [_summary(name, some, settings, cluster, shared_by[some[0]["group"]]) for name, some in parts.items()]
+    return [_summary(name, some, settings, shared_by[some[0]["group"]]) for name, some in parts.items()]
 
 
 def _texts_for_a_run_away(rows: Sequence[Row]) -> float:
@@ -185,7 +156,7 @@ def length_class(row: Row) -> str:
 
 def with_interval(row: Row, metric: Metric) -> str | None:
     """ "estimate [low, high]"; None where the summary has no such metric."""
-    estimate, low, high = (row[f"{metric.name}{end}"] for end in ("", "_low", "_high"))
+    estimate, low, high = (row[f"{metric.name}{end}"] for end in ENDS)
     if estimate is None:
         return None
     digits = 1 if metric.name.endswith("percent") else 2
