@@ -141,7 +141,7 @@ def test_pasted_text_is_spoken_as_it_looks(text):
 
 @pytest.mark.parametrize(
     "text",
-    [PLAIN, "Don’t — “quote”, 50 %!", "今天，天气（很）好！“你好”？", "Zoë naïve", "می‌خواهم", "हिन्दी।", "🎉 Hi", "x² ½ € №"],
+    [PLAIN, "Don’t — “quote”, 50 %!", "今天，天气（很）好！“你好”？", "Zoë", "می‌خواهم", "हिन्दी।", "🎉 Hi", "x² ½ € №"],
 )
 def test_other_text_is_left_alone(text):
     (sample,) = speech_request(text, ADA).samples

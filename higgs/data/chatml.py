@@ -140,6 +140,7 @@ class Tokens:
 
     input_ids: list[int] = field(default_factory=list)
     labels: list[int] = field(default_factory=list)
+    audios: list[AudioContent] = field(default_factory=list)
 
     def add(self, ids: list[int], trained: bool) -> None:
         self.input_ids += ids
@@ -165,7 +166,9 @@ def tokenize(
         for part in message.parts:
             if isinstance(part, TextContent):
                 tokens.add(tokenizer.encode(part.text, part.allow_special), trained)
-            elif is_output:
+                continue
+            tokens.audios.append(part)
+            if is_output:
                 tokens.add([ids.audio_out_bos, ids.audio_out, ids.audio_eos], trained)
             else:
                 tokens.add([ids.audio_bos, ids.audio_in, ids.audio_eos], False)

@@ -183,7 +183,7 @@ class Engine:
         with self._lock:  # the text tokenizer has a switch that is set for each text
             tokens = tokenize(sample, self.text_tokenizer, generate=True, force_audio=force_audio)
         if reference_codes is None:
-            reference_codes = [self.reference_codes(audio) for audio in sample.audios]
+            reference_codes = [self.reference_codes(audio) for audio in tokens.audios]
         example = expand_audio_placeholders(
             tokens, [c.cpu() for c in reference_codes], self.ids, self.model.config, False
         )

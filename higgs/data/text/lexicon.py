@@ -82,8 +82,13 @@ class Lexicon:
     def pronounce(self, text: str) -> str:
         """The text with each listed word as the characters of its phonemes' tokens."""
         tokens = str.maketrans(dict(zip(self.phonemes, self.tokens, strict=True)))
-        segments = self.split(text)
-        return "".join(s.text if s.spelled or s.phonemes is None else s.phonemes.translate(tokens) for s in segments)
+
+        def replace(match: re.Match) -> str:
+            mark, word = match.groups()
+            phonemes = None if mark else self.words.get(word.lower().replace("’", "'"))
+            return word if phonemes is None else phonemes.translate(tokens)
+
+        return WORD.sub(replace, text)
 
     def readable(self, text: str) -> str:
         """The inverse of `pronounce`: the characters of phoneme tokens as phonemes."""
