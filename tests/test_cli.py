@@ -125,7 +125,7 @@ WRONG = [
     (["Hi.", "--top-k", "many"], 2, "--top-k"),
     (["Hi.", "--temprature", "1"], 2, "--temperature"),
     (["Hi.", "--top-p", "0"], 1, "top_p"),
-    (["()", "--normalize"], 1, "nothing is left to speak"),
+    (["()", "--normalize"], 1, "nothing to speak"),
     (["Hi.", "--checkpoint", "somewhere"], 1, "neither 'nano'"),
 ]  # fmt: skip
 

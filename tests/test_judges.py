@@ -25,7 +25,7 @@ from higgs.evaluate.judges.ge2e import similarity, without_long_silences
 from higgs.evaluate.judges.moonshine import MoonshineTiny, ort_weights, read_vocabulary
 from higgs.evaluate.judges.registry import MetricModels, load_metric_models, make_judge
 from higgs.evaluate.judges.wavlm_ecapa import WavLMECAPA
-from higgs.evaluate.judges.wheels import JudgeUnavailable, wheel_file
+from higgs.evaluate.judges.wheels import MetricModelUnavailable, wheel_file
 from higgs.evaluate.metrics.error_rates import word_errors
 from higgs.evaluate.utterances import Evaluator
 
@@ -37,7 +37,7 @@ def judge_fixture(name, kind="recogniser"):
     def judge():
         try:
             return make_judge(name, kind=kind)
-        except JudgeUnavailable as error:
+        except MetricModelUnavailable as error:
             pytest.skip(str(error))
 
     return judge
@@ -51,9 +51,9 @@ encoder, predictor = judge_fixture("ge2e", "speaker"), judge_fixture("dnsmos", "
 
 
 def test_missing_wheels_say_what_to_install(monkeypatch):
-    with pytest.raises(JudgeUnavailable, match=r"numpy 0\.0\.0 is needed"):
+    with pytest.raises(MetricModelUnavailable, match=r"numpy 0\.0\.0 is needed"):
         wheel_file(("numpy", "0.0.0"), "numpy/__init__.py")
-    with pytest.raises(JudgeUnavailable, match="without numpy/absent"):
+    with pytest.raises(MetricModelUnavailable, match="without numpy/absent"):
         wheel_file(("numpy", np.__version__), "numpy/absent")
 
     def absent(name):
@@ -193,7 +193,7 @@ def test_damaged_weights_say_so(recogniser, monkeypatch, tmp_path):
         ort_weights(path)
     with monkeypatch.context() as patch:
         patch.setattr(MoonshineTiny, "DECODER", MoonshineTiny.ENCODER)  # weights of something else
-        with pytest.raises(JudgeUnavailable, match="Missing key"):
+        with pytest.raises(MetricModelUnavailable, match="Missing key"):
             MoonshineTiny()
     monkeypatch.setattr(wheels, "wheel_file", lambda wheel, file: path)
     models = load_metric_models(None, None, "dnsmos")
@@ -492,14 +492,14 @@ def test_wavlm_large_sv_computes_what_its_authors_do(seedtts_checkpoint):
 
 def test_another_file_is_not_wavlm_large(seedtts_checkpoint, tmp_path):
     path, _ = seedtts_checkpoint
-    with pytest.raises(JudgeUnavailable, match="not the expected checkpoint.*\\s.*layers.2"):
+    with pytest.raises(MetricModelUnavailable, match="not the expected checkpoint.*\\s.*layers.2"):
         WavLMECAPA(path, **TINY_WAVLM | {"num_hidden_layers": 3})
     weights = torch.load(path)["model"]
     del weights["pooling.linear1.weight"]
     torch.save({"model": weights}, tmp_path / "other.pth")
-    with pytest.raises(JudgeUnavailable, match="not the expected checkpoint.*pooling.linear1.weight"):
+    with pytest.raises(MetricModelUnavailable, match="not the expected checkpoint.*pooling.linear1.weight"):
         WavLMECAPA(tmp_path / "other.pth", **TINY_WAVLM)
-    with pytest.raises(JudgeUnavailable, match="no weights at None: get wavlm_large_finetune.pth"):
+    with pytest.raises(MetricModelUnavailable, match="no weights at None: get wavlm_large_finetune.pth"):
         make_judge("wavlm-large-sv", kind="speaker")
     models = load_metric_models(None, f"wavlm-large-sv:{tmp_path}/none.pth")
     assert models.speaker is None and "wavlm-large-sv:/path/to/" in models.absent[0]
@@ -576,10 +576,10 @@ def test_whisper_gets_the_language_and_transcribes_all(tiny_whisper):
 
 
 def test_weights_that_cannot_be_had_say_so(monkeypatch, tmp_path):
-    with pytest.raises(JudgeUnavailable, match=rf"cannot be loaded from {tmp_path}.*JUDGE:FOLDER"):
+    with pytest.raises(MetricModelUnavailable, match=rf"cannot be loaded from {tmp_path}.*JUDGE:FOLDER"):
         make_judge(f"whisper-large-v3:{tmp_path}")
     monkeypatch.setitem(sys.modules, "zhconv", None)
-    with pytest.raises(JudgeUnavailable, match="funasr==1.4.16 zhconv==1.4.3"):
+    with pytest.raises(MetricModelUnavailable, match="funasr==1.4.16 zhconv==1.4.3"):
         make_judge("paraformer-zh", ["zh"])
 
 

@@ -176,8 +176,8 @@ def test_a_public_set_from_its_list_to_a_table(engine, tmp_path):
     items = gather(read_results(tmp_path / "results"), ["en"])
     items = [item for item in items if item.condition in (GENERATED, OF_THE_SET)]
     assert [item.condition for item in items] == [OF_THE_SET] * 2 + [GENERATED] * 2
-    panel = load_metric_models("moonshine-tiny-en-float32", "ge2e")
-    rows = list(map(Evaluator(panel).judge, items))
+    metric_models = load_metric_models("moonshine-tiny-en-float32", "ge2e")
+    rows = list(map(Evaluator(metric_models).judge, items))
     assert all(row["status"] == "ok" and row["similarity"] is not None for row in rows)
     people, ours = summarise(rows, 100, 0)
     assert people["seedtts_wer_percent"] < 30 and ours["n"] == 2

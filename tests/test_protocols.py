@@ -340,7 +340,7 @@ def test_tables_refuse(tmp_path):
 def test_a_run_that_was_killed_continues(folder, evaluator):
     items = [utterance(folder, name) for name in ("good", "wrong", "gone", "good", "slow")]
     whole = [evaluator.judge(item) for item in items]
-    ear, path = evaluator.panel.recogniser, folder / "cache" / "results.jsonl"
+    ear, path = evaluator.metric_models.recogniser, folder / "cache" / "results.jsonl"
     workers = Workers(lambda: evaluator, 1)
 
     def judge(judges=evaluator):
@@ -356,7 +356,7 @@ def test_a_run_that_was_killed_continues(folder, evaluator):
     assert list(judge()) == whole
     assert ear.calls == 1  # slow; gone has no audio, the second good is the first
     assert list(judge()) == whole and ear.calls == 1
-    list(judge(Evaluator(evaluator.panel, max_seconds=1.0)))  # other settings
+    list(judge(Evaluator(evaluator.metric_models, max_seconds=1.0)))  # other settings
     assert ear.calls == 4
     save_audio(folder / "good.wav", sine(300, 0.3, 24_000), RATE)  # other audio under the same name
     list(judge())
@@ -380,8 +380,8 @@ def dialogue_of(pitches):
 
 def test_dialogue_of_two_voices():
     waveform, turns = dialogue_of([200, 1800] * 3)
-    panel = MetricModels(Ear({RATE: "turn 0 of us"}), Pitch())
-    rows = judge_dialogue(panel, "d", waveform, RATE, turns)
+    metric_models = MetricModels(Ear({RATE: "turn 0 of us"}), Pitch())
+    rows = judge_dialogue(metric_models, "d", waveform, RATE, turns)
     ann, bob, every = summarise_dialogues(rows)
     assert (ann["speaker"], bob["speaker"], every["speaker"]) == ("ann", "bob", "all")
     assert (every["turns"], every["attributed_right_percent"]) == (6, 100)
@@ -399,10 +399,10 @@ def test_dialogue_of_two_voices():
 
 def test_dialogue_with_voices_exchanged_and_a_turn_without_sound():
     waveform, turns = dialogue_of([1800, 1800, 200, 0])
-    panel = MetricModels(Ear({RATE: "turn 0 of us"}), Pitch())
-    voices = {name: panel.speaker.embed(sine(hertz), RATE) for name, hertz in (("ann", 200), ("bob", 1800))}
+    metric_models = MetricModels(Ear({RATE: "turn 0 of us"}), Pitch())
+    voices = {name: metric_models.speaker.embed(sine(hertz), RATE) for name, hertz in (("ann", 200), ("bob", 1800))}
     turns.append(Turn("bob", "after the end", 9 * RATE, 10 * RATE))
-    rows = judge_dialogue(panel, "d", waveform, RATE, turns, voices)
+    rows = judge_dialogue(metric_models, "d", waveform, RATE, turns, voices)
     assert [row["attributed"] for row in rows] == ["bob", "bob", "ann", None, None]
     assert [row["attributed_right"] for row in rows] == [False, True, True, None, None]
     assert rows[0]["similarity"] == pytest.approx(similarity(*voices.values()), abs=1e-3)
@@ -411,7 +411,7 @@ def test_dialogue_with_voices_exchanged_and_a_turn_without_sound():
     assert rows[4]["word_errors"] == 3
     assert summarise_dialogues(rows)[-1]["attributed_right_percent"] == pytest.approx(200 / 3)
     with pytest.raises(ValueError, match="no turns"):
-        judge_dialogue(panel, "d", waveform, RATE, [])
+        judge_dialogue(metric_models, "d", waveform, RATE, [])
 
 
 # ---- long speech
@@ -428,8 +428,8 @@ def test_errors_belong_to_the_segment_of_their_hypothesis():
 def test_long_speech_is_judged_by_segments():
     voices = [200] * 24 + [700] * 12  # seconds; after two thirds the voice changes
     waveform = torch.cat([torch.cat([sine(hertz, 0.3, 21_600), torch.zeros(2_400)]) for hertz in voices])
-    panel = MetricModels(Ear({}), Pitch())
-    rows = judge_long(panel, "long", waveform, RATE, "these are words", boundaries=[36_000, 732_000])
+    metric_models = MetricModels(Ear({}), Pitch())
+    rows = judge_long(metric_models, "long", waveform, RATE, "these are words", boundaries=[36_000, 732_000])
     assert rows[0]["start"] == 0 and rows[-1]["end"] == 36
     assert all(a["end"] == b["start"] for a, b in zip(rows, rows[1:], strict=False))
     assert all(row["end"] - row["start"] <= 10 for row in rows)
@@ -438,9 +438,9 @@ def test_long_speech_is_judged_by_segments():
     assert rows[0]["similarity"] == pytest.approx(1) and rows[-1]["similarity"] < 0.95
     assert 0.05 < rows[0]["silence_share"] < 0.15
     with pytest.raises(ValueError, match=r"\[0\] lie outside"):
-        judge_long(panel, "long", waveform, RATE, "word", boundaries=[0])
+        judge_long(metric_models, "long", waveform, RATE, "word", boundaries=[0])
     with pytest.raises(ValueError, match="no words"):
-        judge_long(panel, "long", waveform, RATE, "...")
+        judge_long(metric_models, "long", waveform, RATE, "...")
 
 
 def test_a_cut_clicks_and_speech_does_not():

@@ -137,8 +137,8 @@ class AudioTokenizer(nn.Module):
         with exact_convolutions(self.device):
             outputs = run_in_batches(self.synthesize, z_q, sizes, lambda frames: self._batch_size(frames * hop))
         segments: list[list[Tensor]] = [[] for _ in clips]
-        for (index, _, skip, taken), output in zip(parts, outputs, strict=True):
-            segments[index].append(output[0, skip * hop : (skip + taken) * hop])
+        for (index, _, skip, length), output in zip(parts, outputs, strict=True):
+            segments[index].append(output[0, skip * hop : (skip + length) * hop])
         return [torch.cat(waveforms) for waveforms in segments]
 
     def _batch_size(self, samples: int) -> int:

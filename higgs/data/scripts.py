@@ -148,16 +148,16 @@ def _script(content: Any, voices: str | Path, chunking: ChunkOptions) -> Script:
         else:
             voice = {int(number): find_voice(voices, who) for number, who in record.voices.items()}
             name = " ".join(voice[number].name for number in sorted(voice))
-        text, spoken = " ".join(line for _, line in record.lines), tagged(record.lines, voice)
+        text, tagged_text = " ".join(line for _, line in record.lines), tagged(record.lines, voice)
     else:
         voice = find_voice(voices, record.voice)
         if form != "long_form" and (form == "voice_clone") != (voice.audio is not None):
             raise ValueError(f"{form} does not go with the voice {voice.name!r}")
         example = Path(voices) / "profiles" / f"{voice.name}.flac"
         reference = voice.audio or (example if example.is_file() else None)
-        name, text, spoken = voice.name, record.text, record.text
+        name, text, tagged_text = voice.name, record.text, record.text
     request = speech_request(
-        spoken, voice, options or chunking, record.scene, chunked, max_new_tokens=record.max_new_tokens
+        tagged_text, voice, options or chunking, record.scene, chunked, max_new_tokens=record.max_new_tokens
     )
     return Script(record.id, form, name, text, request, reference=reference)
 

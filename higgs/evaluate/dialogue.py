@@ -32,7 +32,7 @@ class Turn:
 
 
 def judge_dialogue(
-    panel: MetricModels,
+    metric_models: MetricModels,
     name: str,
     waveform: Tensor,
     sample_rate: int,
@@ -47,47 +47,47 @@ def judge_dialogue(
     """
     if not turns:
         raise ValueError(f"dialogue {name}: no turns")
-    rows, voices = [], []
+    records, voices = [], []
     for number, turn in enumerate(turns):
         notes: list[str] = []
         if len(segment := waveform[turn.start : turn.end]):
-            hypothesis, voice = transcribe_and_embed(panel, segment, sample_rate, language, notes)
+            hypothesis, voice = transcribe_and_embed(metric_models, segment, sample_rate, language, notes)
         else:
-            hypothesis, voice = "" if panel.recogniser else None, None
+            hypothesis, voice = "" if metric_models.recogniser else None, None
             notes.append("the turn has no sound")
-        row: Row = {"dialogue": name, "turn": number, "speaker": turn.speaker, "text": turn.text}
-        row |= {"start": turn.start / sample_rate, "end": turn.end / sample_rate, "heard": hypothesis}
+        record: Row = {"dialogue": name, "turn": number, "speaker": turn.speaker, "text": turn.text}
+        record |= {"start": turn.start / sample_rate, "end": turn.end / sample_rate, "heard": hypothesis}
         if fault := transcript_fault(turn.text, language):
-            row |= dict.fromkeys(SCORES)
+            record |= dict.fromkeys(SCORES)
             notes.append(fault[1])
         else:
-            row |= text_scores(turn.text, hypothesis, language)
-        rows.append(row | {"note": "; ".join(notes)})
+            record |= text_scores(turn.text, hypothesis, language)
+        records.append(record | {"note": "; ".join(notes)})
         voices.append(voice)
     compared = _compare([turn.speaker for turn in turns], voices, references or {})
-    return [row | voice for row, voice in zip(rows, compared, strict=True)]
+    return [record | voice for record, voice in zip(records, compared, strict=True)]
 
 
 def _compare(speakers: Sequence[str], voices: Sequence[Tensor | None], references: Mapping[str, Tensor]) -> list[Row]:
     """-> the columns COMPARED of each turn."""
-    rows: list[Row] = []
+    records: list[Row] = []
     for number, (speaker, voice) in enumerate(zip(speakers, voices, strict=True)):
-        row: Row = dict.fromkeys(COMPARED)
+        record: Row = dict.fromkeys(COMPARED)
         if voice is not None:
             turns = {
                 name: [v for i, v in enumerate(voices) if v is not None and i != number and speakers[i] == name]
                 for name in dict.fromkeys(speakers)
             }
             if own := [similarity(voice, other) for other in turns[speaker]]:
-                row["similarity_within"] = sum(own) / len(own)
+                record["similarity_within"] = sum(own) / len(own)
             if speaker in references:
-                row["similarity"] = similarity(voice, references[speaker])
+                record["similarity"] = similarity(voice, references[speaker])
             if number and speakers[number - 1] != speaker and voices[number - 1] is not None:
-                row["dissimilarity_to_previous"] = 1 - similarity(voice, voices[number - 1])
+                record["dissimilarity_to_previous"] = 1 - similarity(voice, voices[number - 1])
             if (nearest := _attribute(voice, turns, references)) is not None:
-                row |= {"attributed": nearest, "attributed_right": nearest == speaker}
-        rows.append(row)
-    return rows
+                record |= {"attributed": nearest, "attributed_right": nearest == speaker}
+        records.append(record)
+    return records
 
 
 def _attribute(voice: Tensor, turns: Mapping[str, Sequence[Tensor]], references: Mapping[str, Tensor]) -> str | None:
@@ -101,27 +101,27 @@ def _attribute(voice: Tensor, turns: Mapping[str, Sequence[Tensor]], references:
     return max(targets, key=lambda speaker: similarity(voice, targets[speaker])) if len(targets) > 1 else None
 
 
-def summarise_dialogues(rows: Sequence[Row]) -> list[Row]:
+def summarise_dialogues(records: Sequence[Row]) -> list[Row]:
     """Records of turns -> one for each speaker, and "all" last.
 
     WER is all errors over all words. `voices` is the geometric mean of similarity and dissimilarity, the score that the
     authors publish. Speaker attribution accuracy has Wilson's 95 % interval.
     """
     parts: dict[str, list[Row]] = {}
-    for row in rows:
-        parts.setdefault(row["speaker"], []).append(row)
-    return [_summary(name, some) for name, some in (*parts.items(), ("all", rows))]
+    for record in records:
+        parts.setdefault(record["speaker"], []).append(record)
+    return [_summary(name, some) for name, some in (*parts.items(), ("all", records))]
 
 
-def _summary(name: str, rows: Sequence[Row]) -> Row:
-    scored = [row for row in rows if row["word_errors"] is not None]
-    words = sum(row["words"] for row in scored)
-    within, apart = (mean_known(rows, c) for c in ("similarity_within", "dissimilarity_to_previous"))
-    hits = [row["attributed_right"] for row in rows if row["attributed_right"] is not None]
+def _summary(name: str, records: Sequence[Row]) -> Row:
+    scored = [record for record in records if record["word_errors"] is not None]
+    words = sum(record["words"] for record in scored)
+    within, apart = (mean_known(records, c) for c in ("similarity_within", "dissimilarity_to_previous"))
+    hits = [record["attributed_right"] for record in records if record["attributed_right"] is not None]
     accuracy = [100 * end for end in wilson_interval(sum(hits), len(hits))] if hits else [None] * 3
-    summary: Row = {"speaker": name, "turns": len(rows), "scored": len(scored)}
-    summary["wer_percent"] = 100 * sum(row["word_errors"] for row in scored) / words if words else None
-    summary |= {"similarity": mean_known(rows, "similarity"), "similarity_within": within, "dissimilarity": apart}
+    summary: Row = {"speaker": name, "turns": len(records), "scored": len(scored)}
+    summary["wer_percent"] = 100 * sum(record["word_errors"] for record in scored) / words if words else None
+    summary |= {"similarity": mean_known(records, "similarity"), "similarity_within": within, "dissimilarity": apart}
     known = within is not None and apart is not None
     summary["voices"] = (max(0.0, within) * max(0.0, apart)) ** 0.5 if known else None
     return summary | dict(zip(ACCURACY, accuracy, strict=True))

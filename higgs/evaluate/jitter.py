@@ -42,7 +42,7 @@ class NoisyCopy:
 
     def judge(self, evaluator: Evaluator) -> list[Row]:
         """One record: both hypotheses and the errors of both; an empty hypothesis where the recogniser fails."""
-        clip, recogniser = self.clip, evaluator.panel.recogniser
+        clip, recogniser = self.clip, evaluator.metric_models.recogniser
         waveform, rate = load_audio(clip["path"])
         noisy = dithered(waveform, f"{self.seed}/{clip['group']}/{clip['name']}/{self.copy}")
         hypothesis = ask(recogniser, lambda j: j.transcribe(noisy, rate, clip["language"]), []) or ""
@@ -54,12 +54,12 @@ class NoisyCopy:
         ]
 
 
-def noisy_copies(rows: Sequence[Row], count: int | None, copies: int, seed: int) -> list[NoisyCopy]:
+def noisy_copies(records: Sequence[Row], count: int | None, copies: int, seed: int) -> list[NoisyCopy]:
     """Records -> `copies` of at most `count` clips of each condition that were transcribed whole (None: of all)."""
     conditions: dict[str, list[Row]] = {}
-    for row in rows:
-        if row["status"] == OK and row["heard"] is not None:
-            conditions.setdefault(row["group"], []).append(row)
+    for record in records:
+        if record["status"] == OK and record["heard"] is not None:
+            conditions.setdefault(record["group"], []).append(record)
     chosen = []
     for clips in conditions.values():
         n = len(clips) if count is None else min(count, len(clips))
@@ -67,30 +67,33 @@ def noisy_copies(rows: Sequence[Row], count: int | None, copies: int, seed: int)
     return [NoisyCopy(clip, copy, seed) for clip in chosen for copy in range(copies)]
 
 
-def summarise_jitter(rows: Sequence[Row]) -> list[Row]:
-    """Records of noisy copies -> a row for each condition."""
+def summarise_jitter(records: Sequence[Row]) -> list[Row]:
+    """Records of noisy copies -> a record for each condition."""
     summary = []
-    for condition in dict.fromkeys(row["group"] for row in rows):
-        pooled = [row for row in rows if row["group"] == condition]
-        copies = {row["copy"] for row in pooled}
-        rates = [_wer_percent([row for row in pooled if row["copy"] == c], "word_errors_dithered") for c in copies]
+    for condition in dict.fromkeys(record["group"] for record in records):
+        pooled = [record for record in records if record["group"] == condition]
+        copies = {record["copy"] for record in pooled}
+        rates = [
+            _wer_percent([record for record in pooled if record["copy"] == c], "word_errors_dithered") for c in copies
+        ]
         clean = _wer_percent(pooled, "word_errors")
-        row: Row = {"group": condition, "clips": len(pooled) // len(copies), "copies of each": len(copies)}
-        row["transcripts changed, %"] = 100 * sum(noisy["changed"] for noisy in pooled) / len(pooled)
-        row |= {"WER % of these clips": clean, "with noise": f"{min(rates):.2f} to {max(rates):.2f}"}
-        summary.append(row | {"moved, points": max(abs(rate - clean) for rate in rates)})
+        record: Row = {"group": condition, "clips": len(pooled) // len(copies), "copies of each": len(copies)}
+        record["transcripts changed, %"] = 100 * sum(noisy["changed"] for noisy in pooled) / len(pooled)
+        record |= {"WER % of these clips": clean, "with noise": f"{min(rates):.2f} to {max(rates):.2f}"}
+        summary.append(record | {"moved, points": max(abs(rate - clean) for rate in rates)})
     return summary
 
 
-def _wer_percent(rows: Sequence[Row], errors: str) -> float:
-    return 100 * sum(row[errors] for row in rows) / sum(row["words"] for row in rows)
+def _wer_percent(records: Sequence[Row], errors: str) -> float:
+    return 100 * sum(record[errors] for record in records) / sum(record["words"] for record in records)
 
 
-def jitter_note(rows: Sequence[Row], judge: str) -> str:
+def jitter_note(records: Sequence[Row], judge: str) -> str:
     """One sentence: how many transcripts changed, and how far a WER moved."""
-    changed = sum(row["changed"] for row in rows)
-    moved = max(row["moved, points"] for row in summarise_jitter(rows))
+    changed = sum(record["changed"] for record in records)
+    moved = max(record["moved, points"] for record in summarise_jitter(records))
     return (
-        f"{judge}: with noise of one unit of 16 bits, which nobody hears, {changed} of {len(rows)} transcripts change "
+        f"{judge}: with noise of one unit of 16 bits, which nobody hears, {changed} of {len(records)} transcripts "
+        "change "
         f"and WER moves by at most {moved:.2f} points."
     )

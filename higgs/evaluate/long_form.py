@@ -20,7 +20,7 @@ FLOOR = 1e-4
 
 
 def judge_long(
-    panel: MetricModels,
+    metric_models: MetricModels,
     name: str,
     waveform: Tensor,
     sample_rate: int,
@@ -43,27 +43,27 @@ def judge_long(
     words = normalize(text, language).split()
     if not words:
         raise ValueError(f"{name}: the text holds no words after normalisation ({language})")
-    rows, hypotheses, start = [], [], 0
+    records, hypotheses, start = [], [], 0
     for number, segment in enumerate(split_at_quiet(waveform, sample_rate, 10.0)):
         notes: list[str] = []
-        hypothesis, voice = transcribe_and_embed(panel, segment, sample_rate, language, notes)
+        hypothesis, voice = transcribe_and_embed(metric_models, segment, sample_rate, language, notes)
         reference = voice if reference is None else reference
         end = start + len(segment)
         clicks = [click_ratio(waveform, place, sample_rate) for place in boundaries if start <= place < end]
-        row: Row = {"name": name, "stretch": number, "start": start / sample_rate, "end": end / sample_rate}
-        row |= {"heard": hypothesis, "words": None, "word_errors": None, "wer_percent": None}
-        row["silence_share"] = silence_share(segment, sample_rate) if len(segment) >= sample_rate // 50 else None
-        row["note"] = "; ".join(notes)
-        row["similarity"] = None if voice is None else similarity(voice, reference)
-        row |= {"seams": len(clicks), "clicks": sum(ratio > CLICK_RATIO for ratio in clicks)}
-        rows.append(row)
+        record: Row = {"name": name, "stretch": number, "start": start / sample_rate, "end": end / sample_rate}
+        record |= {"heard": hypothesis, "words": None, "word_errors": None, "wer_percent": None}
+        record["silence_share"] = silence_share(segment, sample_rate) if len(segment) >= sample_rate // 50 else None
+        record["note"] = "; ".join(notes)
+        record["similarity"] = None if voice is None else similarity(voice, reference)
+        record |= {"seams": len(clicks), "clicks": sum(ratio > CLICK_RATIO for ratio in clicks)}
+        records.append(record)
         hypotheses.append(normalize(hypothesis or "", language).split())
         start = end
-    if panel.recogniser:
-        for row, (count, errors) in zip(rows, align(words, hypotheses), strict=True):
-            row |= {"words": count, "word_errors": errors}
-            row["wer_percent"] = 100 * errors / count if count else None
-    return rows
+    if metric_models.recogniser:
+        for record, (count, errors) in zip(records, align(words, hypotheses), strict=True):
+            record |= {"words": count, "word_errors": errors}
+            record["wer_percent"] = 100 * errors / count if count else None
+    return records
 
 
 def align(words: Sequence[str], hypotheses: Sequence[Sequence[str]]) -> list[tuple[int, int]]:

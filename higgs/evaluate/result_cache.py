@@ -18,7 +18,7 @@ class ResultCache:
     def __init__(self, path: str | Path, evaluator: Evaluator) -> None:
         self.log = ResultLog(path)
         self._settings = {
-            "judges": evaluator.panel.names(),
+            "judges": evaluator.metric_models.names(),
             "evaluator": [evaluator.sample_rate, evaluator.max_seconds, dict(evaluator.speaking_rates)],
             "arithmetic": pinned(),
         }

@@ -80,9 +80,9 @@ def _record(
     def relative(path: Path | None) -> str | None:
         return path.resolve().relative_to(root).as_posix() if path else None
 
-    row = {"id": name, "path": relative(recording), "text": text, "language": language, "speaker": prompt.stem}
-    row |= {"seconds": seconds, "sha256": _sha256(recording), "reference": relative(prompt)}
-    return row | {"reference_text": prompt_text, "reference_sha256": _sha256(prompt)}
+    record = {"id": name, "path": relative(recording), "text": text, "language": language, "speaker": prompt.stem}
+    record |= {"seconds": seconds, "sha256": _sha256(recording), "reference": relative(prompt)}
+    return record | {"reference_text": prompt_text, "reference_sha256": _sha256(prompt)}
 
 
 def _sha256(path: Path | None) -> str | None:
@@ -97,15 +97,15 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--language", choices=LANGUAGES, help="default: the folder's name")
     options = parser.parse_args(arguments)
     try:
-        rows = convert_seed_tts_eval(options.folder, options.list, options.language)
+        records = convert_seed_tts_eval(options.folder, options.list, options.language)
         out = options.folder / f"{Path(options.list).stem}.jsonl"
-        write_rows(out, rows)
+        write_rows(out, records)
         read_scripts(out, out.parent)
     except (ValueError, OSError) as error:
         sys.stderr.write(f"{error}\n")
         return 1
-    recorded = sum(row["path"] is not None for row in rows)
-    sys.stdout.write(f"{out}: {len(rows)} texts, {recorded} with a recording\n")
+    recorded = sum(record["path"] is not None for record in records)
+    sys.stdout.write(f"{out}: {len(records)} texts, {recorded} with a recording\n")
     return 0
 
 

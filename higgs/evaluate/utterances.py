@@ -51,11 +51,11 @@ def ask(judge: Any, question: Callable[[Any], T], notes: list[str]) -> T | None:
 
 
 def transcribe_and_embed(
-    panel: MetricModels, waveform: Tensor, sample_rate: int, language: str, notes: list[str]
+    metric_models: MetricModels, waveform: Tensor, sample_rate: int, language: str, notes: list[str]
 ) -> tuple[str | None, Tensor | None]:
     """-> the hypothesis and the speaker embedding; None where there is no such judge or it fails."""
-    hypothesis = ask(panel.recogniser, lambda judge: judge.transcribe(waveform, sample_rate, language), notes)
-    return hypothesis, ask(panel.speaker, lambda judge: judge.embed(waveform, sample_rate), notes)
+    hypothesis = ask(metric_models.recogniser, lambda judge: judge.transcribe(waveform, sample_rate, language), notes)
+    return hypothesis, ask(metric_models.speaker, lambda judge: judge.embed(waveform, sample_rate), notes)
 
 
 @dataclass(frozen=True)
@@ -106,7 +106,7 @@ class Evaluator:
     longer files the first `max_seconds` are judged.
     """
 
-    panel: MetricModels
+    metric_models: MetricModels
     sample_rate: int = 24_000
     max_seconds: float = 120.0
     speaking_rates: Mapping[str, float] = field(default_factory=dict)
@@ -120,23 +120,23 @@ class Evaluator:
         if fault := transcript_fault(item.text, item.language):
             return _empty_record(item, *fault)
         status, note, waveform, rate = self._load(item.path)
-        row, notes = _empty_record(item, status), [note] if note else []
-        row["sample_rate"] = rate
+        record, notes = _empty_record(item, status), [note] if note else []
+        record["sample_rate"] = rate
         if waveform is not None:
-            row["seconds"] = len(waveform) / rate
-            row["level_dbfs"] = max(SILENCE_DBFS, level_dbfs(waveform))
-            row["silence_share"] = silence_share(waveform, rate) if len(waveform) >= rate // 50 else 1.0
+            record["seconds"] = len(waveform) / rate
+            record["level_dbfs"] = max(SILENCE_DBFS, level_dbfs(waveform))
+            record["silence_share"] = silence_share(waveform, rate) if len(waveform) >= rate // 50 else 1.0
             waveform = waveform[: round(self.max_seconds * rate)]
         if status in TRANSCRIBED:
-            row |= self._ask_judges(item, waveform, rate, notes)
-        if status in FAILED and self.panel.recogniser:
-            row["heard"] = ""
-        row |= text_scores(item.text, row["heard"], item.language)
-        if row["seconds"] is not None and item.language in self.speaking_rates:
-            row["length_ratio"] = row["seconds"] / (row["characters"] * self.speaking_rates[item.language])
-        if status in TRANSCRIBED and self.panel.recogniser and row["heard"] is None:
-            row["status"] = NOT_JUDGED
-        return row | {"note": "; ".join(notes)}
+            record |= self._ask_judges(item, waveform, rate, notes)
+        if status in FAILED and self.metric_models.recogniser:
+            record["heard"] = ""
+        record |= text_scores(item.text, record["heard"], item.language)
+        if record["seconds"] is not None and item.language in self.speaking_rates:
+            record["length_ratio"] = record["seconds"] / (record["characters"] * self.speaking_rates[item.language])
+        if status in TRANSCRIBED and self.metric_models.recogniser and record["heard"] is None:
+            record["status"] = NOT_JUDGED
+        return record | {"note": "; ".join(notes)}
 
     def _load(self, path: Path | None) -> tuple[str, str, Tensor | None, int | None]:
         """-> status, note, waveform and its sample rate."""
@@ -157,28 +157,30 @@ class Evaluator:
         return TOO_LONG if too_long else OK, "; ".join(notes), waveform, rate
 
     def _ask_judges(self, item: Utterance, waveform: Tensor, rate: int, notes: list[str]) -> Row:
-        hypothesis, voice = transcribe_and_embed(self.panel, waveform, rate, item.language, notes)
-        row: Row = {"heard": hypothesis}
+        hypothesis, voice = transcribe_and_embed(self.metric_models, waveform, rate, item.language, notes)
+        record: Row = {"heard": hypothesis}
         if voice is not None:
-            row |= self._compare_voices(item, voice, notes)
-        if item.predict_mos and (scores := ask(self.panel.naturalness, lambda j: j.rate(waveform, rate), notes)):
-            row |= {f"mos_{name}": round(scores[name], MOS_DECIMALS) for name in QUALITIES}
-        return row
+            record |= self._compare_voices(item, voice, notes)
+        if item.predict_mos and (
+            scores := ask(self.metric_models.naturalness, lambda j: j.rate(waveform, rate), notes)
+        ):
+            record |= {f"mos_{name}": round(scores[name], MOS_DECIMALS) for name in QUALITIES}
+        return record
 
     def _compare_voices(self, item: Utterance, voice: Tensor, notes: list[str]) -> Row:
-        row: Row = {}
+        record: Row = {}
         if item.reference is not None and (target := self.reference_voice(item.reference, notes)) is not None:
-            row["similarity"] = similarity(voice, target)
+            record["similarity"] = similarity(voice, target)
         others = [self.reference_voice(path, notes) for path in item.others]
         if similarities := [similarity(voice, other) for other in others if other is not None]:
-            row["similarity_to_others"] = sum(similarities) / len(similarities)
-        return row
+            record["similarity_to_others"] = sum(similarities) / len(similarities)
+        return record
 
     def reference_voice(self, path: Path, notes: list[str]) -> Tensor | None:
         """The embedding of a reference recording; None and a note where it cannot be computed."""
         if path not in self._voices:
             try:
-                self._voices[path] = self.panel.speaker.embed(*load_audio(path))
+                self._voices[path] = self.metric_models.speaker.embed(*load_audio(path))
             except JUDGE_ERRORS as error:
                 self._voices[path] = f"reference {path}: {error}"
         if isinstance(voice := self._voices[path], str):
@@ -194,14 +196,14 @@ def load_evaluator(load_metric_models: Callable[[], MetricModels], speaking_rate
 
 def _empty_record(item: Utterance, status: str, note: str = "") -> Row:
     """All columns, in their order."""
-    row: Row = {"group": item.condition}
+    record: Row = {"group": item.condition}
     fields = ("name", "script", "language", "speaker", "voice", "form", "seed", "text")
-    row |= {name: getattr(item, name) for name in fields}
-    row |= {"heard": None, "status": status, "note": note}
-    row |= {"path": str(item.path) if item.path else "", "seconds": None, "sample_rate": None}
-    row |= dict.fromkeys((*SCORES, "similarity", "similarity_to_others", *(f"mos_{name}" for name in QUALITIES)))
-    row |= dict.fromkeys(("length_ratio", "silence_share", "level_dbfs"))
-    return row | {"cap_hit": item.cap_hit, "retries": item.retries}
+    record |= {name: getattr(item, name) for name in fields}
+    record |= {"heard": None, "status": status, "note": note}
+    record |= {"path": str(item.path) if item.path else "", "seconds": None, "sample_rate": None}
+    record |= dict.fromkeys((*SCORES, "similarity", "similarity_to_others", *(f"mos_{name}" for name in QUALITIES)))
+    record |= dict.fromkeys(("length_ratio", "silence_share", "level_dbfs"))
+    return record | {"cap_hit": item.cap_hit, "retries": item.retries}
 
 
 SCORES = (

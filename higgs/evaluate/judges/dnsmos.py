@@ -29,7 +29,7 @@ class DNSMOS:
     }
 
     def __init__(self) -> None:
-        """Raises JudgeUnavailable if the wheel is missing."""
+        """Raises MetricModelUnavailable if the wheel is missing."""
         self._p835 = onnx_session(self.WHEEL, f"{self.FOLDER}/sig_bak_ovr.onnx")
         self._p808 = onnx_session(self.WHEEL, f"{self.FOLDER}/model_v8.onnx")
 

@@ -30,7 +30,7 @@ class GE2E(SpeakerEncoder):
     MIN_COVERAGE = 0.75  # of a last window that the clip does not fill
 
     def __init__(self) -> None:
-        """Raises JudgeUnavailable if the wheel is missing."""
+        """Raises MetricModelUnavailable if the wheel is missing."""
         file = wheel_file(self.WHEEL, "resemblyzer/pretrained.pt")
         weights = torch.load(file, map_location="cpu", weights_only=True)["model_state"]
         layers = {"lstm": nn.LSTM(self.NUM_MELS, 256, 3, batch_first=True), "linear": nn.Linear(256, 256)}

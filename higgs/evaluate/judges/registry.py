@@ -15,7 +15,7 @@ from higgs.evaluate.judges.ge2e import GE2E
 from higgs.evaluate.judges.hub import Paraformer, WavLMXVector, Whisper
 from higgs.evaluate.judges.moonshine import MoonshineTiny, MoonshineTiny8Bit
 from higgs.evaluate.judges.wavlm_ecapa import WavLMECAPA
-from higgs.evaluate.judges.wheels import JudgeUnavailable
+from higgs.evaluate.judges.wheels import MetricModelUnavailable
 
 JUDGES: dict[str, dict[str, Any]] = {
     "recogniser": {
@@ -33,8 +33,8 @@ NOT_RUN_HERE = ("whisper-large-v3", "paraformer-zh", "wavlm-large-sv", "wavlm-ba
 def make_judge(name: str, languages: Sequence[str] = (), kind: str = "recogniser") -> Any:
     """The judge of a name in params.yaml; `kind` is a key of JUDGES.
 
-    Raises ValueError for other names, and for languages that a recogniser does not know; JudgeUnavailable, which says
-    what to install, where its weights are missing.
+    Raises ValueError for other names, and for languages that a recogniser does not know; MetricModelUnavailable where
+    weights are missing, with what to install.
     """
     judges, (key, _, source) = JUDGES[kind], name.partition(":")
     if key not in judges:
@@ -78,6 +78,6 @@ def load_metric_models(
         try:
             if name is not None:
                 judges[kind] = make_judge(name, languages if kind == "recogniser" else (), kind)
-        except JudgeUnavailable as error:
+        except MetricModelUnavailable as error:
             absent.append(f"{name}: {error}")
     return MetricModels(**judges, absent=tuple(absent))

@@ -14,7 +14,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from higgs.evaluate.judges.base import SAMPLE_RATE, SpeakerEncoder, accelerator
-from higgs.evaluate.judges.wheels import JudgeUnavailable
+from higgs.evaluate.judges.wheels import MetricModelUnavailable
 
 # WavLM-large, as in its config on the hub.
 LARGE = {"hidden_size": 1024, "num_hidden_layers": 24, "num_attention_heads": 16, "intermediate_size": 4096}
@@ -51,11 +51,11 @@ class WavLMECAPA(SpeakerEncoder):
     )
 
     def __init__(self, source: str | Path | None = None, **sizes: int) -> None:
-        """`sizes` are changes to WavLM-large's. Raises JudgeUnavailable without the file, or for another one."""
+        """`sizes` are changes to WavLM-large's. Raises MetricModelUnavailable without the file, or for another one."""
         from transformers import WavLMConfig, WavLMModel
 
         if source is None or not Path(source).is_file():
-            raise JudgeUnavailable(f"no weights at {source}: {self.ADVICE}")
+            raise MetricModelUnavailable(f"no weights at {source}: {self.ADVICE}")
         self.name = f"WavLM-large SV, ECAPA-TDNN head ({Path(source).name})"
         wavlm, device = WavLMModel(WavLMConfig(**LARGE | sizes)), accelerator()
         try:
@@ -65,7 +65,7 @@ class WavLMECAPA(SpeakerEncoder):
             self._wavlm, self._head = wavlm.to(device).eval(), weights
             self.embed(torch.sin(torch.arange(SAMPLE_RATE) / 10), SAMPLE_RATE)  # the head's tensors fit
         except (KeyError, RuntimeError) as error:
-            raise JudgeUnavailable(f"{source} is not the expected checkpoint: {error}") from error
+            raise MetricModelUnavailable(f"{source} is not the expected checkpoint: {error}") from error
 
     def _embed(self, samples: Tensor) -> Tensor:
         samples = functional.layer_norm(samples, samples.shape)

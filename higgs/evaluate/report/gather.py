@@ -162,14 +162,16 @@ class ChunkedSample:
     def judge(self, evaluator: Evaluator) -> list[Row]:
         """A record for each turn of a dialogue, and for each segment of at most 10 s of a long form."""
         waveform, rate = load_audio(self.path)
-        known = self.voices if evaluator.panel.speaker else ()
+        known = self.voices if evaluator.metric_models.speaker else ()
         voices = {name: evaluator.reference_voice(path, []) for name, path in known}
         voices = {name: voice for name, voice in voices.items() if voice is not None}
         if self.form == DIALOGUE:
-            return judge_dialogue(evaluator.panel, self.name, waveform, rate, self.turns, voices, self.language)
+            return judge_dialogue(evaluator.metric_models, self.name, waveform, rate, self.turns, voices, self.language)
         boundaries = [turn.start for turn in self.turns if 0 < turn.start < len(waveform)]
         voice = next(iter(voices.values()), None)
-        return judge_long(evaluator.panel, self.name, waveform, rate, self.text, voice, boundaries, self.language)
+        return judge_long(
+            evaluator.metric_models, self.name, waveform, rate, self.text, voice, boundaries, self.language
+        )
 
 
 def chunked_samples(results: Results, form: str) -> list[ChunkedSample]:

@@ -44,7 +44,7 @@ FLAT = (
 )  # fmt: skip
 
 
-def provenance(results: Results, panel: MetricModels) -> dict[str, Any]:
+def provenance(results: Results, metric_models: MetricModels) -> dict[str, Any]:
     """Everything that the numbers depend on, by name or by hash."""
     generated, recordings = results.generated, Path(results.tokenized["recordings"])
     return generated["provenance"] | {
@@ -52,7 +52,7 @@ def provenance(results: Results, panel: MetricModels) -> dict[str, Any]:
         "sampling": {k: v for k, v in generated["sampling"].items() if k != "seed"},
         "seeds": generated["seeds"],
         "repeated_texts": generated.get("repeated_texts"),
-        "judges": panel.names(),
+        "judges": metric_models.names(),
         "versions": {name: version(name).partition("+")[0] for name in PACKAGES},
     }
 
