@@ -16,10 +16,10 @@ from higgs.workflow.runner import check_parameters_cell, execute, read_notebook,
 HERE = Path(__file__).resolve().parent
 
 
-def write_report(out: Path, threads: int) -> Path:
+def write_report(out: Path, workers: int | None = None) -> Path:
     """-> the page, `out/report.html`; beside it the executed notebook. Raises StageError where a cell fails."""
     out, source = out.resolve(), Path("report.ipynb")
-    with contextlib.chdir(HERE), stage_environment("training", threads) as scratch:
+    with contextlib.chdir(HERE), stage_environment("training", workers=workers) as scratch:
         check_parameters_cell(read_notebook(source), ["out"], source)
         executed = clean_executed(execute(source, {"out": str(out)}, scratch, out / "report.failed.ipynb"))
     page = out / "report.html"
@@ -31,9 +31,9 @@ def write_report(out: Path, threads: int) -> Path:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--out", type=Path, default=HERE / "out")
-    parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--workers", type=int)
     arguments = parser.parse_args()
-    print(write_report(arguments.out, arguments.threads))
+    print(write_report(arguments.out, arguments.workers))
 
 
 if __name__ == "__main__":
