@@ -1,6 +1,6 @@
 """Agreement of `spell_out` with the accepted readings of tests/text_reading.tsv, by class.
 
-    python -m benchmarks.text_reading [--failures]
+python -m benchmarks.text_reading [--failures]
 """
 
 import sys

@@ -1,21 +1,31 @@
-"""Numbers as words, in English and Chinese: numbers, dates, times, money, percentages, units.
+"""Numbers as words, in English and Chinese: numbers, dates, times, money, percentages, units, signs of mathematics.
 
 The release was trained on text with numbers as words ("seventy degrees"), but its tools do not convert them. So this is
-a separate step before `higgs.data.text.normalize`. It is idempotent and changes only digits and the signs that belong
-to them. Words of letters and digits ("MP3", "B2B"), addresses and speaker tags are left alone.
+a separate step before `higgs.data.text.normalize`. It is idempotent. In English, abbreviations are read as well. A
+token is read whole or left whole: words of letters and digits ("MP3", "PM2.5"), addresses and speaker tags stay.
 """
 
 import re
+import unicodedata
 from collections.abc import Callable
 
 from num2words import num2words
 
+from higgs.data.text.abbreviations import read_abbreviations
 from higgs.data.text.numbers_chinese import RULES as CHINESE
+from higgs.data.text.numbers_chinese import TOKEN, read_token
+from higgs.data.text.units import CURRENCIES, MAGNITUDES, OPERATORS, PREFIXES, UNITS
 
 Rule = tuple[str, Callable[[re.Match], str]]
 
-PROTECTED = re.compile(r"(\[SPEAKER\d+\]|<\|[^|<>]*\|>|\b\w+://\S+|\bwww\.\S+|[\w.+-]+@[\w-]+(?:\.[\w-]+)+)")
-NUMBER = r"(?:[0-9]{1,3}(?:,[0-9]{3})+|[0-9]+)(?:\.[0-9]+)?"
+URL = r"(?<![A-Za-z0-9])(?:[A-Za-z][A-Za-z0-9+.-]{0,15}://|www\.)[!-~]+"
+EMAIL = r"(?<![A-Za-z0-9.+_-])[A-Za-z0-9.+_-]{1,64}@[A-Za-z0-9-]{1,63}(?:\.[A-Za-z0-9-]{1,63})+"
+DOMAIN = (
+    r"(?<![A-Za-z0-9.@-])(?:[A-Za-z0-9-]{1,63}\.){1,4}(?:com|org|net|edu|gov|io|co|ai|de|uk|cn|info)\b(?:[:/][!-~]*)?"
+)
+PROTECTED = re.compile(rf"(\[SPEAKER\d+\]|<\|[^|<>]*\|>|{URL}|{EMAIL}|{DOMAIN})")
+# Atomic: what follows a number never makes a match give back a part of it.
+NUMBER = r"(?>(?:[0-9]{1,3}(?:,[0-9]{3})+(?![0-9])|[0-9]{1,2}(?:,[0-9]{2})+,[0-9]{3}(?![0-9])|[0-9]+)(?:\.[0-9]+)?)"
 START = r"(?<![\w.,:/$€£¥-])"  # not inside a word or a number
 END = r"(?![\w/]|[.,:-]?[0-9])"
 SIGNED = rf"(?<![\w.,:/$€£¥])(?P<minus>[-−]?)(?P<number>{NUMBER})"
@@ -23,24 +33,22 @@ SIGNED = rf"(?<![\w.,:/$€£¥])(?P<minus>[-−]?)(?P<number>{NUMBER})"
 MONTHS = "January February March April May June July August September October November December".split()
 MONTH = "|".join(MONTHS) + r"|(?:Jan|Feb|Mar|Apr|Jun|Jul|Aug|Sept?|Oct|Nov|Dec)\b\.?"
 DAY = r"(?P<day>0?[1-9]|[12][0-9]|3[01])(?:st|nd|rd|th)?"
-YEAR = r"(?P<year>1[1-9][0-9]{2}|20[0-9]{2})"
-CURRENCIES = {
-    "$": ("dollar", "dollars", "cent", "cents"),
-    "€": ("euro", "euros", "cent", "cents"),
-    "£": ("pound", "pounds", "penny", "pence"),
-    "¥": ("yen", "yen", "", ""),
-}
-MAGNITUDES = {"k": "thousand", "m": "million", "bn": "billion", "b": "billion"}
-UNITS = {
-    "km/h": "kilometre per hour", "kph": "kilometre per hour", "mph": "mile per hour", "m/s": "metre per second",
-    "km²": "square kilometre", "m²": "square metre", "m³": "cubic metre", "km": "kilometre", "cm": "centimetre",
-    "mm": "millimetre", "m": "metre", "kg": "kilogram", "mg": "milligram", "g": "gram", "lbs": "pound", "lb": "pound",
-    "oz": "ounce", "ft": "foot", "mi": "mile", "yd": "yard", "ml": "millilitre", "mL": "millilitre", "l": "litre",
-    "L": "litre", "KB": "kilobyte", "kB": "kilobyte", "MB": "megabyte", "GB": "gigabyte", "TB": "terabyte",
-    "kHz": "kilohertz", "MHz": "megahertz", "GHz": "gigahertz", "Hz": "hertz", "kWh": "kilowatt hour",
-    "kW": "kilowatt", "W": "watt", "V": "volt", "dB": "decibel", "ms": "millisecond", "min": "minute",
-    "hrs": "hour", "hr": "hour", "h": "hour",
-}  # fmt: skip
+YEAR = r"(?P<year>1[0-9]{3}|20[0-9]{2})"
+LAST_YEAR = YEAR.replace("year", "last")
+# Words after a number that make it a quantity: plural nouns, not verbs that end in s.
+QUANTITY = (
+    r"(?=\s(?:(?!(?:was|has|is|as|its|does|his|goes|sees|marks|begins|ends|wins|always|perhaps|versus)\b)[a-z]*[^\Wsui]s|"
+    r"people|men|women|children|feet|hundred|thousand|million|billion|percent)\b)"
+)
+UNCOUNTED = QUANTITY.replace("(?=", "(?!", 1)
+BEFORE_YEAR = (
+    r"(?i:in|since|until|till|during|year|before|after|by|late|early|from|circa|spring|summer|autumn|fall|winter|AD|©|"
+    + "".join(
+        f"(?<!{noun} )" for noun in "total population sum average number speed height price cost distance".split()
+    )
+    + "of)"
+)
+IS = "was|is|will|saw|has|had|brought|began|started|ended|marked|marks|may|would|could|turned"
 
 
 def spell_out(text: str) -> str:
@@ -49,12 +57,14 @@ def spell_out(text: str) -> str:
     Lines in other scripts (Japanese, Arabic, ...) are left alone. Latin script counts as English: skip this step for
     other languages that use it.
     """
-    whole = line_language(text) or ("en" if not re.search(r"[^\W\d_]", text) else None)
+    whole = line_language(text) or ("en" if not any(map(str.isalpha, text)) else None)
     lines = []
     for line in text.split("\n"):
-        language = line_language(line) if re.search(r"[^\W\d_]", line) else whole
+        language = line_language(line) if any(map(str.isalpha, line)) else whole
         rules = {"en": ENGLISH, "zh": CHINESE}.get(language, ())
         segments = PROTECTED.split(line)
+        if language == "en":
+            segments[::2] = map(read_abbreviations, segments[::2])
         segments[::2] = [_apply(rules, segment) for segment in segments[::2]]
         lines.append("".join(segments))
     return "\n".join(lines)
@@ -62,7 +72,7 @@ def spell_out(text: str) -> str:
 
 def line_language(line: str) -> str | None:
     """ "zh" where there are more Chinese characters than words in Latin letters, else "en"; None for other scripts."""
-    letters = re.sub(r"[\d_\W]", "", line)
+    letters = "".join(filter(str.isalpha, line))  # not "²", "½"
     han = len(re.findall(r"[\u3400-\u9fff]", letters))
     latin = len(re.findall(r"[A-Za-z\u00c0-\u024f]+", line))
     other = len(re.findall(r"[^\u3400-\u9fffA-Za-z\u00c0-\u024f\uff21-\uff5a\u02b0-\u036f]", letters))
@@ -74,7 +84,7 @@ def line_language(line: str) -> str | None:
 def _apply(rules: list[Rule], text: str) -> str:
     """Applies all rules in turn until nothing changes: a replacement may make another match possible."""
     before = None
-    while text != before and re.search(r"\d", text):
+    while text != before and re.search(r"[\d¼-¾²³⅐-⅞]", text):
         before = text
         for pattern, say in rules:
             text = re.sub(pattern, say, text)
@@ -104,13 +114,17 @@ def _signed(match: re.Match) -> str:
 
 def _plural(noun: str) -> str:
     first, *rest = noun.split(" per ")
-    plural = "feet" if first == "foot" else first if first.endswith("hertz") else f"{first}s"
-    return " per ".join([plural, *rest])
+    first = f"{first[:-4]}feet" if first.endswith("foot") else first if first.endswith("hertz") else f"{first}s"
+    return " per ".join([first, *rest])
+
+
+def spell_year(digits: str) -> str:
+    return _integer(int(digits), "year").replace("oh-", "oh ")
 
 
 def _date(day: str, month: int, year: str | None) -> str:
     words = f"{MONTHS[month - 1]} {_integer(int(day), 'ordinal')}"
-    return f"{words}, {_integer(int(year), 'year')}" if year else words
+    return f"{words}, {spell_year(year)}" if year else words
 
 
 def _month(name: str) -> int:
@@ -128,7 +142,7 @@ def _slashed_date(match: re.Match) -> str:
 
 def _day_month(match: re.Match) -> str:
     words = f"{match['the'] or 'the '}{_integer(int(match['day']), 'ordinal')} of {MONTHS[_month(match['month']) - 1]}"
-    return f"{words}, {_integer(int(match['year']), 'year')}" if match["year"] else words
+    return f"{words}, {spell_year(match['year'])}" if match["year"] else words
 
 
 def _time(match: re.Match) -> str:
@@ -146,27 +160,33 @@ def _time(match: re.Match) -> str:
 
 
 def _money(match: re.Match) -> str:
-    one, many, small_one, small_many = CURRENCIES[match["sign"].replace("US", "").replace("￥", "¥")]
+    one, many, small_one, small_many = CURRENCIES[match["sign"].replace("￥", "¥")]
     minus = "minus " if match["minus"] else ""
-    digits, upto, magnitude = match["number"], match["upto"], match["magnitude"]
+    digits, upto, magnitude, per = match["number"], match["upto"], match["magnitude"], match["per"]
+    per = f" per {UNITS.get(per, per)}" if per else ""
     if magnitude:
         scale = MAGNITUDES.get(magnitude.strip().lower(), magnitude.strip())
         words = number(digits) + (f" to {number(upto)}" if upto else "")
-        return f"{minus}{words} {scale} {many}"
+        return f"{minus}{words} {scale} {many}{per}"
     if upto:
-        return f"{minus}{number(digits)} to {number(upto)} {many}"
+        return f"{minus}{number(digits)} to {number(upto)} {many}{per}"
     whole, _, decimals = digits.partition(".")
     if not (len(decimals) == 2 and small_one):
-        return f"{minus}{number(digits)} {one if digits == '1' else many}"
-    large, small = int(whole.replace(",", "")), int(decimals)
+        return f"{minus}{number(digits)} {one if digits == '1' else many}{per}"
+    large, small = int(whole.replace(",", "") or "0"), int(decimals)
     parts = [f"{number(whole)} {one if large == 1 else many}"] if large or not small else []
     parts += [f"{_integer(small)} {small_one if small == 1 else small_many}"] if small else []
-    return minus + " and ".join(parts)
+    return minus + " and ".join(parts) + per
 
 
 def _unit(match: re.Match) -> str:
-    noun = UNITS[match["unit"]]
-    return f"{_signed(match)} {noun if match['number'] == '1' else _plural(noun)}"
+    """ "30s" and "1990s" may be decades, so they stay; "in." keeps the full stop of a sentence."""
+    unit, per = match["unit"], match["per"]
+    if unit == "s" and re.search(r"(?<![0-9.,])(?:[0-9]0|[0-9]{4})s$", match[0]):
+        return match[0]
+    noun = "inch" if unit.startswith("in") else UNITS[unit]
+    noun = noun if match["number"] == "1" else "inches" if noun == "inch" else _plural(noun)
+    return f"{_signed(match)} {noun}" + (f" per {UNITS[per]}" if per else "")
 
 
 def _degrees(match: re.Match) -> str:
@@ -184,19 +204,41 @@ def _decade(match: re.Match) -> str:
 def _fraction(match: re.Match) -> str:
     top, bottom = int(match["top"]), int(match["bottom"])
     if not (0 < top < bottom and bottom in (*range(2, 11), 12, 16)):
-        return match[0]
+        pair = not match["whole"] and max(len(match["top"]), len(match["bottom"])) <= 2
+        return f"{number(match['top'])} {number(match['bottom'])}" if pair else match[0]  # "24/7"
     part = {2: "half", 4: "quarter"}.get(bottom) or _integer(bottom, "ordinal")
-    part = part if top == 1 else f"{part}s"
+    part = part if top == 1 else f"{part}s" if bottom > 2 else "halves"
     whole = f"{number(match['whole'])} and " if match["whole"] else ""
     return f"{whole}{'a' if whole and top == 1 else _integer(top)} {part}"
 
 
-def _range(match: re.Match) -> str:
-    """The end stays in digits: a later rule reads it together with a sign or unit that may follow."""
-    first, last = match["first"], match["last"]
-    if re.fullmatch(YEAR, first) and re.fullmatch(YEAR, last):
-        return f"{_integer(int(first), 'year')} to {_integer(int(last), 'year')}"
-    return f"{number(first)} to {last}"
+def _ordinal(match: re.Match) -> str:
+    whole, _, decimals = match["number"].replace(",", "").partition(".")
+    if not decimals:
+        return _integer(int(whole), "ordinal")
+    return f"{number(f'{whole}.{decimals[:-1]}') if decimals[1:] else f'{number(whole)} point'} " + _integer(
+        int(decimals[-1]), "ordinal"
+    )
+
+
+def _years(match: re.Match) -> str:
+    link = match["link"].strip()
+    return f"{match['before'] or ''}{spell_year(match['year'])}" + (
+        (f" {link} " if link.isalpha() else "/" if link == "/" else " to ") + spell_year(match["last"])
+    )
+
+
+def _season(match: re.Match) -> str:
+    """ "2023-24" is a season, "2024-05" a month."""
+    first, last = int(match["year"]) % 100, int(match["last"])
+    if last > first:
+        return f"{spell_year(match['year'])} to {'oh ' if last < 10 else ''}{_integer(last)}"
+    return f"{MONTHS[last - 1]} {spell_year(match['year'])}" if 1 <= last <= 12 else match[0]
+
+
+def _operators(expression: str) -> str:
+    words = re.sub(r"(?<=[0-9])\s?([-+−–×*÷/])\s?", lambda m: f" {OPERATORS[m[1]]} ", expression)
+    return re.sub(NUMBER, lambda m: number(m[0]), words)
 
 
 def _phone(match: re.Match) -> str:
@@ -204,40 +246,81 @@ def _phone(match: re.Match) -> str:
 
 
 HALF = r"(?P<half>[ap]\.m\.|(?:[ap]m|AM|PM)\b\.?)"  # "a.m." also ends a sentence
-UNIT = "|".join(sorted((re.escape(unit) for unit in UNITS), key=len, reverse=True))
+ANY_HALF = r"(?:[ap]\.m\.|(?:[ap]m|AM|PM)\b)"
+UNIT = "|".join(sorted(map(re.escape, UNITS), key=len, reverse=True))
+SIGNS = "|".join(sorted(map(re.escape, CURRENCIES), key=len, reverse=True)) + "|￥"
+MEASURE = rf"(?:{UNIT})(?:/(?:{UNIT}))?{END}"
+TAIL = rf"(?=\s?(?:{MEASURE}|{ANY_HALF}|[%°℃℉])|(?:st|nd|rd|th|M|bn)\b|{END})"  # what may follow the end of a range
 ENGLISH: list[Rule] = [
-    (rf"{START}{YEAR}-(?P<month>0[1-9]|1[0-2])-(?P<day>0[1-9]|[12][0-9]|3[01]){END}",
+    (r"(?<![\w.,/])([0-9]*)([¼-¾⅐-⅞])",
+     lambda m: f"{m[1]} {unicodedata.normalize('NFKC', m[2])}".strip().replace("⁄", "/")),
+    (rf"(?<![\w.,:/-])(?<![0-9] )[0-9]{{1,3}}"
+     rf"(?:(?: [0-9]{{3}})* 000|(?:[\u00a0\u2009\u202f][0-9]{{3}})+){END}(?! [0-9]{{3}})",
+     lambda m: re.sub(r"\s", "", m[0])),
+    (rf"{START}{YEAR}([-/])(?P<month>0[1-9]|1[0-2])\2(?P<day>0[1-9]|[12][0-9]|3[01]){END}",
      lambda m: _date(m["day"], int(m["month"]), m["year"])),
     (rf"{START}([0-9]{{1,2}})/([0-9]{{1,2}})/{YEAR}{END}", _slashed_date),
     (rf"\b(?P<month>{MONTH}) {DAY}(?:,? {YEAR})?{END}",
      lambda m: _date(m["day"], _month(m["month"]), m["year"])),
+    (rf"\b(?P<month>{MONTH}) {DAY}[-–](?P<last>[12]?[0-9]|3[01]){END}",
+     lambda m: f"{_date(m['day'], _month(m['month']), None)} to {_integer(int(m['last']), 'ordinal')}"),
     (rf"{START}(?P<the>[Tt]he )?\b{DAY} (?:of )?(?P<month>{MONTH})(?:,? {YEAR})?{END}", _day_month),
-    (rf"\b(?P<month>{MONTH}) {YEAR}{END}",
-     lambda m: f"{MONTHS[_month(m['month']) - 1]} {_integer(int(m['year']), 'year')}"),
-    (r"(?<=[0-9]:[0-5][0-9])\s?[-–]\s?(?=[0-9]{1,2}:[0-5][0-9])", lambda m: " to "),
+    (rf"\b(?P<month>{MONTH}),? {YEAR}{END}", lambda m: f"{MONTHS[_month(m['month']) - 1]} {spell_year(m['year'])}"),
+    (rf"(?:(?<=[0-9]:[0-5][0-9])|(?<=[0-9\s][apAP][mM])|(?<=[ap]\.m\.))\s?[-–]\s?"
+     rf"(?=[0-9]{{1,2}}(?:[:.][0-5][0-9]|\s?{ANY_HALF}))", lambda m: " to "),
     (rf"{START}(?P<hour>[01]?[0-9]|2[0-3]):(?P<minute>[0-5][0-9])(?::(?P<second>[0-5][0-9]))?(?:\s?{HALF})?{END}",
      _time),
-    (rf"{START}(?P<hour>0?[1-9]|1[0-2])\s?{HALF}{END}", _time),
+    (rf"{START}(?P<hour>0?[1-9]|1[0-2])(?:\.(?P<minute>[0-5][0-9]))?\s?{HALF}{END}", _time),
+    (rf"{START}(?P<first>[0-9]{{1,2}}):(?P<last>[0-9]{{1,6}}){END}",
+     lambda m: f"{number(m['first'])} to {number(m['last'])}"),
     (rf"{START}(?:\+?[0-9]{{1,3}}[ -])?(?:\(?[0-9]{{3}}\)?[ -])?[0-9]{{3}}-[0-9]{{4}}{END}|"
-     rf"{START}\+[0-9]{{1,3}}(?:[ -]?[0-9]{{2,}})+{END}", _phone),
-    (rf"(?<![\w.,])(?P<minus>[-−]?)(?P<sign>(?:US)?\$|[€£¥￥])\s?(?P<number>{NUMBER})"
+     rf"{START}[0-9]{{3}}\.[0-9]{{3}}\.[0-9]{{4}}{END}|(?<=[Cc]all )(?:[2-9]11|112|999|988){END}|"
+     rf"{START}\+[0-9]{{1,3}}(?:[ -]?[0-9]{{2,}}+)++{END}", _phone),
+    (rf"(?<![\w.,])(?P<minus>[-−]?)(?P<sign>{SIGNS})\s?(?P<number>{NUMBER}|\.[0-9]{{2}}(?![0-9]))"
      rf"(?:\s?[-–]\s?[$€£¥￥]?(?P<upto>{NUMBER}))?"
-     rf"(?P<magnitude>\s(?:thousand|million|billion|trillion)\b|(?:k|K|m|M|bn|B)\b)?{END}", _money),
-    (rf"{START}(?P<minus>)(?P<number>{NUMBER})(?P<upto>)(?P<magnitude>)\s?(?P<sign>[€£])", _money),
+     rf"(?P<magnitude>\s(?:thousand|million|billion|trillion)\b|(?:[kKmMBT]|bn)\b)?(?:/(?P<per>[A-Za-z]+))?{END}",
+     _money),
+    (rf"{START}(?P<minus>)(?P<number>{NUMBER})(?P<upto>)(?P<magnitude>)\s?(?P<sign>[€£])(?P<per>)", _money),
+    (rf"{START}(?P<number>{NUMBER})\s?¢", lambda m: f"{number(m['number'])} cent{'s' if m['number'] != '1' else ''}"),
+    (rf"{START}(?P<number>{NUMBER})(?P<magnitude>M|bn|(?<=\.[0-9])[kKBT]|(?<=\.[0-9]{{2}})[kKBT]){END}",
+     lambda m: f"{number(m['number'])} {MAGNITUDES[m['magnitude'].lower()]}"),
+    (rf"{START}(?P<number>{NUMBER})[x×](?=[\s.,;!?)]|$)", lambda m: f"{number(m['number'])} times"),
+    (rf"{START}(?P<number>{NUMBER})[eE](?P<sign>[-+−])(?P<power>[0-9]{{1,3}}){END}",
+     lambda m: f"{number(m['number'])} times ten to the {'' if m['sign'] == '+' else 'minus '}{number(m['power'])}"),
+    (r"(?<![\w.])(?:[Vv]ersion )?v(?=[0-9]+\.[0-9.]*+(?!\w))", lambda m: "version "),
     (rf"{START}[0-9]+(?:\.[0-9]+){{2,}}{END}",
      lambda m: " point ".join(number(part) for part in m[0].split("."))),
-    (rf"{START}(?P<first>{NUMBER})(?:-|\s?–\s?)(?P<last>{NUMBER})(?![\d-])", _range),
+    (rf"{START}{YEAR}[-–/](?P<last>[0-9]{{2}}){END}{UNCOUNTED}", _season),
+    (rf"{START}(?P<before>){YEAR}(?P<link>\s?–\s?|[-/]){LAST_YEAR}{END}{UNCOUNTED}", _years),
+    (rf"\b(?P<before>[Ff]rom |[Bb]etween ){YEAR}(?P<link> (?:to|and|until|till|through) ){LAST_YEAR}{END}{UNCOUNTED}",
+     _years),
+    (rf"{START}(?P<expression>{NUMBER}(?:\s?[-+−–×*÷/]\s?{NUMBER}){{1,8}})\s?=\s?",
+     lambda m: f"{_operators(m['expression'])} equals "),
+    (r"(?<=\w)\s?=\s?(?=[-−]?[0-9])", lambda m: " equals "),
+    (r"(?<=[0-9])(?:\s?(?P<sign>[×÷])\s?| (?P<plus>\+) )(?=[0-9])", lambda m: f" {OPERATORS[m['sign'] or m['plus']]} "),
+    (r"(?P<space>(?<=\w))?(?P<sign>[±√≥≤≈])\s?(?=[0-9])",
+     lambda m: f"{' ' if m['space'] is not None else ''}{PREFIXES[m['sign']]} "),
+    (rf"{START}(?P<first>{NUMBER})(?:-|\s?–\s?)(?P<last>{NUMBER})(?![\d-]){TAIL}",
+     lambda m: f"{number(m['first'])} to {m['last']}"),  # the end is read with what follows
     (rf"{SIGNED}\s?%", lambda m: f"{_signed(m)} percent"),
     (rf"{SIGNED}\s?(?P<scale>°\s?[CF]\b|[℃℉°])", _degrees),
-    (rf"{SIGNED}\s?(?P<unit>{UNIT}){END}", _unit),
+    (rf"{START}(?P<number>{NUMBER})-(?P<unit>{UNIT})(?=\s[a-z])",
+     lambda m: f"{number(m['number'])}-{UNITS[m['unit']]}"),
+    (rf"{SIGNED}\s?(?P<unit>{UNIT})(?:/(?P<per>{UNIT}))?{END}", _unit),
+    (rf"{SIGNED} (?P<unit>in\.(?=\s[a-z(]|,)|in(?=\.\s*$|\.\s[A-Z]))(?P<per>)", _unit),
+    (r"(?<=[A-Za-z0-9])[²³]", lambda m: " squared" if m[0] == "²" else " cubed"),
     (r"(?<![\w.,])['’]?(?P<decade>[12][0-9]{2}0|(?<=['’])[2-9]0)'?s\b", _decade),
-    (rf"{START}(?P<number>{NUMBER})(?:st|nd|rd|th)\b",
-     lambda m: _integer(int(m["number"].replace(",", "")), "ordinal") if "." not in m["number"] else m[0]),
-    (rf"(?:#|\b[Nn]o\. ?)(?P<number>{NUMBER}){END}", lambda m: f"number {number(m['number'])}"),
+    (r"(?<=\b(?i:his|her|mid|the)[ -])(?P<decade>[2-9]0)s\b", _decade),
+    (rf"{START}(?P<number>{NUMBER})(?:st|nd|rd|th)\b", _ordinal),
+    (rf"(?:#|\b[Nn]o(?P<many>s?)\. ?)(?P<number>{NUMBER}){END}",
+     lambda m: f"number{m['many'] or ''} {number(m['number'])}"),
     (rf"{START}(?:(?P<whole>[0-9]+) )?(?P<top>[0-9]+)/(?P<bottom>[0-9]+){END}", _fraction),
-    (rf"\b(?P<before>(?i:in|since|until|during|year|before|after|by|late|early) ){YEAR}{END}",
-     lambda m: m["before"] + _integer(int(m["year"]), "year")),
+    (rf"(?:(?<!\w)(?P<before>{BEFORE_YEAR} )|(?P<the>\b(?i:the|this|our|his|her|their|a) )(?=[0-9]+ [a-z])|"
+     rf"(?<=\()(?=[0-9]+\))){YEAR}{END}{UNCOUNTED}",
+     lambda m: (m["before"] or m["the"] or "") + spell_year(m["year"])),
+    (rf"(?:(?:^|(?<=[.!?]\s)){YEAR}(?=\s(?:{IS})\b)|{START}(?P<last>[0-9]{{3,4}})(?=\s(?:AD|BC|CE|BCE)\b))",
+     lambda m: spell_year(m["year"] or m["last"])),
     (r"(?<![\w.])\.(?P<decimals>[0-9]+)(?!\w)", lambda m: f"point {spell_digits(m['decimals'])}"),
     (rf"(?<![\w.,-])(?P<minus>[-−])(?P<number>{NUMBER})(?!\w)", _signed),
-    (rf"(?<![A-Za-z0-9_])(?P<number>{NUMBER})(?!\w)", lambda m: number(m["number"])),
+    (TOKEN, lambda m: read_token(m[0], NUMBER, number)),
 ]  # fmt: skip
