@@ -24,6 +24,15 @@ LETTERS = (
     "HTML|URL|PDF|ATM|GDP|"
     "(?<=[Tt]he )(?:WHO|IT)|IT(?= (?:team|department|support|staff|industry|manager|specialist)s?\\b)"
 )
+# The full stop of an abbreviation ends no sentence; one only before the first word of another; none before a digit.
+NEVER_LAST = frozenset([*(title.lower() for title in TITLES), *INSIDE, "ms", "messrs", "cf", "dept"]) - {"st"}
+MAYBE_LAST = frozenset(
+    "st St Ave Blvd Rd Jr Sr Inc Ltd Co co Corp Bros al etc ph.d Ph.D Mon Tue Tues Wed Thu Thurs Fri Sat Sun Jan Feb "
+    "Mar Apr Jun Jul Aug Sep Sept Oct Nov Dec".split()
+)
+BEFORE_DIGITS = frozenset("no nos n° fig vol p pp ch sec jan feb mar apr jun jul aug sep sept oct nov dec".split())
+# After "a.m." and "p.m.", beside titles.
+NAMES_OF_TIMES = frozenset("Monday Tuesday Wednesday Thursday Friday Saturday Sunday Eastern Pacific Central".split())
 # First words of sentences: after them a capital letter is no sign of a name.
 STARTERS = frozenset(
     "a after all although an and are as at because before but can did do does during even every for from had has "

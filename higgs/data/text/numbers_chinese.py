@@ -13,7 +13,7 @@ DIGIT = r"[0-9０-９]"
 # Atomic, as the English one.
 NUMBER = rf"(?>(?:{DIGIT}{{1,3}}(?:[,，]{DIGIT}{{3}})+(?!{DIGIT})|{DIGIT}+)(?:[.．]{DIGIT}+)?)"
 # Digits and Latin letters with the marks between them: the last rule reads it as a whole or leaves it.
-TOKEN = r"(?<![A-Za-z0-9０-９_])[A-Za-z0-9０-９_](?:[A-Za-z0-9０-９_]|[.,:/，．-](?=[A-Za-z0-9０-９_]))*+"
+TOKEN = r"(?<![A-Za-z0-9０-９_])[A-Za-z0-9０-９_]++(?:[.,:/，．-]{1,3}[A-Za-z0-9０-９_]++)*+"
 MIXED = re.compile(r"[A-Za-z_][.．]?[0-9０-９]|[0-9０-９][.．]?[A-Za-z_]")
 START = r"(?<![A-Za-z0-9０-９_.,:/$€£¥￥-])"
 END = r"(?![A-Za-z0-9０-９_/]|[.．:：-][0-9０-９])"
