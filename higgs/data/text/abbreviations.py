@@ -17,8 +17,11 @@ STREETS = {
 INSIDE = {"e.g": "for example", "i.e": "that is", "vs": "versus", "approx": "approximately", "a.k.a": "also known as"}
 LAST = {
     "etc": "et cetera", "Jr": "Junior", "Sr": "Senior", "Inc": "Incorporated", "Ltd": "Limited", "Corp": "Corporation",
-    "Co": "Company", "Dept": "Department",
+    "Co": "Company", "Dept": "Department", "Mon": "Monday", "Tue": "Tuesday", "Tues": "Tuesday", "Wed": "Wednesday",
+    "Thu": "Thursday", "Thurs": "Thursday", "Fri": "Friday", "Jan": "January", "Feb": "February", "Apr": "April",
+    "Aug": "August", "Sept": "September", "Oct": "October", "Nov": "November", "Dec": "December",
 }  # fmt: skip
+BEFORE_NUMBER = {"p": "page", "pp": "pages", "vol": "volume", "ch": "chapter", "fig": "figure", "sec": "section"}
 LETTERS = (
     "US|USA|UK|EU|UN|UAE|IBM|IRS|FBI|CIA|FDA|BBC|CNN|NBC|CBS|NBA|NFL|CEO|CFO|CTO|AI|TV|PC|DNA|RNA|HIV|GPS|USB|CPU|GPU|"
     "HTML|URL|PDF|ATM|GDP|"
@@ -61,6 +64,7 @@ STREET = re.compile(
 TITLE = re.compile(rf"\b(?:(?P<bare>Mrs?|Dr)|(?P<dotted>{'|'.join(TITLES)})\.)(?= [A-Z]| and\b)")
 WITHIN = re.compile(rf"(?<![\w.])(?P<short>{'|'.join(map(re.escape, INSIDE))})\.(?=,?\s)")
 FINAL = re.compile(rf"(?<![\w.])(?P<short>{'|'.join(LAST)})\.")
+NUMBERED = re.compile(rf"(?<![\w.])(?P<short>{'|'.join(BEFORE_NUMBER)})\.(?= [0-9])", re.IGNORECASE)
 SPELLED = re.compile(rf"(?<![\w.&-])(?:{LETTERS})(?![\w&$-]|\.\w)")
 
 
@@ -70,12 +74,17 @@ def read_abbreviations(text: str) -> str:
     text = TITLE.sub(lambda m: TITLES[m["bare"] or m["dotted"]], text)
     text = WITHIN.sub(lambda m: INSIDE[m["short"]], text)
     text = FINAL.sub(lambda m: LAST[m["short"]] + _stop(m), text)
+    text = NUMBERED.sub(lambda m: _as_written(m["short"], BEFORE_NUMBER[m["short"].lower()]), text)
     text = re.sub(rf"\b(?:{REIGNS}) (?!I\b){NUMERAL}", lambda m: _numeral(m[0], "the {}", "ordinal"), text)
     text = re.sub(rf"\b(?:{COUNTED}) {NUMERAL}", lambda m: _numeral(m[0], "{}", "cardinal"), text)
     text = re.sub(r"(?<=\w) ?&(?!\w{2,8};) ?(?=\w)", " and ", text)
     if len(re.findall("[a-z]", text)) >= len(re.findall("[A-Z]", text)):
         text = SPELLED.sub(lambda m: " ".join(m[0]), text)
     return text
+
+
+def _as_written(short: str, word: str) -> str:
+    return word.capitalize() if short[0].isupper() else word
 
 
 def _stop(match: re.Match) -> str:

@@ -27,16 +27,17 @@ UNITS = LENGTHS | {
     "kbps": "kilobit per second", "Mbps": "megabit per second", "Gbps": "gigabit per second", "kHz": "kilohertz",
     "MHz": "megahertz", "GHz": "gigahertz", "Hz": "hertz", "kWh": "kilowatt hour", "kW": "kilowatt", "W": "watt",
     "V": "volt", "dB": "decibel", "ms": "millisecond", "s": "second", "sec": "second", "secs": "second",
-    "min": "minute", "mins": "minute", "hrs": "hour", "hr": "hour", "h": "hour", "yr": "year", "yrs": "year",
+    "min": "minute", "mins": "minute", "hrs": "hour", "hr": "hour", "h": "hour", "tsp": "teaspoon",
+    "tbsp": "tablespoon", "fps": "frame per second", "yr": "year", "yrs": "year",
 }  # fmt: skip
 UNITS |= {f"{unit}{sign}": f"square {noun}" for unit, noun in LENGTHS.items() for sign in "²2"}
 UNITS |= {f"{unit}{sign}": f"cubic {noun}" for unit, noun in LENGTHS.items() for sign in "³3"}
 UNITS |= {"s²": "second squared"}
 OPERATORS = {
     "+": "plus", "-": "minus", "−": "minus", "–": "minus", "×": "times", "*": "times", "÷": "divided by",
-    "/": "divided by",
+    "/": "divided by", "x": "by",
 }  # fmt: skip
 PREFIXES = {
     "±": "plus or minus", "√": "the square root of", "≥": "greater than or equal to", "≤": "less than or equal to",
-    "≈": "approximately",
+    "≈": "approximately", "~": "about", "<": "less than", ">": "greater than",
 }  # fmt: skip
