@@ -9,9 +9,9 @@ import re
 
 from higgs.data.text.abbreviations import read_abbreviations
 from higgs.data.text.numbers_chinese import RULES as CHINESE
-from higgs.data.text.numbers_chinese import Rule
 from higgs.data.text.numbers_english import RULES as ENGLISH
 
+RULES = {"en": ENGLISH, "zh": CHINESE}
 URL = r"(?<![A-Za-z0-9])(?:[A-Za-z][A-Za-z0-9+.-]{0,15}://|www\.)[!-~]+"
 EMAIL = r"(?<![A-Za-z0-9.+_-])[A-Za-z0-9.+_-]{1,64}@[A-Za-z0-9-]{1,63}(?:\.[A-Za-z0-9-]{1,63})+"
 DOMAIN = (
@@ -30,11 +30,8 @@ def spell_out(text: str) -> str:
     lines = []
     for line in text.split("\n"):
         language = line_language(line) if any(map(str.isalpha, line)) else whole
-        rules = {"en": ENGLISH, "zh": CHINESE}.get(language, ())
         segments = PROTECTED.split(line)
-        if language == "en":
-            segments[::2] = map(read_abbreviations, segments[::2])
-        segments[::2] = [_apply(rules, segment) for segment in segments[::2]]
+        segments[::2] = [_apply(language, segment) for segment in segments[::2]]
         lines.append("".join(segments))
     return "\n".join(lines)
 
@@ -50,11 +47,12 @@ def line_language(line: str) -> str | None:
     return "zh" if han and han >= latin else "en" if latin else None
 
 
-def _apply(rules: list[Rule], text: str) -> str:
+def _apply(language: str | None, text: str) -> str:
     """Applies all rules in turn until nothing changes: a replacement may make another match possible."""
     before = None
-    while text != before and re.search(r"[\d¼-¾²³⅐-⅞]", text):
+    while text != before:
         before = text
-        for pattern, say in rules:
+        text = read_abbreviations(text) if language == "en" else text
+        for pattern, say in RULES.get(language, ()) if re.search(r"[\d¼-¾²³⅐-⅞]", text) else ():
             text = re.sub(pattern, say, text)
     return text

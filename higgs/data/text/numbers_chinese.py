@@ -13,7 +13,7 @@ DIGIT = r"[0-9０-９]"
 # Atomic, as the English one.
 NUMBER = rf"(?>(?:{DIGIT}{{1,3}}(?:[,，]{DIGIT}{{3}})+(?!{DIGIT})|{DIGIT}+)(?:[.．]{DIGIT}+)?)"
 # Digits and Latin letters with the marks between them: the last rule reads it as a whole or leaves it.
-TOKEN = r"(?<![A-Za-z0-9０-９_])[A-Za-z0-9０-９_]++(?:[.,:/，．-]{1,3}[A-Za-z0-9０-９_]++)*+"
+TOKEN = r"(?<![A-Za-z0-9０-９_])[A-Za-z0-9０-９_]++(?:(?:[.,:/．-]{1,3}|，(?=[0-9０-９]{3}(?![0-9０-９])))[A-Za-z0-9０-９_]++)*+"
 MIXED = re.compile(r"[A-Za-z_][.．]?[0-9０-９]|[0-9０-９][.．]?[A-Za-z_]")
 START = r"(?<![A-Za-z0-9０-９_.,:/$€£¥￥-])"
 END = r"(?![A-Za-z0-9０-９_/]|[.．:：-][0-9０-９])"
@@ -125,13 +125,19 @@ RULES: list[Rule] = [
      lambda m: f"{spell_digits(m['first'].translate(FULL_WIDTH))}到{spell_digits(m['last'].translate(FULL_WIDTH))}"),
     (rf"{START}(?P<year>{DIGIT}{{4}}|(?<=['’]){DIGIT}{{2}})(?=年)",
      lambda m: spell_digits(m["year"].translate(FULL_WIDTH))),
+    (rf"{START}(?P<first>{DIGIT}{{4}})[-/](?P<last>{DIGIT}{{2}})(?=赛季|学年|财年)",
+     lambda m: f"{spell_digits(m['first'].translate(FULL_WIDTH))}到{spell_digits(m['last'].translate(FULL_WIDTH))}"),
+    (rf"{START}[5-90]0(?=后)", lambda m: spell_digits(m[0])),
+    (rf"{START}[0-9]{{1,3}}(?: [0-9]{{3}})* 000{END}", lambda m: m[0].replace(" ", "")),
+    (rf"{START}[0-9]++(?:\.[0-9]++){{2,}}+{END}", lambda m: "点".join(number(part) for part in m[0].split("."))),
     # "98年" is a year, "85年" after 了, 过, ... a duration.
     (rf"(?<![了过近约有共满达第续长经0-9０-９.．,]){START}(?P<year>[6-9６-９][1-9１-９])(?=年(?![来后前间内里以历]))",
      lambda m: spell_digits(m["year"].translate(FULL_WIDTH))),
-    (r"(?<=[0-9][:：][0-5][0-9])\s?[-~～–—]\s?(?=[0-9]{1,2}[:：][0-5][0-9])", lambda m: "到"),
+    (r"(?<=[0-9][:：][0-5][0-9])\s?[-~～–—]\s?(?=[0-9]{1,2}[:：][0-5][0-9])|"
+     rf"(?<=[%％℃])\s?[-~～–—]\s?(?={DIGIT})", lambda m: "到"),
     (rf"{START}(?P<hour>[01]?[0-9]|2[0-3])[:：](?P<minute>[0-5][0-9])(?:[:：](?P<second>[0-5][0-9]))?{END}", _time),
-    (rf"{START}(?:\+86[ -]?)?1[0-9]{{10}}{END}|{START}0[0-9]{{2,3}}-[0-9]{{7,8}}{END}|"
-     rf"{START}[0-9]{{3,4}}-[0-9]{{3,4}}-[0-9]{{3,4}}{END}",
+    (rf"{START}(?:\+86[ -]?)?1[0-9]{{2}}(?P<mark>[ -]?)[0-9]{{4}}(?P=mark)[0-9]{{4}}{END}|{START}0[0-9]{{2,3}}-[0-9]{{7,8}}{END}|"
+     rf"{START}[0-9]{{3,4}}-[0-9]{{3,4}}-[0-9]{{3,4}}{END}|(?<=[打拨])1(?:10|19|20|2[0-9]{{3}}){END}",
      lambda m: spell_digits(re.sub("[^0-9]", "", m[0]), "幺")),
     (rf"{START}(?P<expression>{NUMBER}(?:\s?[-+−–×*÷/]\s?{NUMBER}){{1,8}})\s?=\s?", _expression),
     (r"(?<=[0-9A-Za-z])\s?=\s?(?=[-−]?[0-9])", lambda m: "等于"),

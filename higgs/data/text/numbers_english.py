@@ -6,13 +6,13 @@ import unicodedata
 from num2words import num2words
 
 from higgs.data.text.numbers_chinese import TOKEN, Rule, read_token
-from higgs.data.text.units import CURRENCIES, MAGNITUDES, OPERATORS, PREFIXES, UNITS
+from higgs.data.text.units import CODES, CURRENCIES, MAGNITUDES, OPERATORS, PREFIXES, UNITS
 
 # Atomic: what follows a number never makes a match give back a part of it.
 NUMBER = r"(?>(?:[0-9]{1,3}(?:,[0-9]{3})+(?![0-9])|[0-9]{1,2}(?:,[0-9]{2})+,[0-9]{3}(?![0-9])|[0-9]+)(?:\.[0-9]+)?)"
 START = r"(?<![\w.,:/$€£¥-])"  # not inside a word or a number
 END = r"(?![\w/]|[.,:-]?[0-9])"
-SIGNED = rf"(?<![\w.,:/$€£¥])(?<!\w[-−])(?P<minus>[-−]?)(?P<number>{NUMBER})"
+SIGNED = rf"(?<![\w.,:$€£¥%°])(?<!\w[-−])(?<![0-9]/)(?P<minus>[-−]?)(?P<number>{NUMBER})"
 
 MONTHS = "January February March April May June July August September October November December".split()
 MONTH = "|".join(MONTHS) + r"|(?:Jan|Feb|Mar|Apr|Jun|Jul|Aug|Sept?|Oct|Nov|Dec)\b\.?"
@@ -21,7 +21,7 @@ YEAR = r"(?P<year>1[0-9]{3}|20[0-9]{2})"
 LAST_YEAR = YEAR.replace("year", "last")
 # Words after a number that make it a quantity: plural nouns, not verbs that end in s.
 QUANTITY = (
-    r"(?=\s(?:(?!(?:was|has|is|as|its|does|his|goes|sees|marks|begins|ends|wins|always|perhaps|versus)\b)[a-z]*[^\Wsui]s|"
+    r"(?=(?:\s(?:to|and|or)\s[0-9]{4})?\s(?:(?!(?:was|has|is|as|its|does|his|goes|sees|marks|begins|ends|wins|always|perhaps|versus)\b)[a-z]*[^\Wsui]s|"
     r"people|men|women|children|feet|hundred|thousand|million|billion|percent)\b)"
 )
 UNCOUNTED = QUANTITY.replace("(?=", "(?!", 1)
@@ -135,6 +135,7 @@ def _unit(match: re.Match) -> str:
 
 def _degrees(match: re.Match) -> str:
     scale = {"C": " Celsius", "F": " Fahrenheit", "℃": " Celsius", "℉": " Fahrenheit"}
+    scale |= {"N": " north", "S": " south", "E": " east", "W": " west"}
     words = "degree" if match["number"] == "1" else "degrees"
     return f"{_signed(match)} {words}{scale.get(match['scale'][-1], '')}"
 
@@ -201,7 +202,8 @@ RULES: list[Rule] = [
     (r"(?<![\w.,/])([0-9]*)([¼-¾⅐-⅞])",
      lambda m: f"{m[1]} {unicodedata.normalize('NFKC', m[2])}".strip().replace("⁄", "/")),
     (rf"(?<![\w.,:/-])(?<![0-9] )[0-9]{{1,3}}"
-     rf"(?:(?: [0-9]{{3}})* 000|(?:[\u00a0\u2009\u202f][0-9]{{3}})+){END}(?! [0-9]{{3}})",
+     r"(?:(?: [0-9]{3})* 000|(?<![0-9]{3})(?: [0-9]{3}){2,}|(?:[\u00a0\u2009\u202f][0-9]{3})+)"
+     rf"{END}(?! [0-9]{{3}})",
      lambda m: re.sub(r"\s", "", m[0])),
     (rf"{START}{YEAR}([-/.])(?P<month>0[1-9]|1[0-2])\2(?P<day>0[1-9]|[12][0-9]|3[01]){END}",
      lambda m: _date(m["day"], int(m["month"]), m["year"])),
@@ -216,16 +218,19 @@ RULES: list[Rule] = [
     (rf"{START}(?P<the>[Tt]he )?\b{DAY} (?:of )?(?P<month>{MONTH})(?:,? {YEAR})?{END}", _day_month),
     (rf"\b(?P<month>{MONTH}),? {YEAR}{END}", lambda m: f"{MONTHS[_month(m['month']) - 1]} {spell_year(m['year'])}"),
     (rf"(?:(?<=[0-9]:[0-5][0-9])|(?<=[0-9\s][apAP][mM])|(?<=[ap]\.m\.))\s?[-–]\s?"
-     rf"(?=[0-9]{{1,2}}(?:[:.][0-5][0-9]|\s?{ANY_HALF}))", lambda m: " to "),
+     rf"(?=[0-9]{{1,2}}(?:[:.][0-5][0-9]|\s?{ANY_HALF}))|(?:(?<=[%°℃℉])|(?<=°[CF]))\s?[-–]\s?(?=[0-9])",
+     lambda m: " to "),
     (rf"{START}(?P<hour>[01]?[0-9]|2[0-3]):(?P<minute>[0-5][0-9])(?::(?P<second>[0-5][0-9]))?(?:\s?{HALF})?{END}",
      _time),
     (rf"{START}(?P<hour>0?[1-9]|1[0-2])(?:\.(?P<minute>[0-5][0-9]))?\s?{HALF}{END}", _time),
     (rf"{START}(?P<first>[0-9]{{1,2}}):(?P<last>[0-9]{{1,6}}){END}",
      lambda m: f"{number(m['first'])} to {number(m['last'])}"),
     (rf"{START}(?:\+?[0-9]{{1,3}}[ -])?(?:\(?[0-9]{{3}}\)?[ -])?[0-9]{{3}}-[0-9]{{4}}{END}|"
-     rf"{START}[0-9]{{3}}\.[0-9]{{3}}\.[0-9]{{4}}{END}|(?<=[Cc]all )(?:[2-9]11|112|999|988){END}|"
-     rf"{START}[0-9]{{5}}-[0-9]{{4}}{END}|{START}[0-9]++(?:-[0-9]++){{2,}}+{END}|"
-     rf"{START}\+[0-9]{{1,3}}(?:[ -]?[0-9]{{2,}}+)++{END}", _phone),
+     rf"{START}(?:1(?P<one>[ .]))?[0-9]{{3}}(?P<mark>[ .])[0-9]{{3}}(?P=mark)[0-9]{{4}}{END}|"
+     rf"(?<=[Cc]all )(?:[2-9]11|112|999|988){END}|{START}[0-9]{{5}}-[0-9]{{4}}{END}|{START}[0-9]++(?:-[0-9]++){{2,}}+{END}|"
+     rf"{START}\+(?=(?:[ -]?[0-9]){{7}})[0-9]{{1,3}}(?:[ -]?[0-9]{{2,}}+)++{END}", _phone),
+    (rf"\b(?P<before>USD|EUR|GBP|INR)\s?(?P<number>{NUMBER}){END}|{START}(?P<first>{NUMBER})\s?(?P<after>USD|EUR|GBP|INR)\b",
+     lambda m: CODES[m["before"] or m["after"]] + (m["number"] or m["first"])),
     (rf"(?<![\w.,])(?P<minus>[-−]?)(?P<sign>{SIGNS})\s?(?P<number>{NUMBER}|\.[0-9]{{2}}(?![0-9]))"
      rf"(?:\s?[-–]\s?[$€£¥￥]?(?P<upto>{NUMBER}))?"
      rf"(?P<magnitude>\s(?:thousand|million|billion|trillion)\b|(?:[kKmMBT]|bn)\b)?(?:/(?P<per>[A-Za-z]+))?{END}",
@@ -250,32 +255,37 @@ RULES: list[Rule] = [
     (r"(?<=[0-9])(?:\s?(?P<sign>[×÷])\s?| (?P<spaced>[+x]) )(?=[0-9])",
      lambda m: f" {OPERATORS[m['sign'] or m['spaced']]} "),
     (r"(?<=[0-9])\+(?![\w+=])", lambda m: " plus"),
+    (r"(?<![\w+)])\+(?=\.?[0-9])", lambda m: "plus "),
     (rf"{START}(?P<feet>[1-9])['′’]\s?(?P<inches>[0-9]|1[01])(?:[\"″”]|(?= tall))",
      lambda m: f"{number(m['feet'])} {'foot' if m['feet'] == '1' else 'feet'} {number(m['inches'])}"),
     (r"(?P<space>(?<=\w))?(?P<sign>[±√≥≤≈]|(?<!\S)[<>~])\s?(?=[0-9][0-9.,]*+(?!>))",
      lambda m: f"{' ' if m['space'] is not None else ''}{PREFIXES[m['sign']]} "),
+    (rf"{START}(?P<first>{NUMBER})\s?(?P<unit>{UNIT})\s?[-–]\s?(?P<last>{NUMBER}\s?(?P=unit){END})",
+     lambda m: f"{number(m['first'])} to {m['last']}"),
     (rf"{START}(?P<first>{NUMBER})(?:-|\s?–\s?)(?P<last>{NUMBER})(?![\d-]){TAIL}",
      lambda m: f"{number(m['first'])} to {m['last']}"),  # the end is read with what follows
     (rf"{SIGNED}\s?%", lambda m: f"{_signed(m)} percent"),
-    (rf"{SIGNED}\s?(?P<scale>°\s?[CF]\b|[℃℉°])", _degrees),
+    (rf"{SIGNED}\s?(?P<scale>°\s?[CF]\b|°[NSEW]\b|[℃℉]|°(?![A-Za-z0-9]))", _degrees),
     (rf"{START}(?P<number>{NUMBER})-(?P<unit>{UNIT})(?=\s[a-z])",
      lambda m: f"{number(m['number'])}-{UNITS[m['unit']]}"),
-    (rf"{SIGNED}\s?(?P<unit>{UNIT})(?:/(?P<per>{UNIT}))?{END}", _unit),
+    (rf"{SIGNED}\s?(?P<unit>{UNIT})(?:/(?P<per>{UNIT}))?{END}(?:(?<=[a-z]{{2}})\.(?=\s[a-z(]|,))?",
+     _unit),
     (rf"{SIGNED} (?P<unit>in\.(?=\s[a-z(]|,)|in(?=\.\s*$|\.\s[A-Z]))(?P<per>)", _unit),
     (rf"(?<=[A-Za-z0-9])(?:[²³]|\^(?P<power>[-−]?[0-9]+){END})",
      lambda m: {"²": " squared", "^2": " squared", "³": " cubed", "^3": " cubed"}.get(m[0])
      or f" to the power of {m['power']}"),
-    (r"(?<![\w.,])['’]?(?P<decade>[12][0-9]{2}0|(?<=['’])[2-9]0)'?s\b", _decade),
+    (r"(?<![\w.,])['’]?(?P<decade>(?:1[1-9]|20)[0-9]0|(?<=['’])[2-9]0)'?s\b", _decade),
     (r"(?<=\b(?i:his|her|mid|the)[ -])(?P<decade>[2-9]0)s\b", _decade),
-    (rf"{START}(?P<number>{NUMBER})(?:st|nd|rd|th)\b", _ordinal),
+    (rf"(?<![\w.,:$])(?P<number>{NUMBER})(?:st|nd|rd|th)\b", _ordinal),
     (rf"(?:#|\b[Nn]o(?P<many>s?)\. ?)(?P<number>{NUMBER}){END}",
      lambda m: f"number{m['many'] or ''} {number(m['number'])}"),
     (rf"{START}(?:(?P<whole>[0-9]+) )?(?P<top>[0-9]+)/(?P<bottom>[0-9]+){END}", _fraction),
     (rf"(?:(?<!\w)(?P<before>(?:{BEFORE_YEAR}) )|(?P<the>\b(?i:the|this|our|his|her|their|a) )(?=[0-9]+ [a-z])|"
      rf"(?<=[(\[])(?=[0-9]+[)\]])){YEAR}{END}{UNCOUNTED}",
      lambda m: (m["before"] or m["the"] or "") + spell_year(m["year"])),
-    (rf"(?:(?:^|(?<=[.!?]\s)){YEAR}(?=\s(?:{IS})\b)|{START}(?P<last>[0-9]{{3,4}})(?=\s(?:AD|BC|CE|BCE)\b))",
-     lambda m: spell_year(m["year"] or m["last"])),
+    (rf"(?:(?:^|(?<=[.!?]\s)){YEAR}(?=\s(?:{IS})\b)|{START}(?P<last>[0-9]{{3,4}})(?=\s(?:AD|BC|CE|BCE)\b)|"
+     rf"{START}{YEAR.replace('year', 'owner')}(?=['’]s\b))",
+     lambda m: spell_year(m["year"] or m["last"] or m["owner"])),
     (r"(?<![\w.,:/-])(?P<minus>[-−]?)\.(?P<decimals>[0-9]+)(?!\w|\.[0-9])",
      lambda m: f"{'minus ' if m['minus'] else ''}point {spell_digits(m['decimals'])}"),
     (rf"(?<![\w.,-])(?P<minus>[-−])(?P<number>{NUMBER})(?!\w)", _signed),

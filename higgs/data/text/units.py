@@ -14,6 +14,7 @@ CURRENCIES = {
 CURRENCIES |= {
     f"{code}$": (f"{country}dollar", f"{country}dollars", "cent", "cents") for code, country in DOLLARS.items()
 }
+CODES = {"USD": "$", "EUR": "€", "GBP": "£", "INR": "₹"}
 MAGNITUDES = {
     "k": "thousand", "m": "million", "mn": "million", "bn": "billion", "b": "billion", "t": "trillion",
 }  # fmt: skip
@@ -32,7 +33,7 @@ UNITS = LENGTHS | {
 }  # fmt: skip
 UNITS |= {f"{unit}{sign}": f"square {noun}" for unit, noun in LENGTHS.items() for sign in "²2"}
 UNITS |= {f"{unit}{sign}": f"cubic {noun}" for unit, noun in LENGTHS.items() for sign in "³3"}
-UNITS |= {"s²": "second squared"}
+UNITS |= {"s²": "second squared", "s2": "second squared"}
 OPERATORS = {
     "+": "plus", "-": "minus", "−": "minus", "–": "minus", "×": "times", "*": "times", "÷": "divided by",
     "/": "divided by", "x": "by",
