@@ -28,9 +28,13 @@ LETTERS = (
     "(?<=[Tt]he )(?:WHO|IT)|IT(?= (?:team|department|support|staff|industry|manager|specialist)s?\\b)"
 )
 # The full stop of an abbreviation ends no sentence; one only before the first word of another; none before a digit.
-NEVER_LAST = frozenset([*(title.lower() for title in TITLES), *INSIDE, "ms", "messrs", "cf", "dept"]) - {"st"}
+NEVER_LAST = frozenset([*(title.lower() for title in TITLES), *INSIDE, "ms", "messrs", "cf", "dept"]) - {
+    "st",
+    "ft",
+    "rep",
+}
 MAYBE_LAST = frozenset(
-    "st St Ave Blvd Rd Jr Sr Inc Ltd Co co Corp Bros al etc ph.d Ph.D Mon Tue Tues Wed Thu Thurs Fri Sat Sun Jan Feb "
+    "st St ft Ft rep Rep Ave Blvd Rd Jr Sr Inc Ltd Co co Corp Bros al etc ph.d Ph.D Mon Tue Tues Wed Thu Thurs Fri Sat Sun Jan Feb "
     "Mar Apr Jun Jul Aug Sep Sept Oct Nov Dec".split()
 )
 BEFORE_DIGITS = frozenset("no nos n° fig vol p pp ch sec jan feb mar apr jun jul aug sep sept oct nov dec".split())

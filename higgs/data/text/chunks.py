@@ -8,6 +8,7 @@ import re
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from functools import partial
+from itertools import pairwise
 from typing import Annotated
 
 from pydantic import Field, model_validator
@@ -23,15 +24,17 @@ WORD = re.compile(
 )
 BLANKS = re.compile(r"\s*")
 CLOSING = "\"'”’」』)]）】》»"
+CLOSED = re.escape(CLOSING)
 OPENING = "\"'“‘「『([（【《«¿¡"
 FULL_STOPS = "。！？；｡।॥۔؟։።។៕။"  # these end a sentence without a blank after them
-SENTENCE_END = re.compile(rf"(?:\.(?:\s\.){{2,}}|[.!?…]+|[{FULL_STOPS}]+)[{re.escape(CLOSING)}]*")
-CLAUSE_END = re.compile(rf"(?:[，、；：—–،؛]+|[,;:]+(?=[\s{HAN}{re.escape(CLOSING)}]))[{re.escape(CLOSING)}]*")
+SENTENCE_END = re.compile(rf"(?:\.(?:\s\.){{2,}}|[.!?…]+|[{FULL_STOPS}]+)[{CLOSED}]*")
+# The full stop before a lower-case word ends a clause at least.
+CLAUSE_END = re.compile(
+    rf"(?:[，、；：—–،؛]+|(?<![,;:])[,;:]++(?=[\s{HAN}{CLOSED}])|(?<![.!?…])[.!?…]++(?=[{CLOSED}]*+\s[a-z]))[{CLOSED}]*"
+)
 ITEM = re.compile(r"(?:^|(?<=\s))(?:[•⁃‣*-]\s?)?(?:(?P<number>[0-9]{1,3})|(?P<letter>[a-z]))(?:[.]?\)|[.])\s(?=[A-Z])")
 SPEAKER_TAG = re.compile(r"\[SPEAKER(\d+)\]")
 LIKE_A_TAG = re.compile(r"\[\s*speaker[\s_-]*(?:\d+|[a-z])?\s*\]|\[speaker\s*\d+", re.IGNORECASE)
-
-
 Seconds = Annotated[float, Field(ge=0)]
 
 
@@ -90,8 +93,7 @@ def sentences(text: str) -> list[str]:
     the whole text is in lower case.
     """
     accept = partial(_ends_sentence, cased=any(map(str.isupper, text)))
-    starts = _items(text)
-    items = [text[first:last] for first, last in zip(starts, [*starts[1:], len(text)], strict=True)]
+    items = (text[first:last] for first, last in pairwise([*_items(text), len(text)]))
     return [sentence for item in items for sentence in _split(item, SENTENCE_END, accept)]
 
 
@@ -106,10 +108,6 @@ def _items(text: str) -> list[int]:
             continue
         expected = value + 1
     return starts
-
-
-def _clauses(text: str) -> list[str]:
-    return _split(text, CLAUSE_END, lambda *_: True)
 
 
 def _split(text: str, ends: re.Pattern, accept: Callable[[str, re.Match, str], bool]) -> list[str]:
@@ -146,14 +144,16 @@ def _ends_sentence(before: str, match: re.Match, after: str, cased: bool) -> boo
 def _abbreviates(before: str, after: str, next_word: str, capital: bool, starter: bool) -> bool:
     """Whether the full stop after `before` belongs to an abbreviation, initial or number, and ends no sentence."""
     word = re.search(r"[\w.°]*$", before)[0]
-    if re.fullmatch(r"\W*(?:\d+|[a-z])", before) or word.lower() in NEVER_LAST:  # "1. First"
-        return True
-    if word.lower() in BEFORE_DIGITS and after[:1].isdigit():
+    item = re.fullmatch(r"\W*(?:\d+|[a-z])", before)  # "1. First"
+    if item or word.lower() in NEVER_LAST or (word.lower() in BEFORE_DIGITS and after[:1].isdigit()):
         return True
     if word.lower() in ("a.m", "p.m", "etc"):
         return not capital or next_word in NAMES_OF_TIMES or next_word.lower() in NEVER_LAST
     initials = re.fullmatch(r"(?:[^\W\d]\.)*[^\W\d]", word)
     return bool(after) and bool(initials or word in MAYBE_LAST) and not starter
+
+
+_clauses = partial(_split, ends=CLAUSE_END, accept=lambda *_: True)
 
 
 def _fit(text: str, max_words: int, splitters: tuple = (sentences, _clauses, WORD.findall)) -> list[str]:

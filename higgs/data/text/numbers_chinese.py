@@ -13,7 +13,8 @@ DIGIT = r"[0-9０-９]"
 # Atomic, as the English one.
 NUMBER = rf"(?>(?:{DIGIT}{{1,3}}(?:[,，]{DIGIT}{{3}})+(?!{DIGIT})|{DIGIT}+)(?:[.．]{DIGIT}+)?)"
 # Digits and Latin letters with the marks between them: the last rule reads it as a whole or leaves it.
-TOKEN = r"(?<![A-Za-z0-9０-９_])[A-Za-z0-9０-９_]++(?:(?:[.,:/．-]{1,3}|，(?=[0-9０-９]{3}(?![0-9０-９])))[A-Za-z0-9０-９_]++)*+"
+LETTER = "[A-Za-z0-9０-９_]"
+TOKEN = rf"(?<!{LETTER}){LETTER}++(?:(?:[.,:/．-]{{1,3}}|，(?={DIGIT}{{3}}(?!{DIGIT}))){LETTER}++)*+"
 MIXED = re.compile(r"[A-Za-z_][.．]?[0-9０-９]|[0-9０-９][.．]?[A-Za-z_]")
 START = r"(?<![A-Za-z0-9０-９_.,:/$€£¥￥-])"
 END = r"(?![A-Za-z0-9０-９_/]|[.．:：-][0-9０-９])"
@@ -134,10 +135,11 @@ RULES: list[Rule] = [
     (rf"(?<![了过近约有共满达第续长经0-9０-９.．,]){START}(?P<year>[6-9６-９][1-9１-９])(?=年(?![来后前间内里以历]))",
      lambda m: spell_digits(m["year"].translate(FULL_WIDTH))),
     (r"(?<=[0-9][:：][0-5][0-9])\s?[-~～–—]\s?(?=[0-9]{1,2}[:：][0-5][0-9])|"
-     rf"(?<=[%％℃])\s?[-~～–—]\s?(?={DIGIT})", lambda m: "到"),
+     rf"(?<=[%％℃])\s?[-~～–—]\s?(?={DIGIT})|(?<=[0-9０-９点])[~～](?=-?{DIGIT})", lambda m: "到"),
     (rf"{START}(?P<hour>[01]?[0-9]|2[0-3])[:：](?P<minute>[0-5][0-9])(?:[:：](?P<second>[0-5][0-9]))?{END}", _time),
-    (rf"{START}(?:\+86[ -]?)?1[0-9]{{2}}(?P<mark>[ -]?)[0-9]{{4}}(?P=mark)[0-9]{{4}}{END}|{START}0[0-9]{{2,3}}-[0-9]{{7,8}}{END}|"
-     rf"{START}[0-9]{{3,4}}-[0-9]{{3,4}}-[0-9]{{3,4}}{END}|(?<=[打拨])1(?:10|19|20|2[0-9]{{3}}){END}",
+    (rf"{START}(?:\+86[ -]?)?1[0-9]{{2}}(?P<mark>[ -]?)[0-9]{{4}}(?P=mark)[0-9]{{4}}{END}|"
+     rf"{START}0[0-9]{{2,3}}-[0-9]{{7,8}}{END}|{START}[0-9]{{3,4}}-[0-9]{{3,4}}-[0-9]{{3,4}}{END}|"
+     rf"(?<=[打拨])1(?:10|19|20|2[0-9]{{3}}){END}",
      lambda m: spell_digits(re.sub("[^0-9]", "", m[0]), "幺")),
     (rf"{START}(?P<expression>{NUMBER}(?:\s?[-+−–×*÷/]\s?{NUMBER}){{1,8}})\s?=\s?", _expression),
     (r"(?<=[0-9A-Za-z])\s?=\s?(?=[-−]?[0-9])", lambda m: "等于"),

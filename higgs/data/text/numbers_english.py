@@ -226,10 +226,12 @@ RULES: list[Rule] = [
     (rf"{START}(?P<first>[0-9]{{1,2}}):(?P<last>[0-9]{{1,6}}){END}",
      lambda m: f"{number(m['first'])} to {number(m['last'])}"),
     (rf"{START}(?:\+?[0-9]{{1,3}}[ -])?(?:\(?[0-9]{{3}}\)?[ -])?[0-9]{{3}}-[0-9]{{4}}{END}|"
-     rf"{START}(?:1(?P<one>[ .]))?[0-9]{{3}}(?P<mark>[ .])[0-9]{{3}}(?P=mark)[0-9]{{4}}{END}|"
-     rf"(?<=[Cc]all )(?:[2-9]11|112|999|988){END}|{START}[0-9]{{5}}-[0-9]{{4}}{END}|{START}[0-9]++(?:-[0-9]++){{2,}}+{END}|"
+     rf"{START}(?:1[ .])?[0-9]{{3}}(?P<mark>[ .])[0-9]{{3}}(?P=mark)[0-9]{{4}}{END}|"
+     rf"(?<=[Cc]all )(?:[2-9]11|112|999|988){END}|{START}[0-9]{{5}}-[0-9]{{4}}{END}|"
+     rf"{START}[0-9]++(?:-[0-9]++){{2,}}+{END}|"
      rf"{START}\+(?=(?:[ -]?[0-9]){{7}})[0-9]{{1,3}}(?:[ -]?[0-9]{{2,}}+)++{END}", _phone),
-    (rf"\b(?P<before>USD|EUR|GBP|INR)\s?(?P<number>{NUMBER}){END}|{START}(?P<first>{NUMBER})\s?(?P<after>USD|EUR|GBP|INR)\b",
+    (rf"\b(?P<before>USD|EUR|GBP|INR)\s?(?P<number>{NUMBER}){END}|"
+     rf"{START}(?P<first>{NUMBER})\s?(?P<after>USD|EUR|GBP|INR)\b",
      lambda m: CODES[m["before"] or m["after"]] + (m["number"] or m["first"])),
     (rf"(?<![\w.,])(?P<minus>[-−]?)(?P<sign>{SIGNS})\s?(?P<number>{NUMBER}|\.[0-9]{{2}}(?![0-9]))"
      rf"(?:\s?[-–]\s?[$€£¥￥]?(?P<upto>{NUMBER}))?"
