@@ -34,7 +34,8 @@ NEVER_LAST = frozenset([*(title.lower() for title in TITLES), *INSIDE, "ms", "me
     "rep",
 }
 MAYBE_LAST = frozenset(
-    "st St ft Ft rep Rep Ave Blvd Rd Jr Sr Inc Ltd Co co Corp Bros al etc ph.d Ph.D Mon Tue Tues Wed Thu Thurs Fri Sat Sun Jan Feb "
+    "st St ft Ft rep Rep "
+    "Ave Blvd Rd Jr Sr Inc Ltd Co co Corp Bros al etc ph.d Ph.D Mon Tue Tues Wed Thu Thurs Fri Sat Sun Jan Feb "
     "Mar Apr Jun Jul Aug Sep Sept Oct Nov Dec".split()
 )
 BEFORE_DIGITS = frozenset("no nos n° fig vol p pp ch sec jan feb mar apr jun jul aug sep sept oct nov dec".split())
@@ -113,3 +114,15 @@ def _numeral(phrase: str, form: str, kind: str) -> str:
     value = sum(-a if a < b else a for a, b in zip(values, [*values[1:], 0], strict=True))
     words = num2words(value, to=kind)
     return f"{name} {form.format(words.title() if kind == 'ordinal' else words)}"
+
+
+def abbreviates(before: str, after: str, next_word: str, capital: bool, starter: bool) -> bool:
+    """Whether the full stop after `before` belongs to an abbreviation, initial or number, and ends no sentence."""
+    word = re.search(r"[\w.°]*$", before)[0]
+    item = re.fullmatch(r"\W*(?:\d+|[a-z])", before)  # "1. First"
+    if item or word.lower() in NEVER_LAST or (word.lower() in BEFORE_DIGITS and after[:1].isdigit()):
+        return True
+    if word.lower() in ("a.m", "p.m", "etc"):
+        return not capital or next_word in NAMES_OF_TIMES or next_word.lower() in NEVER_LAST
+    initials = re.fullmatch(r"(?:[^\W\d]\.)*[^\W\d]", word)
+    return bool(after) and bool(initials or word in MAYBE_LAST) and not starter

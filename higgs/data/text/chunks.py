@@ -13,7 +13,7 @@ from typing import Annotated
 
 from pydantic import Field, model_validator
 
-from higgs.data.text.abbreviations import BEFORE_DIGITS, MAYBE_LAST, NAMES_OF_TIMES, NEVER_LAST, STARTERS
+from higgs.data.text.abbreviations import NEVER_LAST, STARTERS, abbreviates
 from higgs.validation import Count, Positive, Record
 
 HAN = r"\u3400-\u9fff\uf900-\ufaff"
@@ -138,19 +138,7 @@ def _ends_sentence(before: str, match: re.Match, after: str, cased: bool) -> boo
     if mark != ".":
         ellipsis = set(mark) <= set(".… ") and mark.count(".") + 3 * mark.count("…") <= 3
         return not (before[-1] == "[" or (ellipsis and next_word == "I"))
-    return not _abbreviates(before, after, next_word, capital, starter)
-
-
-def _abbreviates(before: str, after: str, next_word: str, capital: bool, starter: bool) -> bool:
-    """Whether the full stop after `before` belongs to an abbreviation, initial or number, and ends no sentence."""
-    word = re.search(r"[\w.°]*$", before)[0]
-    item = re.fullmatch(r"\W*(?:\d+|[a-z])", before)  # "1. First"
-    if item or word.lower() in NEVER_LAST or (word.lower() in BEFORE_DIGITS and after[:1].isdigit()):
-        return True
-    if word.lower() in ("a.m", "p.m", "etc"):
-        return not capital or next_word in NAMES_OF_TIMES or next_word.lower() in NEVER_LAST
-    initials = re.fullmatch(r"(?:[^\W\d]\.)*[^\W\d]", word)
-    return bool(after) and bool(initials or word in MAYBE_LAST) and not starter
+    return not abbreviates(before, after, next_word, capital, starter)
 
 
 _clauses = partial(_split, ends=CLAUSE_END, accept=lambda *_: True)
