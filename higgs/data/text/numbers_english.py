@@ -223,6 +223,8 @@ RULES: list[Rule] = [
     (rf"{START}(?P<hour>[01]?[0-9]|2[0-3]):(?P<minute>[0-5][0-9])(?::(?P<second>[0-5][0-9]))?(?:\s?{HALF})?{END}",
      _time),
     (rf"{START}(?P<hour>0?[1-9]|1[0-2])(?:\.(?P<minute>[0-5][0-9]))?\s?{HALF}{END}", _time),
+    (rf"{START}(?P<first>[0-9]{{1,3}}):(?P<last>[0-9]{{1,2}})[-–](?=[0-9]{{1,2}}{END})",
+     lambda m: f"{number(m['first'])} {number(m['last'])} to "),
     (rf"{START}(?P<first>[0-9]{{1,2}}):(?P<last>[0-9]{{1,6}}){END}",
      lambda m: f"{number(m['first'])} to {number(m['last'])}"),
     (rf"{START}(?:\+?[0-9]{{1,3}}[ -])?(?:\(?[0-9]{{3}}\)?[ -])?[0-9]{{3}}-[0-9]{{4}}{END}|"
@@ -282,7 +284,7 @@ RULES: list[Rule] = [
     (rf"(?:#|\b[Nn]o(?P<many>s?)\. ?)(?P<number>{NUMBER}){END}",
      lambda m: f"number{m['many'] or ''} {number(m['number'])}"),
     (rf"{START}(?:(?P<whole>[0-9]+) )?(?P<top>[0-9]+)/(?P<bottom>[0-9]+){END}", _fraction),
-    (rf"(?:(?<!\w)(?P<before>(?:{BEFORE_YEAR}) )|(?P<the>\b(?i:the|this|our|his|her|their|a) )(?=[0-9]+ [a-z])|"
+    (rf"(?:(?<!\w)(?P<before>(?:{BEFORE_YEAR}) |[Mm]id-|[Yy]ear was )|(?P<the>\b(?i:the|this|our|his|her|their|a) )(?=[0-9]+ [A-Za-z])|"
      rf"(?<=[(\[])(?=[0-9]+[)\]])){YEAR}{END}{UNCOUNTED}",
      lambda m: (m["before"] or m["the"] or "") + spell_year(m["year"])),
     (rf"(?:(?:^|(?<=[.!?]\s)){YEAR}(?=\s(?:{IS})\b)|{START}(?P<last>[0-9]{{3,4}})(?=\s(?:AD|BC|CE|BCE)\b)|"
