@@ -112,6 +112,10 @@ def test_sentences_without_blanks():
         "あれは？",
         "「行くの？」と彼は言った。",
     ]
+    assert sentences("他说：“走吧！”然后走了。今天（周一。）很好。") == [
+        "他说：“走吧！”然后走了。",
+        "今天（周一。）很好。",
+    ]
     assert count_words("これは本です。") == 3 and count_words("สวัสดีชาวโลก") == 3
     for text in ("สวัสดีชาวโลก" * 200, "これはながいぶんしょう" * 200, "នេះជាផ្ទះធំ" * 200):
         chunks = chunk_text(text, 20)

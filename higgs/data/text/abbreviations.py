@@ -38,7 +38,7 @@ MAYBE_LAST = frozenset(
     "Ave Blvd Rd Jr Sr Inc Ltd Co co Corp Bros al etc ph.d Ph.D Mon Tue Tues Wed Thu Thurs Fri Sat Sun Jan Feb "
     "Mar Apr Jun Jul Aug Sep Sept Oct Nov Dec".split()
 )
-BEFORE_DIGITS = frozenset("no nos n° fig vol p pp ch sec jan feb mar apr jun jul aug sep sept oct nov dec".split())
+BEFORE_DIGITS = frozenset("no nos n° nr fig vol p pp ch sec jan feb mar apr jun jul aug sep sept oct nov dec".split())
 # After "a.m." and "p.m.", beside titles.
 NAMES_OF_TIMES = frozenset("Monday Tuesday Wednesday Thursday Friday Saturday Sunday Eastern Pacific Central".split())
 # First words of sentences: after them a capital letter is no sign of a name.

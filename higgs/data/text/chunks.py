@@ -129,7 +129,8 @@ def _ends_sentence(before: str, match: re.Match, after: str, cased: bool) -> boo
     capital = next_word[:2] != next_word[:2].lower()  # "iPhone", too
     starter = next_word.lower() in STARTERS and (capital or not cased) and after[len(next_word) :][:1] != "."
     if mark[0] in FULL_STOPS:
-        return mark == match[0] or mark[-1] not in "！？" or not after[:1].isalpha() or spaced
+        goes_on = mark[-1] in "！？" or match[0][-1] in ")）]】"  # “去？”他问
+        return mark == match[0] or spaced or not after[:1].isalpha() or not goes_on
     if not spaced and not re.search(rf"[{HAN}{UNSPACED}]", before[-1:] + after[:1]):
         glued = re.search(r"(?<![/@_.])\b[\w,]*[a-z0-9]{2}$", before)
         return bool(glued) and capital and (starter or next_word.lower() in NEVER_LAST)

@@ -157,7 +157,7 @@ def _fraction(match: re.Match) -> str:
     return f"{whole}{'a' if whole and top == 1 else _integer(top)} {part}"
 
 
-def _ordinal(match: re.Match) -> str:
+def _nth(match: re.Match) -> str:
     whole, _, decimals = match["number"].replace(",", "").partition(".")
     if not decimals:
         return _integer(int(whole), "ordinal")
@@ -280,11 +280,12 @@ RULES: list[Rule] = [
      or f" to the power of {m['power']}"),
     (r"(?<![\w.,])['’]?(?P<decade>(?:1[1-9]|20)[0-9]0|(?<=['’])[2-9]0)'?s\b", _decade),
     (r"(?<=\b(?i:his|her|mid|the)[ -])(?P<decade>[2-9]0)s\b", _decade),
-    (rf"(?<![\w.,:$])(?P<number>{NUMBER})(?:st|nd|rd|th)\b", _ordinal),
+    (rf"(?<![\w.,:$])(?P<number>{NUMBER})(?:st|nd|rd|th)\b", _nth),
     (rf"(?:#|\b[Nn]o(?P<many>s?)\. ?)(?P<number>{NUMBER}){END}",
      lambda m: f"number{m['many'] or ''} {number(m['number'])}"),
     (rf"{START}(?:(?P<whole>[0-9]+) )?(?P<top>[0-9]+)/(?P<bottom>[0-9]+){END}", _fraction),
-    (rf"(?:(?<!\w)(?P<before>(?:{BEFORE_YEAR}) |[Mm]id-|[Yy]ear was )|(?P<the>\b(?i:the|this|our|his|her|their|a) )(?=[0-9]+ [A-Za-z])|"
+    (rf"(?:(?<!\w)(?P<before>(?:{BEFORE_YEAR}) |[Mm]id-|[Yy]ear was )|"
+     r"(?P<the>\b(?i:the|this|our|his|her|their|a) )(?=[0-9]+ [A-Za-z])|"
      rf"(?<=[(\[])(?=[0-9]+[)\]])){YEAR}{END}{UNCOUNTED}",
      lambda m: (m["before"] or m["the"] or "") + spell_year(m["year"])),
     (rf"(?:(?:^|(?<=[.!?]\s)){YEAR}(?=\s(?:{IS})\b)|{START}(?P<last>[0-9]{{3,4}})(?=\s(?:AD|BC|CE|BCE)\b)|"
