@@ -118,7 +118,7 @@ ENGLISH = [
     ("6 ft and 50 Hz", "six feet and fifty hertz"),
     ("5 in the morning", "five in the morning"),
     ("1/2, 3/4, 2/3, 1 1/2", "one half, three quarters, two thirds, one and a half"),
-    ("24/7", "twenty-four/seven"),
+    ("24/7", "twenty-four seven"),
     ("1st, 22nd, 1,001st", "first, twenty-second, one thousand and first"),
     ("No. 5 and #7", "number five and number seven"),
     ("Call 555-1234.", "Call five five five, one two three four."),

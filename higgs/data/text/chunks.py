@@ -7,28 +7,34 @@ Numbers and abbreviations are never split, and no chunk is empty.
 import re
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
+from functools import partial
+from itertools import pairwise
 from typing import Annotated
 
 from pydantic import Field, model_validator
 
+from higgs.data.text.abbreviations import NEVER_LAST, STARTERS, abbreviates
 from higgs.validation import Count, Positive, Record
 
 HAN = r"\u3400-\u9fff\uf900-\ufaff"
-# A word: one Chinese character, or up to 40 characters between blanks.
-WORD = re.compile(rf"\s*(?:[{HAN}][^\w\s]*|[^\s{HAN}]{{1,40}})\s*")
-BLANKS = re.compile(r"\s*")
-CLOSING = "\"'”’」』)]）】》"
-SENTENCE_END = re.compile(rf"(?:[.!?…]+|[。！？；]+)[{re.escape(CLOSING)}]*")
-CLAUSE_END = re.compile(rf"(?:[，、；：—–]+|[,;:]+(?=[\s{HAN}{re.escape(CLOSING)}]))[{re.escape(CLOSING)}]*")
-# Abbreviations whose full stop ends no sentence; the second set only before a digit.
-ABBREVIATIONS = frozenset(
-    "mr mrs ms dr prof st mt gen col sgt capt lt rev hon vs cf approx dept gov sen rep e.g i.e".split()
+UNSPACED = r"\u3040-\u30ff\uff66-\uff9f\u0e00-\u0eff\u1000-\u109f\u1780-\u17ff"  # kana, Thai, Lao, Burmese, Khmer
+# A word: one Chinese character, 4 letters of another script without blanks, or up to 40 characters between blanks.
+WORD = re.compile(
+    rf"\s*(?:[{HAN}][^\w\s]*|(?:(?=\w)[{UNSPACED}][^\w\s]*){{1,4}}|(?:[^\s{HAN}{UNSPACED}]|(?!\w)[{UNSPACED}]){{1,40}})\s*"
 )
-BEFORE_DIGITS = frozenset("no nos fig vol p pp ch sec jan feb mar apr jun jul aug sep sept oct nov dec".split())
+BLANKS = re.compile(r"\s*")
+CLOSING = "\"'”’」』)]）】》»"
+CLOSED = re.escape(CLOSING)
+OPENING = "\"'“‘「『([（【《«¿¡"
+FULL_STOPS = "。！？；｡।॥۔؟։።។៕။"  # these end a sentence without a blank after them
+SENTENCE_END = re.compile(rf"(?:\.(?:\s\.){{2,}}|[.!?…]+|[{FULL_STOPS}]+)[{CLOSED}]*")
+# The full stop before a lower-case word ends a clause at least.
+CLAUSE_END = re.compile(
+    rf"(?:[，、；：—–،؛]+|(?<![,;:])[,;:]++(?=[\s{HAN}{CLOSED}])|(?<![.!?…])[.!?…]++(?=[{CLOSED}]*+\s[a-z]))[{CLOSED}]*"
+)
+ITEM = re.compile(r"(?:^|(?<=\s))(?:[•⁃‣*-]\s?)?(?:(?P<number>[0-9]{1,3})|(?P<letter>[a-z]))(?:[.]?\)|[.])\s(?=[A-Z])")
 SPEAKER_TAG = re.compile(r"\[SPEAKER(\d+)\]")
 LIKE_A_TAG = re.compile(r"\[\s*speaker[\s_-]*(?:\d+|[a-z])?\s*\]|\[speaker\s*\d+", re.IGNORECASE)
-
-
 Seconds = Annotated[float, Field(ge=0)]
 
 
@@ -63,45 +69,70 @@ class Chunk:
 
 
 def count_words(text: str) -> int:
-    """Words as `max_words` counts them; each Chinese character is one."""
+    """Words as `max_words` counts them; each Chinese character is one, and 4 letters of Thai or kana."""
     return len(WORD.findall(text))
 
 
 def sentences(text: str) -> list[str]:
-    """-> segments that concatenate to the text, each with the blanks after its sentence."""
-    return _split(text, SENTENCE_END, _ends_sentence)
+    """-> segments that concatenate to the text, each up to the end of a sentence and the blanks after it.
+
+    The items of a numbered list start segments, too. No segment but an item ends before a word in lower case, unless
+    the whole text is in lower case.
+    """
+    accept = partial(_ends_sentence, cased=any(map(str.isupper, text)))
+    items = (text[first:last] for first, last in pairwise([*_items(text), len(text)]))
+    return [sentence for item in items for sentence in _split(item, SENTENCE_END, accept)]
+
+
+def _items(text: str) -> list[int]:
+    """0 and the offsets of the second, third, ... item of lists ("1. One 2. Two", "a) One b) Two")."""
+    starts, expected = [0], None
+    for match in ITEM.finditer(text):
+        value = int(match["number"]) if match["number"] else ord(match["letter"])
+        if value == expected:
+            starts.append(match.start())
+        elif text[max(0, match.start() - 2) : match.start()].strip()[-1:] not in ("", *".:!?"):
+            continue
+        expected = value + 1
+    return starts
 
 
 def _split(text: str, ends: re.Pattern, accept: Callable[[str, re.Match, str], bool]) -> list[str]:
-    """Splits after the matches that `accept` accepts, given the text before and the character after a match."""
+    """Splits after the matches that `accept` accepts, given up to 40 characters before a match and after its blanks."""
     segments, start = [], 0
     for match in ends.finditer(text):
-        before, follower = text[start : match.start()], BLANKS.match(text, match.end())
-        if before.strip() and accept(before, match, text[follower.end() :][:1]):
-            segments.append(text[start : follower.end()])
-            start = follower.end()
+        before = text[max(start, match.start() - 40) : match.start()]
+        follower = BLANKS.match(text, match.end()).end()
+        if before.strip() and accept(before, match, text[follower : follower + 40]):
+            segments.append(text[start:follower])
+            start = follower
     return [*segments, text[start:]] if start < len(text) else segments
 
 
-def _ends_sentence(before: str, match: re.Match, follower: str) -> bool:
-    spaced = match.string[match.end() : match.end() + 1].isspace() or not follower
-    if match[0][0] in "。！？；":
-        return True
-    if not spaced and not re.search(rf"[{HAN}]", before[-1:] + follower):
+def _ends_sentence(before: str, match: re.Match, after: str, cased: bool) -> bool:
+    mark = match[0].rstrip(CLOSING)
+    spaced = match.string[match.end() : match.end() + 1].isspace() or not after
+    next_word = re.match(r"[^\W\d_]*", after.lstrip(OPENING))[0]
+    capital = next_word[:2] != next_word[:2].lower()  # "iPhone", too
+    starter = next_word.lower() in STARTERS and (capital or not cased) and after[len(next_word) :][:1] != "."
+    if mark[0] in FULL_STOPS:
+        goes_on = mark[-1] in "！？" or match[0][-1] in ")）]】"  # “去？”他问
+        return mark == match[0] or spaced or not after[:1].isalpha() or not goes_on
+    if not spaced and not re.search(rf"[{HAN}{UNSPACED}]", before[-1:] + after[:1]):
+        glued = re.search(r"(?<![/@_.])\b[\w,]*[a-z0-9]{2}$", before)
+        return bool(glued) and capital and (starter or next_word.lower() in NEVER_LAST)
+    if cased and not capital and next_word != next_word.upper():
         return False
-    if match[0].rstrip(CLOSING) != ".":
-        return True
-    word = re.search(r"[\w.]*$", before)[0].lower()
-    if word in ("a.m", "p.m"):
-        return follower.isupper()
-    if word in BEFORE_DIGITS and follower.isdigit():
-        return False
-    initials = re.fullmatch(r"(?:[^\W\d]\.)*[a-z]", word)
-    listed = word.isdigit() and before.strip() == word  # "1. First"
-    return not (word in ABBREVIATIONS or initials or listed)
+    if mark != ".":
+        ellipsis = set(mark) <= set(".… ") and mark.count(".") + 3 * mark.count("…") <= 3
+        return not (before[-1] == "[" or (ellipsis and next_word == "I"))
+    return not abbreviates(before, after, next_word, capital, starter)
 
 
-SPLITTERS = (sentences, lambda text: _split(text, CLAUSE_END, lambda *_: True), WORD.findall)
+_clauses = partial(_split, ends=CLAUSE_END, accept=lambda *_: True)
+
+
+SPLITTERS = (sentences, _clauses, WORD.findall)
 
 
 def _fit(text: str, max_words: int, splitters: tuple = SPLITTERS) -> list[str]:
