@@ -296,7 +296,7 @@ def test_results_are_written_whole_and_rounded(tmp_path, monkeypatch):
     assert Path("a.csv").read_bytes() == b'third,none,yes,word\n0.333333,,True,"a,b"\n'
     with pytest.raises(ValueError, match=r"b.json: x\[0\] is nan"):
         cells.write_json("b.json", {"x": [float("nan")]})
-    with pytest.raises(ValueError, match="row 1 has the columns"):
+    with pytest.raises(ValueError, match="row 1 and row 0"):
         cells.write_table("b.csv", [{"a": 1}, {"b": 1}])
     assert sorted(path.name for path in tmp_path.rglob("*.*")) == ["a.csv", "a.json"]
 

@@ -13,10 +13,9 @@ from spoken import RATE, sine
 
 from higgs.audio import save_audio
 from higgs.cli.compare import find
-from higgs.evaluate.dialogue import summarise_dialogues
 from higgs.evaluate.judges.registry import MetricModels
+from higgs.evaluate.long_form import DIALOGUE, LONG_FORM, summarise_dialogues
 from higgs.evaluate.report import compare_page
-from higgs.evaluate.report import gather as gathering
 from higgs.evaluate.report import html as report
 from higgs.evaluate.report.gather import GENERATED, RECONSTRUCTED, RECORDED, chunked_samples, gather, read_results
 from higgs.evaluate.statistics.summary import summarise
@@ -152,14 +151,14 @@ def test_a_second_system_is_judged_beside(results, tmp_path):
 
 
 def test_turns_and_segments(results):
-    (talk,) = chunked_samples(results, gathering.DIALOGUE)
+    (talk,) = chunked_samples(results, DIALOGUE)
     first, second = talk.judge(Evaluator(PANEL))
     assert (first["speaker"], second["speaker"]) == ("ada", "ben")
     assert first["text"] == "Hello there." and first["wer_percent"] == 0
     assert first["attributed_right"] is True and second["attributed_right"] is False  # ada speaks both
     lines = report.by_speaker(summarise_dialogues([first, second]))
     assert lines[0]["right voice %"] == "100 [21, 100]" and lines[-1]["turns"] == 2
-    (long,) = chunked_samples(results, gathering.LONG_FORM)
+    (long,) = chunked_samples(results, LONG_FORM)
     (segment,) = long.judge(Evaluator(PANEL))
     assert (segment["name"], segment["wer_percent"], segment["seams"]) == ("long-s0", 0, 0)
 

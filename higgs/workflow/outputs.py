@@ -110,7 +110,7 @@ def table(rows: Sequence[Mapping[str, Any]], caption: str = "", digits: int = 4)
     """Rows with equal keys -> an HTML table; a cell may be a player or any other HTML object."""
     from IPython.display import HTML
 
-    columns = _columns(rows)
+    columns = columns_of(rows)
     head = "".join(f"<th>{html.escape(str(column))}</th>" for column in columns)
     body = "".join("<tr>" + "".join(_table_cell(row[column], digits) for column in columns) + "</tr>" for row in rows)
     title = f"<caption>{html.escape(caption)}</caption>" if caption else ""
@@ -126,14 +126,14 @@ def _table_cell(value: Any, digits: int) -> str:
     return f'<td class="number">{value if isinstance(value, int) else f"{value:.{digits}g}"}</td>'
 
 
-def _columns(rows: Sequence[Mapping[str, Any]]) -> list[str]:
+def columns_of(rows: Sequence[Mapping[str, Any]], what: str = "table") -> list[str]:
+    """The keys that all rows have; ValueError for no rows or unequal keys."""
     if not rows:
-        raise ValueError("a table needs at least one row: without one its columns are unknown")
-    columns = list(rows[0])
-    for index, row in enumerate(rows):
-        if set(row) != set(columns):
-            raise ValueError(f"row {index} has the columns {list(row)}, row 0 has {columns}")
-    return columns
+        raise ValueError(f"{what}: at least one row is needed")
+    for number, row in enumerate(rows):
+        if odd := set(row) ^ set(rows[0]):
+            raise ValueError(f"{what}: row {number} and row 0 differ in the columns {', '.join(sorted(odd))}")
+    return list(rows[0])
 
 
 def write_atomically(path: str | Path, content: str | bytes) -> None:
@@ -144,18 +144,17 @@ def write_atomically(path: str | Path, content: str | bytes) -> None:
 
 def write_json(path: str | Path, value: Any, digits: int = DIGITS) -> None:
     """Mappings, lists, arrays and scalars as JSON, floats to `digits` digits. ValueError for NaN and infinity."""
-    text = json.dumps(_to_json(value, digits, Path(path).name), indent=2, ensure_ascii=False)
+    text = json.dumps(rounded(value, digits, Path(path).name), indent=2, ensure_ascii=False)
     write_atomically(path, text + "\n")
 
 
 def write_table(path: str | Path, rows: Sequence[Mapping[str, Any]], digits: int = DIGITS) -> None:
     """Rows with equal keys as CSV, floats to `digits` digits, None as an empty field."""
-    columns = _columns(rows)
+    columns = columns_of(rows, Path(path).name)
     buffer = io.StringIO()
     writer = csv.writer(buffer, lineterminator="\n")
     writer.writerow(columns)
-    for index, row in enumerate(rows):
-        writer.writerow(_to_json(row[column], digits, f"row {index}, {column}") for column in columns)
+    writer.writerows([rounded(row[c], digits, f"row {i}, {c}") for c in columns] for i, row in enumerate(rows))
     write_atomically(path, buffer.getvalue())
 
 
@@ -164,18 +163,18 @@ def record_timing(stage: str, timing: Mapping[str, Any]) -> None:
     path = output_path(f"results/{stage}/timing.json")
     earlier = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
     write_json(path, {**earlier, **timing}, digits=4)
-    say(f"{stage}: " + ", ".join(f"{name} {_to_json(value, 4, name)}" for name, value in timing.items()))
+    say(f"{stage}: " + ", ".join(f"{name} {rounded(value, 4, name)}" for name, value in timing.items()))
 
 
-def _to_json(value: Any, digits: int, place: str) -> Any:
-    """Plain Python objects, floats rounded."""
-    value = value.tolist() if hasattr(value, "tolist") else value
+def rounded(value: Any, digits: int, place: str) -> Any:
+    """Plain Python objects, floats to `digits` digits; ValueError for NaN and infinity."""
+    value = value.tolist() if hasattr(value, "tolist") else str(value) if isinstance(value, Path) else value
     if isinstance(value, Mapping):
-        return {str(key): _to_json(entry, digits, f"{place}: {key}") for key, entry in value.items()}
+        return {str(key): rounded(entry, digits, f"{place}: {key}") for key, entry in value.items()}
     if isinstance(value, list | tuple):
-        return [_to_json(entry, digits, f"{place}[{index}]") for index, entry in enumerate(value)]
+        return [rounded(entry, digits, f"{place}[{index}]") for index, entry in enumerate(value)]
     if isinstance(value, float):
         if not math.isfinite(value):
-            raise ValueError(f"{place} is {value}: only finite numbers can be written")
+            raise ValueError(f"{place} is {value}: only finite numbers are written; None says not known")
         return float(f"{value:.{digits}g}")
     return value

@@ -7,17 +7,14 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from higgs.audio import load_audio
 from higgs.data.recordings import Recording, read_recordings
 from higgs.data.scripts import subset_by_hash
-from higgs.evaluate.dialogue import Turn, judge_dialogue
-from higgs.evaluate.long_form import judge_long
-from higgs.evaluate.utterances import Evaluator, Utterance
+from higgs.evaluate.long_form import DIALOGUE, ChunkedSample, Turn
+from higgs.evaluate.utterances import Utterance
 from higgs.workflow.tables import Row, read_rows
 
 RECORDED, RECONSTRUCTED, GENERATED = "recordings", "recordings through the codec", "generated"
 OF_THE_SET = "recordings of the set"
-DIALOGUE, LONG_FORM = "dialogue", "long_form"
 SUFFIXES = (".flac", ".wav")
 SPEAKER_TAG = re.compile(r"\[SPEAKER\d+\]\s*")
 
@@ -141,37 +138,6 @@ def _second(folder: Path, generated: Sequence[Utterance]) -> list[Utterance]:
         elif once is not None or not seeds:
             items[item.script] = _another_system(item, condition, once, name=item.script, seed=None)
     return list(items.values())
-
-
-@dataclass(frozen=True)
-class ChunkedSample:
-    """A sample that was spoken in chunks: a dialogue turn by turn, or a long form in one voice."""
-
-    name: str
-    form: str
-    path: Path
-    text: str
-    turns: tuple[Turn, ...]
-    voices: tuple[tuple[str, Path], ...]  # speakers, and a recording of each
-    language: str
-
-    @property
-    def files(self) -> tuple[Path, ...]:
-        return (self.path, *(path for _, path in self.voices))
-
-    def judge(self, evaluator: Evaluator) -> list[Row]:
-        """A record for each turn of a dialogue, and for each segment of at most 10 s of a long form."""
-        waveform, rate = load_audio(self.path)
-        known = self.voices if evaluator.metric_models.speaker else ()
-        voices = {name: evaluator.reference_voice(path, []) for name, path in known}
-        voices = {name: voice for name, voice in voices.items() if voice is not None}
-        if self.form == DIALOGUE:
-            return judge_dialogue(evaluator.metric_models, self.name, waveform, rate, self.turns, voices, self.language)
-        boundaries = [turn.start for turn in self.turns if 0 < turn.start < len(waveform)]
-        voice = next(iter(voices.values()), None)
-        return judge_long(
-            evaluator.metric_models, self.name, waveform, rate, self.text, voice, boundaries, self.language
-        )
 
 
 def chunked_samples(results: Results, form: str) -> list[ChunkedSample]:

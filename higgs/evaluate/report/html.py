@@ -12,8 +12,8 @@ import jiwer
 from IPython.display import HTML
 
 from higgs.audio import load_audio
-from higgs.evaluate.dialogue import ACCURACY
 from higgs.evaluate.judges.registry import MetricModels
+from higgs.evaluate.long_form import ACCURACY
 from higgs.evaluate.metrics.error_rates import normalize
 from higgs.evaluate.report.gather import GENERATED, RECONSTRUCTED, RECORDED, Results
 from higgs.evaluate.statistics.summary import METRICS, length_class, summarise, with_interval
