@@ -44,9 +44,8 @@ def check_waveform(waveform: Tensor, what: str = "waveform") -> Tensor:
     if not isinstance(waveform, Tensor):
         raise TypeError(f"{what}: expected a torch.Tensor, got {type(waveform).__name__}")
     if not waveform.is_floating_point():
-        raise TypeError(
-            f"{what}: expected floating point samples in [-1, 1], got {waveform.dtype}; divide 16-bit integers by 32768"
-        )
+        advice = "expected floating point samples in [-1, 1]; divide 16-bit integers by 32768"
+        raise TypeError(f"{what}: {advice}, got {waveform.dtype}")
     if waveform.numel() == 0:
         raise ValueError(f"{what}: empty (shape {tuple(waveform.shape)})")
     if bad := int((~torch.isfinite(waveform)).sum()):
@@ -151,10 +150,9 @@ def resample(waveform: Tensor, source_rate: int, target_rate: int) -> Tensor:
         return waveform
     divisor = math.gcd(source_rate, target_rate)
     if (source_rate // divisor) * (target_rate // divisor) > MAX_FILTER:
-        raise ValueError(
-            f"cannot resample from {source_rate} Hz to {target_rate} Hz: their greatest common divisor is {divisor}; "
-            "usual rates are 8000, 16000, 22050, 24000, 32000, 44100 and 48000"
-        )
+        usual = "usual rates are 8000, 16000, 22050, 24000, 32000, 44100 and 48000"
+        rates = f"{source_rate} Hz to {target_rate} Hz"
+        raise ValueError(f"cannot resample from {rates}: their greatest common divisor is {divisor}; {usual}")
     return resampler(source_rate, target_rate, waveform.dtype, str(waveform.device))(waveform)
 
 

@@ -1,7 +1,7 @@
 """A process pool for the items of a stage: `for result in in_order(load, items): ...`
 
-Processes of one thread each: on a busy machine the barriers between threads cost more than the arithmetic. A result is
-a function of its item alone, so the number of processes changes nothing.
+Processes have one thread each: on a busy machine barriers between threads cost more than the arithmetic. A result is a
+function of its item alone, so the number of processes changes nothing.
 """
 
 import multiprocessing
@@ -61,9 +61,8 @@ class Workers:
         try:
             yield from map(pickle.loads, self._pool.map(_run, items))
         except BrokenProcessPool as error:
-            raise RuntimeError(
-                f"one of {self.count} worker processes died (out of memory?): run again, with fewer `workers`"
-            ) from error
+            died = f"one of {self.count} worker processes died (out of memory?)"
+            raise RuntimeError(f"{died}: run again, with fewer `workers`") from error
 
     def close(self) -> None:
         """Ends the processes; items that have not started are dropped."""

@@ -1,6 +1,6 @@
 """Helpers for notebook cells: the root, progress, players, tables, result files.
 
-A stage (`python -m higgs.workflow.runner run`) writes the tracked outputs. In JupyterLab or under nbval a notebook
+A stage (`python -m higgs.workflow.runner run`) writes the tracked outputs; a notebook in JupyterLab or under nbval
 writes the same files below results/explore/, which is not tracked.
 """
 
@@ -73,10 +73,7 @@ def progress(items: Iterable[T], label: str, total: int | None = None) -> Iterab
 
 
 def audio_player(waveform: Any, sample_rate: int, label: str = ""):
-    """Float [L], [1, L] or [1, 1, L] in [-1, 1] -> an <audio> element with the sound embedded.
-
-    16-bit PCM in WAV, samples clipped. NaN, infinity, no samples or more than one channel: ValueError.
-    """
+    """Float [L], [1, L] or [1, 1, L] -> an <audio> element of clipped 16-bit PCM; ValueError for NaN, other shapes."""
     from IPython.display import HTML
 
     samples = np.asarray(waveform.detach().cpu() if hasattr(waveform, "detach") else waveform, dtype=np.float64)
@@ -89,13 +86,10 @@ def audio_player(waveform: Any, sample_rate: int, label: str = ""):
     with wave.open(buffer, "wb") as file:
         file.setparams((1, 2, int(sample_rate), 0, "NONE", ""))
         file.writeframes(pcm.tobytes())
-    data = base64.b64encode(buffer.getvalue()).decode("ascii")
-    name = html.escape(label)
+    name, data = html.escape(label), base64.b64encode(buffer.getvalue()).decode("ascii")
     caption = f"<figcaption>{name}</figcaption>" if label else ""
-    return HTML(
-        f'<figure class="player">{caption}<audio controls preload="metadata" aria-label="{name}" '
-        f'src="data:audio/wav;base64,{data}"></audio></figure>'
-    )
+    audio = f'<audio controls preload="metadata" aria-label="{name}" src="data:audio/wav;base64,{data}"></audio>'
+    return HTML(f'<figure class="player">{caption}{audio}</figure>')
 
 
 def picture(content: bytes, description: str):
@@ -144,8 +138,8 @@ def write_atomically(path: str | Path, content: str | bytes) -> None:
 
 def write_json(path: str | Path, value: Any, digits: int = DIGITS) -> None:
     """Mappings, lists, arrays and scalars as JSON, floats to `digits` digits. ValueError for NaN and infinity."""
-    text = json.dumps(rounded(value, digits, Path(path).name), indent=2, ensure_ascii=False)
-    write_atomically(path, text + "\n")
+    plain = rounded(value, digits, Path(path).name)
+    write_atomically(path, json.dumps(plain, indent=2, ensure_ascii=False) + "\n")
 
 
 def write_table(path: str | Path, rows: Sequence[Mapping[str, Any]], digits: int = DIGITS) -> None:

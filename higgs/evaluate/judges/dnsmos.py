@@ -12,9 +12,8 @@ from higgs.evaluate.judges.wheels import onnx_session
 class DNSMOS:
     """DNSMOS P.835 and P.808 of speechmos 0.0.1.1: predicted mean opinion scores, 1 to 5.
 
-    Reddy, Gopal and Cutler, 2021 and 2022. Trained to judge noise suppression, so most sensitive to noise and
-    distortion. Clips are scored in windows of 9.01 s, one each second. Shorter clips are repeated to fill a window,
-    as in the reference code, so scores of very short clips mostly depend on that repetition.
+    Reddy, Gopal and Cutler, 2021 and 2022. Trained on noise suppression: most sensitive to noise and distortion. Clips
+    are scored in windows of 9.01 s, one each second; shorter ones are repeated to fill one, as in the reference code.
     """
 
     name, short = "DNSMOS P.835 and P.808 (PyPI wheel speechmos 0.0.1.1)", "DNSMOS"

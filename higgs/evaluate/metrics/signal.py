@@ -1,7 +1,7 @@
 """Distances between two waveforms, usage of codes, share of silence.
 
-Pure functions of float waveforms [L] in [-1, 1], computed in float64 on the CPU. Two that are compared must be
-aligned, of equal length and sample rate; levels are not matched unless the docstring says so.
+Functions of float waveforms [L] in [-1, 1], in float64 on the CPU. Two that are compared must be aligned, of equal
+length and sample rate; levels are matched only where the docstring says so.
 """
 
 import math

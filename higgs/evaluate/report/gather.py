@@ -48,10 +48,7 @@ def read_results(folder: str | Path) -> Results:
 
 
 def gather(
-    results: Results,
-    languages: Sequence[str],
-    naturalness_texts: int | None = None,
-    second_system: str | Path | None = None,
+    results: Results, languages: Sequence[str], naturalness_texts: int | None = None, second_system: str | None = None
 ) -> list[Utterance]:
     """Everything to judge, by condition; recordings only in `languages`, which the recogniser knows."""
     recordings = read_recordings(results.tokenized["recordings"])
@@ -119,10 +116,8 @@ def _second(folder: Path, generated: Sequence[Utterance]) -> list[Utterance]:
     A seed that it has for one script it should have for all; a file that it lacks is missing, and counts.
     """
     if not folder.is_dir():
-        raise FileNotFoundError(
-            f"evaluate.second_system: {folder} is no folder; it should hold SCRIPT.flac or SCRIPT-sSEED.flac for each "
-            "script of the set"
-        )
+        wanted = "it should hold SCRIPT.flac or SCRIPT-sSEED.flac for each script of the set"
+        raise FileNotFoundError(f"evaluate.second_system: {folder} is no folder; {wanted}")
 
     def audio(name: str) -> Path | None:
         paths = [folder / f"{name}{suffix}" for suffix in SUFFIXES]

@@ -64,10 +64,10 @@ def paragraphs(lines: Sequence[str]) -> HTML:
 def opening(origin: Mapping[str, Any], absent: Sequence[str]) -> HTML:
     """The checkpoint, the set, the judges, and which judges are missing."""
     judges = [name for name in origin["judges"].values() if name]
-    what = "as named in params.yaml"
-    if origin["checkpoint"] == "nano":
-        what = "the small default, which shows and tests the workflow. What the released 3B checkpoint can do is not "
-        what += "measured here"
+    nano = (
+        "the small default, which shows and tests the workflow. What the released 3B checkpoint can do is not measured"
+    )
+    what = f"{nano} here" if origin["checkpoint"] == "nano" else "as named in params.yaml"
     first, *more = map(str, origin["seeds"])
     seeds, repeated = f"seed {first}", origin.get("repeated_texts")
     if more:
@@ -142,11 +142,8 @@ def by_speaker(summary: Sequence[Row]) -> list[Row]:
 
 def faults(rows: Sequence[Row]) -> list[Row]:
     """Utterances with a note, or that failed or could not be judged."""
-    return [
-        {name: row[name] for name in ("group", "name", "status", "note")}
-        for row in rows
-        if row["note"] or row["status"] in (*FAILED, *NOT_SCORED)
-    ]
+    faulty = [row for row in rows if row["note"] or row["status"] in (*FAILED, *NOT_SCORED)]
+    return [{name: row[name] for name in ("group", "name", "status", "note")} for row in faulty]
 
 
 def transcript_diff(text: str, hypothesis: str | None, language: str = "en") -> HTML:
