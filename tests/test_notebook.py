@@ -173,20 +173,15 @@ def test_a_failing_cell_is_reported_first_and_leaves_no_output(repository, capfd
         assert "papermill" not in error and "\x1b" not in error and len(error.splitlines()) < 15
 
 
-@pytest.mark.parametrize(
-    ("arguments", "message"),
-    [
-        (["--set", "generate.temprature=0.5"], "did you mean 'generate.temperature'"),
-        (["--set", "generate.seeds=[1"], "--set generate.seeds=[1"),
-        (["--set", "seed=null"], "error: seed: "),
-        (["--set", "tokenize.players=1"], "unknown key 'tokenize.players'"),
-        (["--set", "seed"], "expected key=value"),
-    ],
-)
-def test_wrong_parameters_stop_before_any_cell(repository, capsys, arguments, message):
+def test_wrong_parameters_stop_before_any_cell(repository, capsys):
     repository.write(["import pathlib\npathlib.Path('ran').touch()"])
-    assert main(["run", "generate", *arguments]) == 2
-    assert message in capsys.readouterr().err
+    for setting, message in (
+        ("generate.temprature=0.5", "did you mean 'generate.temperature'"), ("seed=null", "error: seed: "),
+        ("generate.seeds=[1", "--set generate.seeds=[1"), ("seed", "expected key=value"),
+        ("tokenize.players=1", "unknown key 'tokenize.players'"),
+    ):  # fmt: skip
+        assert main(["run", "generate", "--set", setting]) == 2
+        assert message in capsys.readouterr().err
     assert not (repository.root / "ran").exists() and not repository.reports.exists()
 
 
@@ -261,12 +256,9 @@ def test_a_page_that_would_load_something_is_refused(repository, capsys):
     assert render("tokenize") == 1 and not list(repository.reports.glob("*.html"))
     check_self_contained('<a href="https://x.org">x</a><p>url(http://x)</p><img src="data:image/png;base64,AA">')
     for page in (
-        '<script src="https://cdn.example/require.js"></script>',
-        '<img src="figures/plot.png">',
-        '<link rel="stylesheet" href="style.css">',
-        "<style>@import 'http://x/y.css';</style>",
-        '<p style="background: url(http://x/y.png)">',
-    ):
+        '<script src="https://x/y.js"></script>', '<img src="figures/plot.png">', '<link href="style.css">',
+        "<style>@import 'http://x/y.css';</style>", '<p style="background: url(http://x/y.png)">',
+    ):  # fmt: skip
         with pytest.raises(NotSelfContained):
             check_self_contained(page)
 

@@ -15,8 +15,6 @@ from higgs.evaluate.judges.ge2e import similarity
 from higgs.evaluate.judges.registry import MetricModels
 from higgs.evaluate.judges.wheels import ONNX_ERRORS
 from higgs.evaluate.long_form import (
-    DIALOGUE,
-    LONG_FORM,
     ChunkedSample,
     Turn,
     align,
@@ -24,7 +22,7 @@ from higgs.evaluate.long_form import (
     judge_dialogue,
     judge_long,
     summarise_dialogues,
-)  # fmt: skip
+)
 from higgs.evaluate.metrics import seedtts
 from higgs.evaluate.result_cache import ResultCache
 from higgs.evaluate.statistics.paired_runs import compare
@@ -65,10 +63,9 @@ SEEDTTS_CASES = [
 def test_seedtts_scoring():
     for text, hypothesis, language, expected in SEEDTTS_CASES:
         assert seedtts.utterance_wer(text, hypothesis, language) == pytest.approx(expected, abs=1e-12), text
-    with pytest.raises(ValueError, match="en and zh, not 'de'"):
-        seedtts.utterance_wer("Guten Tag", "guten tag", "de")
-    with pytest.raises(ValueError, match="nothing is left"):
-        seedtts.utterance_wer("...", "a", "en")
+    for text, language, message in (("Guten Tag", "de", "en and zh, not 'de'"), ("...", "en", "nothing is left")):
+        with pytest.raises(ValueError, match=message):
+            seedtts.utterance_wer(text, "a", language)
 
 
 # ---- synthetic judges: the length of a clip tells its words, its pitch its voice
@@ -164,11 +161,8 @@ BAD = {
 
 def test_bad_input_has_records_and_raises_nothing(folder, evaluator):
     items = [utterance(folder, name) for name in ("good", *BAD)]
-    items += [
-        Utterance("generated", "none", "none", "Hello there you", None),
-        utterance(folder, "good", "你好", condition="chinese"),
-        utterance(folder, "good", "?!", condition="marks"),
-    ]
+    items.append(Utterance("generated", "none", "none", "Hello there you", None))
+    items += [utterance(folder, "good", text, condition="unscored") for text in ("你好", "?!")]
     rows = list(map(evaluator.judge, items))
     by_name = {row["name"]: row for row in rows[1:9]}
     for name, (status, note) in BAD.items():
@@ -205,16 +199,11 @@ def test_what_cannot_be_judged_is_none(folder, evaluator):
 @pytest.mark.parametrize(
     ("text", "language", "status"),
     [
-        ("Hello", "en", None),
-        ("42", "en", None),
-        ("我用GPT写字", "zh", None),
-        ("ⴰⵣⵓⵍ", "zgh", None),  # a language whose script is not known here
-        ("Привет", "en", "another script"),
-        ("Hello", "ru", "another script"),
-        ("...", "en", "no words"),
-        ("[noise]", "en", "no words"),
+        ("42", "en", None), ("我用GPT写字", "zh", None), ("ⴰⵣⵓⵍ", "zgh", None),  # a language of unknown script
+        ("Привет", "en", "another script"), ("Hello", "ru", "another script"),
+        ("...", "en", "no words"), ("[noise]", "en", "no words"),
     ],
-)
+)  # fmt: skip
 def test_transcripts_that_cannot_be_scored(text, language, status):
     fault = transcript_fault(text, language)
     assert fault is status is None or fault[0] == status
@@ -332,11 +321,9 @@ def test_tables_come_back_as_they_were(tmp_path, suffix):
 
 def test_tables_refuse(tmp_path):
     for name, rows, message in (
-        ("x.parquet", [], "at least one row"),
-        ("x.parquet", [{"a": 1}, {"b": 1}], "row 1 and row 0 differ in the columns a, b"),
-        ("x.parquet", [{"a": math.nan}], "row 0, a is nan"),
-        ("x.txt", [{"a": 1}], r"tables are \.parquet, \.jsonl"),
-    ):
+        ("x.parquet", [], "at least one row"), ("x.parquet", [{"a": 1}, {"b": 1}], "row 1 and row 0 .* a, b"),
+        ("x.parquet", [{"a": math.nan}], "row 0, a is nan"), ("x.txt", [{"a": 1}], r"tables are \.parquet, \.jsonl"),
+    ):  # fmt: skip
         with pytest.raises(ValueError, match=message):
             write_rows(tmp_path / name, rows)
     with pytest.raises(FileNotFoundError, match="x.jsonl does not exist"):
@@ -386,14 +373,14 @@ def dialogue_of(pitches):
     return torch.cat([sine(hertz, 0.3) if hertz else torch.zeros(RATE) for hertz in pitches]), turns
 
 
-def sample(form, text="", turns=()):
-    return ChunkedSample("name", form, None, text, tuple(turns), (), "en")
+def sample(turns, text=""):
+    return ChunkedSample("name", "", None, text, tuple(turns), (), "en")
 
 
 def test_dialogue_of_two_voices():
     waveform, turns = dialogue_of([200, 1800] * 3)
     metric_models = MetricModels(Ear({RATE: "turn 0 of us"}), Pitch())
-    rows = judge_dialogue(metric_models, sample(DIALOGUE, turns=turns), waveform, RATE, {})
+    rows = judge_dialogue(metric_models, sample(turns), waveform, RATE, {})
     ann, bob, every = summarise_dialogues(rows)
     assert (ann["speaker"], bob["speaker"], every["speaker"]) == ("ann", "bob", "all")
     assert (every["turns"], every["attributed_right_percent"]) == (6, 100)
@@ -403,7 +390,7 @@ def test_dialogue_of_two_voices():
     assert every["dissimilarity"] == pytest.approx(apart, abs=1e-3)
     assert every["voices"] == pytest.approx(apart**0.5, abs=1e-3)
     assert every["attributed_right_low"] < 70  # six turns are few
-    rows = judge_dialogue(MetricModels(None, Pitch()), sample(DIALOGUE, turns=turns[::2]), waveform, RATE, {})
+    rows = judge_dialogue(MetricModels(None, Pitch()), sample(turns[::2]), waveform, RATE, {})
     assert {row["attributed"] for row in rows} == {None}
     every = summarise_dialogues(rows)[-1]
     assert every["wer_percent"] is None and every["voices"] is None and every["similarity_within"] == pytest.approx(1)
@@ -414,7 +401,7 @@ def test_dialogue_with_voices_exchanged_and_a_turn_without_sound():
     metric_models = MetricModels(Ear({RATE: "turn 0 of us"}), Pitch())
     voices = {name: metric_models.speaker.embed(sine(hertz), RATE) for name, hertz in (("ann", 200), ("bob", 1800))}
     turns.append(Turn("bob", "after the end", 9 * RATE, 10 * RATE))
-    rows = judge_dialogue(metric_models, sample(DIALOGUE, turns=turns), waveform, RATE, voices)
+    rows = judge_dialogue(metric_models, sample(turns), waveform, RATE, voices)
     assert [row["attributed"] for row in rows] == ["bob", "bob", "ann", None, None]
     assert [row["attributed_right"] for row in rows] == [False, True, True, None, None]
     assert rows[0]["similarity"] == pytest.approx(similarity(*voices.values()), abs=1e-3)
@@ -440,7 +427,7 @@ def test_long_speech_is_judged_by_segments():
     waveform = torch.cat([torch.cat([sine(hertz, 0.3, 21_600), torch.zeros(2_400)]) for hertz in voices])
     metric_models = MetricModels(Ear({}), Pitch())
     chunks = [Turn("", "", start, start + 1) for start in (0, 36_000, 732_000)]
-    rows = judge_long(metric_models, sample(LONG_FORM, "these are words", chunks), waveform, RATE, {})
+    rows = judge_long(metric_models, sample(chunks, "these are words"), waveform, RATE, {})
     assert rows[0]["start"] == 0 and rows[-1]["end"] == 36
     assert all(a["end"] == b["start"] for a, b in zip(rows, rows[1:], strict=False))
     assert all(row["end"] - row["start"] <= 10 for row in rows)
@@ -449,7 +436,7 @@ def test_long_speech_is_judged_by_segments():
     assert rows[0]["similarity"] == pytest.approx(1) and rows[-1]["similarity"] < 0.95
     assert 0.05 < rows[0]["silence_share"] < 0.15
     with pytest.raises(ValueError, match="no words"):
-        judge_long(metric_models, sample(LONG_FORM, "..."), waveform, RATE, {})
+        judge_long(metric_models, sample([], "..."), waveform, RATE, {})
 
 
 def test_a_cut_clicks_and_speech_does_not():
@@ -506,18 +493,16 @@ def test_a_broken_list_and_missing_files_are_refused(seed_tts, capsys):
     message = capsys.readouterr().err
     assert all(name in message for name in ("other-name.wav", "none.wav", "gone.wav lies outside"))
     assert not (seed_tts / "meta.jsonl").exists()
-    for line, message in (
-        ("first|a|prompt-wavs/x.wav|b", "the id first occurs 2 times"),
-        ("a|b|c", r"line 4: expected id\|prompt text"),
-        ("a|b||d", "line 4: expected"),
-        ("../a|b|c|d", "the id '../a' cannot name a file"),
+    for text, message in (
+        (f"{good}first|a|prompt-wavs/x.wav|b\n", "the id first occurs 2 times"),
+        (f"{good}a|b|c\n", "line 4: expected"),
+        (f"{good}a|b||d\n", "line 4: expected"),
+        (f"{good}../a|b|c|d\n", "the id '../a' cannot name a file"),
+        ("\n", "it holds no lines"),
     ):
-        source.write_text(f"{good}{line}\n")
+        source.write_text(text)
         with pytest.raises(ValueError, match=message):
             sets.convert_seed_tts_eval(seed_tts)
-    source.write_text("\n")
-    with pytest.raises(ValueError, match="it holds no lines"):
-        sets.convert_seed_tts_eval(seed_tts)
     with pytest.raises(FileNotFoundError, match="hardcase.lst"):
         sets.convert_seed_tts_eval(seed_tts, "hardcase.lst")
     with pytest.raises(ValueError, match="not one of en, zh; give --language"):
