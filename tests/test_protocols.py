@@ -35,7 +35,6 @@ from higgs.workflow.tables import find_table, read_rows, write_rows
 # and jiwer 4.0.0
 
 SEEDTTS_CASES = [
-    ("Get the trust fund to the bank early.", "get the trust fund to the bank early", "en", 0),
     ("The price rose to fifty dollars.", "The price rose to 50 dollars.", "en", 1 / 6),
     ("He paid $50 in 1999.", "He paid fifty dollars in nineteen ninety nine", "en", 1),
     ("It's 3.5 kilometres.", "It's 35 kilometres", "en", 0),
@@ -46,16 +45,12 @@ SEEDTTS_CASES = [
     ("Turn left \u2014 then right.", "Turn left, then right.", "en", 0),
     ("The colour of grey.", "The color of gray", "en", 1 / 2),
     ("Dr. Smith and Mrs. Jones", "Doctor Smith and missus Jones", "en", 2 / 5),
-    ("Hello, world!", "", "en", 1),
     ("Hello, world!", " ... ", "en", 1),
     ("Stop.", "Stop. Stop. Stop. Stop.", "en", 3),
-    ("WELL... okay", "well okay", "en", 0),
-    ("今天天气很好。", "今天天气很好", "zh", 0),
     ("今天天气很好。", "今天天汽很好吗", "zh", 2 / 6),
     ("我有50块钱，你呢？", "我有五十块钱你呢", "zh", 2 / 8),
     ("他说：“可以！”", "他说 可以", "zh", 0),
     ("使用GPT模型", "使用 gpt 模型", "zh", 3 / 7),
-    ("你好世界", "", "zh", 1),
     ("北京——中国的首都", "北京中国首都", "zh", 1 / 7),
 ]
 
@@ -289,8 +284,8 @@ def test_run_aways_are_allowed_for_where_speech_was_generated():
 
 
 def test_texts_by_length_and_speaking_rates():
-    expected = {None: "up to 5 words", 5: "up to 5 words", 6: "6 to 12 words", 12: "6 to 12 words"}
-    assert {n: length_class({"words": n}) for n in (*expected, 13)} == expected | {13: "13 words and more"}
+    classes = ["up to 5 words"] * 2 + ["6 to 12 words"] * 2 + ["13 words and more"]
+    assert [length_class({"words": n}) for n in (None, 5, 6, 12, 13)] == classes
     clips = [("ab cd", "en", 1.0), ("abcde", "en", 2.0), ("你好", "zh", 1.0)]
     assert speaking_rates(clips) == {"en": 0.3, "zh": 0.5}
 
@@ -313,7 +308,6 @@ def test_tables_come_back_as_they_were(tmp_path, suffix):
     assert found[0] == {**rows[0], "x": 0.333333333, "y": 0.5, "path": str(tmp_path)}
     assert found[1] == rows[1] and type(found[0]["n"]) is int
     assert find_table(tmp_path, "table") == path
-    assert [p.name for p in tmp_path.iterdir()] == [path.name]
     path.write_bytes(first[: len(first) // 2])
     with pytest.raises(ValueError, match=rf"table{suffix} is no {suffix[1:]} table"):
         read_rows(path)

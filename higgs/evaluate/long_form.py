@@ -164,11 +164,9 @@ def judge_long(
 ) -> list[Row]:
     """float [L] -> one record for each segment, which ends in a pause after 6.7 to 10 s.
 
-    The hypotheses of all segments are aligned with the text at once: an error belongs to the segment of its hypothesis
-    word, deleted words to that of the next hypothesis word. The target voice is the first of `references`; without
-    one, the first segment's. Chunks were joined where turns start (column "seams").
-
-    ValueError for a text without words.
+    All hypotheses are aligned with the text at once: an error belongs to the segment of its hypothesis word, deleted
+    words to that of the next one. The target voice is the first of `references`, or else the first segment's. Chunks
+    were joined where turns start (column "seams"). ValueError for a text without words.
     """
     waveform = mono(waveform, "waveform").float()
     boundaries = [turn.start for turn in sample.turns if 0 < turn.start < len(waveform)]
@@ -218,8 +216,8 @@ def align(words: Sequence[str], hypotheses: Sequence[Sequence[str]]) -> list[tup
 def click_ratio(waveform: Tensor, boundary: int, sample_rate: int) -> float:
     """[L], the first sample after a boundary -> how far the waveform jumps there; above 1.5 it is audible as a click.
 
-    The largest second difference over the boundary, relative to the largest within 20 ms on either side (at least 1e-4
-    of full scale). Uncut speech was below 1.5 at all 4,000 places tried; two thirds of abrupt cuts are above.
+    The largest second difference over the boundary, relative to the largest within 20 ms of it (at least 1e-4). Uncut
+    speech was below 1.5 at all 4,000 places tried; two thirds of abrupt cuts are above.
     """
     near = round(NEAR_SECONDS * sample_rate)
     bend = waveform.double().diff(n=2).abs()  # bend[i] is centred on sample i + 1

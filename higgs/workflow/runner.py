@@ -36,9 +36,9 @@ class StageError(RuntimeError):
 
 
 def run_stage(stage: str, params_path: Path, settings: Sequence[str], output_dir: Path) -> None:
-    """Runs notebooks/<stage>.ipynb and writes it, with its outputs, to `output_dir`. Paths are relative to the root.
+    """Runs notebooks/<stage>.ipynb and writes it to `output_dir`; paths are relative to the root.
 
-    Raises ParamsError before any cell has run, and StageError when a cell fails: <stage>.failed.ipynb is written then.
+    ParamsError before any cell has run; StageError when a cell fails, with <stage>.failed.ipynb.
     """
     with contextlib.chdir(find_root()):
         params = read_params(params_path)

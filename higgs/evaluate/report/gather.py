@@ -95,19 +95,15 @@ def _generated(results: Results, naturalness_texts: int | None) -> list[Utteranc
 
 
 def _another_system(item: Utterance, condition: str, path: Path | None, **changes: Any) -> Utterance:
-    """The text and voices of a generated utterance, spoken by another system or a person."""
-    changes = {"form": "", "cap_hit": None, "retries": None, "predict_mos": True} | changes
-    return replace(item, condition=condition, path=path, **changes)
+    """The text and voices of a generated utterance, spoken by another system or a person, once unless `changes` say."""
+    usual = {"name": item.script, "seed": None, "form": "", "cap_hit": None, "retries": None, "predict_mos": True}
+    return replace(item, condition=condition, path=path, **usual | changes)
 
 
 def _of_the_set(samples: Sequence[Row], generated: Sequence[Utterance]) -> list[Utterance]:
     """Human references for what was generated, once for each script, where a test set has them."""
-    items = {}
-    for row, item in zip(samples, generated, strict=True):
-        if row["recording"]:
-            path = Path(row["recording"])
-            items[item.script] = _another_system(item, OF_THE_SET, path, name=item.script, seed=None)
-    return list(items.values())
+    pairs = [(item, row["recording"]) for row, item in zip(samples, generated, strict=True) if row["recording"]]
+    return list({item.script: _another_system(item, OF_THE_SET, Path(path)) for item, path in pairs}.values())
 
 
 def _second(folder: Path, generated: Sequence[Utterance]) -> list[Utterance]:
@@ -128,10 +124,10 @@ def _second(folder: Path, generated: Sequence[Utterance]) -> list[Utterance]:
     for item in generated:
         once = audio(item.script)
         if once is None and item.seed in seeds:
-            path = audio(item.name)
-            items[item.name] = _another_system(item, condition, path, predict_mos=item.predict_mos)
+            own = {"name": item.name, "seed": item.seed, "predict_mos": item.predict_mos}
+            items[item.name] = _another_system(item, condition, audio(item.name), **own)
         elif once is not None or not seeds:
-            items[item.script] = _another_system(item, condition, once, name=item.script, seed=None)
+            items[item.script] = _another_system(item, condition, once)
     return list(items.values())
 
 

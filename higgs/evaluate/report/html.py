@@ -194,11 +194,8 @@ def parts_of(rows: Sequence[Row], resamples: int, seed: int) -> dict[str, list[R
 
 def headline(summary: Sequence[Row]) -> HTML:
     """The word error rates in one sentence."""
-    rates = [
-        f"{row['group']} {row['wer_percent']:.1f} % ({row['wer_percent_low']:.1f} to {row['wer_percent_high']:.1f})"
-        for row in summary
-        if row["wer_percent"] is not None
-    ]
+    rate = "{group} {wer_percent:.1f} % ({wer_percent_low:.1f} to {wer_percent_high:.1f})"
+    rates = [rate.format(**row) for row in summary if row["wer_percent"] is not None]
     line = f"<b>Word error rate</b> (95 % interval): {html.escape(', '.join(rates))}."
     return paragraphs([line if rates else "No words were judged."])
 
@@ -215,10 +212,8 @@ def coverage_note(coverage: Row, seeds: tuple[float | None, int]) -> HTML:
         "<code>notebooks/statistics.ipynb</code>."
     ]
     if share is not None:
-        lines.append(
-            f"Of the variance of word errors between samples {100 * share:.0f} % is the seed's, the rest that of the "
-            f"text ({several} texts with several samples)."
-        )
+        variance = f"Of the variance of word errors between samples {100 * share:.0f} % is the seed's"
+        lines.append(f"{variance}, the rest that of the text ({several} texts with several samples).")
     return paragraphs(lines)
 
 
