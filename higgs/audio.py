@@ -171,10 +171,7 @@ def magnitude(waveform: Tensor, n_fft: int, hop: int, pad: str | None = None) ->
 def log_mel(
     waveform: Tensor, sample_rate: int = 24_000, n_fft: int = 1024, hop: int = 240, num_mels: int = 80
 ) -> Tensor:
-    """[..., L] -> [..., num_mels, L / hop]: natural log of mel magnitudes, floored at 1e-4.
-
-    Reflection padding of (n_fft - hop) / 2 on each side: frame t is centred on samples hop * t ... hop * (t + 1).
-    """
+    """[..., L] -> [..., num_mels, L / hop]: natural log of mel magnitudes, floored at 1e-4; edges are reflected."""
     pad = (n_fft - hop) // 2
     flat = waveform.reshape(-1, 1, waveform.shape[-1])
     padded = torch.nn.functional.pad(flat, (pad, pad), mode="reflect")[:, 0]

@@ -81,10 +81,9 @@ def test_level_and_silence_of_known_signals():
     mixed = torch.cat([loud, quiet, torch.ones(479)])  # the last frame is not full
     assert silence_share(mixed, 24_000) == 0.25
     assert silence_share(torch.zeros(960), 24_000) == 1
-    with pytest.raises(ValueError, match="480 samples, the waveform has 479"):
-        silence_share(torch.zeros(479), 24_000)
-    with pytest.raises(ValueError, match="NaN"):
-        silence_share(torch.full((960,), math.nan), 24_000)
+    for wrong, message in ((torch.zeros(479), "480 samples, .* has 479"), (torch.full((960,), math.nan), "NaN")):
+        with pytest.raises(ValueError, match=message):
+            silence_share(wrong, 24_000)
 
 
 def test_metrics_agree_with_reference_packages():
@@ -101,9 +100,8 @@ def test_metrics_agree_with_reference_packages():
 
 def test_stoi_is_not_defined_for_a_moment():
     x = noise(RATE)
-    assert stoi(x[: round(0.38 * RATE)], x[: round(0.38 * RATE)], RATE) is None
-    assert stoi(x[: round(0.45 * RATE)], x[: round(0.45 * RATE)], RATE) == pytest.approx(1)
-    assert stoi(x[:100], x[:100], RATE) is None
+    assert stoi(x[:9120], x[:9120], RATE) is stoi(x[:100], x[:100], RATE) is None  # 0.38 s
+    assert stoi(x[:10_800], x[:10_800], RATE) == pytest.approx(1)
     with pytest.raises(ValueError, match="24000 samples and estimate 23999"):
         stoi(x, x[:-1], RATE)
 
@@ -135,9 +133,10 @@ def test_what_each_further_codebook_adds(tmp_path):
     decoded = Bits().decode(trip.codes)
     assert torch.equal(trip.decoded, decoded)
     assert rows[-1] == {"codebooks": 8} | compare(trip.recorded, decoded, RATE)
-    assert mean_of([*rows, {"codebooks": 8, "stoi": None}], "stoi", codebooks=8) == rows[-1]["stoi"]
+    unknown = {"codebooks": 8, "stoi": None}
+    assert mean_of([*rows, unknown], "stoi", codebooks=8) == rows[-1]["stoi"]
     with pytest.raises(ValueError, match="stoi"):
-        mean_of([{"codebooks": 8, "stoi": None}], "stoi", codebooks=8)
+        mean_of([unknown], "stoi", codebooks=8)
     with pytest.raises(ValueError, match="9"):
         counts_to_decode([9], 8)
 

@@ -371,12 +371,6 @@ def test_one_speaker_sounds_more_alike_than_two(encoder):
     assert same.mean() > different.mean() + 0.15
     # equal error rate
     assert min(max((same < t).mean(), (different >= t).mean()) for t in same) < 0.15
-    # and within one language, where the language cannot tell them apart, of one speaker who speaks two
-    spanish = [x for c, x in voices if c.language == "es"]
-    others = [x for c, x in voices if c.speaker != "Allison Smith"]
-    english = [x for c, x in voices if c.language == "en"]
-    across = np.mean([similarity(x, y) for x in english for y in spanish])
-    assert across > np.mean([similarity(x, y) for x in spanish for y in others])
 
 
 def test_long_silences_are_no_part_of_a_voice(encoder):
@@ -404,23 +398,13 @@ def test_scores_are_those_of_speechmos(predictor):
 
 
 def test_windows_are_those_of_speechmos(predictor, monkeypatch):
-    """A window each second while 9.01 s are left, without those that its rounding makes a sample short."""
+    """A window each second while 9.01 s are left, without those made short by rounding; less is repeated."""
     lengths: list[int] = []
     monkeypatch.setattr(predictor, "_rate_window", lambda w: lengths.append(len(w)) or {"x": 0.0})
-    for seconds, windows in ((9.01, 1), (10.99, 1), (11, 2), (16.5, 7), (33.5, 7), (34, 8)):
+    for seconds, windows in ((2.3, 1), (9.01, 1), (10.99, 1), (11, 2), (16.5, 7), (33.5, 7), (34, 8)):
         lengths.clear()
         predictor.rate(noise(round(seconds * 16_000)), 16_000)
         assert lengths == [144_160] * windows, seconds
-
-
-def test_scores_fall_with_noise(predictor):
-    # 2.3 s are doubled twice and make one window of 9 s
-    speech = clip("en-privacy-prompt").waveform[: round(2.3 * RATE)]
-    scores = [predictor.rate(x, RATE) for x in (speech, *(with_noise(speech, snr) for snr in (20, 10, 0)))]
-    for name in ("overall", "background", "p808"):
-        values = [score[name] for score in scores]
-        assert values == sorted(values, reverse=True), name
-    assert scores[0] == predictor.rate(speech.clone(), RATE)
 
 
 # ---- judges from a hub, on small random weights

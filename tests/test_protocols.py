@@ -185,7 +185,6 @@ def test_what_cannot_be_judged_is_none(folder, evaluator):
     assert row["status"] == "ok" and row["similarity"] is None and row["similarity_to_others"] > 0
     assert "silent.wav: no voice" in row["note"] and "gone.wav" in row["note"]
     rows = [Evaluator(MetricModels()).judge(utterance(folder, name)) for name in ("good", "gone", "silent")]
-    assert [row["status"] for row in rows] == ["ok", "missing", "silent"]
     assert {row["heard"] for row in rows} == {row["wer_percent"] for row in rows} == {None}
     (summary,) = summarise(rows, 100, 0)
     assert (summary["n"], summary["missing"], summary["wer_percent"]) == (3, 1, None)
@@ -343,9 +342,8 @@ def test_a_run_that_was_killed_continues(folder, evaluator):
         file.write('{"key": "cut off in the mid')
     ear.calls = 0
     assert len(ResultCache(path, evaluator).log) == 2 and begun == whole[:2]
-    assert list(judge()) == whole
-    assert ear.calls == 1  # slow; gone has no audio, the second good is the first
-    assert list(judge()) == whole and ear.calls == 1
+    for _ in range(2):
+        assert list(judge()) == whole and ear.calls == 1  # slow; gone has no audio, the second good is the first
     list(judge(Evaluator(evaluator.metric_models, max_seconds=1.0)))  # other settings
     assert ear.calls == 4
     save_audio(folder / "good.wav", sine(300, 0.3, 24_000), RATE)  # other audio under the same name
@@ -410,7 +408,6 @@ def test_dialogue_with_voices_exchanged_and_a_turn_without_sound():
 
 def test_errors_belong_to_the_segment_of_their_hypothesis():
     words = "a b c d e f".split()
-    assert align(words, [["a", "b"], ["c", "d"], ["e", "f"]]) == [(2, 0), (2, 0), (2, 0)]
     assert align(words, [["a", "x"], ["d", "y", "e"], ["f"]]) == [(2, 1), (3, 2), (1, 0)]
     assert align(words, [["a", "b"], []]) == [(2, 0), (4, 4)]
     assert align(words, [[], []]) == [(0, 0), (6, 6)]

@@ -70,10 +70,8 @@ def _read_list(folder: Path, source: Path) -> tuple[list[tuple], list[str]]:
 def _record(
     root: Path, language: str, name: str, prompt_text: str, text: str, prompt: Path, recording: Path | None
 ) -> Row:
-    seconds = None
-    if recording is not None:
-        waveform, rate = load_audio(recording)
-        seconds = len(waveform) / rate
+    waveform, rate = load_audio(recording) if recording else (None, None)
+    seconds = None if waveform is None else len(waveform) / rate
 
     def relative(path: Path | None) -> str | None:
         return path.resolve().relative_to(root).as_posix() if path else None

@@ -43,8 +43,7 @@ def find_root() -> Path:
 
 def enter_root() -> Path:
     """Makes the repository's root the working directory, and returns it."""
-    root = find_root()
-    os.chdir(root)
+    os.chdir(root := find_root())
     return root
 
 

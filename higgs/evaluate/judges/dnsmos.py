@@ -48,10 +48,8 @@ class DNSMOS:
 
     def _rate_window(self, window: Tensor) -> dict[str, float]:
         (outputs,) = self._p835.run(None, {"input_1": window[None].numpy()})
-        scores = {
-            name: (a * float(output) + b) * float(output) + c
-            for (name, (a, b, c)), output in zip(self.POLYNOMIALS.items(), outputs[0], strict=True)
-        }
+        pairs = zip(self.POLYNOMIALS.items(), map(float, outputs[0]), strict=True)
+        scores = {name: (a * output + b) * output + c for (name, (a, b, c)), output in pairs}
         (p808,) = self._p808.run(None, {"input_1": self._log_mel(window[:-160])[None].numpy()})
         return scores | {"p808": float(p808[0, 0])}
 

@@ -90,11 +90,8 @@ class MoonshineTiny8Bit(Moonshine):
         super().__init__()
         self._encoder = onnx_session(self.WHEEL, self.ENCODER)
         self._decoder = onnx_session(self.WHEEL, self.DECODER)
-        self._cache_shapes = {
-            entry.name: (1, entry.shape[1], 0, entry.shape[3])
-            for entry in self._decoder.get_inputs()
-            if entry.name.startswith("past_key_values.")
-        }
+        past = [entry for entry in self._decoder.get_inputs() if entry.name.startswith("past_key_values.")]
+        self._cache_shapes = {entry.name: (1, entry.shape[1], 0, entry.shape[3]) for entry in past}
         self._outputs = [entry.name for entry in self._decoder.get_outputs()]
 
     def _tokens(self, samples: Tensor, max_tokens: int) -> list[int]:
@@ -186,8 +183,8 @@ def _parameters(constants: dict[str, np.ndarray], inputs: dict[str, list[str]]) 
     for path, names in inputs.items():
         if path.endswith(".MatMul_quant"):
             (codes,) = (n for n in names if n.startswith("onnx::") and n.endswith("_quantized"))
-            weight = dequantised(codes.removesuffix("_quantized"), transpose=True)
-            weights[path.removesuffix("MatMul_quant") + "weight"] = weight
+            name = path.removesuffix("MatMul_quant") + "weight"
+            weights[name] = dequantised(codes.removesuffix("_quantized"), transpose=True)
     for name in constants:
         # Constants that the optimiser joined or moved have a suffix; scales and zero points another one.
         bare = name.removesuffix("_add_tensor").removesuffix("_merged_0")

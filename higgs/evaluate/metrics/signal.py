@@ -95,8 +95,7 @@ def si_sdr(reference: Tensor, estimate: Tensor) -> float:
 def stoi(reference: Tensor, estimate: Tensor, sample_rate: int) -> float | None:
     """[L] clean, [L] degraded -> short-time objective intelligibility (Taal et al. 2011), 1 for equal signals.
 
-    Frames in which the clean signal lies 40 dB below its loudest are left out. None for less than 30 frames of
-    speech (0.4 s), for which it is not defined. ValueError: unequal lengths, NaN.
+    Frames 40 dB below the loudest are left out. None for less than 30 frames (0.4 s). ValueError: lengths, NaN.
     """
     import pystoi  # takes 0.7 s
 
@@ -112,8 +111,8 @@ def stoi(reference: Tensor, estimate: Tensor, sample_rate: int) -> float | None:
 def code_usage(codes: Sequence[Tensor], codebook_size: int) -> list[dict[str, int | float]]:
     """int [K, T_i] of several clips -> the usage of each codebook: of its codes `distinct` occur in `frames` frames.
 
-    With p the share of each code: entropy -sum p log2 p in bits (at most log2 codebook_size, and at most log2 frames,
-    so few frames understate it), perplexity 2^entropy. ValueError for no codes, or codes out of range.
+    With p the share of each code: entropy -sum p log2 p in bits (at most log2 codebook_size and log2 frames: few frames
+    understate it), perplexity 2^entropy. ValueError for no codes, or codes out of range.
     """
     joined = torch.cat(list(codes), dim=1).cpu()
     if not joined.numel():

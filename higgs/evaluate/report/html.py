@@ -95,11 +95,9 @@ def by_metric(summary: Sequence[Row], judges: Mapping[str, str | None]) -> list[
 def by_group(summary: Sequence[Row], judges: Mapping[str, str | None]) -> tuple[list[Row], str]:
     """A row for each value of "group" under short titles -> the rows, and a caption that explains the titles."""
     used = {m.name: m for m in METRICS if m.name in BRIEF and known(summary, m.name)}
-    rows = [
-        {"group": row["group"], "n": row["n"], "texts": row["scripts"]}
-        | {BRIEF[name]: with_interval(row, metric) for name, metric in used.items()}
-        for row in summary
-    ]
+    rows = [{"group": row["group"], "n": row["n"], "texts": row["scripts"]} for row in summary]
+    for line, row in zip(rows, summary, strict=True):
+        line |= {BRIEF[name]: with_interval(row, metric) for name, metric in used.items()}
     kinds = dict.fromkeys(metric.judge for metric in used.values() if metric.judge)
     caption = "estimate [95 % interval, run-aways as likely in every group]"
     return rows, f"{caption}; judges: {', '.join(str(judges[kind]) for kind in kinds)}"
@@ -162,15 +160,14 @@ def transcript_diff(text: str, hypothesis: str | None, language: str = "en") -> 
 
 
 def cards(rows: Sequence[Row]) -> HTML:
-    """Utterances one below the other, with text, differences, and player where there is audio."""
+    """Utterances with text, differences, and player where there is audio."""
     return HTML("".join(map(_card, rows)))
 
 
 def _card(row: Row) -> str:
+    titles = {"similarity": "similarity", "length_ratio": "duration ratio"}
     numbers = [f"WER {row['wer_percent']:.0f} %"]
-    for name, title in (("similarity", "similarity"), ("length_ratio", "duration ratio")):
-        if row[name] is not None:
-            numbers.append(f"{title} {row[name]:.2f}")
+    numbers += [f"{title} {row[name]:.2f}" for name, title in titles.items() if row[name] is not None]
     facts = ", ".join(fact for fact in (row["form"], row["voice"], *numbers) if fact)
     player = "<p>no audio</p>"
     if row["seconds"]:
@@ -224,12 +221,11 @@ def metrics(results: Results, summary: Sequence[Row], origin: Mapping[str, Any])
         name = SHORT.get(row["group"], row["group"].replace(": ", "_").replace(" ", "_"))
         flat |= {f"{name}_{metric}": row[metric] for metric in FLAT if row[metric] is not None}
         flat[f"{name}_n"] = row["n"]
-    languages = results.tokenized["languages"]
+    languages, generated = results.tokenized["languages"], results.generated
     clips = sum(row["clips"] for row in languages)
     for column in ("mel_db", "stft", "si_sdr_db"):
         flat[f"codec_{column}"] = sum(row[column] * row["clips"] for row in languages) / clips
-    flat["generated_without_sound"] = results.generated["empty"]
-    flat["generated_mean_seconds"] = results.generated["mean_seconds"]
+    flat |= {"generated_without_sound": generated["empty"], "generated_mean_seconds": generated["mean_seconds"]}
     return flat | {"provenance": dict(origin)}
 
 

@@ -101,8 +101,7 @@ def interval_ends(
 
 
 def _resampled(columns: Sequence[tuple[Array, Array]], settings: Resampling) -> tuple[Array, Array]:
-    """Pairs of [n, trials] -> [R, trials], the ratios of weighted sums, added up over the pairs; and [R, 1], the share
-    of half an observation in the sum of all weights.
+    """Pairs of [n, trials] -> [R, trials] sums of the ratios of weighted sums; [R, 1] shares of half an observation.
 
     Weights are on a grid of 2^-14: with values of 24 binary digits, sums over up to 2^15 fit a float64.
     """
@@ -170,9 +169,8 @@ def permutation_p(table: Array, settings: Resampling) -> Array:
     else:
         generator = np.random.default_rng(settings.seed)
         swaps = generator.integers(0, 2, size=(settings.num_resamples, n), dtype=np.int8)
-    sums = table.sum(axis=2)
+    sums, moved = table.sum(axis=2), table[2:] - table[:2]
     observed = np.abs(sums[2] / sums[3] - sums[0] / sums[1])
-    moved = table[2:] - table[:2]
     same_totals = not moved[1].any()  # WER on one set: saves half of the work
     extreme = np.zeros(table.shape[1])
     for start in range(0, len(swaps), RESAMPLES_AT_ONCE):

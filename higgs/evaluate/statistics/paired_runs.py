@@ -51,9 +51,8 @@ def compare(
     notes = [f"{side} has no rows of the group {group!r}." for side, rows in zip("AB", chosen, strict=True) if not rows]
     shared = _shared_scripts(*chosen, notes)
     if len(shared) < 2:
-        raise ValueError(
-            f"{folder_a} and {folder_b} share {len(shared)} scripts of the group {group!r}: at least 2 are needed"
-        )
+        both = f"{folder_a} and {folder_b} share {len(shared)} scripts of the group {group!r}"
+        raise ValueError(f"{both}: at least 2 are needed")
     metrics = [metric for metric in METRICS if _same_judge(metric, provenance, notes)]
     clusters = {row["script"]: row[cluster] for row in chosen[0] if row["script"] in shared}
     settings = Resampling(resamples, seed)

@@ -111,14 +111,10 @@ def _summary(name: str, rows: Sequence[Row], settings: Resampling, shared_by: fl
     summary: Row = {"group": name, "n": len(rows), "scripts": len({row["script"] for row in rows})}
     summary |= {"seeds": ", ".join(map(str, seeds)), "heard": sum(status in TRANSCRIBED for status in statuses)}
     summary |= {status.replace(" ", "_"): statuses.count(status) for status in (MISSING, SILENT, UNREADABLE, TOO_LONG)}
-    summary |= {
-        "not_scored": len(rows) - len(scored),
-        "empty_transcripts": sum(row["heard"] == "" for row in scored),
-        "above_50": sum(bool(row["above_50"]) for row in scored),
-        **{name: _count(scored, column) for name, column in (("cap_hits", "cap_hit"), ("retried", "retries"))},
-        "words": sum(row["words"] or 0 for row in scored),
-        "seconds": sum(row["seconds"] or 0.0 for row in scored),
-    }
+    summary |= {"not_scored": len(rows) - len(scored), "empty_transcripts": sum(row["heard"] == "" for row in scored)}
+    summary |= {"above_50": sum(bool(row["above_50"]) for row in scored), "cap_hits": _count(scored, "cap_hit")}
+    summary |= {"retried": _count(scored, "retries"), "words": sum(row["words"] or 0 for row in scored)}
+    summary["seconds"] = sum(row["seconds"] or 0.0 for row in scored)
     for metric in METRICS:
         interval = measure(metric, scored, settings, shared_by) or (None, None, None)
         summary |= {f"{metric.name}{end}": value for end, value in zip(ENDS, interval, strict=True)}
@@ -129,8 +125,7 @@ def summarise(
     rows: Sequence[Row], resamples: int, seed: int, key: Callable[[Row], str] = itemgetter("group")
 ) -> list[Row]:
     """One summary for each value of `key`, in the order of first appearance."""
-    parts: dict[str, list[Row]] = {}
-    systems: dict[str, list[Row]] = {}
+    parts, systems = {}, {}
     for row in rows:
         parts.setdefault(key(row), []).append(row)
         systems.setdefault(row["group"], []).append(row)
@@ -157,9 +152,8 @@ def with_interval(row: Row, metric: Metric) -> str | None:
     if estimate is None:
         return None
     digits = 1 if metric.name.endswith("percent") else 2
-    if low == high:
-        return f"{estimate:.{digits}f}"
-    return f"{estimate:.{digits}f} [{low:.{digits}f}, {high:.{digits}f}]"
+    interval = "" if low == high else f" [{low:.{digits}f}, {high:.{digits}f}]"
+    return f"{estimate:.{digits}f}{interval}"
 
 
 def _count(rows: Sequence[Row], column: str) -> int | None:
