@@ -200,11 +200,6 @@ def test_lock_report_in_a_repository(tmp_path, monkeypatch, capsys):
 
 
 def test_lock_says_by_how_much_contents_differ(tmp_path):
-    def cache(name: str, content: bytes, md5: str) -> None:
-        path = tmp_path / lock.CACHE / md5[:2] / md5[2:]
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_bytes(content)
-
     here, before = tmp_path / "out", tmp_path / "before"
     for folder, code, sample in ((before, 1, 100), (here, 2, 103)):
         folder.mkdir()
@@ -216,12 +211,13 @@ def test_lock_says_by_how_much_contents_differ(tmp_path):
         (folder / "t.csv").write_text(f"a\n{code}\n")
         (folder / "same.txt").write_text("same")
     (here / "new.txt").write_text("new")
-    listing = []
+    store, listing = tmp_path / lock.CACHE / "aa", []
+    store.mkdir(parents=True)
     for number, path in enumerate(sorted(before.iterdir())):
-        cache(path.name, path.read_bytes(), f"aa{number}")
         listing.append({"relpath": path.name, "md5": f"aa{number}"})
-    cache("", json.dumps(listing).encode(), "bb.dir")
-    assert lock.describe_output(tmp_path, "out", "bb.dir") == [
+        path.rename(store / str(number))
+    (store / ".dir").write_text(json.dumps(listing))
+    assert lock.describe_output(tmp_path, "out", "aa.dir") == [
         "new.txt: only here",
         "a.flac: 1 of 2400 samples differ, by at most 3 of 32768",
         "c.safetensors: 1 of 2 differ: x",

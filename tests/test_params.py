@@ -52,8 +52,8 @@ def test_every_section_loads_with_its_scalars(write):
     path = write(GOOD)
     generate = load_section("generate", path)
     assert isinstance(generate, GenerateParams)
-    assert generate.temperature == 1e-4
-    assert type(generate.top_p) is float and generate.top_k is None and generate.seeds == [0, 1]
+    assert generate.temperature == 1e-4 and generate.top_k is None and generate.seeds == [0, 1]
+    assert type(generate.top_p) is float
     assert (generate.seed, generate.repeatable, generate.checkpoint) == (0, True, "nano")
     assert load_section("tokenize", path).pad_to_hop is True
     assert load_section("evaluate", path).bootstrap_resamples == 1000
@@ -97,10 +97,8 @@ def test_what_is_wrong_is_refused(write, old, new, place, message):
 
 def test_all_faults_are_reported_at_once(write):
     text = GOOD.replace("seed: 0", "seed: -1").replace("top_p: 1", "top_p: no, tpo_k: 3")
-    with pytest.raises(ParamsError) as caught:
+    with pytest.raises(ParamsError, match="(?s)seed: .*generate.top_p: .*generate: unknown key 'tpo_k'"):
         load_section("generate", write(text))
-    for place in ("seed: ", "generate.top_p: ", "generate: unknown key 'tpo_k'"):
-        assert place in str(caught.value)
 
 
 def test_a_word_is_no_boolean_and_stages_and_mappings_are_checked(write):
