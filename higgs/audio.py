@@ -1,7 +1,7 @@
 """Audio files through soundfile; resampling and mel spectra through torchaudio.
 
-torchaudio's wheel links against CUDA. Beside a CPU-only torch its native library does not load, which would break
-transformers too. So torchaudio is imported here, before transformers, and without that library where it fails.
+torchaudio's wheel links against CUDA: beside a CPU-only torch its native library does not load, nor does transformers.
+So torchaudio is imported here, before transformers, and without that library where it fails.
 """
 
 import io
@@ -44,9 +44,8 @@ def check_waveform(waveform: Tensor, what: str = "waveform") -> Tensor:
     if not isinstance(waveform, Tensor):
         raise TypeError(f"{what}: expected a torch.Tensor, got {type(waveform).__name__}")
     if not waveform.is_floating_point():
-        raise TypeError(
-            f"{what}: expected floating point samples in [-1, 1], got {waveform.dtype}; divide 16-bit integers by 32768"
-        )
+        advice = "expected floating point samples in [-1, 1]; divide 16-bit integers by 32768"
+        raise TypeError(f"{what}: {advice}, got {waveform.dtype}")
     if waveform.numel() == 0:
         raise ValueError(f"{what}: empty (shape {tuple(waveform.shape)})")
     if bad := int((~torch.isfinite(waveform)).sum()):
@@ -85,8 +84,7 @@ def check_whole(path: Path) -> None:
 def load_audio(path: str | Path, sample_rate: int | None = None) -> tuple[Tensor, int]:
     """Audio file -> ([L] float32 in [-1, 1], sample rate). Channels are averaged; `sample_rate` resamples.
 
-    FileNotFoundError, or ValueError for a file without usable audio, one that is cut off (except Ogg, which does not
-    store its length), or one longer than an hour.
+    FileNotFoundError; ValueError without usable audio, cut off (except Ogg, without a length), or over an hour.
     """
     with opened(path) as file:
         rate = file.samplerate
@@ -142,19 +140,15 @@ def resampler(source_rate: int, target_rate: int, dtype: torch.dtype, device: st
 
 
 def resample(waveform: Tensor, source_rate: int, target_rate: int) -> Tensor:
-    """[..., L] -> [..., ceil(L * target / source)]: Hann-windowed sinc, width 6, rolloff 0.99.
-
-    Raises as `check_rate`, and ValueError for a pair whose common divisor is so small that the filter is too long.
-    """
+    """[..., L] -> [..., ceil(L * target / source)]: Hann-windowed sinc, width 6; ValueError for unusual pairs."""
     source_rate, target_rate = check_rate(source_rate), check_rate(target_rate)
     if source_rate == target_rate:
         return waveform
     divisor = math.gcd(source_rate, target_rate)
     if (source_rate // divisor) * (target_rate // divisor) > MAX_FILTER:
-        raise ValueError(
-            f"cannot resample from {source_rate} Hz to {target_rate} Hz: their greatest common divisor is {divisor}; "
-            "usual rates are 8000, 16000, 22050, 24000, 32000, 44100 and 48000"
-        )
+        usual = "usual rates are 8000, 16000, 22050, 24000, 32000, 44100 and 48000"
+        rates = f"{source_rate} Hz to {target_rate} Hz"
+        raise ValueError(f"cannot resample from {rates}: their greatest common divisor is {divisor}; {usual}")
     return resampler(source_rate, target_rate, waveform.dtype, str(waveform.device))(waveform)
 
 
@@ -177,10 +171,7 @@ def magnitude(waveform: Tensor, n_fft: int, hop: int, pad: str | None = None) ->
 def log_mel(
     waveform: Tensor, sample_rate: int = 24_000, n_fft: int = 1024, hop: int = 240, num_mels: int = 80
 ) -> Tensor:
-    """[..., L] -> [..., num_mels, L / hop]: natural log of mel magnitudes, floored at 1e-4.
-
-    Reflection padding of (n_fft - hop) / 2 on each side: frame t is centred on samples hop * t ... hop * (t + 1).
-    """
+    """[..., L] -> [..., num_mels, L / hop]: natural log of mel magnitudes, floored at 1e-4; edges are reflected."""
     pad = (n_fft - hop) // 2
     flat = waveform.reshape(-1, 1, waveform.shape[-1])
     padded = torch.nn.functional.pad(flat, (pad, pad), mode="reflect")[:, 0]

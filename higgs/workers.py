@@ -1,7 +1,7 @@
 """A process pool for the items of a stage: `for result in in_order(load, items): ...`
 
-Processes of one thread each: on a busy machine the barriers between threads cost more than the arithmetic. A result is
-a function of its item alone, so the number of processes changes nothing.
+Processes have one thread each: on a busy machine barriers between threads cost more than the arithmetic. A result is a
+function of its item alone, so the number of processes changes nothing.
 """
 
 import multiprocessing
@@ -18,9 +18,7 @@ from typing import Any, TypeVar
 from higgs.arithmetic import pinned, set_arithmetic
 
 S, T = TypeVar("S"), TypeVar("T")
-WORKERS = "HIGGS_WORKERS"
-"""The variable in which the runner passes their number: not a parameter of a notebook, whose page would change."""
-
+WORKERS = "HIGGS_WORKERS"  # set by the runner: as a parameter of the notebook it would change the page
 _function: Callable[[Any], Any]  # in a worker: item -> result
 
 
@@ -37,8 +35,8 @@ def usable_cores(quota: Path = Path("/sys/fs/cgroup/cpu.max")) -> int:
 class Workers:
     """`count` processes, or HIGGS_WORKERS, or one for each usable core; a single worker is this process itself.
 
-    `load` is called once in each process and returns a function of an item. Processes start with the first items, with
-    this process's arithmetic, and end with it, or with `close`. `load`, items and results are pickled.
+    `load` is called once in each and returns a function of an item. Processes have this one's arithmetic and end with
+    it, or with `close`. `load`, items and results are pickled.
     """
 
     def __init__(self, load: Callable[[], Callable[[Any], Any]], count: int | None = None):
@@ -61,9 +59,8 @@ class Workers:
         try:
             yield from map(pickle.loads, self._pool.map(_run, items))
         except BrokenProcessPool as error:
-            raise RuntimeError(
-                f"one of {self.count} worker processes died (out of memory?): run again, with fewer `workers`"
-            ) from error
+            died = f"one of {self.count} worker processes died (out of memory?)"
+            raise RuntimeError(f"{died}: run again, with fewer `workers`") from error
 
     def close(self) -> None:
         """Ends the processes; items that have not started are dropped."""

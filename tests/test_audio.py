@@ -3,7 +3,6 @@
 import os
 import subprocess
 import sys
-import textwrap
 
 import numpy as np
 import pytest
@@ -13,15 +12,6 @@ from conftest import ROOT, assert_close
 from safetensors.torch import load_file
 
 from higgs.audio import load_audio, log_mel, resample, save_audio
-
-
-def run_python(code: str, *path: str) -> str:
-    environment = os.environ | {"PYTHONPATH": os.pathsep.join([*path, str(ROOT)])}
-    done = subprocess.run(
-        [sys.executable, "-c", textwrap.dedent(code)], env=environment, capture_output=True, text=True, cwd=ROOT
-    )
-    assert done.returncode == 0, done.stderr
-    return done.stdout.strip()
 
 
 def fake_torchaudio(folder, native: bool) -> str:
@@ -39,11 +29,9 @@ def fake_torchaudio(folder, native: bool) -> str:
 @pytest.mark.parametrize("native", [True, False])
 def test_torchaudio_is_imported_with_and_without_its_native_library(tmp_path, native):
     """Where the native library loads it is used; where it does not, the package is imported without it."""
-    code = """
-        from higgs.audio import torchaudio
-        print(torchaudio._IS_TORCHAUDIO_EXT_AVAILABLE)
-    """
-    assert run_python(code, fake_torchaudio(tmp_path, native)) == str(native)
+    code = "from higgs.audio import torchaudio; print(torchaudio._IS_TORCHAUDIO_EXT_AVAILABLE)"
+    environment = os.environ | {"PYTHONPATH": os.pathsep.join([fake_torchaudio(tmp_path, native), str(ROOT)])}
+    assert subprocess.check_output([sys.executable, "-c", code], env=environment, text=True).strip() == str(native)
 
 
 def test_resampling_equals_the_golden_signal(golden):

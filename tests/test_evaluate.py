@@ -48,21 +48,15 @@ def test_si_sdr_of_orthogonal_mixture():
 
 @pytest.mark.parametrize("metric", [log_mel_distance, stft_distance, si_sdr])
 def test_bad_pairs(metric):
-    x = noise(4800)
-    with pytest.raises(ValueError, match="4800 samples and estimate 4799"):
-        metric(x, x[:-1])
-    with pytest.raises(ValueError, match="empty"):
-        metric(x[:0], x[:0])
-    with pytest.raises(ValueError, match=r"\[L\].*\(1, 4800\)"):
-        metric(x[None], x[None])
-    broken = x.clone()
-    broken[7] = math.nan
-    with pytest.raises(ValueError, match="estimate: 1 of 4800"):
-        metric(x, broken)
+    x, broken = noise(4800), noise(4800).index_fill(0, torch.tensor([7]), math.nan)
+    pairs = {"4800 samples and estimate 4799": (x, x[:-1]), "empty": (x[:0], x[:0]), "estimate: 1 of 4800": (x, broken)}
+    pairs[r"\[L\].*\(1, 4800\)"] = (x[None], x[None])
     if metric is not si_sdr:  # the longest window
-        with pytest.raises(ValueError, match="2048 samples, got 2047"):
-            metric(noise(2047), noise(2047))
+        pairs["2048 samples, got 2047"] = (noise(2047), noise(2047))
         assert metric(noise(2048), noise(2048, seed=1)) > 0
+    for message, pair in pairs.items():
+        with pytest.raises(ValueError, match=message):
+            metric(*pair)
 
 
 def test_code_usage_by_hand():
@@ -87,10 +81,9 @@ def test_level_and_silence_of_known_signals():
     mixed = torch.cat([loud, quiet, torch.ones(479)])  # the last frame is not full
     assert silence_share(mixed, 24_000) == 0.25
     assert silence_share(torch.zeros(960), 24_000) == 1
-    with pytest.raises(ValueError, match="480 samples, the waveform has 479"):
-        silence_share(torch.zeros(479), 24_000)
-    with pytest.raises(ValueError, match="NaN"):
-        silence_share(torch.full((960,), math.nan), 24_000)
+    for wrong, message in ((torch.zeros(479), "480 samples, .* has 479"), (torch.full((960,), math.nan), "NaN")):
+        with pytest.raises(ValueError, match=message):
+            silence_share(wrong, 24_000)
 
 
 def test_metrics_agree_with_reference_packages():
@@ -107,9 +100,8 @@ def test_metrics_agree_with_reference_packages():
 
 def test_stoi_is_not_defined_for_a_moment():
     x = noise(RATE)
-    assert stoi(x[: round(0.38 * RATE)], x[: round(0.38 * RATE)], RATE) is None
-    assert stoi(x[: round(0.45 * RATE)], x[: round(0.45 * RATE)], RATE) == pytest.approx(1)
-    assert stoi(x[:100], x[:100], RATE) is None
+    assert stoi(x[:9120], x[:9120], RATE) is stoi(x[:100], x[:100], RATE) is None  # 0.38 s
+    assert stoi(x[:10_800], x[:10_800], RATE) == pytest.approx(1)
     with pytest.raises(ValueError, match="24000 samples and estimate 23999"):
         stoi(x, x[:-1], RATE)
 
@@ -141,9 +133,10 @@ def test_what_each_further_codebook_adds(tmp_path):
     decoded = Bits().decode(trip.codes)
     assert torch.equal(trip.decoded, decoded)
     assert rows[-1] == {"codebooks": 8} | compare(trip.recorded, decoded, RATE)
-    assert mean_of([*rows, {"codebooks": 8, "stoi": None}], "stoi", codebooks=8) == rows[-1]["stoi"]
+    unknown = {"codebooks": 8, "stoi": None}
+    assert mean_of([*rows, unknown], "stoi", codebooks=8) == rows[-1]["stoi"]
     with pytest.raises(ValueError, match="stoi"):
-        mean_of([{"codebooks": 8, "stoi": None}], "stoi", codebooks=8)
+        mean_of([unknown], "stoi", codebooks=8)
     with pytest.raises(ValueError, match="9"):
         counts_to_decode([9], 8)
 
@@ -157,21 +150,13 @@ def test_word_errors_by_kind():
     assert (errors.errors, errors.total, errors.rate) == (3, 6, 0.5)
 
 
-@pytest.mark.parametrize(
-    ("reference", "hypothesis", "errors"),
-    [
-        ("Hello, world!", "hello world", 0),
-        ("It's fifty dollars.", "it is $50", 0),
-        ("Can't you?", "can not you", 0),
-        ("Doctor Smith", "Dr. Smith", 0),
-        ("The colour of aluminium", "the color of aluminum", 0),
-        ("one hundred and twenty three", "123", 0),
-        ("fifteen", "fifty", 1),
-        ("colour", "collar", 1),
-    ],
-)
-def test_english_normalisation_forgives_writing_and_not_words(reference, hypothesis, errors):
-    assert word_errors(reference, hypothesis).errors == errors
+def test_english_normalisation_forgives_writing_and_not_words():
+    for reference, hypothesis, errors in (
+        ("Hello, world!", "hello world", 0), ("It's fifty dollars.", "it is $50", 0), ("fifteen", "fifty", 1),
+        ("Can't you?", "can not you", 0), ("Doctor Smith", "Dr. Smith", 0), ("colour", "collar", 1),
+        ("The colour of aluminium", "the color of aluminum", 0), ("one hundred and twenty three", "123", 0),
+    ):  # fmt: skip
+        assert word_errors(reference, hypothesis).errors == errors, reference
 
 
 def test_other_languages_and_characters():

@@ -13,6 +13,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from conftest import ROOT
 from packaging.specifiers import SpecifierSet
 from ruamel.yaml import YAML
 
@@ -21,7 +22,6 @@ from higgs.data.training.codes import save_codes
 from higgs.workflow import lock
 from higgs.workflow.tables import write_rows
 
-ROOT = Path(__file__).resolve().parent.parent
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
 ENVIRONMENT = {k: v for k, v in os.environ.items() if not k.startswith(("MAKE", "MFLAGS"))}
 
@@ -149,35 +149,26 @@ def test_setup_names_the_python_it_wants_and_has_nothing_to_do_the_second_time(t
         assert make_setup(tmp_path, "--question").returncode == status
 
 
-def stage(deps: dict[str, str], outs: dict[str, str], **settings: object) -> dict:
+def stages(code: str, speech: str, metrics: str, seed: int) -> dict:
+    def entries(**hashes: str) -> list[dict]:
+        return [{"path": path, "md5": md5} for path, md5 in hashes.items()]
+
+    generate = {"deps": entries(code=code, data="b"), "outs": entries(speech=speech)}
     return {
-        "cmd": "run",
-        "deps": [{"path": path, "md5": md5} for path, md5 in deps.items()],
-        "params": {"params.yaml": settings},
-        "outs": [{"path": path, "md5": md5} for path, md5 in outs.items()],
+        "generate": generate | {"params": {"params.yaml": {"seed": seed}}},
+        "evaluate": {"deps": entries(speech=speech), "outs": entries(metrics=metrics, page="e")},
     }
-
-
-COMMITTED = {
-    "generate": stage({"higgs/serve": "a", "data": "b"}, {"results/generate": "c"}, seed=0),
-    "evaluate": stage({"results/generate": "c"}, {"metrics.json": "d", "reports/x.html": "e"}),
-}
 
 
 def test_another_machine_is_distinguished_from_another_input():
-    assert lock.compare(COMMITTED, COMMITTED) == ["dvc.lock: all 3 outputs have the hashes of the commit"]
-    now = {
-        "generate": stage({"higgs/serve": "a", "data": "b"}, {"results/generate": "C"}, seed=0),
-        "evaluate": stage({"results/generate": "C"}, {"metrics.json": "D", "reports/x.html": "e"}),
-    }
-    lines = lock.compare(COMMITTED, now)
+    committed = stages("a", "c", "d", seed=0)
+    assert lock.compare(committed, committed) == ["dvc.lock: all 3 outputs have the hashes of the commit"]
+    lines = lock.compare(committed, stages("a", "C", "D", seed=0))
     assert lines[0] == "dvc.lock: 2 of 3 outputs have other hashes than the commit:"
-    assert "  metrics.json: d -> D" in lines and "  results/generate: c -> C" in lines
+    assert "  metrics: d -> D" in lines and "  speech: c -> C" in lines
     assert not any("also changed" in line for line in lines)
-
-    now["generate"] = stage({"higgs/serve": "A", "data": "b"}, {"results/generate": "C"}, seed=1)
-    lines = lock.compare(COMMITTED, now)
-    assert "    generate was also changed here: higgs/serve, seed" in lines
+    lines = lock.compare(committed, stages("A", "C", "D", seed=1))
+    assert "    generate was also changed here: code, seed" in lines
     assert sum("also changed" in line for line in lines) == 1
 
 
@@ -209,11 +200,6 @@ def test_lock_report_in_a_repository(tmp_path, monkeypatch, capsys):
 
 
 def test_lock_says_by_how_much_contents_differ(tmp_path):
-    def cache(name: str, content: bytes, md5: str) -> None:
-        path = tmp_path / lock.CACHE / md5[:2] / md5[2:]
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_bytes(content)
-
     here, before = tmp_path / "out", tmp_path / "before"
     for folder, code, sample in ((before, 1, 100), (here, 2, 103)):
         folder.mkdir()
@@ -225,12 +211,13 @@ def test_lock_says_by_how_much_contents_differ(tmp_path):
         (folder / "t.csv").write_text(f"a\n{code}\n")
         (folder / "same.txt").write_text("same")
     (here / "new.txt").write_text("new")
-    listing = []
+    store, listing = tmp_path / lock.CACHE / "aa", []
+    store.mkdir(parents=True)
     for number, path in enumerate(sorted(before.iterdir())):
-        cache(path.name, path.read_bytes(), f"aa{number}")
         listing.append({"relpath": path.name, "md5": f"aa{number}"})
-    cache("", json.dumps(listing).encode(), "bb.dir")
-    assert lock.describe_output(tmp_path, "out", "bb.dir") == [
+        path.rename(store / str(number))
+    (store / ".dir").write_text(json.dumps(listing))
+    assert lock.describe_output(tmp_path, "out", "aa.dir") == [
         "new.txt: only here",
         "a.flac: 1 of 2400 samples differ, by at most 3 of 32768",
         "c.safetensors: 1 of 2 differ: x",

@@ -16,6 +16,7 @@ from types import SimpleNamespace
 import nbformat
 import numpy as np
 import pytest
+from conftest import ROOT
 from nbformat.v4 import new_code_cell, new_markdown_cell, new_notebook
 
 from higgs.workflow import outputs as cells
@@ -24,8 +25,6 @@ from higgs.workflow.page import NotSelfContained, check_self_contained
 from higgs.workflow.page import main as render
 from higgs.workflow.params import read_params
 from higgs.workflow.runner import main, stage_values
-
-REPOSITORY = Path(__file__).resolve().parent.parent
 
 PARAMS = """
 seed: 0
@@ -82,7 +81,7 @@ def repository(tmp_path, monkeypatch):
     (tmp_path / "params.yaml").write_text(PARAMS)
     (tmp_path / "notebooks").mkdir()
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setenv("PYTHONPATH", str(REPOSITORY))
+    monkeypatch.setenv("PYTHONPATH", str(ROOT))
     # Left over from the shell that runs the tests, it would make them look like a stage.
     monkeypatch.delenv(cells.STAGE_VARIABLE, raising=False)
 
@@ -173,20 +172,15 @@ def test_a_failing_cell_is_reported_first_and_leaves_no_output(repository, capfd
         assert "papermill" not in error and "\x1b" not in error and len(error.splitlines()) < 15
 
 
-@pytest.mark.parametrize(
-    ("arguments", "message"),
-    [
-        (["--set", "generate.temprature=0.5"], "did you mean 'generate.temperature'"),
-        (["--set", "generate.seeds=[1"], "--set generate.seeds=[1"),
-        (["--set", "seed=null"], "error: seed: "),
-        (["--set", "tokenize.players=1"], "unknown key 'tokenize.players'"),
-        (["--set", "seed"], "expected key=value"),
-    ],
-)
-def test_wrong_parameters_stop_before_any_cell(repository, capsys, arguments, message):
+def test_wrong_parameters_stop_before_any_cell(repository, capsys):
     repository.write(["import pathlib\npathlib.Path('ran').touch()"])
-    assert main(["run", "generate", *arguments]) == 2
-    assert message in capsys.readouterr().err
+    for setting, message in (
+        ("generate.temprature=0.5", "did you mean 'generate.temperature'"), ("seed=null", "error: seed: "),
+        ("generate.seeds=[1", "--set generate.seeds=[1"), ("seed", "expected key=value"),
+        ("tokenize.players=1", "unknown key 'tokenize.players'"),
+    ):  # fmt: skip
+        assert main(["run", "generate", "--set", setting]) == 2
+        assert message in capsys.readouterr().err
     assert not (repository.root / "ran").exists() and not repository.reports.exists()
 
 
@@ -219,11 +213,11 @@ def test_saving_in_jupyter_leaves_the_committed_bytes(repository):
     path = repository.write(WORK)
     committed = path.read_bytes()
     config = SimpleNamespace(ServerApp=SimpleNamespace(), ContentsManager=SimpleNamespace())
-    file = REPOSITORY / ".jupyter" / "jupyter_server_config.py"
+    file = ROOT / ".jupyter" / "jupyter_server_config.py"
     hook = runpy.run_path(str(file), {"get_config": lambda: config})["strip_sources"]
-    assert config.ContentsManager.pre_save_hook is hook and config.ServerApp.root_dir == str(REPOSITORY)
+    assert config.ContentsManager.pre_save_hook is hook and config.ServerApp.root_dir == str(ROOT)
 
-    manager = SimpleNamespace(root_dir=str(REPOSITORY))
+    manager = SimpleNamespace(root_dir=str(ROOT))
     run = nbformat.read(path, as_version=4)
     for count, cell in enumerate(run.cells):
         cell.metadata |= {"execution": {"iopub.execute_input": "now"}, "trusted": True, "collapsed": False}
@@ -261,12 +255,9 @@ def test_a_page_that_would_load_something_is_refused(repository, capsys):
     assert render("tokenize") == 1 and not list(repository.reports.glob("*.html"))
     check_self_contained('<a href="https://x.org">x</a><p>url(http://x)</p><img src="data:image/png;base64,AA">')
     for page in (
-        '<script src="https://cdn.example/require.js"></script>',
-        '<img src="figures/plot.png">',
-        '<link rel="stylesheet" href="style.css">',
-        "<style>@import 'http://x/y.css';</style>",
-        '<p style="background: url(http://x/y.png)">',
-    ):
+        '<script src="https://x/y.js"></script>', '<img src="figures/plot.png">', '<link href="style.css">',
+        "<style>@import 'http://x/y.css';</style>", '<p style="background: url(http://x/y.png)">',
+    ):  # fmt: skip
         with pytest.raises(NotSelfContained):
             check_self_contained(page)
 
@@ -296,7 +287,7 @@ def test_results_are_written_whole_and_rounded(tmp_path, monkeypatch):
     assert Path("a.csv").read_bytes() == b'third,none,yes,word\n0.333333,,True,"a,b"\n'
     with pytest.raises(ValueError, match=r"b.json: x\[0\] is nan"):
         cells.write_json("b.json", {"x": [float("nan")]})
-    with pytest.raises(ValueError, match="row 1 has the columns"):
+    with pytest.raises(ValueError, match="row 1 and row 0"):
         cells.write_table("b.csv", [{"a": 1}, {"b": 1}])
     assert sorted(path.name for path in tmp_path.rglob("*.*")) == ["a.csv", "a.json"]
 
@@ -317,7 +308,7 @@ def test_outputs_of_exploring_stay_out_of_the_way(tmp_path, monkeypatch):
 def test_helpers_import_neither_torch_nor_papermill():
     """A kernel imports the helpers in every first cell, and the Jupyter server imports the hook."""
     for name in ("outputs", "clean", "page", "runner", "params"):
-        tree = ast.parse((REPOSITORY / "higgs" / "workflow" / f"{name}.py").read_text())
+        tree = ast.parse((ROOT / "higgs" / "workflow" / f"{name}.py").read_text())
         top = [node for node in tree.body if isinstance(node, ast.Import | ast.ImportFrom)]
         names = {alias.name for node in top for alias in node.names} | {getattr(node, "module", "") for node in top}
         assert not {part.split(".")[0] for part in names if part} & {"torch", "papermill", "nbconvert", "IPython"}

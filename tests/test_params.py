@@ -26,21 +26,11 @@ evaluate: {judge: moonshine-tiny-en, speaker_encoder: ge2e, naturalness: null, n
 
 
 class Inner(Record):
-    count: int
     word: str = "-"
 
 
-class Kinds(Record):
-    number: float
-    count: int
-    flag: bool
-    word: str
-    counts: list[int]
-    maybe: int | None
-    inner: list[Inner] = []
-
-
-KINDS = {"number": 0.5, "count": 1, "flag": False, "word": "no", "counts": [1, 2], "maybe": None}
+class Outer(Inner):
+    inner: list[Inner]
 
 
 def load_section(stage, path):
@@ -62,8 +52,8 @@ def test_every_section_loads_with_its_scalars(write):
     path = write(GOOD)
     generate = load_section("generate", path)
     assert isinstance(generate, GenerateParams)
-    assert generate.temperature == 1e-4
-    assert type(generate.top_p) is float and generate.top_k is None and generate.seeds == [0, 1]
+    assert generate.temperature == 1e-4 and generate.top_k is None and generate.seeds == [0, 1]
+    assert type(generate.top_p) is float
     assert (generate.seed, generate.repeatable, generate.checkpoint) == (0, True, "nano")
     assert load_section("tokenize", path).pad_to_hop is True
     assert load_section("evaluate", path).bootstrap_resamples == 1000
@@ -107,10 +97,8 @@ def test_what_is_wrong_is_refused(write, old, new, place, message):
 
 def test_all_faults_are_reported_at_once(write):
     text = GOOD.replace("seed: 0", "seed: -1").replace("top_p: 1", "top_p: no, tpo_k: 3")
-    with pytest.raises(ParamsError) as caught:
+    with pytest.raises(ParamsError, match="(?s)seed: .*generate.top_p: .*generate: unknown key 'tpo_k'"):
         load_section("generate", write(text))
-    for place in ("seed: ", "generate.top_p: ", "generate: unknown key 'tpo_k'"):
-        assert place in str(caught.value)
 
 
 def test_a_word_is_no_boolean_and_stages_and_mappings_are_checked(write):
@@ -131,28 +119,11 @@ def test_the_reader_is_dvcs(write):
     assert read_params(write(text)) == serialize.parse_yaml(text, "params.yaml")
 
 
-@pytest.mark.parametrize(
-    ("key", "value", "place"),
-    [
-        ("count", True, "count"), ("flag", 1, "flag"), ("word", 1, "word"), ("counts", (1,), "counts"),
-        ("counts", [1.0], "counts[0]"), ("maybe", "1", "maybe"), ("number", "1", "number"),
-        ("number", float("inf"), "number"), ("inner", [{"count": 1}, {"count": None}], "inner[1].count"),
-    ],
-)  # fmt: skip
-def test_types_are_exact(key, value, place):
-    assert validate(Kinds, KINDS, "here") == Kinds(**KINDS)
-    number = validate(Kinds, KINDS | {"number": 2}, "here").number
-    assert type(number) is float and number == 2
-    with pytest.raises(ParamsError, match=f"^here.{re.escape(place)}: "):
-        validate(Kinds, KINDS | {key: value}, "here")
-
-
 def test_keys_are_advised_where_they_stand():
-    wrong = KINDS | {"inner": [{"count": 1, "wrod": "x"}], "wrod": 1}
     with pytest.raises(KeyError, match="unknown key 'wrod'") as caught:
-        validate(Kinds, wrong, "here", KeyError)
-    assert "here.inner[0]: unknown key 'wrod' (did you mean 'word'? choices: word, count)" in str(caught.value)
-    assert "here: unknown key 'wrod' (did you mean 'word'? choices: word, " in str(caught.value)
+        validate(Outer, {"inner": [{"wrod": "x"}, {"word": 1}], "wrod": 1}, "here", KeyError)
+    for place in ("inner[0]: unknown key 'wrod' (did you mean 'word'?", "here: unknown key 'wrod'", "inner[1].word"):
+        assert place in str(caught.value)
 
 
 def test_checkpoint_is_one_key(tmp_path):
@@ -175,23 +146,17 @@ def test_checkpoint_is_one_key(tmp_path):
     assert Checkpoint.parse("s3://bucket/nano/").codec == "s3://bucket/nano/codec"
 
 
-@pytest.mark.parametrize(
-    ("text", "message"),
-    [
-        (RELEASED_MODEL, f"pin a full commit: write {RELEASED_MODEL}@{RELEASED_MODEL_REVISION}"),
-        ("someone/finetuned@main", "pin a full commit"),
-        ("nanno", "neither 'nano'"),
-        ("no/such/folder", "neither 'nano'"),
-    ],
-)
-def test_checkpoints_that_move_or_are_not_there(text, message):
-    with pytest.raises(ParamsError, match=message):
-        Checkpoint.parse(text)
+def test_checkpoints_that_move_or_are_not_there():
+    pinned = f"pin a full commit: write {RELEASED_MODEL}@{RELEASED_MODEL_REVISION}"
+    for text, message in (
+        (RELEASED_MODEL, pinned), ("someone/finetuned@main", "pin a full commit"), ("no/such/folder", "neither 'nano'"),
+    ):  # fmt: skip
+        with pytest.raises(ParamsError, match=message):
+            Checkpoint.parse(text)
 
 
-@pytest.mark.parametrize("count", [0, -1, True, "two", 1.5])
-def test_workers_are_counted(write, count):
-    params = read_params(write(GOOD))
-    assert worker_count(params) is None and worker_count(params | {"workers": 3}) == 3
-    with pytest.raises(ParamsError, match=f"workers: .*{count!r}"):
-        worker_count(params | {"workers": count})
+def test_workers_are_counted():
+    assert worker_count({"workers": None}) is None and worker_count({"workers": 3}) == 3
+    for count in (0, True, 1.5):
+        with pytest.raises(ParamsError, match=f"workers: .*{count!r}"):
+            worker_count({"workers": count})

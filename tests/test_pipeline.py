@@ -8,8 +8,8 @@ from pathlib import Path
 import pytest
 from conftest import ROOT, SMALL_SETTINGS, run
 from ruamel.yaml import YAML
+from test_layout import imported
 
-import higgs
 from higgs.workflow.params import SECTIONS, from_section, read_params, scalars_of, select
 
 STAGES = ("tokenize", "generate", "evaluate")
@@ -29,16 +29,7 @@ def module_file(name: str) -> Path | None:
 
 
 def imports_of(source: str) -> set[str]:
-    found = set()
-    for node in ast.walk(ast.parse(source)):
-        if isinstance(node, ast.Import):
-            found |= {alias.name for alias in node.names}
-        elif isinstance(node, ast.ImportFrom):
-            names = {f"{node.module}.{alias.name}" for alias in node.names}
-            if node.module == "higgs":
-                names = {higgs._MODULES.get(alias.name, f"higgs.{alias.name}") for alias in node.names}
-            found |= {node.module} | names
-    return {name for name in found if name.split(".")[0] in CODE and module_file(name)}
+    return {name for name in imported(ast.parse(source)) if name.split(".")[0] in CODE and module_file(name)}
 
 
 def reached(todo: set[str]) -> set[Path]:

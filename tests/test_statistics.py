@@ -9,29 +9,15 @@ import pytest
 
 from benchmarks.coverage import DESIGNS, MIXED, PROCESSES, Process, coverage, draw, power
 from higgs.evaluate.statistics import intervals as statistics
-from higgs.evaluate.statistics.intervals import (
-    Resampling,
-    bootstrap_interval,
-    holm,
-    paired_difference,
-    rate_interval,
-    seed_share,
-    wilson_interval,
-)
+from higgs.evaluate.statistics.intervals import Resampling, bootstrap_interval, paired_difference, wilson_interval
 
 TRIALS = 2000  # `benchmarks.coverage.study` is the full run
 
 
-@pytest.mark.parametrize(
-    ("errors", "totals", "ends"),
-    [
-        ([1, 2, 3], [10, 20, 30], (0.1, 0.1, 0.1)),
-        ([1, 50], [2, 100], (0.5, 0.5, 0.5)),  # resampled as pairs: every resample has the rate 1/2
-        ([3.0] * 10, None, (3, 3, 3)),
-    ],
-)
-def test_without_variance_the_interval_has_no_width(errors, totals, ends):
-    assert bootstrap_interval(errors, totals) == pytest.approx(ends)
+def test_without_variance_the_interval_has_no_width():
+    # Resampled as pairs: every resample has the rate 1/2.
+    for errors, totals, rate in (([1, 50], [2, 100], 0.5), ([3.0] * 10, None, 3)):
+        assert bootstrap_interval(errors, totals) == pytest.approx((rate, rate, rate))
 
 
 def test_bootstrap_of_two_utterances_by_hand(monkeypatch):
@@ -84,31 +70,18 @@ def test_intervals_repeat_to_the_last_bit():
     assert first == again != other
 
 
-@pytest.mark.parametrize(
-    ("errors", "totals", "message"),
-    [
-        ([1], [2], "at least 2"),
-        ([1, 2], [2], "shapes"),
-        ([1, 2], [2, 0], "positive"),
-        ([1, -1], [2, 2], "negative"),
-        ([1, math.nan], [2, 2], "finite"),
-    ],
-)
-def test_bad_input_is_refused(errors, totals, message):
-    with pytest.raises(ValueError, match=message):
-        bootstrap_interval(errors, totals)
-
-
-def test_bad_pairs_are_refused():
-    for b, clusters, message in (
-        ([1, 2], None, "3 and 2"),
-        ([1, 2, 3], ["a"], "label for each of 3"),
-        ([1, 2, 3], ["a"] * 3, "at least 2 utterances, got 1"),
-    ):
+def test_bad_input_is_refused():
+    paired = paired_difference
+    for function, *arguments, message in (
+        (bootstrap_interval, [1], [2], "at least 2"), (bootstrap_interval, [1, 2], [2], "shapes"),
+        (bootstrap_interval, [1, 2], [2, 0], "positive"), (bootstrap_interval, [1, -1], [2, 2], "negative"),
+        (bootstrap_interval, [1, math.nan], [2, 2], "finite"), (wilson_interval, 3, 2, "3 of 2"),
+        (paired, [1, 2, 3], [1, 2], "3 and 2"),
+        (paired, [1, 2], [1, 2], None, None, Resampling(), ["a"], "label for each of 2"),
+        (paired, [1, 2], [1, 2], None, None, Resampling(), ["a"] * 2, "at least 2 utterances, got 1"),
+    ):  # fmt: skip
         with pytest.raises(ValueError, match=message):
-            paired_difference([1, 2, 3], b, clusters=clusters)
-    with pytest.raises(ValueError, match="3 of 2"):
-        wilson_interval(3, 2)
+            function(*arguments)
 
 
 def test_means_have_the_interval_of_student_and_may_be_negative():
@@ -160,8 +133,8 @@ def test_samples_of_a_text_are_one_pair():
 def test_holm_by_hand():
     # 0.01 * 4, 0.02 * 3, 0.03 * 2 and 0.04 * 1, none below the one before
     adjusted = {"b": 0.06, "a": 0.04, "d": 0.06, "c": 0.06}
-    assert holm({"b": 0.02, "a": 0.01, "d": 0.04, "c": 0.03}) == pytest.approx(adjusted)
-    assert holm({"a": 1.0, "b": 0.6}) == {"a": 1.0, "b": 1.0} and holm({}) == {}
+    assert statistics.holm({"b": 0.02, "a": 0.01, "d": 0.04, "c": 0.03}) == pytest.approx(adjusted)
+    assert statistics.holm({"a": 1.0, "b": 0.6}) == {"a": 1.0, "b": 1.0} and statistics.holm({}) == {}
 
 
 def test_wilson_by_hand():
@@ -174,16 +147,16 @@ def test_wilson_by_hand():
 
 def test_samples_that_agree_are_one_case():
     alone = wilson_interval(8, 40)
-    agreed = rate_interval([1.0] * 8 + [0.0] * 32, [3] * 40)
+    agreed = statistics.rate_interval([1.0] * 8 + [0.0] * 32, [3] * 40)
     assert (agreed.low, agreed.high) == pytest.approx((alone.low, alone.high))
     # One in three samples of 24 texts: as spread as independent samples or more, 120 cases.
-    apart = rate_interval([1 / 3] * 24 + [0.0] * 16, [3] * 40)
+    apart = statistics.rate_interval([1 / 3] * 24 + [0.0] * 16, [3] * 40)
     many = wilson_interval(24, 120)
     assert (apart.low, apart.high) == pytest.approx((many.low, many.high))
     # Without variance three samples count as three texts.
-    assert rate_interval([0.0] * 20, [3] * 20).high == pytest.approx(wilson_interval(0, 60).high)
+    assert statistics.rate_interval([0.0] * 20, [3] * 20).high == pytest.approx(wilson_interval(0, 60).high)
     # Three samples of ten texts and one of thirty count 40^2 / (30 + 10 / 3) cases at most.
-    mixed = rate_interval([0.0] * 40, [3] * 10 + [1] * 30)
+    mixed = statistics.rate_interval([0.0] * 40, [3] * 10 + [1] * 30)
     assert mixed.high == pytest.approx(wilson_interval(0, 48).high)
 
 
@@ -191,11 +164,11 @@ def test_share_of_the_seed_in_the_variance():
     generator = np.random.default_rng(0)
     texts = np.repeat(np.arange(4000), np.where(np.arange(4000) % 6 == 0, 3, 1))
     values = generator.normal(10, 3, size=4000)[texts] + generator.normal(0, 1, size=len(texts))
-    assert seed_share(values, np.ones(len(texts)), texts) == pytest.approx(0.1, abs=0.01)
+    assert statistics.seed_share(values, np.ones(len(texts)), texts) == pytest.approx(0.1, abs=0.01)
     # By hand: samples 1, 3 and 2, 2 differ within texts only.
-    assert seed_share([1, 3, 2, 2], [1] * 4, [*"aabb"]) == 1
-    assert seed_share([1, 1, 2, 2], [1] * 4, [*"aabb"]) == 0
-    assert seed_share([1, 2, 3], [1] * 3, [*"abc"]) is None
+    assert statistics.seed_share([1, 3, 2, 2], [1] * 4, [*"aabb"]) == 1
+    assert statistics.seed_share([1, 1, 2, 2], [1] * 4, [*"aabb"]) == 0
+    assert statistics.seed_share([1, 2, 3], [1] * 3, [*"abc"]) is None
 
 
 # ---- synthetic word errors

@@ -1,8 +1,7 @@
 """Are transcripts stable when the sound changes by less than can be heard?
 
-With coarse arithmetic they are not: transcripts, and error rates, then depend on the last bit of a sample, and so on
-the processor that computed it. No confidence interval covers that noise. It is measured here on dithered copies of the
-same clips, and never averaged into a rate.
+With coarse arithmetic transcripts depend on the last bit of a sample, and so on the processor that computed it. No
+confidence interval covers that noise: it is measured on dithered copies of the clips, never averaged into a rate.
 """
 
 import hashlib
@@ -73,9 +72,7 @@ def summarise_jitter(records: Sequence[Row]) -> list[Row]:
     for condition in dict.fromkeys(record["group"] for record in records):
         pooled = [record for record in records if record["group"] == condition]
         copies = {record["copy"] for record in pooled}
-        rates = [
-            _wer_percent([record for record in pooled if record["copy"] == c], "word_errors_dithered") for c in copies
-        ]
+        rates = [_wer_percent([r for r in pooled if r["copy"] == copy], "word_errors_dithered") for copy in copies]
         clean = _wer_percent(pooled, "word_errors")
         record: Row = {"group": condition, "clips": len(pooled) // len(copies), "copies of each": len(copies)}
         record["transcripts changed, %"] = 100 * sum(noisy["changed"] for noisy in pooled) / len(pooled)
@@ -92,8 +89,5 @@ def jitter_note(records: Sequence[Row], judge: str) -> str:
     """One sentence: how many transcripts changed, and how far a WER moved."""
     changed = sum(record["changed"] for record in records)
     moved = max(record["moved, points"] for record in summarise_jitter(records))
-    return (
-        f"{judge}: with noise of one unit of 16 bits, which nobody hears, {changed} of {len(records)} transcripts "
-        "change "
-        f"and WER moves by at most {moved:.2f} points."
-    )
+    changes = f"{changed} of {len(records)} transcripts change and WER moves by at most {moved:.2f} points"
+    return f"{judge}: with noise of one unit of 16 bits, which nobody hears, {changes}."

@@ -1,7 +1,6 @@
 """Public test sets -> a manifest: `python -m higgs.evaluate.test_sets seed-tts-eval FOLDER`.
 
-FOLDER is the English or the Chinese folder of SeedTTS-Eval's test set, with `meta.lst`, the prompts and the
-recordings. The manifest `meta.jsonl` is written beside it.
+FOLDER is SeedTTS-Eval's English or Chinese one, with `meta.lst`, prompts and recordings; `meta.jsonl` is written to it.
 """
 
 import argparse
@@ -25,11 +24,10 @@ MAX_LISTED = 20
 def convert_seed_tts_eval(folder: str | Path, list_name: str = "meta.lst", language: str | None = None) -> list[Row]:
     """SeedTTS-Eval's list -> records of a manifest, paths relative to the folder above `folder`.
 
-    The language is the folder's name unless one is given. Common Voice does not name speakers, so the prompt's name
-    stands for the speaker. The recording of the text is the fifth field, or `wavs/ID.wav` where that exists.
+    The language is the folder's name unless one is given. Common Voice does not name speakers: the prompt's name is
+    the speaker. The text's recording is the fifth field, or `wavs/ID.wav` where that exists.
 
-    Raises ValueError naming every broken line, duplicate id and missing file: a result on a part of the set is not a
-    result on the set.
+    ValueError naming every broken line, duplicate id and missing file: a part of the set is not the set.
     """
     folder = Path(folder).resolve()
     language = language or folder.name
@@ -72,10 +70,8 @@ def _read_list(folder: Path, source: Path) -> tuple[list[tuple], list[str]]:
 def _record(
     root: Path, language: str, name: str, prompt_text: str, text: str, prompt: Path, recording: Path | None
 ) -> Row:
-    seconds = None
-    if recording is not None:
-        waveform, rate = load_audio(recording)
-        seconds = len(waveform) / rate
+    waveform, rate = load_audio(recording) if recording else (None, None)
+    seconds = None if waveform is None else len(waveform) / rate
 
     def relative(path: Path | None) -> str | None:
         return path.resolve().relative_to(root).as_posix() if path else None

@@ -30,9 +30,8 @@ TRANSCRIBED = (OK, TOO_LONG)
 FAILED = (MISSING, SILENT, UNREADABLE)  # by the system: all words are deleted
 NOT_SCORED = (NO_WORDS, ANOTHER_SCRIPT, NOT_JUDGED)  # by a fault of the set or of the judge
 SILENCE_DBFS = -70.0
-# onnxruntime chooses its arithmetic by the processor, and nothing pins it: for equal input DNSMOS scores differ by 7e-7
-# between AVX-512 and AVX2. Two decimals are the same on both, unless a score lies that near to the boundary of two
-# roundings: one in 14,000, so about one default report in sixty has one. (With three: one in six.)
+# onnxruntime chooses its arithmetic by the processor: DNSMOS scores differ by 7e-7 between AVX-512 and AVX2. Two
+# decimals are the same on both for all but one score in 14,000, or in one default report of sixty. (Three: of six.)
 MOS_DECIMALS = 2
 QUALITIES = ("overall", "signal", "background", "p808")
 # What a judge may raise about a waveform; anything else is a bug and stops the run.
@@ -100,10 +99,9 @@ class Task(Protocol):
 
 @dataclass
 class Evaluator:
-    """Judges tasks one by one; caches the embeddings of references. Not thread-safe.
+    """Judges tasks one by one, of each file at most `max_seconds`; caches embeddings of references. Not thread-safe.
 
-    `speaking_rates` are seconds for each character of a text, by language; a duration ratio of 1 is that rate. Of
-    longer files the first `max_seconds` are judged.
+    `speaking_rates` are seconds for each character of a text, by language; a duration ratio of 1 is that rate.
     """
 
     metric_models: MetricModels
@@ -139,7 +137,7 @@ class Evaluator:
         return record | {"note": "; ".join(notes)}
 
     def _load(self, path: Path | None) -> tuple[str, str, Tensor | None, int | None]:
-        """-> status, note, waveform and its sample rate."""
+        """-> status, note, waveform, sample rate."""
         if path is None or not path.is_file():
             return MISSING, f"there is no file {path}" if path else "nothing was generated", None, None
         try:
@@ -148,8 +146,7 @@ class Evaluator:
             return UNREADABLE, str(error), None, None
         if level_dbfs(waveform) < SILENCE_DBFS:
             return SILENT, f"below {SILENCE_DBFS:.0f} dBFS", waveform, rate
-        notes = []
-        seconds = len(waveform) / rate
+        notes, seconds = [], len(waveform) / rate
         if rate != self.sample_rate:
             notes.append(f"{rate} Hz instead of {self.sample_rate} Hz, resampled for the judges")
         if too_long := seconds > self.max_seconds:
@@ -161,9 +158,8 @@ class Evaluator:
         record: Row = {"heard": hypothesis}
         if voice is not None:
             record |= self._compare_voices(item, voice, notes)
-        if item.predict_mos and (
-            scores := ask(self.metric_models.naturalness, lambda j: j.rate(waveform, rate), notes)
-        ):
+        predictor = self.metric_models.naturalness if item.predict_mos else None
+        if scores := ask(predictor, lambda judge: judge.rate(waveform, rate), notes):
             record |= {f"mos_{name}": round(scores[name], MOS_DECIMALS) for name in QUALITIES}
         return record
 
@@ -219,12 +215,8 @@ def text_scores(text: str, hypothesis: str | None, language: str) -> Row:
         return scores
     if language in seedtts.LANGUAGES:
         scores["seedtts_wer_percent"] = 100 * seedtts.utterance_wer(text, hypothesis, language)
-    return scores | {
-        "word_errors": words.errors,
-        "character_errors": characters.errors,
-        "wer_percent": 100 * words.rate,
-        "above_50": words.rate > 0.5,
-    }
+    scores |= {"word_errors": words.errors, "character_errors": characters.errors}
+    return scores | {"wer_percent": 100 * words.rate, "above_50": words.rate > 0.5}
 
 
 # The scripts of a language, as Unicode names its letters; other languages are not checked.

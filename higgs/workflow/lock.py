@@ -138,8 +138,7 @@ def main() -> int:
     if before is None or not path.is_file():
         say(f"{LOCK}: no committed one to compare with")
         return 0
-    texts = {f"HEAD:{LOCK}": before, LOCK: path.read_text(encoding="utf-8")}
-    stages = [(parse_yaml(text, name) or {}).get("stages", {}) for name, text in texts.items()]
+    stages = [(parse_yaml(text, LOCK) or {}).get("stages", {}) for text in (before, path.read_text(encoding="utf-8"))]
     lines = compare(*stages, partial(describe_output, root))
     say("\n".join(lines))
     if len(lines) == 1:

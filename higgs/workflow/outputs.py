@@ -1,6 +1,6 @@
 """Helpers for notebook cells: the root, progress, players, tables, result files.
 
-A stage (`python -m higgs.workflow.runner run`) writes the tracked outputs. In JupyterLab or under nbval a notebook
+A stage (`python -m higgs.workflow.runner run`) writes the tracked outputs; a notebook in JupyterLab or under nbval
 writes the same files below results/explore/, which is not tracked.
 """
 
@@ -43,8 +43,7 @@ def find_root() -> Path:
 
 def enter_root() -> Path:
     """Makes the repository's root the working directory, and returns it."""
-    root = find_root()
-    os.chdir(root)
+    os.chdir(root := find_root())
     return root
 
 
@@ -73,10 +72,7 @@ def progress(items: Iterable[T], label: str, total: int | None = None) -> Iterab
 
 
 def audio_player(waveform: Any, sample_rate: int, label: str = ""):
-    """Float [L], [1, L] or [1, 1, L] in [-1, 1] -> an <audio> element with the sound embedded.
-
-    16-bit PCM in WAV, samples clipped. NaN, infinity, no samples or more than one channel: ValueError.
-    """
+    """Float [L], [1, L] or [1, 1, L] -> an <audio> element of clipped 16-bit PCM; ValueError for NaN, other shapes."""
     from IPython.display import HTML
 
     samples = np.asarray(waveform.detach().cpu() if hasattr(waveform, "detach") else waveform, dtype=np.float64)
@@ -89,13 +85,10 @@ def audio_player(waveform: Any, sample_rate: int, label: str = ""):
     with wave.open(buffer, "wb") as file:
         file.setparams((1, 2, int(sample_rate), 0, "NONE", ""))
         file.writeframes(pcm.tobytes())
-    data = base64.b64encode(buffer.getvalue()).decode("ascii")
-    name = html.escape(label)
+    name, data = html.escape(label), base64.b64encode(buffer.getvalue()).decode("ascii")
     caption = f"<figcaption>{name}</figcaption>" if label else ""
-    return HTML(
-        f'<figure class="player">{caption}<audio controls preload="metadata" aria-label="{name}" '
-        f'src="data:audio/wav;base64,{data}"></audio></figure>'
-    )
+    audio = f'<audio controls preload="metadata" aria-label="{name}" src="data:audio/wav;base64,{data}"></audio>'
+    return HTML(f'<figure class="player">{caption}{audio}</figure>')
 
 
 def picture(content: bytes, description: str):
@@ -110,7 +103,7 @@ def table(rows: Sequence[Mapping[str, Any]], caption: str = "", digits: int = 4)
     """Rows with equal keys -> an HTML table; a cell may be a player or any other HTML object."""
     from IPython.display import HTML
 
-    columns = _columns(rows)
+    columns = columns_of(rows)
     head = "".join(f"<th>{html.escape(str(column))}</th>" for column in columns)
     body = "".join("<tr>" + "".join(_table_cell(row[column], digits) for column in columns) + "</tr>" for row in rows)
     title = f"<caption>{html.escape(caption)}</caption>" if caption else ""
@@ -126,14 +119,14 @@ def _table_cell(value: Any, digits: int) -> str:
     return f'<td class="number">{value if isinstance(value, int) else f"{value:.{digits}g}"}</td>'
 
 
-def _columns(rows: Sequence[Mapping[str, Any]]) -> list[str]:
+def columns_of(rows: Sequence[Mapping[str, Any]], what: str = "table") -> list[str]:
+    """The keys that all rows have; ValueError for no rows or unequal keys."""
     if not rows:
-        raise ValueError("a table needs at least one row: without one its columns are unknown")
-    columns = list(rows[0])
-    for index, row in enumerate(rows):
-        if set(row) != set(columns):
-            raise ValueError(f"row {index} has the columns {list(row)}, row 0 has {columns}")
-    return columns
+        raise ValueError(f"{what}: at least one row is needed")
+    for number, row in enumerate(rows):
+        if odd := set(row) ^ set(rows[0]):
+            raise ValueError(f"{what}: row {number} and row 0 differ in the columns {', '.join(sorted(odd))}")
+    return list(rows[0])
 
 
 def write_atomically(path: str | Path, content: str | bytes) -> None:
@@ -144,18 +137,17 @@ def write_atomically(path: str | Path, content: str | bytes) -> None:
 
 def write_json(path: str | Path, value: Any, digits: int = DIGITS) -> None:
     """Mappings, lists, arrays and scalars as JSON, floats to `digits` digits. ValueError for NaN and infinity."""
-    text = json.dumps(_to_json(value, digits, Path(path).name), indent=2, ensure_ascii=False)
-    write_atomically(path, text + "\n")
+    plain = rounded(value, digits, Path(path).name)
+    write_atomically(path, json.dumps(plain, indent=2, ensure_ascii=False) + "\n")
 
 
 def write_table(path: str | Path, rows: Sequence[Mapping[str, Any]], digits: int = DIGITS) -> None:
     """Rows with equal keys as CSV, floats to `digits` digits, None as an empty field."""
-    columns = _columns(rows)
+    columns = columns_of(rows, Path(path).name)
     buffer = io.StringIO()
     writer = csv.writer(buffer, lineterminator="\n")
     writer.writerow(columns)
-    for index, row in enumerate(rows):
-        writer.writerow(_to_json(row[column], digits, f"row {index}, {column}") for column in columns)
+    writer.writerows([rounded(row[c], digits, f"row {i}, {c}") for c in columns] for i, row in enumerate(rows))
     write_atomically(path, buffer.getvalue())
 
 
@@ -164,18 +156,18 @@ def record_timing(stage: str, timing: Mapping[str, Any]) -> None:
     path = output_path(f"results/{stage}/timing.json")
     earlier = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
     write_json(path, {**earlier, **timing}, digits=4)
-    say(f"{stage}: " + ", ".join(f"{name} {_to_json(value, 4, name)}" for name, value in timing.items()))
+    say(f"{stage}: " + ", ".join(f"{name} {rounded(value, 4, name)}" for name, value in timing.items()))
 
 
-def _to_json(value: Any, digits: int, place: str) -> Any:
-    """Plain Python objects, floats rounded."""
-    value = value.tolist() if hasattr(value, "tolist") else value
+def rounded(value: Any, digits: int, place: str) -> Any:
+    """Plain Python objects, floats to `digits` digits; ValueError for NaN and infinity."""
+    value = value.tolist() if hasattr(value, "tolist") else str(value) if isinstance(value, Path) else value
     if isinstance(value, Mapping):
-        return {str(key): _to_json(entry, digits, f"{place}: {key}") for key, entry in value.items()}
+        return {str(key): rounded(entry, digits, f"{place}: {key}") for key, entry in value.items()}
     if isinstance(value, list | tuple):
-        return [_to_json(entry, digits, f"{place}[{index}]") for index, entry in enumerate(value)]
+        return [rounded(entry, digits, f"{place}[{index}]") for index, entry in enumerate(value)]
     if isinstance(value, float):
         if not math.isfinite(value):
-            raise ValueError(f"{place} is {value}: only finite numbers can be written")
+            raise ValueError(f"{place} is {value}: only finite numbers are written; None says not known")
         return float(f"{value:.{digits}g}")
     return value

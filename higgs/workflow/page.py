@@ -25,30 +25,28 @@ def to_html(notebook: NotebookNode, title: str) -> str:
     heading = next((re.sub(r"[*_`]", "", match[1]).strip() for match in headings if match), title)
     resources = {"page_title": heading, "page_style": page_style()}
     page, _ = _exporter().from_notebook_node(notebook, resources=resources)
-    check_self_contained(page)
-    return page
+    return check_self_contained(page)
 
 
 def bare_page(title: str, body: str) -> str:
     """HTML as a page in the same style. Raises NotSelfContained."""
-    page = (
+    return check_self_contained(
         '<!doctype html>\n<html lang="en"><head><meta charset="utf-8">'
         '<meta name="viewport" content="width=device-width, initial-scale=1">'
         f"<title>{html.escape(title)}</title><style>{page_style()}</style></head>"
         f"<body><main>{body}</main></body></html>\n"
     )
-    check_self_contained(page)
-    return page
 
 
-def check_self_contained(page: str) -> None:
-    """Raises NotSelfContained with the elements that would load something. Links to follow are allowed."""
+def check_self_contained(page: str) -> str:
+    """-> the page; NotSelfContained with the elements that would load something. Links to follow are allowed."""
     finder = _ExternalLoads()
     finder.feed(page)
     finder.close()
     if finder.loads:
         loads = "; ".join(finder.loads[:10])
         raise NotSelfContained(f"the page loads from outside itself: {loads} (embed it as a data: URI)")
+    return page
 
 
 @cache
@@ -64,10 +62,8 @@ def _exporter():
     from jinja2 import FileSystemLoader
     from nbconvert import HTMLExporter
 
-    loaders, template = [FileSystemLoader(FILES)], "stage.html.j2"
-    exporter = HTMLExporter(
-        template_name="basic", template_file=template, extra_loaders=loaders, exclude_anchor_links=True
-    )
+    settings = {"template_file": "stage.html.j2", "extra_loaders": [FileSystemLoader(FILES)]}
+    exporter = HTMLExporter(template_name="basic", exclude_anchor_links=True, **settings)
     # Its own templates would fetch these two from a content delivery network.
     exporter.require_js_url = exporter.mathjax_url = ""
     return exporter

@@ -36,16 +36,16 @@ class StageError(RuntimeError):
 
 
 def run_stage(stage: str, params_path: Path, settings: Sequence[str], output_dir: Path) -> None:
-    """Runs notebooks/<stage>.ipynb and writes it, with its outputs, to `output_dir`. Paths are relative to the root.
+    """Runs notebooks/<stage>.ipynb and writes it to `output_dir`; paths are relative to the root.
 
-    Raises ParamsError before any cell has run, and StageError when a cell fails: <stage>.failed.ipynb is written then.
+    ParamsError before any cell has run; StageError when a cell fails, with <stage>.failed.ipynb.
     """
     with contextlib.chdir(find_root()):
         params = read_params(params_path)
         values, workers = stage_values(params, stage, settings), worker_count(params)
         source, output = Path("notebooks", f"{stage}.ipynb"), Path(output_dir, f"{stage}.ipynb")
         failed = output.with_suffix(".failed.ipynb")
-        check_parameters_cell(read_notebook(source), [*values], source)
+        check_parameters_cell(nbformat.read(source, 4), [*values], source)
         Path(f"results/{stage}/timing.json").unlink(missing_ok=True)
         started = time.monotonic()
         with stage_environment(stage, values["repeatable"], workers) as scratch:
@@ -70,10 +70,6 @@ def stage_values(params: Mapping[str, Any], stage: str, settings: Sequence[str])
     scalars = {name: value for name, value in values.items() if name != stage}
     from_section(SECTIONS[stage], values[stage], **scalars)
     return values
-
-
-def read_notebook(path: Path) -> NotebookNode:
-    return nbformat.read(path, as_version=4)
 
 
 def check_parameters_cell(notebook: NotebookNode, expected: Sequence[str], source: Path) -> None:
@@ -140,7 +136,7 @@ def execute(source: Path, values: dict[str, Any], scratch: Path, failed: Path) -
     except DeadKernelError:
         problem = f"{source}: the kernel died (out of memory?) in {_last_cell(output)}"
     else:
-        executed = read_notebook(output)
+        executed = nbformat.read(output, 4)
         problem = unfinished(executed, source)
         if problem is None:
             return executed
@@ -169,7 +165,7 @@ def _describe(code: str) -> str:
 
 def _last_cell(output: Path) -> str:
     """The cell that papermill saw end last, if only by its kernel's death."""
-    cells = read_notebook(output).cells if output.is_file() else []
+    cells = nbformat.read(output, 4).cells if output.is_file() else []
     finished = [cell for cell in cells if cell.metadata.get("papermill", {}).get("end_time")]
     return _describe(finished[-1].source) if finished else "an unknown cell"
 
@@ -187,7 +183,7 @@ def clean_files(paths: Sequence[Path], check: bool = False) -> list[Path]:
     """Rewrites notebooks as they are committed -> those that were not clean. `check` changes nothing."""
     changed = []
     for path in paths:
-        text = dump(clean_source(read_notebook(path)))
+        text = dump(clean_source(nbformat.read(path, 4)))
         if path.read_text(encoding="utf-8") != text:
             changed.append(path)
             if not check:

@@ -35,11 +35,10 @@ def main() -> int:
     if not paths:
         sys.stderr.write("results holds no timing.json: run `dvc repro` first\n")
         return 1
-    times = [
-        {"stage": path.parent.name, "what": TITLES.get(name, name), "time": value}
-        for path in paths
-        for name, value in json.loads(path.read_text(encoding="utf-8")).items()
-    ]
+    times = []
+    for path in paths:
+        timing = json.loads(path.read_text(encoding="utf-8")).items()
+        times += [{"stage": path.parent.name, "what": TITLES.get(name, name), "time": value} for name, value in timing]
     machine = {
         "processor": cpu_name(), "cores that may be used": str(len(os.sched_getaffinity(0))),
         "Python": platform.python_version(), "torch": version("torch"),

@@ -1,7 +1,6 @@
 """Tables of results as files: a list of records with equal keys, in Parquet or JSON Lines by the suffix."""
 
 import json
-import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -9,26 +8,20 @@ from typing import Any
 import pyarrow
 import pyarrow.parquet
 
-from higgs.workflow.outputs import write_atomically
+from higgs.workflow.outputs import columns_of, rounded, write_atomically
 
 Row = dict[str, Any]
 SUFFIXES = (".parquet", ".jsonl")
 
 
 def write_rows(path: str | Path, rows: Sequence[Mapping[str, Any]], digits: int = 9) -> None:
-    """Records -> the file, written atomically; equal records give equal bytes.
+    """Records -> the file, written atomically; floats with `digits` digits, which the order of sums does not change.
 
-    Floats keep `digits` significant digits, so that the last bits, which another order of summation would change, do
-    not change the file. Raises ValueError for no records, unequal keys, NaN or infinity, and an unknown suffix.
+    Raises ValueError for no records, unequal keys, NaN or infinity, and an unknown suffix.
     """
     path = _checked(path)
-    if not rows:
-        raise ValueError(f"{path.name}: a table needs at least one row")
-    columns = list(rows[0])
-    for number, row in enumerate(rows):
-        if odd := set(row) ^ set(columns):
-            raise ValueError(f"{path.name}: row {number} and row 0 differ in the columns {', '.join(sorted(odd))}")
-    plain = [{c: _rounded(row[c], digits, f"{path.name}, row {i}, {c}") for c in columns} for i, row in enumerate(rows)]
+    columns = columns_of(rows, path.name)
+    plain = [{c: rounded(row[c], digits, f"{path.name}, row {i}, {c}") for c in columns} for i, row in enumerate(rows)]
     if path.suffix == ".jsonl":
         write_atomically(path, "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in plain))
         return
@@ -72,15 +65,3 @@ def _checked(path: str | Path) -> Path:
     if path.suffix not in SUFFIXES:
         raise ValueError(f"{path}: tables are {', '.join(SUFFIXES)}")
     return path
-
-
-def _rounded(value: Any, digits: int, place: str) -> Any:
-    if hasattr(value, "item"):
-        value = value.item()
-    if isinstance(value, Path):
-        return str(value)
-    if not isinstance(value, float):
-        return value
-    if not math.isfinite(value):
-        raise ValueError(f"{place} is {value}: only finite numbers are written; None says not known")
-    return float(f"{value:.{digits}g}")

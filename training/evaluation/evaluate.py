@@ -26,18 +26,9 @@ from higgs.data.recordings import read_recordings
 from higgs.data.scripts import Script, read_scripts
 from higgs.evaluate.judges.ge2e import similarity
 from higgs.evaluate.judges.registry import MetricModels, load_metric_models
+from higgs.evaluate.long_form import DIALOGUE, LONG_FORM, ChunkedSample
 from higgs.evaluate.metrics.codec import mean_of, round_trips
-from higgs.evaluate.report.gather import (
-    DIALOGUE,
-    GENERATED,
-    LONG_FORM,
-    RECONSTRUCTED,
-    RECORDED,
-    ChunkedSample,
-    Results,
-    chunked_samples,
-    gather,
-)
+from higgs.evaluate.report.gather import GENERATED, RECONSTRUCTED, RECORDED, Results, chunked_samples, gather
 from higgs.evaluate.result_cache import ResultCache
 from higgs.evaluate.statistics.intervals import wilson_interval
 from higgs.evaluate.statistics.summary import summarise

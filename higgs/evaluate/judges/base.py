@@ -32,10 +32,7 @@ class Recogniser:
     MAX_SECONDS = 30.0  # longer clips are split in pauses
 
     def transcribe(self, waveform: Tensor, sample_rate: int, language: str = "en") -> str:
-        """float [L] in [-1, 1] -> text with case and punctuation; "" for silence, in which models hallucinate.
-
-        Raises ValueError for other languages, and as `mono_16_khz`.
-        """
+        """float [L] in [-1, 1] -> text; "" for silence, in which models hallucinate. ValueError for other languages."""
         if language not in self.languages:
             raise ValueError(f"{self.short} knows {', '.join(sorted(self.languages))}, not {language!r}")
         segments = split_at_quiet(mono_16_khz(waveform, sample_rate), SAMPLE_RATE, self.MAX_SECONDS)

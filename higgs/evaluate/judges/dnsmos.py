@@ -12,9 +12,8 @@ from higgs.evaluate.judges.wheels import onnx_session
 class DNSMOS:
     """DNSMOS P.835 and P.808 of speechmos 0.0.1.1: predicted mean opinion scores, 1 to 5.
 
-    Reddy, Gopal and Cutler, 2021 and 2022. Trained to judge noise suppression, so most sensitive to noise and
-    distortion. Clips are scored in windows of 9.01 s, one each second. Shorter clips are repeated to fill a window,
-    as in the reference code, so scores of very short clips mostly depend on that repetition.
+    Reddy, Gopal and Cutler, 2021 and 2022. Trained on noise suppression: most sensitive to noise and distortion. Clips
+    are scored in windows of 9.01 s, one each second; shorter ones are repeated to fill one, as in the reference code.
     """
 
     name, short = "DNSMOS P.835 and P.808 (PyPI wheel speechmos 0.0.1.1)", "DNSMOS"
@@ -49,10 +48,8 @@ class DNSMOS:
 
     def _rate_window(self, window: Tensor) -> dict[str, float]:
         (outputs,) = self._p835.run(None, {"input_1": window[None].numpy()})
-        scores = {
-            name: (a * float(output) + b) * float(output) + c
-            for (name, (a, b, c)), output in zip(self.POLYNOMIALS.items(), outputs[0], strict=True)
-        }
+        pairs = zip(self.POLYNOMIALS.items(), map(float, outputs[0]), strict=True)
+        scores = {name: (a * output + b) * output + c for (name, (a, b, c)), output in pairs}
         (p808,) = self._p808.run(None, {"input_1": self._log_mel(window[:-160])[None].numpy()})
         return scores | {"p808": float(p808[0, 0])}
 

@@ -16,10 +16,9 @@ VAD_SECONDS, VAD_MARGIN = 0.03, 6  # windows of level detection, and how many ar
 class GE2E(SpeakerEncoder):
     """The speaker encoder of Resemblyzer 0.1.4: three LSTM layers on mel spectra, 256 numbers, none negative.
 
-    Wan et al., "Generalized end-to-end loss for speaker verification", 2018. As in the package, quiet clips are
-    raised to -30 dBFS, and the embedding is the mean over windows of 1.6 s. Unlike the package, which needs the
-    WebRTC voice detector (and a compiler), long silences are cut by level. On a clip without long silences both give
-    the same numbers.
+    Wan et al., "Generalized end-to-end loss for speaker verification", 2018. Quiet clips are raised to -30 dBFS; the
+    embedding is the mean over windows of 1.6 s. Long silences are cut by level, in the package by the WebRTC voice
+    detector (which needs a compiler); on a clip without them both give the same numbers.
     """
 
     name, short = "GE2E speaker encoder (PyPI wheel Resemblyzer 0.1.4)", "GE2E"

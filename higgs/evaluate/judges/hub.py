@@ -1,7 +1,4 @@
-"""Metric models from a model hub or a folder: those of published tables.
-
-Not run with their real weights on this code yet; tests run the same code on small random weights.
-"""
+"""Metric models of published tables, from a hub or a folder; run only on small random weights (in tests) so far."""
 
 from importlib import import_module
 from typing import Any
@@ -18,11 +15,8 @@ def pretrained(kind: Any, source: str) -> Any:
     try:
         return kind.from_pretrained(name, revision=revision or "main")
     except (OSError, ValueError) as error:
-        reason = str(error).strip().partition("\n")[0]
-        raise MetricModelUnavailable(
-            f"{kind.__name__} cannot be loaded from {source} ({reason}); it needs the hub once, or name a folder "
-            "after a colon, as in JUDGE:FOLDER"
-        ) from error
+        reason, advice = str(error).strip().partition("\n")[0], "it needs the hub once, or a folder: JUDGE:FOLDER"
+        raise MetricModelUnavailable(f"{kind.__name__} cannot be loaded from {source} ({reason}); {advice}") from error
 
 
 class Whisper(Recogniser):
@@ -50,10 +44,7 @@ class Whisper(Recogniser):
 
 
 class Paraformer(Recogniser):
-    """Paraformer-zh through FunASR, then simplified characters by zhconv, as in SeedTTS-Eval.
-
-    transformers 5.23 has no Paraformer. FunASR downloads the weights from its own hub, at no fixed revision.
-    """
+    """Paraformer-zh, with simplified characters by zhconv, as in SeedTTS-Eval; FunASR downloads no fixed revision."""
 
     MAX_SECONDS = 3600.0  # FunASR splits by itself
     short = "Paraformer-zh"

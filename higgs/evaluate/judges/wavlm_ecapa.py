@@ -1,8 +1,7 @@
 """The speaker encoder of SeedTTS-Eval: WavLM-large, a weighted sum of its layers, and an ECAPA-TDNN head.
 
-The weights are `wavlm_large_finetune.pth` of Microsoft's UniSpeech (downstreams/speaker_verification). WavLM is that
-of transformers; the head is computed from the tensors under their names in the checkpoint. Not run with the real
-weights on this code yet; tests compare it with the authors' code on small random weights.
+The weights are `wavlm_large_finetune.pth` of Microsoft's UniSpeech (downstreams/speaker_verification). WavLM is that of
+transformers. Not run with the real weights yet; tests compare with the authors' code on small random weights.
 """
 
 import re

@@ -15,12 +15,9 @@ SDR_RANGE = 60.0  # dB: SI-SDR is clamped to it, because silence has minus infin
 
 def compare(reference: Tensor, estimate: Tensor, sample_rate: int) -> dict[str, float | None]:
     """[L], [L] -> mel distance in dB, STFT distance, SI-SDR in dB, STOI (None for less than 0.4 s of speech)."""
-    return {
-        "mel_db": log_mel_distance(reference, estimate, sample_rate),
-        "stft": stft_distance(reference, estimate),
-        "si_sdr_db": min(SDR_RANGE, max(-SDR_RANGE, si_sdr(reference, estimate))),
-        "stoi": stoi(reference, estimate, sample_rate),
-    }
+    mel, stft = log_mel_distance(reference, estimate, sample_rate), stft_distance(reference, estimate)
+    sdr = min(SDR_RANGE, max(-SDR_RANGE, si_sdr(reference, estimate)))
+    return {"mel_db": mel, "stft": stft, "si_sdr_db": sdr, "stoi": stoi(reference, estimate, sample_rate)}
 
 
 class RoundTrip(NamedTuple):

@@ -1,8 +1,7 @@
 """Word and character errors between a reference text and a hypothesis, as Whisper normalises text.
 
 English goes through Whisper's English normaliser (numbers, contractions, titles, spelling), other languages through its
-basic one (case, punctuation, symbols). The rate of a corpus is the sum of errors over the sum of words; the mean of
-per-utterance rates, which some benchmarks report, is another number and has a column of its own.
+basic one (case, punctuation, symbols).
 """
 
 import json
@@ -11,8 +10,7 @@ from collections.abc import Callable
 from functools import cache
 from typing import Any, NamedTuple
 
-# First, because importing transformers imports torchaudio, and higgs.audio has the import that works beside a
-# CPU-only torch.
+# First: transformers imports torchaudio, and higgs.audio imports it so that it works beside a CPU-only torch.
 import higgs.audio  # noqa: F401
 
 # isort: split
@@ -60,7 +58,7 @@ def _normalizer(language: str) -> Callable[[str], str]:
 
 
 def normalize(text: str, language: str = "en") -> str:
-    """Text -> lower case words with single spaces, as they are compared; may be empty.
+    """Text -> lower case words with single spaces; may be empty.
 
     Words without a letter or digit are dropped too, such as the "." that Whisper's rules leave of "...". Its basic
     rules remove combining marks, so Hindi and Thai lose vowels.
@@ -78,10 +76,7 @@ def _errors(process: Callable[..., Any], reference: str, hypothesis: str, langua
 
 
 def word_errors(reference: str, hypothesis: str, language: str = "en") -> ErrorCounts:
-    """Text to be spoken, transcript -> counts over normalised words.
-
-    An empty hypothesis deletes every word. Raises ValueError for a reference without words.
-    """
+    """Text to be spoken, transcript -> counts over normalised words; ValueError for a reference without words."""
     return _errors(jiwer.process_words, reference, hypothesis, language, spaced=True)
 
 

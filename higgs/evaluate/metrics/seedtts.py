@@ -1,10 +1,8 @@
 """SeedTTS-Eval's word error rate, as its authors' scripts compute it.
 
-Source: `run_wer.py` and `average_wer.py` of github.com/BytedanceSpeech/seed-tts-eval, commit 95003fe4. Their normaliser
-removes punctuation and case only: "50" against "fifty" is an error, and so is "colour" against "color". Their result is
-the mean of per-utterance rates. Both differ from `higgs.evaluate.metrics.error_rates`, so they have separate columns.
-
-Unlike their scripts, which skip a missing file, a missing utterance counts as one with all words missing.
+Source: `run_wer.py` and `average_wer.py` of github.com/BytedanceSpeech/seed-tts-eval, commit 95003fe4. Unlike in
+`higgs.evaluate.metrics.error_rates`, only punctuation and case are removed ("50" against "fifty" is an error), and the
+result is the mean of per-utterance rates. A missing utterance, which their scripts skip, has all words missing.
 """
 
 import string

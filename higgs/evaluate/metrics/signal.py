@@ -1,7 +1,7 @@
 """Distances between two waveforms, usage of codes, share of silence.
 
-Pure functions of float waveforms [L] in [-1, 1], computed in float64 on the CPU. Two that are compared must be
-aligned, of equal length and sample rate; levels are not matched unless the docstring says so.
+Functions of float waveforms [L] in [-1, 1], in float64 on the CPU. Two that are compared must be aligned, of equal
+length and sample rate; levels are matched only where the docstring says so.
 """
 
 import math
@@ -39,11 +39,9 @@ def pair(reference: Tensor, estimate: Tensor, at_least: int = 1) -> tuple[Tensor
 def log_mel_distance(reference: Tensor, estimate: Tensor, sample_rate: int = 24_000) -> float:
     """[L], [L] -> mean absolute difference of log mel spectra in dB, over three resolutions.
 
-    Windows of 2048, 1024 and 512 samples (Hann, hop a quarter window, edges reflected) with 160, 80 and 40 mel bands
-    from 0 to half the sample rate (HTK scale): 20 log10 of mel magnitudes, scaled so that a sine of amplitude 1 has
-    magnitude 1 in its bin, floored at 1e-5. A change of level by g dB gives |g| above the floor.
-
-    ValueError: unequal lengths, fewer than 2048 samples, NaN.
+    Windows of 2048, 1024 and 512 samples (Hann, hop a quarter window, edges reflected) with 160, 80 and 40 mel bands up
+    to half the sample rate (HTK scale): 20 log10 of mel magnitudes, of which a sine of amplitude 1 has 1 in its bin,
+    floored at 1e-5. ValueError: unequal lengths, fewer than 2048 samples, NaN.
     """
     reference, estimate = pair(reference, estimate, at_least=max(MEL_WINDOWS))
     distances = []
@@ -62,9 +60,8 @@ def log_mel_distance(reference: Tensor, estimate: Tensor, sample_rate: int = 24_
 def stft_distance(reference: Tensor, estimate: Tensor) -> float:
     """[L], [L] -> multi-resolution STFT distance, no unit: the loss of the DAC codec (Kumar et al. 2023).
 
-    For windows of 2048 and 512 samples (Hann, hop a quarter window, edges reflected, unscaled), the sum of
-    mean |log10 max(|X|, 1e-5)^2 - log10 max(|Y|, 1e-5)^2| + mean ||X| - |Y||. The second term grows with the level
-    of the signals, so numbers compare only on the same recordings. Raises as `log_mel_distance`.
+    For windows of 2048 and 512 samples (as above, unscaled), the sum of mean |log10 max(|X|, 1e-5)^2 -
+    log10 max(|Y|, 1e-5)^2| + mean ||X| - |Y||. The second term grows with the level. Raises as `log_mel_distance`.
     """
     reference, estimate = pair(reference, estimate, at_least=max(STFT_WINDOWS))
     distance = 0.0
@@ -79,8 +76,8 @@ def si_sdr(reference: Tensor, estimate: Tensor) -> float:
     """[L], [L] -> scale-invariant signal-to-distortion ratio in dB; higher is better.
 
     With s the reference and e the estimate, both without their mean, and a = <e, s> / <s, s>: 10 log10(|a s|^2 /
-    |a s - e|^2) (Le Roux et al., "SDR - half-baked or well done?", 2019). A multiple of the reference gives inf or, by
-    rounding, some 300 dB; silence gives -inf. Raises ValueError: unequal lengths, NaN, a constant reference.
+    |a s - e|^2) (Le Roux et al., "SDR - half-baked or well done?", 2019); inf or some 300 dB for a multiple of the
+    reference, -inf for silence. ValueError: unequal lengths, NaN, a constant reference.
     """
     reference, estimate = pair(reference, estimate)
     s, e = reference - reference.mean(), estimate - estimate.mean()
@@ -98,8 +95,7 @@ def si_sdr(reference: Tensor, estimate: Tensor) -> float:
 def stoi(reference: Tensor, estimate: Tensor, sample_rate: int) -> float | None:
     """[L] clean, [L] degraded -> short-time objective intelligibility (Taal et al. 2011), 1 for equal signals.
 
-    Frames in which the clean signal lies 40 dB below its loudest are left out. None for less than 30 frames of
-    speech (0.4 s), for which it is not defined. ValueError: unequal lengths, NaN.
+    Frames 40 dB below the loudest are left out. None for less than 30 frames (0.4 s). ValueError: lengths, NaN.
     """
     import pystoi  # takes 0.7 s
 
@@ -115,8 +111,8 @@ def stoi(reference: Tensor, estimate: Tensor, sample_rate: int) -> float | None:
 def code_usage(codes: Sequence[Tensor], codebook_size: int) -> list[dict[str, int | float]]:
     """int [K, T_i] of several clips -> the usage of each codebook: of its codes `distinct` occur in `frames` frames.
 
-    With p the share of each code: entropy -sum p log2 p in bits (at most log2 codebook_size, and at most log2 frames,
-    so few frames understate it), perplexity 2^entropy. ValueError for no codes, or codes out of range.
+    With p the share of each code: entropy -sum p log2 p in bits (at most log2 codebook_size and log2 frames: few frames
+    understate it), perplexity 2^entropy. ValueError for no codes, or codes out of range.
     """
     joined = torch.cat(list(codes), dim=1).cpu()
     if not joined.numel():
@@ -135,10 +131,7 @@ def code_usage(codes: Sequence[Tensor], codebook_size: int) -> list[dict[str, in
 
 
 def silence_share(waveform: Tensor, sample_rate: int) -> float:
-    """[L] -> share of frames (20 ms, a last partial one left out) with an RMS below -50 dBFS.
-
-    Raises ValueError for less than one frame, or NaN.
-    """
+    """[L] -> share of whole frames of 20 ms with an RMS below -50 dBFS; ValueError for less than one, or NaN."""
     waveform, frame = mono(waveform, "waveform"), round(0.02 * sample_rate)
     if not 0 < frame <= len(waveform):
         raise ValueError(f"silence_share: a frame has {frame} samples, the waveform has {len(waveform)}")

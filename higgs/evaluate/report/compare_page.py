@@ -34,8 +34,7 @@ def verdict(comparison: Comparison) -> str:
 def to_page(comparison: Comparison, names: Sequence[str], rows: Sequence[Sequence[Row]]) -> str:
     title = " against ".join(names)
     parts = [
-        f"<h1>{html.escape(title)}</h1>",
-        f"<p><b>{html.escape(verdict(comparison))}</b></p>",
+        f"<h1>{html.escape(title)}</h1><p><b>{html.escape(verdict(comparison))}</b></p>",
         "<p>Both spoke the same texts, so they are paired text by text: the difference is B - A, its interval is "
         "bootstrapped over texts, p is that of a permutation test.</p>",
         _table(COLUMNS, [cells(row) for row in comparison.rows]),

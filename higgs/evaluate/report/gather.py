@@ -7,17 +7,14 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from higgs.audio import load_audio
 from higgs.data.recordings import Recording, read_recordings
 from higgs.data.scripts import subset_by_hash
-from higgs.evaluate.dialogue import Turn, judge_dialogue
-from higgs.evaluate.long_form import judge_long
-from higgs.evaluate.utterances import Evaluator, Utterance
+from higgs.evaluate.long_form import DIALOGUE, ChunkedSample, Turn
+from higgs.evaluate.utterances import Utterance
 from higgs.workflow.tables import Row, read_rows
 
 RECORDED, RECONSTRUCTED, GENERATED = "recordings", "recordings through the codec", "generated"
 OF_THE_SET = "recordings of the set"
-DIALOGUE, LONG_FORM = "dialogue", "long_form"
 SUFFIXES = (".flac", ".wav")
 SPEAKER_TAG = re.compile(r"\[SPEAKER\d+\]\s*")
 
@@ -51,10 +48,7 @@ def read_results(folder: str | Path) -> Results:
 
 
 def gather(
-    results: Results,
-    languages: Sequence[str],
-    naturalness_texts: int | None = None,
-    second_system: str | Path | None = None,
+    results: Results, languages: Sequence[str], naturalness_texts: int | None = None, second_system: str | None = None
 ) -> list[Utterance]:
     """Everything to judge, by condition; recordings only in `languages`, which the recogniser knows."""
     recordings = read_recordings(results.tokenized["recordings"])
@@ -101,19 +95,15 @@ def _generated(results: Results, naturalness_texts: int | None) -> list[Utteranc
 
 
 def _another_system(item: Utterance, condition: str, path: Path | None, **changes: Any) -> Utterance:
-    """The text and voices of a generated utterance, spoken by another system or a person."""
-    changes = {"form": "", "cap_hit": None, "retries": None, "predict_mos": True} | changes
-    return replace(item, condition=condition, path=path, **changes)
+    """The text and voices of a generated utterance, spoken by another system or a person, once unless `changes` say."""
+    usual = {"name": item.script, "seed": None, "form": "", "cap_hit": None, "retries": None, "predict_mos": True}
+    return replace(item, condition=condition, path=path, **usual | changes)
 
 
 def _of_the_set(samples: Sequence[Row], generated: Sequence[Utterance]) -> list[Utterance]:
     """Human references for what was generated, once for each script, where a test set has them."""
-    items = {}
-    for row, item in zip(samples, generated, strict=True):
-        if row["recording"]:
-            path = Path(row["recording"])
-            items[item.script] = _another_system(item, OF_THE_SET, path, name=item.script, seed=None)
-    return list(items.values())
+    pairs = [(item, row["recording"]) for row, item in zip(samples, generated, strict=True) if row["recording"]]
+    return list({item.script: _another_system(item, OF_THE_SET, Path(path)) for item, path in pairs}.values())
 
 
 def _second(folder: Path, generated: Sequence[Utterance]) -> list[Utterance]:
@@ -122,10 +112,8 @@ def _second(folder: Path, generated: Sequence[Utterance]) -> list[Utterance]:
     A seed that it has for one script it should have for all; a file that it lacks is missing, and counts.
     """
     if not folder.is_dir():
-        raise FileNotFoundError(
-            f"evaluate.second_system: {folder} is no folder; it should hold SCRIPT.flac or SCRIPT-sSEED.flac for each "
-            "script of the set"
-        )
+        wanted = "it should hold SCRIPT.flac or SCRIPT-sSEED.flac for each script of the set"
+        raise FileNotFoundError(f"evaluate.second_system: {folder} is no folder; {wanted}")
 
     def audio(name: str) -> Path | None:
         paths = [folder / f"{name}{suffix}" for suffix in SUFFIXES]
@@ -136,42 +124,11 @@ def _second(folder: Path, generated: Sequence[Utterance]) -> list[Utterance]:
     for item in generated:
         once = audio(item.script)
         if once is None and item.seed in seeds:
-            path = audio(item.name)
-            items[item.name] = _another_system(item, condition, path, predict_mos=item.predict_mos)
+            own = {"name": item.name, "seed": item.seed, "predict_mos": item.predict_mos}
+            items[item.name] = _another_system(item, condition, audio(item.name), **own)
         elif once is not None or not seeds:
-            items[item.script] = _another_system(item, condition, once, name=item.script, seed=None)
+            items[item.script] = _another_system(item, condition, once)
     return list(items.values())
-
-
-@dataclass(frozen=True)
-class ChunkedSample:
-    """A sample that was spoken in chunks: a dialogue turn by turn, or a long form in one voice."""
-
-    name: str
-    form: str
-    path: Path
-    text: str
-    turns: tuple[Turn, ...]
-    voices: tuple[tuple[str, Path], ...]  # speakers, and a recording of each
-    language: str
-
-    @property
-    def files(self) -> tuple[Path, ...]:
-        return (self.path, *(path for _, path in self.voices))
-
-    def judge(self, evaluator: Evaluator) -> list[Row]:
-        """A record for each turn of a dialogue, and for each segment of at most 10 s of a long form."""
-        waveform, rate = load_audio(self.path)
-        known = self.voices if evaluator.metric_models.speaker else ()
-        voices = {name: evaluator.reference_voice(path, []) for name, path in known}
-        voices = {name: voice for name, voice in voices.items() if voice is not None}
-        if self.form == DIALOGUE:
-            return judge_dialogue(evaluator.metric_models, self.name, waveform, rate, self.turns, voices, self.language)
-        boundaries = [turn.start for turn in self.turns if 0 < turn.start < len(waveform)]
-        voice = next(iter(voices.values()), None)
-        return judge_long(
-            evaluator.metric_models, self.name, waveform, rate, self.text, voice, boundaries, self.language
-        )
 
 
 def chunked_samples(results: Results, form: str) -> list[ChunkedSample]:

@@ -12,8 +12,8 @@ import jiwer
 from IPython.display import HTML
 
 from higgs.audio import load_audio
-from higgs.evaluate.dialogue import ACCURACY
 from higgs.evaluate.judges.registry import MetricModels
+from higgs.evaluate.long_form import ACCURACY
 from higgs.evaluate.metrics.error_rates import normalize
 from higgs.evaluate.report.gather import GENERATED, RECONSTRUCTED, RECORDED, Results
 from higgs.evaluate.statistics.summary import METRICS, length_class, summarise, with_interval
@@ -64,10 +64,10 @@ def paragraphs(lines: Sequence[str]) -> HTML:
 def opening(origin: Mapping[str, Any], absent: Sequence[str]) -> HTML:
     """The checkpoint, the set, the judges, and which judges are missing."""
     judges = [name for name in origin["judges"].values() if name]
-    what = "as named in params.yaml"
-    if origin["checkpoint"] == "nano":
-        what = "the small default, which shows and tests the workflow. What the released 3B checkpoint can do is not "
-        what += "measured here"
+    nano = (
+        "the small default, which shows and tests the workflow. What the released 3B checkpoint can do is not measured"
+    )
+    what = f"{nano} here" if origin["checkpoint"] == "nano" else "as named in params.yaml"
     first, *more = map(str, origin["seeds"])
     seeds, repeated = f"seed {first}", origin.get("repeated_texts")
     if more:
@@ -95,11 +95,9 @@ def by_metric(summary: Sequence[Row], judges: Mapping[str, str | None]) -> list[
 def by_group(summary: Sequence[Row], judges: Mapping[str, str | None]) -> tuple[list[Row], str]:
     """A row for each value of "group" under short titles -> the rows, and a caption that explains the titles."""
     used = {m.name: m for m in METRICS if m.name in BRIEF and known(summary, m.name)}
-    rows = [
-        {"group": row["group"], "n": row["n"], "texts": row["scripts"]}
-        | {BRIEF[name]: with_interval(row, metric) for name, metric in used.items()}
-        for row in summary
-    ]
+    rows = [{"group": row["group"], "n": row["n"], "texts": row["scripts"]} for row in summary]
+    for line, row in zip(rows, summary, strict=True):
+        line |= {BRIEF[name]: with_interval(row, metric) for name, metric in used.items()}
     kinds = dict.fromkeys(metric.judge for metric in used.values() if metric.judge)
     caption = "estimate [95 % interval, run-aways as likely in every group]"
     return rows, f"{caption}; judges: {', '.join(str(judges[kind]) for kind in kinds)}"
@@ -142,11 +140,8 @@ def by_speaker(summary: Sequence[Row]) -> list[Row]:
 
 def faults(rows: Sequence[Row]) -> list[Row]:
     """Utterances with a note, or that failed or could not be judged."""
-    return [
-        {name: row[name] for name in ("group", "name", "status", "note")}
-        for row in rows
-        if row["note"] or row["status"] in (*FAILED, *NOT_SCORED)
-    ]
+    faulty = [row for row in rows if row["note"] or row["status"] in (*FAILED, *NOT_SCORED)]
+    return [{name: row[name] for name in ("group", "name", "status", "note")} for row in faulty]
 
 
 def transcript_diff(text: str, hypothesis: str | None, language: str = "en") -> HTML:
@@ -165,15 +160,14 @@ def transcript_diff(text: str, hypothesis: str | None, language: str = "en") -> 
 
 
 def cards(rows: Sequence[Row]) -> HTML:
-    """Utterances one below the other, with text, differences, and player where there is audio."""
+    """Utterances with text, differences, and player where there is audio."""
     return HTML("".join(map(_card, rows)))
 
 
 def _card(row: Row) -> str:
+    titles = {"similarity": "similarity", "length_ratio": "duration ratio"}
     numbers = [f"WER {row['wer_percent']:.0f} %"]
-    for name, title in (("similarity", "similarity"), ("length_ratio", "duration ratio")):
-        if row[name] is not None:
-            numbers.append(f"{title} {row[name]:.2f}")
+    numbers += [f"{title} {row[name]:.2f}" for name, title in titles.items() if row[name] is not None]
     facts = ", ".join(fact for fact in (row["form"], row["voice"], *numbers) if fact)
     player = "<p>no audio</p>"
     if row["seconds"]:
@@ -197,11 +191,8 @@ def parts_of(rows: Sequence[Row], resamples: int, seed: int) -> dict[str, list[R
 
 def headline(summary: Sequence[Row]) -> HTML:
     """The word error rates in one sentence."""
-    rates = [
-        f"{row['group']} {row['wer_percent']:.1f} % ({row['wer_percent_low']:.1f} to {row['wer_percent_high']:.1f})"
-        for row in summary
-        if row["wer_percent"] is not None
-    ]
+    rate = "{group} {wer_percent:.1f} % ({wer_percent_low:.1f} to {wer_percent_high:.1f})"
+    rates = [rate.format(**row) for row in summary if row["wer_percent"] is not None]
     line = f"<b>Word error rate</b> (95 % interval): {html.escape(', '.join(rates))}."
     return paragraphs([line if rates else "No words were judged."])
 
@@ -218,10 +209,8 @@ def coverage_note(coverage: Row, seeds: tuple[float | None, int]) -> HTML:
         "<code>notebooks/statistics.ipynb</code>."
     ]
     if share is not None:
-        lines.append(
-            f"Of the variance of word errors between samples {100 * share:.0f} % is the seed's, the rest that of the "
-            f"text ({several} texts with several samples)."
-        )
+        variance = f"Of the variance of word errors between samples {100 * share:.0f} % is the seed's"
+        lines.append(f"{variance}, the rest that of the text ({several} texts with several samples).")
     return paragraphs(lines)
 
 
@@ -232,12 +221,11 @@ def metrics(results: Results, summary: Sequence[Row], origin: Mapping[str, Any])
         name = SHORT.get(row["group"], row["group"].replace(": ", "_").replace(" ", "_"))
         flat |= {f"{name}_{metric}": row[metric] for metric in FLAT if row[metric] is not None}
         flat[f"{name}_n"] = row["n"]
-    languages = results.tokenized["languages"]
+    languages, generated = results.tokenized["languages"], results.generated
     clips = sum(row["clips"] for row in languages)
     for column in ("mel_db", "stft", "si_sdr_db"):
         flat[f"codec_{column}"] = sum(row[column] * row["clips"] for row in languages) / clips
-    flat["generated_without_sound"] = results.generated["empty"]
-    flat["generated_mean_seconds"] = results.generated["mean_seconds"]
+    flat |= {"generated_without_sound": generated["empty"], "generated_mean_seconds": generated["mean_seconds"]}
     return flat | {"provenance": dict(origin)}
 
 

@@ -1,18 +1,17 @@
 """Confidence intervals of ratios, and paired tests between two systems.
 
-Every statistic is a ratio of sums: errors over words, or a mean, whose denominators are ones. What is resampled is the
-text with all of its samples, or a speaker with all of their texts, because errors within one are correlated.
+Every statistic is a ratio of sums: errors over words, or a mean, whose denominators are ones. Texts with all of their
+samples are resampled, or speakers with all of their texts, because errors within one are correlated.
 
-Intervals are from the Bayesian bootstrap (Rubin 1981): each text has an exponential weight in place of a count. For a
-skewed statistic its quantiles are too low by half of an observation as large as the skewness, m3 / m2 of the influence
-values. With half of such an observation added they agree with the exact interval to second order: for binary outcomes
-it is Jeffreys' interval, for rare events that of a Poisson mean. Resampling cannot show what the sample does not hold:
-where one generation in a hundred runs away until the frame cap, most sets of 40 texts have none. So at the upper end
-the half observation is at least `unseen`, the ratio of the largest run-away; Gaffke's bound for means (Learned-Miller
-and Thomas 2019) does the same with a whole one. `benchmarks/coverage.py` measures the coverage of all this.
+Intervals are from the Bayesian bootstrap (Rubin 1981): exponential weights in place of counts. For a skewed statistic
+its quantiles are too low by half of an observation as large as the skewness, m3 / m2 of the influence values. With it
+added they agree with the exact interval to second order: Jeffreys' for binary outcomes, that of a Poisson mean for rare
+events. Most sets of 40 texts have none of the run-aways that are one generation in a hundred; so at the upper end the
+half observation is at least `unseen`, the ratio of the largest run-away. Gaffke's bound for means (Learned-Miller and
+Thomas 2019) does the same with a whole one. `benchmarks/coverage.py` measures the coverage.
 
-Same data and same seed, same result, on every processor: weights and values are rounded to a grid of binary digits, so
-that sums of their products are exact in any order.
+Weights and values are rounded to a grid of binary digits: sums of their products are exact in any order, and equal on
+every processor.
 """
 
 from collections.abc import Hashable, Mapping, Sequence
@@ -29,6 +28,7 @@ RESAMPLES_AT_ONCE = 1000  # bounds the memory: 1,000 resamples of 2,000 utteranc
 LOWER_RISK = 2 / 3
 NORMAL = NormalDist()
 Array = NDArray[np.float64]
+Values = Sequence[float]
 
 
 class Interval(NamedTuple):
@@ -58,19 +58,14 @@ class Resampling:
 
 
 def bootstrap_interval(
-    errors: Sequence[float],
-    totals: Sequence[float] | None = None,
-    settings: Resampling = Resampling(),
-    unseen: float | None = None,
+    errors: Values, totals: Values | None = None, settings: Resampling = Resampling(), unseen: float | None = None
 ) -> Interval:
     """[n] errors, [n] totals -> sum(errors) / sum(totals) with its interval; without totals, the mean of any values.
 
     One pair for each text: of several samples of a text, the means of their errors and totals. `unseen` is the ratio of
-    the worst pair that could have been observed. The interval is about the choice of texts, not about errors of the
-    judge.
+    the worst pair that could have been observed. The interval is about the choice of texts, not errors of the judge.
 
-    ValueError: fewer than 2 pairs, unequal lengths, errors that are negative (where there are totals) or not finite,
-    totals that are not positive.
+    ValueError: fewer than 2 pairs, unequal lengths, values not finite, totals not positive, negative errors of totals.
     """
     x, y = _sums(errors, totals)
     if totals is not None and min(errors) < 0:
@@ -82,10 +77,7 @@ def bootstrap_interval(
 def interval_ends(
     tables: Sequence[tuple[Array, Array]], settings: Resampling, unseen: float | None = None
 ) -> tuple[Array, Array]:
-    """One (x, y), each [trials, n] -> low, high [trials] of the ratio of sums; of two, second minus first.
-
-    Trials share their random weights.
-    """
+    """One (x, y), each [trials, n] -> low, high [trials] of the ratio of sums; of two, second minus first."""
     trials, n = tables[0][0].shape
     estimate, influence, columns = np.zeros(trials), np.zeros((trials, n)), []
     for sign, (x, y) in zip((1,) if len(tables) == 1 else (-1, 1), tables, strict=True):
@@ -109,8 +101,7 @@ def interval_ends(
 
 
 def _resampled(columns: Sequence[tuple[Array, Array]], settings: Resampling) -> tuple[Array, Array]:
-    """Pairs of [n, trials] -> [R, trials], the ratios of weighted sums, added up over the pairs; and [R, 1], the share
-    of half an observation in the sum of all weights.
+    """Pairs of [n, trials] -> [R, trials] sums of the ratios of weighted sums; [R, 1] shares of half an observation.
 
     Weights are on a grid of 2^-14: with values of 24 binary digits, sums over up to 2^15 fit a float64.
     """
@@ -129,10 +120,9 @@ def _resampled(columns: Sequence[tuple[Array, Array]], settings: Resampling) -> 
 
 
 def _level(tail: float, n: int) -> float:
-    """The quantile of n resamples that makes the interval of a normal mean Student's.
+    """The quantile that makes the interval of a normal mean Student's, by its series in 1 / (n - 1).
 
-    Hesterberg, "What teachers should know about the bootstrap", 2015 (expanded percentiles); Student's quantile by its
-    series in 1 / (n - 1).
+    Hesterberg, "What teachers should know about the bootstrap", 2015 (expanded percentiles).
     """
     z, v = -NORMAL.inv_cdf(tail), max(1, n - 1)
     student = z + (z**3 + z) / (4 * v) + (5 * z**5 + 16 * z**3 + 3 * z) / (96 * v * v)
@@ -146,19 +136,18 @@ def _on_grid(values: Array, digits: int) -> Array:
 
 
 def paired_difference(
-    a: Sequence[float],
-    b: Sequence[float],
-    totals_a: Sequence[float] | None = None,
-    totals_b: Sequence[float] | None = None,
+    a: Values,
+    b: Values,
+    totals_a: Values | None = None,
+    totals_b: Values | None = None,
     settings: Resampling = Resampling(),
     clusters: Sequence[Hashable] | None = None,
 ) -> Difference:
     """Two systems on the same utterances, [n] and [n] -> ratio of B minus ratio of A; without totals, of means.
 
-    The interval is that of `bootstrap_interval`, with one weight for both systems' values of a text (cluster), and half
-    an observation at either end. `p` is that of a permutation test, which swaps the labels of each cluster with
-    probability 1/2; all swaps where they are no more than `num_resamples`, else as many random ones. It is the share of
-    differences at least as large, the observed one included, so two copies of one run have p = 1.
+    The interval is that of `bootstrap_interval`, with one weight for both systems' values of a cluster, and half an
+    observation at either end. `p` is that of a permutation test, which swaps the labels of clusters: in all ways where
+    these are at most `num_resamples`, else in as many random ones. The observed one counts: of copies p = 1.
 
     ValueError as `bootstrap_interval`, and for unequal lengths of A and B.
     """
@@ -180,9 +169,8 @@ def permutation_p(table: Array, settings: Resampling) -> Array:
     else:
         generator = np.random.default_rng(settings.seed)
         swaps = generator.integers(0, 2, size=(settings.num_resamples, n), dtype=np.int8)
-    sums = table.sum(axis=2)
+    sums, moved = table.sum(axis=2), table[2:] - table[:2]
     observed = np.abs(sums[2] / sums[3] - sums[0] / sums[1])
-    moved = table[2:] - table[:2]
     same_totals = not moved[1].any()  # WER on one set: saves half of the work
     extreme = np.zeros(table.shape[1])
     for start in range(0, len(swaps), RESAMPLES_AT_ONCE):
@@ -219,9 +207,8 @@ def wilson_interval(successes: float, n: float) -> Interval:
 def rate_interval(shares: Sequence[float], counts: Sequence[int]) -> Interval:
     """[n] share of positive samples of each text, [n] number of samples -> the mean share with Wilson's 95 % interval.
 
-    The effective sample size (Korn and Graubard 1998) is rate (1 - rate) / variance of the mean between texts: at least
-    the number of texts, for samples of a text that always agree, and at most the number of independent samples, as
-    where nothing varies.
+    The effective sample size (Korn and Graubard 1998) is rate (1 - rate) / variance of the mean between texts: from the
+    number of texts, where samples of a text agree, to that of independent samples, as where nothing varies.
     """
     x, _ = _sums(shares, None, least=1)
     n, most = len(shares), len(shares) ** 2 / sum(1 / k for k in counts)

@@ -37,9 +37,8 @@ def compare(
 
     A folder holds `utterances.parquet` (or .jsonl) with the records of `higgs.evaluate.utterances`, and
     `provenance.json`; metrics of different judges are not compared. `group` is a value of the column "group", or the
-    prefix of several ("generated" includes "generated: dialogue"). Scripts are paired, or the values of the column
-    `cluster`. Scripts that only one run has, or whose text differs, are left out and counted in the notes. `p_holm`
-    corrects for the number of metrics; the verdict is "no difference" where it exceeds 0.05.
+    prefix of several ("generated" includes "generated: dialogue"). Scripts, or values of the column `cluster`, are
+    paired; those of one run only, or with another text, are noted. The verdict follows `p_holm`, for several metrics.
 
     FileNotFoundError for a folder without a table, ValueError where the runs share fewer than 2 scripts.
     """
@@ -52,9 +51,8 @@ def compare(
     notes = [f"{side} has no rows of the group {group!r}." for side, rows in zip("AB", chosen, strict=True) if not rows]
     shared = _shared_scripts(*chosen, notes)
     if len(shared) < 2:
-        raise ValueError(
-            f"{folder_a} and {folder_b} share {len(shared)} scripts of the group {group!r}: at least 2 are needed"
-        )
+        both = f"{folder_a} and {folder_b} share {len(shared)} scripts of the group {group!r}"
+        raise ValueError(f"{both}: at least 2 are needed")
     metrics = [metric for metric in METRICS if _same_judge(metric, provenance, notes)]
     clusters = {row["script"]: row[cluster] for row in chosen[0] if row["script"] in shared}
     settings = Resampling(resamples, seed)
@@ -91,15 +89,11 @@ def _listed(names: Sequence[str]) -> str:
 
 
 def _same_judge(metric: Metric, provenance: Sequence[dict[str, Any]], notes: list[str]) -> bool:
-    if not metric.judge:
-        return True
-    a, b = (known.get("judges", {}).get(metric.judge) for known in provenance)
-    if a == b:
-        return True
+    a, b = (known.get("judges", {}).get(metric.judge) for known in provenance)  # None for a metric without a judge
     note = f"The {metric.judge} differs and its numbers are not compared: {a} in A, {b} in B."
-    if note not in notes:
+    if a != b and note not in notes:
         notes.append(note)
-    return False
+    return a == b
 
 
 def _compare_metric(

@@ -1,7 +1,7 @@
 """Utterance records -> rates and means with intervals, one record for each condition (column "group").
 
-Word errors are scored in two ways that never share a column: all errors over all words with Whisper's text normaliser,
-and SeedTTS-Eval's mean of utterances. Every title names its judge.
+Word errors are scored in two ways: all errors over all words with Whisper's text normaliser, and SeedTTS-Eval's mean of
+utterances.
 """
 
 from collections.abc import Callable, Iterable, Sequence
@@ -72,9 +72,8 @@ def mean_sample(samples: Sequence[Sample]) -> tuple[float, float]:
 def measure(metric: Metric, rows: Sequence[Row], settings: Resampling, shared_by: float = 0) -> Interval | None:
     """The metric over the rows, with its 95 % interval; None where no row has it.
 
-    Scripts are resampled with all of their samples; with one script the ends are the estimate. For generated speech,
-    not for human recordings, the interval allows for an unseen run-away: one sample of a text with a typical number of
-    them. Rows that are a part of a system's share that allowance with the rest: it is divided over `shared_by` texts.
+    With one script the ends are the estimate. For generated speech the interval allows for an unseen run-away: one
+    sample of a text with a typical number of them. Parts of a system share it: it is divided over `shared_by` texts.
     """
     samples = samples_of(metric, rows)
     if not samples:
@@ -96,12 +95,10 @@ def measure(metric: Metric, rows: Sequence[Row], settings: Resampling, shared_by
 def share_of_seeds(rows: Sequence[Row]) -> tuple[float | None, int]:
     """-> the share of the seed in the variance of the WER of a sample, and how many texts have several samples."""
     samples = samples_of(METRICS[0], rows)
-    every = [(script, x, y) for script, some in samples.items() for _, x, y in some]
-    several = sum(len(some) > 1 for some in samples.values())
-    if not several:
+    if not (several := sum(len(some) > 1 for some in samples.values())):
         return None, 0
-    scripts, x, y = zip(*every, strict=True)
-    return seed_share(x, y, scripts), several
+    every = [(x, y, script) for script, some in samples.items() for _, x, y in some]
+    return seed_share(*zip(*every, strict=True)), several
 
 
 def _summary(name: str, rows: Sequence[Row], settings: Resampling, shared_by: float) -> Row:
@@ -114,14 +111,10 @@ def _summary(name: str, rows: Sequence[Row], settings: Resampling, shared_by: fl
     summary: Row = {"group": name, "n": len(rows), "scripts": len({row["script"] for row in rows})}
     summary |= {"seeds": ", ".join(map(str, seeds)), "heard": sum(status in TRANSCRIBED for status in statuses)}
     summary |= {status.replace(" ", "_"): statuses.count(status) for status in (MISSING, SILENT, UNREADABLE, TOO_LONG)}
-    summary |= {
-        "not_scored": len(rows) - len(scored),
-        "empty_transcripts": sum(row["heard"] == "" for row in scored),
-        "above_50": sum(bool(row["above_50"]) for row in scored),
-        **{name: _count(scored, column) for name, column in (("cap_hits", "cap_hit"), ("retried", "retries"))},
-        "words": sum(row["words"] or 0 for row in scored),
-        "seconds": sum(row["seconds"] or 0.0 for row in scored),
-    }
+    summary |= {"not_scored": len(rows) - len(scored), "empty_transcripts": sum(row["heard"] == "" for row in scored)}
+    summary |= {"above_50": sum(bool(row["above_50"]) for row in scored), "cap_hits": _count(scored, "cap_hit")}
+    summary |= {"retried": _count(scored, "retries"), "words": sum(row["words"] or 0 for row in scored)}
+    summary["seconds"] = sum(row["seconds"] or 0.0 for row in scored)
     for metric in METRICS:
         interval = measure(metric, scored, settings, shared_by) or (None, None, None)
         summary |= {f"{metric.name}{end}": value for end, value in zip(ENDS, interval, strict=True)}
@@ -132,8 +125,7 @@ def summarise(
     rows: Sequence[Row], resamples: int, seed: int, key: Callable[[Row], str] = itemgetter("group")
 ) -> list[Row]:
     """One summary for each value of `key`, in the order of first appearance."""
-    parts: dict[str, list[Row]] = {}
-    systems: dict[str, list[Row]] = {}
+    parts, systems = {}, {}
     for row in rows:
         parts.setdefault(key(row), []).append(row)
         systems.setdefault(row["group"], []).append(row)
@@ -160,9 +152,8 @@ def with_interval(row: Row, metric: Metric) -> str | None:
     if estimate is None:
         return None
     digits = 1 if metric.name.endswith("percent") else 2
-    if low == high:
-        return f"{estimate:.{digits}f}"
-    return f"{estimate:.{digits}f} [{low:.{digits}f}, {high:.{digits}f}]"
+    interval = "" if low == high else f" [{low:.{digits}f}, {high:.{digits}f}]"
+    return f"{estimate:.{digits}f}{interval}"
 
 
 def _count(rows: Sequence[Row], column: str) -> int | None:
