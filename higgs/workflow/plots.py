@@ -19,6 +19,7 @@ INK, ACCENT, SECOND, PALE = "#1f2933", "#c8553d", "#3d6ec8", "#d9dee4"
 plt.rcParams.update({"figure.dpi": 110, "savefig.bbox": "tight", "font.size": 10, "svg.hashsalt": "higgs"})
 plt.rcParams.update({"axes.spines.top": False, "axes.spines.right": False})
 plt.rcParams.update({"axes.edgecolor": INK, "axes.titlesize": 10, "axes.titlelocation": "left"})
+plt.rcParams["text.parse_math"] = False  # what people write is text: "$5 or $10" is no formula
 
 
 def _finish(figure: Figure) -> Figure:
