@@ -10,9 +10,10 @@ from higgs import AudioContent, ChatMLSample, Message, TextContent
 from higgs.data import chatml
 from higgs.data.chatml import QUIET_ROOM, smart_voice, tokenize, voice_clone
 from higgs.data.chatml_json import read_conversations, sample_from_json, sample_to_json, write_conversations
-from higgs.data.text.tokenizer import TextTokenizer, byte_tokenizer
+from higgs.data.text.tokenizer import TextTokenizer
 from higgs.tokens import SPECIAL_TOKENS
 from higgs.validation import parse_json
+from training.nano.byte_tokenizer import byte_tokenizer
 
 USER = {"role": "user", "content": "x"}
 REFERENCES = [("Hi.", AudioContent("0.wav")), ("Yes.", AudioContent("1.wav", offset=0.5, duration=2.0))]

@@ -7,8 +7,9 @@ from conftest import NANO
 
 from higgs.cli.checkpoint_report import inspect_checkpoint
 from higgs.data.text.lexicon import FILE, SPELL, Lexicon
-from higgs.data.text.tokenizer import TextTokenizer, byte_tokenizer, save_byte_tokenizer
+from higgs.data.text.tokenizer import TextTokenizer
 from higgs.tokens import SPECIAL_TOKENS
+from training.nano.byte_tokenizer import byte_tokenizer, save_byte_tokenizer
 from training.nano.sizes import NANO_PHRASES
 
 LEXICON = Lexicon("təkædOnɪs", {"cat": "kæt", "don't": "dOnt", "it": "ɪt", "speaker": "skɪ"})

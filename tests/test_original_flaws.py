@@ -17,11 +17,12 @@ from higgs import AudioContent, AudioTokenizer, ChatMLSample, Engine, Message, S
 from higgs.audio import save_audio
 from higgs.config import ModelConfig
 from higgs.data.chatml import dialogue, smart_voice, tokenize, voice_clone, voices_in_system
-from higgs.data.text.tokenizer import TextTokenizer, byte_tokenizer
+from higgs.data.text.tokenizer import TextTokenizer
 from higgs.delay import delayed_segment
 from higgs.model.kv_cache import KVCache
 from higgs.serve.reference.loop import generate
 from higgs.tokens import SPECIAL_TOKENS, TokenIds
+from training.nano.byte_tokenizer import byte_tokenizer
 
 BYTES = TextTokenizer(byte_tokenizer())
 IDS = TokenIds.of(BYTES)

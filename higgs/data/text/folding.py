@@ -13,22 +13,7 @@ INVISIBLE = (
 )  # fmt: skip
 LIGATURES = (0xFB00, 0xFB06)
 FULL_WIDTH = ((0xFF10, 0xFF19), (0xFF21, 0xFF3A), (0xFF41, 0xFF5A))  # digits and letters; punctuation is Chinese
-SPACES = (
-    0x00A0,
-    0x2000,
-    0x2001,
-    0x2002,
-    0x2003,
-    0x2004,
-    0x2005,
-    0x2006,
-    0x2007,
-    0x2008,
-    0x2009,
-    0x200A,
-    0x202F,
-    0x205F,
-)
+SPACES = (0x00A0, *range(0x2000, 0x200B), 0x202F, 0x205F)
 APOSTROPHES = (0x00B4, 0x02BC, 0xFF07)  # the typographic one, U+2019, is read as it is
 
 FOLDED: dict[int, str | None] = {code: None for first, last in INVISIBLE for code in range(first, last + 1)}

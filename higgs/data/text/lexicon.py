@@ -6,7 +6,6 @@ token each, and all others as written. The release has none.
 
 import json
 import re
-from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -18,15 +17,6 @@ SPELL = "\u2060"
 # Words of letters and inner apostrophes; not in brackets, tokens or next to digits: [SPEAKER0].
 WORD = re.compile(rf"(?<![\w\[<|/])({SPELL})?([A-Za-z]+(?:['’][A-Za-z]+)*)(?![\w\]>|])")
 FIRST = 0xE000  # private use area: otherwise "t" would be both letter and phoneme
-
-
-@dataclass(frozen=True)
-class Segment:
-    """A part of a text. `phonemes` is None for unlisted words and between words."""
-
-    text: str
-    phonemes: str | None = None
-    spelled: bool = False
 
 
 @dataclass(frozen=True)
@@ -63,21 +53,6 @@ class Lexicon:
     def tokens(self) -> list[str]:
         """The text tokenizer's tokens, one for each phoneme."""
         return [chr(FIRST + index) for index in range(len(self.phonemes))]
-
-    def split(self, text: str) -> Iterator[Segment]:
-        """Listed words, and the text between them; together they are the text without SPELL marks."""
-        end = 0
-        for match in WORD.finditer(text):
-            mark, word = match.groups()
-            phonemes = self.words.get(word.lower().replace("’", "'"))
-            if phonemes is None and not mark:
-                continue
-            if text[end : match.start()]:
-                yield Segment(text[end : match.start()])
-            yield Segment(word, phonemes, spelled=bool(mark))
-            end = match.end()
-        if text[end:]:
-            yield Segment(text[end:])
 
     def pronounce(self, text: str) -> str:
         """The text with each listed word as the characters of its phonemes' tokens."""
