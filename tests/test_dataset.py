@@ -220,6 +220,7 @@ WRONG = [
     ('{"id": "a", "id": "b"}', "invalid record", "duplicate key 'id'"),
     (A | {"txt": "x"}, "invalid record", "record: unknown key 'txt' .*did you mean 'text'"),
     (A | {"text": " \n"}, "empty text", "'a'"),
+    (A | {"text": "a\0b"}, "invalid record", r"U\+0000"),
     (A | {"codes": "c1"}, "invalid record", "either audio or codes"),
     (A | {"id": "z"}, "duplicate id", "'z' .*line 1"),
     (A | {"form": "voice_clone"}, "invalid record", "voice_clone needs a reference"),

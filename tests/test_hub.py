@@ -108,21 +108,6 @@ def test_a_commit_in_the_cache_costs_no_request(hub):
     assert hub.log == []
 
 
-def test_a_branch_is_followed(hub, files):
-    first = resolve(NAME)
-    hub.add(NAME, "3" * 40, files["original"])
-    assert resolve(NAME).name == "3" * 40 != first.name
-    assert {path.name for path in resolve(f"{NAME}@main").glob("*.safetensors")} == set(SHARDS)
-
-
-def test_without_weights_only_small_files_are_fetched(hub, files):
-    folder = resolve(NAME, weights=False)
-    assert {path.name for path in folder.iterdir()} == {
-        "config.json", INDEX, "tokenizer.json", "lexicon.json", "chat_template.jinja",
-    }  # fmt: skip
-    assert not {sha256(content) for content in files["both"].values()} & hub.fetched()
-
-
 def test_a_token_goes_to_the_hub_and_nowhere_else(hub, monkeypatch):
     monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_DISABLE_IMPLICIT_TOKEN", False)
     monkeypatch.setenv("HF_TOKEN", "hf_secret")

@@ -354,24 +354,6 @@ def test_pull_into_a_fresh_clone_with_a_key_that_only_reads(server, repository, 
     check_bucket(server, "team")
 
 
-@pytest.mark.parametrize("fault", ["wrong secret", "no key", "server down", "bucket missing"])
-def test_a_pull_that_fails_leaves_nothing(server, repository, tmp_path, fault):
-    endpoint = f"http://127.0.0.1:{free_ports(1)[0]}" if fault == "server down" else server.endpoint
-    bucket = "no-such-bucket" if fault == "bucket missing" else BUCKET
-    folder = clone(repository, tmp_path / "clone", f"s3://{bucket}/team", endpoint)
-    code, output = run(folder, "dvc", "pull", settings=environment("http://unused", *SETTINGS.get(fault, ())))
-    assert code != 0, output
-    assert data(folder) == {} and contents(folder / ".dvc" / "cache") == {}
-
-
-@pytest.mark.parametrize(("bucket", "key"), [(BUCKET, "reader"), ("no-such-bucket", "writer")])
-def test_a_push_that_fails_leaves_nothing(server, repository, tmp_path, bucket, key):
-    folder = copy(repository, tmp_path / "copy", f"s3://{bucket}/other", server.endpoint)
-    code, output = run(folder, "dvc", "push", settings=environment("http://unused", key))
-    assert code != 0, output
-    assert server.objects(BUCKET, "other/") == {} and data(folder) == data(repository)
-
-
 def test_an_altered_object_is_noticed_named_and_repaired(server, repository, tmp_path):
     """Same name, same size, other bytes: `verify = true` is what notices."""
     settings = environment(server.endpoint)
