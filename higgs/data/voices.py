@@ -13,8 +13,8 @@ from higgs.audio import load_audio, probe, save_audio
 from higgs.data import chatml
 from higgs.data.chatml import AudioContent, ChatMLSample
 from higgs.data.loudness import silence, speech_level
-from higgs.data.text.checks import check_text
 from higgs.data.text.chunks import count_words
+from higgs.data.text.folding import check_text
 from higgs.files import read_text, replacing
 from higgs.validation import parse_json, validate
 

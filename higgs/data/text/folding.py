@@ -1,8 +1,9 @@
-"""Characters that look or sound like others: what people paste from web pages, PDF files and word processors.
+"""Characters of texts to speak: those that are refused, and those that look or sound like others.
 
-`text.translate(FOLDED)` after NFC. It changes no text of plain letters, digits and punctuation in any script.
+`text.translate(FOLDED)` after NFC changes no text of plain letters, digits and punctuation in any script.
 """
 
+import re
 import unicodedata
 
 # Unicode's Default_Ignorable_Code_Point, but for the joiners U+200C and U+200D, which some scripts need.
@@ -23,3 +24,15 @@ FOLDED |= {
     for code in range(first, last + 1)
 }
 FOLDED |= dict.fromkeys(SPACES, " ") | dict.fromkeys(APOSTROPHES, "'")
+
+# Control characters other than white space, halves of surrogate pairs, and noncharacters.
+INVALID = re.compile("[\x00-\x08\x0e-\x1f\x7f-\x84\x86-\x9f\ud800-\udfff\ufdd0-\ufdef]")
+
+
+def check_text(text: str) -> str:
+    """The text itself. Raises ValueError for blank text and, with its position, for an invalid character."""
+    if not text.strip():
+        raise ValueError("there is no text to speak")
+    if found := INVALID.search(text):
+        raise ValueError(f"U+{ord(found[0]):04X} at character {found.start()} of the text cannot be spoken; remove it")
+    return text
