@@ -386,24 +386,6 @@ def test_an_altered_object_is_noticed_named_and_repaired(server, repository, tmp
     assert data(fresh) == data(repository)
 
 
-def test_import_url(server, repository, tmp_path):
-    """Data that others keep in a bucket: a copy of one moment, until `dvc update`."""
-    settings = environment(server.endpoint)
-    folder = clone(repository, tmp_path / "clone", f"s3://{BUCKET}/imported", server.endpoint)
-    for name in ("a", "b"):
-        server.client.put_object(Bucket=BUCKET, Key=f"raw/{name}.flac", Body=name.encode())
-    words = command("dvc import-url s3://their-bucket/recordings recordings")
-    done(folder, *words[:2], f"s3://{BUCKET}/raw", words[3], settings=settings)
-    status = done(folder, "git", "status", "--porcelain").split()
-    assert status == ["M", ".gitignore", "??", "recordings.dvc"]
-    server.client.put_object(Bucket=BUCKET, Key="raw/a.flac", Body=b"A")
-    done(folder, *command("dvc update recordings.dvc"), settings=settings)
-    assert contents(folder / "recordings") == {"a.flac": b"A", "b.flac": b"b"}
-    assert len(server.objects(BUCKET, "imported/")) == 0
-    done(folder, *command("dvc push recordings.dvc"), settings=settings)
-    assert set(check_bucket(server, "imported").values()) >= {b"A", b"b"}
-
-
 def test_garbage_is_collected_and_nothing_else(server, repository, tmp_path):
     """Versions of an earlier commit and of another branch stay; one that was never committed goes."""
     settings = environment(server.endpoint)

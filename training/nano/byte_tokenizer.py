@@ -6,7 +6,7 @@ from pathlib import Path
 
 from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers
 
-from higgs.data.text.lexicon import Lexicon
+from higgs.data.text.lexicon import FILE, Lexicon
 from higgs.tokens import SPECIAL_TOKENS
 
 
@@ -26,7 +26,8 @@ def save_byte_tokenizer(folder: Path, phrases: Sequence[str] = (), lexicon: Lexi
     """Writes the two files that `AutoTokenizer` of transformers reads, and the lexicon."""
     if lexicon is not None:
         phrases = (*phrases, *lexicon.tokens)
-        lexicon.write(folder)
+        content = json.dumps(vars(lexicon), ensure_ascii=False, separators=(",", ":"))
+        (folder / FILE).write_text(f"{content}\n", "utf-8")
     byte_tokenizer(phrases).save(str(folder / "tokenizer.json"))
     roles = {"bos_token": "begin_of_text", "eos_token": "end_of_turn", "pad_token": "end_of_text"}
     config = {"tokenizer_class": "PreTrainedTokenizerFast"} | {role: SPECIAL_TOKENS[n] for role, n in roles.items()}

@@ -9,8 +9,6 @@ import re
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from higgs.files import replacing
-
 FILE = "lexicon.json"
 # Before a word: it is encoded as written, whatever the lexicon lists. Invisible in a text (WORD JOINER).
 SPELL = "\u2060"
@@ -43,11 +41,6 @@ class Lexicon:
             return cls(**json.loads(path.read_text(encoding="utf-8")))
         except (TypeError, AttributeError, ValueError) as error:
             raise ValueError(f"{path} is no lexicon ({error})") from error
-
-    def write(self, folder: Path) -> None:
-        content = json.dumps(vars(self), ensure_ascii=False, separators=(",", ":"))
-        with replacing(folder / FILE) as partial:
-            partial.write_text(f"{content}\n", "utf-8")
 
     @property
     def tokens(self) -> list[str]:
