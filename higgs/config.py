@@ -74,10 +74,6 @@ class CodecConfig:
         """Width of the quantizer's input: acoustic latent and semantic features concatenated."""
         return self.acoustic_dim + self.semantic.hidden_size
 
-    @property
-    def semantic_step(self) -> int:
-        return int(self.hop_length / (self.sample_rate / self.semantic_sample_rate) / 320)
-
 
 @strict
 class RopeConfig:

@@ -52,11 +52,6 @@ def delayed_labels(codes: Tensor, eos: int) -> Tensor:
 
 
 def segment_frames(delayed: Tensor, codebook_size: int, finished: bool) -> Tensor:
-    """[K, S] generated steps -> [K, T] codes, without the frame of bos and, if finished, that of eos.
-
-    Stream ids within become `codebook_size - 1`, as in boson-ai/higgs-audio.
-    """
-    frames = revert_delay(delayed)[..., 1:]
-    if finished:
-        frames = frames[..., :-1]
-    return frames.clamp(0, codebook_size - 1)
+    """[K, S] generated steps -> [K, T] codes, without the frame of bos and, if finished, that of eos."""
+    frames = revert_delay(delayed)[..., 1 : -1 if finished else None]
+    return frames.clamp(0, codebook_size - 1)  # stray stream ids become the last code, as in boson-ai/higgs-audio

@@ -4,29 +4,15 @@ from dataclasses import dataclass, fields
 from typing import Protocol
 
 SPECIAL_TOKENS = {
-    "begin_of_text": "<|begin_of_text|>",
-    "end_of_text": "<|end_of_text|>",
-    "start_header": "<|start_header_id|>",
-    "end_header": "<|end_header_id|>",
-    "end_of_message": "<|eom_id|>",
-    "end_of_turn": "<|eot_id|>",
-    "audio_bos": "<|audio_bos|>",
-    "audio_eos": "<|audio_eos|>",
-    "audio_out_bos": "<|audio_out_bos|>",
-    "audio_in": "<|AUDIO|>",
-    "audio_out": "<|AUDIO_OUT|>",
-    "recipient": "<|recipient|>",
-    "scene_start": "<|scene_desc_start|>",
-    "scene_end": "<|scene_desc_end|>",
-    "instruction_start": "<|generation_instruction_start|>",
-    "instruction_end": "<|generation_instruction_end|>",
-    "sound_event": "<SE>",
-    "sound_event_close": "</SE>",
-    "sound_start": "<SE_s>",
-    "sound_start_close": "</SE_s>",
-    "sound_stop": "<SE_e>",
-    "sound_stop_close": "</SE_e>",
-}
+    "begin_of_text": "<|begin_of_text|>", "end_of_text": "<|end_of_text|>", "start_header": "<|start_header_id|>",
+    "end_header": "<|end_header_id|>", "end_of_message": "<|eom_id|>", "end_of_turn": "<|eot_id|>",
+    "audio_bos": "<|audio_bos|>", "audio_eos": "<|audio_eos|>", "audio_out_bos": "<|audio_out_bos|>",
+    "audio_in": "<|AUDIO|>", "audio_out": "<|AUDIO_OUT|>", "recipient": "<|recipient|>",
+    "scene_start": "<|scene_desc_start|>", "scene_end": "<|scene_desc_end|>",
+    "instruction_start": "<|generation_instruction_start|>", "instruction_end": "<|generation_instruction_end|>",
+    "sound_event": "<SE>", "sound_event_close": "</SE>", "sound_start": "<SE_s>", "sound_start_close": "</SE_s>",
+    "sound_stop": "<SE_e>", "sound_stop_close": "</SE_e>",
+}  # fmt: skip
 
 
 class TokenLookup(Protocol):

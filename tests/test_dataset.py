@@ -19,12 +19,13 @@ from higgs.config import ModelConfig
 from higgs.data.chatml import QUIET_ROOM, smart_voice, tokenize, voice_clone, voices_in_system
 from higgs.data.chatml_json import read_conversations
 from higgs.data.collator import expand_audio_placeholders
-from higgs.data.text.tokenizer import TextTokenizer, byte_tokenizer
+from higgs.data.text.tokenizer import TextTokenizer
 from higgs.data.training import codes as codes_module
 from higgs.data.training.codes import CodesReader, CodesWriter, load_codes, save_codes
 from higgs.data.training.dataset import Batches, Dataset
 from higgs.data.training.manifest import DataError, Manifest, encode_audio, read_manifest
 from higgs.tokens import SPECIAL_TOKENS
+from training.nano.byte_tokenizer import byte_tokenizer
 
 TOKENIZER = TextTokenizer(byte_tokenizer())
 CONFIG = ModelConfig(vocab_size=TOKENIZER.vocab_size)
@@ -219,6 +220,7 @@ WRONG = [
     ('{"id": "a", "id": "b"}', "invalid record", "duplicate key 'id'"),
     (A | {"txt": "x"}, "invalid record", "record: unknown key 'txt' .*did you mean 'text'"),
     (A | {"text": " \n"}, "empty text", "'a'"),
+    (A | {"text": "a\0b"}, "invalid record", r"U\+0000"),
     (A | {"codes": "c1"}, "invalid record", "either audio or codes"),
     (A | {"id": "z"}, "duplicate id", "'z' .*line 1"),
     (A | {"form": "voice_clone"}, "invalid record", "voice_clone needs a reference"),

@@ -7,13 +7,6 @@ from higgs.delay import add_stream_ids, apply_delay, delayed_labels, delayed_seg
 B, E, X = 1024, 1025, -100
 
 
-def test_three_codebooks():
-    codes = torch.arange(1, 16).view(3, 5)
-    delayed = apply_delay(codes, B, E)
-    assert delayed.tolist() == [[1, 2, 3, 4, 5, E, E], [B, 6, 7, 8, 9, 10, E], [B, B, 11, 12, 13, 14, 15]]
-    assert torch.equal(revert_delay(delayed), codes)
-
-
 def test_segment_of_eight_codebooks():
     codes = torch.arange(24).view(8, 3)
     delayed = delayed_segment(codes, B, E)

@@ -22,7 +22,7 @@ from higgs.config import ModelConfig, SamplingConfig
 from higgs.data.chatml import AudioContent, ChatMLSample, Message, dialogue, smart_voice
 from higgs.data.chatml_json import sample_to_json
 from higgs.data.text.lexicon import Lexicon
-from higgs.data.text.tokenizer import TextTokenizer, save_byte_tokenizer
+from higgs.data.text.tokenizer import TextTokenizer
 from higgs.data.training.dataset import Dataset
 from higgs.data.training.manifest import encode_audio, read_manifest
 from higgs.model.higgs_audio import HiggsAudio
@@ -31,6 +31,7 @@ from higgs.train.finetune import FineTuning, TuneConfig, save_tuned, split
 from higgs.train.lora import add_lora, enable_gradient_checkpointing
 from higgs.train.losses import speech_losses
 from higgs.train.memory import layer_activations, memory_plan
+from training.nano.byte_tokenizer import save_byte_tokenizer
 
 SMALL = ModelConfig(
     vocab_size=300, hidden_size=192, intermediate_size=512, num_layers=2, num_heads=3, num_kv_heads=1, head_dim=64

@@ -32,12 +32,9 @@ def files(tmp_path_factory) -> dict[str, dict[str, bytes]]:
     """The reference's repository as it was, and as it is since it has transformers' layout too."""
     folder = tmp_path_factory.mktemp("repository")
     text = {
-        "tokenizer.json": b"{}",
-        "lexicon.json": b'{"phonemes": "", "words": {}}',
-        "chat_template.jinja": b"{{ x }}",
-        "README.md": b"# Higgs",
-        "LICENSE": b"...",
-    }
+        "tokenizer.json": b"{}", "lexicon.json": b'{"phonemes": "", "words": {}}', "chat_template.jinja": b"{{ x }}",
+        "README.md": b"# Higgs", "LICENSE": b"...",
+    }  # fmt: skip
     original = read(write("model-original", folder / "model-original"))
     both = original | read(write("model-transformers", folder / "model-transformers", seed=1))
     return {
@@ -108,21 +105,6 @@ def test_a_commit_in_the_cache_costs_no_request(hub):
     assert hub.log == []
 
 
-def test_a_branch_is_followed(hub, files):
-    first = resolve(NAME)
-    hub.add(NAME, "3" * 40, files["original"])
-    assert resolve(NAME).name == "3" * 40 != first.name
-    assert {path.name for path in resolve(f"{NAME}@main").glob("*.safetensors")} == set(SHARDS)
-
-
-def test_without_weights_only_small_files_are_fetched(hub, files):
-    folder = resolve(NAME, weights=False)
-    assert {path.name for path in folder.iterdir()} == {
-        "config.json", INDEX, "tokenizer.json", "lexicon.json", "chat_template.jinja",
-    }  # fmt: skip
-    assert not {sha256(content) for content in files["both"].values()} & hub.fetched()
-
-
 def test_a_token_goes_to_the_hub_and_nowhere_else(hub, monkeypatch):
     monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_DISABLE_IMPLICIT_TOKEN", False)
     monkeypatch.setenv("HF_TOKEN", "hf_secret")
@@ -130,15 +112,6 @@ def test_a_token_goes_to_the_hub_and_nowhere_else(hub, monkeypatch):
     assert f"/{NAME}/resolve/{SECOND}/{SINGLE}" in hub.trusted
     assert any(path.startswith("/cdn/") for _, path, _ in hub.log)
     assert not [path for path in hub.trusted if path.startswith("/cdn/")]
-
-
-def test_a_broken_connection_is_resumed(hub, files):
-    content = files["both"][SINGLE]
-    half = len(content) // 200 * 100
-    hub.cut = [half]
-    assert (resolve(NAME) / SINGLE).read_bytes() == content
-    ranges = [span for method, path, span in hub.log if path == f"/cdn/{sha256(content)}"]
-    assert ranges == [None, f"bytes={half}-"]
 
 
 def test_a_later_run_goes_on_where_the_last_one_broke(hub, files, monkeypatch, tmp_path):
@@ -266,8 +239,6 @@ def test_a_cache_without_listing_is_read_as_it_is(hub, monkeypatch, tmp_path):
     ("source", "revision", "error", "message"),
     [
         ("no/such/folder", None, FileNotFoundError, "no such folder, and not a hub id"),
-        ("nowhere", None, FileNotFoundError, "no such folder, and not a hub id"),
-        ("../a/b", None, FileNotFoundError, "no such folder"),
         ("data/nothing/here", None, FileNotFoundError, "root `dvc pull data.dvc` fetches it"),
         ("a/b@1", "2", ValueError, "two revisions"),
         (".", "1", ValueError, "is a folder: it has no revision"),
@@ -284,13 +255,8 @@ def test_from_the_command_line(hub, tmp_path, monkeypatch, capsys):
     """In a process of its own, by environment variables alone: what a user does."""
     place = {"HF_ENDPOINT": hub.url, "HF_HOME": str(tmp_path / "home"), "HF_HUB_DISABLE_XET": "1"}
     quiet = {"HF_HUB_DISABLE_TELEMETRY": "1", "NO_PROXY": "127.0.0.1,localhost"}
-    done = subprocess.run(
-        [sys.executable, "-m", "higgs", "inspect", f"{NAME}@{SECOND}", "--json"],
-        cwd=ROOT,
-        env=os.environ | place | quiet,
-        capture_output=True,
-        text=True,
-    )
+    command = [sys.executable, "-m", "higgs", "inspect", f"{NAME}@{SECOND}", "--json"]
+    done = subprocess.run(command, cwd=ROOT, env=os.environ | place | quiet, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     (report,) = json.loads(done.stdout)["checkpoints"]
     assert report["config"]["hidden_size"] == 12 and not report["weights"]

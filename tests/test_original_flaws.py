@@ -17,11 +17,12 @@ from higgs import AudioContent, AudioTokenizer, ChatMLSample, Engine, Message, S
 from higgs.audio import save_audio
 from higgs.config import ModelConfig
 from higgs.data.chatml import dialogue, smart_voice, tokenize, voice_clone, voices_in_system
-from higgs.data.text.tokenizer import TextTokenizer, byte_tokenizer
+from higgs.data.text.tokenizer import TextTokenizer
 from higgs.delay import delayed_segment
 from higgs.model.kv_cache import KVCache
 from higgs.serve.reference.loop import generate
 from higgs.tokens import SPECIAL_TOKENS, TokenIds
+from training.nano.byte_tokenizer import byte_tokenizer
 
 BYTES = TextTokenizer(byte_tokenizer())
 IDS = TokenIds.of(BYTES)
@@ -102,17 +103,8 @@ def test_reference_audio_reaches_the_model(engine: Engine):
     assert (states[0] - states[1]).abs().max() > 1e-3, "what is heard reaches what is said"
 
 
-def test_an_answer_without_audio(engine: Engine, says: Callable):
-    """an answer without audio raised an IndexError, after all the work."""
-    says([*engine.text_tokenizer.encode("Yes."), engine.ids.end_of_turn])
-    response = engine.generate(smart_voice("Hi."), GREEDY, 50, force_audio=False)
-    assert response.waveform.shape == (0,) and response.codes.shape == (8, 0)
-    assert response.text == "Yes.<|eot_id|>" and response.stop_reason == "stop"
-    assert response.usage.audio_frames == 0
-
-
 def test_several_segments_are_one_response(engine: Engine, says: Callable, plays: Callable):
-    """of several segments, the response held and counted only the first."""
+    """of several segments, the response held and counted only the first; all were decoded at once at the end."""
     ids = engine.ids
     says([ids.audio_out_bos, ord("-"), ids.audio_out_bos, ids.end_of_turn])
     plays([3, 5])
@@ -120,6 +112,7 @@ def test_several_segments_are_one_response(engine: Engine, says: Callable, plays
     assert response.codes.shape == (8, 8) and len(response.waveform) == 8 * 960
     assert [columns.shape[1] for columns in response.delayed] == [3 + 9, 5 + 9]
     assert (response.usage.audio_frames, response.usage.audio_steps) == (8, 26)
+    assert engine.tokenizer.decoded == [3, 5]
 
 
 def test_generation_equals_generation_without_a_cache(engine: Engine, prompts):
@@ -203,10 +196,11 @@ def test_special_tokens_in_texts_stay_text():
 
 
 def test_text_of_several_bytes_per_character(engine: Engine, says: Callable):
-    """text was decoded token by token, which broke characters of several bytes, and no usage came."""
+    """an answer without audio raised an IndexError; text was decoded token by token, which broke characters."""
     says([*engine.text_tokenizer.encode("Où? 你好 🎉"), engine.ids.end_of_turn])
     response = engine.generate(smart_voice("Hi."), GREEDY, 60, force_audio=False)
-    assert response.text == "Où? 你好 🎉<|eot_id|>"
+    assert response.text == "Où? 你好 🎉<|eot_id|>" and response.stop_reason == "stop"
+    assert response.waveform.shape == (0,) and response.codes.shape == (8, 0)
     assert response.usage.text_tokens == len("Où? 你好 🎉".encode()) + 1
 
 
@@ -216,12 +210,3 @@ def test_a_chunk_without_a_frame(engine: Engine, plays: Callable):
     response = engine.generate(smart_voice("Hi."), replace(GREEDY, parity=True), 60)
     assert response.stop_reason == "stop" and response.usage.audio_steps == 9
     assert response.waveform.shape == (0,) and response.codes.shape == (8, 0)
-
-
-def test_segments_are_decoded_one_by_one(engine: Engine, says: Callable, plays: Callable):
-    """all audio was decoded in one go at the end, so that memory grew with its length."""
-    ids = engine.ids
-    says([ids.audio_out_bos, ids.audio_out_bos, ids.audio_out_bos, ids.end_of_turn])
-    plays([4, 2, 3])
-    response = engine.generate(smart_voice("Hi."), GREEDY, 80, force_audio=False)
-    assert engine.tokenizer.decoded == [4, 2, 3] and len(response.waveform) == 9 * 960

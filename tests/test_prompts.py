@@ -13,9 +13,10 @@ from higgs.config import ModelConfig
 from higgs.data import chatml
 from higgs.data.chatml import QUIET_ROOM, dialogue, smart_voice, tokenize, voice_clone, voices_in_system
 from higgs.data.collator import collate, expand_audio_placeholders
-from higgs.data.text.tokenizer import TextTokenizer, byte_tokenizer
+from higgs.data.text.tokenizer import TextTokenizer
 from higgs.delay import revert_delay
 from higgs.tokens import SPECIAL_TOKENS, TokenIds
+from training.nano.byte_tokenizer import byte_tokenizer
 
 TOKENIZER = TextTokenizer(byte_tokenizer())
 GENERATE, MULTI_SPEAKER = chatml.GENERATE, chatml.MULTI_SPEAKER

@@ -12,9 +12,10 @@ from higgs.batch import Batch
 from higgs.config import ModelConfig
 from higgs.data.chatml import Tokens, tokenize
 from higgs.data.collator import Features, collate, count_positions, expand_audio_placeholders
-from higgs.data.text.tokenizer import TextTokenizer, byte_tokenizer
+from higgs.data.text.tokenizer import TextTokenizer
 from higgs.delay import revert_delay
 from higgs.tokens import SPECIAL_TOKENS, TokenIds
+from training.nano.byte_tokenizer import byte_tokenizer
 
 TOKENIZER = TextTokenizer(byte_tokenizer())
 IDS = TokenIds.of(TOKENIZER)

@@ -354,24 +354,6 @@ def test_pull_into_a_fresh_clone_with_a_key_that_only_reads(server, repository, 
     check_bucket(server, "team")
 
 
-@pytest.mark.parametrize("fault", ["wrong secret", "no key", "server down", "bucket missing"])
-def test_a_pull_that_fails_leaves_nothing(server, repository, tmp_path, fault):
-    endpoint = f"http://127.0.0.1:{free_ports(1)[0]}" if fault == "server down" else server.endpoint
-    bucket = "no-such-bucket" if fault == "bucket missing" else BUCKET
-    folder = clone(repository, tmp_path / "clone", f"s3://{bucket}/team", endpoint)
-    code, output = run(folder, "dvc", "pull", settings=environment("http://unused", *SETTINGS.get(fault, ())))
-    assert code != 0, output
-    assert data(folder) == {} and contents(folder / ".dvc" / "cache") == {}
-
-
-@pytest.mark.parametrize(("bucket", "key"), [(BUCKET, "reader"), ("no-such-bucket", "writer")])
-def test_a_push_that_fails_leaves_nothing(server, repository, tmp_path, bucket, key):
-    folder = copy(repository, tmp_path / "copy", f"s3://{bucket}/other", server.endpoint)
-    code, output = run(folder, "dvc", "push", settings=environment("http://unused", key))
-    assert code != 0, output
-    assert server.objects(BUCKET, "other/") == {} and data(folder) == data(repository)
-
-
 def test_an_altered_object_is_noticed_named_and_repaired(server, repository, tmp_path):
     """Same name, same size, other bytes: `verify = true` is what notices."""
     settings = environment(server.endpoint)
@@ -402,24 +384,6 @@ def test_an_altered_object_is_noticed_named_and_repaired(server, repository, tmp
     assert check_bucket(server, "altered") == good
     done(fresh, "dvc", "pull", settings=settings)
     assert data(fresh) == data(repository)
-
-
-def test_import_url(server, repository, tmp_path):
-    """Data that others keep in a bucket: a copy of one moment, until `dvc update`."""
-    settings = environment(server.endpoint)
-    folder = clone(repository, tmp_path / "clone", f"s3://{BUCKET}/imported", server.endpoint)
-    for name in ("a", "b"):
-        server.client.put_object(Bucket=BUCKET, Key=f"raw/{name}.flac", Body=name.encode())
-    words = command("dvc import-url s3://their-bucket/recordings recordings")
-    done(folder, *words[:2], f"s3://{BUCKET}/raw", words[3], settings=settings)
-    status = done(folder, "git", "status", "--porcelain").split()
-    assert status == ["M", ".gitignore", "??", "recordings.dvc"]
-    server.client.put_object(Bucket=BUCKET, Key="raw/a.flac", Body=b"A")
-    done(folder, *command("dvc update recordings.dvc"), settings=settings)
-    assert contents(folder / "recordings") == {"a.flac": b"A", "b.flac": b"b"}
-    assert len(server.objects(BUCKET, "imported/")) == 0
-    done(folder, *command("dvc push recordings.dvc"), settings=settings)
-    assert set(check_bucket(server, "imported").values()) >= {b"A", b"b"}
 
 
 def test_garbage_is_collected_and_nothing_else(server, repository, tmp_path):

@@ -113,7 +113,7 @@ def calls(nano, monkeypatch, tmp_path) -> list[str]:
 
 
 def test_a_text_is_checked_once(calls):
-    assert calls.count("higgs.data.text.checks.check_text") == 1, "\n".join(calls)
+    assert calls.count("higgs.data.text.folding.check_text") == 1, "\n".join(calls)
 
 
 def test_a_short_text_passes_few_functions(calls):

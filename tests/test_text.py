@@ -7,12 +7,13 @@ from functools import partial
 import pytest
 
 from higgs import ChatMLSample, Message, TextContent
-from higgs.data.text.checks import check_text
 from higgs.data.text.chunks import Chunk, ChunkOptions, chunk_text, chunk_turns, count_words, sentences, speaker_turns
+from higgs.data.text.folding import check_text
 from higgs.data.text.normalize import SOUND_EVENTS, normalize_contents, normalize_prompt
 from higgs.data.text.numbers import spell_out
 from higgs.data.text.numbers_chinese import integer
-from higgs.data.text.tokenizer import TextTokenizer, byte_tokenizer
+from higgs.data.text.tokenizer import TextTokenizer
+from training.nano.byte_tokenizer import byte_tokenizer
 
 
 def normalize_text(text: str) -> str:

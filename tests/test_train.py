@@ -19,7 +19,7 @@ from higgs.codec.quantizer import ResidualVectorQuantizer
 from higgs.config import CodecConfig, SamplingConfig, SemanticConfig
 from higgs.data.chatml import ROLES, smart_voice
 from higgs.data.text.lexicon import SPELL, Lexicon
-from higgs.data.text.tokenizer import TextTokenizer, byte_tokenizer
+from higgs.data.text.tokenizer import TextTokenizer
 from higgs.train.checkpointing import load_state, read_log, save_state, warmup_stable_decay
 from higgs.train.losses import autocast, best_dtype
 from training.corpus import corpus as make_corpus
@@ -30,6 +30,7 @@ from training.corpus.voices import IN_HOUSE, SHARES, choose_speaker, finished
 from training.nano import assemble, codec, job, quantizer
 from training.nano import snake as fast_snake
 from training.nano.alignment import CHARACTERS, align, marked_texts, num_symbols, symbols_of, viterbi
+from training.nano.byte_tokenizer import byte_tokenizer
 from training.nano.conversations import LONG, SHORT, Corpus, plan
 from training.nano.model import ModelJob, TrainingConfig, text_tokenizer
 from training.nano.muon import Muon, orthogonalised

@@ -70,7 +70,8 @@ class SemanticEncoder(nn.Module):
         super().__init__()
         width = config.semantic.hidden_size
         self.sample_rate, self.semantic_rate = config.sample_rate, config.semantic_sample_rate
-        self.step = config.semantic_step  # HuBERT has one frame for 320 samples at 16 kHz; every `step`-th is used
+        # HuBERT has one frame for 320 samples at 16 kHz; every `step`-th is used.
+        self.step = int(config.hop_length / (config.sample_rate / config.semantic_sample_rate) / 320)
         self.teacher = Hubert(config.semantic)
         self.conv = nn.Conv1d(width, width, 3, padding=1, bias=False)
         self.blocks = nn.Sequential(SemanticBlock(width), SemanticBlock(width))

@@ -18,7 +18,7 @@ from typing import Any
 from torch import Tensor
 
 from higgs.audio import load_audio, resample
-from higgs.data.text.checks import check_text
+from higgs.data.text.folding import check_text
 from higgs.data.text.tokenizer import TextTokenizer
 from higgs.delay import IGNORE
 from higgs.tokens import SPECIAL_TOKENS, TokenIds

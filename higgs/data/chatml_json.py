@@ -47,10 +47,6 @@ def _text(content: _Text, info: ValidationInfo) -> TextContent:
     return TextContent(content.text, special if content.allow_special is None else content.allow_special)
 
 
-def _audio(content: _Audio) -> AudioContent:
-    return AudioContent(**content.model_dump(exclude={"type"}))
-
-
 def _tag(value: Any) -> str:
     if isinstance(value, dict):
         return f"<{value.get('type', 'audio' if 'audio_url' in value else 'text')}>"
@@ -62,7 +58,7 @@ BY_TAG = Discriminator(_tag, custom_error_type="content", custom_error_message=E
 Part = (
     Annotated[str, AfterValidator(_string), Tag("<str>")]
     | Annotated[_Text, AfterValidator(_text), Tag("<text>")]
-    | Annotated[_Audio, AfterValidator(_audio), Tag("<audio>")]
+    | Annotated[_Audio, AfterValidator(lambda a: AudioContent(**a.model_dump(exclude={"type"}))), Tag("<audio>")]
 )
 Parts = Annotated[list[Annotated[Part, BY_TAG]], Tag("<list>")]
 

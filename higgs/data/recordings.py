@@ -25,10 +25,7 @@ class Recording(Record):
 def read_recordings(
     manifest: str | Path, languages: list[str] | None = None, max_clips: int | None = None
 ) -> list[Recording]:
-    """-> the recordings in these languages, at most `max_clips` of each, in the order of `languages`.
-
-    Raises ValueError naming the line of a record that is invalid or whose file is missing or changed.
-    """
+    """-> at most `max_clips` of each language, in that order. ValueError: a record is invalid, a file not the same."""
     manifest, recordings, ids = Path(manifest), [], set()
     for where, line in read_lines(manifest):
         recording = validate(Recording, parse_json(line, where), where)

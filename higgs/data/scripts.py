@@ -20,6 +20,7 @@ from typing import Annotated, Any
 from pydantic import AfterValidator, Field, Strict, model_validator
 
 from higgs.data.chatml import tagged
+from higgs.data.recordings import Recording
 from higgs.data.speech import SpeechRequest, speech_request
 from higgs.data.text.chunks import ChunkOptions, speaker_turns
 from higgs.data.voices import NAME, Voice, find_voice
@@ -71,14 +72,10 @@ class Dialogue(ScriptRecord):
 FORMS = {"smart_voice": OneVoice, "voice_clone": OneVoice, "dialogue": Dialogue, "long_form": LongForm}
 
 
-class SetRecord(Record):
+class SetRecord(Recording):
     """A record of a public test set. Paths are relative to the folder above the manifest's own."""
 
-    id: str
     path: str | None
-    text: str
-    language: str
-    speaker: str
     seconds: float | None
     sha256: str | None
     reference: str

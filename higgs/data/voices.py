@@ -10,18 +10,11 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from higgs.audio import load_audio, probe, save_audio
-from higgs.data.chatml import (
-    AudioContent,
-    ChatMLSample,
-    dialogue,
-    smart_voice,
-    voice_clone,
-    voices_clone,
-    voices_in_system,
-)
+from higgs.data import chatml
+from higgs.data.chatml import AudioContent, ChatMLSample
 from higgs.data.loudness import silence, speech_level
-from higgs.data.text.checks import check_text
 from higgs.data.text.chunks import count_words
+from higgs.data.text.folding import check_text
 from higgs.files import read_text, replacing
 from higgs.validation import parse_json, validate
 
@@ -50,28 +43,27 @@ class Voice:
     def prompt(self, text: str, scene: str | None = None) -> ChatMLSample:
         """A conversation that ends in `text`, in this voice."""
         if self.audio is not None:
-            return voice_clone(text, self.transcript, AudioContent(str(self.audio)), scene)
-        return smart_voice(text, scene, self.description)
+            return chatml.voice_clone(text, self.transcript, AudioContent(str(self.audio)), scene)
+        return chatml.smart_voice(text, scene, self.description)
 
 
 def speakers_prompt(speakers: dict[int, Voice], text: str, scene: str | None = None) -> ChatMLSample:
     """A conversation that ends in `text`, whose `[SPEAKERn]` tags refer to `speakers`.
 
-    Recordings become earlier turns, descriptions go into the system message, as do mixtures of both, as in
-    boson-ai/higgs-audio. Raises ValueError for a tag without a speaker, and for speakers with a recording that are not
-    numbered 0, 1, ...
+    Recordings become earlier turns; descriptions, or a mixture, go into the system message (boson-ai/higgs-audio).
+    Raises ValueError for a tag without a speaker, and unless speakers with a recording are numbered 0, 1, ...
     """
     voices = [speakers[number] for number in sorted(speakers)]
     recorded = [voice for voice in voices if voice.audio is not None]
     if not recorded:
-        return dialogue(text, {number: voice.description for number, voice in speakers.items()}, scene)
+        return chatml.dialogue(text, {number: voice.description for number, voice in speakers.items()}, scene)
     if sorted(speakers) != list(range(len(speakers))):
         raise ValueError(f"speakers with a recording are numbered 0, 1, ..., got {sorted(speakers)}")
     if len(recorded) == len(voices):
         pairs = [(voice.transcript, AudioContent(str(voice.audio))) for voice in voices]
-        return voices_clone(text, pairs, scene)
+        return chatml.voices_clone(text, pairs, scene)
     described = [v.description if v.audio is None else AudioContent(str(v.audio)) for v in voices]
-    return voices_in_system(text, described, scene)
+    return chatml.voices_in_system(text, described, scene)
 
 
 def list_voices(folder: str | Path) -> dict[str, Voice]:
@@ -80,16 +72,11 @@ def list_voices(folder: str | Path) -> dict[str, Voice]:
 
 
 def read_voices(folder: str | Path) -> tuple[dict[str, Voice], dict[str, str]]:
-    """-> the voices of the folder by name, sorted, and what is wrong with the others.
-
-    A voice that is not ready (a recording without transcript, or with two files, invalid profiles) takes none along.
-    """
+    """-> the voices of the folder by name, sorted, and what is wrong with others (no transcript, two recordings)."""
     folder = Path(folder)
     if not folder.is_dir():
-        raise FileNotFoundError(
-            f"voice folder {folder} does not exist; name one with --voices. The repository's own is data/voices in its "
-            "root, and `dvc pull data.dvc` fetches it"
-        )
+        advice = "The repository's own is data/voices in its root, and `dvc pull data.dvc` fetches it"
+        raise FileNotFoundError(f"voice folder {folder} does not exist; name one with --voices. {advice}")
     voices: dict[str, Voice] = {}
     faults: dict[str, str] = {}
     try:
@@ -161,7 +148,7 @@ def check_recording(path: str | Path, transcript: str) -> list[Finding]:
     possible, good = (f"{low:.0f} to {high:.0f} s" for low, high in (SECONDS, GOOD_SECONDS))
     # (no finding, usable nevertheless, message)
     checks = [
-        (_within(seconds, GOOD_SECONDS), _within(seconds, SECONDS),
+        (GOOD_SECONDS[0] <= seconds <= GOOD_SECONDS[1], SECONDS[0] <= seconds <= SECONDS[1],
          f"{seconds:.2f} s long: {possible} are possible, {good} are good"),
         (rate >= SAMPLE_RATES[1], rate >= SAMPLE_RATES[0],
          f"{rate} Hz: {SAMPLE_RATES[1]} Hz or more preserve the voice"),
@@ -173,14 +160,10 @@ def check_recording(path: str | Path, transcript: str) -> list[Finding]:
         (before <= SILENT_SECONDS, True, f"{before:.1f} s of silence before the speech: leave {SILENT_SECONDS} s"),
         (after <= SILENT_SECONDS, True, f"{after:.1f} s of silence after the speech: leave {SILENT_SECONDS} s"),
         (silent <= SILENT_SHARE, True, f"{silent:.0%} of it is silent: {SILENT_SHARE:.0%} or less is wanted"),
-        (_within(rate_of_speech, WORDS_PER_SECOND), rate_of_speech > 0,
+        (WORDS_PER_SECOND[0] <= rate_of_speech <= WORDS_PER_SECOND[1], rate_of_speech > 0,
          f"{rate_of_speech:.1f} words a second by its transcript: does the transcript match the recording?"),
     ]  # fmt: skip
     return [Finding(not usable, message) for good, usable, message in checks if not good]
-
-
-def _within(value: float, limits: tuple[float, float]) -> bool:
-    return limits[0] <= value <= limits[1]
 
 
 def add_voice(
@@ -202,9 +185,8 @@ def add_voice(
     if not force and (description is not None or any(path.exists() for path in paths)):
         raise ValueError(f"{folder} has a voice {name!r} already; --force replaces it")
     if Path(source).resolve() in [path.resolve() for path in paths]:
-        raise ValueError(
-            f"{source} is a file of this voice itself, and would be lost: write {name}.txt next to it, or move it first"
-        )
+        advice = f"write {name}.txt next to it, or move it first"
+        raise ValueError(f"{source} is a file of this voice itself, and would be lost: {advice}")
     findings = check_recording(source, words)
     if fatal := [finding.message for finding in findings if finding.fatal]:
         raise ValueError(f"{source} cannot serve as a reference: {'; '.join(fatal)}")

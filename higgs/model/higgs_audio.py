@@ -13,7 +13,7 @@ from higgs.checkpoint.folder import read_config, write
 from higgs.checkpoint.resolve import resolve
 from higgs.config import ModelConfig
 from higgs.delay import IGNORE
-from higgs.model.kv_cache import KVCache
+from higgs.model.kv_cache import Device, KVCache
 from higgs.model.llama import DualFFNLayer, ModalityMask, RMSNorm, rope_table
 from higgs.model.weights import load_weights, to_transformers
 
@@ -129,11 +129,7 @@ class HiggsAudio(nn.Module):
 
     @classmethod
     def from_pretrained(
-        cls,
-        source: str | Path,
-        revision: str | None = None,
-        device: str | torch.device = "cpu",
-        dtype: torch.dtype = torch.float32,
+        cls, source: str | Path, revision: str | None = None, device: Device = "cpu", dtype: torch.dtype = torch.float32
     ) -> "HiggsAudio":
         """Folder, hub id (`revision` or `id@revision`) or s3:// prefix -> the model. ValueError names tensors amiss."""
         folder = resolve(source, revision)

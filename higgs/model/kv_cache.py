@@ -8,17 +8,14 @@ from torch import Tensor
 
 from higgs.config import ModelConfig
 
+Device = str | torch.device
+
 
 class KVCache:
     """`layers` of keys and values [2, B, kv heads, capacity, head dim], valid up to `length`."""
 
     def __init__(
-        self,
-        config: ModelConfig,
-        batch: int,
-        capacity: int,
-        device: str | torch.device = "cpu",
-        dtype: torch.dtype = torch.float32,
+        self, config: ModelConfig, batch: int, capacity: int, device: Device = "cpu", dtype: torch.dtype = torch.float32
     ):
         shape = (2, batch, config.num_kv_heads, capacity, config.head_dim)
         self.layers = [zeros(shape, torch.device(device), dtype) for _ in range(config.num_layers)]

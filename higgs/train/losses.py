@@ -1,5 +1,7 @@
 """Training losses: text, and the codes of each codebook."""
 
+from collections.abc import Callable
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -8,7 +10,7 @@ from higgs.batch import Batch
 from higgs.delay import IGNORE
 from higgs.model.higgs_audio import HiggsAudio
 
-NUM_COARSE = 2  # codebooks with nearly all of the linguistic content, always predicted at every position
+CodeLosses = Callable[[HiggsAudio, Tensor, Tensor], Tensor]
 
 
 def best_dtype(device: torch.device | str = "cpu") -> torch.dtype:
@@ -34,14 +36,9 @@ def corrupt(batch: Batch, max_rate: float, codebook_size: int) -> Batch:
     return Batch(**(vars(batch) | {"codes": torch.where(replaced, noise, batch.codes)}))
 
 
-def code_losses(model: HiggsAudio, hidden: Tensor, targets: Tensor, share: float) -> Tensor:
-    """hidden [R, D], targets [R, K] -> nats [K]. Fine codebooks use a random `share` of the R positions."""
-    if share >= 1:  # through the head itself, which may have adapters
-        return codebook_losses(model.audio_head(hidden), targets)
-    size, sampled = model.config.code_vocab_size, torch.rand(len(hidden)) < share
-    coarse, fine = model.audio_head.weight.split([NUM_COARSE * size, (targets.shape[1] - NUM_COARSE) * size])
-    first = codebook_losses(F.linear(hidden, coarse), targets[:, :NUM_COARSE])
-    return torch.cat([first, codebook_losses(F.linear(hidden[sampled], fine), targets[sampled, NUM_COARSE:])])
+def code_losses(model: HiggsAudio, hidden: Tensor, targets: Tensor) -> Tensor:
+    """hidden [R, D], targets [R, K] -> nats [K], through the head itself, which may have adapters."""
+    return codebook_losses(model.audio_head(hidden), targets)
 
 
 def codebook_losses(logits: Tensor, targets: Tensor) -> Tensor:
@@ -53,9 +50,9 @@ def codebook_losses(logits: Tensor, targets: Tensor) -> Tensor:
 
 
 def speech_losses(
-    model: HiggsAudio, inputs: Batch, labels: Batch, share: float = 1.0, dtype: torch.dtype | None = None
+    model: HiggsAudio, inputs: Batch, labels: Batch, dtype: torch.dtype | None = None, codes: CodeLosses = code_losses
 ) -> tuple[dict[str, Tensor], list[Tensor]]:
-    """-> `text` and `codebooks` [K], nats; and the input of each layer. `share` as in `code_losses`."""
+    """-> `text` and `codebooks` [K], nats, the latter by the function `codes`; and the input of each layer."""
     device = inputs.input_ids.device
     with autocast(device, dtype or best_dtype(device)):
         hidden, states = model.hidden(inputs)
@@ -63,6 +60,6 @@ def speech_losses(
         has_text, has_code = text_labels >= 0, (code_labels >= 0).any(-1)
         # Only at positions with labels: over all positions the heads would cost more than the layers.
         text_logits = model.text_head(hidden[:, :-1][has_text])
-        codebooks = code_losses(model, hidden[:, :-1][has_code], code_labels[has_code], share)
+        codebooks = codes(model, hidden[:, :-1][has_code], code_labels[has_code])
     text = F.cross_entropy(text_logits.float(), text_labels[has_text])
     return {"codebooks": codebooks, "text": text}, states

@@ -1,11 +1,12 @@
 """Forced alignment: the best path through a CTC head's posteriors says which text token is spoken in each frame."""
 
 import random
+from collections.abc import Iterator
 
 import numpy as np
 
 from higgs.data.chatml import ROLES
-from higgs.data.text.lexicon import SPELL, WORD, Lexicon, Segment
+from higgs.data.text.lexicon import SPELL, WORD, Lexicon
 
 SPELLED = 0.12  # share of the words that are left as letters, so that unknown ones can be read too
 CHARACTERS = " 'abcdefghijklmnopqrstuvwxyz"
@@ -33,6 +34,22 @@ def num_symbols(lexicon: Lexicon | None) -> int:
     return 1 + len(CHARACTERS) + (len(lexicon.phonemes) if lexicon else 0)
 
 
+def split_words(text: str, lexicon: Lexicon) -> Iterator[tuple[str, str | None, bool]]:
+    """-> (segment, its phonemes or None, whether it is spelled): listed words, and the text between, without marks."""
+    end = 0
+    for match in WORD.finditer(text):
+        mark, word = match.groups()
+        phonemes = lexicon.words.get(word.lower().replace("’", "'"))
+        if phonemes is None and not mark:
+            continue
+        if text[end : match.start()]:
+            yield text[end : match.start()], None, False
+        yield word, phonemes, bool(mark)
+        end = match.end()
+    if text[end:]:
+        yield text[end:], None, False
+
+
 def symbols_of(text: str, lexicon: Lexicon | None) -> tuple[list[int], list[int]]:
     """-> the CTC symbols of a text (ASCII), and the position of the text token that each belongs to.
 
@@ -40,12 +57,12 @@ def symbols_of(text: str, lexicon: Lexicon | None) -> tuple[list[int], list[int]
     belong to the letters at the same share of the word.
     """
     symbols, positions, start = [], [], 0
-    for piece in lexicon.split(text) if lexicon else [Segment(text)]:
-        tokens = len(piece.text) if piece.phonemes is None or piece.spelled else len(piece.phonemes)
-        if piece.phonemes is None:
-            found = [1 + max(0, CHARACTERS.find(character)) for character in piece.text.lower()]
+    for segment, phonemes, spelled in split_words(text, lexicon) if lexicon else [(text, None, False)]:
+        tokens = len(segment) if phonemes is None or spelled else len(phonemes)
+        if phonemes is None:
+            found = [1 + max(0, CHARACTERS.find(character)) for character in segment.lower()]
         else:
-            found = [1 + len(CHARACTERS) + lexicon.phonemes.index(phoneme) for phoneme in piece.phonemes]
+            found = [1 + len(CHARACTERS) + lexicon.phonemes.index(phoneme) for phoneme in phonemes]
         tokens_per_symbol = tokens / max(1, len(found))
         for n, symbol in enumerate(found):
             # One space between words, none before.

@@ -7,10 +7,11 @@ from pathlib import Path
 from higgs.checkpoint.folder import GENERATION_CONFIG
 from higgs.codec.tokenizer import AudioTokenizer
 from higgs.data.text.lexicon import Lexicon
-from higgs.data.text.tokenizer import TextTokenizer, save_byte_tokenizer
+from higgs.data.text.tokenizer import TextTokenizer
 from higgs.files import replacing
 from higgs.model.higgs_audio import HiggsAudio
 from higgs.tokens import TokenIds
+from training.nano.byte_tokenizer import save_byte_tokenizer
 from training.nano.job import read_part
 from training.nano.mel_autoencoder import trained_autoencoder
 from training.nano.sizes import NANO_CODEC, NANO_GENERATION, NANO_MODEL, NANO_PHRASES

@@ -7,12 +7,15 @@ import math
 from dataclasses import dataclass
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from higgs.batch import Batch
 from higgs.codec.quantizer import ResidualVectorQuantizer
 from higgs.model.higgs_audio import HiggsAudio
+from higgs.train.losses import CodeLosses, code_losses, codebook_losses
 
+NUM_COARSE = 2  # codebooks with nearly all of the linguistic content, always predicted at every position
 AHEAD = 3  # tokens: text is encoded causally, so a second head attends a little ahead
 OFFSETS = (-1, 0, 1, 2)  # tokens around the aligned one that the character head predicts
 
@@ -27,6 +30,18 @@ class AuxiliaryConfig:
     input_noise: float = 0.5
     codebook_weights: tuple[float, ...] = (4, 2, 1, 0.6, 0.5, 0.4, 0.3, 0.3)
     fine_share: float = 0.25  # of the positions, at which codebooks beyond the second are predicted
+
+
+def sampled_losses(share: float) -> CodeLosses:
+    """Losses whose fine codebooks use a random `share` of the positions."""
+
+    def losses(model: HiggsAudio, hidden: Tensor, targets: Tensor) -> Tensor:
+        size, sampled = model.config.code_vocab_size, torch.rand(len(hidden)) < share
+        coarse, fine = model.audio_head.weight.split([NUM_COARSE * size, (targets.shape[1] - NUM_COARSE) * size])
+        first = codebook_losses(F.linear(hidden, coarse), targets[:, :NUM_COARSE])
+        return torch.cat([first, codebook_losses(F.linear(hidden[sampled], fine), targets[sampled, NUM_COARSE:])])
+
+    return code_losses if share >= 1 else losses
 
 
 @torch.no_grad()

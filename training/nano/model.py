@@ -11,13 +11,14 @@ from torch import Tensor
 from higgs.batch import Batch
 from higgs.config import CodecConfig, ModelConfig
 from higgs.data.text.lexicon import Lexicon
-from higgs.data.text.tokenizer import TextTokenizer, byte_tokenizer
+from higgs.data.text.tokenizer import TextTokenizer
 from higgs.model.higgs_audio import HiggsAudio
 from higgs.train.checkpointing import warmup_stable_decay
 from higgs.train.losses import corrupt, speech_losses
 from training.corpus.shards import Shards
 from training.corpus.voices import DESCRIBED
-from training.nano.auxiliary_losses import AuxiliaryConfig, AuxiliaryLosses, initialise_from_codebooks
+from training.nano.auxiliary_losses import AuxiliaryConfig, AuxiliaryLosses, initialise_from_codebooks, sampled_losses
+from training.nano.byte_tokenizer import byte_tokenizer
 from training.nano.conversations import LONG, SHORT, Corpus, Item, batches_of, make_batch, plan
 from training.nano.job import Job, job_arguments
 from training.nano.mel_autoencoder import trained_autoencoder
@@ -137,7 +138,7 @@ class ModelJob(Job):
         config = self.config.auxiliary
         batch, alignment = make_batch(self.corpus, items, self.config.model)
         inputs = corrupt(batch, config.input_noise, self.config.model.codebook_size)
-        parts, states = speech_losses(self.model, inputs, batch, config.fine_share, self.dtype)
+        parts, states = speech_losses(self.model, inputs, batch, self.dtype, sampled_losses(config.fine_share))
         weights = torch.tensor(config.codebook_weights)
         loss = (parts["codebooks"] * weights).sum() / weights.sum() + 0.1 * parts["text"]
         shown = {f"cb{k}": parts["codebooks"][k] for k in (0, 1, 7)} | {"text": parts["text"]}

@@ -1,8 +1,9 @@
-"""Characters that look or sound like others: what people paste from web pages, PDF files and word processors.
+"""Characters of texts to speak: those that are refused, and those that look or sound like others.
 
-`text.translate(FOLDED)` after NFC. It changes no text of plain letters, digits and punctuation in any script.
+`text.translate(FOLDED)` after NFC changes no text of plain letters, digits and punctuation in any script.
 """
 
+import re
 import unicodedata
 
 # Unicode's Default_Ignorable_Code_Point, but for the joiners U+200C and U+200D, which some scripts need.
@@ -13,22 +14,7 @@ INVISIBLE = (
 )  # fmt: skip
 LIGATURES = (0xFB00, 0xFB06)
 FULL_WIDTH = ((0xFF10, 0xFF19), (0xFF21, 0xFF3A), (0xFF41, 0xFF5A))  # digits and letters; punctuation is Chinese
-SPACES = (
-    0x00A0,
-    0x2000,
-    0x2001,
-    0x2002,
-    0x2003,
-    0x2004,
-    0x2005,
-    0x2006,
-    0x2007,
-    0x2008,
-    0x2009,
-    0x200A,
-    0x202F,
-    0x205F,
-)
+SPACES = (0x00A0, *range(0x2000, 0x200B), 0x202F, 0x205F)
 APOSTROPHES = (0x00B4, 0x02BC, 0xFF07)  # the typographic one, U+2019, is read as it is
 
 FOLDED: dict[int, str | None] = {code: None for first, last in INVISIBLE for code in range(first, last + 1)}
@@ -38,3 +24,15 @@ FOLDED |= {
     for code in range(first, last + 1)
 }
 FOLDED |= dict.fromkeys(SPACES, " ") | dict.fromkeys(APOSTROPHES, "'")
+
+# Control characters other than white space, halves of surrogate pairs, and noncharacters.
+INVALID = re.compile("[\x00-\x08\x0e-\x1f\x7f-\x84\x86-\x9f\ud800-\udfff\ufdd0-\ufdef]")
+
+
+def check_text(text: str) -> str:
+    """The text itself. Raises ValueError for blank text and, with its position, for an invalid character."""
+    if not text.strip():
+        raise ValueError("there is no text to speak")
+    if found := INVALID.search(text):
+        raise ValueError(f"U+{ord(found[0]):04X} at character {found.start()} of the text cannot be spoken; remove it")
+    return text

@@ -6,11 +6,8 @@ token each, and all others as written. The release has none.
 
 import json
 import re
-from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
-
-from higgs.files import replacing
 
 FILE = "lexicon.json"
 # Before a word: it is encoded as written, whatever the lexicon lists. Invisible in a text (WORD JOINER).
@@ -18,15 +15,6 @@ SPELL = "\u2060"
 # Words of letters and inner apostrophes; not in brackets, tokens or next to digits: [SPEAKER0].
 WORD = re.compile(rf"(?<![\w\[<|/])({SPELL})?([A-Za-z]+(?:['’][A-Za-z]+)*)(?![\w\]>|])")
 FIRST = 0xE000  # private use area: otherwise "t" would be both letter and phoneme
-
-
-@dataclass(frozen=True)
-class Segment:
-    """A part of a text. `phonemes` is None for unlisted words and between words."""
-
-    text: str
-    phonemes: str | None = None
-    spelled: bool = False
 
 
 @dataclass(frozen=True)
@@ -54,30 +42,10 @@ class Lexicon:
         except (TypeError, AttributeError, ValueError) as error:
             raise ValueError(f"{path} is no lexicon ({error})") from error
 
-    def write(self, folder: Path) -> None:
-        content = json.dumps(vars(self), ensure_ascii=False, separators=(",", ":"))
-        with replacing(folder / FILE) as partial:
-            partial.write_text(f"{content}\n", "utf-8")
-
     @property
     def tokens(self) -> list[str]:
         """The text tokenizer's tokens, one for each phoneme."""
         return [chr(FIRST + index) for index in range(len(self.phonemes))]
-
-    def split(self, text: str) -> Iterator[Segment]:
-        """Listed words, and the text between them; together they are the text without SPELL marks."""
-        end = 0
-        for match in WORD.finditer(text):
-            mark, word = match.groups()
-            phonemes = self.words.get(word.lower().replace("’", "'"))
-            if phonemes is None and not mark:
-                continue
-            if text[end : match.start()]:
-                yield Segment(text[end : match.start()])
-            yield Segment(word, phonemes, spelled=bool(mark))
-            end = match.end()
-        if text[end:]:
-            yield Segment(text[end:])
 
     def pronounce(self, text: str) -> str:
         """The text with each listed word as the characters of its phonemes' tokens."""

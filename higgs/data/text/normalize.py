@@ -1,13 +1,10 @@
-"""Text normalisation of the reference implementation (boson-ai/higgs-audio), in its order; sound events as tokens.
-
-Digits are left alone; `higgs.data.text.numbers` converts them to words, before this.
-"""
+"""Text normalisation of the reference implementation (boson-ai/higgs-audio), in its order; digits are left alone."""
 
 import re
 from dataclasses import replace
 
 from higgs.data.chatml import ChatMLSample, Message, TextContent
-from higgs.data.text.checks import check_text
+from higgs.data.text.folding import check_text
 from higgs.tokens import SPECIAL_TOKENS
 
 PUNCTUATION = str.maketrans(
@@ -26,18 +23,13 @@ def _event(kind: str, name: str) -> str:
 
 # Tag in a text -> tokens of the model.
 SOUND_EVENTS = {
-    "[laugh]": _event("sound_event", "Laughter"),
-    "[humming start]": _event("sound_start", "Humming"),
-    "[humming end]": _event("sound_stop", "Humming"),
-    "[music start]": _event("sound_start", "Music"),
-    "[music end]": _event("sound_stop", "Music"),
-    "[music]": _event("sound_event", "Music"),
-    "[sing start]": _event("sound_start", "Singing"),
-    "[sing end]": _event("sound_stop", "Singing"),
-    "[applause]": _event("sound_event", "Applause"),
-    "[cheering]": _event("sound_event", "Cheering"),
+    "[laugh]": _event("sound_event", "Laughter"), "[humming start]": _event("sound_start", "Humming"),
+    "[humming end]": _event("sound_stop", "Humming"), "[music start]": _event("sound_start", "Music"),
+    "[music end]": _event("sound_stop", "Music"), "[music]": _event("sound_event", "Music"),
+    "[sing start]": _event("sound_start", "Singing"), "[sing end]": _event("sound_stop", "Singing"),
+    "[applause]": _event("sound_event", "Applause"), "[cheering]": _event("sound_event", "Cheering"),
     "[cough]": _event("sound_event", "Cough"),
-}
+}  # fmt: skip
 # During normalisation a sound event is one noncharacter, which `check_text` rejects in texts: no user text can be taken
 # for one.
 MARKS = {tag: chr(0xFDD0 + index) for index, tag in enumerate(SOUND_EVENTS)}
@@ -46,10 +38,7 @@ ENDS = (*".!?,;\"'", SPECIAL_TOKENS["sound_event_close"], SPECIAL_TOKENS["sound_
 
 
 def normalize_contents(text: str) -> list[TextContent]:
-    """A transcript as normalised by the reference's example script, in parts: only sound events are special tokens.
-
-    Raises ValueError where nothing is left of it.
-    """
+    """As the reference's example script normalises; only sound events are special. ValueError if nothing is left."""
     segments = filter(None, re.split(f"([{''.join(EVENT_OF)}])", _clean(text)))
     return [TextContent(EVENT_OF.get(segment, segment), segment in EVENT_OF) for segment in segments]
 

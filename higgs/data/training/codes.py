@@ -64,8 +64,7 @@ def _check(name: str, clip: Tensor) -> None:
 
 
 def _sha256(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
+    return hashlib.sha256(path.read_bytes()).hexdigest()
 
 
 class CodesWriter:
@@ -121,10 +120,7 @@ class CodesWriter:
 
 
 class CodesReader:
-    """Codes by name, from a folder of `CodesWriter` or a file of `save_codes`; a clip is read on access.
-
-    Raises ValueError naming every shard that is missing or has another size than the index says.
-    """
+    """Codes by name, read on access, of `CodesWriter` or `save_codes`. ValueError names shards missing or cut off."""
 
     def __init__(self, path: str | Path):
         self.path = self.folder = Path(path)

@@ -97,8 +97,8 @@ class Batches:
             size = f"{longest} positions (rounded up to a multiple of {round_to})"
             raise ValueError(f"the longest example takes {size}, and a batch holds {max_positions}")
         self.dataset = dataset
-        self.settings = {"seed": seed, "max_positions": max_positions, "pool": pool, "round_to": round_to}
-        self.settings["dataset"] = dataset.fingerprint
+        options = {"seed": seed, "max_positions": max_positions, "pool": pool, "round_to": round_to}
+        self.settings = options | {"dataset": dataset.fingerprint}
         self.epoch, self.done = 0, 0
         self._plan = self.plan(0)
 

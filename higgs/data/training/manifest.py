@@ -23,7 +23,7 @@ from tqdm import tqdm
 from higgs.data import chatml
 from higgs.data.chatml import AudioContent, ChatMLSample, Message
 from higgs.data.chatml_json import json_lines, sample_from_json
-from higgs.data.text.checks import check_text
+from higgs.data.text.folding import check_text
 from higgs.data.training.codes import CodesReader, CodesWriter
 from higgs.validation import Record, parse_json, validate
 
@@ -110,10 +110,7 @@ class DataError(ValueError):
 
 
 def read_manifest(path: str | Path, allow_special: bool = False, description: str | None = None) -> Manifest:
-    """A file of records (see `json_lines`) -> the examples in order, and the problems of other records.
-
-    `description` is used for utterances with neither a description nor a reference. No audio or codes are read yet.
-    """
+    """Examples in order, and problems of other records; `description` is for those without one or a reference."""
     lines = json_lines(path)
     problems: list[Problem] = []
     records: dict[str, tuple[str, Utterance | ChatMLSample]] = {}
@@ -222,7 +219,6 @@ def encode_audio(
 
 def _key(audio: AudioContent, folder: Path, codec: str) -> str:
     """SHA-256 over all that codes depend on: the file's bytes, the segment of it, and the codec."""
-    with (folder / audio.audio_url).open("rb") as file:
-        digest = hashlib.file_digest(file, "sha256")
+    digest = hashlib.sha256((folder / audio.audio_url).read_bytes())
     digest.update(repr((audio.offset or 0.0, audio.duration, codec)).encode())
     return digest.hexdigest()

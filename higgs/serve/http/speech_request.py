@@ -4,7 +4,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, model_validator
 
-from higgs.data.text.checks import check_text
+from higgs.data.text.folding import check_text
 
 Text = Annotated[str, AfterValidator(check_text)]
 
