@@ -68,8 +68,7 @@ def babble(step: int, seed: int) -> int:
 
 
 @pytest.mark.parametrize(
-    ("code", "reason", "steps"),
-    [(hum, SILENCE, 120), (loop, REPETITION, 190), (babble, TEXT_LENGTH, 250 + 3 * 25 + 9)],
+    ("code", "reason", "steps"), [(hum, SILENCE, 120), (loop, REPETITION, 190), (babble, TEXT_LENGTH, 250 + 3 * 25 + 9)]
 )
 def test_each_criterion_stops_what_it_is_for(tiny_parts, code, reason, steps):
     response = engine_with(tiny_parts, RunawayConfig(), code).generate(smart_voice(TEXT), max_new_tokens=1200)

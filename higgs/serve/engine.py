@@ -295,50 +295,41 @@ class Engine:
     def _response_to(self, sequence: Sequence, seconds: float, runaway_stops: int) -> Response:
         ids = [self.ids.audio_out, self.ids.audio_eos][: 1 + sequence.finished]
         segments = [(sequence.delayed, sequence.finished)]
-        response = self._respond(ids, segments, sequence.stop_reason, sequence.length, runaway_stops)
-        response.timing["generate"] = seconds
-        return response
+        return self._respond(sequence, ids, segments, sequence.stop_reason, seconds, runaway_stops)
 
     def _run_reference(self, sequence: Sequence, force_audio: bool, on_step: Callable[[int], None] | None) -> Response:
-        stop = (self.ids.end_of_turn, self.ids.end_of_text)
-        stop += (self.ids.audio_eos,) if force_audio else ()
+        stop = (self.ids.end_of_turn, self.ids.end_of_text) + (self.ids.audio_eos,) * force_audio
         started = time.perf_counter()
         prompt, sampling = sequence.prompt.to(self.model.device), sequence.sampling
         result = generate(self.model, prompt, self.ids, sampling, sequence.limit, stop, on_step)
         seconds = time.perf_counter() - started
         segments = [(segment.delayed.cpu(), segment.finished) for segment in result.segments]
-        response = self._respond(result.ids, segments, result.stop_reason, sequence.length)
-        response.timing["generate"] = seconds
-        return response
+        return self._respond(sequence, result.ids, segments, result.stop_reason, seconds)
 
     def _respond(
         self,
+        sequence: Sequence,
         ids: list[int],
         segments: list[tuple[Tensor, bool]],
         stop_reason: str,
-        prompt_positions: int,
+        seconds: float,
         runaway_stops: int = 0,
     ) -> Response:
-        """`segments` are delayed frames [K, C], and whether the segment ended by itself."""
+        """`segments` are delayed frames [K, C], and whether the segment ended by itself; in so many `seconds`."""
         started = time.perf_counter()
         frames = [segment_frames(delayed, self.tokenizer.codebook_size, finished) for delayed, finished in segments]
         frames = [codes for codes in frames if codes.shape[1]]
         codes = torch.cat(frames, 1) if frames else torch.zeros(self.tokenizer.num_codebooks, 0, dtype=torch.long)
         waveforms = [self.tokenizer.decode(codes).cpu() for codes in frames]
-        placeholders = (self.ids.audio_out, self.ids.audio_eos)
+        num_text = sum(token not in (self.ids.audio_out, self.ids.audio_eos) for token in ids)
+        num_steps = sum(delayed.shape[1] for delayed, _ in segments)
         return Response(
             waveform=torch.cat(waveforms) if waveforms else torch.zeros(0),
             sample_rate=self.tokenizer.sample_rate,
             codes=codes,
             text=self.text_tokenizer.decode(ids),
             stop_reason=stop_reason,
-            usage=Usage(
-                prompt_positions,
-                sum(token not in placeholders for token in ids),
-                sum(delayed.shape[1] for delayed, _ in segments),
-                codes.shape[1],
-                runaway_stops,
-            ),
+            usage=Usage(sequence.length, num_text, num_steps, codes.shape[1], runaway_stops),
             delayed=[delayed for delayed, _ in segments],
-            timing={"decode": time.perf_counter() - started},
+            timing={"decode": time.perf_counter() - started, "generate": seconds},
         )

@@ -194,18 +194,8 @@ def _joined(chunks: Sequence[Chunk], selected: Sequence[Attempts], options: Chun
         parts += [pause, waveform]
         start = end + len(pause)
         end = start + len(waveform)
-        spans.append(
-            ChunkSpan(
-                chunk,
-                start,
-                end,
-                attempts.seed,
-                attempts.count,
-                response.stop_reason,
-                response.usage.audio_frames,
-                gain,
-            )
-        )
+        reason, frames = response.stop_reason, response.usage.audio_frames
+        spans.append(ChunkSpan(chunk, start, end, attempts.seed, attempts.count, reason, frames, gain))
     usages = [response.usage for response in responses]
     names = [entry.name for entry in fields(Usage)]
     reasons = [response.stop_reason for response in responses]

@@ -1,17 +1,17 @@
 """Batched decoding: prefill a prompt into a slot, run decode steps for all occupied slots."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Hashable, Sequence
+from functools import partial
 from types import FunctionType
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from higgs.batch import Batch
 from higgs.config import SamplingConfig
 from higgs.model.higgs_audio import HiggsAudio
 from higgs.model.kv_cache import KVCache
-from higgs.serve.batching.cuda_graph import GraphedStep
-from higgs.serve.batching.fused_weights import FusedWeights, can_pack, fuse, pack
+from higgs.serve.batching.fused_weights import FusedWeights, can_pack, fuse, pack, quantize
 from higgs.serve.batching.prefix_cache import PrefixCache, fingerprint
 from higgs.serve.batching.state import SMALL_TOP_K, DecodeState
 from higgs.serve.batching.step import decode_step
@@ -40,9 +40,38 @@ def prefix_length(prompt: Batch) -> int:
     return int(audio[-1]) + 1 if len(audio) else 0
 
 
-def check_int8(dtype: torch.dtype) -> None:
-    if dtype != torch.bfloat16:
-        raise ValueError(f"int8 weights go with dtype bfloat16, and the model is in {dtype}")
+class GraphedStep:
+    """A decode step as a CUDA graph, sampling included: one launch from the host instead of hundreds.
+
+    Captured once for each key and replayed from then on: the tensors passed for one key must stay at their addresses.
+    All graphs share one memory pool, since they never run at the same time.
+    """
+
+    def __init__(self) -> None:
+        self.graphs: dict[Hashable, torch.cuda.CUDAGraph] = {}
+        self.pool = torch.cuda.graph_pool_handle()
+
+    def __call__(self, key: Hashable, changed: Sequence[Tensor], step: Callable[..., None], *arguments) -> None:
+        """`changed` are the tensors that a step writes: they are restored after the warm-up that capturing needs."""
+        if key not in self.graphs:
+            before = [tensor.clone() for tensor in changed]
+            self.graphs[key] = self._capture(partial(step, *arguments))
+            for tensor, value in zip(changed, before, strict=True):
+                tensor.copy_(value)
+        self.graphs[key].replay()
+
+    def _capture(self, step: Callable[[], None]) -> torch.cuda.CUDAGraph:
+        # What compiles, tunes or allocates on its first run must do so outside of the graph.
+        side = torch.cuda.Stream()
+        side.wait_stream(torch.cuda.current_stream())
+        with torch.cuda.stream(side):
+            for _ in range(2):
+                step()
+        torch.cuda.current_stream().wait_stream(side)
+        graph = torch.cuda.CUDAGraph()
+        with torch.cuda.graph(graph, pool=self.pool):
+            step()
+        return graph
 
 
 class SlotDecoder:
@@ -68,16 +97,13 @@ class SlotDecoder:
         self.prefixes = PrefixCache(0) if prefixes is None else prefixes
         self.cache = KVCache(config, slots, positions, device, model.dtype)
         self.state = DecodeState.create(config, slots, positions, steps_per_sync, device)
-        self.weights = fuse(model, positions)
-        packs = not compiled and can_pack(device, model.dtype)
-        if int8:
-            check_int8(model.dtype)
-            head = pack(self.weights.head) if packs else self.weights.head
-            self.weights = self.weights.quantized()._replace(head=head)
-        elif packs:
-            self.weights = self.weights.packed()
+        if int8 and model.dtype != torch.bfloat16:
+            raise ValueError(f"int8 weights go with dtype bfloat16, and the model is in {model.dtype}")
+        layout = pack if not compiled and can_pack(device, model.dtype) else nn.Identity()
+        # The head is never in int8: it chooses the codes.
+        self.weights = fuse(model, positions).map_matrices(quantize if int8 else layout, layout)
         self.compiled, self.exact = compiled, device.type == "cpu" and not compiled
-        self.graphed = GraphedStep() if GraphedStep.runs_on(device) else None
+        self.graphed = GraphedStep() if device.type == "cuda" else None
         self.outputs = torch.empty_like(self.state.outputs, device="cpu", pin_memory=device.type != "cpu")
         self.next_position = [0] * slots
         self.occupied = [False] * slots
@@ -175,7 +201,9 @@ class SlotDecoder:
     def _view(self, slots: int) -> tuple[FusedWeights, list[Tensor], DecodeState]:
         """The first slots of everything, always the same objects."""
         if slots not in self._views:
-            independent = self.model.dtype == torch.float32 and not self.compiled
-            weights = self.weights.expanded(slots) if independent else self.weights
+            weights = self.weights
+            if self.model.dtype == torch.float32 and not self.compiled:
+                # Batch-expanded weights [slots, in, out] (stride 0): `bmm` computes slots independently.
+                weights = weights.map_matrices(*[lambda matrix: matrix.expand(slots, -1, -1)] * 2)
             self._views[slots] = weights, [kv[:, :slots] for kv in self.cache.layers], self.state.first(slots)
         return self._views[slots]

@@ -29,7 +29,6 @@ from higgs.data.text.chunks import ChunkOptions
 from higgs.data.voices import Voice, read_voices
 from higgs.serve.batching.scheduler import QueueFull
 from higgs.serve.engine import Engine
-from higgs.serve.generation import GenerationConfig
 from higgs.serve.http.access import Access, protect
 from higgs.serve.http.async_engine import AsyncEngine, EngineDead
 from higgs.serve.http.audio_encoder import MEDIA_TYPES, AudioEncoder
@@ -59,14 +58,6 @@ class ServerConfig:
     chunks: ChunkOptions | None = None
     max_characters: int = 4096
     max_seconds: float = 120.0
-
-    def completed(self, own: GenerationConfig) -> "ServerConfig":
-        return replace(
-            self,
-            sampling=self.sampling or own.sampling,
-            max_new_tokens=self.max_new_tokens or own.max_new_tokens,
-            chunks=self.chunks or own.chunks,
-        )
 
 
 def voices_now(folder: Path) -> tuple[dict[str, Voice], dict[str, str]]:
@@ -206,7 +197,8 @@ async def speak(
 
 def make_app(engine: Engine, config: ServerConfig, access: Access | None = None) -> FastAPI:
     """The engine behind HTTP. Its threads start and end with the app."""
-    config = config.completed(engine.generation)
+    names = ("sampling", "max_new_tokens", "chunks")
+    config = replace(config, **{name: getattr(config, name) or getattr(engine.generation, name) for name in names})
 
     @asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:

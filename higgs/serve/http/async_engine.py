@@ -17,8 +17,6 @@ from typing import Any, TypeVar
 import torch
 from torch import Tensor
 
-from higgs.config import SamplingConfig
-from higgs.data.chatml import ChatMLSample
 from higgs.data.speech import SpeechRequest
 from higgs.serve.batching.scheduler import QueueFull, Sequence
 from higgs.serve.engine import Engine
@@ -90,24 +88,16 @@ class AsyncEngine:
         deadline = None if seconds is None else time.monotonic() + seconds
         self.open += 1
         try:
-            settings = (request.sampling, request.max_new_tokens)
-            single = self._sequence(request.samples[0], *settings, None, deadline)
+            single = self._sequence(deadline, request.samples[0], request.sampling, request.max_new_tokens)
             async with aclosing(self._chunks(request, deadline) if request.chunks else single) as chunks:
                 async for chunk in chunks:
                     yield chunk
         finally:
             self.open -= 1
 
-    async def _sequence(
-        self,
-        sample: ChatMLSample,
-        sampling: SamplingConfig | None,
-        max_new_tokens: int | None,
-        codes: list[Tensor] | None,
-        deadline: float | None,
-    ) -> AsyncIterator[AudioChunk]:
-        """One sequence; without `codes`, the sample's audio files are encoded."""
-        sequence = await self._in_pool(deadline, self.engine.sequence, sample, sampling, max_new_tokens, codes)
+    async def _sequence(self, deadline: float | None, *arguments: Any) -> AsyncIterator[AudioChunk]:
+        """One sequence, with the arguments of `Engine.sequence`."""
+        sequence = await self._in_pool(deadline, self.engine.sequence, *arguments)
         self.scheduler.submit(sequence)
         try:
             audio, ready = AudioStream(self.engine.tokenizer), self._subscribe(sequence)
@@ -137,8 +127,8 @@ class AsyncEngine:
             codes += [generated[n] for n in context]
             fade, frames, last = StreamFade(round(FADE_SECONDS * rate)), [], "stop"
             for seed in chunk_seeds(sampling.seed, index, options):
-                settings = (replace(sampling, seed=seed), request.max_new_tokens)
-                async with aclosing(self._sequence(prompt, *settings, codes, deadline)) as parts:
+                arguments = (prompt, replace(sampling, seed=seed), request.max_new_tokens, codes)
+                async with aclosing(self._sequence(deadline, *arguments)) as parts:
                     async for part in parts:
                         if part.codes.shape[1] and not frames and (pause := options.pause(chunk.boundary)):
                             yield AudioChunk(torch.zeros(round(pause * rate)), none, start, rate)
