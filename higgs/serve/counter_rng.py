@@ -10,14 +10,15 @@ from torch import Tensor
 
 from higgs.config import SamplingConfig
 
-_MULTIPLIERS = (0x9E3779B97F4A7C15, 0xBF58476D1CE4E5B9, 0x94D049BB133111EB)
 TEXT_STREAM, REDRAW = 1 << 20, 1 << 21
 
 
 def _signed(value: int) -> int:
     """The int64 with the bits of a number modulo 2^64."""
-    value %= 1 << 64
-    return value - (1 << 64) if value >= 1 << 63 else value
+    return (value + (1 << 63)) % (1 << 64) - (1 << 63)
+
+
+_MULTIPLIERS = [_signed(m) for m in (0x9E3779B97F4A7C15, 0xBF58476D1CE4E5B9, 0x94D049BB133111EB)]
 
 
 def _shift(x: Tensor, bits: int) -> Tensor:
@@ -27,10 +28,9 @@ def _shift(x: Tensor, bits: int) -> Tensor:
 
 def mix(x: Tensor) -> Tensor:
     """int64 -> int64: SplitMix64's step and finaliser (Steele, Lea and Flood 2014), equal on every device."""
-    first, second, third = (_signed(m) for m in _MULTIPLIERS)
-    x = x + first
-    x = (x ^ _shift(x, 30)) * second
-    x = (x ^ _shift(x, 27)) * third
+    x = x + _MULTIPLIERS[0]
+    x = (x ^ _shift(x, 30)) * _MULTIPLIERS[1]
+    x = (x ^ _shift(x, 27)) * _MULTIPLIERS[2]
     return x ^ _shift(x, 31)
 
 

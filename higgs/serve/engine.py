@@ -86,11 +86,9 @@ class Response:
 
 def choose_dtype(name: str | torch.dtype, device: torch.device) -> torch.dtype:
     """ "auto" is bfloat16 on an accelerator and float32 on the CPU."""
-    if isinstance(name, torch.dtype):
-        return name
     if name == "auto":
         return torch.float32 if device.type == "cpu" else torch.bfloat16
-    return getattr(torch, name)
+    return name if isinstance(name, torch.dtype) else getattr(torch, name)
 
 
 class Engine:
@@ -208,8 +206,7 @@ class Engine:
         `force_audio=False` lets the model write text first, and stops at the end of its turn; with it, generation
         starts with audio and stops at that audio's end. `max_new_tokens` counts text tokens and steps (25 a second).
         Text first, and `parity`, run in the reference loop. `on_step` gets the number of each step that was drawn.
-        Raises ValueError for `max_new_tokens` below 1, for more than the engine's `max_positions`, and for audio that
-        cannot be encoded; RuntimeError when the device has no memory left.
+        Raises ValueError for wrong limits and audio that cannot be encoded, RuntimeError when out of device memory.
         """
         sequence = self.sequence(sample, sampling, max_new_tokens, reference_codes, force_audio)
         if sequence.sampling.parity or not force_audio:
@@ -282,8 +279,9 @@ class Engine:
                     if not done:
                         continue
                     del running[index]
-                    stops[index] += sequence.stop_reason in RUNAWAY_STOPS
-                    if sequence.stop_reason in RUNAWAY_STOPS and stops[index] <= retries:
+                    ran_away = sequence.stop_reason in RUNAWAY_STOPS
+                    stops[index] += ran_away
+                    if ran_away and stops[index] <= retries:
                         todo.append((index, sequence.next_attempt()))
                     else:
                         ended[index] = sequence, time.perf_counter() - started

@@ -113,7 +113,6 @@ def chunk_seed(seed: int, index: int, attempt: int = 0) -> int:
 
 
 def chunk_seeds(seed: int, index: int, options: ChunkOptions) -> list[int]:
-    """The seeds of all attempts at one chunk."""
     return [chunk_seed(seed, index, attempt) for attempt in range(options.retries + 1)]
 
 
@@ -139,10 +138,9 @@ def speak(
 ) -> Response:
     """A request in a single pass, or chunk by chunk: then a `LongResponse`.
 
-    `max_new_tokens` holds for each chunk. A chunk without audio, or one that is cut off,
-    is generated again with another seed, `options.retries` times. `on_step` gets the number of each step of a single
-    pass, `on_chunk` the index and the response of each chunk.
-    Raises ValueError as `Engine.generate`, and SilentChunkError for a chunk that never had audio, naming it.
+    `max_new_tokens` holds for each chunk. A chunk without audio, or one that is cut off, is generated again with other
+    seeds, `options.retries` times. `on_step` gets the number of each step of a single pass, `on_chunk` the index and
+    the response of each chunk. Raises ValueError as `Engine.generate`, and SilentChunkError.
     """
     chunks, options, limit = request.chunks, request.options, request.max_new_tokens
     if not chunks:

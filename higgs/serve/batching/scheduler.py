@@ -214,11 +214,10 @@ class Scheduler:
     def _out_of_memory(self, sequences: list[Sequence], error: Exception) -> None:
         """These fail, each with its own error; the memory is given back, and the others go on."""
         for sequence in sequences:
-            failure = RuntimeError(
-                f"out of memory on {self.decoder.model.device} with a prompt of {sequence.length} positions beside "
-                f"{len(self.running) - 1} other requests: ask for less at a time, or set max_batch or max_positions "
-                "lower"
-            )
+            prompt, others = f"a prompt of {sequence.length} positions", f"{len(self.running) - 1} other requests"
+            advice = "ask for less at a time, or set max_batch or max_positions lower"
+            where = self.decoder.model.device
+            failure = RuntimeError(f"out of memory on {where} with {prompt} beside {others}: {advice}")
             failure.__cause__ = error
             self._end(sequence, ERROR, failure)
         if torch.accelerator.is_available():

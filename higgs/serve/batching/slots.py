@@ -114,10 +114,9 @@ class SlotDecoder:
     def check_capacity(self, length: int, limit: int) -> None:
         """Raises ValueError when no slot can hold a prompt of that length and so many steps."""
         if length + limit > self.positions:
-            raise ValueError(
-                f"a prompt of {length} positions and {limit} new tokens need {length + limit}, but the engine was set "
-                f"up for {self.positions}: ask for fewer, speak it in chunks, or raise max_positions"
-            )
+            need = f"a prompt of {length} positions and {limit} new tokens need {length + limit}"
+            advice = "ask for fewer, speak it in chunks, or raise max_positions"
+            raise ValueError(f"{need}, but the engine was set up for {self.positions}: {advice}")
 
     @torch.inference_mode()
     def prefill(self, slot: int, prompt: Batch, limit: int, sampling: SamplingConfig) -> None:

@@ -36,14 +36,8 @@ def protect(app: Starlette, access: Access) -> None:
         app.add_middleware(ApiKey, key=access.api_key)
     app.add_middleware(TrustedHostMiddleware, allowed_hosts=list(access.hosts), www_redirect=False)
     if access.origins:
-        exposed = ["x-seed", "x-higgs-stop-reason"]
-        app.add_middleware(
-            CORSMiddleware,
-            allow_origins=list(access.origins),
-            allow_methods=["*"],
-            allow_headers=["*"],
-            expose_headers=exposed,
-        )
+        allowed = {"allow_origins": list(access.origins), "allow_methods": ["*"], "allow_headers": ["*"]}
+        app.add_middleware(CORSMiddleware, **allowed, expose_headers=["x-seed", "x-higgs-stop-reason"])
 
 
 class ApiKey:

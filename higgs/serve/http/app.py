@@ -103,11 +103,9 @@ def to_request(body: SpeechBody, config: ServerConfig, engine: Engine) -> Speech
     if limit <= (shortest := engine.tokenizer.num_codebooks + 1):
         message = f"max_new_tokens: at least {shortest + 1}, got {limit}: the first {shortest} steps have no audio"
         raise ApiError(message, "max_new_tokens", "invalid_value")
-    settings = {key: getattr(body, key) for key in ("seed", "temperature", "top_k", "top_p")}
-    sampling = config.sampling.override(**settings)
-    request = speech_request(
-        body.input, voices[name], config.chunks, body.scene, sampling=sampling, max_new_tokens=limit
-    )
+    sampling = config.sampling.override(**body.model_dump(include={"seed", "temperature", "top_k", "top_p"}))
+    settings = {"sampling": sampling, "max_new_tokens": limit}
+    request = speech_request(body.input, voices[name], config.chunks, body.scene, **settings)
     try:
         for audio in request.samples[0].audios:
             engine.reference_codes(audio)
@@ -244,12 +242,9 @@ def add_listings(app: FastAPI, engine: Engine, config: ServerConfig) -> None:
     @read("/v1/audio/voices")
     def voices() -> dict:
         """The folder as it is now."""
-        return {
-            "voices": [
-                {"id": name, "name": name, "description": voice.description, "recorded": voice.audio is not None}
-                for name, voice in voices_now(config.voices)[0].items()
-            ]
-        }  # fmt: skip
+        usable, _ = voices_now(config.voices)
+        listed = [(name, voice.description, voice.audio is not None) for name, voice in usable.items()]
+        return {"voices": [{"id": n, "name": n, "description": text, "recorded": r} for n, text, r in listed]}
 
     @read("/v1/models")
     def models() -> dict:
@@ -313,12 +308,6 @@ def serve(
     max_connections: int = 1000,
 ) -> None:
     """Until it is interrupted; running requests then have `grace_seconds` to end."""
-    settings = uvicorn.Config(
-        make_app(engine, config, access),
-        host,
-        port,
-        limit_concurrency=max_connections,
-        timeout_graceful_shutdown=grace_seconds,
-    )
+    app, limits = make_app(engine, config, access), {"limit_concurrency": max_connections}
     with suppress(KeyboardInterrupt):
-        Server(settings).run()
+        Server(uvicorn.Config(app, host, port, timeout_graceful_shutdown=grace_seconds, **limits)).run()
