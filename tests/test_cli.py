@@ -4,7 +4,6 @@ import dataclasses
 import importlib
 import inspect
 import json
-import os
 import re
 import resource
 import shutil
@@ -144,6 +143,14 @@ def test_wrong_arguments(nano, run, tmp_path, arguments, status, words):
 
 
 @pytest.mark.parametrize(
+    ("option", "value", "status"), [("--max-batch", "0", 2), ("--dtype", "int3", 2), ("--top-p", "0", 1)]
+)
+def test_wrong_options_of_the_server(nano, run, option, value, status):
+    code, _, errors = run("serve", option, value)
+    assert code == status and option.replace("-", "").replace("_", "") in errors.replace("-", "").replace("_", "")
+
+
+@pytest.mark.parametrize(
     ("out", "message"),
     [
         ("{folder}/folder.wav", "folder.wav is a folder"),
@@ -235,12 +242,6 @@ def test_the_version_the_public_names_and_the_console_script(run):
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
     module, _, name = project["scripts"]["higgs"].partition(":")
     assert getattr(importlib.import_module(module), name) is main
-
-
-def test_the_shell_completes():
-    environment = os.environ | {"_HIGGS_COMPLETE": "complete_bash", "COMP_WORDS": "higgs sp", "COMP_CWORD": "1"}
-    done = subprocess.run([sys.executable, "-m", "higgs"], cwd=ROOT, env=environment, capture_output=True, text=True)
-    assert done.stdout.split() == ["speak"]
 
 
 def test_text_comes_from_standard_input_and_audio_goes_to_standard_output(nano, tmp_path):

@@ -140,6 +140,9 @@ def test_a_folder_that_is_not_as_it_should_be(tmp_path):
     with pytest.raises(ValueError, match="eve.flac and .*eve.wav; keep one"):
         find_voice(tmp_path, "eve")
     (tmp_path / "eve.wav").unlink()
+    (tmp_path / "kim.mp3").write_bytes(b"")
+    with pytest.raises(ValueError, match="kim.mp3: convert it"):
+        find_voice(tmp_path, "kim")
     for wrong in ('["ada"]', '{"ada": 1}', "{"):
         (tmp_path / "profiles.json").write_text(wrong)
         voices, faults = read_voices(tmp_path)
@@ -154,12 +157,6 @@ def test_names_and_suffixes_in_any_spelling(tmp_path, recording, transcript):
     (tmp_path / transcript).write_text("Hello.")
     (name,) = list_voices(tmp_path)
     assert find_voice(tmp_path, name.replace("ë", "e\u0308")).transcript == "Hello."
-
-
-def test_a_recording_of_another_type_is_named(tmp_path):
-    (tmp_path / "eve.mp3").write_bytes(b"")
-    with pytest.raises(ValueError, match="eve.mp3: convert it"):
-        find_voice(tmp_path, "eve")
 
 
 def test_the_voices_that_are_shipped():

@@ -57,9 +57,8 @@ class Voice:
 def speakers_prompt(speakers: dict[int, Voice], text: str, scene: str | None = None) -> ChatMLSample:
     """A conversation that ends in `text`, whose `[SPEAKERn]` tags refer to `speakers`.
 
-    Recordings become earlier turns, descriptions go into the system message, as do mixtures of both, as in
-    boson-ai/higgs-audio. Raises ValueError for a tag without a speaker, and for speakers with a recording that are not
-    numbered 0, 1, ...
+    Recordings become earlier turns; descriptions, and mixtures of both, go into the system message, as in
+    boson-ai/higgs-audio. Raises ValueError for a tag without a speaker, and recorded speakers not numbered 0, 1, ...
     """
     voices = [speakers[number] for number in sorted(speakers)]
     recorded = [voice for voice in voices if voice.audio is not None]

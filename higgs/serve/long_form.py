@@ -2,8 +2,7 @@
 
 Each chunk is a request of its own. Its prompt holds the references and, as earlier turns, the last chunks before it
 with the codes generated for them, as in the reference implementation (boson-ai/higgs-audio). Unlike there, chunks are
-decoded one by one, so that memory does not grow with the text; each has a seed of its own; and a chunk without audio is
-generated again, or named in an error.
+decoded one by one, each with its own seed, and a chunk without audio is generated again.
 """
 
 import hashlib

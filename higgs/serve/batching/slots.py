@@ -34,12 +34,6 @@ def cut(prompt: Batch, start: int, stop: int) -> Batch:
     return Batch(**{k: v if v is None else v[:, start:stop] for k, v in vars(prompt).items()})
 
 
-def prefix_length(prompt: Batch) -> int:
-    """How many positions of a prompt of B = 1 belong to its voices: all up to the end of the last audio."""
-    audio = prompt.audio_mask[0].nonzero()
-    return int(audio[-1]) + 1 if len(audio) else 0
-
-
 class GraphedStep:
     """A decode step as a CUDA graph, sampling included: one launch from the host instead of hundreds.
 
@@ -105,8 +99,7 @@ class SlotDecoder:
         self.compiled, self.exact = compiled, device.type == "cpu" and not compiled
         self.graphed = GraphedStep() if device.type == "cuda" else None
         self.outputs = torch.empty_like(self.state.outputs, device="cpu", pin_memory=device.type != "cpu")
-        self.next_position = [0] * slots
-        self.occupied = [False] * slots
+        self.next_position = [0] * slots  # 0: free
         self.full_vocab = [False] * slots
         self._views: dict[int, tuple[FusedWeights, list[Tensor], DecodeState]] = {}
         self._programs: dict[tuple[int, int, bool], Callable[..., None]] = {}
@@ -123,7 +116,7 @@ class SlotDecoder:
         """Prefills a prompt of B = 1 into a slot, which then decodes up to `limit` steps, stream bos included."""
         length = prompt.input_ids.shape[1]
         self.check_capacity(length, limit)
-        self.occupied[slot], self.next_position[slot] = True, length
+        self.next_position[slot] = length
         top_k = sampling.top_k or self.model.config.code_vocab_size
         self.full_vocab[slot] = sampling.temperature != 0 and top_k > SMALL_TOP_K
         self._read_prompt(slot, prompt)
@@ -133,12 +126,12 @@ class SlotDecoder:
     @torch.inference_mode()
     def free(self, slot: int) -> None:
         self.state.free(slot)
-        self.occupied[slot], self.next_position[slot], self.full_vocab[slot] = False, 0, False
+        self.next_position[slot], self.full_vocab[slot] = 0, False
 
     def _read_prompt(self, slot: int, prompt: Batch) -> None:
-        """The voices' prefix is a forward pass of its own, cached or new, so that the numbers are the same."""
-        cache = self.cache.slot(slot)
-        length, prefix = prompt.input_ids.shape[1], prefix_length(prompt)
+        """The voices' prefix, up to the last audio, is a forward pass of its own, cached or new, with equal numbers."""
+        cache, audio = self.cache.slot(slot), prompt.audio_mask[0].nonzero()
+        length, prefix = prompt.input_ids.shape[1], int(audio[-1]) + 1 if len(audio) else 0
 
         def read(start: int, stop: int) -> None:
             self.model.prefill(cut(prompt, start, stop).to(self.model.device), cache)
@@ -161,7 +154,7 @@ class SlotDecoder:
 
         See `DecodeState.outputs`. The host waits for the device here, once.
         """
-        slots = 1 + max(slot for slot, occupied in enumerate(self.occupied) if occupied)
+        slots = 1 + max(slot for slot, position in enumerate(self.next_position) if position)
         if not self.exact:
             slots = min(1 << (slots - 1).bit_length(), self.slots)
         weights, cache, state = self._view(slots)
@@ -178,8 +171,7 @@ class SlotDecoder:
                 self._program(key)(*arguments)
             else:
                 self.graphed(key, state.changed(), self._program(key), *arguments)
-        pairs = zip(self.next_position, self.occupied, strict=True)
-        self.next_position = [position + steps * occupied for position, occupied in pairs]
+        self.next_position = [position and position + steps for position in self.next_position]
         self.outputs.copy_(self.state.outputs, non_blocking=True)
         if self.model.device.type != "cpu":
             torch.accelerator.current_stream(self.model.device).synchronize()

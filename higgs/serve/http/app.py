@@ -1,7 +1,7 @@
 """Speech over HTTP, in the form of OpenAI's interface: `higgs serve`.
 
-`/v1/audio/speech` streams; a client that disconnects frees its slot. The server binds 127.0.0.1 by default, has no
-users and at most one key, and is meant to be behind something that has more.
+`/v1/audio/speech` streams; a client that disconnects frees its slot. The server binds 127.0.0.1 by default, and has at
+most one key.
 """
 
 import asyncio
@@ -82,27 +82,23 @@ def check_model(name: str, config: ServerConfig) -> None:
 def to_request(body: SpeechBody, config: ServerConfig, engine: Engine) -> SpeechRequest:
     """Raises ApiError for what this server does not do, and for a voice that cannot be read."""
     check_model(body.model, config)
-    if body.speed != 1:
-        message = f"speed: only 1.0 is supported, got {body.speed}"
-        raise ApiError(message, "speed", "unsupported_parameter")
-    for name in ("input", "scene"):
-        length = len(getattr(body, name) or "")
-        if length > config.max_characters:
-            message = f"{name}: {length} characters; at most {config.max_characters} in one request"
-            raise ApiError(message, name, "string_above_max_length")
     (voices, faults), name = voices_now(config.voices), unicodedata.normalize("NFC", body.voice_name)
+    unusable = ApiError(f"voice: {name!r:.60} cannot be used at present", "voice", "voice_unusable", 500)
     if name in faults:
-        raise unusable(name)
-    if name not in voices:
-        message = f"voice: no {name!r:.60}; there are: {', '.join(voices)}"
-        raise ApiError(message, "voice", "voice_not_found")
-    limit = body.max_new_tokens or config.max_new_tokens
-    if limit > config.max_new_tokens:
-        message = f"max_new_tokens: at most {config.max_new_tokens}, got {limit}"
-        raise ApiError(message, "max_new_tokens", "invalid_value")
-    if limit <= (shortest := engine.tokenizer.num_codebooks + 1):
-        message = f"max_new_tokens: at least {shortest + 1}, got {limit}: the first {shortest} steps have no audio"
-        raise ApiError(message, "max_new_tokens", "invalid_value")
+        raise unusable
+    limit, most = body.max_new_tokens or config.max_new_tokens, config.max_new_tokens
+    delay, lengths = engine.tokenizer.num_codebooks + 1, [len(text or "") for text in (body.input, body.scene)]
+    too_long, others = f"more than {config.max_characters} characters in one request", ", ".join(voices)
+    for wrong, param, code, message in (
+        (body.speed != 1, "speed", "unsupported_parameter", f"only 1.0 is supported, got {body.speed}"),
+        (lengths[0] > config.max_characters, "input", "string_above_max_length", too_long),
+        (lengths[1] > config.max_characters, "scene", "string_above_max_length", too_long),
+        (name not in voices, "voice", "voice_not_found", f"no {name!r:.60}; there are: {others}"),
+        (limit > most, "max_new_tokens", "invalid_value", f"at most {most}, got {limit}"),
+        (limit <= delay, "max_new_tokens", "invalid_value", f"{limit}: the first {delay} steps have no audio"),
+    ):
+        if wrong:
+            raise ApiError(f"{param}: {message}", param, code)
     sampling = config.sampling.override(**body.model_dump(include={"seed", "temperature", "top_k", "top_p"}))
     settings = {"sampling": sampling, "max_new_tokens": limit}
     request = speech_request(body.input, voices[name], config.chunks, body.scene, **settings)
@@ -111,12 +107,8 @@ def to_request(body: SpeechBody, config: ServerConfig, engine: Engine) -> Speech
             engine.reference_codes(audio)
     except (ValueError, OSError) as error:
         log_once(f"voice {name} cannot be used: {error}")
-        raise unusable(name) from error
+        raise unusable from error
     return request
-
-
-def unusable(name: str) -> ApiError:
-    return ApiError(f"voice: {name!r:.60} cannot be used at present", "voice", "voice_unusable", 500)
 
 
 def to_api_error(error: Exception) -> ApiError:

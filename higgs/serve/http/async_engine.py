@@ -76,10 +76,9 @@ class AsyncEngine:
     async def stream(self, request: SpeechRequest, seconds: float | None = None) -> AsyncIterator[AudioChunk]:
         """Chunks of waveform as they become final; the last one has a `stop_reason`.
 
-        A long text is spoken chunk by chunk, as `higgs.serve.long_form.speak` does, but for its levels, which only the
-        whole can tell; a chunk that was cut off cannot be spoken again, and its reason is that of the request.
-        Raises QueueFull at once when `max_open` requests are open, ValueError as `speak`, TimeoutError after `seconds`,
-        EngineDead, and whatever the engine fails with.
+        A long text is spoken chunk by chunk, as by `higgs.serve.long_form.speak`, but without matching levels; a chunk
+        that was cut off is not spoken again, and its reason is that of the request. Raises QueueFull at once when
+        `max_open` requests are open, ValueError as `speak`, TimeoutError after `seconds`, and EngineDead.
         """
         if not self.healthy or self._closing or self.draining:
             raise EngineDead(f"the engine has stopped: {self.error or 'the server is stopping'}")
