@@ -283,11 +283,7 @@ def test_voices_are_added_and_listed(run, eve, clip):
         assert [line.split()[0] for line in printed.splitlines()] == ["ada", "bad", "ben", "eve"]
         assert f"eve          recording: {eve / 'eve.flac'} (4.0 s)" in printed
         assert f"{eve / 'bad.wav'} (cannot be read: " in printed
-    for name, file, message in (
-        ("eve", clip, "--force"),
-        ("../eve", clip, "no name for a voice"),
-        ("zoe", "nowhere.wav", "does not exist"),
-    ):
+    for name, file, message in (("eve", clip, "--force"), ("zoe", "nowhere.wav", "does not exist")):
         code, _, errors = run("voices", "add", name, file, "--text", WORDS, "--voices", eve)
         assert code == 1 and message in errors
     assert run("voices", "add", "eve", clip, "--text", WORDS, "--voices", eve, "--force")[0] == 0
@@ -327,9 +323,10 @@ def test_without_a_recogniser_transcripts_are_not_checked(run, eve, monkeypatch)
 
 def test_the_transcripts_of_the_shipped_voices(nano, run):
     code, printed, errors = run("voices", "check")
+    assert code == 0
     if "transcripts are not checked" in errors:
         pytest.skip("needs the judge's wheels")
-    assert code == 0 and "heard" not in printed
+    assert "heard" not in printed
 
 
 def test_voices_are_played(run, eve, clip, monkeypatch, tmp_path):

@@ -95,8 +95,7 @@ class Engine:
     """`Engine.from_pretrained(model=..., tokenizer=...).generate(sample, sampling)` -> a `Response`.
 
     Requests of all methods, from any threads, run together. In float32 on the CPU one request's codes do not depend on
-    what runs beside it. The model's weights are read when the first request comes. A request without sampling settings
-    or a limit has those of the checkpoint, `generation`.
+    what runs beside it. Sampling settings and limits that are None are those of the checkpoint, `generation`.
     """
 
     def __init__(
@@ -171,10 +170,7 @@ class Engine:
         reference_codes: Iterable[Tensor] | None = None,
         force_audio: bool = True,
     ) -> Sequence:
-        """A conversation -> its prompt and settings, which `run` takes. Without codes, its audio files are encoded.
-
-        Settings that are None are the checkpoint's. Raises ValueError for `max_new_tokens` below 1.
-        """
+        """A conversation -> its prompt and settings, which `run` takes. Without codes, its audio files are encoded."""
         limit = self.generation.max_new_tokens if max_new_tokens is None else max_new_tokens
         if limit < 1:
             raise ValueError(f"max_new_tokens must be at least 1, got {limit}")

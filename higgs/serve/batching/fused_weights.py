@@ -48,11 +48,10 @@ class FusedWeights(NamedTuple):
     codebook_ids: Tensor  # [K] int64: 1 ... K
     token_hashes: Tensor  # [N + 2] int64, of the counter-based RNG
 
-    def map_matrices(
-        self, of_layers: Callable[[Tensor], Matrix], of_head: Callable[[Tensor], Tensor]
-    ) -> "FusedWeights":
-        layers = tuple(FusedLayer(*(of_layers(t) if t.dim() == 2 else t for t in layer)) for layer in self.layers)
-        return self._replace(layers=layers, head=of_head(self.head))
+    def map_matrices(self, change: Callable[[Tensor], Matrix], head: Callable[[Tensor], Tensor]) -> "FusedWeights":
+        """The same with the layers' matrices and the head changed, each by its function."""
+        layers = tuple(FusedLayer(*(change(t) if t.dim() == 2 else t for t in layer)) for layer in self.layers)
+        return self._replace(layers=layers, head=head(self.head))
 
 
 def pack(matrix: Tensor) -> Tensor:

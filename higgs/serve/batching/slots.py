@@ -29,11 +29,6 @@ def compiled_copy(step: Callable[..., None], device: torch.device) -> Callable[.
     return torch.compile(copy, fullgraph=True, dynamic=False, options=options)
 
 
-def cut(prompt: Batch, start: int, stop: int) -> Batch:
-    """Some positions of a prompt."""
-    return Batch(**{k: v if v is None else v[:, start:stop] for k, v in vars(prompt).items()})
-
-
 class GraphedStep:
     """A decode step as a CUDA graph, sampling included: one launch from the host instead of hundreds.
 
@@ -134,7 +129,8 @@ class SlotDecoder:
         length, prefix = prompt.input_ids.shape[1], int(audio[-1]) + 1 if len(audio) else 0
 
         def read(start: int, stop: int) -> None:
-            self.model.prefill(cut(prompt, start, stop).to(self.model.device), cache)
+            part = Batch(**{k: v if v is None else v[:, start:stop] for k, v in vars(prompt).items()})
+            self.model.prefill(part.to(self.model.device), cache)
 
         if prefix:
 

@@ -45,30 +45,28 @@ class DecodeState:
         """All slots idle."""
         K = config.num_codebooks
 
-        def integers(*shape: int, fill: int = 0) -> Tensor:
-            return torch.full((slots, *shape), fill, device=device, dtype=torch.int64)
-
-        def floats(*shape: int, fill: float = 0.0) -> Tensor:
-            return torch.full((slots, *shape), fill, device=device, dtype=torch.float32)
+        def full(*shape: int, fill: float = 0) -> Tensor:
+            """int64, float32 or bool, as the value."""
+            return torch.full((slots, *shape), fill, device=device)
 
         return cls(
-            codes=integers(K),
-            step=integers(),
-            position=integers(),
-            limit=integers(),
-            active=integers().bool(),
-            num_finished=integers(1),
-            recent_codes=integers(MAX_RAS_WINDOW, K),
-            keys=integers(capacity, 2 * K, 2),
-            temperature=floats(1, 1, fill=1.0),
-            top_k=integers(K, 1),
-            top_p=floats(1, 1, fill=1.0),
-            full_vocab=integers(1).bool(),
-            ras_window=integers(fill=1),
-            ras_repeats=integers(1, fill=MAX_RAS_WINDOW + 1),
-            logit_bias=floats(K, 2),
-            codebook_ids=integers(K) + torch.arange(1, K + 1, device=device),
-            outputs=integers(steps, K + 1),
+            codes=full(K),
+            step=full(),
+            position=full(),
+            limit=full(),
+            active=full(fill=False),
+            num_finished=full(1),
+            recent_codes=full(MAX_RAS_WINDOW, K),
+            keys=full(capacity, 2 * K, 2),
+            temperature=full(1, 1, fill=1.0),
+            top_k=full(K, 1),
+            top_p=full(1, 1, fill=1.0),
+            full_vocab=full(1, fill=False),
+            ras_window=full(fill=1),
+            ras_repeats=full(1, fill=MAX_RAS_WINDOW + 1),
+            logit_bias=full(K, 2, fill=0.0),
+            codebook_ids=full(K) + torch.arange(1, K + 1, device=device),
+            outputs=full(steps, K + 1),
             output_step=torch.zeros(1, device=device, dtype=torch.int64),
             slots=torch.arange(slots, device=device),
         )

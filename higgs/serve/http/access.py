@@ -51,8 +51,7 @@ class ApiKey:
             sent = Headers(scope=scope).get("authorization", "").encode()
             if not hmac.compare_digest(sent, self.expected):
                 error = ApiError("a key is needed: Authorization: Bearer KEY", code="invalid_api_key", status=401)
-                await JSONResponse(error.body(), 401, {"www-authenticate": "Bearer"})(scope, receive, send)
-                return
+                return await JSONResponse(error.body(), 401, {"www-authenticate": "Bearer"})(scope, receive, send)
         await self.app(scope, receive, send)
 
 
@@ -64,8 +63,7 @@ class BodyTimeout:
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
-            await self.app(scope, receive, send)
-            return
+            return await self.app(scope, receive, send)
         deadline, complete, late = asyncio.get_running_loop().time() + self.seconds, False, False
 
         async def timed_receive() -> Message:
