@@ -102,16 +102,13 @@ def test_adding_a_voice(tmp_path):
     assert sorted(list_voices(folder)) == ["eve", "fay"]
 
 
-NAMES = ["", "..", "a/b", "../a", "a\\b", ".hidden", "a b", "-x", "n" * 65]
-REFUSED = [(name, WORDS, "no name for a voice") for name in NAMES]
-REFUSED += [("eve", transcript, "the transcript is empty") for transcript in ("", " \n")]
-
-
-@pytest.mark.parametrize(("name", "transcript", "message"), REFUSED)
-def test_voices_that_are_refused(tmp_path, name, transcript, message):
+def test_voices_that_are_refused(tmp_path):
     source = write(tmp_path / "clip.wav", speech())
-    with pytest.raises(ValueError, match=message):
-        add_voice(tmp_path / "voices", name, source, transcript)
+    for name in ("", "..", "a/b", "../a", "a\\b", ".hidden", "a b", "-x", "n" * 65):
+        with pytest.raises(ValueError, match="no name for a voice"):
+            add_voice(tmp_path / "voices", name, source, WORDS)
+    with pytest.raises(ValueError, match="the transcript is empty"):
+        add_voice(tmp_path / "voices", "eve", source, " \n")
     assert not (tmp_path / "voices").exists()
 
 

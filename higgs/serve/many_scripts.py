@@ -85,8 +85,7 @@ def speak_all(
 ) -> Iterator[Utterance]:
     """Scripts with their seeds -> utterances, batch by batch, by `workers` as in `in_order`, with an engine each.
 
-    A batch whose utterances are all in `folder` is not spoken again. A request that fails becomes an empty utterance
-    with the reason in `note`.
+    A batch that is all in `folder` is not spoken again. A request that fails is empty, with the reason in `note`.
     """
     folder, todo = Path(folder), []
     for limit, batch in batches(tasks, max_new_tokens):

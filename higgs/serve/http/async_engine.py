@@ -7,12 +7,11 @@ decode steps.
 import asyncio
 import logging
 import threading
-import time
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Callable
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import aclosing
 from dataclasses import replace
-from typing import Any, TypeVar
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -23,7 +22,6 @@ from higgs.serve.engine import Engine
 from higgs.serve.long_form import FADE_SECONDS, SilentChunkError, StreamFade, chunk_prompt, chunk_seeds
 from higgs.serve.stream import AudioChunk, AudioStream
 
-T = TypeVar("T")
 MAX_FAILURES = 3  # consecutive failures of the scheduler before the engine is dead
 
 logger = logging.getLogger(__name__)
@@ -84,7 +82,7 @@ class AsyncEngine:
             raise EngineDead(f"the engine has stopped: {self.error or 'the server is stopping'}")
         if self.open >= self.max_open:
             raise QueueFull(f"{self.open} requests are open; this server takes {self.max_open}")
-        deadline = None if seconds is None else time.monotonic() + seconds
+        deadline = None if seconds is None else asyncio.get_running_loop().time() + seconds
         self.open += 1
         try:
             single = self._sequence(deadline, request.samples[0], request.sampling, request.max_new_tokens)
@@ -102,7 +100,8 @@ class AsyncEngine:
             audio, ready = AudioStream(self.engine.tokenizer), self._subscribe(sequence)
             done = False
             while not done:
-                await self._before(deadline, ready.wait())
+                async with asyncio.timeout_at(deadline):
+                    await ready.wait()
                 ready.clear()
                 done = sequence.done  # before `read_new`, which then returns the rest
                 for chunk in await self._in_pool(deadline, lambda: list(audio.push(sequence.read_new()))):
@@ -147,14 +146,9 @@ class AsyncEngine:
             ended = stop_reason if index + 1 == len(request.chunks) else None
             yield AudioChunk(fade.finish(), none, start, rate, ended)
 
-    async def _in_pool(self, deadline: float | None, work: Callable[..., T], *arguments: Any) -> T:
-        loop = asyncio.get_running_loop()
-        return await self._before(deadline, loop.run_in_executor(self._pool, work, *arguments))
-
-    @staticmethod
-    async def _before(deadline: float | None, awaitable: Awaitable[T]) -> T:
-        left = None if deadline is None else deadline - time.monotonic()
-        return await asyncio.wait_for(awaitable, left)
+    async def _in_pool(self, deadline: float | None, work: Callable[..., Any], *arguments: Any) -> Any:
+        async with asyncio.timeout_at(deadline):
+            return await asyncio.get_running_loop().run_in_executor(self._pool, work, *arguments)
 
     def _subscribe(self, sequence: Sequence) -> asyncio.Event:
         """-> an event that is set when the sequence has something new, or has ended."""
