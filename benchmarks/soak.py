@@ -141,7 +141,7 @@ async def run(engine: Engine, requests: Sequence[Reference], count: int, seed: i
     await asyncio.gather(*tasks)
     while not engine.scheduler.idle:  # what was left ends before the next steps
         await asyncio.sleep(0.01)
-    report.occupied_slots = sum(engine.scheduler.decoder.occupied)
+    report.occupied_slots = sum(position > 0 for position in engine.scheduler.decoder.next_position)
     report.open_requests = async_engine.open
     async_engine.close()
     report.seconds = time.monotonic() - started

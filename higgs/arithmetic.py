@@ -1,8 +1,7 @@
 """Arithmetic that gives the same bits on every x86-64 processor with AVX2.
 
-Numerical libraries choose kernels by processor, and kernels add in different orders. These settings pin kernels that
-all such processors have, at a price in speed (BENCHMARKS.md). Most are read from the environment when a library is
-loaded or first computes, so the runner sets them before the kernel of a stage starts.
+Libraries choose kernels by processor, and kernels add in different orders. These settings pin kernels that all such
+processors have, at a price in speed (BENCHMARKS.md). Most are read when a library is loaded or first computes.
 """
 
 import os

@@ -28,7 +28,6 @@ def settings_key(settings: Any) -> str:
 
 
 def settings_folder(above: str | Path, settings: Any) -> Path:
-    """The folder below `above` for results of these settings."""
     return Path(above) / settings_key(settings)[:16]
 
 

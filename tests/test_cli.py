@@ -4,7 +4,6 @@ import dataclasses
 import importlib
 import inspect
 import json
-import os
 import re
 import resource
 import shutil
@@ -19,11 +18,10 @@ import torch
 from conftest import ROOT
 
 import higgs
-from higgs import Engine, SamplingConfig
+from higgs import Engine
 from higgs.audio import load_audio, save_audio
 from higgs.cli.app import main
 from higgs.cli.finetune import finetune
-from higgs.data.chatml import smart_voice
 from higgs.train.finetune import TuneConfig
 
 WORDS = "one two three four five six seven eight"
@@ -145,6 +143,14 @@ def test_wrong_arguments(nano, run, tmp_path, arguments, status, words):
 
 
 @pytest.mark.parametrize(
+    ("option", "value", "status"), [("--max-batch", "0", 2), ("--dtype", "int3", 2), ("--top-p", "0", 1)]
+)
+def test_wrong_options_of_the_server(nano, run, option, value, status):
+    code, _, errors = run("serve", option, value)
+    assert code == status and option.replace("-", "").replace("_", "") in errors.replace("-", "").replace("_", "")
+
+
+@pytest.mark.parametrize(
     ("out", "message"),
     [
         ("{folder}/folder.wav", "folder.wav is a folder"),
@@ -175,9 +181,7 @@ def test_a_silent_chunk_does_not_lose_the_chunks_before_it(nano, run, tmp_path, 
     options = ["--max-words", 3, "--retries", 0, "--max-new-tokens", 12, "--out", tmp_path / "a.wav"]
     code, _, errors = run("speak", "It is late. I go.", *options)
     before = tmp_path / "a.before.wav"
-    assert (
-        code == 1 and "chunk 2 of 2, 'I go.': no audio" in errors and f"the speech before it is in {before}" in errors
-    )
+    assert code == 1 and "chunk 2 of 2, 'I go.': no audio" in errors and str(before) in errors
     assert list(tmp_path.iterdir()) == [before]
     waveform, rate = load_audio(before)
     assert len(waveform) == 960 * responses[0].usage.audio_frames and rate == 24_000
@@ -211,26 +215,15 @@ def test_odd_text_is_spoken(nano, run, tmp_path, monkeypatch, text):
     assert len(token_ids) < 700, "10,000 characters come in chunks"
 
 
-def test_odd_text_through_the_engine(nano_engine):
-    sampling = SamplingConfig(temperature=0.4, top_k=20, seed=0)
-    for text in ("Hi 🎉 שלום <|eot_id|>", "word " * 400):
-        response = nano_engine.generate(smart_voice(text), sampling, 10)
-        assert response.usage.audio_frames == 2 and response.waveform.isfinite().all()
-    assert nano_engine.sequence(smart_voice("x" * 10_000)).prompt.input_ids.shape[1] > 10_000
-
-
-@pytest.mark.parametrize(
-    ("command", "words"),
-    [
-        ([], ["speak", "serve", "inspect", "compare", "finetune", "voices", "--version", "--install-completion"]),
-        (["speak"], ["--normalize", "--no-chunking", "the checkpoint's", "--speaker NUMBER=VOICE"]),
-        (["voices"], ["list", "add", "play", "check"]),
-        (["voices", "add"], ["--text", "--force", "3 to 30 s"]),
-    ],
-)
-def test_help(run, command, words):
-    code, printed, _ = run(*command, "--help")
-    assert code == 0 and all(word in " ".join(printed.split()) for word in words)
+def test_help(run):
+    for command, words in (
+        ([], "speak serve inspect compare finetune voices --version --install-completion"),
+        (["speak"], "--normalize --no-chunking checkpoint's --speaker NUMBER=VOICE"),
+        (["voices"], "list add play check"),
+        (["voices", "add"], "--text --force"),
+    ):
+        code, printed, _ = run(*command, "--help")
+        assert code == 0 and all(word in printed for word in words.split())
 
 
 def test_help_is_quick_and_does_not_import_torch():
@@ -249,12 +242,6 @@ def test_the_version_the_public_names_and_the_console_script(run):
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
     module, _, name = project["scripts"]["higgs"].partition(":")
     assert getattr(importlib.import_module(module), name) is main
-
-
-def test_the_shell_completes():
-    environment = os.environ | {"_HIGGS_COMPLETE": "complete_bash", "COMP_WORDS": "higgs sp", "COMP_CWORD": "1"}
-    done = subprocess.run([sys.executable, "-m", "higgs"], cwd=ROOT, env=environment, capture_output=True, text=True)
-    assert done.stdout.split() == ["speak"]
 
 
 def test_text_comes_from_standard_input_and_audio_goes_to_standard_output(nano, tmp_path):
@@ -287,26 +274,19 @@ def eve(run, voices, clip) -> Path:
 
 
 def test_voices_are_added_and_listed(run, eve, clip):
+    """Also beside a recording that cannot be read."""
+    (eve / "bad.wav").write_bytes(b"no sound")
+    (eve / "bad.txt").write_text(WORDS)
     for command in (["voices"], ["voices", "list"]):
         code, printed, _ = run(*command, "--voices", eve)
         assert code == 0 and printed.splitlines()[0].split() == ["ada", "described:", "feminine"]
+        assert [line.split()[0] for line in printed.splitlines()] == ["ada", "bad", "ben", "eve"]
         assert f"eve          recording: {eve / 'eve.flac'} (4.0 s)" in printed
-    for name, file, message in (
-        ("eve", clip, "--force"),
-        ("../eve", clip, "no name for a voice"),
-        ("zoe", "nowhere.wav", "does not exist"),
-    ):
+        assert f"{eve / 'bad.wav'} (cannot be read: " in printed
+    for name, file, message in (("eve", clip, "--force"), ("zoe", "nowhere.wav", "does not exist")):
         code, _, errors = run("voices", "add", name, file, "--text", WORDS, "--voices", eve)
         assert code == 1 and message in errors
     assert run("voices", "add", "eve", clip, "--text", WORDS, "--voices", eve, "--force")[0] == 0
-
-
-def test_one_broken_recording_does_not_hide_the_others(run, eve):
-    (eve / "bad.wav").write_bytes(b"no sound")
-    (eve / "bad.txt").write_text(WORDS)
-    code, printed, _ = run("voices", "--voices", eve)
-    assert code == 0 and [line.split()[0] for line in printed.splitlines()] == ["ada", "bad", "ben", "eve"]
-    assert f"{eve / 'bad.wav'} (cannot be read: " in printed
 
 
 def test_voices_are_checked(run, eve, monkeypatch):
@@ -343,9 +323,10 @@ def test_without_a_recogniser_transcripts_are_not_checked(run, eve, monkeypatch)
 
 def test_the_transcripts_of_the_shipped_voices(nano, run):
     code, printed, errors = run("voices", "check")
+    assert code == 0
     if "transcripts are not checked" in errors:
         pytest.skip("needs the judge's wheels")
-    assert code == 0 and "heard" not in printed
+    assert "heard" not in printed
 
 
 def test_voices_are_played(run, eve, clip, monkeypatch, tmp_path):

@@ -27,16 +27,6 @@ def test_a_request(nano_engine):
     assert set(response.timing) == {"generate", "decode"}
 
 
-def test_codes_depend_on_the_seed_and_not_on_batch_mates(nano_engine):
-    samples = [smart_voice("One."), smart_voice("Two, and a half."), smart_voice("One.")]
-    settings = [SAMPLING, SamplingConfig(0.9, 10, 0.9, seed=8), SamplingConfig(0.6, 30, 1.0, seed=4)]
-    together = nano_engine.generate_batch(samples, settings, 60)
-    for sample, sampling, response in zip(samples, settings, together, strict=True):
-        alone = nano_engine.generate(sample, sampling, 60)
-        assert torch.equal(alone.codes, response.codes) and torch.equal(alone.waveform, response.waveform)
-    assert not torch.equal(together[0].codes, together[2].codes)
-
-
 def test_a_request_that_is_cut_off_has_the_frames_before(nano_engine):
     for limit, frames in ((20, 20 - 8), (5, 0)):
         response = nano_engine.generate(smart_voice("We walked along the river."), SAMPLING, limit)

@@ -25,8 +25,8 @@ RELEASE = SamplingConfig(temperature=0.7, top_k=50, top_p=0.95, ras_window=7, ra
 @pytest.fixture
 def write(tmp_path):
     def write(content):
-        text = content if isinstance(content, str) else json.dumps(content)
-        (tmp_path / GENERATION_CONFIG).write_text(text)
+        if content is not None:
+            (tmp_path / GENERATION_CONFIG).write_text(content if isinstance(content, str) else json.dumps(content))
         return GenerationConfig.from_pretrained(tmp_path)
 
     return write
@@ -46,6 +46,7 @@ TRANSFORMERS = {"_from_model_config": True, "bos_token_id": 128000, "transformer
 @pytest.mark.parametrize(
     ("content", "expected"),
     [
+        (None, GenerationConfig(RELEASE, ChunkOptions(max_words=100), 1024)),
         ({}, RELEASE),
         ({"strict_eos": True}, replace(RELEASE, strict_eos=True)),
         ({"temperature": None, "chunking": None}, RELEASE),
@@ -60,10 +61,6 @@ TRANSFORMERS = {"_from_model_config": True, "bos_token_id": 128000, "transformer
 )
 def test_defaults_are_those_of_the_release(write, content, expected):
     assert write(content) == (expected if isinstance(expected, GenerationConfig) else GenerationConfig(expected))
-
-
-def test_without_a_file_it_is_as_the_release(tmp_path):
-    assert GenerationConfig.from_pretrained(tmp_path) == GenerationConfig(RELEASE, ChunkOptions(max_words=100), 1024)
 
 
 @pytest.mark.parametrize(

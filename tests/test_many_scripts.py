@@ -83,9 +83,12 @@ def test_a_request_that_cannot_be_spoken_is_an_empty_take(engine, scripts, tmp_p
     assert read_utterance(tmp_path / "b-s0.safetensors").record == made["b-s0"].record
 
 
-def test_other_settings_have_another_folder(tmp_path):
-    folders = {settings_folder(tmp_path, {"temperature": t, "model": m}) for t in (0.4, 0.5) for m in "ab"}  # fmt: skip
-    assert len(folders) == 4 and settings_folder("a", {"x": 1}) == settings_folder("a", {"x": 1})
+def test_other_settings_and_other_code_have_another_folder(tmp_path, monkeypatch):
+    """What a killed run left is not taken for what the new code would make."""
+    folders = {settings_folder(tmp_path, {"temperature": t, "model": m}) for t in (0.4, 0.5) for m in "ab"}
+    assert len(folders) == 4 and settings_folder(tmp_path, {"model": "a", "temperature": 0.4}) in folders
+    monkeypatch.setattr("higgs.resumable.code_hash", lambda: "other code")
+    assert settings_folder(tmp_path, {"temperature": 0.4, "model": "a"}) not in folders
 
 
 def test_some_texts_have_all_seeds_whatever_their_order(scripts):
@@ -95,9 +98,8 @@ def test_some_texts_have_all_seeds_whatever_their_order(scripts):
     (often,) = {s.id for s, n in once if n == 6}
     assert [n for s, n in once if s.id != often] == [4, 4]
     assert len(choose_tasks(scripts, seeds, None)) == 9
-    assert [len(batch) for _, batch in batches(choose_tasks(scripts, seeds, None), 40)] == [
-        6, 1, 1, 1,  # what is spoken in chunks is by itself
-    ]  # fmt: skip
+    sizes = [len(batch) for _, batch in batches(choose_tasks(scripts, seeds, None), 40)]
+    assert sizes == [6, 1, 1, 1], "what is spoken in chunks is by itself"
 
 
 SHARED = """
@@ -135,11 +137,8 @@ def test_neither_workers_nor_neighbours_change_a_bit(scripts, nano, tmp_path):
     script = tmp_path / "shared.py"
     script.write_text(SHARED)
     command = [sys.executable, str(script), str(nano), str(tmp_path / "scripts.jsonl")]
-    done = subprocess.run(
-        [*command, str(tmp_path)], cwd=ROOT, env=os.environ | {"PYTHONPATH": str(ROOT)},
-        stdout=subprocess.PIPE, text=True,
-    )  # fmt: skip
-    assert done.returncode == 0 and done.stdout == "equal\n"
+    environment = os.environ | {"PYTHONPATH": str(ROOT)}
+    assert subprocess.check_output([*command, str(tmp_path)], cwd=ROOT, env=environment, text=True) == "equal\n"
 
 
 def test_sets_by_name():
@@ -195,11 +194,3 @@ def write_results(folder, made):
         save_audio(path, utterance.waveform, 24_000)
     write_json(folder / "generate/summary.json", {})
     write_json(folder / "tokenize/summary.json", {"recordings": "data/recordings/manifest.jsonl"})
-
-
-def test_a_change_of_the_code_is_another_key(monkeypatch, tmp_path):
-    """What a killed run left is not taken for what the new code would make."""
-    before = settings_folder(tmp_path, {"a": 1})
-    assert settings_folder(tmp_path, {"a": 1}) == before != settings_folder(tmp_path, {"a": 2})
-    monkeypatch.setattr("higgs.resumable.code_hash", lambda: "other code")
-    assert settings_folder(tmp_path, {"a": 1}) != before

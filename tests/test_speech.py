@@ -85,10 +85,9 @@ def holds_text(value, depth: int = 6) -> bool:
     return isinstance(value, str) and TEXT in value or any(holds_text(item, depth - 1) for item in items)
 
 
-@pytest.fixture
-def calls(nano, monkeypatch, tmp_path) -> list[str]:
+def test_a_short_text_is_checked_once_and_passes_few_functions(nano, monkeypatch, tmp_path):
     """Functions that get the text, in order, from `higgs.cli.speak.speak` to the token ids of `Engine.generate`."""
-    names: list[str] = []
+    calls: list[str] = []
 
     def profile(frame, event, _) -> None:
         code, module = frame.f_code, frame.f_globals.get("__name__", "")
@@ -96,7 +95,7 @@ def calls(nano, monkeypatch, tmp_path) -> list[str]:
             return
         arguments = code.co_varnames[: code.co_argcount + code.co_kwonlyargcount]
         if event == "call" and any(holds_text(frame.f_locals.get(name)) for name in arguments):
-            names.append(f"{module}.{code.co_qualname}")
+            calls.append(f"{module}.{code.co_qualname}")
         elif event == "return" and code.co_qualname == "tokenize":
             sys.setprofile(None)
 
@@ -108,44 +107,37 @@ def calls(nano, monkeypatch, tmp_path) -> list[str]:
         main()
     finally:
         sys.setprofile(None)
-    assert names[0] == "higgs.cli.speak.speak" and "higgs.data.chatml.tokenize" in names
-    return names
-
-
-def test_a_text_is_checked_once(calls):
+    assert calls[0] == "higgs.cli.speak.speak" and "higgs.data.chatml.tokenize" in calls
     assert calls.count("higgs.data.text.folding.check_text") == 1, "\n".join(calls)
-
-
-def test_a_short_text_passes_few_functions(calls):
-    functions = list(dict.fromkeys(calls))
-    assert len(functions) <= 11, "\n".join(functions)
+    assert len(set(calls)) <= 11, "\n".join(dict.fromkeys(calls))
 
 
 PLAIN = "The first office doesn't open."
 
 
-@pytest.mark.parametrize(
-    "text",
-    [
-        "The ﬁrst oﬃce doesn't open.",
-        "The fi\u00adrst of\u200bfice doesn't\u2060 open.\ufeff",
-        "Ｔｈｅ first office doesn´t open.",
-        "The\u00a0first office doesn\u02bct open.",
-        "\u202aThe first office doesn't open.\u202c",
-    ],
-)
-def test_pasted_text_is_spoken_as_it_looks(text):
-    (sample,) = speech_request(text, ADA).samples
-    assert sample.messages[-1].content == PLAIN
+PASTED = [
+    "The ﬁrst oﬃce doesn't open.",
+    "The fi\u00adrst of\u200bfice doesn't\u2060 open.\ufeff",
+    "Ｔｈｅ first office doesn´t open.",
+    "The\u00a0first office doesn\u02bct open.",
+    "\u202aThe first office doesn't open.\u202c",
+]
+OTHER = [
+    PLAIN,
+    "Don’t — “quote”, 50 %!",
+    "今天，天气（很）好！“你好”？",
+    "Zoë",
+    "می‌خواهم",
+    "हिन्दी।",
+    "🎉 Hi",
+    "x² ½ € №",
+]
 
 
-@pytest.mark.parametrize(
-    "text",
-    [PLAIN, "Don’t — “quote”, 50 %!", "今天，天气（很）好！“你好”？", "Zoë", "می‌خواهم", "हिन्दी।", "🎉 Hi", "x² ½ € №"],
-)
-def test_other_text_is_left_alone(text):
+@pytest.mark.parametrize(("text", "spoken"), [*((t, PLAIN) for t in PASTED), *zip(OTHER, OTHER, strict=True)])
+def test_pasted_text_is_spoken_as_it_looks_and_other_text_is_left_alone(text, spoken):
     (sample,) = speech_request(text, ADA).samples
-    assert sample.messages[-1].content == text
+    assert sample.messages[-1].content == spoken
 
 
 @pytest.mark.parametrize("text", ["...", "👍", "---", "\u200b", '"', "* * *", "¿?", "\ufeff \u00ad"])
@@ -157,7 +149,5 @@ def test_a_text_without_a_letter_or_a_digit_is_refused(text):
 @pytest.mark.parametrize("between", ["* * *", "---", "🎉🎉", ". . . ."])
 def test_a_scene_break_is_a_pause(between):
     request = speech_request(f"He left.\n\n{between}\n\nIt was cold. So.", ADA, ChunkOptions(max_words=2))
-    assert [(chunk.text, chunk.boundary) for chunk in request.chunks[:2]] == [
-        ("He left.", "start"),
-        ("It was", "paragraph"),
-    ]
+    chunks = [(chunk.text, chunk.boundary) for chunk in request.chunks[:2]]
+    assert chunks == [("He left.", "start"), ("It was", "paragraph")]

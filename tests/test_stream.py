@@ -9,7 +9,6 @@ import torch
 from higgs import AudioTokenizer, Engine
 from higgs.config import CodecConfig, SamplingConfig, SemanticConfig
 from higgs.data.chatml import smart_voice
-from higgs.data.text.tokenizer import TextTokenizer
 from higgs.delay import delayed_segment, segment_frames
 from higgs.serve.engine import EngineConfig
 from higgs.serve.stream import CHUNK_FRAMES, AudioStream
@@ -110,8 +109,8 @@ def test_memory_is_bounded(codec, monkeypatch):
 
 
 @pytest.fixture(scope="module")
-def engine(model, codec, golden) -> Engine:
-    text_tokenizer = TextTokenizer.from_pretrained(golden / "text_tokenizer")
+def engine(tiny_parts, codec) -> Engine:
+    model, _, text_tokenizer = tiny_parts
     return Engine(model, codec, text_tokenizer, EngineConfig(max_batch=2, max_positions=600))
 
 

@@ -13,58 +13,41 @@ class Dtype(StrEnum):
     bfloat16 = "bfloat16"
 
 
-ModelName = Annotated[str | None, Option(help="what requests call the model", show_default="the checkpoint's name")]
-Host = Annotated[str, Option(help="who may connect: 0.0.0.0 is everyone")]
 AllowHost = Annotated[
     list[str] | None,
     Option(help="a name under which clients call the server; again for more, * for any", show_default="--host"),
 ]
-Key = Annotated[str | None, Option(envvar="HIGGS_API_KEY", help="what clients send as Authorization: Bearer KEY")]
 Cors = Annotated[
     list[str] | None, Option(help="a web page's origin that may use the server; again for more, * for any")
 ]
-Connections = Annotated[int, Option(min=1, help="open at once; more get 503")]
-Grace = Annotated[int, Option(min=0, help="seconds in which running requests may end when the server is stopped")]
-Port = Annotated[int, Option(min=0, max=65535)]
-Type = Annotated[Dtype | None, Option(show_default="what the checkpoint is meant for")]
-Compile = Annotated[bool, Option("--compile", help="the step by torch.compile: a slower start")]
-Int8 = Annotated[bool, Option("--int8", help="a byte for each weight of the step; with bfloat16")]
-Threads = Annotated[int | None, Option(min=1, help="of the CPU for each operation")]
-NoGuards = Annotated[bool, Option("--no-guards", help="no run-away detection")]
-MaxBatch = Annotated[int, Option(min=1, help="requests that are served at once")]
-MaxWaiting = Annotated[int, Option(min=1, help="requests that may wait for that; more get 429")]
-MaxPositions = Annotated[int, Option(min=1, help="prompt and audio steps of a request together")]
-MaxCharacters = Annotated[int, Option(min=1, help="of a text")]
-MaxSeconds = Annotated[float, Option(min=0.1, help="from a request to its end")]
-Seed = Annotated[int, Option(min=0, help="of a request that names none")]
 
 
 def serve(
     checkpoint: Checkpoint = "nano",
-    model_name: ModelName = None,
+    model_name: Annotated[str | None, Option(help="model in requests", show_default="the checkpoint's name")] = None,
     voices: Voices = FOLDER,
-    host: Host = "127.0.0.1",
-    port: Port = 8000,
+    host: Annotated[str, Option(help="who may connect: 0.0.0.0 is everyone")] = "127.0.0.1",
+    port: Annotated[int, Option(min=0, max=65535)] = 8000,
     allow_host: AllowHost = None,
-    api_key: Key = None,
+    api_key: Annotated[str | None, Option(envvar="HIGGS_API_KEY", help="sent as Authorization: Bearer KEY")] = None,
     cors: Cors = None,
-    dtype: Type = None,
-    compile: Compile = False,
-    int8: Int8 = False,
-    threads: Threads = None,
-    no_guards: NoGuards = False,
-    max_batch: MaxBatch = 8,
-    max_waiting: MaxWaiting = 32,
-    max_positions: MaxPositions = 2048,
-    max_characters: MaxCharacters = 4096,
-    max_seconds: MaxSeconds = 120.0,
+    dtype: Annotated[Dtype | None, Option(show_default="what the checkpoint is meant for")] = None,
+    compile: Annotated[bool, Option("--compile", help="the step by torch.compile: a slower start")] = False,
+    int8: Annotated[bool, Option("--int8", help="a byte for each weight of the step; with bfloat16")] = False,
+    threads: Annotated[int | None, Option(min=1, help="of the CPU for each operation")] = None,
+    no_guards: Annotated[bool, Option("--no-guards", help="no run-away detection")] = False,
+    max_batch: Annotated[int, Option(min=1, help="requests that are served at once")] = 8,
+    max_waiting: Annotated[int, Option(min=1, help="requests that may wait for that; more get 429")] = 32,
+    max_positions: Annotated[int, Option(min=1, help="prompt and audio steps of a request together")] = 2048,
+    max_characters: Annotated[int, Option(min=1, help="of a text")] = 4096,
+    max_seconds: Annotated[float, Option(min=0.1, help="from a request to its end")] = 120.0,
     temperature: Temperature = None,
     top_k: TopK = None,
     top_p: TopP = None,
     max_new_tokens: MaxNewTokens = None,
-    seed: Seed = 0,
-    max_connections: Connections = 1000,
-    grace_seconds: Grace = 10,
+    seed: Annotated[int, Option(min=0, help="of a request that names none")] = 0,
+    max_connections: Annotated[int, Option(min=1, help="open at once; more get 503")] = 1000,
+    grace_seconds: Annotated[int, Option(min=0, help="seconds for running requests at a stop")] = 10,
 ) -> None:
     """Serve speech over HTTP.
 

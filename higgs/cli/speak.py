@@ -14,20 +14,6 @@ from higgs.cli.options import FOLDER, OWN, Checkpoint, MaxNewTokens, Temperature
 
 STDIO = Path("-")
 
-Text = Annotated[
-    str | None, Argument(help="what to say; - is standard input; [SPEAKER0] ... [SPEAKER1] ... a dialogue")
-]
-File = Annotated[Path | None, Option(help="read the text from this file instead")]
-Out = Annotated[Path, Option(help="a .wav or .flac file; - writes WAV to standard output")]
-Voice = Annotated[str, Option(help="a name that `higgs voices` lists")]
-Reference = Annotated[Path | None, Option(help="imitate the voice of this recording instead")]
-ReferenceText = Annotated[str | None, Option(help="the transcript of that recording")]
-Speaker = Annotated[
-    list[str] | None, Option(metavar="NUMBER=VOICE", help="the voice of [SPEAKERn]; once for each speaker")
-]
-Scene = Annotated[str | None, Option(help="a description of the scene")]
-Seed = Annotated[int, Option(min=0)]
-Json = Annotated[bool, Option("--json", help="one line of JSON about the result")]
 Normalize = Annotated[
     bool,
     Option(
@@ -36,52 +22,35 @@ Normalize = Annotated[
         "numbers, dates, times, money and units in words, in English and Chinese",
     ),
 ]
-KeepDigits = Annotated[bool, Option("--keep-digits", help="with --normalize: leave numbers as digits")]
-NoChunking = Annotated[bool, Option("--no-chunking", help="a single pass, however long the text is")]
-MaxWords = Annotated[
-    int | None, Option(min=1, help="of a chunk; a text of no more is spoken in a single pass", show_default=OWN)
-]
-ContextChunks = Annotated[
-    int | None, Option(min=0, help="earlier chunks that are the context of a chunk", show_default=OWN)
-]
-PerSpeakerContext = Annotated[
-    bool | None, Option(help="prompt each turn of a dialogue with its own speaker only", show_default=OWN)
-]
-Retries = Annotated[
-    int | None, Option(min=0, help="other seeds for a chunk without audio, or one cut off", show_default=OWN)
-]
-SentencePause = Annotated[float | None, Option(min=0, help="seconds of silence between chunks", show_default=OWN)]
-ParagraphPause = Annotated[float | None, Option(min=0, help="between paragraphs", show_default=OWN)]
-SpeakerPause = Annotated[float | None, Option(min=0, help="between speakers", show_default=OWN)]
 
 
 def speak(
-    out: Out,
-    text: Text = None,
-    file: File = None,
-    voice: Voice = "ada",
-    reference: Reference = None,
-    reference_text: ReferenceText = None,
-    speaker: Speaker = None,
-    scene: Scene = None,
+    out: Annotated[Path, Option(help="a .wav or .flac file; - writes WAV to standard output")],
+    text: Annotated[str | None, Argument(help="what to say, - for standard input; [SPEAKER0] ... a dialogue")] = None,
+    file: Annotated[Path | None, Option(help="read the text from this file instead")] = None,
+    voice: Annotated[str, Option(help="a name that `higgs voices` lists")] = "ada",
+    reference: Annotated[Path | None, Option(help="imitate the voice of this recording instead")] = None,
+    reference_text: Annotated[str | None, Option(help="the transcript of that recording")] = None,
+    speaker: Annotated[list[str] | None, Option(metavar="NUMBER=VOICE", help="voice of [SPEAKERn]; repeatable")] = None,
+    scene: Annotated[str | None, Option(help="a description of the scene")] = None,
     voices: Voices = FOLDER,
     checkpoint: Checkpoint = "nano",
-    as_json: Json = False,
-    seed: Seed = 0,
+    as_json: Annotated[bool, Option("--json", help="one line of JSON about the result")] = False,
+    seed: Annotated[int, Option(min=0)] = 0,
     temperature: Temperature = None,
     top_k: TopK = None,
     top_p: TopP = None,
     max_new_tokens: MaxNewTokens = None,
     normalize: Normalize = False,
-    keep_digits: KeepDigits = False,
-    no_chunking: NoChunking = False,
-    max_words: MaxWords = None,
-    context_chunks: ContextChunks = None,
-    per_speaker_context: PerSpeakerContext = None,
-    retries: Retries = None,
-    sentence_pause: SentencePause = None,
-    paragraph_pause: ParagraphPause = None,
-    speaker_pause: SpeakerPause = None,
+    keep_digits: Annotated[bool, Option("--keep-digits", help="with --normalize: leave numbers as digits")] = False,
+    no_chunking: Annotated[bool, Option("--no-chunking", help="a single pass, however long the text is")] = False,
+    max_words: Annotated[int | None, Option(min=1, help="of a chunk; less is a single pass", show_default=OWN)] = None,
+    context_chunks: Annotated[int | None, Option(min=0, help="earlier chunks in the context", show_default=OWN)] = None,
+    per_speaker_context: Annotated[bool | None, Option(help="turns with own speaker only", show_default=OWN)] = None,
+    retries: Annotated[int | None, Option(min=0, help="seeds for a silent or cut-off chunk", show_default=OWN)] = None,
+    sentence_pause: Annotated[float | None, Option(min=0, help="seconds between chunks", show_default=OWN)] = None,
+    paragraph_pause: Annotated[float | None, Option(min=0, help="between paragraphs", show_default=OWN)] = None,
+    speaker_pause: Annotated[float | None, Option(min=0, help="between speakers", show_default=OWN)] = None,
 ) -> None:
     """Speak a text into an audio file.
 

@@ -39,8 +39,7 @@ def speech_request(
     """A text and its voice, or a dialogue with `[SPEAKERn]` tags and the voice of each speaker.
 
     `chunked` None splits what is longer than `options.max_words`, and dialogues with a prompt per speaker.
-    `normalize` applies the reference implementation's clean-up to the prompts. Raises ValueError for a text that cannot
-    be spoken, and for tags without a voice.
+    `normalize` applies the reference implementation's clean-up. ValueError for text that cannot be spoken.
     """
     text = unicodedata.normalize("NFC", text).translate(FOLDED)
     if not text.strip():

@@ -67,7 +67,7 @@ def speakers_prompt(speakers: dict[int, Voice], text: str, scene: str | None = N
 
 
 def list_voices(folder: str | Path) -> dict[str, Voice]:
-    """-> the voices of the folder by name, sorted; those of `read_voices` that can be used."""
+    """-> the voices of `read_voices` that can be used."""
     return read_voices(folder)[0]
 
 
@@ -75,8 +75,8 @@ def read_voices(folder: str | Path) -> tuple[dict[str, Voice], dict[str, str]]:
     """-> the voices of the folder by name, sorted, and what is wrong with others (no transcript, two recordings)."""
     folder = Path(folder)
     if not folder.is_dir():
-        advice = "The repository's own is data/voices in its root, and `dvc pull data.dvc` fetches it"
-        raise FileNotFoundError(f"voice folder {folder} does not exist; name one with --voices. {advice}")
+        advice = "name one with --voices, or fetch data/voices by `dvc pull data.dvc`"
+        raise FileNotFoundError(f"voice folder {folder} does not exist; {advice}")
     voices: dict[str, Voice] = {}
     faults: dict[str, str] = {}
     try:
@@ -97,16 +97,13 @@ def read_voices(folder: str | Path) -> tuple[dict[str, Voice], dict[str, str]]:
         if len(recordings) > 1:
             faults[name] = f"{recordings[0]} and {recordings[1]}; keep one of them"
             continue
+        missing = f"the transcript {recordings[0].with_suffix('.txt')} is missing: the text that is spoken in it"
         try:
-            words = read_text(transcripts[0]).strip() if transcripts else ""
+            if not (words := read_text(transcripts[0]).strip() if transcripts else ""):
+                raise ValueError(missing)
+            voices[name] = Voice(name, recordings[0], words, description)
         except (ValueError, OSError) as error:
             faults[name] = str(error)
-            continue
-        if words:
-            voices[name] = Voice(name, recordings[0], words, description)
-        else:
-            transcript = recordings[0].with_suffix(".txt")
-            faults[name] = f"the transcript {transcript} is missing: the text that is spoken in {recordings[0].name}"
     voices |= {name: Voice(name, description=text) for name, text in descriptions.items() if name not in faults}
     return dict(sorted(voices.items())), faults
 
@@ -171,8 +168,7 @@ def add_voice(
 ) -> tuple[Voice, list[Finding]]:
     """A recording -> `NAME.flac` (mono, 24 kHz) and `NAME.txt` in the folder; its voice, and warnings.
 
-    Raises ValueError, and writes nothing, for an invalid name, an existing voice without `force`, and fatal findings of
-    `check_recording`.
+    Raises ValueError, and writes nothing, for an invalid name, an existing voice without `force`, and fatal findings.
     """
     folder = Path(folder)
     if not NAME.fullmatch(name):
@@ -185,8 +181,7 @@ def add_voice(
     if not force and (description is not None or any(path.exists() for path in paths)):
         raise ValueError(f"{folder} has a voice {name!r} already; --force replaces it")
     if Path(source).resolve() in [path.resolve() for path in paths]:
-        advice = f"write {name}.txt next to it, or move it first"
-        raise ValueError(f"{source} is a file of this voice itself, and would be lost: {advice}")
+        raise ValueError(f"{source} is a file of this voice itself: write {name}.txt next to it, or move it first")
     findings = check_recording(source, words)
     if fatal := [finding.message for finding in findings if finding.fatal]:
         raise ValueError(f"{source} cannot serve as a reference: {'; '.join(fatal)}")

@@ -5,34 +5,20 @@ A draw is an exponential race (Gumbel-max sampling): the token with the largest 
 nearly always drawn.
 """
 
-from typing import Protocol
-
 import torch
 from torch import Tensor
 
 from higgs.config import SamplingConfig
 
-_MULTIPLIERS = (0x9E3779B97F4A7C15, 0xBF58476D1CE4E5B9, 0x94D049BB133111EB)
 TEXT_STREAM, REDRAW = 1 << 20, 1 << 21
-
-
-class Rng(Protocol):
-    """Draws one token from each distribution; `step` counts the positions of a request from 1."""
-
-    def codes(self, logits: Tensor, step: int) -> Tensor:
-        """[K, N + 2] -> [K]; some logits may be -inf."""
-
-    def redraw(self, logits: Tensor, step: int, codebooks: Tensor) -> Tensor:
-        """[K, N + 2] -> [K], of which the caller reads only the marked codebooks [K]."""
-
-    def text(self, logits: Tensor, step: int) -> Tensor:
-        """[V] -> []"""
 
 
 def _signed(value: int) -> int:
     """The int64 with the bits of a number modulo 2^64."""
-    value %= 1 << 64
-    return value - (1 << 64) if value >= 1 << 63 else value
+    return (value + (1 << 63)) % (1 << 64) - (1 << 63)
+
+
+_MULTIPLIERS = [_signed(m) for m in (0x9E3779B97F4A7C15, 0xBF58476D1CE4E5B9, 0x94D049BB133111EB)]
 
 
 def _shift(x: Tensor, bits: int) -> Tensor:
@@ -42,10 +28,9 @@ def _shift(x: Tensor, bits: int) -> Tensor:
 
 def mix(x: Tensor) -> Tensor:
     """int64 -> int64: SplitMix64's step and finaliser (Steele, Lea and Flood 2014), equal on every device."""
-    first, second, third = (_signed(m) for m in _MULTIPLIERS)
-    x = x + first
-    x = (x ^ _shift(x, 30)) * second
-    x = (x ^ _shift(x, 27)) * third
+    x = x + _MULTIPLIERS[0]
+    x = (x ^ _shift(x, 30)) * _MULTIPLIERS[1]
+    x = (x ^ _shift(x, 27)) * _MULTIPLIERS[2]
     return x ^ _shift(x, 31)
 
 
@@ -85,7 +70,10 @@ def exponential_race(probabilities: Tensor, log_uniform: Tensor) -> Tensor:
 
 
 class CounterRng:
-    """Draws that depend on (seed, step, codebook) and the logits: not on batch mates, nor on earlier draws."""
+    """Draws that depend on (seed, step, codebook) and the logits: not on batch mates, nor on earlier draws.
+
+    `step` counts the positions of a request from 1. Logits may be -inf.
+    """
 
     def __init__(self, seed: int, device: torch.device):
         self.seed, self.device = seed, device
@@ -96,12 +84,15 @@ class CounterRng:
         return exponential_race(logits.softmax(-1), uniform)
 
     def codes(self, logits: Tensor, step: int) -> Tensor:
+        """[K, N + 2] -> [K]"""
         return self._draw(logits, step, torch.arange(len(logits), device=self.device))
 
     def redraw(self, logits: Tensor, step: int, codebooks: Tensor) -> Tensor:
+        """[K, N + 2] -> [K], of which the caller reads only the marked codebooks [K]."""
         return self._draw(logits, step, torch.arange(len(logits), device=self.device) + REDRAW)
 
     def text(self, logits: Tensor, step: int) -> Tensor:
+        """[V] -> []"""
         return self._draw(logits[None], step, torch.tensor([TEXT_STREAM], device=self.device))[0]
 
 
@@ -126,6 +117,9 @@ class TorchRng:
 
     def text(self, logits: Tensor, step: int) -> Tensor:
         return self.codes(logits[None], step)[0]
+
+
+Rng = CounterRng | TorchRng
 
 
 def make_rng(config: SamplingConfig, device: torch.device) -> Rng:

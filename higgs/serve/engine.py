@@ -86,19 +86,16 @@ class Response:
 
 def choose_dtype(name: str | torch.dtype, device: torch.device) -> torch.dtype:
     """ "auto" is bfloat16 on an accelerator and float32 on the CPU."""
-    if isinstance(name, torch.dtype):
-        return name
     if name == "auto":
         return torch.float32 if device.type == "cpu" else torch.bfloat16
-    return getattr(torch, name)
+    return name if isinstance(name, torch.dtype) else getattr(torch, name)
 
 
 class Engine:
     """`Engine.from_pretrained(model=..., tokenizer=...).generate(sample, sampling)` -> a `Response`.
 
     Requests of all methods, from any threads, run together. In float32 on the CPU one request's codes do not depend on
-    what runs beside it. The model's weights are read when the first request comes. A request without sampling settings
-    or a limit has those of the checkpoint, `generation`.
+    what runs beside it. Sampling settings and limits that are None are those of the checkpoint, `generation`.
     """
 
     def __init__(
@@ -173,10 +170,7 @@ class Engine:
         reference_codes: Iterable[Tensor] | None = None,
         force_audio: bool = True,
     ) -> Sequence:
-        """A conversation -> its prompt and settings, which `run` takes. Without codes, its audio files are encoded.
-
-        Settings that are None are the checkpoint's. Raises ValueError for `max_new_tokens` below 1.
-        """
+        """A conversation -> its prompt and settings, which `run` takes. Without codes, its audio files are encoded."""
         limit = self.generation.max_new_tokens if max_new_tokens is None else max_new_tokens
         if limit < 1:
             raise ValueError(f"max_new_tokens must be at least 1, got {limit}")
@@ -208,8 +202,7 @@ class Engine:
         `force_audio=False` lets the model write text first, and stops at the end of its turn; with it, generation
         starts with audio and stops at that audio's end. `max_new_tokens` counts text tokens and steps (25 a second).
         Text first, and `parity`, run in the reference loop. `on_step` gets the number of each step that was drawn.
-        Raises ValueError for `max_new_tokens` below 1, for more than the engine's `max_positions`, and for audio that
-        cannot be encoded; RuntimeError when the device has no memory left.
+        Raises ValueError for wrong limits and audio that cannot be encoded, RuntimeError when out of device memory.
         """
         sequence = self.sequence(sample, sampling, max_new_tokens, reference_codes, force_audio)
         if sequence.sampling.parity or not force_audio:
@@ -282,8 +275,9 @@ class Engine:
                     if not done:
                         continue
                     del running[index]
-                    stops[index] += sequence.stop_reason in RUNAWAY_STOPS
-                    if sequence.stop_reason in RUNAWAY_STOPS and stops[index] <= retries:
+                    ran_away = sequence.stop_reason in RUNAWAY_STOPS
+                    stops[index] += ran_away
+                    if ran_away and stops[index] <= retries:
                         todo.append((index, sequence.next_attempt()))
                     else:
                         ended[index] = sequence, time.perf_counter() - started
@@ -295,50 +289,41 @@ class Engine:
     def _response_to(self, sequence: Sequence, seconds: float, runaway_stops: int) -> Response:
         ids = [self.ids.audio_out, self.ids.audio_eos][: 1 + sequence.finished]
         segments = [(sequence.delayed, sequence.finished)]
-        response = self._respond(ids, segments, sequence.stop_reason, sequence.length, runaway_stops)
-        response.timing["generate"] = seconds
-        return response
+        return self._respond(sequence, ids, segments, sequence.stop_reason, seconds, runaway_stops)
 
     def _run_reference(self, sequence: Sequence, force_audio: bool, on_step: Callable[[int], None] | None) -> Response:
-        stop = (self.ids.end_of_turn, self.ids.end_of_text)
-        stop += (self.ids.audio_eos,) if force_audio else ()
+        stop = (self.ids.end_of_turn, self.ids.end_of_text) + (self.ids.audio_eos,) * force_audio
         started = time.perf_counter()
         prompt, sampling = sequence.prompt.to(self.model.device), sequence.sampling
         result = generate(self.model, prompt, self.ids, sampling, sequence.limit, stop, on_step)
         seconds = time.perf_counter() - started
         segments = [(segment.delayed.cpu(), segment.finished) for segment in result.segments]
-        response = self._respond(result.ids, segments, result.stop_reason, sequence.length)
-        response.timing["generate"] = seconds
-        return response
+        return self._respond(sequence, result.ids, segments, result.stop_reason, seconds)
 
     def _respond(
         self,
+        sequence: Sequence,
         ids: list[int],
         segments: list[tuple[Tensor, bool]],
         stop_reason: str,
-        prompt_positions: int,
+        seconds: float,
         runaway_stops: int = 0,
     ) -> Response:
-        """`segments` are delayed frames [K, C], and whether the segment ended by itself."""
+        """`segments` are delayed frames [K, C], and whether the segment ended by itself; in so many `seconds`."""
         started = time.perf_counter()
         frames = [segment_frames(delayed, self.tokenizer.codebook_size, finished) for delayed, finished in segments]
         frames = [codes for codes in frames if codes.shape[1]]
         codes = torch.cat(frames, 1) if frames else torch.zeros(self.tokenizer.num_codebooks, 0, dtype=torch.long)
         waveforms = [self.tokenizer.decode(codes).cpu() for codes in frames]
-        placeholders = (self.ids.audio_out, self.ids.audio_eos)
+        num_text = sum(token not in (self.ids.audio_out, self.ids.audio_eos) for token in ids)
+        num_steps = sum(delayed.shape[1] for delayed, _ in segments)
         return Response(
             waveform=torch.cat(waveforms) if waveforms else torch.zeros(0),
             sample_rate=self.tokenizer.sample_rate,
             codes=codes,
             text=self.text_tokenizer.decode(ids),
             stop_reason=stop_reason,
-            usage=Usage(
-                prompt_positions,
-                sum(token not in placeholders for token in ids),
-                sum(delayed.shape[1] for delayed, _ in segments),
-                codes.shape[1],
-                runaway_stops,
-            ),
+            usage=Usage(sequence.length, num_text, num_steps, codes.shape[1], runaway_stops),
             delayed=[delayed for delayed, _ in segments],
-            timing={"decode": time.perf_counter() - started},
+            timing={"decode": time.perf_counter() - started, "generate": seconds},
         )

@@ -2,8 +2,7 @@
 
 Each chunk is a request of its own. Its prompt holds the references and, as earlier turns, the last chunks before it
 with the codes generated for them, as in the reference implementation (boson-ai/higgs-audio). Unlike there, chunks are
-decoded one by one, so that memory does not grow with the text; each has a seed of its own; and a chunk without audio is
-generated again, or named in an error.
+decoded one by one, each with its own seed, and a chunk without audio is generated again.
 """
 
 import hashlib
@@ -113,7 +112,6 @@ def chunk_seed(seed: int, index: int, attempt: int = 0) -> int:
 
 
 def chunk_seeds(seed: int, index: int, options: ChunkOptions) -> list[int]:
-    """The seeds of all attempts at one chunk."""
     return [chunk_seed(seed, index, attempt) for attempt in range(options.retries + 1)]
 
 
@@ -139,10 +137,9 @@ def speak(
 ) -> Response:
     """A request in a single pass, or chunk by chunk: then a `LongResponse`.
 
-    `max_new_tokens` holds for each chunk. A chunk without audio, or one that is cut off,
-    is generated again with another seed, `options.retries` times. `on_step` gets the number of each step of a single
-    pass, `on_chunk` the index and the response of each chunk.
-    Raises ValueError as `Engine.generate`, and SilentChunkError for a chunk that never had audio, naming it.
+    `max_new_tokens` holds for each chunk. A chunk without audio, or one that is cut off, is generated again with other
+    seeds, `options.retries` times. `on_step` gets the number of each step of a single pass, `on_chunk` the index and
+    the response of each chunk. Raises ValueError as `Engine.generate`, and SilentChunkError.
     """
     chunks, options, limit = request.chunks, request.options, request.max_new_tokens
     if not chunks:
@@ -194,18 +191,8 @@ def _joined(chunks: Sequence[Chunk], selected: Sequence[Attempts], options: Chun
         parts += [pause, waveform]
         start = end + len(pause)
         end = start + len(waveform)
-        spans.append(
-            ChunkSpan(
-                chunk,
-                start,
-                end,
-                attempts.seed,
-                attempts.count,
-                response.stop_reason,
-                response.usage.audio_frames,
-                gain,
-            )
-        )
+        reason, frames = response.stop_reason, response.usage.audio_frames
+        spans.append(ChunkSpan(chunk, start, end, attempts.seed, attempts.count, reason, frames, gain))
     usages = [response.usage for response in responses]
     names = [entry.name for entry in fields(Usage)]
     reasons = [response.stop_reason for response in responses]

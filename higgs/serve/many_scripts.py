@@ -68,11 +68,11 @@ def batches(tasks: Sequence[Task], max_new_tokens: int) -> list[tuple[int, list[
     for script, seed in tasks:
         limit = 0 if script.request.chunks else script.request.max_new_tokens or max_new_tokens
         groups.setdefault(limit, []).append((script, seed))
-    return [
-        (limit or max_new_tokens, group[start : start + (BATCH if limit else 1)])
-        for limit, group in groups.items()
-        for start in range(0, len(group), BATCH if limit else 1)
-    ]
+    result = []
+    for limit, group in groups.items():
+        size = BATCH if limit else 1
+        result += [(limit or max_new_tokens, group[i : i + size]) for i in range(0, len(group), size)]
+    return result
 
 
 def speak_all(
@@ -85,8 +85,7 @@ def speak_all(
 ) -> Iterator[Utterance]:
     """Scripts with their seeds -> utterances, batch by batch, by `workers` as in `in_order`, with an engine each.
 
-    A batch whose utterances are all in `folder` is not spoken again. A request that fails becomes an empty utterance
-    with the reason in `note`.
+    A batch that is all in `folder` is not spoken again. A request that fails is empty, with the reason in `note`.
     """
     folder, todo = Path(folder), []
     for limit, batch in batches(tasks, max_new_tokens):

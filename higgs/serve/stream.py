@@ -1,7 +1,7 @@
 """Audio while it is generated: delayed frames in, exact chunks of the waveform out.
 
-The codec's decoder has a receptive field of some frames to each side. A chunk that is decoded with that much context,
-which is cut away again, equals the same part of the whole decoded at once. So a chunk waits for its context.
+A chunk decoded with the receptive field of the codec's decoder as context, which is cut away again, equals the same
+part of the whole decoded at once. So a chunk waits for its context.
 """
 
 from collections.abc import Iterator, Sequence

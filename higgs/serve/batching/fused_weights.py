@@ -48,29 +48,14 @@ class FusedWeights(NamedTuple):
     codebook_ids: Tensor  # [K] int64: 1 ... K
     token_hashes: Tensor  # [N + 2] int64, of the counter-based RNG
 
-    def map_layers(self, change: Callable[[Tensor], Matrix]) -> "FusedWeights":
-        """The same with the matrices of the layers changed."""
+    def map_matrices(self, change: Callable[[Tensor], Matrix], head: Callable[[Tensor], Tensor]) -> "FusedWeights":
+        """The same with the layers' matrices and the head changed, each by its function."""
         layers = tuple(FusedLayer(*(change(t) if t.dim() == 2 else t for t in layer)) for layer in self.layers)
-        return self._replace(layers=layers)
-
-    def map_matrices(self, change: Callable[[Tensor], Tensor]) -> "FusedWeights":
-        """The same with all matrices changed."""
-        return self.map_layers(change)._replace(head=change(self.head))
-
-    def expanded(self, slots: int) -> "FusedWeights":
-        """Batch-expanded weights [slots, in, out] (stride 0), so that `bmm` computes slots independently."""
-        return self.map_matrices(lambda matrix: matrix.expand(slots, -1, -1))
-
-    def packed(self) -> "FusedWeights":
-        """A copy in oneDNN's own layout: in bfloat16 on the CPU, small batches take half the time."""
-        return self.map_matrices(pack)
-
-    def quantized(self) -> "FusedWeights":
-        """A copy with the layers' matrices in int8. The head stays: it chooses the codes."""
-        return self.map_layers(quantize)
+        return self._replace(layers=layers, head=head(self.head))
 
 
 def pack(matrix: Tensor) -> Tensor:
+    """A copy in oneDNN's own layout: in bfloat16 on the CPU, small batches take half the time."""
     return torch.ops.mkldnn._reorder_linear_weight(matrix.t())
 
 

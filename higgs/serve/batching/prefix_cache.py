@@ -28,9 +28,6 @@ class PrefixCache:
         self._entries: OrderedDict[bytes, Sequence[Tensor]] = OrderedDict()
         self._lock = threading.Lock()
 
-    def __len__(self) -> int:
-        return len(self._entries)
-
     def get(self, key: bytes, compute: Callable[[], Sequence[Tensor]]) -> Sequence[Tensor]:
         """The entry, or what `compute` returns, which becomes the entry. Not to be written to."""
         with self._lock:

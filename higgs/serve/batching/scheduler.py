@@ -102,7 +102,7 @@ class Scheduler:
         self.waiting: deque[Sequence] = deque()
         self.running: dict[int, Sequence] = {}
         self.stops: dict[str, int] = {}  # how many sequences ended for which reason
-        self._lock = threading.Lock()
+        self._lock = threading.RLock()
 
     def submit(self, sequence: Sequence) -> Sequence:
         """Enqueues. Raises ValueError where no slot can hold it and for parity, QueueFull when too many wait."""
@@ -142,18 +142,15 @@ class Scheduler:
         while not sequence.has_new:
             with self._lock:
                 if not sequence.has_new:
-                    self._run_steps()
+                    self.run_steps()
 
-    def run_steps(self) -> list[Sequence]:
-        """Prefills waiting sequences into free slots, runs up to `steps_per_sync` steps -> sequences that changed."""
+    def run_steps(self) -> None:
+        """Prefills waiting sequences into free slots, then runs up to `steps_per_sync` steps."""
         with self._lock:
-            return self._run_steps()
-
-    def _run_steps(self) -> list[Sequence]:
-        changed = self._drop_cancelled() + self._prefill()
-        if self.running:
-            changed += self._decode()
-        return changed
+            self._drop_cancelled()
+            self._prefill()
+            if self.running:
+                self._decode()
 
     def _end(self, sequence: Sequence, reason: str, error: Exception | None = None) -> None:
         if sequence.slot is not None:
@@ -163,17 +160,14 @@ class Scheduler:
         sequence.error, sequence.stop_reason = error, reason
         self.stops[reason] = self.stops.get(reason, 0) + 1
 
-    def _drop_cancelled(self) -> list[Sequence]:
-        dropped = [s for s in (*self.running.values(), *self.waiting) if s.cancelled]
-        for sequence in dropped:
+    def _drop_cancelled(self) -> None:
+        for sequence in [s for s in (*self.running.values(), *self.waiting) if s.cancelled]:
             if sequence.slot is None:
                 self.waiting.remove(sequence)
             self._end(sequence, CANCELLED)
-        return dropped
 
-    def _prefill(self) -> list[Sequence]:
-        """The longest waiting into the lowest free slots -> those that ended at once."""
-        ended = []
+    def _prefill(self) -> None:
+        """The longest waiting into the lowest free slots."""
         while self.waiting and len(self.running) < self.decoder.slots:
             sequence = self.waiting.popleft()
             slot = next(s for s in range(self.decoder.slots) if s not in self.running)
@@ -182,17 +176,14 @@ class Scheduler:
                 self.decoder.prefill(slot, sequence.prompt, sequence.max_steps, sequence.sampling)
             except torch.OutOfMemoryError as error:
                 self._out_of_memory([sequence], error)
-                ended.append(sequence)
-                continue
             except Exception as error:
                 self._end(sequence, ERROR, error)
                 raise
-            if sequence.limit == 1:
-                self._end(sequence, LENGTH)
-                ended.append(sequence)
-        return ended
+            else:
+                if sequence.limit == 1:
+                    self._end(sequence, LENGTH)
 
-    def _decode(self) -> list[Sequence]:
+    def _decode(self) -> None:
         sequences = list(self.running.values())
         left = max(sequence.max_steps - sequence.num_steps for sequence in sequences)
         try:
@@ -206,7 +197,6 @@ class Scheduler:
         else:
             for sequence in sequences:
                 self._append(sequence, outputs[sequence.slot])
-        return sequences
 
     def _append(self, sequence: Sequence, outputs: Tensor) -> None:
         """What the last steps drew for one sequence [steps, K + 1]."""
@@ -224,11 +214,10 @@ class Scheduler:
     def _out_of_memory(self, sequences: list[Sequence], error: Exception) -> None:
         """These fail, each with its own error; the memory is given back, and the others go on."""
         for sequence in sequences:
-            failure = RuntimeError(
-                f"out of memory on {self.decoder.model.device} with a prompt of {sequence.length} positions beside "
-                f"{len(self.running) - 1} other requests: ask for less at a time, or set max_batch or max_positions "
-                "lower"
-            )
+            prompt, others = f"a prompt of {sequence.length} positions", f"{len(self.running) - 1} other requests"
+            advice = "ask for less at a time, or set max_batch or max_positions lower"
+            where = self.decoder.model.device
+            failure = RuntimeError(f"out of memory on {where} with {prompt} beside {others}: {advice}")
             failure.__cause__ = error
             self._end(sequence, ERROR, failure)
         if torch.accelerator.is_available():

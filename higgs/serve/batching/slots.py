@@ -1,17 +1,17 @@
 """Batched decoding: prefill a prompt into a slot, run decode steps for all occupied slots."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Hashable, Sequence
+from functools import partial
 from types import FunctionType
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from higgs.batch import Batch
 from higgs.config import SamplingConfig
 from higgs.model.higgs_audio import HiggsAudio
 from higgs.model.kv_cache import KVCache
-from higgs.serve.batching.cuda_graph import GraphedStep
-from higgs.serve.batching.fused_weights import FusedWeights, can_pack, fuse, pack
+from higgs.serve.batching.fused_weights import FusedWeights, can_pack, fuse, pack, quantize
 from higgs.serve.batching.prefix_cache import PrefixCache, fingerprint
 from higgs.serve.batching.state import SMALL_TOP_K, DecodeState
 from higgs.serve.batching.step import decode_step
@@ -29,20 +29,38 @@ def compiled_copy(step: Callable[..., None], device: torch.device) -> Callable[.
     return torch.compile(copy, fullgraph=True, dynamic=False, options=options)
 
 
-def cut(prompt: Batch, start: int, stop: int) -> Batch:
-    """Some positions of a prompt."""
-    return Batch(**{k: v if v is None else v[:, start:stop] for k, v in vars(prompt).items()})
+class GraphedStep:
+    """A decode step as a CUDA graph, sampling included: one launch from the host instead of hundreds.
 
+    Captured once for each key and replayed from then on: the tensors passed for one key must stay at their addresses.
+    All graphs share one memory pool, since they never run at the same time.
+    """
 
-def prefix_length(prompt: Batch) -> int:
-    """How many positions of a prompt of B = 1 belong to its voices: all up to the end of the last audio."""
-    audio = prompt.audio_mask[0].nonzero()
-    return int(audio[-1]) + 1 if len(audio) else 0
+    def __init__(self) -> None:
+        self.graphs: dict[Hashable, torch.cuda.CUDAGraph] = {}
+        self.pool = torch.cuda.graph_pool_handle()
 
+    def __call__(self, key: Hashable, changed: Sequence[Tensor], step: Callable[..., None], *arguments) -> None:
+        """`changed` are the tensors that a step writes: they are restored after the warm-up that capturing needs."""
+        if key not in self.graphs:
+            before = [tensor.clone() for tensor in changed]
+            self.graphs[key] = self._capture(partial(step, *arguments))
+            for tensor, value in zip(changed, before, strict=True):
+                tensor.copy_(value)
+        self.graphs[key].replay()
 
-def check_int8(dtype: torch.dtype) -> None:
-    if dtype != torch.bfloat16:
-        raise ValueError(f"int8 weights go with dtype bfloat16, and the model is in {dtype}")
+    def _capture(self, step: Callable[[], None]) -> torch.cuda.CUDAGraph:
+        # What compiles, tunes or allocates on its first run must do so outside of the graph.
+        side = torch.cuda.Stream()
+        side.wait_stream(torch.cuda.current_stream())
+        with torch.cuda.stream(side):
+            for _ in range(2):
+                step()
+        torch.cuda.current_stream().wait_stream(side)
+        graph = torch.cuda.CUDAGraph()
+        with torch.cuda.graph(graph, pool=self.pool):
+            step()
+        return graph
 
 
 class SlotDecoder:
@@ -68,19 +86,15 @@ class SlotDecoder:
         self.prefixes = PrefixCache(0) if prefixes is None else prefixes
         self.cache = KVCache(config, slots, positions, device, model.dtype)
         self.state = DecodeState.create(config, slots, positions, steps_per_sync, device)
-        self.weights = fuse(model, positions)
-        packs = not compiled and can_pack(device, model.dtype)
-        if int8:
-            check_int8(model.dtype)
-            head = pack(self.weights.head) if packs else self.weights.head
-            self.weights = self.weights.quantized()._replace(head=head)
-        elif packs:
-            self.weights = self.weights.packed()
+        if int8 and model.dtype != torch.bfloat16:
+            raise ValueError(f"int8 weights go with dtype bfloat16, and the model is in {model.dtype}")
+        layout = pack if not compiled and can_pack(device, model.dtype) else nn.Identity()
+        # The head is never in int8: it chooses the codes.
+        self.weights = fuse(model, positions).map_matrices(quantize if int8 else layout, layout)
         self.compiled, self.exact = compiled, device.type == "cpu" and not compiled
-        self.graphed = GraphedStep() if GraphedStep.runs_on(device) else None
+        self.graphed = GraphedStep() if device.type == "cuda" else None
         self.outputs = torch.empty_like(self.state.outputs, device="cpu", pin_memory=device.type != "cpu")
-        self.next_position = [0] * slots
-        self.occupied = [False] * slots
+        self.next_position = [0] * slots  # 0: free
         self.full_vocab = [False] * slots
         self._views: dict[int, tuple[FusedWeights, list[Tensor], DecodeState]] = {}
         self._programs: dict[tuple[int, int, bool], Callable[..., None]] = {}
@@ -88,17 +102,16 @@ class SlotDecoder:
     def check_capacity(self, length: int, limit: int) -> None:
         """Raises ValueError when no slot can hold a prompt of that length and so many steps."""
         if length + limit > self.positions:
-            raise ValueError(
-                f"a prompt of {length} positions and {limit} new tokens need {length + limit}, but the engine was set "
-                f"up for {self.positions}: ask for fewer, speak it in chunks, or raise max_positions"
-            )
+            need = f"a prompt of {length} positions and {limit} new tokens need {length + limit}"
+            advice = "ask for fewer, speak it in chunks, or raise max_positions"
+            raise ValueError(f"{need}, but the engine was set up for {self.positions}: {advice}")
 
     @torch.inference_mode()
     def prefill(self, slot: int, prompt: Batch, limit: int, sampling: SamplingConfig) -> None:
         """Prefills a prompt of B = 1 into a slot, which then decodes up to `limit` steps, stream bos included."""
         length = prompt.input_ids.shape[1]
         self.check_capacity(length, limit)
-        self.occupied[slot], self.next_position[slot] = True, length
+        self.next_position[slot] = length
         top_k = sampling.top_k or self.model.config.code_vocab_size
         self.full_vocab[slot] = sampling.temperature != 0 and top_k > SMALL_TOP_K
         self._read_prompt(slot, prompt)
@@ -108,15 +121,16 @@ class SlotDecoder:
     @torch.inference_mode()
     def free(self, slot: int) -> None:
         self.state.free(slot)
-        self.occupied[slot], self.next_position[slot], self.full_vocab[slot] = False, 0, False
+        self.next_position[slot], self.full_vocab[slot] = 0, False
 
     def _read_prompt(self, slot: int, prompt: Batch) -> None:
-        """The voices' prefix is a forward pass of its own, cached or new, so that the numbers are the same."""
-        cache = self.cache.slot(slot)
-        length, prefix = prompt.input_ids.shape[1], prefix_length(prompt)
+        """The voices' prefix, up to the last audio, is a forward pass of its own, cached or new, with equal numbers."""
+        cache, audio = self.cache.slot(slot), prompt.audio_mask[0].nonzero()
+        length, prefix = prompt.input_ids.shape[1], int(audio[-1]) + 1 if len(audio) else 0
 
         def read(start: int, stop: int) -> None:
-            self.model.prefill(cut(prompt, start, stop).to(self.model.device), cache)
+            part = Batch(**{k: v if v is None else v[:, start:stop] for k, v in vars(prompt).items()})
+            self.model.prefill(part.to(self.model.device), cache)
 
         if prefix:
 
@@ -136,7 +150,7 @@ class SlotDecoder:
 
         See `DecodeState.outputs`. The host waits for the device here, once.
         """
-        slots = 1 + max(slot for slot, occupied in enumerate(self.occupied) if occupied)
+        slots = 1 + max(slot for slot, position in enumerate(self.next_position) if position)
         if not self.exact:
             slots = min(1 << (slots - 1).bit_length(), self.slots)
         weights, cache, state = self._view(slots)
@@ -153,8 +167,7 @@ class SlotDecoder:
                 self._program(key)(*arguments)
             else:
                 self.graphed(key, state.changed(), self._program(key), *arguments)
-        pairs = zip(self.next_position, self.occupied, strict=True)
-        self.next_position = [position + steps * occupied for position, occupied in pairs]
+        self.next_position = [position and position + steps for position in self.next_position]
         self.outputs.copy_(self.state.outputs, non_blocking=True)
         if self.model.device.type != "cpu":
             torch.accelerator.current_stream(self.model.device).synchronize()
@@ -175,7 +188,9 @@ class SlotDecoder:
     def _view(self, slots: int) -> tuple[FusedWeights, list[Tensor], DecodeState]:
         """The first slots of everything, always the same objects."""
         if slots not in self._views:
-            independent = self.model.dtype == torch.float32 and not self.compiled
-            weights = self.weights.expanded(slots) if independent else self.weights
+            weights = self.weights
+            if self.model.dtype == torch.float32 and not self.compiled:
+                # Batch-expanded weights [slots, in, out] (stride 0): `bmm` computes slots independently.
+                weights = weights.map_matrices(*[lambda matrix: matrix.expand(slots, -1, -1)] * 2)
             self._views[slots] = weights, [kv[:, :slots] for kv in self.cache.layers], self.state.first(slots)
         return self._views[slots]

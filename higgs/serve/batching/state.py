@@ -45,30 +45,28 @@ class DecodeState:
         """All slots idle."""
         K = config.num_codebooks
 
-        def integers(*shape: int, fill: int = 0) -> Tensor:
-            return torch.full((slots, *shape), fill, device=device, dtype=torch.int64)
-
-        def floats(*shape: int, fill: float = 0.0) -> Tensor:
-            return torch.full((slots, *shape), fill, device=device, dtype=torch.float32)
+        def full(*shape: int, fill: float = 0) -> Tensor:
+            """int64, float32 or bool, as the value."""
+            return torch.full((slots, *shape), fill, device=device)
 
         return cls(
-            codes=integers(K),
-            step=integers(),
-            position=integers(),
-            limit=integers(),
-            active=integers().bool(),
-            num_finished=integers(1),
-            recent_codes=integers(MAX_RAS_WINDOW, K),
-            keys=integers(capacity, 2 * K, 2),
-            temperature=floats(1, 1, fill=1.0),
-            top_k=integers(K, 1),
-            top_p=floats(1, 1, fill=1.0),
-            full_vocab=integers(1).bool(),
-            ras_window=integers(fill=1),
-            ras_repeats=integers(1, fill=MAX_RAS_WINDOW + 1),
-            logit_bias=floats(K, 2),
-            codebook_ids=integers(K) + torch.arange(1, K + 1, device=device),
-            outputs=integers(steps, K + 1),
+            codes=full(K),
+            step=full(),
+            position=full(),
+            limit=full(),
+            active=full(fill=False),
+            num_finished=full(1),
+            recent_codes=full(MAX_RAS_WINDOW, K),
+            keys=full(capacity, 2 * K, 2),
+            temperature=full(1, 1, fill=1.0),
+            top_k=full(K, 1),
+            top_p=full(1, 1, fill=1.0),
+            full_vocab=full(1, fill=False),
+            ras_window=full(fill=1),
+            ras_repeats=full(1, fill=MAX_RAS_WINDOW + 1),
+            logit_bias=full(K, 2, fill=0.0),
+            codebook_ids=full(K) + torch.arange(1, K + 1, device=device),
+            outputs=full(steps, K + 1),
             output_step=torch.zeros(1, device=device, dtype=torch.int64),
             slots=torch.arange(slots, device=device),
         )
@@ -97,8 +95,19 @@ class DecodeState:
         # The reference loop counts the steps of a request from 1, and opens the segment in the first.
         steps = torch.arange(1, limit + 1, device=device)
         self.keys[slot, :limit] = step_keys(sampling.seed, steps, K)
-        self._set_filters(slot, sampling, config.code_vocab_size)
-        self._set_history(slot, sampling, history, config.stream_bos)
+        greedy = sampling.temperature == 0
+        top_k = 1 if greedy else min(sampling.top_k or config.code_vocab_size, config.code_vocab_size)
+        self.temperature[slot] = 1.0 if greedy else sampling.temperature
+        self.top_k[slot], self.top_p[slot] = top_k - 1, sampling.top_p
+        self.full_vocab[slot] = top_k > SMALL_TOP_K
+        # The ring buffer of recent codes: step 0 of stream bos, and before it the history.
+        window = sampling.ras_window or 1
+        self.ras_window[slot] = window
+        self.ras_repeats[slot] = MAX_RAS_WINDOW + 1 if sampling.ras_window is None else sampling.ras_max_repeats
+        self.recent_codes[slot] = -1
+        self.recent_codes[slot, 0] = config.stream_bos
+        if before := min(window - 1, 0 if sampling.strict_eos else history.shape[1]):
+            self.recent_codes[slot, window - before : window] = history[:, -before:].T
         self.logit_bias[slot] = 0
         self.codebook_ids[slot] = torch.arange(1, K + 1, device=device)
         if sampling.strict_eos:
@@ -109,22 +118,3 @@ class DecodeState:
         """The slot is idle: it goes along at the lowest cost until the next request."""
         self.active[slot], self.full_vocab[slot] = False, False
         self.step[slot] = self.position[slot] = self.top_k[slot] = 0
-
-    def _set_filters(self, slot: int, sampling: SamplingConfig, vocab_size: int) -> None:
-        greedy = sampling.temperature == 0
-        top_k = 1 if greedy else min(sampling.top_k or vocab_size, vocab_size)
-        self.temperature[slot] = 1.0 if greedy else sampling.temperature
-        self.top_k[slot] = top_k - 1
-        self.top_p[slot] = sampling.top_p
-        self.full_vocab[slot] = top_k > SMALL_TOP_K
-
-    def _set_history(self, slot: int, sampling: SamplingConfig, history: Tensor, bos: int) -> None:
-        """Fills the ring buffer of recent codes: step 0 of stream bos, and before it the history."""
-        window = sampling.ras_window or 1
-        self.ras_window[slot] = window
-        self.ras_repeats[slot] = MAX_RAS_WINDOW + 1 if sampling.ras_window is None else sampling.ras_max_repeats
-        self.recent_codes[slot] = -1
-        self.recent_codes[slot, 0] = bos
-        before = min(window - 1, 0 if sampling.strict_eos else history.shape[1])
-        if before:
-            self.recent_codes[slot, window - before : window] = history[:, -before:].T

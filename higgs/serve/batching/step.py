@@ -30,10 +30,9 @@ def linear(x: Tensor, weight: Matrix, residual: Tensor | None = None) -> Tensor:
     """
     if isinstance(weight, Int8):
         product = linear_int8(x, weight)
-        return product if residual is None else residual + product
-    if weight.dim() == 3:
+    elif weight.dim() == 3:
         return torch.bmm(x, weight) if residual is None else torch.baddbmm(residual, x, weight)
-    if weight.is_mkldnn:
+    elif weight.is_mkldnn:
         product = torch.ops.mkldnn._linear_pointwise(x, weight, None, "none", [], "")
     else:
         product = x @ weight

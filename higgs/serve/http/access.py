@@ -36,14 +36,8 @@ def protect(app: Starlette, access: Access) -> None:
         app.add_middleware(ApiKey, key=access.api_key)
     app.add_middleware(TrustedHostMiddleware, allowed_hosts=list(access.hosts), www_redirect=False)
     if access.origins:
-        exposed = ["x-seed", "x-higgs-stop-reason"]
-        app.add_middleware(
-            CORSMiddleware,
-            allow_origins=list(access.origins),
-            allow_methods=["*"],
-            allow_headers=["*"],
-            expose_headers=exposed,
-        )
+        allowed = {"allow_origins": list(access.origins), "allow_methods": ["*"], "allow_headers": ["*"]}
+        app.add_middleware(CORSMiddleware, **allowed, expose_headers=["x-seed", "x-higgs-stop-reason"])
 
 
 class ApiKey:
@@ -57,8 +51,7 @@ class ApiKey:
             sent = Headers(scope=scope).get("authorization", "").encode()
             if not hmac.compare_digest(sent, self.expected):
                 error = ApiError("a key is needed: Authorization: Bearer KEY", code="invalid_api_key", status=401)
-                await JSONResponse(error.body(), 401, {"www-authenticate": "Bearer"})(scope, receive, send)
-                return
+                return await JSONResponse(error.body(), 401, {"www-authenticate": "Bearer"})(scope, receive, send)
         await self.app(scope, receive, send)
 
 
@@ -70,8 +63,7 @@ class BodyTimeout:
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
-            await self.app(scope, receive, send)
-            return
+            return await self.app(scope, receive, send)
         deadline, complete, late = asyncio.get_running_loop().time() + self.seconds, False, False
 
         async def timed_receive() -> Message:

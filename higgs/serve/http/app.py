@@ -1,7 +1,7 @@
 """Speech over HTTP, in the form of OpenAI's interface: `higgs serve`.
 
-`/v1/audio/speech` streams; a client that disconnects frees its slot. The server binds 127.0.0.1 by default, has no
-users and at most one key, and is meant to be behind something that has more.
+`/v1/audio/speech` streams; a client that disconnects frees its slot. The server binds 127.0.0.1 by default, and has at
+most one key.
 """
 
 import asyncio
@@ -29,7 +29,6 @@ from higgs.data.text.chunks import ChunkOptions
 from higgs.data.voices import Voice, read_voices
 from higgs.serve.batching.scheduler import QueueFull
 from higgs.serve.engine import Engine
-from higgs.serve.generation import GenerationConfig
 from higgs.serve.http.access import Access, protect
 from higgs.serve.http.async_engine import AsyncEngine, EngineDead
 from higgs.serve.http.audio_encoder import MEDIA_TYPES, AudioEncoder
@@ -60,14 +59,6 @@ class ServerConfig:
     max_characters: int = 4096
     max_seconds: float = 120.0
 
-    def completed(self, own: GenerationConfig) -> "ServerConfig":
-        return replace(
-            self,
-            sampling=self.sampling or own.sampling,
-            max_new_tokens=self.max_new_tokens or own.max_new_tokens,
-            chunks=self.chunks or own.chunks,
-        )
-
 
 def voices_now(folder: Path) -> tuple[dict[str, Voice], dict[str, str]]:
     """As `read_voices`; what is wrong with voices is logged, each fault once."""
@@ -91,43 +82,33 @@ def check_model(name: str, config: ServerConfig) -> None:
 def to_request(body: SpeechBody, config: ServerConfig, engine: Engine) -> SpeechRequest:
     """Raises ApiError for what this server does not do, and for a voice that cannot be read."""
     check_model(body.model, config)
-    if body.speed != 1:
-        message = f"speed: only 1.0 is supported, got {body.speed}"
-        raise ApiError(message, "speed", "unsupported_parameter")
-    for name in ("input", "scene"):
-        length = len(getattr(body, name) or "")
-        if length > config.max_characters:
-            message = f"{name}: {length} characters; at most {config.max_characters} in one request"
-            raise ApiError(message, name, "string_above_max_length")
     (voices, faults), name = voices_now(config.voices), unicodedata.normalize("NFC", body.voice_name)
+    unusable = ApiError(f"voice: {name!r:.60} cannot be used at present", "voice", "voice_unusable", 500)
     if name in faults:
-        raise unusable(name)
-    if name not in voices:
-        message = f"voice: no {name!r:.60}; there are: {', '.join(voices)}"
-        raise ApiError(message, "voice", "voice_not_found")
-    limit = body.max_new_tokens or config.max_new_tokens
-    if limit > config.max_new_tokens:
-        message = f"max_new_tokens: at most {config.max_new_tokens}, got {limit}"
-        raise ApiError(message, "max_new_tokens", "invalid_value")
-    if limit <= (shortest := engine.tokenizer.num_codebooks + 1):
-        message = f"max_new_tokens: at least {shortest + 1}, got {limit}: the first {shortest} steps have no audio"
-        raise ApiError(message, "max_new_tokens", "invalid_value")
-    settings = {key: getattr(body, key) for key in ("seed", "temperature", "top_k", "top_p")}
-    sampling = config.sampling.override(**settings)
-    request = speech_request(
-        body.input, voices[name], config.chunks, body.scene, sampling=sampling, max_new_tokens=limit
-    )
+        raise unusable
+    limit, most = body.max_new_tokens or config.max_new_tokens, config.max_new_tokens
+    delay, lengths = engine.tokenizer.num_codebooks + 1, [len(text or "") for text in (body.input, body.scene)]
+    too_long, others = f"more than {config.max_characters} characters in one request", ", ".join(voices)
+    for wrong, param, code, message in (
+        (body.speed != 1, "speed", "unsupported_parameter", f"only 1.0 is supported, got {body.speed}"),
+        (lengths[0] > config.max_characters, "input", "string_above_max_length", too_long),
+        (lengths[1] > config.max_characters, "scene", "string_above_max_length", too_long),
+        (name not in voices, "voice", "voice_not_found", f"no {name!r:.60}; there are: {others}"),
+        (limit > most, "max_new_tokens", "invalid_value", f"at most {most}, got {limit}"),
+        (limit <= delay, "max_new_tokens", "invalid_value", f"{limit}: the first {delay} steps have no audio"),
+    ):
+        if wrong:
+            raise ApiError(f"{param}: {message}", param, code)
+    sampling = config.sampling.override(**body.model_dump(include={"seed", "temperature", "top_k", "top_p"}))
+    settings = {"sampling": sampling, "max_new_tokens": limit}
+    request = speech_request(body.input, voices[name], config.chunks, body.scene, **settings)
     try:
         for audio in request.samples[0].audios:
             engine.reference_codes(audio)
     except (ValueError, OSError) as error:
         log_once(f"voice {name} cannot be used: {error}")
-        raise unusable(name) from error
+        raise unusable from error
     return request
-
-
-def unusable(name: str) -> ApiError:
-    return ApiError(f"voice: {name!r:.60} cannot be used at present", "voice", "voice_unusable", 500)
 
 
 def to_api_error(error: Exception) -> ApiError:
@@ -206,7 +187,8 @@ async def speak(
 
 def make_app(engine: Engine, config: ServerConfig, access: Access | None = None) -> FastAPI:
     """The engine behind HTTP. Its threads start and end with the app."""
-    config = config.completed(engine.generation)
+    names = ("sampling", "max_new_tokens", "chunks")
+    config = replace(config, **{name: getattr(config, name) or getattr(engine.generation, name) for name in names})
 
     @asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
@@ -252,12 +234,9 @@ def add_listings(app: FastAPI, engine: Engine, config: ServerConfig) -> None:
     @read("/v1/audio/voices")
     def voices() -> dict:
         """The folder as it is now."""
-        return {
-            "voices": [
-                {"id": name, "name": name, "description": voice.description, "recorded": voice.audio is not None}
-                for name, voice in voices_now(config.voices)[0].items()
-            ]
-        }  # fmt: skip
+        usable, _ = voices_now(config.voices)
+        listed = [(name, voice.description, voice.audio is not None) for name, voice in usable.items()]
+        return {"voices": [{"id": n, "name": n, "description": text, "recorded": r} for n, text, r in listed]}
 
     @read("/v1/models")
     def models() -> dict:
@@ -321,12 +300,6 @@ def serve(
     max_connections: int = 1000,
 ) -> None:
     """Until it is interrupted; running requests then have `grace_seconds` to end."""
-    settings = uvicorn.Config(
-        make_app(engine, config, access),
-        host,
-        port,
-        limit_concurrency=max_connections,
-        timeout_graceful_shutdown=grace_seconds,
-    )
+    app, limits = make_app(engine, config, access), {"limit_concurrency": max_connections}
     with suppress(KeyboardInterrupt):
-        Server(settings).run()
+        Server(uvicorn.Config(app, host, port, timeout_graceful_shutdown=grace_seconds, **limits)).run()

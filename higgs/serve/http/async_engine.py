@@ -7,25 +7,21 @@ decode steps.
 import asyncio
 import logging
 import threading
-import time
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Callable
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import aclosing
 from dataclasses import replace
-from typing import Any, TypeVar
+from typing import Any
 
 import torch
 from torch import Tensor
 
-from higgs.config import SamplingConfig
-from higgs.data.chatml import ChatMLSample
 from higgs.data.speech import SpeechRequest
 from higgs.serve.batching.scheduler import QueueFull, Sequence
 from higgs.serve.engine import Engine
 from higgs.serve.long_form import FADE_SECONDS, SilentChunkError, StreamFade, chunk_prompt, chunk_seeds
 from higgs.serve.stream import AudioChunk, AudioStream
 
-T = TypeVar("T")
 MAX_FAILURES = 3  # consecutive failures of the scheduler before the engine is dead
 
 logger = logging.getLogger(__name__)
@@ -78,42 +74,34 @@ class AsyncEngine:
     async def stream(self, request: SpeechRequest, seconds: float | None = None) -> AsyncIterator[AudioChunk]:
         """Chunks of waveform as they become final; the last one has a `stop_reason`.
 
-        A long text is spoken chunk by chunk, as `higgs.serve.long_form.speak` does, but for its levels, which only the
-        whole can tell; a chunk that was cut off cannot be spoken again, and its reason is that of the request.
-        Raises QueueFull at once when `max_open` requests are open, ValueError as `speak`, TimeoutError after `seconds`,
-        EngineDead, and whatever the engine fails with.
+        A long text is spoken chunk by chunk, as by `higgs.serve.long_form.speak`, but without matching levels; a chunk
+        that was cut off is not spoken again, and its reason is that of the request. Raises QueueFull at once when
+        `max_open` requests are open, ValueError as `speak`, TimeoutError after `seconds`, and EngineDead.
         """
         if not self.healthy or self._closing or self.draining:
             raise EngineDead(f"the engine has stopped: {self.error or 'the server is stopping'}")
         if self.open >= self.max_open:
             raise QueueFull(f"{self.open} requests are open; this server takes {self.max_open}")
-        deadline = None if seconds is None else time.monotonic() + seconds
+        deadline = None if seconds is None else asyncio.get_running_loop().time() + seconds
         self.open += 1
         try:
-            settings = (request.sampling, request.max_new_tokens)
-            single = self._sequence(request.samples[0], *settings, None, deadline)
+            single = self._sequence(deadline, request.samples[0], request.sampling, request.max_new_tokens)
             async with aclosing(self._chunks(request, deadline) if request.chunks else single) as chunks:
                 async for chunk in chunks:
                     yield chunk
         finally:
             self.open -= 1
 
-    async def _sequence(
-        self,
-        sample: ChatMLSample,
-        sampling: SamplingConfig | None,
-        max_new_tokens: int | None,
-        codes: list[Tensor] | None,
-        deadline: float | None,
-    ) -> AsyncIterator[AudioChunk]:
-        """One sequence; without `codes`, the sample's audio files are encoded."""
-        sequence = await self._in_pool(deadline, self.engine.sequence, sample, sampling, max_new_tokens, codes)
+    async def _sequence(self, deadline: float | None, *arguments: Any) -> AsyncIterator[AudioChunk]:
+        """One sequence, with the arguments of `Engine.sequence`."""
+        sequence = await self._in_pool(deadline, self.engine.sequence, *arguments)
         self.scheduler.submit(sequence)
         try:
             audio, ready = AudioStream(self.engine.tokenizer), self._subscribe(sequence)
             done = False
             while not done:
-                await self._before(deadline, ready.wait())
+                async with asyncio.timeout_at(deadline):
+                    await ready.wait()
                 ready.clear()
                 done = sequence.done  # before `read_new`, which then returns the rest
                 for chunk in await self._in_pool(deadline, lambda: list(audio.push(sequence.read_new()))):
@@ -137,8 +125,8 @@ class AsyncEngine:
             codes += [generated[n] for n in context]
             fade, frames, last = StreamFade(round(FADE_SECONDS * rate)), [], "stop"
             for seed in chunk_seeds(sampling.seed, index, options):
-                settings = (replace(sampling, seed=seed), request.max_new_tokens)
-                async with aclosing(self._sequence(prompt, *settings, codes, deadline)) as parts:
+                arguments = (prompt, replace(sampling, seed=seed), request.max_new_tokens, codes)
+                async with aclosing(self._sequence(deadline, *arguments)) as parts:
                     async for part in parts:
                         if part.codes.shape[1] and not frames and (pause := options.pause(chunk.boundary)):
                             yield AudioChunk(torch.zeros(round(pause * rate)), none, start, rate)
@@ -158,14 +146,9 @@ class AsyncEngine:
             ended = stop_reason if index + 1 == len(request.chunks) else None
             yield AudioChunk(fade.finish(), none, start, rate, ended)
 
-    async def _in_pool(self, deadline: float | None, work: Callable[..., T], *arguments: Any) -> T:
-        loop = asyncio.get_running_loop()
-        return await self._before(deadline, loop.run_in_executor(self._pool, work, *arguments))
-
-    @staticmethod
-    async def _before(deadline: float | None, awaitable: Awaitable[T]) -> T:
-        left = None if deadline is None else deadline - time.monotonic()
-        return await asyncio.wait_for(awaitable, left)
+    async def _in_pool(self, deadline: float | None, work: Callable[..., Any], *arguments: Any) -> Any:
+        async with asyncio.timeout_at(deadline):
+            return await asyncio.get_running_loop().run_in_executor(self._pool, work, *arguments)
 
     def _subscribe(self, sequence: Sequence) -> asyncio.Event:
         """-> an event that is set when the sequence has something new, or has ended."""

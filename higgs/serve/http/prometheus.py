@@ -19,14 +19,10 @@ class EngineCollector:
 
     def collect(self) -> Iterator[Metric]:
         scheduler, cache = self.engine.scheduler, self.engine.cache
-        gauges = {
-            "higgs_slots": ("Slots of the batch.", scheduler.decoder.slots),
-            "higgs_running": ("Requests in a slot.", len(scheduler.running)),
-            "higgs_waiting": ("Requests that wait for a slot.", len(scheduler.waiting)),
-            "higgs_voice_cache_bytes": ("Size of the voice cache.", cache.bytes),
-        }
-        for name, (text, value) in gauges.items():
-            yield GaugeMetricFamily(name, text, value=value)
+        yield GaugeMetricFamily("higgs_slots", "Slots of the batch.", scheduler.decoder.slots)
+        yield GaugeMetricFamily("higgs_running", "Requests in a slot.", len(scheduler.running))
+        yield GaugeMetricFamily("higgs_waiting", "Requests that wait for a slot.", len(scheduler.waiting))
+        yield GaugeMetricFamily("higgs_voice_cache_bytes", "Size of the voice cache.", cache.bytes)
         stops = CounterMetricFamily("higgs_stops", "Sequences by stop reason.", labels=["reason"])
         for reason, count in sorted(scheduler.stops.items()):
             stops.add_metric([reason], count)
@@ -45,19 +41,10 @@ class Metrics:
         registry.register(EngineCollector(engine))
         self.app = make_asgi_app(registry)
         self.open = Gauge("higgs_open", "Speech requests being served.", registry=registry)
-        self.requests = Counter(
-            "higgs_requests",
-            "Speech requests: spoken, left (by the client), or the error's code.",
-            ["outcome"],
-            registry=registry,
-        )
+        outcomes = "Speech requests: spoken, left (by the client), or the error's code."
+        self.requests = Counter("higgs_requests", outcomes, ["outcome"], registry=registry)
         self.audio_seconds = Counter("higgs_audio_seconds", "Seconds of audio generated.", registry=registry)
-        self.first_audio = Histogram(
-            "higgs_first_packet_seconds",
-            "From a request to its first audio.",
-            buckets=FIRST_AUDIO_BUCKETS,
-            registry=registry,
-        )
-        self.whole = Histogram(
-            "higgs_request_seconds", "From a request to its last audio.", buckets=REQUEST_BUCKETS, registry=registry
-        )
+        name, text = "higgs_first_packet_seconds", "From a request to its first audio."
+        self.first_audio = Histogram(name, text, buckets=FIRST_AUDIO_BUCKETS, registry=registry)
+        name, text = "higgs_request_seconds", "From a request to its last audio."
+        self.whole = Histogram(name, text, buckets=REQUEST_BUCKETS, registry=registry)

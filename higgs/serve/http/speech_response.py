@@ -16,13 +16,10 @@ from higgs.serve.http.speech_request import ApiError
 
 def events(data: bytes, stop_reason: str | None, seconds: float) -> bytes:
     """Server-sent events as OpenAI's: `speech.audio.delta` with base64, at the end `speech.audio.done`."""
-    made = []
-    if data:
-        made.append({"type": "speech.audio.delta", "audio": base64.b64encode(data).decode()})
-    if stop_reason:
-        usage = {"audio_seconds": seconds}
-        made.append({"type": "speech.audio.done", "stop_reason": stop_reason, "usage": usage})
-    return b"".join(format_sse_event(data_str=json.dumps(event)) for event in made)
+    delta = {"type": "speech.audio.delta", "audio": base64.b64encode(data).decode()}
+    done = {"type": "speech.audio.done", "stop_reason": stop_reason, "usage": {"audio_seconds": seconds}}
+    sent = [event for event, some in ((delta, data), (done, stop_reason)) if some]
+    return b"".join(format_sse_event(data_str=json.dumps(event)) for event in sent)
 
 
 class SpeechResponse(StreamingResponse):
