@@ -16,7 +16,7 @@ from statistics import mean
 import torch
 
 from higgs import Engine
-from higgs.checkpoint.preset import Checkpoint
+from higgs.checkpoint.alias import Checkpoint
 from higgs.checkpoint.resolve import fingerprint
 from higgs.data.chatml import smart_voice
 from higgs.evaluate.statistics.intervals import bootstrap_interval

@@ -31,7 +31,7 @@ from higgs.checkpoint.config_json import (
     model_from_json,
     model_to_json,
 )
-from higgs.checkpoint.folder import INDEX, PICKLE, SINGLE, CheckpointError, read_headers
+from higgs.checkpoint.tensors import INDEX, PICKLE, SINGLE, CheckpointError, read_headers
 from higgs.cli.app import main
 from higgs.cli.checkpoint_report import cache_bytes, inspect_checkpoint, memory
 from higgs.codec import weights as codec_weights

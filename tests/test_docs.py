@@ -18,7 +18,7 @@ from conftest import ROOT
 import higgs
 from higgs import AudioTokenizer, HiggsAudio
 from higgs.audio import load_audio
-from higgs.checkpoint.preset import Checkpoint
+from higgs.checkpoint.alias import Checkpoint
 from higgs.cli.app import app
 from higgs.config import CodecConfig, ModelConfig
 from higgs.data.text.chunks import ChunkOptions

@@ -9,12 +9,12 @@ from conftest import ROOT
 from transformers import GenerationConfig as TransformersConfig
 
 from higgs import HiggsAudio, SamplingConfig
-from higgs.checkpoint.folder import GENERATION_CONFIG
 from higgs.checkpoint.resolve import fingerprint
+from higgs.checkpoint.tensors import GENERATION_CONFIG
 from higgs.data.chatml import smart_voice
 from higgs.data.scripts import read_scripts
 from higgs.data.text.chunks import ChunkOptions
-from higgs.serve.generation import GenerationConfig
+from higgs.serve.generation_config import GenerationConfig
 from higgs.train.finetune import save_tuned
 from training.nano.sizes import NANO_GENERATION
 

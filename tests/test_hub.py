@@ -15,8 +15,8 @@ from hub_server import Hub, is_large, sha256
 from test_checkpoints import SHARDS, SMALL_MODEL, original_model_config, write
 
 from higgs import AudioTokenizer, HiggsAudio
-from higgs.checkpoint.folder import INDEX, PICKLE, SINGLE
 from higgs.checkpoint.resolve import fingerprint, resolve
+from higgs.checkpoint.tensors import INDEX, PICKLE, SINGLE
 from higgs.cli.app import main
 from higgs.config import ConfigError
 

@@ -14,7 +14,7 @@ from higgs.data.speech import SpeechRequest, speech_request
 from higgs.data.text.chunks import ChunkOptions
 from higgs.data.voices import Voice
 from higgs.serve.engine import Response, Usage
-from higgs.serve.generation import GenerationConfig
+from higgs.serve.generation_config import GenerationConfig
 from higgs.serve.long_form import LongResponse, SilentChunkError, chunk_seed, speak
 
 RATE, HOP = 24_000, 960

@@ -5,7 +5,7 @@ import re
 import pytest
 from pydantic import ValidationError
 
-from higgs.checkpoint.preset import RELEASED_CODEC, RELEASED_MODEL, RELEASED_MODEL_REVISION, Checkpoint
+from higgs.checkpoint.alias import RELEASED_CODEC, RELEASED_MODEL, RELEASED_MODEL_REVISION, Checkpoint
 from higgs.validation import ParamsError, Record, parse_yaml, validate
 from higgs.workflow.params import SECTIONS, GenerateParams, from_section, read_params, scalars_of, select, worker_count
 

@@ -20,7 +20,7 @@ from higgs.data.recordings import read_recordings
 from higgs.data.scripts import read_scripts
 from higgs.evaluate.judges.registry import MetricModels
 from higgs.evaluate.utterances import Evaluator
-from higgs.serve.generation import GenerationConfig
+from higgs.serve.generation_config import GenerationConfig
 from higgs.train.checkpointing import log, read_log
 from higgs.workflow.outputs import write_json
 from higgs.workflow.runner import clean_files

@@ -5,7 +5,7 @@ import re
 from pathlib import Path
 
 from higgs.checkpoint.config_json import MODEL, model_from_json, recognise
-from higgs.checkpoint.folder import CONFIG, GENERATION_CONFIG, choose_weights, read_config, weight_files
+from higgs.checkpoint.tensors import CONFIG, GENERATION_CONFIG, choose_weights, read_config, weight_files
 
 SMALL_FILES = ["*.json", "*.jinja"]
 CHECKPOINT_FILES = [*SMALL_FILES, "*.safetensors", "*.pth"]

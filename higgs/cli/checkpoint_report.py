@@ -10,10 +10,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from higgs.checkpoint.alias import Checkpoint
 from higgs.checkpoint.config_json import CODEC, MODEL, ORIGINAL, codec_from_json, model_from_json, recognise
-from higgs.checkpoint.folder import CONFIG, CheckpointError, read_config, read_headers, weight_files
-from higgs.checkpoint.preset import Checkpoint
 from higgs.checkpoint.resolve import resolve
+from higgs.checkpoint.tensors import CONFIG, CheckpointError, read_config, read_headers, weight_files
 from higgs.codec import weights as codec_weights
 from higgs.codec.tokenizer import AudioTokenizer
 from higgs.config import CodecConfig, ModelConfig

@@ -55,9 +55,9 @@ def serve(
     """
     import torch
 
-    from higgs.checkpoint.preset import Checkpoint
+    from higgs.checkpoint.alias import Checkpoint
     from higgs.serve.engine import Engine, EngineConfig
-    from higgs.serve.generation import GenerationConfig
+    from higgs.serve.generation_config import GenerationConfig
     from higgs.serve.http.access import LOOPBACK, Access
     from higgs.serve.http.app import ServerConfig, serve
     from higgs.serve.runaway import RunawayConfig

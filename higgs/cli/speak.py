@@ -110,9 +110,9 @@ def read_text(file: Path | None) -> str:
 
 def checkpoint_settings(checkpoint: str, chunking: dict[str, Any], sampling: dict[str, Any]) -> tuple[Any, Any]:
     """-> `ChunkOptions` and `SamplingConfig`: the checkpoint's, but for options that are given."""
-    from higgs.checkpoint.preset import Checkpoint
+    from higgs.checkpoint.alias import Checkpoint
     from higgs.data.text.chunks import ChunkOptions
-    from higgs.serve.generation import GenerationConfig
+    from higgs.serve.generation_config import GenerationConfig
     from higgs.validation import validate
 
     own = GenerationConfig.from_pretrained(Checkpoint.parse(checkpoint).model)
@@ -122,7 +122,7 @@ def checkpoint_settings(checkpoint: str, chunking: dict[str, Any], sampling: dic
 
 def load_engine(checkpoint: str) -> Any:
     from higgs import Engine
-    from higgs.checkpoint.preset import Checkpoint
+    from higgs.checkpoint.alias import Checkpoint
 
     source = Checkpoint.parse(checkpoint)
     return Engine.from_pretrained(source.model, source.codec, source.device, source.dtype)

@@ -9,8 +9,8 @@ from torch import Tensor, nn
 
 from higgs.audio import check_rate, check_waveform, resample
 from higgs.checkpoint.config_json import codec_to_json
-from higgs.checkpoint.folder import write
 from higgs.checkpoint.resolve import resolve
+from higgs.checkpoint.tensors import write
 from higgs.codec.acoustic import AcousticDecoder, AcousticEncoder
 from higgs.codec.padding import Lengths, bucket_length, mask_padding, run_in_batches, windows
 from higgs.codec.quantizer import ResidualVectorQuantizer

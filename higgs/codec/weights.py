@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from higgs.checkpoint.config_json import ORIGINAL, TRANSFORMERS, codec_from_json
-from higgs.checkpoint.folder import CheckpointError, compare, layout_of, read_config, read_headers, read_tensors
+from higgs.checkpoint.tensors import CheckpointError, compare, layout_of, read_config, read_headers, read_tensors
 from higgs.config import CodecConfig
 
 # Only used in training: the semantic decoder and its projection, and the codebooks' EMA statistics.

@@ -9,8 +9,8 @@ from torch import Tensor, nn
 
 from higgs.batch import Batch
 from higgs.checkpoint.config_json import model_from_json, model_to_json
-from higgs.checkpoint.folder import read_config, write
 from higgs.checkpoint.resolve import resolve
+from higgs.checkpoint.tensors import read_config, write
 from higgs.config import ModelConfig
 from higgs.delay import IGNORE
 from higgs.model.kv_cache import Device, KVCache

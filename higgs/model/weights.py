@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from higgs.checkpoint.config_json import ORIGINAL, TRANSFORMERS
-from higgs.checkpoint.folder import CheckpointError, compare, layout_of, read_headers, read_tensors
+from higgs.checkpoint.tensors import CheckpointError, compare, layout_of, read_headers, read_tensors
 
 # Ours -> theirs, alike in both layouts.
 LAYER = {

@@ -21,7 +21,7 @@ from higgs.model.higgs_audio import HiggsAudio, choose_device
 from higgs.serve.batching.prefix_cache import PrefixCache, fingerprint
 from higgs.serve.batching.scheduler import Scheduler, Sequence
 from higgs.serve.batching.slots import SlotDecoder
-from higgs.serve.generation import GenerationConfig
+from higgs.serve.generation_config import GenerationConfig
 from higgs.serve.reference.loop import generate
 from higgs.serve.runaway import RUNAWAY_STOPS, RunawayConfig, RunawayDetector
 from higgs.serve.stream import CHUNK_FRAMES, AudioChunk, AudioStream

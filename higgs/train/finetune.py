@@ -16,9 +16,9 @@ from torch import Tensor
 from tqdm import tqdm
 
 from higgs.batch import Batch
-from higgs.checkpoint.folder import GENERATION_CONFIG
-from higgs.checkpoint.preset import Checkpoint
+from higgs.checkpoint.alias import Checkpoint
 from higgs.checkpoint.resolve import fingerprint, read_config, resolve
+from higgs.checkpoint.tensors import GENERATION_CONFIG
 from higgs.codec.tokenizer import AudioTokenizer
 from higgs.data.collator import Features, collate
 from higgs.data.text.lexicon import FILE as LEXICON

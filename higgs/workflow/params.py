@@ -6,7 +6,7 @@ from typing import Annotated, Any, TypeVar
 
 from pydantic import AfterValidator, Field
 
-from higgs.checkpoint.preset import Checkpoint
+from higgs.checkpoint.alias import Checkpoint
 from higgs.validation import Count, ParamsError, Positive, Record, check_keys, choices, explained, parse_yaml, validate
 
 T = TypeVar("T")

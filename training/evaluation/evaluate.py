@@ -35,7 +35,7 @@ from higgs.evaluate.statistics.summary import summarise
 from higgs.evaluate.utterances import Evaluator, Task, Utterance, ask, load_evaluator, speaking_rates
 from higgs.resumable import settings_folder
 from higgs.serve.engine import EngineConfig
-from higgs.serve.generation import GenerationConfig
+from higgs.serve.generation_config import GenerationConfig
 from higgs.serve.many_scripts import content_hash, speak_all
 from higgs.workers import Workers, in_order
 from higgs.workflow.outputs import progress, write_atomically, write_json

@@ -4,7 +4,7 @@ import argparse
 import json
 from pathlib import Path
 
-from higgs.checkpoint.folder import GENERATION_CONFIG
+from higgs.checkpoint.tensors import GENERATION_CONFIG
 from higgs.codec.tokenizer import AudioTokenizer
 from higgs.data.text.lexicon import Lexicon
 from higgs.data.text.tokenizer import TextTokenizer

@@ -11,8 +11,8 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-from higgs.checkpoint.folder import GENERATION_CONFIG, read_json
 from higgs.checkpoint.resolve import resolve
+from higgs.checkpoint.tensors import GENERATION_CONFIG, read_json
 from higgs.config import SamplingConfig
 from higgs.data.text.chunks import ChunkOptions
 from higgs.validation import Positive, validate
