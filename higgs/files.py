@@ -6,6 +6,10 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+UMASK = os.umask(0o077)
+os.umask(UMASK)
+MODE = 0o666 & ~UMASK  # of new files, as everybody else writes them
+
 
 @contextmanager
 def replacing(path: str | Path) -> Iterator[Path]:
@@ -19,6 +23,7 @@ def replacing(path: str | Path) -> Iterator[Path]:
     partial = path.with_name(f".{path.name}.tmp")
     try:
         yield partial
+        partial.chmod(MODE)  # some libraries write for their user alone
         os.replace(partial, path)
     except BaseException as error:
         partial.unlink(missing_ok=True)

@@ -150,3 +150,10 @@ def test_requests_that_wait_are_answered_when_the_server_stops(engine, voices):
             async_engine.close()
 
     asyncio.run(check())
+
+
+def test_numbers_are_read_as_words_unless_it_is_turned_off(client):
+    digits, words = "There are 12 people.", "There are twelve people."
+    spoken = {normalize: speech(client, input=digits, normalize=normalize).content for normalize in (True, False)}
+    assert spoken[True] == speech(client, input=words).content != spoken[False]
+    assert spoken[True] == speech(client, input=digits).content

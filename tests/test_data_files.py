@@ -10,6 +10,7 @@ from higgs.data.recordings import read_recordings
 from higgs.data.scripts import FORMS, read_scripts
 from higgs.data.text.chunks import count_words
 from higgs.data.voices import find_voice, list_voices
+from higgs.files import replacing
 
 GOOD = {"id": "a", "form": "smart_voice", "voice": "ada", "text": "Hi."}
 DUO = {"id": "a", "form": "dialogue", "speakers": {"0": "old", "1": "young"}, "lines": [[0, "Hi."], [1, "Yes?"]]}
@@ -134,3 +135,11 @@ def test_the_scripts_that_come_along(nano):
     assert max(count_words(chunk.text) for chunk in text.request.chunks) <= text.request.options.max_words
     assert [chunk.speakers for chunk in by_chunk.request.chunks] == [(0,), (1,)] * 6
     assert not in_one_go.request.chunks and in_one_go.text == by_chunk.text
+
+
+def test_files_are_written_with_the_usual_mode(tmp_path):
+    """Also those of libraries that write for their user alone."""
+    (tmp_path / "usual").write_text("")
+    with replacing(tmp_path / "private") as partial:
+        partial.touch(mode=0o600)
+    assert (tmp_path / "private").stat().st_mode == (tmp_path / "usual").stat().st_mode

@@ -26,6 +26,7 @@ from higgs.config import SamplingConfig
 from higgs.data.chatml import smart_voice
 from higgs.data.speech import SpeechRequest, speech_request
 from higgs.data.text.chunks import ChunkOptions
+from higgs.data.text.numbers import spell_out
 from higgs.data.voices import Voice, read_voices
 from higgs.serve.batching.scheduler import QueueFull
 from higgs.serve.engine import Engine
@@ -101,7 +102,8 @@ def to_request(body: SpeechBody, config: ServerConfig, engine: Engine) -> Speech
             raise ApiError(f"{param}: {message}", param, code)
     sampling = config.sampling.override(**body.model_dump(include={"seed", "temperature", "top_k", "top_p"}))
     settings = {"sampling": sampling, "max_new_tokens": limit}
-    request = speech_request(body.input, voices[name], config.chunks, body.scene, **settings)
+    text = spell_out(body.input) if body.normalize else body.input
+    request = speech_request(text, voices[name], config.chunks, body.scene, **settings)
     try:
         for audio in request.samples[0].audios:
             engine.reference_codes(audio)

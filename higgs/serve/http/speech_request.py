@@ -61,6 +61,7 @@ class SpeechBody(BaseModel):
     speed: float = 1.0
     stream_format: Literal["audio", "sse"] = "audio"
     scene: Text | None = None
+    normalize: bool = True
     seed: int | None = Field(None, ge=0, lt=1 << 63)
     temperature: float | None = Field(None, ge=0, le=10)
     top_k: int | None = Field(None, ge=0)
