@@ -26,7 +26,7 @@ PORT_NAMES = {"ras_win_len": "ras_window", "ras_win_max_num_repeat": "ras_max_re
 class GenerationConfig:
     """The settings of a checkpoint; the defaults are those recommended for the release.
 
-    `chunks.max_words` is also the length up to which a text is spoken in one go.
+    `chunks.max_words` is also the length up to which a text is spoken in a single pass.
     """
 
     sampling: SamplingConfig = field(default_factory=SamplingConfig)
