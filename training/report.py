@@ -8,10 +8,12 @@ import argparse
 import contextlib
 from pathlib import Path
 
+import nbformat
+
 from higgs.workflow.clean import clean_executed, dump
 from higgs.workflow.outputs import write_atomically
 from higgs.workflow.page import to_html
-from higgs.workflow.runner import check_parameters_cell, execute, read_notebook, stage_environment
+from higgs.workflow.runner import check_parameters_cell, execute, stage_environment
 
 HERE = Path(__file__).resolve().parent
 
@@ -20,7 +22,7 @@ def write_report(out: Path, workers: int | None = None) -> Path:
     """-> the page, `out/report.html`; beside it the executed notebook. Raises StageError where a cell fails."""
     out, source = out.resolve(), Path("report.ipynb")
     with contextlib.chdir(HERE), stage_environment("training", workers=workers) as scratch:
-        check_parameters_cell(read_notebook(source), ["out"], source)
+        check_parameters_cell(nbformat.read(source, 4), ["out"], source)
         executed = clean_executed(execute(source, {"out": str(out)}, scratch, out / "report.failed.ipynb"))
     page = out / "report.html"
     for path, content in ((page, to_html(executed, "training")), (page.with_suffix(".ipynb"), dump(executed))):
