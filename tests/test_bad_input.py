@@ -50,7 +50,12 @@ BAD_WAVEFORMS = {
     "empty": (torch.zeros(0), RATE, ValueError, "waveform: empty"),
     "no clip": (torch.zeros(0, 1, 5000), RATE, ValueError, r"mono .* shape \(0, 1, 5000\)"),
     "NaN": (with_one(float("nan")), RATE, ValueError, "1 of 5000 samples are NaN"),
-    "int16": (torch.zeros(5000, dtype=torch.int16), RATE, TypeError, "divide 16-bit integers by 32768, got torch.int16"),
+    "int16": (
+        torch.zeros(5000, dtype=torch.int16),
+        RATE,
+        TypeError,
+        "divide 16-bit integers by 32768, got torch.int16",
+    ),
     "int16 as float": (noise(5000) * 32768, RATE, ValueError, "divide 16-bit integers by 32768"),
     "stereo": (noise(2, 5000), RATE, ValueError, "mono .* average the channels"),
     "stereo in a batch": (noise(3, 2, 5000), RATE, ValueError, r"mono .* shape \(2, 5000\)"),

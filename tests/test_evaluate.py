@@ -178,3 +178,10 @@ def test_an_empty_hypothesis_deletes_everything_and_an_empty_reference_is_an_err
         assert character_errors("a b c", hypothesis) == ErrorCounts(0, 5, 0, 0)
         with pytest.raises(ValueError, match="no words"):
             word_errors(hypothesis, "something")
+
+
+@pytest.mark.parametrize(
+    "text", ["I don’t know.", "I donʼt know.", "I don\u00adʼt know.", "I don´t\u200b know.", "Ｉ don't know."]
+)
+def test_the_spelling_of_an_apostrophe_is_no_error(text):
+    assert word_errors("I don't know.", text).errors == word_errors(text, "I don't know.").errors == 0

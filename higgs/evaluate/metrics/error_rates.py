@@ -17,6 +17,7 @@ import higgs.audio  # noqa: F401
 import jiwer
 from transformers.models.whisper.english_normalizer import BasicTextNormalizer, EnglishTextNormalizer
 
+from higgs.data.text.folding import FOLDED
 from higgs.evaluate.judges.wheels import wheel_file
 
 SPELLING_WHEEL = ("whisper-normalizer", "0.1.15")
@@ -60,10 +61,11 @@ def _normalizer(language: str) -> Callable[[str], str]:
 def normalize(text: str, language: str = "en") -> str:
     """Text -> lower case words with single spaces; may be empty.
 
-    Words without a letter or digit are dropped too, such as the "." that Whisper's rules leave of "...". Its basic
-    rules remove combining marks, so Hindi and Thai lose vowels.
+    Invisible characters go and apostrophes of all kinds are one first: Whisper's rules know U+0027 alone. Words without
+    a letter or digit are dropped too, such as the "." that they leave of "...". Its basic rules remove combining marks,
+    so Hindi and Thai lose vowels.
     """
-    words = _normalizer(language)(text).split()
+    words = _normalizer(language)(text.translate(FOLDED).replace("’", "'")).split()
     return " ".join(word for word in words if any(symbol.isalnum() for symbol in word))
 
 
