@@ -267,10 +267,11 @@ class Engine:
                     running[index] = self.scheduler.submit(sequence)
                 self.scheduler.wait(next(iter(running.values())))
                 for index, sequence in list(running.items()):
-                    done, first = sequence.done, sequence.steps_read
-                    sequence.read_new()
+                    done = sequence.done
+                    num_new = sequence.read_new().shape[1]
                     if on_step is not None:
-                        for number in range(max(first, 1), sequence.steps_read):
+                        steps = sequence.steps_read
+                        for number in range(max(steps - num_new, 1), steps):
                             on_step(number)
                     if not done:
                         continue

@@ -41,7 +41,7 @@ class Sequence:
     slot: int | None = field(default=None, init=False)
     frames: list[Tensor] = field(default_factory=list, init=False)  # [K, C] each
     num_steps: int = field(default=0, init=False)
-    steps_read: int = field(default=0, init=False)
+    num_read: int = field(default=0, init=False)  # entries of `frames`
     finished: bool = field(default=False, init=False)
     stop_reason: str | None = field(default=None, init=False)
     error: Exception | None = field(default=None, init=False)
@@ -70,7 +70,11 @@ class Sequence:
 
     @property
     def has_new(self) -> bool:
-        return self.done or self.steps_read < self.num_steps
+        return self.done or self.num_read < len(self.frames)
+
+    @property
+    def steps_read(self) -> int:
+        return sum(frames.shape[1] for frames in self.frames[: self.num_read])
 
     @property
     def delayed(self) -> Tensor:
@@ -81,9 +85,9 @@ class Sequence:
         """-> [K, C] int64, the frames since the last call. Raises the error that ended the request, if one did."""
         if self.error is not None:
             raise self.error
-        new = self.delayed[:, self.steps_read :]
-        self.steps_read += new.shape[1]
-        return new
+        new = self.frames[self.num_read :]
+        self.num_read += len(new)
+        return torch.cat(new, dim=1) if new else torch.zeros(self.num_codebooks, 0, dtype=torch.long)
 
     def append(self, frames: Tensor) -> None:
         self.frames.append(frames)
