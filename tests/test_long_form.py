@@ -32,9 +32,8 @@ class ScriptedEngine:
         self.requests, self.encoded = [], []
 
     def reference_codes(self, audio: AudioContent) -> torch.Tensor:
-        if audio.audio_url not in self.encoded:  # the engine caches them by content
-            self.encoded.append(audio.audio_url)
-        return torch.full((8, 2), 901 + self.encoded.index(audio.audio_url))
+        self.encoded.append(audio.audio_url)
+        return torch.full((8, 2), 900 + len(self.encoded))
 
     def sequence(self, sample, sampling, max_new_tokens, reference_codes=()) -> tuple:
         return sample, sampling, max_new_tokens, reference_codes

@@ -10,6 +10,7 @@ import math
 import statistics
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field, fields, replace
+from functools import cache
 from typing import Any
 
 import torch
@@ -145,10 +146,11 @@ def speak(
     if not chunks:
         return engine.run([engine.sequence(request.samples[0], request.sampling, limit)], on_step)[0]
     sampling = request.sampling or engine.generation.sampling
+    reference_codes = cache(engine.reference_codes)  # its file is read once
     selected: list[Attempts] = []
     for index in range(len(chunks)):
         prompt, context = chunk_prompt(request, index)
-        codes = [engine.reference_codes(audio) for audio in request.samples[index].audios]
+        codes = [reference_codes(audio) for audio in request.samples[index].audios]
         codes += [selected[n].response.codes for n in context]
 
         def attempt(seed: int, prompt: ChatMLSample = prompt, codes: list = codes) -> Response:

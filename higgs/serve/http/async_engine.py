@@ -11,6 +11,7 @@ from collections.abc import AsyncIterator, Callable
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import aclosing
 from dataclasses import replace
+from functools import cache
 from typing import Any
 
 import torch
@@ -117,11 +118,12 @@ class AsyncEngine:
         engine, options = self.engine, request.options
         sampling, rate = request.sampling or engine.generation.sampling, engine.tokenizer.sample_rate
         none = torch.zeros(engine.tokenizer.num_codebooks, 0, dtype=torch.long)
+        reference_codes = cache(engine.reference_codes)  # its file is read once
         generated: list[Tensor] = []
         start, stop_reason = 0, "stop"
         for index, chunk in enumerate(request.chunks):
             prompt, context = chunk_prompt(request, index)
-            codes = [await self._in_pool(deadline, engine.reference_codes, a) for a in request.samples[index].audios]
+            codes = [await self._in_pool(deadline, reference_codes, a) for a in request.samples[index].audios]
             codes += [generated[n] for n in context]
             fade, frames, last = StreamFade(round(FADE_SECONDS * rate)), [], "stop"
             for seed in chunk_seeds(sampling.seed, index, options):
