@@ -34,7 +34,7 @@ from higgs.serve.http.access import Access, protect
 from higgs.serve.http.async_engine import AsyncEngine, EngineDead
 from higgs.serve.http.audio_encoder import MEDIA_TYPES, AudioEncoder
 from higgs.serve.http.prometheus import Metrics
-from higgs.serve.http.speech_request import ApiError, SpeechBody, validation_error
+from higgs.serve.http.speech_request import ApiError, SpeechBody, timed_out, validation_error
 from higgs.serve.http.speech_response import SpeechResponse, events
 from higgs.serve.long_form import SilentChunkError
 
@@ -119,7 +119,7 @@ def to_api_error(error: Exception) -> ApiError:
         case QueueFull():
             return ApiError(f"{error}; try again later", code="busy", status=429)
         case TimeoutError():
-            return ApiError("the request took too long", code="timeout", status=504)
+            return timed_out()
         case SilentChunkError():
             return ApiError(str(error), "seed", "no_audio", 500)
         case EngineDead():

@@ -32,6 +32,10 @@ class ApiError(Exception):
         return {"error": error}
 
 
+def timed_out() -> ApiError:
+    return ApiError("the request took too long", code="timeout", status=504)
+
+
 class VoiceId(BaseModel):
     model_config = ConfigDict(extra="forbid")
     id: str

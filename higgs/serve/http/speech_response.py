@@ -11,7 +11,7 @@ from starlette.responses import StreamingResponse
 from starlette.types import Receive, Scope, Send
 
 from higgs.serve.http.audio_encoder import MEDIA_TYPES
-from higgs.serve.http.speech_request import ApiError
+from higgs.serve.http.speech_request import timed_out
 
 
 def events(data: bytes, stop_reason: str | None, seconds: float) -> bytes:
@@ -39,7 +39,7 @@ class SpeechResponse(StreamingResponse):
             async with aclosing(self.body_iterator), asyncio.timeout(self.seconds + 1):
                 await super().__call__(scope, receive, send)
         except TimeoutError as error:
-            raise ApiError("the request took too long", code="timeout", status=504) from error
+            raise timed_out() from error
 
     async def stream_response(self, send: Send) -> None:
         first = await anext(self.body_iterator)
