@@ -346,3 +346,9 @@ def test_voices_are_played(run, eve, clip, monkeypatch, tmp_path):
     for name, message in (("eve", "afplay could not play"), ("ada", "ada is a description (feminine)")):
         code, _, errors = play(name)
         assert code == 1 and message in errors
+
+
+def test_checking_all_voices_names_one_that_cannot_be_used(run, tmp_path):
+    (tmp_path / "eve.wav").write_bytes(b"")
+    code, out, errors = run("voices", "--voices", tmp_path, "check")
+    assert code == 1 and "eve: error: the transcript" in out and "1 of 1 recordings" in errors

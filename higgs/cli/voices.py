@@ -94,16 +94,19 @@ def check(
     voices: SameFolder = None,
 ) -> None:
     """Check recordings: length, sample rate, level, silence, clipping, and the transcript against a recogniser."""
-    from higgs.data.voices import check_recording, find_voice, list_voices
+    from higgs.data.voices import check_recording, find_voice, read_voices
 
     folder = voices or context.obj
-    chosen = [find_voice(folder, name)] if name else list_voices(folder).values()
+    usable, faults = ({name: find_voice(folder, name)}, {}) if name else read_voices(folder)
+    chosen = usable.values()
     recorded = [voice for voice in chosen if voice.audio is not None]
-    if not recorded:
+    if not recorded and not faults:
         what = f"{name} is a description" if name else f"no recording in {folder}"
         raise ValueError(f"{what}: nothing to check")
     judge = recogniser()
-    unfit = 0
+    unfit = len(faults)
+    for name, fault in faults.items():
+        print(f"{name}: error: {fault}")
     for voice in recorded:
         findings = check_recording(voice.audio, voice.transcript)
         fatal = any(finding.fatal for finding in findings)
@@ -113,7 +116,7 @@ def check(
             lines += misheard(judge, voice)
         print("\n".join(f"{voice.name}: {line}" for line in lines or ["as it should be"]))
     if unfit:
-        raise ValueError(f"{unfit} of {len(recorded)} recordings cannot serve as a reference")
+        raise ValueError(f"{unfit} of {len(recorded) + len(faults)} recordings cannot serve as a reference")
 
 
 def recogniser() -> Any:
