@@ -1,5 +1,6 @@
 """Atomic writes, and reading text files with errors that name the place."""
 
+import hashlib
 import os
 import tempfile
 from collections.abc import Iterator
@@ -57,3 +58,9 @@ def read_lines(path: str | Path) -> list[tuple[str, str]]:
     """The lines that are not blank as pairs (place, line); a place is "FILE, line 3"."""
     lines = enumerate(read_text(path).split("\n"), start=1)  # not splitlines, which also splits at U+2028
     return [(f"{path}, line {number}", line) for number, line in lines if line.strip()]
+
+
+def sha256(path: str | Path) -> str:
+    """Of the bytes of a file, in hexadecimal digits."""
+    with Path(path).open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()

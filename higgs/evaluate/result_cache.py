@@ -1,12 +1,12 @@
 """Judged records that survive a kill, keyed by the code, the judges, the task, and the bytes of its files."""
 
-import hashlib
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict
 from pathlib import Path
 
 from higgs.arithmetic import pinned
 from higgs.evaluate.utterances import Evaluator, Task
+from higgs.files import sha256
 from higgs.resumable import ResultLog, settings_key
 from higgs.workers import Workers
 from higgs.workflow.tables import Row
@@ -42,5 +42,5 @@ class ResultCache:
         if path is None or not path.is_file():
             return None
         if path not in self._hashes:
-            self._hashes[path] = hashlib.sha256(path.read_bytes()).hexdigest()
+            self._hashes[path] = sha256(path)
         return self._hashes[path]

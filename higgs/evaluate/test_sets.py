@@ -4,7 +4,6 @@ FOLDER is SeedTTS-Eval's English or Chinese one, with `meta.lst`, prompts and re
 """
 
 import argparse
-import hashlib
 import re
 import sys
 from collections import Counter
@@ -14,7 +13,7 @@ from pathlib import Path
 from higgs.audio import load_audio
 from higgs.data.scripts import read_scripts
 from higgs.evaluate.metrics.seedtts import LANGUAGES
-from higgs.files import read_lines
+from higgs.files import read_lines, sha256
 from higgs.workflow.tables import Row, write_rows
 
 FIELDS = "id|prompt text|prompt wav|target text, and possibly |target wav"
@@ -77,12 +76,8 @@ def _record(
         return path.resolve().relative_to(root).as_posix() if path else None
 
     record = {"id": name, "path": relative(recording), "text": text, "language": language, "speaker": prompt.stem}
-    record |= {"seconds": seconds, "sha256": _sha256(recording), "reference": relative(prompt)}
-    return record | {"reference_text": prompt_text, "reference_sha256": _sha256(prompt)}
-
-
-def _sha256(path: Path | None) -> str | None:
-    return hashlib.sha256(path.read_bytes()).hexdigest() if path else None
+    record |= {"seconds": seconds, "sha256": sha256(recording) if recording else None, "reference": relative(prompt)}
+    return record | {"reference_text": prompt_text, "reference_sha256": sha256(prompt)}
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

@@ -5,7 +5,6 @@ index.json                 {"num_codebooks": 8, "shards": [{"file": "codes-00000
 codes-00000.safetensors    many clips: one file per clip would be slow to list, copy and fetch
 """
 
-import hashlib
 import json
 from collections.abc import Iterator
 from pathlib import Path
@@ -16,7 +15,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from higgs.files import read_text, replacing
+from higgs.files import read_text, replacing, sha256
 from higgs.validation import Record, parse_json, validate
 
 INDEX = "index.json"
@@ -63,10 +62,6 @@ def _check(name: str, clip: Tensor) -> None:
         raise ValueError("no clip can be called '__metadata__': safetensors reserves that name")
 
 
-def _sha256(path: Path) -> str:
-    return hashlib.sha256(path.read_bytes()).hexdigest()
-
-
 class CodesWriter:
     """A context manager that packs clips into shards of about `shard_bytes`; continues an earlier writer's folder.
 
@@ -105,7 +100,7 @@ class CodesWriter:
         path = self.folder / f"codes-{len(self.shards):05d}.safetensors"
         save_codes(path, self.pending)
         clips = {name: clip.shape[1] for name, clip in self.pending.items()}
-        self.shards.append(Shard(file=path.name, bytes=path.stat().st_size, sha256=_sha256(path), clips=clips))
+        self.shards.append(Shard(file=path.name, bytes=path.stat().st_size, sha256=sha256(path), clips=clips))
         index = Index(num_codebooks=self.num_codebooks, shards=self.shards).model_dump()
         with replacing(self.folder / INDEX) as partial:
             partial.write_text(json.dumps(index, ensure_ascii=False), encoding="utf-8")
@@ -150,7 +145,7 @@ class CodesReader:
 
     def verify(self) -> None:
         """Reads every shard of the folder. Raises ValueError naming those whose bytes have changed."""
-        changed = [name for name, digest in self.hashes.items() if _sha256(self.folder / name) != digest]
+        changed = [name for name, digest in self.hashes.items() if sha256(self.folder / name) != digest]
         if changed:
             raise ValueError(f"{self.path}: damaged: {', '.join(changed)}; fetch the shards again")
 

@@ -1,6 +1,5 @@
 """What the evaluate notebook shows: tables, utterances with players, and the numbers of metrics.json."""
 
-import hashlib
 import html
 from collections.abc import Mapping, Sequence
 from importlib.metadata import version
@@ -18,6 +17,7 @@ from higgs.evaluate.metrics.error_rates import normalize
 from higgs.evaluate.report.gather import GENERATED, RECONSTRUCTED, RECORDED, Results
 from higgs.evaluate.statistics.summary import METRICS, length_class, summarise, with_interval
 from higgs.evaluate.utterances import FAILED, NOT_SCORED
+from higgs.files import sha256
 from higgs.workflow.outputs import audio_player, picture
 from higgs.workflow.plots import png, small_spectrogram
 from higgs.workflow.tables import Row, mean_known, read_rows
@@ -48,7 +48,7 @@ def provenance(results: Results, metric_models: MetricModels) -> dict[str, Any]:
     """Everything that the numbers depend on, by name or by hash."""
     generated, recordings = results.generated, Path(results.tokenized["recordings"])
     return generated["provenance"] | {
-        "recordings": hashlib.sha256(recordings.read_bytes()).hexdigest()[:16],
+        "recordings": sha256(recordings)[:16],
         "sampling": {k: v for k, v in generated["sampling"].items() if k != "seed"},
         "seeds": generated["seeds"],
         "repeated_texts": generated.get("repeated_texts"),
