@@ -27,7 +27,7 @@ from training.corpus.kokoro import blends
 from training.corpus.shards import KOKORO, RANDOM, Shards, choose_balanced, group_of, sampling_weights
 from training.corpus.texts import ngrams
 from training.corpus.voices import IN_HOUSE, SHARES, choose_speaker, finished
-from training.nano import assemble, codec, job, quantizer
+from training.nano import assemble, codec, gpu, job, quantizer
 from training.nano import snake as fast_snake
 from training.nano.alignment import CHARACTERS, align, marked_texts, num_symbols, symbols_of, viterbi
 from training.nano.byte_tokenizer import byte_tokenizer
@@ -414,6 +414,46 @@ def test_validation_measures_loud_frames_of_each_voice(started, tmp_path):
         assert (answers[loud] >= 0).all() and (answers[loud] < 1024).all()
 
 
+def test_a_run_on_the_pack_of_the_corpus_is_the_run_on_the_corpus(started, corpus, coded, texts, tmp_path, monkeypatch):
+    """Codes, alignments and loud frames are equal, and two steps give the same weights, in float16."""
+    gpu.pack(corpus, coded, tmp_path / "pack")
+    assert not list((tmp_path / "pack").rglob("*.pcm"))
+    packed = gpu.PackedCorpus(tmp_path / "pack")
+    for mine, wanted in ((packed.codes, texts.codes), (packed.aligned, texts.aligned)):
+        assert len(mine) == len(wanted) and all(map(torch.equal, mine, wanted))
+    assert all(torch.equal(packed.loud(i), texts.loud(i)) for i in texts.shards.validation)
+    monkeypatch.setattr(gpu.ModelJob, "snapshot_every", 2)
+    monkeypatch.setattr(gpu, "TrainingConfig", lambda **options: replace(CONFIG, **options))
+    command = f"gpu train --pack {tmp_path}/pack --out {tmp_path}/gpu --device cpu --positions 500 --steps 2 --eager"
+    monkeypatch.setattr("sys.argv", command.split())
+    gpu.main()
+    whole = started("model", tmp_path / "cpu", steps=2)
+    whole.run()
+    found, wanted = load_state(tmp_path / "gpu/model.pt"), whole.model.state_dict()
+    assert found["record"] == whole.record | {"device": "cpu", "positions": 500} and found["progress"] == dict(
+        step=2, **whole.position()
+    )
+    assert all(torch.equal(tensor, wanted[name].half()) for name, tensor in found["model"].items())
+    snapshot = load_state(tmp_path / "cpu/snapshots/model-00002.pt")["model"]
+    assert all(torch.equal(tensor, found["model"][name]) for name, tensor in snapshot.items())
+    logs = [read_log(tmp_path / name / "model.jsonl")[-1] | {"seconds": 0} for name in ("gpu", "cpu")]
+    assert logs[0] == logs[1]
+    with pytest.raises(FileExistsError, match="cannot be resumed"):
+        gpu.main()
+
+
+def test_the_number_of_steps_follows_the_speed(coded, texts, tmp_path, monkeypatch):
+    """A tenth of a second for each step: the steps of two minutes, and a margin."""
+    clock = types.SimpleNamespace(now=0.0)
+    monkeypatch.setattr(gpu.time, "monotonic", lambda: clock.now)
+    (tmp_path / "quantizer.pt").symlink_to(coded / "quantizer.pt")
+    training = gpu.PackedJob(tmp_path, texts, 10**6, 0, CONFIG, device="cpu", minutes=2)
+    for training.step in range(1, 2 * gpu.WARM_UP + 1):
+        clock.now += 0.1
+        training.after_step()
+    assert 1150 < training.steps < 1200
+
+
 # Runs as a program of its own, saves after every step, and is killed while it writes the state of the third.
 KILLED = """
 import os, signal, sys
@@ -432,7 +472,7 @@ def save(state, file):
     write(state, file)
 
 torch.set_num_threads(int(sys.argv[3]))
-torch.save, job.SAVE_SECONDS = save, -1
+torch.save, job.Job.save_seconds = save, -1
 folder = Path(sys.argv[2])
 texts = model.Corpus(model.Shards(sys.argv[1]), folder, model.text_tokenizer(None))
 model.ModelJob(folder, texts, 4, 0, CONFIG).run()

@@ -3,6 +3,7 @@
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 
 import numpy as np
@@ -25,7 +26,7 @@ class Utterance:
 
 
 class Shards:
-    """Every `NAME.pcm` + `NAME.jsonl` in a folder, by name; samples are mapped, not read.
+    """Every `NAME.pcm` + `NAME.jsonl` in a folder, by name; samples are mapped when first asked for.
 
     `training` and `validation` are the indices of utterances; shards for validation are called `validation-*`.
     """
@@ -34,13 +35,12 @@ class Shards:
         paths = sorted(Path(folder).glob("*.jsonl"))
         if not paths:
             raise FileNotFoundError(f"{folder} holds no shards: make the corpus first")
+        self.paths = paths
         self.names = [path.stem for path in paths]
-        self.samples: list[np.ndarray] = []
         self.utterances: list[Utterance] = []
         self.training: list[int] = []
         self.validation: list[int] = []
         for shard, path in enumerate(paths):
-            self.samples.append(np.memmap(path.with_suffix(".pcm"), dtype=np.int16, mode="r"))
             for line in path.read_text().splitlines():
                 part = self.validation if path.name.startswith("validation-") else self.training
                 part.append(len(self.utterances))
@@ -48,6 +48,10 @@ class Shards:
 
     def __len__(self) -> int:
         return len(self.utterances)
+
+    @cached_property
+    def samples(self) -> list[np.ndarray]:
+        return [np.memmap(path.with_suffix(".pcm"), dtype=np.int16, mode="r") for path in self.paths]
 
     def waveform(self, index: int, start: int = 0, length: int | None = None) -> Tensor:
         """-> [length] float32 from sample `start` of the utterance (the whole by default)."""

@@ -28,10 +28,13 @@ def assemble_codec(folder: Path) -> AudioTokenizer:
     return codec.eval()
 
 
-def save_model(folder: Path, target: Path) -> None:
-    """The model, its text tokenizer, generation_config.json, and the token ids that transformers has in the config."""
+def save_model(folder: Path, target: Path, part: str = "model") -> None:
+    """The model of `folder/PART.pt`, its text tokenizer, generation_config.json.
+
+    Token ids are in the config as transformers reads them.
+    """
     model = HiggsAudio(NANO_MODEL)
-    model.load_state_dict(read_part(folder, "model", "model"))
+    model.load_state_dict(read_part(folder, part, "model"))
     target.mkdir(parents=True, exist_ok=True)
     save_byte_tokenizer(target, NANO_PHRASES, Lexicon.read(folder))
     ids = TokenIds.of(TextTokenizer.from_pretrained(target))

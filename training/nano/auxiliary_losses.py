@@ -36,7 +36,7 @@ def sampled_losses(share: float) -> CodeLosses:
     """Losses whose fine codebooks use a random `share` of the positions."""
 
     def losses(model: HiggsAudio, hidden: Tensor, targets: Tensor) -> Tensor:
-        size, sampled = model.config.code_vocab_size, torch.rand(len(hidden)) < share
+        size, sampled = model.config.code_vocab_size, (torch.rand(len(hidden)) < share).to(hidden.device)
         coarse, fine = model.audio_head.weight.split([NUM_COARSE * size, (targets.shape[1] - NUM_COARSE) * size])
         first = codebook_losses(F.linear(hidden, coarse), targets[:, :NUM_COARSE])
         return torch.cat([first, codebook_losses(F.linear(hidden[sampled], fine), targets[sampled, NUM_COARSE:])])
@@ -118,6 +118,6 @@ class AuxiliaryLosses(nn.Module):
         """state [B, S, D]: hidden states of the chosen layer."""
         aligned = alignment >= 0
         logits = self.character_head(state[aligned]).float().unflatten(-1, (len(OFFSETS), -1))
-        around = alignment[..., None] + torch.tensor(OFFSETS)
+        around = alignment[..., None] + torch.tensor(OFFSETS, device=alignment.device)
         targets = batch.input_ids.gather(1, around.clamp(min=0).flatten(1)).view(around.shape)[aligned]
         return nn.functional.cross_entropy(logits.flatten(0, 1), targets.flatten())

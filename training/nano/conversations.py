@@ -33,6 +33,7 @@ TEMPLATE_POSITIONS = 29  # of a conversation beside its texts and frames, for ea
 # Shares of the in-house voices' utterances; the rest are dialogues. Those of other speakers are cloned.
 SINGLE, LONG_FORM = 0.6, 0.2
 ANY_LENGTH = 10**9
+LOUD = 10**-4.0  # of the power of an utterance's loudest frame
 
 
 @dataclass(frozen=True)
@@ -55,6 +56,12 @@ class Limits:
 SHORT, LONG = Limits(), Limits(ANY_LENGTH, 5)
 
 
+def loud_frames(waveform: Tensor) -> Tensor:
+    """[T * 960] -> bool [T]: frames within 40 dB of the loudest."""
+    power = waveform.view(-1, 960).square().mean(1)
+    return power > LOUD * power.max()
+
+
 def coarse_speaker(name: str) -> str:
     """Random speakers (`p0.87f0.96`) rarely come twice: those of similar pitch and formants count as one."""
     if name.isalpha() or "_" in name:
@@ -67,8 +74,8 @@ class Corpus:
     """Texts, codes and alignments of all utterances; `folder` is that of the quantiser's job."""
 
     def __init__(self, shards: Shards, folder: Path, tokenizer: TextTokenizer):
-        self.codes, self.aligned = read_codes(folder, shards)
         self.shards, self.tokenizer = shards, tokenizer
+        self.codes, self.aligned = self.read_codes(folder)
         self.texts = marked_texts([u.text for u in shards.utterances], tokenizer.lexicon)
         self.lengths = [len(tokenizer.encode(text)) for text in self.texts]
         self.speakers = [coarse_speaker(u.speaker) for u in shards.utterances]
@@ -76,6 +83,13 @@ class Corpus:
         self.by_speaker: dict[str, list[int]] = {}
         for index in shards.training:
             self.by_speaker.setdefault(self.speakers[index], []).append(index)
+
+    def read_codes(self, folder: Path) -> tuple[list[Tensor], list[Tensor]]:
+        return read_codes(folder, self.shards)
+
+    def loud(self, index: int) -> Tensor:
+        """bool [T]: the frames of an utterance that are speech."""
+        return loud_frames(self.shards.waveform(index))
 
     def item(self, index: int, rng: random.Random, limits: Limits) -> Item | None:
         """A conversation with this utterance, in a random prompt form; None where none is short enough."""

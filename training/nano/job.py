@@ -23,7 +23,6 @@ from higgs.files import replacing
 from higgs.train.checkpointing import load_state, log, read_log, save_state
 from higgs.train.losses import autocast, best_dtype
 
-SAVE_SECONDS = 180
 OUT = Path("training/out")
 CORPUS = OUT / "corpus"
 
@@ -43,6 +42,8 @@ class Job:
     name = "job"
     max_norm = 1.0  # of the gradient
     log_every, validate_every = 100, 1000  # steps
+    save_seconds = 180
+    device = "cpu"
 
     def __init__(self, folder: Path, steps: int, seed: int = 0):
         torch.manual_seed(seed)
@@ -50,7 +51,7 @@ class Job:
         self.step, self.seconds = 0, 0.0
         self.averages: dict[str, Any] = {"sums": {}, "count": 0}  # of the values to log since the last row
         self.saved = load_state(self.path)
-        self.dtype = getattr(torch, self.saved["record"]["dtype"]) if self.saved else best_dtype("cpu")
+        self.dtype = getattr(torch, self.saved["record"]["dtype"]) if self.saved else best_dtype(self.device)
         self.parts: dict[str, Any] = {}
         self.optimizers: dict[str, torch.optim.Optimizer] = {}
 
@@ -90,7 +91,7 @@ class Job:
         return {}
 
     def autocast(self) -> torch.autocast:
-        return autocast("cpu", self.dtype)
+        return autocast(self.device, self.dtype)
 
     def save(self) -> None:
         parts = self.parts | self.optimizers
@@ -170,7 +171,7 @@ class Job:
                 self.seconds += time.monotonic() - started
                 self.report()
                 bar.update()
-                if self.seconds - saved > SAVE_SECONDS or self.step == stop:
+                if self.seconds - saved > self.save_seconds or self.step == stop:
                     saved = self.seconds
                     self.save()
 

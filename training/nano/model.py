@@ -13,19 +13,19 @@ from higgs.config import CodecConfig, ModelConfig
 from higgs.data.text.lexicon import Lexicon
 from higgs.data.text.tokenizer import TextTokenizer
 from higgs.model.higgs_audio import HiggsAudio
-from higgs.train.checkpointing import warmup_stable_decay
+from higgs.train.checkpointing import save_state, warmup_stable_decay
 from higgs.train.losses import corrupt, speech_losses
 from training.corpus.shards import Shards
 from training.corpus.voices import DESCRIBED
 from training.nano.auxiliary_losses import AuxiliaryConfig, AuxiliaryLosses, initialise_from_codebooks, sampled_losses
 from training.nano.byte_tokenizer import byte_tokenizer
 from training.nano.conversations import LONG, SHORT, Corpus, Item, batches_of, make_batch, plan
-from training.nano.job import Job, job_arguments
+from training.nano.job import Job, canonical, job_arguments
 from training.nano.mel_autoencoder import trained_autoencoder
 from training.nano.muon import Muon
 from training.nano.sizes import NANO_CODEC, NANO_MODEL, NANO_PHRASES
 
-LOUD = 10**-4.0  # of the power of an utterance's loudest frame
+SNAPSHOTS = "snapshots"
 OTHERS = "others"  # held-out speakers of the validation set, cloned
 
 
@@ -54,16 +54,14 @@ def initialise(model: HiggsAudio) -> None:
             output.weight.data.mul_(2 * (2 * len(model.layers)) ** -0.5)
 
 
-def loud_frames(waveform: Tensor) -> Tensor:
-    """[T * 960] -> bool [T]: frames within 40 dB of the loudest."""
-    power = waveform.view(-1, 960).square().mean(1)
-    return power > LOUD * power.max()
-
-
 class ModelJob(Job):
-    """The model with its auxiliary losses; `epoch`, `taken` and `planned_at` are its position in the data."""
+    """The model with its auxiliary losses; `epoch`, `taken` and `planned_at` are its position in the data.
+
+    Beside its state it writes the weights of every `snapshot_every` steps in float16, which the report lets speak.
+    """
 
     name = "model"
+    snapshot_every = 2000
 
     def __init__(
         self, folder: Path, corpus: Corpus, steps: int, seed: int = 0, config: TrainingConfig = TrainingConfig()
@@ -76,6 +74,8 @@ class ModelJob(Job):
             autoencoder = trained_autoencoder(folder, config.codec)
             initialise_from_codebooks(self.model, autoencoder.quantizer.quantizer)
         self.auxiliary = AuxiliaryLosses(self.model, config.auxiliary)
+        self.model.to(self.device)
+        self.auxiliary.to(self.device)
         self.parts = {"model": self.model, "auxiliary": self.auxiliary}
         self.optimizers = self.make_optimizers()
         self.validation = self.validation_batches()
@@ -136,10 +136,10 @@ class ModelJob(Job):
     def losses(self) -> tuple[Tensor, dict[str, Tensor]]:
         items = self.next_batch()
         config = self.config.auxiliary
-        batch, alignment = make_batch(self.corpus, items, self.config.model)
+        batch, alignment = (part.to(self.device) for part in make_batch(self.corpus, items, self.config.model))
         inputs = corrupt(batch, config.input_noise, self.config.model.codebook_size)
         parts, states = speech_losses(self.model, inputs, batch, self.dtype, sampled_losses(config.fine_share))
-        weights = torch.tensor(config.codebook_weights)
+        weights = torch.tensor(config.codebook_weights, device=self.device)
         loss = (parts["codebooks"] * weights).sum() / weights.sum() + 0.1 * parts["text"]
         shown = {f"cb{k}": parts["codebooks"][k] for k in (0, 1, 7)} | {"text": parts["text"]}
         if config.character_layer is not None:
@@ -153,6 +153,17 @@ class ModelJob(Job):
         self.frames += int(batch.audio_out_mask.sum())
         self.items = items
         return loss, shown
+
+    def shipped(self) -> dict[str, Any]:
+        """The weights in float16, and what they are of."""
+        weights = {name: tensor.half().cpu() for name, tensor in self.model.state_dict().items()}
+        return {"record": self.record, "progress": {"step": self.step, **self.position()}, "model": weights}
+
+    def after_step(self) -> None:
+        if self.step % self.snapshot_every == 0:
+            path = self.folder / SNAPSHOTS / f"model-{self.step:05d}.pt"
+            path.parent.mkdir(exist_ok=True)
+            save_state(path, **canonical(self.shipped()))
 
     def describe_batch(self) -> str:
         texts = [self.corpus.texts[i] for item in self.items for i in item.utterances]
@@ -176,9 +187,9 @@ class ModelJob(Job):
                 batch, alignment = make_batch(corpus, some, self.config.model)
                 loud = torch.zeros_like(alignment, dtype=torch.bool)
                 for index, item in enumerate(some):
-                    mask = loud_frames(corpus.shards.waveform(item.utterances[-1]))
+                    mask = corpus.loud(item.utterances[-1])
                     loud[index, (alignment[index] >= 0).nonzero()[-len(mask) :, 0]] = mask
-                batches.append((voice, batch, loud))
+                batches.append((voice, batch.to(self.device), loud.to(self.device)))
         return batches
 
     def validate(self) -> dict[str, Any]:
