@@ -287,7 +287,7 @@ def test_audio_is_encoded_once_and_what_cannot_be_is_named(tmp_path):
     assert caught.value.manifest.counts == {"missing audio": 1}
 
 
-def test_codes_are_cached_by_file_content_segment_and_codec(tmp_path):
+def test_codes_are_cached_by_file_content_segment_codec_and_code(tmp_path, monkeypatch):
     encoded_clips, meddle = [], False
 
     def encode(waveform: Tensor) -> Tensor:
@@ -315,8 +315,11 @@ def test_codes_are_cached_by_file_content_segment_and_codec(tmp_path):
     assert torch.equal(encoded(offset=0.10000001), clip(4, 5)), "to the last digit"
     assert torch.equal(encoded(codec="other"), clip(5, 5))
     assert len(set(prints)) == 5 and prints[0] == prints[1]
+    with monkeypatch.context() as other:
+        other.setattr("higgs.resumable.code_hash", lambda: "other code")
+        assert torch.equal(encoded(), clip(6, 5)) and len(encoded_clips) == 6
     save_audio(tmp_path / "a.wav", first, 24_000)
-    assert torch.equal(encoded(), clip(1, 5)) and len(encoded_clips) == 5
+    assert torch.equal(encoded(), clip(1, 5)) and len(encoded_clips) == 6
 
     meddle = True
     save_audio(tmp_path / "a.wav", torch.rand(9600) * 0.1, 24_000)
@@ -350,6 +353,9 @@ def test_features_are_those_of_the_collator(data):
     assert [example.id for example in subset.examples] == ["u7", "u3"] and len(dataset) == 31
     assert torch.equal(subset[1]["input_ids"], dataset[3]["input_ids"])
     assert len({d.fingerprint for d in (dataset, subset, dataset.subset([3, 7]))}) == 3
+    save_codes(codes.folder / "other", {name: codes[name].flip(1) for name in codes})
+    other = Dataset(found, CodesReader(codes.folder / "other"), TOKENIZER, CONFIG)
+    assert other.positions == dataset.positions and other.fingerprint != dataset.fingerprint, "other codes"
 
 
 def test_problems_stop_the_dataset_unless_they_are_left_out(data):

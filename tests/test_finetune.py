@@ -207,13 +207,31 @@ def test_a_killed_run_goes_on_as_if_nothing_had_happened(dataset, tmp_path):
         assert torch.equal(value, again.trained[name])
 
 
-def test_another_run_is_not_gone_on_with(dataset, tmp_path):
-    data, other = dataset.subset([0, 1]), dataset.subset([0, 2])
-    tuning_in(tmp_path, data, rank=2).save()
-    changes = {"rate": 1e-3, "checkpoint": "another", "dataset": other, "replay": other}
-    for name, value in changes.items():
-        with pytest.raises(ValueError, match=f"of another run: {name.removesuffix('set')} was"):
-            tuning_in(tmp_path, **{"dataset": data, "rank": 2, "recompute": True, name: value})
+# What a run depends on -> another value of it; in a test, `data` is another dataset.
+OTHER_RUNS = {
+    "rate": 1e-3, "steps": 9, "rank": 3, "positions": 400, "seed": 1, "attention": True, "noise": 0.1,
+    "validation_share": 0.5, "replay_share": 0.1, "checkpoint": "another", "data": "data", "replay": "data",
+    "code": "other code",
+}  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def begun(dataset, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("begun")
+    tuning_in(folder, dataset.subset([0, 1]), rank=2).save()
+    return folder
+
+
+@pytest.mark.parametrize("name", OTHER_RUNS)
+def test_another_run_is_not_gone_on_with(begun, dataset, monkeypatch, name):
+    value = dataset.subset([0, 2]) if OTHER_RUNS[name] == "data" else OTHER_RUNS[name]
+    options = {"dataset": dataset.subset([0, 1]), "rank": 2, "recompute": True}  # the last changes no result
+    if name == "code":
+        monkeypatch.setattr("higgs.train.finetune.code_hash", lambda: value)
+    else:
+        options["dataset" if name == "data" else name] = value
+    with pytest.raises(ValueError, match=f"of another run: {name} was .*another --out"):
+        tuning_in(begun, **options)
 
 
 def test_steps_follow_the_speech_and_examples_are_validation(dataset, tmp_path):

@@ -26,6 +26,7 @@ from higgs.data.text.tokenizer import TextTokenizer
 from higgs.data.training.dataset import Batches, Dataset, check_same_run
 from higgs.data.training.manifest import encode_audio, read_manifest
 from higgs.model.higgs_audio import HiggsAudio, choose_device
+from higgs.resumable import code_hash
 from higgs.train.checkpointing import load_state, log, save_state, warmup_stable_decay
 from higgs.train.lora import add_lora, enable_gradient_checkpointing
 from higgs.train.losses import best_dtype, corrupt, speech_losses
@@ -87,12 +88,14 @@ class FineTuning:
         self.step, self.dtype = 0, best_dtype(model.device)
         self.best: dict[str, Any] = {"loss": math.inf, "step": 0, "trained": {}}
         self.key = asdict(config) | {"data": dataset.fingerprint, "replay": replay.fingerprint if replay else None}
+        self.key["code"] = code_hash()[:16]  # of the package, its libraries and the device
         del self.key["recompute"]  # which does not change the result
         if state := load_state(folder / "tuning.pt"):
             self.load(state)
 
     def load(self, state: dict[str, Any]) -> None:
-        check_same_run(self.key, state.get("key", {}), f"{self.folder / 'tuning.pt'} is of another run")
+        path, advice = self.folder / "tuning.pt", "; another --out starts anew, and so does deleting that file"
+        check_same_run(self.key, state.get("key", {}), f"{path} is of another run", advice)
         self.load_weights(state["trained"])
         self.optimizer.load_state_dict(state["optimizer"])
         self.step, self.best = state["step"], state["best"]

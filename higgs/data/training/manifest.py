@@ -25,6 +25,7 @@ from higgs.data.chatml import AudioContent, ChatMLSample, Message
 from higgs.data.chatml_json import json_lines, sample_from_json
 from higgs.data.text.folding import check_text
 from higgs.data.training.codes import CodesReader, CodesWriter
+from higgs.resumable import settings_folder
 from higgs.validation import Record, parse_json, validate
 
 SHARD_BYTES = 1 << 19  # 22 minutes of speech: the most encoding work that a kill loses
@@ -183,10 +184,10 @@ def encode_audio(
     """-> the usable examples with the keys of their codes, and these codes.
 
     `encode` maps [L] at `sample_rate` to codes [K, T]; `codec` is the fingerprint of its checkpoint. Codes are cached
-    in `folder` by `_key`. Audio that is missing, unreadable, refused by `encode` or longer than `max_seconds` is a
-    problem of each record that needs it. Raises DataError when no example is left.
+    in `folder`, by codec and code, then by `_key`. Audio that is missing, unreadable, refused by `encode` or longer
+    than `max_seconds` is a problem of each record that needs it. Raises DataError when no example is left.
     """
-    folder, root = Path(folder) / codec[:16], manifest.path.parent
+    folder, root = settings_folder(folder, {"codec": codec, "sample_rate": sample_rate}), manifest.path.parent
     keys: dict[AudioContent, str] = {}
     faults: dict[AudioContent, tuple[str, str]] = {}
     audios = dict.fromkeys(audio for example in manifest.examples for audio in example.sample.audios)
