@@ -34,7 +34,9 @@ setup: $(STAMP)
 
 repro: $(STAMP)
 	$(WITH) dvc pull data.dvc
+	@$(WITH) python -m higgs.workflow.verify data.dvc
 	$(WITH) dvc repro
+	@$(WITH) python -m higgs.workflow.verify dvc.lock
 	@$(WITH) python -m higgs.workflow.speed
 	@$(WITH) python -m higgs.workflow.lock
 
