@@ -140,3 +140,33 @@ def test_a_flipped_bit_in_the_cache_of_dvc(tmp_path):
     (line,) = re.findall(r"^    (rm .*) && make repro$", message, re.M)
     run(f"{line} && dvc pull data.dvc && {check}")
     assert weights.read_bytes() == good
+
+
+@pytest.mark.slow
+def test_an_archive_without_git_says_what_to_type(tmp_path):
+    """`git archive`, unpacked; after the line that is told, DVC finds the data in it."""
+    if not (ROOT / ".git").exists():
+        pytest.skip("this is an archive itself")
+    git = ["git", "-C", str(ROOT)]
+    tree = subprocess.check_output([*git, "stash", "create"], text=True).strip() or "HEAD"
+    archive = subprocess.run([*git, "archive", tree], capture_output=True, check=True)
+    subprocess.run(["tar", "-x", "-C", str(tmp_path)], input=archive.stdout, check=True)
+    (tmp_path / ".venv").mkdir()
+    (tmp_path / ".venv" / "bin").symlink_to(Path(sys.executable).parent)
+    (tmp_path / ".venv" / "installed").touch()
+    variables = {k: v for k, v in os.environ.items() if not k.startswith(("MAKE", "MFLAGS", "GIT_"))}
+    variables |= {"GIT_CEILING_DIRECTORIES": str(tmp_path.parent), "DVC_SITE_CACHE_DIR": str(tmp_path.parent / "site")}
+
+    def make(*words: str) -> subprocess.CompletedProcess:
+        return subprocess.run(["make", *words], cwd=tmp_path, env=variables, capture_output=True, text=True)
+
+    for target in ("repro", "test", "lab"):
+        refused = make(target)
+        assert refused.returncode and refused.stdout == "", target
+    (line,) = re.findall(r"^    (git init .*)$", refused.stderr, re.M)
+    subprocess.run(line, shell=True, cwd=tmp_path, env=variables, check=True)
+    pulled = make("repro", "WITH=echo")
+    assert pulled.returncode == 0 and "dvc pull data.dvc" in pulled.stdout, pulled.stderr
+    dvc = [str(tmp_path / ".venv/bin/dvc"), "pull", "-q", "data.dvc"]
+    subprocess.run(dvc, cwd=tmp_path, env=variables, check=True)
+    assert (tmp_path / "data/checkpoints/nano/model/model.safetensors").is_file()
