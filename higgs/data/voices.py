@@ -169,10 +169,10 @@ def check_speech(waveform: Tensor, rate: int, transcript: str | None) -> list[Fi
         (silent <= SILENT_SHARE, True, f"{silent:.0%} of it is silent: {SILENT_SHARE:.0%} or less is wanted"),
     ]  # fmt: skip
     if transcript is not None:
-        pace = count_words(transcript) / seconds
-        good, possible = (low <= pace <= high for low, high in (WORDS_PER_SECOND, POSSIBLE_WORDS_PER_SECOND))
+        speaking_rate = count_words(transcript) / seconds
+        good, possible = (low <= speaking_rate <= high for low, high in (WORDS_PER_SECOND, POSSIBLE_WORDS_PER_SECOND))
         doubt = "does the transcript match the recording?"
-        checks.append((good, possible, f"{pace:.1f} words a second by its transcript: {doubt}"))
+        checks.append((good, possible, f"{speaking_rate:.1f} words a second by its transcript: {doubt}"))
     return _findings(checks)
 
 
