@@ -23,7 +23,10 @@ export DVC_NO_ANALYTICS        := 1
 export PYTHONHASHSEED          := 0
 export PYTHONDONTWRITEBYTECODE := 1
 
-.PHONY: help setup repro test lint lab train promote s3
+# What makes a repository of an unpacked archive (a ZIP of GitHub or Zenodo), which has no .git.
+ADOPT := git init -q && git add -A && git -c user.name=archive -c user.email=archive@localhost commit -qm archive
+
+.PHONY: help setup repro test lint lab train promote s3 repository
 .NOTPARALLEL:
 .DELETE_ON_ERROR:
 
@@ -32,20 +35,26 @@ help:
 
 setup: $(STAMP)
 
-repro: $(STAMP)
+repository:
+	@git rev-parse --git-dir >/dev/null 2>&1 || { \
+	  printf '%s\n    %s\n' 'DVC needs Git and a repository, and this folder is none. Type:' '$(ADOPT)' >&2; exit 1; }
+
+repro: repository $(STAMP)
 	$(WITH) dvc pull data.dvc
+	@$(WITH) python -m higgs.workflow.verify data.dvc
 	$(WITH) dvc repro
+	@$(WITH) python -m higgs.workflow.verify dvc.lock
 	@$(WITH) python -m higgs.workflow.speed
 	@$(WITH) python -m higgs.workflow.lock
 
-test: lint
+test: repository lint
 	@[ -e data ] || $(WITH) dvc pull data.dvc
 	$(WITH) python -m pytest
 
 lint: $(STAMP)
 	$(WITH) ruff check .
 
-lab: $(STAMP)
+lab: repository $(STAMP)
 	@[ -e data ] || $(WITH) dvc pull data.dvc
 	JUPYTER_CONFIG_PATH="$(CURDIR)/.jupyter" $(WITH) jupyter lab
 

@@ -2,7 +2,7 @@
 
     python -m benchmarks.stream --threads 2
 
-"times real time" is seconds of work for a second of audio, codec included. The first packet is four exact frames
+The real-time factor is seconds of work for a second of audio, codec included. The first packet is four exact frames
 (0.16 s). With several clients, a packet is late when those before it have been played to the end. Batches give seconds
 of audio for each second of the machine, too.
 """
@@ -38,7 +38,7 @@ def single(engine: Engine, case: str, repeats: int) -> list[Row]:
         stream.close()
         return taken
 
-    measures = {"times real time": whole, "first packet, ms": first}
+    measures = {"real-time factor": whole, "first packet, ms": first}
     return [row_of(case, name, t) for name, t in take_turns(measures, repeats).items()]
 
 
@@ -57,7 +57,7 @@ def batches(engine: Engine, case: str, sizes: tuple[int, ...], repeats: int) -> 
         wall, cpu = since(started)
         return wall / seconds, cpu / seconds
 
-    measures = {f"batch of {n}, times real time": lambda n=n: batched(n) for n in sizes}
+    measures = {f"batch of {n}, real-time factor": lambda n=n: batched(n) for n in sizes}
     times = take_turns(measures, repeats)
     rows = [row_of(case, name, values) for name, values in times.items()]
     for row in rows:

@@ -1,6 +1,10 @@
 """Higgs Audio V2: codec, model, serving, training and evaluation. Public names are imported on first use."""
 
 import importlib
+import warnings
+
+# Said by tqdm, in red, when a notebook imports a library that uses it; nothing here uses widgets.
+warnings.filterwarnings("ignore", message="IProgress not found")
 
 _MODULES = {
     "AudioTokenizer": "higgs.codec.tokenizer",

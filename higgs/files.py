@@ -3,7 +3,7 @@
 import hashlib
 import os
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -64,3 +64,11 @@ def sha256(path: str | Path) -> str:
     """Of the bytes of a file, in hexadecimal digits."""
     with Path(path).open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def content_hash(files: Iterable[Path]) -> str:
+    """Of the names and the bytes of files, in the order of their paths, in hexadecimal digits."""
+    digest = hashlib.sha256()
+    for path in sorted(files):
+        digest.update(f"{path.name}\0{sha256(path)}\0".encode())
+    return digest.hexdigest()

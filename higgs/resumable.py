@@ -3,25 +3,31 @@
 import hashlib
 import json
 from functools import lru_cache
+from importlib.metadata import distributions
 from pathlib import Path
 from typing import Any
 
 import torch
 
+from higgs.files import sha256
+
 
 @lru_cache
 def code_hash() -> str:
-    """Of this package's modules and of torch's version."""
-    digest = hashlib.sha256(torch.__version__.encode())
-    for path in sorted(Path(__file__).parent.rglob("*.py")):
-        digest.update(path.name.encode() + path.read_bytes())
+    """Of this package's modules, the installed distributions, and the device and kernels that PyTorch computes with."""
+    computer = [torch.backends.cpu.get_cpu_capability(), torch.accelerator.current_accelerator(check_available=True)]
+    installed = sorted({f"{found.name}=={found.version}" for found in distributions()})
+    digest = hashlib.sha256(f"{computer} {installed}".encode())
+    package = Path(__file__).parent
+    for path in sorted(package.rglob("*.py")):
+        digest.update(f"{path.relative_to(package)}\0{sha256(path)}\0".encode())
     return digest.hexdigest()
 
 
 def settings_key(settings: Any) -> str:
     """Mappings, lists and scalars -> a SHA-256 in hexadecimal digits; other values count as their `str`.
 
-    The code is a part of it: after a change, nothing that the old code made is taken for the new one's.
+    With the code, its libraries and the machine: after a change of one, nothing that was made before is used.
     """
     content = json.dumps([code_hash(), settings], sort_keys=True, default=str)
     return hashlib.sha256(content.encode()).hexdigest()

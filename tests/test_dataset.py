@@ -8,6 +8,7 @@ from collections import Counter
 from pathlib import Path
 
 import pytest
+import soundfile
 import torch
 from safetensors import SafetensorError
 from tiny import equal_batches
@@ -248,7 +249,7 @@ def test_invalid_records_are_named_and_counted(tmp_path, row, kind, message):
 
 
 def test_audio_is_encoded_once_and_what_cannot_be_is_named(tmp_path):
-    for name, samples in (("a", 9600), ("b", 24_000), ("short", 100), ("long", 240_000)):
+    for name, samples in (("a", 9600), ("b", 24_000), ("short", 4800), ("long", 240_000)):
         save_audio(tmp_path / f"{name}.wav", torch.rand(samples) * 0.1, 24_000)
     (tmp_path / "text.wav").write_text("not audio")
     names = ("a", "b", "short", "long", "text", "gone")
@@ -262,11 +263,11 @@ def test_audio_is_encoded_once_and_what_cannot_be_is_named(tmp_path):
 
     def encode(waveform: Tensor) -> Tensor:
         encoded.append(len(waveform))
-        if len(waveform) < 632:
+        if len(waveform) < 5000:
             raise ValueError("too short")
         return clip(len(waveform), len(waveform) // 960)
 
-    for expected in ([9600, 24_000, 100, 12_000], [100]):
+    for expected in ([9600, 24_000, 4800, 12_000], [4800]):
         found, codes = encode_audio(read_manifest(path), tmp_path / "codes", encode, "codec", max_seconds=5)
         assert encoded == expected, "what has codes is left alone"
         encoded.clear()
@@ -287,7 +288,50 @@ def test_audio_is_encoded_once_and_what_cannot_be_is_named(tmp_path):
     assert caught.value.manifest.counts == {"missing audio": 1}
 
 
-def test_codes_are_cached_by_file_content_segment_and_codec(tmp_path):
+def speech(seconds: float = 2.0, level: float = 0.1) -> Tensor:
+    return level * torch.randn(round(24_000 * seconds), generator=torch.Generator().manual_seed(0))
+
+
+# A clip, its rate, its text, whether it is left out, and what is said of it.
+UNFIT = [
+    (speech(), 24_000, "word " * 40, True, "20.0 words a second"),
+    (speech(20), 24_000, "Hi.", True, "0.1 words a second"),
+    (speech(), 24_000, "word " * 16, False, "8.0 words a second"),
+    (torch.zeros(48_000), 24_000, "Good morning.", True, "speech at -inf dBFS"),
+    (speech(level=1e-4), 24_000, "Good morning.", True, "speech at -80 dBFS"),
+    (speech(level=2).clamp(-1, 1), 24_000, "Good morning.", True, "of the samples are clipped"),
+    (speech(level=3000), 24_000, "Good morning.", True, "samples reach .*32768"),
+    (speech()[:100], 24_000, "", True, "words a second"),
+    (speech(), 44_101, "Good morning.", True, "cannot resample"),
+    (speech(), 4000, "Good morning.", True, "4000 Hz"),
+    (torch.cat([torch.zeros(24_000), speech()]), 24_000, "one two three four", False, "silence before"),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("waveform", "rate", "text", "is_left_out", "what"), UNFIT)
+def test_unfit_clips_are_named_and_the_others_trained_on(tmp_path, waveform, rate, text, is_left_out, what):
+    """As the clip of a record, and as the reference of another one; a conversation's text need not be what is said."""
+    soundfile.write(tmp_path / "bad.wav", waveform.numpy(), rate, subtype="FLOAT")
+    save_audio(tmp_path / "good.wav", speech(), 24_000)
+    answer = {"role": "assistant", "content": {"type": "audio", "audio_url": "bad.wav"}}
+    rows = [
+        {"id": "good", "text": "Good morning.", "audio": "good.wav"},
+        {"id": "bad", "text": text or "Hi " * 9, "audio": "bad.wav"},
+        {"id": "clone", "text": "Good morning.", "audio": "good.wav", "reference": "bad"},
+        {"id": "talk", "messages": [{"role": "user", "content": "Hi."}, answer]},
+    ]
+    path = manifest(tmp_path, *rows)
+    found, _ = encode_audio(read_manifest(path), tmp_path / "codes", lambda w: clip(1), "codec")
+    lines = {int(problem.place.rpartition(" ")[2]): problem.what for problem in found.problems + found.warnings}
+    for line in (2, 3):
+        assert re.search(what, lines[line]) and "bad.wav" in lines[line]
+    assert 1 not in lines and (4 in lines) == ("words a second" not in what)
+    kept = {example.id for example in found.examples}
+    assert kept >= {"good"} and kept.isdisjoint({"bad", "clone"}) == is_left_out
+    assert str(found).count("used, but") == len(found.warnings)
+
+
+def test_codes_are_cached_by_file_content_segment_codec_and_code(tmp_path, monkeypatch):
     encoded_clips, meddle = [], False
 
     def encode(waveform: Tensor) -> Tensor:
@@ -315,8 +359,11 @@ def test_codes_are_cached_by_file_content_segment_and_codec(tmp_path):
     assert torch.equal(encoded(offset=0.10000001), clip(4, 5)), "to the last digit"
     assert torch.equal(encoded(codec="other"), clip(5, 5))
     assert len(set(prints)) == 5 and prints[0] == prints[1]
+    with monkeypatch.context() as other:
+        other.setattr("higgs.resumable.code_hash", lambda: "other code")
+        assert torch.equal(encoded(), clip(6, 5)) and len(encoded_clips) == 6
     save_audio(tmp_path / "a.wav", first, 24_000)
-    assert torch.equal(encoded(), clip(1, 5)) and len(encoded_clips) == 5
+    assert torch.equal(encoded(), clip(1, 5)) and len(encoded_clips) == 6
 
     meddle = True
     save_audio(tmp_path / "a.wav", torch.rand(9600) * 0.1, 24_000)
@@ -350,6 +397,9 @@ def test_features_are_those_of_the_collator(data):
     assert [example.id for example in subset.examples] == ["u7", "u3"] and len(dataset) == 31
     assert torch.equal(subset[1]["input_ids"], dataset[3]["input_ids"])
     assert len({d.fingerprint for d in (dataset, subset, dataset.subset([3, 7]))}) == 3
+    save_codes(codes.folder / "other", {name: codes[name].flip(1) for name in codes})
+    other = Dataset(found, CodesReader(codes.folder / "other"), TOKENIZER, CONFIG)
+    assert other.positions == dataset.positions and other.fingerprint != dataset.fingerprint, "other codes"
 
 
 def test_problems_stop_the_dataset_unless_they_are_left_out(data):

@@ -207,13 +207,31 @@ def test_a_killed_run_goes_on_as_if_nothing_had_happened(dataset, tmp_path):
         assert torch.equal(value, again.trained[name])
 
 
-def test_another_run_is_not_gone_on_with(dataset, tmp_path):
-    data, other = dataset.subset([0, 1]), dataset.subset([0, 2])
-    tuning_in(tmp_path, data, rank=2).save()
-    changes = {"rate": 1e-3, "checkpoint": "another", "dataset": other, "replay": other}
-    for name, value in changes.items():
-        with pytest.raises(ValueError, match=f"of another run: {name.removesuffix('set')} was"):
-            tuning_in(tmp_path, **{"dataset": data, "rank": 2, "recompute": True, name: value})
+# What a run depends on -> another value of it; in a test, `data` is another dataset.
+OTHER_RUNS = {
+    "rate": 1e-3, "steps": 9, "rank": 3, "positions": 400, "seed": 1, "attention": True, "noise": 0.1,
+    "validation_share": 0.5, "replay_share": 0.1, "checkpoint": "another", "data": "data", "replay": "data",
+    "code": "other code",
+}  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def begun(dataset, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("begun")
+    tuning_in(folder, dataset.subset([0, 1]), rank=2).save()
+    return folder
+
+
+@pytest.mark.parametrize("name", OTHER_RUNS)
+def test_another_run_is_not_gone_on_with(begun, dataset, monkeypatch, name):
+    value = dataset.subset([0, 2]) if OTHER_RUNS[name] == "data" else OTHER_RUNS[name]
+    options = {"dataset": dataset.subset([0, 1]), "rank": 2, "recompute": True}  # the last changes no result
+    if name == "code":
+        monkeypatch.setattr("higgs.train.finetune.code_hash", lambda: value)
+    else:
+        options["dataset" if name == "data" else name] = value
+    with pytest.raises(ValueError, match=f"of another run: {name} was .*another --out"):
+        tuning_in(begun, **options)
 
 
 def test_steps_follow_the_speech_and_examples_are_validation(dataset, tmp_path):
@@ -289,13 +307,59 @@ def test_the_tuned_checkpoint_reads_text_as_its_source_does(tmp_path):
     assert files[0].keys() >= {"lexicon.json", "tokenizer.json"} and files[0] == files[1]
 
 
-def test_a_loss_that_is_not_a_number_stops(dataset, tmp_path):
-    tuning = tuning_in(tmp_path, dataset.subset([0, 1]), steps=4, rank=2)
+def nan_norm(tuning):
     with torch.no_grad():
         tuning.model.norm.weight.fill_(float("nan"))
-    with pytest.raises(FloatingPointError, match=r"step 0: .*batch: .*'a\.wav'"):
+
+
+def infinite_gradient(tuning):
+    list(tuning.trained.values())[-1].register_hook(lambda gradient: gradient + float("inf"))
+
+
+def huge_weight(tuning):
+    """Every loss is finite, and so are the weights, in float32."""
+    next(iter(tuning.trained.values())).data.view(-1)[0] = 1e5
+
+
+ABSURD = {
+    nan_norm: r"step 1: loss nan.*batch: .*'a\.wav'",
+    infinite_gradient: r"step 1: loss \d.*gradient (inf|nan)",
+    huge_weight: "step 2: .* reaches 1e.05, which float16 cannot hold",
+}
+
+
+@pytest.mark.parametrize(("spoil", "message"), ABSURD.items(), ids=[spoil.__name__ for spoil in ABSURD])
+def test_weights_that_are_no_numbers_end_the_run_and_the_last_good_ones_stay(dataset, tmp_path, spoil, message):
+    """Spoilt between the first step, which is saved, and the last one."""
+    options = {"dataset": dataset.subset([0, 1]), "steps": 2, "rank": 2}
+    tuning = tuning_in(tmp_path, **options)
+    tuning.advance()
+    tuning.save()
+    spoil(tuning)
+    with pytest.raises(FloatingPointError, match=message):
         tuning.run()
-    assert not (tmp_path / "tuning.pt").exists()
+    assert tuning_in(tmp_path, **options).step == 1
+
+
+@pytest.mark.parametrize("rate", [1e30, 1e8, float("inf"), float("nan"), 0.0, -1.0])
+@pytest.mark.parametrize("rank", [2, None])
+def test_an_absurd_learning_rate_ends_in_an_error_after_one_step_too(dataset, tmp_path, rate, rank):
+    """Weights are finite in float32 after the only step, and its loss was."""
+    with pytest.raises((FloatingPointError, ValueError), match="rate"):
+        tuned = tuning_in(tmp_path, dataset.subset([0, 1]), steps=1, rank=rank, rate=rate).run()
+        save_tuned(tuned, NANO / "model", tmp_path / "model")
+    assert list(tmp_path.iterdir()) == [] or [path.name for path in tmp_path.iterdir()] == ["tuning.jsonl"]
+
+
+def test_merged_adapters_that_float16_cannot_hold_are_not_written(tmp_path):
+    model = small_model()
+    save_tuned(model, NANO / "model", tmp_path)
+    before = (tmp_path / "model.safetensors").read_bytes()
+    with torch.no_grad():
+        model.layers[1].attention.q_proj.weight[0, 0] = 1e6
+    with pytest.raises(FloatingPointError, match=r"is not written: layers.1.attention.q_proj.weight reaches 1e\+06"):
+        save_tuned(model, NANO / "model", tmp_path)
+    assert (tmp_path / "model.safetensors").read_bytes() == before
 
 
 def command(manifest: Path, out: Path) -> list[str]:

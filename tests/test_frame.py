@@ -19,7 +19,7 @@ from ruamel.yaml import YAML
 
 from higgs.audio import save_audio
 from higgs.data.training.codes import save_codes
-from higgs.workflow import lock
+from higgs.workflow import lock, verify
 from higgs.workflow.tables import write_rows
 
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
@@ -211,7 +211,7 @@ def test_lock_says_by_how_much_contents_differ(tmp_path):
         (folder / "t.csv").write_text(f"a\n{code}\n")
         (folder / "same.txt").write_text("same")
     (here / "new.txt").write_text("new")
-    store, listing = tmp_path / lock.CACHE / "aa", []
+    store, listing = tmp_path / verify.CACHE / "aa", []
     store.mkdir(parents=True)
     for number, path in enumerate(sorted(before.iterdir())):
         listing.append({"relpath": path.name, "md5": f"aa{number}"})

@@ -14,6 +14,7 @@ from higgs.checkpoint.tensors import GENERATION_CONFIG
 from higgs.data.chatml import smart_voice
 from higgs.data.scripts import read_scripts
 from higgs.data.text.chunks import ChunkOptions
+from higgs.data.text.lexicon import FILE as LEXICON
 from higgs.serve.generation_config import GenerationConfig
 from higgs.train.finetune import save_tuned
 from training.nano.sizes import NANO_GENERATION
@@ -108,15 +109,32 @@ def test_the_engine_uses_it(nano_engine, monkeypatch):
     assert engine.generate(sample).usage.audio_steps == 12
 
 
-def test_it_is_part_of_a_checkpoint_and_of_its_fingerprint(nano, tmp_path):
+def test_a_tuned_checkpoint_keeps_it(nano, tmp_path):
     tuned = tmp_path / "tuned"
     save_tuned(HiggsAudio.from_pretrained(nano / "model"), nano / "model", tuned)
     assert GenerationConfig.from_pretrained(tuned).sampling == NANO
-    before = fingerprint(tuned)
-    (tuned / GENERATION_CONFIG).write_text("{}")
-    changed = fingerprint(tuned)
-    (tuned / GENERATION_CONFIG).unlink()
-    assert len({before, changed, fingerprint(tuned)}) == 3
+
+
+# What is read of a checkpoint, and what is not.
+READ = ["config.json", GENERATION_CONFIG, "model.safetensors", "tokenizer.json", "tokenizer_config.json", LEXICON]
+FILES = [("model", name, True) for name in READ] + [("codec", name, True) for name in ("config.json", READ[2])]
+FILES += [("codec", "preprocessor_config.json", True), ("model", "README.md", False), ("model", ".x.json", False)]
+
+
+@pytest.mark.parametrize(("part", "name", "is_read"), FILES)
+def test_the_fingerprint_covers_what_is_read(nano, tmp_path, part, name, is_read):
+    """Another byte at the end of a file, and the file renamed."""
+    folder = shutil.copytree(nano / part, tmp_path / "copy")
+    before, path = fingerprint(folder), folder / name
+    assert before == fingerprint(nano / part), "wherever the folder is"
+    content = path.read_bytes() if path.is_file() else b""
+    path.write_bytes(content[:-1] + bytes([content[-1] ^ 1]) if "model." in name else content + b" ")
+    changed = [fingerprint(folder)]
+    if name not in ("config.json", "model.safetensors"):
+        path.write_bytes(content)
+        path.rename(path.with_name(f"{path.stem}-1{path.suffix}"))
+        changed.append(fingerprint(folder))
+    assert all((print_ != before) == is_read for print_ in changed)
 
 
 def test_scripts_take_from_it_what_they_leave_out(tmp_path):

@@ -20,7 +20,7 @@ from higgs.data.loudness import split_at_quiet
 from higgs.evaluate.jitter import NoisyCopy, dithered, jitter_note, noisy_copies, summarise_jitter
 from higgs.evaluate.judges import ge2e as speaker
 from higgs.evaluate.judges import wheels
-from higgs.evaluate.judges.base import mel_power
+from higgs.evaluate.judges.base import mel_power, version_of
 from higgs.evaluate.judges.ge2e import similarity, without_long_silences
 from higgs.evaluate.judges.moonshine import MoonshineTiny, ort_weights, read_vocabulary
 from higgs.evaluate.judges.registry import MetricModels, load_metric_models, make_judge
@@ -75,6 +75,16 @@ def test_names_are_checked_before_anything_is_loaded():
         with pytest.raises(ValueError, match=message):
             load_metric_models(*names)
     assert load_metric_models(None) == MetricModels()
+
+
+def test_weights_from_a_folder_are_named_by_content(tmp_path):
+    """Reports and cached results carry the name."""
+    (folder := tmp_path / "judge").mkdir()
+    (folder / "weights").write_bytes(b"one")
+    names = [version_of(folder), version_of(folder / "weights"), version_of("some/model@main")]
+    (folder / "weights").write_bytes(b"two")
+    again = [version_of(folder), version_of(folder / "weights"), version_of("some/model@main")]
+    assert [a == b for a, b in zip(names, again, strict=True)] == [False, False, True]
 
 
 # ---- speech recognition
@@ -536,6 +546,8 @@ def test_whisper_gets_the_language_and_transcribes_all(tiny_whisper):
 def test_weights_that_cannot_be_had_say_so(monkeypatch, tmp_path):
     with pytest.raises(MetricModelUnavailable, match=rf"cannot be loaded from {tmp_path}.*JUDGE:FOLDER"):
         make_judge(f"whisper-large-v3:{tmp_path}")
+    with pytest.raises(MetricModelUnavailable, match="must pin a full commit"):
+        make_judge("whisper-large-v3:openai/whisper-large-v3@main")
     monkeypatch.setitem(sys.modules, "zhconv", None)
     with pytest.raises(MetricModelUnavailable, match="funasr==1.4.16 zhconv==1.4.3"):
         make_judge("paraformer-zh", ["zh"])

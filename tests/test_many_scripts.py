@@ -4,12 +4,14 @@ import json
 import os
 import subprocess
 import sys
+from types import SimpleNamespace
 
 import pytest
 import torch
 from conftest import ROOT
 from spoken import clips
 
+from higgs import resumable
 from higgs.arithmetic import can_pin
 from higgs.audio import save_audio
 from higgs.config import SamplingConfig
@@ -19,7 +21,6 @@ from higgs.evaluate.judges.registry import load_metric_models
 from higgs.evaluate.report.gather import GENERATED, OF_THE_SET, gather, read_results
 from higgs.evaluate.statistics.summary import summarise
 from higgs.evaluate.utterances import Evaluator
-from higgs.resumable import settings_folder
 from higgs.serve import many_scripts as many_scripts
 from higgs.serve.engine import Engine
 from higgs.serve.many_scripts import batches, choose_tasks, read_utterance, speak_all
@@ -83,12 +84,52 @@ def test_a_request_that_cannot_be_spoken_is_an_empty_take(engine, scripts, tmp_p
     assert read_utterance(tmp_path / "b-s0.safetensors").record == made["b-s0"].record
 
 
-def test_other_settings_and_other_code_have_another_folder(tmp_path, monkeypatch):
+def more_code(package):
+    (package / "more.py").write_text("")
+
+
+def moved_code(package):
+    (package / "serve.py").rename(package / "data" / "serve.py")
+
+
+def another_library(package):
+    return {"distributions": lambda: [SimpleNamespace(name="numpy", version="2")]}
+
+
+def another_processor(package):
+    return {"torch.backends.cpu.get_cpu_capability": lambda: "another"}
+
+
+def an_accelerator(package):
+    return {"torch.accelerator.current_accelerator": lambda **_: torch.device("cuda")}
+
+
+CHANGES = [more_code, moved_code, another_library, another_processor, an_accelerator]
+
+
+@pytest.mark.parametrize("change", CHANGES, ids=lambda change: change.__name__)
+def test_other_code_and_another_machine_have_another_folder(tmp_path, monkeypatch, change):
     """What a killed run left is not taken for what the new code would make."""
-    folders = {settings_folder(tmp_path, {"temperature": t, "model": m}) for t in (0.4, 0.5) for m in "ab"}
-    assert len(folders) == 4 and settings_folder(tmp_path, {"model": "a", "temperature": 0.4}) in folders
-    monkeypatch.setattr("higgs.resumable.code_hash", lambda: "other code")
-    assert settings_folder(tmp_path, {"temperature": 0.4, "model": "a"}) not in folders
+    (tmp_path / "data").mkdir()
+    (tmp_path / "serve.py").write_text("x = 1")
+    monkeypatch.setattr(resumable, "__file__", str(tmp_path / "resumable.py"))
+
+    def key():
+        resumable.code_hash.cache_clear()
+        return resumable.settings_folder(tmp_path, {"temperature": 0.4})
+
+    before = key()
+    assert key() == before
+    for name, value in (change(tmp_path) or {}).items():
+        monkeypatch.setattr(f"higgs.resumable.{name}", value)
+    after = key()
+    resumable.code_hash.cache_clear()
+    assert after != before
+
+
+def test_other_settings_have_another_folder(tmp_path):
+    folders = {resumable.settings_folder(tmp_path, {"temperature": t, "model": m}) for t in (0.4, 0.5) for m in "ab"}
+    assert len(folders) == 4 and resumable.settings_folder(tmp_path, {"model": "a", "temperature": 0.4}) in folders
 
 
 def test_some_texts_have_all_seeds_whatever_their_order(scripts):

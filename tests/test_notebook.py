@@ -315,6 +315,20 @@ def test_helpers_import_neither_torch_nor_papermill():
     assert sys.version_info >= (3, 11)
 
 
+@pytest.mark.parametrize("first", ["from higgs import Engine", "import higgs, tqdm.auto", "import higgs.workflow.outputs"])
+def test_no_red_warning_is_the_first_thing_in_a_notebook(first):
+    """tqdm misses widgets in a kernel as soon as a library imports it, whatever is imported first."""
+    code = f"""import sys, types
+sys.modules["ipykernel.zmqshell"] = types.ModuleType("in a kernel")
+import IPython
+IPython.get_ipython = object
+{first}
+import tqdm.auto
+print("tqdm.notebook" in sys.modules)"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT)
+    assert (done.stdout, done.stderr) == ("True\n", "")
+
+
 def test_the_kernel_is_reached_through_the_scratch_folder_alone(repository, capfd):
     """No socket lies in the working directory, where a killed stage would leave it."""
     look = "print('sockets', [str(p) for p in Path('.').iterdir() if p.is_socket()], ip)"

@@ -326,7 +326,7 @@ def test_tables_refuse(tmp_path):
     assert list(tmp_path.iterdir()) == []
 
 
-def test_a_run_that_was_killed_continues(folder, evaluator):
+def test_a_run_that_was_killed_continues(folder, evaluator, monkeypatch):
     items = [utterance(folder, name) for name in ("good", "wrong", "gone", "good", "slow")]
     whole = [evaluator.judge(item) for item in items]
     ear, path = evaluator.metric_models.recogniser, folder / "cache" / "results.jsonl"
@@ -349,6 +349,9 @@ def test_a_run_that_was_killed_continues(folder, evaluator):
     save_audio(folder / "good.wav", sine(300, 0.3, 24_000), RATE)  # other audio under the same name
     list(judge())
     assert ear.calls == 5
+    monkeypatch.setattr("higgs.resumable.code_hash", lambda: "other code")
+    list(judge())
+    assert ear.calls == 8
     lines = path.read_text().splitlines()
     path.write_text("\n".join(["{", *lines[1:]]) + "\n")
     with pytest.raises(ValueError, match=r"results\.jsonl, line 1.*delete the file"):
@@ -473,6 +476,19 @@ def test_seed_tts_eval_becomes_a_manifest(seed_tts, capsys):
     assert prompt.text in [part.text for part in third.request.samples[0].messages[0].parts]
     assert sets.convert_seed_tts_eval(seed_tts) == read_rows(seed_tts / "meta.jsonl")
     assert first.record(2)["name"] == "first-s2"
+
+
+@pytest.mark.parametrize("name", ["first.wav", "other-name.wav", "prompt"])
+def test_files_of_a_set_are_those_that_its_manifest_was_made_from(seed_tts, name):
+    assert sets.main(["seed-tts-eval", str(seed_tts)]) == 0
+    (path,) = (seed_tts / "prompt-wavs").iterdir() if name == "prompt" else [seed_tts / "wavs" / name]
+    save_audio(path, sine(300, 0.3, 24_000), RATE)
+    line = 2 if name == "other-name.wav" else 1
+    with pytest.raises(ValueError, match=f"meta.jsonl, line {line}: .*{path.name} is not the file"):
+        read_scripts(seed_tts / "meta.jsonl", seed_tts)
+    path.unlink()
+    with pytest.raises(ValueError, match=f"line {line}: .*{path.name} does not exist"):
+        read_scripts(seed_tts / "meta.jsonl", seed_tts)
 
 
 def test_a_broken_list_and_missing_files_are_refused(seed_tts, capsys):

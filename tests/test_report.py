@@ -263,7 +263,7 @@ def test_folders_and_cells(two_runs, tmp_path):
 def test_speed_has_a_page_of_its_own(tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     assert speed.main() == 1 and "run `dvc repro` first" in capsys.readouterr().err
-    write_json("results/generate/timing.json", {"generation_seconds": 12.5, "times_real_time": 3.0})
+    write_json("results/generate/timing.json", {"generation_seconds": 12.5, "real_time_factor": 3.0})
     assert speed.main() == 0
     page = (tmp_path / "reports/speed.html").read_text()
-    assert "12.5" in page and "times real time" in page and "torch" in page
+    assert "12.5" in page and "real-time factor" in page and "torch" in page

@@ -55,6 +55,7 @@ BAD = {
     "late": (lambda p: write(p, torch.cat([torch.zeros(48_000), speech()])), False, "2.0 s of silence before"),
     "a tail": (lambda p: write(p, torch.cat([speech(), torch.zeros(24_000)])), False, "1.0 s of silence after"),
     "gaps": (lambda p: write(p, torch.cat([speech(1), torch.zeros(96_000), speech(1)])), False, "67% of it is silent"),
+    "integers": (lambda p: write(p, 9000 * speech(), subtype="FLOAT"), True, "divide 16-bit integers by 32768"),
     "NaN": (lambda p: write(p, NAN, subtype="FLOAT"), True, "1 of 96000 samples are NaN"),
     "no audio": (lambda p: p.write_text("hello"), True, "not an audio file"),
     "empty": (lambda p: write(p, torch.zeros(0)), True, "empty"),
@@ -80,7 +81,8 @@ def test_a_good_recording(tmp_path):
     assert check_recording(path, WORDS) == []
     (rate,) = check_recording(path, "word " * 40)
     assert not rate.fatal and "10.0 words a second" in rate.message
-    assert any(finding.fatal for finding in check_recording(path, " "))
+    for transcript in (" ", "word " * 60):
+        assert any(finding.fatal for finding in check_recording(path, transcript))
 
 
 def test_adding_a_voice(tmp_path):

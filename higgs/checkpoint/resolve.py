@@ -5,7 +5,8 @@ import re
 from pathlib import Path
 
 from higgs.checkpoint.config_json import MODEL, model_from_json, recognise
-from higgs.checkpoint.tensors import CONFIG, GENERATION_CONFIG, choose_weights, read_config, weight_files
+from higgs.checkpoint.tensors import CONFIG, choose_weights, read_config, weight_files
+from higgs.files import content_hash
 
 SMALL_FILES = ["*.json", "*.jinja"]
 CHECKPOINT_FILES = [*SMALL_FILES, "*.safetensors", "*.pth"]
@@ -145,12 +146,10 @@ def _fetch(name: str, folder: Path, path: str) -> None:
 
 
 def fingerprint(source: str | Path) -> str:
-    """-> sha256 over the names and bytes of a checkpoint's weights and configs, for the provenance of results."""
+    """-> sha256 over the names and bytes of all that is read of a checkpoint, for the provenance of results.
+
+    That is every small file that `resolve` fetches (configs, text tokenizer, lexicon), and the weights that are chosen.
+    """
     folder = resolve(source)
-    digest = hashlib.sha256()
-    settings = [folder / name for name in (CONFIG, GENERATION_CONFIG) if (folder / name).is_file()]
-    for path in [*settings, *weight_files(folder)]:
-        digest.update(path.name.encode())
-        with path.open("rb") as file:
-            digest.update(hashlib.file_digest(file, "sha256").digest())
-    return digest.hexdigest()
+    small = {path for pattern in SMALL_FILES for path in folder.glob(pattern) if path.name[0] != "."}
+    return content_hash([*small, *weight_files(folder)])

@@ -71,7 +71,12 @@ class AudioContent:
         return f"{self.audio_url}#t={start:.6g}{end}" if start or end else self.audio_url
 
     def load(self, sample_rate: int, folder: str | Path = ".") -> Tensor:
-        """-> [L] at `sample_rate`. ValueError for audio without data, not readable, or shorter than the segment."""
+        """-> [L] at `sample_rate`; raises as `read`."""
+        waveform, rate = self.read(folder)
+        return resample(waveform, rate, sample_rate)
+
+    def read(self, folder: str | Path = ".") -> tuple[Tensor, int]:
+        """-> [L] and its sample rate. ValueError for audio without data, not readable, or shorter than the segment."""
         if not self.has_data:
             raise ValueError("the conversation holds audio without a file, and no reference_codes for it")
         if self.audio_url not in NO_FILE:
@@ -89,7 +94,7 @@ class AudioContent:
         if not start < stop <= len(waveform):
             name, seconds = self.name or "raw_audio", len(waveform) / rate
             raise ValueError(f"{name}: seconds {start / rate:g} to {stop / rate:g} of audio that has {seconds:g}")
-        return resample(waveform[start:stop], rate, sample_rate)
+        return waveform[start:stop], rate
 
 
 Content = str | TextContent | AudioContent

@@ -1,12 +1,11 @@
 """Recordings with transcripts, listed in a JSON Lines manifest."""
 
-import hashlib
 from pathlib import Path
 from typing import Annotated
 
 from pydantic import Strict
 
-from higgs.files import read_lines
+from higgs.files import read_lines, sha256
 from higgs.validation import Record, parse_json, validate
 
 
@@ -22,6 +21,16 @@ class Recording(Record):
     sha256: str
 
 
+def listed_file(manifest: Path, path: str | Path, digest: str | None, where: str) -> Path:
+    """The file of a record, which has that SHA-256. Raises ValueError that begins with `where`."""
+    path = manifest.parent.parent / path
+    if not path.is_file():
+        raise ValueError(f"{where}: {path} does not exist")
+    if sha256(path) != digest:
+        raise ValueError(f"{where}: {path} is not the file that the manifest was made from")
+    return path
+
+
 def read_recordings(
     manifest: str | Path, languages: list[str] | None = None, max_clips: int | None = None
 ) -> list[Recording]:
@@ -32,11 +41,7 @@ def read_recordings(
         if recording.id in ids:
             raise ValueError(f"{where}: duplicate id {recording.id!r}")
         ids.add(recording.id)
-        path = manifest.parent.parent / recording.path
-        if not path.is_file():
-            raise ValueError(f"{where}: {path} does not exist")
-        if hashlib.sha256(path.read_bytes()).hexdigest() != recording.sha256:
-            raise ValueError(f"{where}: {path} is not the file that the manifest was made from")
+        path = listed_file(manifest, recording.path, recording.sha256, where)
         if not recording.text.strip():
             raise ValueError(f"{where}: the transcript is empty")
         recordings.append(recording.model_copy(update={"path": path}))

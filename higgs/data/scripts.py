@@ -20,7 +20,7 @@ from typing import Annotated, Any
 from pydantic import AfterValidator, Field, Strict, model_validator
 
 from higgs.data.chatml import tagged
-from higgs.data.recordings import Recording
+from higgs.data.recordings import Recording, listed_file
 from higgs.data.speech import SpeechRequest, speech_request
 from higgs.data.text.chunks import ChunkOptions, speaker_turns
 from higgs.data.voices import NAME, Voice, find_voice
@@ -160,8 +160,9 @@ def _script(content: Any, voices: str | Path, chunking: ChunkOptions) -> Script:
 
 
 def _set_script(record: SetRecord, manifest: Path) -> Script:
-    above = manifest.resolve().parent.parent
-    reference, recording = above / record.reference, above / record.path if record.path else None
+    manifest, where = manifest.resolve(), f"the record {record.id!r}"
+    reference = listed_file(manifest, record.reference, record.reference_sha256, where)
+    recording = listed_file(manifest, record.path, record.sha256, where) if record.path else None
     voice = Voice(record.speaker, reference, record.reference_text)
     request = SpeechRequest((voice.prompt(record.text),))
     return Script(record.id, "voice_clone", voice.name, record.text, request, record.language, reference, recording)

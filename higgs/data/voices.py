@@ -6,8 +6,11 @@ descriptions ("feminine") that the model was trained on; a recording may have on
 
 import re
 import unicodedata
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+
+from torch import Tensor
 
 from higgs.audio import load_audio, probe, save_audio
 from higgs.data import chatml
@@ -28,7 +31,8 @@ SAMPLE_RATES = (8_000, 16_000)  # the minimum, and the minimum without a warning
 LEVELS_DBFS = (-60.0, -40.0)
 CLIPPED_AT, CLIPPED_SHARES = 0.999, (0.05, 0.001)
 SILENT_SECONDS, SILENT_SHARE = 0.5, 0.5
-WORDS_PER_SECOND = (0.8, 6.0)
+WORDS_PER_SECOND, POSSIBLE_WORDS_PER_SECOND = (0.8, 6.0), (0.2, 12.0)
+MAX_PEAK = 2.0  # float files reach a little more than 1, integers taken for floats thousands
 
 
 @dataclass(frozen=True)
@@ -133,23 +137,29 @@ class Finding:
 
 
 def check_recording(path: str | Path, transcript: str) -> list[Finding]:
-    """Findings on length, sample rate, channels, level, clipping, silence, and speaking rate."""
+    """Findings on length, channels, and those of `check_speech`."""
     try:
-        (rate, channels, seconds), (waveform, _) = probe(path), load_audio(path)
+        (_, channels, seconds), (waveform, rate) = probe(path), load_audio(path)
     except (ValueError, OSError) as error:
         return [Finding(True, str(error))]
-    level = speech_level(waveform, rate)
-    clipped = (waveform.abs() >= CLIPPED_AT).double().mean().item()
-    before, after, silent = silence(waveform, rate)
-    rate_of_speech = count_words(transcript) / seconds
     possible, good = (f"{low:.0f} to {high:.0f} s" for low, high in (SECONDS, GOOD_SECONDS))
-    # (no finding, usable nevertheless, message)
     checks = [
         (GOOD_SECONDS[0] <= seconds <= GOOD_SECONDS[1], SECONDS[0] <= seconds <= SECONDS[1],
          f"{seconds:.2f} s long: {possible} are possible, {good} are good"),
+        (channels == 1, True, f"{channels} channels: they are averaged"),
+    ]  # fmt: skip
+    return _findings(checks) + check_speech(waveform, rate, transcript)
+
+
+def check_speech(waveform: Tensor, rate: int, transcript: str | None) -> list[Finding]:
+    """[L] at its own sample rate -> findings on that, on level, clipping and silence, and on words per second."""
+    level, seconds, peak = speech_level(waveform, rate), len(waveform) / rate, waveform.abs().max().item()
+    clipped = (waveform.abs() >= CLIPPED_AT).double().mean().item() if peak <= MAX_PEAK else 0.0
+    before, after, silent = silence(waveform, rate)
+    checks = [
         (rate >= SAMPLE_RATES[1], rate >= SAMPLE_RATES[0],
          f"{rate} Hz: {SAMPLE_RATES[1]} Hz or more preserve the voice"),
-        (channels == 1, True, f"{channels} channels: they are averaged"),
+        (peak <= MAX_PEAK, False, f"samples reach {peak:.0f}, not about 1: divide 16-bit integers by 32768"),
         (level >= LEVELS_DBFS[1], level >= LEVELS_DBFS[0],
          f"speech at {level:.0f} dBFS: {LEVELS_DBFS[1]:.0f} or more is wanted"),
         (clipped <= CLIPPED_SHARES[1], clipped <= CLIPPED_SHARES[0],
@@ -157,9 +167,17 @@ def check_recording(path: str | Path, transcript: str) -> list[Finding]:
         (before <= SILENT_SECONDS, True, f"{before:.1f} s of silence before the speech: leave {SILENT_SECONDS} s"),
         (after <= SILENT_SECONDS, True, f"{after:.1f} s of silence after the speech: leave {SILENT_SECONDS} s"),
         (silent <= SILENT_SHARE, True, f"{silent:.0%} of it is silent: {SILENT_SHARE:.0%} or less is wanted"),
-        (WORDS_PER_SECOND[0] <= rate_of_speech <= WORDS_PER_SECOND[1], rate_of_speech > 0,
-         f"{rate_of_speech:.1f} words a second by its transcript: does the transcript match the recording?"),
     ]  # fmt: skip
+    if transcript is not None:
+        speaking_rate = count_words(transcript) / seconds
+        good, possible = (low <= speaking_rate <= high for low, high in (WORDS_PER_SECOND, POSSIBLE_WORDS_PER_SECOND))
+        doubt = "does the transcript match the recording?"
+        checks.append((good, possible, f"{speaking_rate:.1f} words a second by its transcript: {doubt}"))
+    return _findings(checks)
+
+
+def _findings(checks: Sequence[tuple[bool, bool, str]]) -> list[Finding]:
+    """(no finding, usable nevertheless, message) of each check -> the findings."""
     return [Finding(not usable, message) for good, usable, message in checks if not good]
 
 

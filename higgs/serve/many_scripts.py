@@ -3,7 +3,6 @@
 The folder is named by a hash of all settings: another checkpoint, temperature or text uses another folder.
 """
 
-import hashlib
 import json
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass, field, replace
@@ -46,14 +45,6 @@ class Utterance:
     @property
     def name(self) -> str:
         return self.record["name"]
-
-
-def content_hash(files: Sequence[Path]) -> str:
-    """Files -> a hash of their names and bytes, in the order of their names."""
-    digest = hashlib.sha256()
-    for path in sorted(files):
-        digest.update(path.name.encode() + path.read_bytes())
-    return digest.hexdigest()[:16]
 
 
 def choose_tasks(scripts: Sequence[Script], seeds: Sequence[int], repeated: int | None) -> list[Task]:

@@ -7,6 +7,7 @@ corrupted, attention has no adapters, the run is short (`EPOCHS`), and it stops 
 import math
 import random
 import shutil
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -26,6 +27,7 @@ from higgs.data.text.tokenizer import TextTokenizer
 from higgs.data.training.dataset import Batches, Dataset, check_same_run
 from higgs.data.training.manifest import encode_audio, read_manifest
 from higgs.model.higgs_audio import HiggsAudio, choose_device
+from higgs.resumable import code_hash
 from higgs.train.checkpointing import load_state, log, save_state, warmup_stable_decay
 from higgs.train.lora import add_lora, enable_gradient_checkpointing
 from higgs.train.losses import best_dtype, corrupt, speech_losses
@@ -36,6 +38,7 @@ CODEBOOK_WEIGHTS = (4, 2, 1, 0.6, 0.5, 0.4, 0.3, 0.3)  # as in training from scr
 EPOCHS, MIN_STEPS = 10, 20  # by default: 100 steps for five minutes of speech
 VALIDATE_EVERY = 10  # steps
 PATIENCE = 3  # validations without improvement
+LOWER_RATE = "a lower --rate may help"
 MIN_EXAMPLES = 10  # with fewer, there is no validation set
 
 
@@ -73,6 +76,8 @@ class FineTuning:
     def __init__(
         self, model: HiggsAudio, dataset: Dataset, folder: Path, config: TuneConfig, replay: Dataset | None = None
     ):
+        if not 0 < config.rate < math.inf:
+            raise ValueError(f"the learning rate must be a positive number, got {config.rate}")
         torch.manual_seed(config.seed)
         self.model, self.dataset, self.folder, self.config = model, dataset, folder, config
         training, self.validation = split(dataset, config.validation_share, config.seed)
@@ -87,12 +92,14 @@ class FineTuning:
         self.step, self.dtype = 0, best_dtype(model.device)
         self.best: dict[str, Any] = {"loss": math.inf, "step": 0, "trained": {}}
         self.key = asdict(config) | {"data": dataset.fingerprint, "replay": replay.fingerprint if replay else None}
+        self.key["code"] = code_hash()[:16]  # of the package, its libraries and the device
         del self.key["recompute"]  # which does not change the result
         if state := load_state(folder / "tuning.pt"):
             self.load(state)
 
     def load(self, state: dict[str, Any]) -> None:
-        check_same_run(self.key, state.get("key", {}), f"{self.folder / 'tuning.pt'} is of another run")
+        path, advice = self.folder / "tuning.pt", "; another --out starts anew, and so does deleting that file"
+        check_same_run(self.key, state.get("key", {}), f"{path} is of another run", advice)
         self.load_weights(state["trained"])
         self.optimizer.load_state_dict(state["optimizer"])
         self.step, self.best = state["step"], state["best"]
@@ -136,7 +143,7 @@ class FineTuning:
         return loss, parts["codebooks"][0]
 
     def advance(self) -> dict[str, float]:
-        """One step -> its losses. Raises FloatingPointError naming the examples of a batch with a loss of NaN."""
+        """One step -> its losses. FloatingPointError, before it, names the batch with a loss or gradient of NaN."""
         torch.manual_seed(self.config.seed * 1_000_003 + self.step)
         for group in self.optimizer.param_groups:
             group["lr"] = self.config.rate * warmup_stable_decay(self.step, self.steps, 10, 0.5)
@@ -144,12 +151,13 @@ class FineTuning:
         batch = self.collate([dataset[index] for dataset, index in examples])
         inputs = corrupt(batch, self.config.noise, self.model.config.codebook_size)
         loss, first = self.losses(inputs, batch)
-        if not torch.isfinite(loss):
-            names = [dataset.examples[index].id for dataset, index in examples]
-            raise FloatingPointError(f"step {self.step}: loss {loss.item()}; a lower --rate may help; batch: {names}")
         self.optimizer.zero_grad()
         loss.backward()
-        torch.nn.utils.clip_grad_norm_(self.trained.values(), 1.0)
+        norm = torch.nn.utils.clip_grad_norm_(self.trained.values(), 1.0)
+        if not (torch.isfinite(loss) and torch.isfinite(norm)):
+            names = [dataset.examples[index].id for dataset, index in examples]
+            what = f"loss {loss.item()}, norm of the gradient {norm.item()}"
+            raise FloatingPointError(f"step {self.step}: {what}; {LOWER_RATE}; batch: {names}")
         self.optimizer.step()
         self.step += 1
         return {"loss": float(loss.detach()), "cb0": float(first.detach())}
@@ -177,6 +185,7 @@ class FineTuning:
             while self.step < steps and not self.should_stop:
                 losses = self.advance()
                 if due := self.step % VALIDATE_EVERY == 0 or self.step == steps:
+                    check_range(self.trained, f"step {self.step}")
                     losses |= self.validate()
                 bar.set_postfix({name: f"{value:.2f}" for name, value in losses.items()})
                 bar.update()
@@ -187,8 +196,19 @@ class FineTuning:
         return self.model if self.adapters is None else self.adapters.merge_and_unload()
 
 
+def check_range(tensors: Mapping[str, Tensor], what: str) -> None:
+    """Raises FloatingPointError that begins with `what` and names a tensor that float16 cannot hold, NaN included."""
+    for name, value in tensors.items():
+        if not (peak := value.detach().abs().max().item()) <= torch.finfo(torch.float16).max:
+            raise FloatingPointError(f"{what}: {name} reaches {peak:.3g}, which float16 cannot hold; {LOWER_RATE}")
+
+
 def save_tuned(model: HiggsAudio, source: Path, target: Path) -> None:
-    """A checkpoint with the text tokenizer, lexicon, generation settings and token ids of its source."""
+    """A checkpoint in float16 with the text tokenizer, lexicon, generation settings and token ids of its source.
+
+    Raises FloatingPointError, and writes nothing, for weights that float16 cannot hold.
+    """
+    check_range(model.state_dict(), f"{target} is not written")
     ids = {key: value for key, value in read_config(source).items() if key.endswith("_token_id")}
     model.save_pretrained(target, ids, half=True)
     for pattern in ("tokenizer*.json", LEXICON, GENERATION_CONFIG):

@@ -19,9 +19,9 @@ from higgs.validation import parse_yaml
 from higgs.workflow.outputs import find_root, say
 from higgs.workflow.params import read_params
 from higgs.workflow.tables import read_rows
+from higgs.workflow.verify import cached, listing
 
 LOCK, METRICS = "dvc.lock", "metrics.json"
-CACHE = ".dvc/cache/files/md5"
 MAX_LINES = 20  # differing files of one output
 Stages = Mapping[str, dict[str, Any]]
 
@@ -71,12 +71,7 @@ def describe_output(root: Path, path: str, md5: str | None) -> list[str]:
     if path == METRICS and (text := committed(root, METRICS)) is not None:
         return list(_changed_numbers(json.loads(text), json.loads((root / path).read_text())))
 
-    def cached(digest: str) -> Path:
-        return root / CACHE / digest[:2] / digest[2:]
-
-    old = {"": cached(md5)} if md5 else {}
-    if md5 and md5.endswith(".dir") and cached(md5).is_file():
-        old = {file["relpath"]: cached(file["md5"]) for file in json.loads(cached(md5).read_text())}
+    old = {name: cached(root, digest) for name, digest in (md5 and listing(root, md5) or {}).items()}
     if not old or not all(file.is_file() for file in old.values()):
         return ["by how much is not known: DVC's cache does not hold what was committed"]
     new = {"": root / path}

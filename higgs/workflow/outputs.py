@@ -12,7 +12,6 @@ import json
 import math
 import os
 import sys
-import warnings
 import wave
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
@@ -23,9 +22,6 @@ import numpy as np
 from higgs.files import replacing
 
 T = TypeVar("T")
-
-# tqdm.auto warns where ipywidgets is not installed; nothing here uses widgets.
-warnings.filterwarnings("ignore", message="IProgress not found")
 
 STAGE_VARIABLE = "HIGGS_STAGE"  # set by the runner to the stage's name; not set while exploring
 EXPLORE_FOLDER = Path("results/explore")

@@ -18,7 +18,7 @@ INTRODUCTION = (
 )
 TITLES = {
     "stage_seconds": "the whole stage, s", "generation_seconds": "generation, s",
-    "new_audio_seconds": "generated audio, s", "times_real_time": "times real time, codec included",
+    "new_audio_seconds": "generated audio, s", "real_time_factor": "real-time factor (work for a second of audio)",
     "listening_seconds": "evaluation, s", "utterances": "utterances evaluated",
 }  # fmt: skip
 

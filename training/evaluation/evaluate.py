@@ -33,10 +33,11 @@ from higgs.evaluate.result_cache import ResultCache
 from higgs.evaluate.statistics.intervals import wilson_interval
 from higgs.evaluate.statistics.summary import summarise
 from higgs.evaluate.utterances import Evaluator, Task, Utterance, ask, load_evaluator, speaking_rates
+from higgs.files import content_hash
 from higgs.resumable import settings_folder
 from higgs.serve.engine import EngineConfig
 from higgs.serve.generation_config import GenerationConfig
-from higgs.serve.many_scripts import content_hash, speak_all
+from higgs.serve.many_scripts import speak_all
 from higgs.workers import Workers, in_order
 from higgs.workflow.outputs import progress, write_atomically, write_json
 from higgs.workflow.speed import cpu_name

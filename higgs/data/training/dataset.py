@@ -16,7 +16,8 @@ from higgs.tokens import TokenIds
 
 
 class Dataset:
-    """Conversations with their codes. `dataset[i]` are features for `collate`; codes are read on access.
+    """Conversations with their codes. `dataset[i]` are features for `collate`; codes are read once here, for a hash of
+    all that is trained on, and again on access.
 
     `manifest` lists the usable examples and all problems: also of records without codes, or of more than
     `max_positions`. Raises DataError for any problem, unless `leave_out`.
@@ -51,14 +52,16 @@ class Dataset:
             tokens = tokenize(example.sample, self.tokenizer)
         except KeyError as error:
             return [Problem("invalid record", example.place, error.args[0])]
-        frames = [self.codes.frames[key] for key in example.keys]
-        positions = count_positions(tokens, frames, self.config.num_codebooks)
+        codes = [self.codes[key] for key in example.keys]
+        positions = count_positions(tokens, [clip.shape[1] for clip in codes], self.config.num_codebooks)
         if positions > self.max_positions:
             what = f"{example.id!r} takes {positions} positions, at most {self.max_positions}"
             return [Problem("too long", example.place, what)]
         self.positions.append(positions)
-        content = repr((example.id, tokens.input_ids, tokens.labels, example.keys, frames))
-        self.hashes.append(hashlib.sha256(content.encode()).hexdigest())
+        digest = hashlib.sha256(repr((example.id, tokens.input_ids, tokens.labels)).encode())
+        for clip in codes:
+            digest.update(f"{tuple(clip.shape)}".encode() + clip.short().numpy().tobytes())
+        self.hashes.append(digest.hexdigest())
         return []
 
     def __len__(self) -> int:
@@ -78,7 +81,7 @@ class Dataset:
 
     @property
     def fingerprint(self) -> str:
-        """Differs for other examples, texts, tokens, keys of codes or order."""
+        """Differs for other examples, texts, tokens, codes or order."""
         return hashlib.sha256("".join(self.hashes).encode()).hexdigest()[:16]
 
 
@@ -148,9 +151,9 @@ class Batches:
         self._plan = self.plan(self.epoch)
 
 
-def check_same_run(settings: dict[str, Any], saved: dict[str, Any], what: str) -> None:
+def check_same_run(settings: dict[str, Any], saved: dict[str, Any], what: str, advice: str = "") -> None:
     """Raises ValueError naming the settings that differ from the saved ones."""
     changed = [name for name, value in settings.items() if saved.get(name) != value]
     if changed:
         changes = ", ".join(f"{name} was {saved.get(name)!r} and is {settings[name]!r}" for name in changed)
-        raise ValueError(f"{what}: {changes}")
+        raise ValueError(f"{what}: {changes}{advice}")

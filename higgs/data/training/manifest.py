@@ -13,6 +13,7 @@ import hashlib
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, replace
+from itertools import chain
 from pathlib import Path
 from typing import Annotated, Literal
 
@@ -20,13 +21,18 @@ from pydantic import AfterValidator, model_validator
 from torch import Tensor
 from tqdm import tqdm
 
+from higgs.audio import resample
 from higgs.data import chatml
 from higgs.data.chatml import AudioContent, ChatMLSample, Message
 from higgs.data.chatml_json import json_lines, sample_from_json
 from higgs.data.text.folding import check_text
 from higgs.data.training.codes import CodesReader, CodesWriter
+from higgs.data.voices import check_speech
+from higgs.resumable import settings_folder
 from higgs.validation import Record, parse_json, validate
 
+DOUBT, MAX_WARNINGS = "doubtful audio", 20
+Clip = tuple[AudioContent, str | None]  # and its transcript
 SHARD_BYTES = 1 << 19  # 22 minutes of speech: the most encoding work that a kill loses
 
 
@@ -69,12 +75,13 @@ class Problem:
 
 @dataclass(frozen=True)
 class Example:
-    """One conversation to train on. `keys`: the names of its audios' codes, in order."""
+    """One conversation to train on. `keys`: the names of its audios' codes, in order; `transcripts` where known."""
 
     id: str
     place: str
     sample: ChatMLSample
     keys: tuple[str, ...]
+    transcripts: tuple[str | None, ...]
 
 
 @dataclass(frozen=True)
@@ -83,6 +90,7 @@ class Manifest:
     num_records: int
     examples: tuple[Example, ...]
     problems: tuple[Problem, ...] = ()
+    warnings: tuple[Problem, ...] = ()  # of examples that are used all the same
 
     @property
     def counts(self) -> dict[str, int]:
@@ -98,7 +106,11 @@ class Manifest:
         unusable = len({problem.place for problem in self.problems})
         kinds = ", ".join(f"{count} {kind}" for kind, count in self.counts.items())
         head = f"{unusable} of {self.num_records} records cannot be used" + (f": {kinds}" if kinds else "")
-        return "\n".join([head, *(f"  {p.place}: {p.what}" for p in self.problems)])
+        lines = [f"  {p.place}: {p.what}" for p in self.problems]
+        lines += [f"  {p.place}: used, but {p.what}" for p in self.warnings[:MAX_WARNINGS]]
+        if (more := len(self.warnings) - MAX_WARNINGS) > 0:
+            lines.append(f"  and {more} warnings more")
+        return "\n".join([head, *lines])
 
 
 class DataError(ValueError):
@@ -127,14 +139,18 @@ def read_manifest(path: str | Path, allow_special: bool = False, description: st
     utterances = {name: record for name, (_, record) in records.items() if isinstance(record, Utterance)}
     examples = []
     for name, (place, record) in records.items():
+        transcripts = None
         try:
             if isinstance(record, Utterance):
+                other = utterances.get(record.reference)
+                transcripts = (other.text, record.text) if other else (record.text,)
                 record = _conversation(record, utterances, description)
         except ValueError as error:
             kind = "invalid record" if record.text else "empty text"
             problems.append(Problem(kind, place, f"{name!r}: {error}"))
         else:
-            examples.append(Example(name, place, record, tuple(audio.name for audio in record.audios)))
+            names = tuple(audio.name for audio in record.audios)
+            examples.append(Example(name, place, record, names, transcripts or (None,) * len(names)))
     return Manifest(Path(path), len(lines), tuple(examples), tuple(problems))
 
 
@@ -183,38 +199,53 @@ def encode_audio(
     """-> the usable examples with the keys of their codes, and these codes.
 
     `encode` maps [L] at `sample_rate` to codes [K, T]; `codec` is the fingerprint of its checkpoint. Codes are cached
-    in `folder` by `_key`. Audio that is missing, unreadable, refused by `encode` or longer than `max_seconds` is a
-    problem of each record that needs it. Raises DataError when no example is left.
+    in `folder`, by codec and code, then by `_key`. Audio that is missing, unreadable, refused by `encode`, longer than
+    `max_seconds` or not speech that fits its transcript (fatal findings of `check_speech`) is a problem of each record
+    that needs it; other findings are warnings. Raises DataError when no example is left.
     """
-    folder, root = Path(folder) / codec[:16], manifest.path.parent
-    keys: dict[AudioContent, str] = {}
-    faults: dict[AudioContent, tuple[str, str]] = {}
-    audios = dict.fromkeys(audio for example in manifest.examples for audio in example.sample.audios)
+    folder, root = settings_folder(folder, {"codec": codec, "sample_rate": sample_rate}), manifest.path.parent
+    keys: dict[Clip, str] = {}
+    faults: dict[Clip, list[Problem]] = {}
+    clips = {e.id: tuple(zip(e.sample.audios, e.transcripts, strict=True)) for e in manifest.examples}
     with CodesWriter(folder, SHARD_BYTES) as writer:
-        for audio in tqdm(audios, unit="clip", desc="encode", disable=None):
+        for clip in tqdm(dict.fromkeys(chain(*clips.values())), unit="clip", desc="encode", disable=None):
+            audio, transcript = clip
             try:
-                keys[audio] = key = _key(audio, root, codec)
-                waveform = audio.load(sample_rate, root)
-                if (seconds := len(waveform) / sample_rate) > max_seconds:
-                    raise ValueError(f"{seconds:.1f} s, at most {max_seconds:g} s: cut it at pauses")
+                keys[clip] = key = _key(audio, root, codec)
+                waveform, rate = audio.read(root)
+                doubts = _doubts(waveform, rate, transcript, max_seconds)
                 if key not in writer:
-                    codes = encode(waveform)
+                    codes = encode(resample(waveform, rate, sample_rate))
                     if _key(audio, root, codec) != key:
                         raise ValueError("the file changed while it was read")
                     writer.add(key, codes)
+                faults[clip] = [Problem(DOUBT, "", f"{audio.name}: {doubt}") for doubt in doubts]
             except FileNotFoundError as error:
-                faults[audio] = ("missing audio", str(error))
-            except (OSError, ValueError) as error:
-                faults[audio] = ("unusable audio", f"{audio.name}: {error}")
-    usable = manifest.without(
-        Problem(kind, example.place, what)
+                faults[clip] = [Problem("missing audio", "", str(error))]
+            except (OSError, ValueError, TypeError) as error:
+                faults[clip] = [Problem("unusable audio", "", f"{audio.name}: {error}")]
+    found = [
+        replace(problem, place=example.place)
         for example in manifest.examples
-        for kind, what in dict.fromkeys(faults[a] for a in example.sample.audios if a in faults)
-    )
+        for problem in dict.fromkeys(chain(*(faults[clip] for clip in clips[example.id])))
+    ]
+    usable = manifest.without(problem for problem in found if problem.kind != DOUBT)
     if not usable.examples:
         raise DataError(usable)
-    examples = tuple(replace(e, keys=tuple(keys[a] for a in e.sample.audios)) for e in usable.examples)
-    return replace(usable, examples=examples), CodesReader(folder)
+    examples = tuple(replace(e, keys=tuple(keys[clip] for clip in clips[e.id])) for e in usable.examples)
+    places = {example.place for example in examples}
+    warnings = tuple(problem for problem in found if problem.kind == DOUBT and problem.place in places)
+    return replace(usable, examples=examples, warnings=warnings), CodesReader(folder)
+
+
+def _doubts(waveform: Tensor, rate: int, transcript: str | None, max_seconds: float) -> list[str]:
+    """What may be wrong with a clip [L]. Raises ValueError for one that cannot be used."""
+    if (seconds := len(waveform) / rate) > max_seconds:
+        raise ValueError(f"{seconds:.1f} s, at most {max_seconds:g} s: cut it at pauses")
+    findings = check_speech(waveform, rate, transcript)
+    if fatal := [finding.message for finding in findings if finding.fatal]:
+        raise ValueError("; ".join(fatal))
+    return [finding.message for finding in findings]
 
 
 def _key(audio: AudioContent, folder: Path, codec: str) -> str:

@@ -1,6 +1,7 @@
 """Base classes of recognisers and speaker encoders, and librosa's mel spectrum."""
 
 from functools import lru_cache
+from pathlib import Path
 
 import numpy as np
 import torch
@@ -9,6 +10,7 @@ from torch import Tensor
 from higgs.audio import level_dbfs, magnitude, resample
 from higgs.data.loudness import split_at_quiet
 from higgs.evaluate.metrics.signal import mono
+from higgs.files import content_hash
 
 SAMPLE_RATE = 16_000
 SILENCE_DBFS = -70.0
@@ -21,6 +23,13 @@ def mono_16_khz(waveform: Tensor, sample_rate: int) -> Tensor:
 
 def accelerator() -> torch.device:
     return torch.accelerator.current_accelerator(check_available=True) or torch.device("cpu")
+
+
+def version_of(source: str | Path) -> str:
+    """A judge's file or folder -> its name and a hash of its content; the name of anything else, as it is."""
+    path = Path(source)
+    files = [path] if path.is_file() else [file for file in path.rglob("*") if file.is_file()]
+    return f"{path.name}, sha256 {content_hash(files)[:16]}" if files else str(source)
 
 
 class Recogniser:

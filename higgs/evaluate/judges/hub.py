@@ -1,19 +1,23 @@
 """Metric models of published tables, from a hub or a folder; run only on small random weights (in tests) so far."""
 
+import re
 from importlib import import_module
+from pathlib import Path
 from typing import Any
 
 from torch import Tensor
 
-from higgs.evaluate.judges.base import SAMPLE_RATE, Recogniser, SpeakerEncoder, accelerator
+from higgs.evaluate.judges.base import SAMPLE_RATE, Recogniser, SpeakerEncoder, accelerator, version_of
 from higgs.evaluate.judges.wheels import MetricModelUnavailable
 
 
 def pretrained(kind: Any, source: str) -> Any:
-    """`kind.from_pretrained` of a folder or `organisation/name@revision`; MetricModelUnavailable where that fails."""
-    name, _, revision = source.partition("@")
+    """`kind.from_pretrained` of a folder or `organisation/name@commit`; MetricModelUnavailable where that fails."""
+    name, _, commit = source.partition("@")
     try:
-        return kind.from_pretrained(name, revision=revision or "main")
+        if not Path(source).exists() and not re.fullmatch("[0-9a-f]{40}", commit):
+            raise ValueError("no such folder, and as a hub id it must pin a full commit: organisation/name@COMMIT")
+        return kind.from_pretrained(source if Path(source).exists() else name, revision=commit or None)
     except (OSError, ValueError) as error:
         reason, advice = str(error).strip().partition("\n")[0], "it needs the hub once, or a folder: JUDGE:FOLDER"
         raise MetricModelUnavailable(f"{kind.__name__} cannot be loaded from {source} ({reason}); {advice}") from error
@@ -32,7 +36,7 @@ class Whisper(Recogniser):
     def __init__(self, source: str = SOURCE) -> None:
         from transformers import WhisperForConditionalGeneration, WhisperProcessor
 
-        self.name = f"Whisper ({source})"
+        self.name = f"Whisper ({version_of(source)})"
         self._processor = pretrained(WhisperProcessor, source)
         self._model = pretrained(WhisperForConditionalGeneration, source).to(accelerator()).eval()
 
@@ -55,7 +59,7 @@ class Paraformer(Recogniser):
             funasr, zhconv = import_module("funasr"), import_module("zhconv")
         except ModuleNotFoundError as error:
             raise MetricModelUnavailable(f"{error}; install: pip install funasr==1.4.16 zhconv==1.4.3") from error
-        self.name = f"Paraformer ({source}, FunASR)"
+        self.name = f"Paraformer ({version_of(source)}, FunASR)"
         self._simplify = zhconv.convert
         self._model = funasr.AutoModel(model=source, device=str(accelerator()), disable_update=True)
 
@@ -74,7 +78,7 @@ class WavLMXVector(SpeakerEncoder):
     def __init__(self, source: str = SOURCE) -> None:
         from transformers import Wav2Vec2FeatureExtractor, WavLMForXVector
 
-        self.name = f"WavLM x-vector ({source})"
+        self.name = f"WavLM x-vector ({version_of(source)})"
         self._extractor = pretrained(Wav2Vec2FeatureExtractor, source)
         self._model = pretrained(WavLMForXVector, source).to(accelerator()).eval()
 

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from higgs.evaluate.judges.base import SAMPLE_RATE, SpeakerEncoder, accelerator
+from higgs.evaluate.judges.base import SAMPLE_RATE, SpeakerEncoder, accelerator, version_of
 from higgs.evaluate.judges.wheels import MetricModelUnavailable
 
 # WavLM-large, as in its config on the hub.
@@ -55,7 +55,7 @@ class WavLMECAPA(SpeakerEncoder):
 
         if source is None or not Path(source).is_file():
             raise MetricModelUnavailable(f"no weights at {source}: {self.ADVICE}")
-        self.name = f"WavLM-large SV, ECAPA-TDNN head ({Path(source).name})"
+        self.name = f"WavLM-large SV, ECAPA-TDNN head ({version_of(source)})"
         wavlm, device = WavLMModel(WavLMConfig(**LARGE | sizes)), accelerator()
         try:
             weights = torch.load(source, map_location=device, weights_only=True)["model"]
