@@ -41,10 +41,11 @@ def line_language(line: str) -> str | None:
     letters = "".join(filter(str.isalpha, line))  # not "²", "½"
     han = len(re.findall(r"[\u3400-\u9fff]", letters))
     latin = len(re.findall(r"[A-Za-z\u00c0-\u024f]+", line))
+    units = len(re.findall(r"(?<=[0-9])[A-Za-z]+", line)) if han else 0  # "5km": of no language
     other = len(re.findall(r"[^\u3400-\u9fffA-Za-z\u00c0-\u024f\uff21-\uff5a\u02b0-\u036f]", letters))
     if other > 0 and other >= latin:
         return None
-    return "zh" if han and han >= latin else "en" if latin else None
+    return "zh" if han and han >= latin - units else "en" if latin else None
 
 
 def _apply(language: str | None, text: str) -> str:
