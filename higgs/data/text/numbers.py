@@ -20,18 +20,18 @@ DOMAIN = (
 PROTECTED = re.compile(rf"(\[SPEAKER\d+\]|<\|[^|<>]*\|>|{URL}|{EMAIL}|{DOMAIN})")
 
 
-def spell_out(text: str) -> str:
-    """-> the text with its numbers in words, each line in its own language, English or Chinese.
+def spell_out(text: str, language: str | None = None) -> str:
+    """-> the text with its numbers in words, each line in its own language, English or Chinese, or all in "en" or "zh".
 
     Lines in other scripts (Japanese, Arabic, ...) are left alone. Latin script counts as English: skip this step for
     other languages that use it.
     """
-    whole = line_language(text) or ("en" if not any(map(str.isalpha, text)) else None)
+    whole = language or line_language(text) or ("en" if not any(map(str.isalpha, text)) else None)
     lines = []
     for line in text.split("\n"):
-        language = line_language(line) if any(map(str.isalpha, line)) else whole
+        own = language or (line_language(line) if any(map(str.isalpha, line)) else whole)
         segments = PROTECTED.split(line)
-        segments[::2] = [_apply(language, segment) for segment in segments[::2]]
+        segments[::2] = [_apply(own, segment) for segment in segments[::2]]
         lines.append("".join(segments))
     return "\n".join(lines)
 
