@@ -12,6 +12,7 @@ from higgs.validation import STRICT, Positive, explained
 
 STRIDES = (8, 5, 4, 2, 3)
 MAX_RAS_WINDOW = 64  # delayed frames of history in a slot of the batch
+LEAST_TEMPERATURE = 1e-30  # logits divided by less overflow float32; at this one the likeliest code wins already
 
 
 class ConfigError(ValueError):
@@ -125,8 +126,9 @@ class ModelConfig:
 class SamplingConfig:
     """How one audio token step of K codes, or one text token, is sampled. A checkpoint has its own settings.
 
-    `temperature=0` is greedy. `top_k=None` and `top_p=1` do not filter. Repetition-aware sampling (RAS) redraws a code
-    that occurs `ras_max_repeats` times in the last `ras_window` steps of its codebook; `ras_window=None` is off.
+    `temperature=0` is greedy, and so is what float32 cannot divide by. `top_k=None` and `top_p=1` do not filter.
+    Repetition-aware sampling (RAS) redraws a code that occurs `ras_max_repeats` times in the last `ras_window` steps of
+    its codebook; `ras_window=None` is off.
 
     Each draw is a function of (`seed`, step, codebook) alone, whatever else is in the batch. With `parity` all draws
     come from one `torch.Generator` and the text head may choose audio placeholders, as in the reference implementation
@@ -135,7 +137,7 @@ class SamplingConfig:
     within the segment; and the model reads a segment's last delayed frame, as in training.
     """
 
-    temperature: Annotated[float, Field(ge=0)] = 0.7
+    temperature: Annotated[float, Field(ge=0, allow_inf_nan=False)] = 0.7
     top_k: Positive | None = 50
     top_p: Annotated[float, Field(gt=0, le=1)] = 0.95
     ras_window: Annotated[int, Field(ge=1, le=MAX_RAS_WINDOW)] | None = 7
@@ -147,6 +149,10 @@ class SamplingConfig:
     def __post_init__(self) -> None:
         if self.parity and self.strict_eos:
             raise ValueError("strict_eos differs from the reference's rules, which parity asks for: choose one")
+
+    @property
+    def greedy(self) -> bool:
+        return self.temperature < LEAST_TEMPERATURE
 
     def override(self, **options: Any) -> "SamplingConfig":
         """A copy with the options that are not None. `top_k=0` is no limit, `ras_window=0` is off."""

@@ -3,13 +3,14 @@
 import asyncio
 import json
 import socket
-from contextlib import ExitStack
+import time
+from contextlib import ExitStack, suppress
 from dataclasses import replace
 
 import httpx
 import pytest
 import torch
-from test_server import Server
+from test_server import Server, wait_for
 
 from higgs import Engine
 from higgs.config import SamplingConfig
@@ -18,7 +19,7 @@ from higgs.data.text.chunks import ChunkOptions
 from higgs.data.voices import find_voice
 from higgs.serve import long_form
 from higgs.serve.engine import EngineConfig
-from higgs.serve.http.access import Access
+from higgs.serve.http.access import Access, ConnectionLimits, limited_protocol
 from higgs.serve.http.app import ServerConfig
 from higgs.serve.http.async_engine import AsyncEngine, EngineDead
 
@@ -123,6 +124,100 @@ def test_a_body_that_does_not_arrive_is_given_up(serve):
         connection.sendall(f"{head}Content-Length: 100\r\n\r\n{{".encode())
         answer = connection.recv(4096)
     assert answer.startswith(b"HTTP/1.1 408")
+
+
+def exchange(port: int, *parts: bytes, pause: float = 0.05) -> bytes:
+    """What comes back for bytes sent one after another, until the server closes the connection."""
+    with socket.create_connection(("127.0.0.1", port), timeout=10) as connection:
+        with suppress(OSError):
+            for part in parts:
+                connection.sendall(part)
+                time.sleep(pause)
+        answer = b""
+        with suppress(ConnectionError):
+            while part := connection.recv(4096):
+                answer += part
+    return answer
+
+
+@pytest.fixture(scope="module")
+def limited(engine, voices):
+    limits = ConnectionLimits(total=6, per_address=4, head_seconds=0.4, uncounted=())
+    config = ServerConfig("tiny", voices, SAMPLING, 400, CHUNKS)
+    with Server(engine, config, http=limited_protocol(limits)) as server:
+        yield server
+
+
+HEALTH = b"GET /health HTTP/1.1\r\nHost: localhost\r\n"
+
+
+@pytest.mark.parametrize(
+    "parts",
+    [(), (b"GET /hea",), (HEALTH,), (HEALTH[:1], *(HEALTH[n : n + 1] for n in range(1, 20))),
+     (HEALTH + b"\r\n", HEALTH[:20])],
+    ids=["nothing", "half a line", "half the headers", "byte by byte", "the second of a connection"],
+)  # fmt: skip
+def test_headers_that_do_not_arrive_are_given_up(limited, parts):
+    started = time.monotonic()
+    answers = exchange(limited.port, *parts)
+    assert answers.startswith(b"HTTP/1.1 200") == (len(parts) == 2), "what came whole is answered"
+    assert b"HTTP/1.1 408 Request Timeout" in answers and time.monotonic() - started < 5
+
+
+def test_a_request_that_arrived_has_its_own_time(limited, engine, monkeypatch):
+    """More than that of the headers."""
+    run_steps = engine.scheduler.run_steps
+    monkeypatch.setattr(engine.scheduler, "run_steps", lambda: (time.sleep(0.15), run_steps())[1])
+    started = time.monotonic()
+    assert speech(limited.http).status_code == 200 and time.monotonic() - started > 1
+
+
+def test_connections_of_one_address_and_in_all(limited, engine, voices):
+    limited.http.close()
+    limited.http = httpx.Client(base_url=str(limited.http.base_url))
+    for server, places in ((limited, 4), (None, 3)):
+        with ExitStack() as stack:
+            if server is None:  # addresses that are not counted meet the other limit
+                limits = ConnectionLimits(total=3, per_address=1)
+                config = ServerConfig("tiny", voices, SAMPLING, 400, CHUNKS)
+                server = stack.enter_context(Server(engine, config, http=limited_protocol(limits)))
+            wait_for(lambda server=server: not server.server.server_state.connections)
+            address = ("127.0.0.1", server.port)
+            held = [stack.enter_context(socket.create_connection(address, timeout=10)) for _ in range(places)]
+            wait_for(lambda server=server, places=places: len(server.server.server_state.connections) == places)
+            assert exchange(server.port, HEALTH + b"\r\n").startswith(b"HTTP/1.1 503")
+            held[0].close()
+            wait_for(lambda server=server, places=places: len(server.server.server_state.connections) < places)
+            closing = HEALTH + b"Connection: close\r\n\r\n"
+            assert exchange(server.port, closing).startswith(b"HTTP/1.1 200")
+
+
+@pytest.mark.parametrize("where", ["path", "query"])
+def test_a_long_path_is_refused_and_not_logged_whole(limited, caplog, where):
+    target = "/" + "a" * 60_000 if where == "path" else "/health?" + "a" * 60_000
+    with caplog.at_level("INFO", "uvicorn.access"):
+        answer = limited.http.get(target)
+    assert answer.status_code == 414 and "error" in answer.json()
+    assert all(len(record.getMessage()) < 500 for record in caplog.records)
+    assert limited.http.get("/health?" + "a" * 1000).status_code == 200
+
+
+def test_a_body_of_two_lengths_is_refused(limited):
+    """One of them is for a proxy, the other for the server: the rest would be another request."""
+    head = b"POST /v1/audio/speech HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\n"
+    answer = exchange(limited.port, head + b"Content-Length: 4\r\nTransfer-Encoding: chunked\r\n\r\n0\r\n\r\n" + HEALTH)
+    assert answer.startswith(b"HTTP/1.1 400") and b"connection: close" in answer and answer.count(b"HTTP/1.1") == 1
+
+
+def test_a_full_queue_answers_before_any_work(limited, engine, monkeypatch):
+    """And so does a server that stops."""
+    monkeypatch.setattr("higgs.serve.http.app.to_request", lambda *_: pytest.fail("work"))
+    async_engine = limited.app.state.async_engine
+    with monkeypatch.context() as patch:
+        patch.setattr(async_engine, "open", async_engine.max_open)
+        assert speech(limited.http).status_code == 429
+    monkeypatch.setattr(async_engine, "draining", True)
+    assert speech(limited.http).status_code == 503
 
 
 def test_requests_that_wait_are_answered_when_the_server_stops(engine, voices):

@@ -179,6 +179,25 @@ def test_a_tensor_that_does_not_fit_is_named(copy, kind, fault, monkeypatch):
         load(folder)
 
 
+@pytest.mark.parametrize("kind", ["model-transformers", "model-original"])
+def test_forced_audio_needs_no_text_head(copy, kind):
+    """As transformers saves one by default. Whatever needs the head says so, and another head is no exception."""
+    folder = copy(kind)
+    whole = load(folder)
+    edit(folder, lambda tensors: [tensors.pop(name) for name in [*tensors] if "text_lm_head" in name])
+    model = load(folder)
+    assert set(whole.state_dict()) - set(model.state_dict()) == {"text_head.weight"}
+    assert all(torch.equal(tensor, whole.state_dict()[name]) for name, tensor in model.state_dict().items())
+    with pytest.raises(ValueError, match="no text head"):
+        model.text_head(torch.zeros(1, 12))
+    (report,) = inspect_checkpoint(folder)
+    assert not report.problems and "text head" not in report.parameters
+    assert any("no text head" in note for note in report.notes)
+    edit(folder, lambda tensors: [tensors.pop(name) for name in [*tensors] if "audio_lm_head" in name])
+    with pytest.raises(CheckpointError, match="1 missing: .*audio_lm_head"):
+        load(folder)
+
+
 @pytest.mark.parametrize("kind", KINDS)
 def test_a_missing_layer_and_one_too_many_are_named_by_their_layout(copy, kind):
     """A config of other sizes than the weights: the whole difference at once, before anything is read."""
@@ -450,6 +469,10 @@ def nested(config: dict, path: str, value: object) -> dict:
         ("model-original", "text_config", None, "lacks text_config"),
         ("model-original", "text_config.rope_scaling", "llama3", "rope_scaling: .*'llama3'"),
         ("model-original", "text_config.rope_scaling.rope_type", "yarn", "rope_type is 'yarn'"),
+        ("model-original", "text_config.rope_scaling", {"type": "linear", "factor": 2.0}, "rope_type is 'linear'"),
+        ("model-original", "text_config.rope_scaling", {"rope_type": "default"}, "rope_type is 'default'"),
+        ("model-transformers", "rope_parameters", {"rope_type": "default"}, "is 'default'.*only 'llama3'"),
+        ("model-transformers", "rope_parameters", {"rope_type": "linear", "factor": 2.0}, "rope_type is 'linear'"),
         ("model-original", "text_config.hidden_size", "12", "hidden_size: .*'12'"),
         ("model-original", "text_config.num_key_value_heads", 3, "num_attention_heads is 4: no multiple .* 3"),
         ("model-transformers", "num_hidden_layers", 0, "num_layers: .*0"),

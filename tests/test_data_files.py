@@ -44,6 +44,7 @@ BAD_SCRIPTS = {
     "id with a path": (GOOD | {"id": "../a"}, r"\.id: .*'../a'"),
     "no id": (GOOD | {"id": ""}, r"\.id: .*''"),
     "a misspelt key": (GOOD | {"scenes": "x"}, "unknown key 'scenes' .*did you mean 'scene'"),
+    "a language by name": (GOOD | {"language": "Spanish"}, r"\.language: .*'Spanish'"),
     "tags": (GOOD | {"text": "[SPEAKER0] Hi."}, "SPEAKERn"),
     "a misspelt tag": (GOOD | {"text": "[speaker 0] Hi."}, "unknown speaker tag"),
     "half a line of speech": (DUO | {"lines": [[0]]}, r"\.lines\[0\]: "),
@@ -61,6 +62,11 @@ def test_scripts_that_are_refused(scripts, case):
     content, message = BAD_SCRIPTS[case]
     with pytest.raises(ValueError, match=f"s.jsonl, line 1: .*{message}"):
         scripts(content)
+
+
+def test_the_language_of_a_script(scripts):
+    for record in (GOOD, DUO, GOOD | {"form": "long_form"}):
+        assert [s.language for more in ({}, {"language": "es"}) for s in scripts(record | more)] == ["en", "es"]
 
 
 def test_scripts_in_files_of_every_make(scripts, tmp_path):

@@ -159,6 +159,96 @@ def test_english_normalisation_forgives_writing_and_not_words():
         assert word_errors(reference, hypothesis).errors == errors, reference
 
 
+# What a recogniser writes for the same words; below, what sounds otherwise.
+SAME = [
+    ("Take plan B. I like it.", "Take plan B, I like it."),
+    ("J. R. Lee", "J.R. Lee"),
+    ("at ten thirty", "at 10:30"),
+    ("at ten oh five", "at 10:05"),
+    ("ten o'clock", "10:00"),
+    ("seven p.m.", "7 PM"),
+    ("at seven a.m.", "at 7am"),
+    ("from nine a.m. to five p.m.", "from 9am-5pm"),
+    ("at seven thirty p.m.", "at 7:30 PM"),
+    ("the U.S. Army", "the US army"),
+    ("the U. S. Army", "The U S Army"),
+    ("the B.B.C.", "the BBC"),
+    ("the B B C", "the BBC"),
+    ("A.I. is here", "AI is here"),
+    ("The US won.", "THE U S WON"),
+    ("The US won.", "THE US WON"),
+    ("twenty degrees Celsius", "20 °C"),
+    ("five kilometers", "5 km"),
+    ("five kilometres an hour", "5 km an hour"),
+    ("sixty kilometers per hour", "60 km/h"),
+    ("two point five kilograms", "2.5 kg"),
+    ("five feet", "5 ft"),
+    ("fifty percent", "50%"),
+    ("five to ten percent", "5-10%"),
+    ("three quarters of it", "3/4 of it"),
+    ("number five", "No. 5"),
+    ("Henry the Eighth", "Henry VIII"),
+    ("Smith and Sons", "Smith & Sons"),
+    ("the first of May, nineteen forty five", "the 1st of May, 1945"),
+    ("in nineteen eighty four", "in 1984"),
+    ("two plus two equals four", "2 + 2 = 4"),
+    ("okay then", "OK then"),
+    ("Okay.", "O.K."),
+    ("twelve dollars and fifty cents", "$12.50"),
+    ("five million pounds", "£5m"),
+    ("Doctor Lee and Mister Fox", "Dr. Lee and Mr. Fox"),
+]
+OTHER = [
+    ("at ten thirty", "at 10:13"),
+    ("seven p.m.", "7 AM"),
+    ("half past ten", "10:30"),
+    ("ten o'clock", "10"),
+    ("They told us.", "They told U.S."),
+    ("They told us.", "They told US."),
+    ("who is it", "WHO is it, the WHO"),
+    ("I am here", "I p.m. here"),
+    ("twenty degrees Celsius", "20 °F"),
+    ("twenty degrees", "20 °C"),
+    ("five kilometers", "5 miles"),
+    ("five meters", "5 mm"),
+    ("fifteen percent", "50%"),
+    ("five percent", "5"),
+    ("five pounds", "$5"),
+    ("number five", "5"),
+    ("Henry the Eighth", "Henry VII"),
+    ("B. Smith", "P. Smith"),
+    ("Plan B I like", "Plan BI like"),
+    ("It is a b c.", "It is ABD."),
+    ("three quarters", "1/4"),
+    ("two plus two", "2 - 2"),
+    ("first of May", "2nd of May"),
+    ("Saint Lee", "Street Lee"),
+    ("okay", "oak"),
+    ("one", "won"),
+]
+
+
+@pytest.mark.parametrize(("reference", "hypothesis"), SAME)
+def test_figures_and_short_forms_of_the_same_words_are_no_errors(reference, hypothesis):
+    assert word_errors(reference, hypothesis).errors == word_errors(hypothesis, reference).errors == 0
+    assert character_errors(reference, hypothesis).errors == 0
+
+
+@pytest.mark.parametrize(("reference", "hypothesis"), OTHER)
+def test_other_words_stay_errors(reference, hypothesis):
+    assert word_errors(reference, hypothesis).errors and word_errors(hypothesis, reference).errors
+
+
+def test_figures_in_chinese():
+    for reference, hypothesis in (
+        ("十点三十分见", "10:30见"),
+        ("百分之五十", "50%"),
+        ("二零二四年五月三日", "2024年5月3日"),
+    ):
+        assert character_errors(reference, hypothesis, "zh").errors == 0
+    assert character_errors("百分之五十", "15%", "zh").errors and character_errors("十点", "11点", "zh").errors
+
+
 def test_other_languages_and_characters():
     assert normalize("¿Qué tal, señor?", "es") == "qué tal señor"
     assert normalize("Colour uno", "es") == "colour uno"  # not the English spelling

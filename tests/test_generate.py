@@ -195,7 +195,8 @@ def test_text_mode_never_chooses_a_placeholder(model, prompts, ids):
 
 @pytest.mark.parametrize(
     ("name", "value"),
-    [("temperature", -1), ("temperature", float("nan")), ("top_k", 0), ("top_p", 0.0), ("top_p", 1.5),
+    [("temperature", -1), ("temperature", float("nan")), ("temperature", float("inf")),
+     ("top_k", 0), ("top_p", 0.0), ("top_p", 1.5),
      ("ras_window", 0), ("ras_window", 65), ("strict_eos", True)],
 )  # fmt: skip
 def test_wrong_sampling_settings_are_refused(name, value):

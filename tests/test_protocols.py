@@ -11,6 +11,7 @@ from spoken import RATE, clip, clips, sine
 from higgs.audio import save_audio
 from higgs.data.scripts import read_scripts
 from higgs.evaluate import test_sets as sets
+from higgs.evaluate.judges.base import Recogniser
 from higgs.evaluate.judges.ge2e import similarity
 from higgs.evaluate.judges.registry import MetricModels
 from higgs.evaluate.judges.wheels import ONNX_ERRORS
@@ -140,6 +141,22 @@ def test_a_record_has_the_hypothesis_and_the_similarity(folder, evaluator):
     assert row["length_ratio"] == pytest.approx(1 / (15 * 0.1))
     row = evaluator.judge(utterance(folder, "wrong"))
     assert (row["word_errors"], row["above_50"], row["similarity"]) == (2, True, None)
+
+
+def test_a_language_that_the_recogniser_does_not_know_is_not_scored(folder):
+    class English(Recogniser):
+        name, short, languages = "English 1.0 (made up)", "English", frozenset({"en"})
+
+        def _transcribe(self, samples, language):
+            return "hello there you"
+
+    evaluator = Evaluator(MetricModels(English()))
+    spanish, english = (evaluator.judge(utterance(folder, "good", language=name)) for name in ("es", "en"))
+    assert (spanish["status"], spanish["note"]) == ("not judged", "English: English knows en, not 'es'")
+    assert spanish["heard"] is spanish["word_errors"] is spanish["wer_percent"] is None
+    assert (english["status"], english["word_errors"]) == ("ok", 0)
+    assert summarise([spanish, english], 100, 0)[0]["wer_percent"] == 0
+    assert summarise([spanish], 100, 0)[0]["not_scored"] == 1
 
 
 BAD = {

@@ -70,10 +70,10 @@ def new_engine(parts, **settings) -> Engine:
 class Server:
     """A server in a thread until the end of a `with`, and its clients."""
 
-    def __init__(self, engine: Engine, config: ServerConfig, access: Access | None = None):
+    def __init__(self, engine: Engine, config: ServerConfig, access: Access | None = None, **options):
         self.engine, self.scheduler = engine, engine.scheduler
         self.app = make_app(engine, config, access)
-        self.server = uvicorn.Server(uvicorn.Config(self.app, host="127.0.0.1", port=0, log_level="warning"))
+        self.server = uvicorn.Server(uvicorn.Config(self.app, "127.0.0.1", 0, log_level="warning", **options))
         self.thread = threading.Thread(target=self.server.run)
         self.thread.start()
         wait_for(lambda: self.server.started)

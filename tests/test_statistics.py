@@ -135,6 +135,19 @@ def test_holm_by_hand():
     adjusted = {"b": 0.06, "a": 0.04, "d": 0.06, "c": 0.06}
     assert statistics.holm({"b": 0.02, "a": 0.01, "d": 0.04, "c": 0.03}) == pytest.approx(adjusted)
     assert statistics.holm({"a": 1.0, "b": 0.6}) == {"a": 1.0, "b": 1.0} and statistics.holm({}) == {}
+    # no test is no comparison: the others are adjusted as without it, wherever it stands
+    for order in ("nab", "anb", "abn"):
+        found = statistics.holm({name: {"n": math.nan, "a": 0.01, "b": 0.04}[name] for name in order})
+        assert [*found] == [*order] and math.isnan(found.pop("n")) and found == {"a": 0.02, "b": 0.04}
+
+
+@pytest.mark.parametrize("values", [[0.87, 0.88, 0.88, 0.55], [0.1, 0.2, 0.2, 0.3], [1 / 3, 1 / 3, 2 / 3]])
+@pytest.mark.parametrize("scale", [100, 1000, 1 / 3, 1e-6])
+def test_an_interval_does_not_depend_on_the_unit(values, scale):
+    settings = Resampling(2000)
+    plain = bootstrap_interval(values, None, settings)
+    scaled = bootstrap_interval([scale * value for value in values], None, settings)
+    assert [end / scale for end in scaled] == pytest.approx(list(plain), rel=2e-4)  # of the grid
 
 
 def test_wilson_by_hand():

@@ -2,6 +2,7 @@
 
 import random
 from copy import deepcopy
+from dataclasses import replace
 
 import pytest
 import torch
@@ -112,6 +113,32 @@ def test_a_batch_is_filtered_as_by_the_sampler(model):
             least = filtered.masked_fill(filtered == -torch.inf, torch.inf).amin(-1)
             scaled = logits[slot] / (setting.temperature or 1)
             assert (scaled.gather(1, together[slot][:, None])[:, 0] >= least).all()
+
+
+@pytest.mark.parametrize("size", [2, 32, 61, 62, 63, 1024])
+def test_any_number_of_codes_can_be_drawn(model, size):
+    """With fewer codes than are ranked, too."""
+    config = replace(model.config, codebook_size=size)
+    logits = 3 * torch.randn(4, 8, size + 2, generator=torch.Generator().manual_seed(size))
+    settings = [SamplingConfig(top_k=k, seed=9, ras_window=None) for k in (1, 20, 70, None)]
+    keys = torch.stack([step_keys(s.seed, torch.tensor([9]), 8)[0] for s in settings])
+    noise = log_uniforms(keys, token_hashes(size + 2, logits.device))
+    for slots, full_vocab in ((4, True), (2, False)):
+        together = sample(logits[:slots], state_of(settings[:slots], config), noise[:slots], full_vocab)
+        for slot, setting in enumerate(settings[:slots]):
+            rng, history = CounterRng(9, logits.device), torch.full((8, 1), size)
+            assert torch.equal(together[slot], sample_codes(logits[slot], history, 9, setting, rng))
+
+
+@pytest.mark.parametrize("temperature", [0, 5e-324, 1e-46, 1e-38, 1e-37, 1e-30, 1e-20, 1e-6])
+def test_temperatures_next_to_nothing_are_greedy(model, temperature):
+    """1e-46 is 0 in float32, and logits divided by 1e-38 are infinite."""
+    logits = 100 * torch.randn(1, 8, 1026, generator=torch.Generator().manual_seed(0))
+    setting = SamplingConfig(temperature=temperature, top_k=50, ras_window=None)
+    noise = log_uniforms(step_keys(0, torch.tensor([9]), 8), token_hashes(1026, logits.device))
+    together = sample(logits, state_of([setting], model.config), noise, full_vocab=False)
+    alone = sample_codes(logits[0], torch.zeros(8, 0, dtype=torch.long), 9, setting, CounterRng(0, logits.device))
+    assert torch.equal(together[0], logits[0].argmax(-1)) and torch.equal(alone, logits[0].argmax(-1))
 
 
 @pytest.mark.parametrize("strict", [False, True])

@@ -180,8 +180,9 @@ def _text_config(config: dict[str, Any]) -> tuple[dict[str, Any], dict[str, Any]
     layers = text["num_hidden_layers"]
     if dual != list(range(layers)):
         raise ConfigError(f"{what}: audio_dual_ffn_layers is {dual}: only dual FFN in all {layers} layers is run")
-    require(text["rope_scaling"], f"{what}: rope_scaling")
-    return text, {**text["rope_scaling"], "rope_theta": text["rope_theta"]}
+    rope = text["rope_scaling"]
+    require(rope, f"{what}: rope_scaling")
+    return text, {**rope, "rope_type": rope.get("rope_type", rope.get("type")), "rope_theta": text["rope_theta"]}
 
 
 def model_from_json(config: dict[str, Any]) -> ModelConfig:
@@ -197,8 +198,9 @@ def model_from_json(config: dict[str, Any]) -> ModelConfig:
     expect(config, what, audio_stream_bos_id=codebook_size, audio_stream_eos_id=codebook_size + 1)
     require(llama, what, *(key for key in LLAMA.values() if key not in ("num_key_value_heads", "head_dim")))
     expect(llama, what, **FIXED_LLAMA)
+    require(rope, f"{what}: rope")
+    expect({key: value for key, value in rope.items() if value is not None}, f"{what}: rope", rope_type="llama3")
     require(rope, f"{what}: rope", *ROPE.values())
-    expect(rope, f"{what}: rope", rope_type="llama3")
     sizes = _read(llama, LLAMA)
     model = ModelConfig(
         **{"num_kv_heads": sizes["num_heads"]} | sizes,

@@ -105,6 +105,9 @@ def _inspect(folder: Path, local: bool) -> Report:
             report.config = codec_from_json(content, {name: tuple(tensor.shape) for name, tensor in headers.items()})
             weights, expected = codec_weights, AudioTokenizer(report.config).state_dict()
     report.parameters = dict.fromkeys(PARTS[kind], 0)
+    if kind == MODEL and headers and not any("text_lm_head" in name for name in headers):
+        del expected[model_weights.TEXT_HEAD], report.parameters["text head"]
+        report.notes.append("no text head: it speaks, and cannot write text nor be fine-tuned")
     for name, tensor in expected.items():
         part = next(part for part, names in PARTS[kind].items() if re.match(names, name))
         report.parameters[part] += tensor.numel()

@@ -47,6 +47,7 @@ def serve(
     max_new_tokens: MaxNewTokens = None,
     seed: Annotated[int, Option(min=0, help="of a request that names none")] = 0,
     max_connections: Annotated[int, Option(min=1, help="open at once; more get 503")] = 1000,
+    max_per_address: Annotated[int, Option(min=1, help="the same from one address other than this machine's")] = 100,
     grace_seconds: Annotated[int, Option(min=0, help="seconds for running requests at a stop")] = 10,
 ) -> None:
     """Serve speech over HTTP.
@@ -58,7 +59,7 @@ def serve(
     from higgs.checkpoint.alias import Checkpoint
     from higgs.serve.engine import Engine, EngineConfig
     from higgs.serve.generation_config import GenerationConfig
-    from higgs.serve.http.access import LOOPBACK, Access
+    from higgs.serve.http.access import LOOPBACK, Access, ConnectionLimits
     from higgs.serve.http.app import ServerConfig, serve
     from higgs.serve.runaway import RunawayConfig
 
@@ -77,4 +78,4 @@ def serve(
     )
     everyone = ("*",) if host in ("0.0.0.0", "::") else (*LOOPBACK, host)
     access = Access(tuple(allow_host or everyone), api_key, tuple(cors or ()))
-    serve(engine, config, access, host, port, grace_seconds, max_connections)
+    serve(engine, config, access, host, port, grace_seconds, ConnectionLimits(max_connections, max_per_address))

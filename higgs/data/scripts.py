@@ -7,8 +7,9 @@
 {"id": "d", "form": "long_form", "voice": "ada", "text": "...", "chunks": {"max_words": 14}}
 
 A dialogue has `voices` (names) or `speakers` (descriptions), and is spoken in a single pass unless it has `chunks`
-(`ChunkOptions`). `max_new_tokens` takes the place of the general one. An id is part of file names. Lines of a public
-test set (`higgs.evaluate.test_sets`) have a `reference` with its `reference_text` in place of form and voice.
+(`ChunkOptions`). `max_new_tokens` takes the place of the general one. `language` is the ISO 639 code of the text, "en"
+if absent: a recogniser that does not know it does not score it. An id is part of file names. Lines of a public test set
+(`higgs.evaluate.test_sets`) have a `reference` with its `reference_text` in place of form and voice.
 """
 
 import hashlib
@@ -43,6 +44,7 @@ Speakers = dict[Annotated[str, Field(pattern=r"^[0-9]+$")], str]
 class ScriptRecord(Record):
     id: Annotated[str, Field(pattern=f"^{NAME.pattern}$")]
     form: str
+    language: Annotated[str, Field(pattern="^[a-z]{2,3}$")] = "en"
     scene: str | None = None
     max_new_tokens: Positive | None = None
 
@@ -156,7 +158,7 @@ def _script(content: Any, voices: str | Path, chunking: ChunkOptions) -> Script:
     request = speech_request(
         tagged_text, voice, options or chunking, record.scene, chunked, max_new_tokens=record.max_new_tokens
     )
-    return Script(record.id, form, name, text, request, reference=reference)
+    return Script(record.id, form, name, text, request, record.language, reference)
 
 
 def _set_script(record: SetRecord, manifest: Path) -> Script:

@@ -15,7 +15,7 @@ from higgs.config import ModelConfig
 from higgs.delay import IGNORE
 from higgs.model.kv_cache import Device, KVCache
 from higgs.model.llama import DualFFNLayer, ModalityMask, RMSNorm, rope_table
-from higgs.model.weights import load_weights, to_transformers
+from higgs.model.weights import TEXT_HEAD, load_weights, to_transformers
 
 
 @dataclass
@@ -39,6 +39,16 @@ class Embedding(nn.Embedding):
     def reset_parameters(self) -> None:
         if not self.weight.is_meta:  # random numbers on the meta device import torch._dynamo, which takes a second
             super().reset_parameters()
+
+
+class NoTextHead(nn.Module):
+    """In place of the text head, in a checkpoint that was stored without: forced audio needs none."""
+
+    def forward(self, hidden: Tensor) -> Tensor:
+        raise ValueError(
+            "this checkpoint has no text head, so it cannot write text nor be trained on it: generate with "
+            "force_audio=True, or save it with the head (transformers: use_text_head=True)"
+        )
 
 
 class HiggsAudio(nn.Module):
@@ -137,6 +147,8 @@ class HiggsAudio(nn.Module):
         with torch.device("meta"):
             model = cls(config)
         tensors = load_weights(folder, model.state_dict())
+        if TEXT_HEAD not in tensors:
+            model.text_head = NoTextHead()
         model.load_state_dict({k: v.to(dtype) for k, v in tensors.items()}, assign=True)
         return model.to(device).eval().requires_grad_(False)
 

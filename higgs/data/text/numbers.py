@@ -20,18 +20,18 @@ DOMAIN = (
 PROTECTED = re.compile(rf"(\[SPEAKER\d+\]|<\|[^|<>]*\|>|{URL}|{EMAIL}|{DOMAIN})")
 
 
-def spell_out(text: str) -> str:
-    """-> the text with its numbers in words, each line in its own language, English or Chinese.
+def spell_out(text: str, language: str | None = None) -> str:
+    """-> the text with its numbers in words, each line in its own language, English or Chinese, or all in "en" or "zh".
 
     Lines in other scripts (Japanese, Arabic, ...) are left alone. Latin script counts as English: skip this step for
     other languages that use it.
     """
-    whole = line_language(text) or ("en" if not any(map(str.isalpha, text)) else None)
+    whole = language or line_language(text) or ("en" if not any(map(str.isalpha, text)) else None)
     lines = []
     for line in text.split("\n"):
-        language = line_language(line) if any(map(str.isalpha, line)) else whole
+        own = language or (line_language(line) if any(map(str.isalpha, line)) else whole)
         segments = PROTECTED.split(line)
-        segments[::2] = [_apply(language, segment) for segment in segments[::2]]
+        segments[::2] = [_apply(own, segment) for segment in segments[::2]]
         lines.append("".join(segments))
     return "\n".join(lines)
 
@@ -41,10 +41,11 @@ def line_language(line: str) -> str | None:
     letters = "".join(filter(str.isalpha, line))  # not "²", "½"
     han = len(re.findall(r"[\u3400-\u9fff]", letters))
     latin = len(re.findall(r"[A-Za-z\u00c0-\u024f]+", line))
+    units = len(re.findall(r"(?<=[0-9])[A-Za-z]+", line)) if han else 0  # "5km": of no language
     other = len(re.findall(r"[^\u3400-\u9fffA-Za-z\u00c0-\u024f\uff21-\uff5a\u02b0-\u036f]", letters))
     if other > 0 and other >= latin:
         return None
-    return "zh" if han and han >= latin else "en" if latin else None
+    return "zh" if han and han >= latin - units else "en" if latin else None
 
 
 def _apply(language: str | None, text: str) -> str:

@@ -26,13 +26,17 @@ CURRENCIES = {
 OPERATORS = {
     "+": "加", "-": "减", "−": "减", "–": "减", "×": "乘", "*": "乘", "÷": "除以", "/": "除以",
     "±": "正负", "√": "根号", "≥": "大于等于", "≤": "小于等于", "≈": "约等于",
+    ">": "大于", "<": "小于",
 }  # fmt: skip
 UNITS = {
+    "m/s²": "米每二次方秒",
     "km/h": "公里每小时", "m/s": "米每秒", "km²": "平方公里", "m²": "平方米", "m2": "平方米", "km2": "平方公里",
     "cm²": "平方厘米", "m³": "立方米", "m3": "立方米", "cm³": "立方厘米", "km": "公里", "cm": "厘米",
     "mm": "毫米", "m": "米", "kg": "公斤", "mg": "毫克", "g": "克", "ml": "毫升", "mL": "毫升", "L": "升",
     "l": "升", "kWh": "千瓦时", "kW": "千瓦", "W": "瓦", "V": "伏", "Hz": "赫兹", "kHz": "千赫", "MHz": "兆赫",
     "GHz": "吉赫", "dB": "分贝", "h": "小时", "min": "分钟", "s": "秒", "ms": "毫秒",
+    "kcal": "千卡", "kJ": "千焦", "kPa": "千帕", "MPa": "兆帕", "mAh": "毫安时", "mA": "毫安", "ha": "公顷",
+    "MW": "兆瓦", "nm": "纳米", "μm": "微米", "µm": "微米", "μg": "微克", "µg": "微克", "Mbps": "兆比特每秒",
 }  # fmt: skip
 # Measure words: two of them are 两, not 二.
 MEASURES = (
@@ -122,6 +126,8 @@ UNIT = "|".join(sorted((re.escape(unit) for unit in UNITS), key=len, reverse=Tru
 RULES: list[Rule] = [
     (r"(?<![A-Za-z0-9.,/])[¼-¾⅐-⅞]", lambda m: unicodedata.normalize("NFKC", m[0]).replace("⁄", "/")),
     (rf"{START}(?P<year>{DIGIT}{{4}})[-/](?P<month>0?[1-9]|1[0-2])[-/](?P<day>[12][0-9]|3[01]|0?[1-9]){END}", _date),
+    (rf"{START}(?P<year>(?:19|20)[0-9]{{2}})\.(?P<month>0?[1-9]|1[0-2])\.(?P<day>[12][0-9]|3[01]|0?[1-9]){END}",
+     _date),
     (rf"{START}(?P<first>{DIGIT}{{4}})[-~～–—](?P<last>{DIGIT}{{4}})(?=年)",
      lambda m: f"{spell_digits(m['first'].translate(FULL_WIDTH))}到{spell_digits(m['last'].translate(FULL_WIDTH))}"),
     (rf"{START}(?P<year>{DIGIT}{{4}}|(?<=['’]){DIGIT}{{2}})(?=年)",
@@ -135,15 +141,17 @@ RULES: list[Rule] = [
     (rf"(?<![了过近约有共满达第续长经0-9０-９.．,]){START}(?P<year>[6-9６-９][1-9１-９])(?=年(?![来后前间内里以历]))",
      lambda m: spell_digits(m["year"].translate(FULL_WIDTH))),
     (r"(?<=[0-9][:：][0-5][0-9])\s?[-~～–—]\s?(?=[0-9]{1,2}[:：][0-5][0-9])|"
-     rf"(?<=[%％℃])\s?[-~～–—]\s?(?={DIGIT})|(?<=[0-9０-９点])[~～](?=-?{DIGIT})", lambda m: "到"),
+     rf"(?<=[%％℃])\s?[-~～–—]\s?(?={DIGIT})|(?<=[0-9０-９点])[~～](?=-?{DIGIT})|"
+     rf"(?<=[年月日号点时])[-~～–—](?={DIGIT})",
+     lambda m: "到"),
     (rf"{START}(?P<hour>[01]?[0-9]|2[0-3])[:：](?P<minute>[0-5][0-9])(?:[:：](?P<second>[0-5][0-9]))?{END}", _time),
     (rf"{START}(?:\+86[ -]?)?1[0-9]{{2}}(?P<mark>[ -]?)[0-9]{{4}}(?P=mark)[0-9]{{4}}{END}|"
      rf"{START}0[0-9]{{2,3}}-[0-9]{{7,8}}{END}|{START}[0-9]{{3,4}}-[0-9]{{3,4}}-[0-9]{{3,4}}{END}|"
-     rf"(?<=[打拨])1(?:10|19|20|2[0-9]{{3}}){END}",
+     rf"(?<=[打拨线电话服])1(?:10|19|20|22|2[0-9]{{3}}|0[0-9]{{3}}){END}|(?<=[打拨线电话服])9[56][0-9]{{3,4}}{END}",
      lambda m: spell_digits(re.sub("[^0-9]", "", m[0]), "幺")),
     (rf"{START}(?P<expression>{NUMBER}(?:\s?[-+−–×*÷/]\s?{NUMBER}){{1,8}})\s?=\s?", _expression),
     (r"(?<=[0-9A-Za-z])\s?=\s?(?=[-−]?[0-9])", lambda m: "等于"),
-    (r"(?<=[0-9])\s?(?P<sign>[×÷+])\s?(?=[0-9])|(?P<prefix>[±√≥≤≈])\s?(?=[0-9])",
+    (r"(?<=[0-9])\s?(?P<sign>[×÷+<>])\s?(?=[0-9])|(?P<prefix>[±√≥≤≈])\s?(?=[0-9])",
      lambda m: OPERATORS[m["sign"] or m["prefix"]]),
     (rf"{START}(?P<first>{DIGIT}{{1,2}})[:：](?P<last>{DIGIT}{{1,6}}){END}",
      lambda m: f"{number(m['first'])}比{number(m['last'])}"),
@@ -154,7 +162,8 @@ RULES: list[Rule] = [
     (rf"(?<![A-Za-z0-9.,])(?P<minus>[-−]?)(?P<sign>{SIGNS})\s?(?P<number>{NUMBER})(?P<magnitude>[万亿]?)元?",
      _money),
     (rf"{SIGNED}\s?(?P<scale>°\s?[CF]|[℃℉°])", _degrees),
-    (rf"{SIGNED}\s?(?P<unit>{UNIT}){END}", lambda m: _signed(m, _counted) + UNITS[m["unit"]]),
+    (rf"{SIGNED}\s?(?P<unit>{UNIT})(?:/(?P<per>{UNIT}))?{END}",
+     lambda m: _signed(m, _counted) + UNITS[m["unit"]] + (f"每{UNITS[m['per']]}" if m["per"] else "")),
     (rf"{START}(?P<top>[0-9]+)/(?P<bottom>[0-9]+){END}", _fraction),
     (rf"{START}(?<!第)(?P<number>[2２])(?=\s?(?:{MEASURES}))", lambda m: "两"),
     (rf"(?<![A-Za-z0-9_.,])(?P<minus>[-−－])(?P<number>{NUMBER})(?![A-Za-z_])", _signed),

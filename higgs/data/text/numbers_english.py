@@ -26,7 +26,7 @@ QUANTITY = (
 )
 UNCOUNTED = QUANTITY.replace("(?=", "(?!", 1)
 BEFORE_YEAR = (
-    r"(?:Q[1-4]|FY|ca?\.)|(?i:in|fiscal|since|until|till|during|year|before|after|by|late|early|from|circa|spring|summer|autumn|fall|winter|AD|©|"
+    r"(?:Q[1-4]|FY|ca?\.)|(?i:in|fiscal|since|until|till|during|year|before|after|by|late|early|from|circa|born|died|founded|established|built|dated|spring|summer|autumn|fall|winter|AD|©|"
     + "".join(
         f"(?<!{noun} )" for noun in "total population sum average number speed height price cost distance".split()
     )
@@ -58,8 +58,9 @@ def _signed(match: re.Match) -> str:
 
 def _plural(noun: str) -> str:
     first, *rest = noun.split(" per ")
-    first = f"{first[:-4]}feet" if first.endswith("foot") else first if first.endswith("hertz") else f"{first}s"
-    return " per ".join([first, *rest])
+    irregular = {"foot": "feet", "inch": "inches", "hertz": "hertz"}
+    last = first.split()[-1]
+    return " per ".join([first.removesuffix(last) + irregular.get(last, f"{last}s"), *rest])
 
 
 def spell_year(digits: str) -> str:
@@ -129,7 +130,7 @@ def _unit(match: re.Match) -> str:
     if unit == "s" and re.search(r"(?<![0-9.,])(?:[0-9]0|[0-9]{3,})s$", match[0]):
         return match[0]
     noun = "inch" if unit.startswith("in") else UNITS[unit]
-    noun = noun if match["number"] == "1" else "inches" if noun == "inch" else _plural(noun)
+    noun = noun if match["number"] == "1" else _plural(noun)
     return f"{_signed(match)} {noun}" + (f" per {UNITS[per]}" if per else "")
 
 
@@ -187,7 +188,8 @@ def _operators(expression: str) -> str:
 
 
 def _phone(match: re.Match) -> str:
-    return ", ".join(spell_digits(group) for group in re.findall(r"[0-9]+", match[0]))
+    groups = re.findall(r"[0-9]+|[A-Z]+", match[0])
+    return ", ".join(group if group.isalpha() else spell_digits(group) for group in groups)
 
 
 HALF = r"(?P<half>[ap]\.m\.|(?:[ap]m|AM|PM)\b\.?)"  # "a.m." also ends a sentence
@@ -208,6 +210,8 @@ RULES: list[Rule] = [
     (rf"{START}{YEAR}([-/.])(?P<month>0[1-9]|1[0-2])\2(?P<day>0[1-9]|[12][0-9]|3[01]){END}",
      lambda m: _date(m["day"], int(m["month"]), m["year"])),
     (rf"{START}([0-9]{{1,2}})/([0-9]{{1,2}})/{YEAR}{END}", _slashed_date),
+    (rf"{START}(?=0|1[0-2]/0)(?P<month>0[1-9]|1[0-2])/(?P<day>0[1-9]|[12][0-9]|3[01]){END}",
+     lambda m: _date(m["day"], int(m["month"]), None)),
     (rf"{START}(?P<day>0?[1-9]|[12][0-9]|3[01])\.(?P<month>0?[1-9]|1[0-2])\.{YEAR}{END}",
      lambda m: _date(m["day"], int(m["month"]), m["year"])),
     (rf"\b(?P<month>{MONTH}) (?P<first>[12]?[0-9]|3[01])[-–]{DAY}(?P<end>,? {YEAR})?{END}",
@@ -229,21 +233,24 @@ RULES: list[Rule] = [
      lambda m: f"{number(m['first'])} to {number(m['last'])}"),
     (rf"{START}(?:\+?[0-9]{{1,3}}[ -])?(?:\(?[0-9]{{3}}\)?[ -])?[0-9]{{3}}-[0-9]{{4}}{END}|"
      rf"{START}(?:1[ .])?[0-9]{{3}}(?P<mark>[ .])[0-9]{{3}}(?P=mark)[0-9]{{4}}{END}|"
-     rf"(?<=[Cc]all )(?:[2-9]11|112|999|988){END}|{START}[0-9]{{5}}-[0-9]{{4}}{END}|"
+     rf"(?<=(?i:call|dial|ring|text) )(?:[2-9]11|112|999|988){END}(?![-.]\w)|{START}[0-9]{{5}}-[0-9]{{4}}{END}|"
+     rf"{START}0(?=(?: ?[0-9]){{8,10}}{END})[0-9]{{2,4}}(?: [0-9]{{3,6}}){{1,3}}{END}|"
+     rf"{START}1-8[0-9]{{2}}-[A-Z]{{3,}}\b|"
      rf"{START}[0-9]++(?:-[0-9]++){{2,}}+{END}|"
-     rf"{START}\+(?=(?:[ -]?[0-9]){{7}})[0-9]{{1,3}}(?:[ -]?[0-9]{{2,}}+)++{END}", _phone),
+     rf"{START}\+(?=(?:[ -]?[0-9]){{7}})[0-9]{{1,3}}(?:[ -][0-9](?=[ -]))?(?:[ -]?[0-9]{{2,}}+)++{END}", _phone),
     (rf"\b(?P<before>USD|EUR|GBP|INR)\s?(?P<number>{NUMBER}){END}|"
      rf"{START}(?P<first>{NUMBER})\s?(?P<after>USD|EUR|GBP|INR)\b",
      lambda m: CODES[m["before"] or m["after"]] + (m["number"] or m["first"])),
     (rf"(?<![\w.,])(?P<minus>[-−]?)(?P<sign>{SIGNS})\s?(?P<number>{NUMBER}|\.[0-9]{{2}}(?![0-9]))"
      rf"(?:\s?[-–]\s?[$€£¥￥]?(?P<upto>{NUMBER}))?"
-     rf"(?P<magnitude>\s(?:thousand|million|billion|trillion)\b|(?:[kKmMBT]|bn)\b)?(?:/(?P<per>[A-Za-z]+))?{END}",
+     rf"(?P<magnitude>\s(?:thousand|million|billion|trillion|lakh|crore)\b|(?:[kKmMBT]|bn)\b)?(?:/(?P<per>[A-Za-z]+))?{END}",
      _money),
     (rf"{START}(?P<minus>)(?P<number>{NUMBER})(?P<upto>)(?P<magnitude>)\s?(?P<sign>[€£])(?P<per>)", _money),
     (rf"{START}(?P<number>{NUMBER})\s?¢", lambda m: f"{number(m['number'])} cent{'s' if m['number'] != '1' else ''}"),
     (rf"{START}(?P<number>{NUMBER})(?P<magnitude>M|bn|(?<=\.[0-9])[kKBT]|(?<=\.[0-9]{{2}})[kKBT]){END}",
      lambda m: f"{number(m['number'])} {MAGNITUDES[m['magnitude'].lower()]}"),
-    (rf"{START}(?P<number>{NUMBER})[x×](?=[\s.,;!?)]|$)", lambda m: f"{number(m['number'])} times"),
+    (rf"{START}(?P<number>{NUMBER})[x×](?=[\s.,;!?)]|$)(?!\s(?:[-+=−×]|plus|equals))",
+     lambda m: f"{number(m['number'])} times"),
     (rf"{START}(?P<number>{NUMBER})[eE](?P<sign>[-+−])(?P<power>[0-9]{{1,3}}){END}",
      lambda m: f"{number(m['number'])} times ten to the {'' if m['sign'] == '+' else 'minus '}{number(m['power'])}"),
     (r"(?<![\w.])(?:[Vv]ersion )?v(?=[0-9]+\.[0-9.]*+(?![\w-]))", lambda m: "version "),
@@ -258,6 +265,7 @@ RULES: list[Rule] = [
     (r"(?<=\w)\s?=\s?(?=[-−]?[0-9])", lambda m: " equals "),
     (r"(?<=[0-9])(?:\s?(?P<sign>[×÷])\s?| (?P<spaced>[+x]) )(?=[0-9])",
      lambda m: f" {OPERATORS[m['sign'] or m['spaced']]} "),
+    (r"(?:(?<=[0-9²³])|(?<=[0-9][a-z])) \+ (?=[0-9])", lambda m: " plus "),
     (r"(?<=[0-9])\+(?![\w+=])", lambda m: " plus"),
     (r"(?<![\w+)])\+(?=\.?[0-9])", lambda m: "plus "),
     (rf"{START}(?P<feet>[1-9])['′’]\s?(?P<inches>[0-9]|1[01])(?:[\"″”]|(?= tall))",
@@ -280,10 +288,12 @@ RULES: list[Rule] = [
      or f" to the power of {m['power']}"),
     (r"(?<![\w.,])['’]?(?P<decade>(?:1[1-9]|20)[0-9]0|(?<=['’])[2-9]0)'?s\b", _decade),
     (r"(?<=\b(?i:his|her|mid|the)[ -])(?P<decade>[2-9]0)s\b", _decade),
-    (rf"(?<![\w.,:$])(?P<number>{NUMBER})(?:st|nd|rd|th)\b", _nth),
+    (rf"(?<![\w.,:$])(?P<number>{NUMBER})(?:st|nd|rd|th|ST|ND|RD|TH)\b", _nth),
     (rf"(?:#|\b[Nn]o(?P<many>s?)\. ?)(?P<number>{NUMBER}){END}",
      lambda m: f"number{m['many'] or ''} {number(m['number'])}"),
     (rf"{START}(?:(?P<whole>[0-9]+) )?(?P<top>[0-9]+)/(?P<bottom>[0-9]+){END}", _fraction),
+    (r"(?<!\S)['’](?P<last>[0-9]{2})(?![\w'’]|[^'’]*['’](?!\w))",  # no quotation
+     lambda m: "oh " * (m["last"][0] == "0") + _integer(int(m["last"]))),
     (rf"(?:(?<!\w)(?P<before>(?:{BEFORE_YEAR}) |[Mm]id-|[Yy]ear was )|"
      r"(?P<the>\b(?i:the|this|our|his|her|their|a) )(?=[0-9]+ [A-Za-z])|"
      rf"(?<=[(\[])(?=[0-9]+[)\]])){YEAR}{END}{UNCOUNTED}",

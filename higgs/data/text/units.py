@@ -29,10 +29,20 @@ UNITS = LENGTHS | {
     "MHz": "megahertz", "GHz": "gigahertz", "Hz": "hertz", "kWh": "kilowatt hour", "kW": "kilowatt", "W": "watt",
     "V": "volt", "dB": "decibel", "ms": "millisecond", "s": "second", "sec": "second", "secs": "second",
     "min": "minute", "mins": "minute", "hrs": "hour", "hr": "hour", "h": "hour", "tsp": "teaspoon",
-    "tbsp": "tablespoon", "fps": "frame per second", "yr": "year", "yrs": "year",
+    "tbsp": "tablespoon", "fps": "frame per second", "yr": "year", "yrs": "year", "wk": "week", "wks": "week",
+    "mo": "month", "mos": "month", "cal": "calorie", "kcal": "kilocalorie", "kJ": "kilojoule", "gal": "gallon",
+    "ha": "hectare", "psi": "pound per square inch", "rpm": "revolution per minute", "MW": "megawatt",
+    "mAh": "milliampere hour", "kPa": "kilopascal", "nm": "nanometre", "µm": "micrometre", "μm": "micrometre",
+    "µg": "microgram", "μg": "microgram", "mcg": "microgram",
 }  # fmt: skip
 UNITS |= {f"{unit}{sign}": f"square {noun}" for unit, noun in LENGTHS.items() for sign in "²2"}
 UNITS |= {f"{unit}{sign}": f"cubic {noun}" for unit, noun in LENGTHS.items() for sign in "³3"}
+UNITS |= {
+    f"{short}{stop} {unit}": f"{word} {noun}"
+    for short, word in (("sq", "square"), ("cu", "cubic"))
+    for stop in ("", ".")
+    for unit, noun in (LENGTHS | {"in": "inch", "yd": "yard"}).items()
+}
 UNITS |= {"s²": "second squared", "s2": "second squared"}
 OPERATORS = {
     "+": "plus", "-": "minus", "−": "minus", "–": "minus", "×": "times", "*": "times", "÷": "divided by",

@@ -1,7 +1,8 @@
 """Word and character errors between a reference text and a hypothesis, as Whisper normalises text.
 
 English goes through Whisper's English normaliser (numbers, contractions, titles, spelling), other languages through its
-basic one (case, punctuation, symbols).
+basic one (case, punctuation, symbols). Before that, figures, units and abbreviations of English and Chinese are words,
+because recognisers write "10:30" or "20 °C" for what was said in words.
 """
 
 import json
@@ -18,12 +19,19 @@ import jiwer
 from transformers.models.whisper.english_normalizer import BasicTextNormalizer, EnglishTextNormalizer
 
 from higgs.data.text.folding import FOLDED
+from higgs.data.text.numbers import RULES, spell_out
 from higgs.evaluate.judges.wheels import wheel_file
 
 SPELLING_WHEEL = ("whisper-normalizer", "0.1.15")
 SPELLING_FILE = "whisper_normalizer/normalizers/english.json"
 # Written without spaces between words, so each character counts as a word (Radford et al. 2022, appendix C).
 UNSPACED = frozenset({"zh", "yue", "ja", "th", "lo", "my"})
+# "U.S.", "B. B. C.", "B B C" -> "US", "BBC"; two spaced letters only without the words A and I.
+INITIALS = re.compile(
+    r"(?<![\w.'’])(?:(?:[A-Z]\.)+[A-Z]\b\.?|[A-Z]\.(?: [A-Z]\.)+|"
+    r"[B-HJ-Z](?: [B-HJ-Z])+(?!\.)|[A-Z](?: [A-Z]){2,}(?!\.))(?![\w'’])"
+)
+HALF_OF_DAY = re.compile(r"(?<![\w.'])([ap])\.?\s?(m)(?:\b\.|(?!\w))", re.IGNORECASE)
 
 
 class ErrorCounts(NamedTuple):
@@ -58,19 +66,35 @@ def _normalizer(language: str) -> Callable[[str], str]:
     return BasicTextNormalizer(split_letters=language in UNSPACED)
 
 
-def normalize(text: str, language: str = "en") -> str:
+def _join_initials(text: str) -> str:
+    return INITIALS.sub(lambda m: re.sub(r"[\s.]", "", m[0]), text)
+
+
+def _in_words(text: str, language: str, capitals: bool) -> str:
+    if language not in RULES:
+        return text
+    if language != "en":
+        return spell_out(text, language)
+    text = spell_out(_join_initials(text), language)
+    text = HALF_OF_DAY.sub(r"\1\2", re.sub(r"\bO\.?K\b\.?|\bok\b", "okay", text))
+    return _join_initials(text) if capitals else text
+
+
+def normalize(text: str, language: str = "en", capitals: bool = False) -> str:
     """Text -> lower case words with single spaces; may be empty.
 
     Invisible characters go and apostrophes of all kinds are one first: Whisper's rules know U+0027 alone. Words without
     a letter or digit are dropped too, such as the "." that they leave of "...". Its basic rules remove combining marks,
-    so Hindi and Thai lose vowels.
+    so Hindi and Thai lose vowels. "US" is spelled, unlike "us"; not with `capitals`, for texts without small letters.
     """
-    words = _normalizer(language)(text.translate(FOLDED).replace("’", "'")).split()
+    text = _in_words(text.translate(FOLDED).replace("’", "'"), language, capitals)
+    words = _normalizer(language)(text).split()
     return " ".join(word for word in words if any(symbol.isalnum() for symbol in word))
 
 
 def _errors(process: Callable[..., Any], reference: str, hypothesis: str, language: str, spaced: bool) -> ErrorCounts:
-    pair = [normalize(text, language) for text in (reference, hypothesis)]
+    capitals = reference.isupper() or hypothesis.isupper()
+    pair = [normalize(text, language, capitals) for text in (reference, hypothesis)]
     if not pair[0]:
         raise ValueError(f"the reference {reference!r} holds no words after normalisation ({language})")
     output = process(*(text if spaced else text.replace(" ", "") for text in pair))

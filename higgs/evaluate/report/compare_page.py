@@ -19,7 +19,7 @@ def cells(row: Row) -> list[str]:
     digits = 1 if row["metric"].endswith("percent") else 3
     a, b, change, low, high = (f"{row[name]:.{digits}f}" for name in ("a", "b", "difference", "low", "high"))
     sign = "" if change.startswith("-") else "+"
-    tests = [f"{row[name]:.3f}" if row[name] >= 0.001 else "<0.001" for name in ("p", "p_holm")]
+    tests = ["<0.001" if row[name] < 0.001 else f"{row[name]:.3f}" for name in ("p", "p_holm")]
     return [row["title"], a, b, f"{sign}{change} [{low}, {high}]", *tests, row["verdict"]]
 
 

@@ -14,6 +14,7 @@ Weights and values are rounded to a grid of binary digits: sums of their product
 every processor.
 """
 
+import math
 from collections.abc import Hashable, Mapping, Sequence
 from dataclasses import dataclass
 from statistics import NormalDist
@@ -184,12 +185,13 @@ def permutation_p(table: Array, settings: Resampling) -> Array:
 
 
 def holm(p_values: Mapping[str, float]) -> dict[str, float]:
-    """p by metric -> p adjusted for multiple comparisons, in the same order (Holm 1979)."""
-    adjusted, largest = {}, 0.0
-    for rank, (name, p) in enumerate(sorted(p_values.items(), key=lambda item: item[1])):
-        largest = max(largest, min(1.0, p * (len(p_values) - rank)))
+    """p by metric -> p adjusted for multiple comparisons, in the same order (Holm 1979). NaN, no test, stays NaN."""
+    tested = sorted((p, name) for name, p in p_values.items() if not math.isnan(p))
+    adjusted, largest = dict.fromkeys(p_values, math.nan), 0.0
+    for rank, (p, name) in enumerate(tested):
+        largest = max(largest, min(1.0, p * (len(tested) - rank)))
         adjusted[name] = largest
-    return {name: adjusted[name] for name in p_values}
+    return adjusted
 
 
 def wilson_interval(successes: float, n: float) -> Interval:

@@ -122,7 +122,7 @@ def paired_samples(a: Sequence[Sample], b: Sequence[Sample]) -> tuple[list[Sampl
 
 
 def _verdict(row: Row) -> str:
-    if row["p_holm"] > ALPHA:
+    if not row["p_holm"] <= ALPHA:  # NaN is no test
         return "no difference"
     if not row["better"]:
         return "B is higher" if row["difference"] > 0 else "B is lower"

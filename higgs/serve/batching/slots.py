@@ -113,7 +113,7 @@ class SlotDecoder:
         self.check_capacity(length, limit)
         self.next_position[slot] = length
         top_k = sampling.top_k or self.model.config.code_vocab_size
-        self.full_vocab[slot] = sampling.temperature != 0 and top_k > SMALL_TOP_K
+        self.full_vocab[slot] = not sampling.greedy and top_k > SMALL_TOP_K
         self._read_prompt(slot, prompt)
         history = prompt.codes[prompt.audio_out_mask].T.to(self.state.codes.device)
         self.state.start(slot, length, limit, sampling, history, self.model.config)

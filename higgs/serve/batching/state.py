@@ -95,7 +95,7 @@ class DecodeState:
         # The reference loop counts the steps of a request from 1, and opens the segment in the first.
         steps = torch.arange(1, limit + 1, device=device)
         self.keys[slot, :limit] = step_keys(sampling.seed, steps, K)
-        greedy = sampling.temperature == 0
+        greedy = sampling.greedy
         top_k = 1 if greedy else min(sampling.top_k or config.code_vocab_size, config.code_vocab_size)
         self.temperature[slot] = 1.0 if greedy else sampling.temperature
         self.top_k[slot], self.top_p[slot] = top_k - 1, sampling.top_p

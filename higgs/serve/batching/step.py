@@ -90,7 +90,7 @@ def draw(logits: Tensor, state: DecodeState, top_k: Tensor, log_uniform: Tensor,
     As `process_logits`: ties with the k-th stay, and top-p keeps a code while the likelier ones before it sum to less
     than p.
     """
-    ranked, order = (logits / state.temperature).topk(candidates)
+    ranked, order = (logits / state.temperature).topk(min(candidates, logits.shape[-1]))
     least = ranked.gather(-1, top_k)
     probabilities = ranked.masked_fill(ranked < least, -torch.inf).softmax(-1)
     before = probabilities.cumsum(-1) - probabilities

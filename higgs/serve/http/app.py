@@ -30,7 +30,7 @@ from higgs.data.text.numbers import spell_out
 from higgs.data.voices import Voice, read_voices
 from higgs.serve.batching.scheduler import QueueFull
 from higgs.serve.engine import Engine
-from higgs.serve.http.access import Access, protect
+from higgs.serve.http.access import Access, ConnectionLimits, limited_protocol, protect
 from higgs.serve.http.async_engine import AsyncEngine, EngineDead
 from higgs.serve.http.audio_encoder import MEDIA_TYPES, AudioEncoder
 from higgs.serve.http.prometheus import Metrics
@@ -163,11 +163,11 @@ async def speak(
 
     `headers` has the stop reason before the last part is yielded, which is in time where the first is the last.
     """
-    with accounted(metrics, config.max_seconds):
+    with accounted(metrics, config.max_seconds), engine.admission():
         request = await asyncio.to_thread(to_request, body, config, engine.engine)
         started, samples, rate = time.monotonic(), 0, engine.engine.tokenizer.sample_rate
         encoder = AudioEncoder(body.response_format, rate)
-        async with aclosing(engine.stream(request, config.max_seconds)) as chunks:
+        async with aclosing(engine.stream(request, config.max_seconds, admitted=True)) as chunks:
             async for chunk in chunks:
                 data = encoder.write(chunk.waveform) if len(chunk.waveform) else b""
                 if not samples and len(chunk.waveform):
@@ -299,9 +299,9 @@ def serve(
     host: str = "127.0.0.1",
     port: int = 8000,
     grace_seconds: int = 10,
-    max_connections: int = 1000,
+    connections: ConnectionLimits | None = None,
 ) -> None:
     """Until it is interrupted; running requests then have `grace_seconds` to end."""
-    app, limits = make_app(engine, config, access), {"limit_concurrency": max_connections}
+    app, limits = make_app(engine, config, access), {"http": limited_protocol(connections or ConnectionLimits())}
     with suppress(KeyboardInterrupt):
         Server(uvicorn.Config(app, host, port, timeout_graceful_shutdown=grace_seconds, **limits)).run()

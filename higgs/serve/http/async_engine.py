@@ -7,9 +7,9 @@ decode steps.
 import asyncio
 import logging
 import threading
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import aclosing
+from contextlib import aclosing, contextmanager, nullcontext
 from dataclasses import replace
 from functools import cache
 from typing import Any
@@ -72,26 +72,38 @@ class AsyncEngine:
         self._thread.join()
         self._pool.shutdown(cancel_futures=True)
 
-    async def stream(self, request: SpeechRequest, seconds: float | None = None) -> AsyncIterator[AudioChunk]:
+    @contextmanager
+    def admission(self) -> Iterator[None]:
+        """A place among the open requests, taken before any work for one. Raises QueueFull at once, and EngineDead."""
+        self._check_alive()
+        if self.open >= self.max_open:
+            raise QueueFull(f"{self.open} requests are open; this server takes {self.max_open}")
+        self.open += 1
+        try:
+            yield
+        finally:
+            self.open -= 1
+
+    def _check_alive(self) -> None:
+        if not self.healthy or self._closing or self.draining:
+            raise EngineDead(f"the engine has stopped: {self.error or 'the server is stopping'}")
+
+    async def stream(
+        self, request: SpeechRequest, seconds: float | None = None, admitted: bool = False
+    ) -> AsyncIterator[AudioChunk]:
         """Chunks of waveform as they become final; the last one has a `stop_reason`.
 
         A long text is spoken chunk by chunk, as by `higgs.serve.long_form.speak`, but without matching levels; a chunk
-        that was cut off is not spoken again, and its reason is that of the request. Raises QueueFull at once when
-        `max_open` requests are open, ValueError as `speak`, TimeoutError after `seconds`, and EngineDead.
+        that was cut off is not spoken again, and its reason is that of the request. `admitted` requests have a place
+        already. Raises QueueFull as `admission`, ValueError as `speak`, TimeoutError after `seconds`, and EngineDead.
         """
-        if not self.healthy or self._closing or self.draining:
-            raise EngineDead(f"the engine has stopped: {self.error or 'the server is stopping'}")
-        if self.open >= self.max_open:
-            raise QueueFull(f"{self.open} requests are open; this server takes {self.max_open}")
+        self._check_alive()
         deadline = None if seconds is None else asyncio.get_running_loop().time() + seconds
-        self.open += 1
-        try:
+        with nullcontext() if admitted else self.admission():
             single = self._sequence(deadline, request.samples[0], request.sampling, request.max_new_tokens)
             async with aclosing(self._chunks(request, deadline) if request.chunks else single) as chunks:
                 async for chunk in chunks:
                     yield chunk
-        finally:
-            self.open -= 1
 
     async def _sequence(self, deadline: float | None, *arguments: Any) -> AsyncIterator[AudioChunk]:
         """One sequence, with the arguments of `Engine.sequence`."""

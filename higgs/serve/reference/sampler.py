@@ -32,7 +32,7 @@ def sample_codes(logits: Tensor, history: Tensor, step: int, config: SamplingCon
     last `ras_window` steps is drawn again from the untempered, unfiltered distribution; in greedy mode too, as in the
     reference implementation (boson-ai/higgs-audio).
     """
-    if config.temperature == 0:
+    if config.greedy:
         codes = logits.argmax(-1)
     else:
         codes = rng.codes(process_logits(logits, config), step)
@@ -45,6 +45,6 @@ def sample_codes(logits: Tensor, history: Tensor, step: int, config: SamplingCon
 
 def sample_text(logits: Tensor, step: int, config: SamplingConfig, rng: Rng) -> Tensor:
     """[V] float32 -> [] int64"""
-    if config.temperature == 0:
+    if config.greedy:
         return logits.argmax(-1)
     return rng.text(process_logits(logits, config), step)
