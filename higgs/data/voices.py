@@ -9,7 +9,7 @@ import unicodedata
 from dataclasses import dataclass
 from pathlib import Path
 
-from higgs.audio import load_audio, probe, save_audio
+from higgs.audio import load_audio, probe, read_mono, save_audio
 from higgs.data import chatml
 from higgs.data.chatml import AudioContent, ChatMLSample
 from higgs.data.loudness import silence, speech_level
@@ -19,7 +19,10 @@ from higgs.files import read_text, replacing
 from higgs.validation import parse_json, validate
 
 AUDIO_SUFFIXES = (".flac", ".wav")
-OTHER_SUFFIXES = (".mp3", ".m4a", ".ogg", ".opus", ".aac", ".aif", ".aiff", ".wma")
+OTHER_SUFFIXES = (
+    ".mp3", ".m4a", ".ogg", ".oga", ".opus", ".aac", ".aif", ".aiff", ".aifc", ".wma", ".amr", ".au", ".caf", ".mka",
+    ".mp4", ".mov", ".w64", ".webm", ".3gp",
+)  # fmt: skip
 PROFILES = "profiles.json"
 SAMPLE_RATE = 24_000  # of the recordings that `add_voice` writes: the codec's
 NAME = re.compile(r"[^\W_][\w.-]{0,63}")
@@ -90,7 +93,9 @@ def read_voices(folder: str | Path) -> tuple[dict[str, Voice], dict[str, str]]:
         recordings = [path for path in paths if path.suffix.lower() in AUDIO_SUFFIXES]
         transcripts = [path for path in paths if path.suffix.lower() == ".txt"]
         if not recordings:
-            if unread := [path for path in paths if path.suffix.lower() in OTHER_SUFFIXES]:
+            # Beside a transcript, whatever else has its name is meant as the recording.
+            others = [path for path in paths if path not in transcripts and path.name != PROFILES]
+            if unread := [path for path in others if transcripts or path.suffix.lower() in OTHER_SUFFIXES]:
                 faults[name] = f"{unread[0]}: convert it to .flac or .wav"
             continue
         description = descriptions.pop(name, None)
@@ -135,9 +140,13 @@ class Finding:
 def check_recording(path: str | Path, transcript: str) -> list[Finding]:
     """Findings on length, sample rate, channels, level, clipping, silence, and speaking rate."""
     try:
-        (rate, channels, seconds), (waveform, _) = probe(path), load_audio(path)
+        rate, channels, seconds = probe(path)
+        if seconds > SECONDS[1]:  # not decoded: it may be very long
+            return [Finding(True, f"{seconds:.2f} s long: {SECONDS[0]:.0f} to {SECONDS[1]:.0f} s are possible")]
+        waveform, _, taken = read_mono(path)
     except (ValueError, OSError) as error:
         return [Finding(True, str(error))]
+    mixed = "they are averaged" if taken is None else f"they cancel each other out, and number {taken + 1} is taken"
     level = speech_level(waveform, rate)
     clipped = (waveform.abs() >= CLIPPED_AT).double().mean().item()
     before, after, silent = silence(waveform, rate)
@@ -149,7 +158,7 @@ def check_recording(path: str | Path, transcript: str) -> list[Finding]:
          f"{seconds:.2f} s long: {possible} are possible, {good} are good"),
         (rate >= SAMPLE_RATES[1], rate >= SAMPLE_RATES[0],
          f"{rate} Hz: {SAMPLE_RATES[1]} Hz or more preserve the voice"),
-        (channels == 1, True, f"{channels} channels: they are averaged"),
+        (channels == 1, True, f"{channels} channels: {mixed}"),
         (level >= LEVELS_DBFS[1], level >= LEVELS_DBFS[0],
          f"speech at {level:.0f} dBFS: {LEVELS_DBFS[1]:.0f} or more is wanted"),
         (clipped <= CLIPPED_SHARES[1], clipped <= CLIPPED_SHARES[0],
@@ -177,10 +186,14 @@ def add_voice(
         raise ValueError(f"the transcript is empty: it must be the text that is spoken in {source}")
     check_text(words)
     description = _profiles(folder).get(name)
-    paths = [folder / f"{name}{suffix}" for suffix in (*AUDIO_SUFFIXES, ".txt")]
-    if not force and (description is not None or any(path.exists() for path in paths)):
+    files, suffixes = [], (*AUDIO_SUFFIXES, ".txt")
+    if folder.is_dir():
+        same = unicodedata.normalize("NFC", name)
+        files = [path for path in folder.iterdir() if unicodedata.normalize("NFC", path.stem) == same]
+    paths = [path for path in files if path.suffix.lower() in suffixes]
+    if not force and (description is not None or paths):
         raise ValueError(f"{folder} has a voice {name!r} already; --force replaces it")
-    if Path(source).resolve() in [path.resolve() for path in paths]:
+    if any(Path(source).resolve() == path.resolve() for path in paths):
         raise ValueError(f"{source} is a file of this voice itself: write {name}.txt next to it, or move it first")
     findings = check_recording(source, words)
     if fatal := [finding.message for finding in findings if finding.fatal]:
@@ -191,5 +204,7 @@ def add_voice(
     with replacing(folder / f"{name}.txt") as partial:
         partial.write_text(f"{words}\n", encoding="utf-8")
         save_audio(folder / f"{name}.flac", waveform, SAMPLE_RATE)
-    (folder / f"{name}.wav").unlink(missing_ok=True)
+    for path in paths:  # of another type or spelling: one recording and one transcript are left
+        if path.name not in (f"{name}.flac", f"{name}.txt"):
+            path.unlink()
     return Voice(name, folder / f"{name}.flac", words, description), findings

@@ -20,6 +20,7 @@ from pydantic import AfterValidator, model_validator
 from torch import Tensor
 from tqdm import tqdm
 
+from higgs.audio import check_audible
 from higgs.data import chatml
 from higgs.data.chatml import AudioContent, ChatMLSample, Message
 from higgs.data.chatml_json import json_lines, sample_from_json
@@ -183,8 +184,8 @@ def encode_audio(
     """-> the usable examples with the keys of their codes, and these codes.
 
     `encode` maps [L] at `sample_rate` to codes [K, T]; `codec` is the fingerprint of its checkpoint. Codes are cached
-    in `folder` by `_key`. Audio that is missing, unreadable, refused by `encode` or longer than `max_seconds` is a
-    problem of each record that needs it. Raises DataError when no example is left.
+    in `folder` by `_key`. Audio that is missing, unreadable, silent, refused by `encode` or longer than `max_seconds`
+    is a problem of each record that needs it. Raises DataError when no example is left.
     """
     folder, root = Path(folder) / codec[:16], manifest.path.parent
     keys: dict[AudioContent, str] = {}
@@ -194,7 +195,7 @@ def encode_audio(
         for audio in tqdm(audios, unit="clip", desc="encode", disable=None):
             try:
                 keys[audio] = key = _key(audio, root, codec)
-                waveform = audio.load(sample_rate, root)
+                waveform = check_audible(audio.load(sample_rate, root), "the recording")
                 if (seconds := len(waveform) / sample_rate) > max_seconds:
                     raise ValueError(f"{seconds:.1f} s, at most {max_seconds:g} s: cut it at pauses")
                 if key not in writer:
