@@ -217,7 +217,7 @@ def test_channels_that_cancel_each_other_out(tmp_path, name):
     assert np.abs(waveform.numpy() - expected).max() < 1e-6
     words = "one two three four five six seven eight nine ten"
     (said,) = [f.message for f in check_recording(tmp_path / "clip.wav", words) if "channels" in f.message]
-    how = "they are averaged" if taken is None else f"they cancel each other out, and number {taken + 1} is taken"
+    how = "they are averaged" if taken is None else f"they cancel each other out, and number {taken + 1} is used"
     assert said == f"{len(channels)} channels: {how}"
 
 

@@ -143,10 +143,10 @@ def check_recording(path: str | Path, transcript: str) -> list[Finding]:
         rate, channels, seconds = probe(path)
         if seconds > SECONDS[1]:  # not decoded: it may be very long
             return [Finding(True, f"{seconds:.2f} s long: {SECONDS[0]:.0f} to {SECONDS[1]:.0f} s are possible")]
-        waveform, _, taken = read_mono(path)
+        waveform, _, channel = read_mono(path)
     except (ValueError, OSError) as error:
         return [Finding(True, str(error))]
-    mixed = "they are averaged" if taken is None else f"they cancel each other out, and number {taken + 1} is taken"
+    mixed = "they are averaged" if channel is None else f"they cancel each other out, and number {channel + 1} is used"
     level = speech_level(waveform, rate)
     clipped = (waveform.abs() >= CLIPPED_AT).double().mean().item()
     before, after, silent = silence(waveform, rate)

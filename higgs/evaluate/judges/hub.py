@@ -13,8 +13,8 @@ def pretrained(kind: Any, source: str) -> Any:
     """`kind.from_pretrained` of a folder or `organisation/name@revision`; MetricModelUnavailable where that fails."""
     name, _, revision = source.partition("@")
     try:
-        return kind.from_pretrained(name, revision=revision or "main")
-    except (OSError, ValueError) as error:
+        return kind.from_pretrained(name, revision=revision or "main", trust_remote_code=False)
+    except (OSError, ValueError, TypeError, LookupError, RuntimeError) as error:
         reason, advice = str(error).strip().partition("\n")[0], "it needs the hub once, or a folder: JUDGE:FOLDER"
         raise MetricModelUnavailable(f"{kind.__name__} cannot be loaded from {source} ({reason}); {advice}") from error
 
