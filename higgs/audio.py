@@ -18,7 +18,7 @@ import soundfile
 import torch
 from torch import Tensor
 
-from higgs.containers import MAX_SECONDS, mended
+from higgs.containers import MAX_SECONDS, FlacHash, mended
 from higgs.files import replacing
 
 try:
@@ -112,10 +112,17 @@ def _decode(file: soundfile.SoundFile, path: str | Path, channel: int | None = N
     """A file that was just opened -> one channel or their average [L], its power, and those of the channels [C]."""
     waveform, there = torch.empty(file.frames), 0
     power, powers = 0.0, torch.zeros(file.channels, dtype=torch.float64)
+    flac = FlacHash(Path(path)) if file.format == "FLAC" else None
+    flac = flac if flac and flac.known else None
     while there < file.frames:
-        block = torch.from_numpy(file.read(min(BLOCK, file.frames - there), dtype="float32", always_2d=True))
-        if not len(block):
+        size = min(BLOCK, file.frames - there)
+        samples = file.read(size, dtype="int32" if flac else "float32", always_2d=True)
+        if not len(samples):
             break
+        if flac:
+            flac.update(samples)
+        block = torch.from_numpy(samples)
+        block = block.float() / 2**31 if flac else block  # exact for the 24 bits that FLAC has at most
         part = block.mean(dim=1) if channel is None else block[:, channel]
         waveform[there : there + len(part)] = part
         there += len(part)
@@ -124,6 +131,8 @@ def _decode(file: soundfile.SoundFile, path: str | Path, channel: int | None = N
     if there + file.samplerate / 10 < file.frames:  # lengths of MP3 files are not exact
         rate = file.samplerate
         raise ValueError(f"{path} is cut off: {there / rate:.2f} of {file.frames / rate:.2f} s are there")
+    if flac:
+        flac.check(Path(path))
     return waveform[:there], power, powers
 
 

@@ -1,14 +1,17 @@
 """Is an audio file whole? What its container says of it, where libsndfile reads a damaged file in part and is silent.
 
-WAV, AIFF, W64 and AU have sizes in their headers, Ogg a checksum in each page, MP3 the length of each frame. Sizes that
-a streaming writer could not know are no truth: such a file is read to its end.
+WAV, AIFF, W64 and AU have sizes in their headers, Ogg a checksum in each page, MP3 the length of each frame, FLAC a
+hash of all samples. Sizes that a streaming writer could not know are no truth: such a file is read to its end.
 """
 
+import hashlib
 import io
 import mmap
 import zlib
 from collections.abc import Iterator
 from pathlib import Path
+
+import numpy as np
 
 PLACEHOLDER = 0x3FFF_0000  # bytes: sizes from here on stand for "unknown", and are more than is ever loaded
 MAX_SECONDS = 3600.0
@@ -43,6 +46,27 @@ def mended(path: Path) -> Path | io.BytesIO:
             elif magic[:3] == b"ID3" or _frame(data, 0):
                 content = _mpeg(path, data)
             return path if content is None else io.BytesIO(content)
+
+
+class FlacHash:
+    """Of a FLAC file's samples, int32 [frames, channels] at full scale: to compare with that in the header."""
+
+    def __init__(self, path: Path):
+        with path.open("rb") as file:
+            header = file.read(42)
+        self._bits = ((header[20] & 1) << 4 | header[21] >> 4) + 1 if len(header) == 42 else 0
+        self._expected, self._hash = header[26:42], hashlib.md5(usedforsecurity=False)
+        usual = self._bits in (8, 16, 24)
+        self.known = header[:4] == b"fLaC" and header[4] & 0x7F == 0 and usual and any(self._expected)
+
+    def update(self, samples: np.ndarray) -> None:
+        size = -(-self._bits // 8)
+        values = np.ascontiguousarray(samples >> (32 - self._bits), dtype="<i4")
+        self._hash.update(values.view(np.uint8).reshape(-1, 4)[:, :size].tobytes())
+
+    def check(self, path: Path) -> None:
+        if self._hash.digest() != self._expected:
+            raise ValueError(f"{path} is damaged: its samples are not those whose hash is in its header")
 
 
 def _check_size(path: Path, data: mmap.mmap, expected: int, limit: float = PLACEHOLDER) -> None:

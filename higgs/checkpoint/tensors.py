@@ -78,13 +78,25 @@ def read_config(folder: Path) -> dict[str, Any]:
 
 
 @contextmanager
+def naming(folder: Path) -> Iterator[None]:
+    """A CheckpointError about a tensor of its block names the folder as well."""
+    try:
+        yield
+    except CheckpointError as error:
+        if str(folder) in str(error):
+            raise
+        raise CheckpointError(f"{folder}: {error}") from error
+
+
+@contextmanager
 def config_errors(folder: Path) -> Iterator[None]:
     """Of a block that reads the config of a folder and builds from it: ConfigError that names the file for all errors.
 
     A CheckpointError or FileNotFoundError stays as it is: it names another file.
     """
     try:
-        yield
+        with naming(folder):
+            yield
     except (CheckpointError, FileNotFoundError):
         raise
     except ConfigError as error:

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from higgs.batch import Batch
 from higgs.checkpoint.config_json import model_from_json, model_to_json
 from higgs.checkpoint.resolve import resolve
-from higgs.checkpoint.tensors import config_errors, read_config, write
+from higgs.checkpoint.tensors import config_errors, naming, read_config, write
 from higgs.config import ModelConfig
 from higgs.delay import IGNORE
 from higgs.model.kv_cache import Device, KVCache
@@ -135,7 +135,8 @@ class HiggsAudio(nn.Module):
         folder = resolve(source, revision)
         with config_errors(folder), torch.device("meta"):
             model = cls(model_from_json(read_config(folder)))
-        tensors = load_weights(folder, model.state_dict())
+        with naming(folder):
+            tensors = load_weights(folder, model.state_dict())
         model.load_state_dict({k: v.to(dtype) for k, v in tensors.items()}, assign=True)
         return model.to(device).eval().requires_grad_(False)
 

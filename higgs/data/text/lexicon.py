@@ -48,9 +48,8 @@ class Lexicon:
         path = folder / FILE
         if not path.is_file():
             return None
-        content = read_json(path)
         try:
-            file = validate(_File, content, "lexicon")
+            file = validate(_File, read_json(path), "lexicon")
             return cls(file.phonemes, file.words)
         except ValueError as error:
             raise CheckpointError(f"{path} is no lexicon ({error})") from error

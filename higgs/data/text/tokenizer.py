@@ -36,7 +36,9 @@ class TextTokenizer:
             raise FileNotFoundError(f"{path} does not exist: it is the checkpoint's text tokenizer")
         try:
             backend = Tokenizer.from_file(str(path))
-            return cls(backend, lexicon, str(path))
+            tokenizer = cls(backend, lexicon, str(path))
+            tokenizer.decode(tokenizer.encode("Hello, 7 trains."))  # some parts fail only when they are used
+            return tokenizer
         except Exception as error:  # the library raises nothing narrower
             raise CheckpointError(f"{path} {DAMAGED}: {error}") from error
 

@@ -57,7 +57,9 @@ class Paraformer(Recogniser):
             raise MetricModelUnavailable(f"{error}; install: pip install funasr==1.4.16 zhconv==1.4.3") from error
         self.name = f"Paraformer ({source}, FunASR)"
         self._simplify = zhconv.convert
-        self._model = funasr.AutoModel(model=source, device=str(accelerator()), disable_update=True)
+        self._model = funasr.AutoModel(
+            model=source, device=str(accelerator()), disable_update=True, trust_remote_code=False
+        )
 
     def _transcribe(self, samples: Tensor, language: str) -> str:
         results = self._model.generate(input=samples.numpy(), batch_size_s=300)
