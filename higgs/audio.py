@@ -18,6 +18,7 @@ import soundfile
 import torch
 from torch import Tensor
 
+from higgs.containers import MAX_SECONDS, FlacHash, mended
 from higgs.files import replacing
 
 try:
@@ -32,11 +33,17 @@ except OSError:
     sys.modules["torchaudio._extension"] = extension
     import torchaudio
 
-MAX_SECONDS = 3600.0
-# Lengths of a stream that went through a pipe, by libsndfile and in a WAV header: more than any file holds.
-UNKNOWN_FRAMES, UNKNOWN_BYTES = 1 << 62, 0x7FFF_F000
+UNKNOWN_FRAMES = 1 << 62  # libsndfile's length of a FLAC file that went through a pipe: more than any file holds
+MAX_SAMPLES = 2 * 3600 * 48_000  # of all channels: they are decoded, whatever the file's size
+SAMPLE_RATES, MAX_CHANNELS = (1_000, 768_000), 64
+BLOCK = 1 << 16  # frames that are decoded at once
+# Power of the average relative to that of the channels: 1/n for n independent ones, and one alone; below, they cancel.
+CANCELLED = 0.01
+SILENT_DBFS = -70.0
 MAX_FILTER = 1 << 22  # taps of a resampling filter, roughly
 WRITABLE = (".wav", ".flac", ".aiff")
+# Usual suffixes of what libsndfile reads, in any case; the first of several files is the one that is meant.
+READABLE = (".flac", ".wav", ".mp3", ".ogg", ".opus", ".oga", ".aiff", ".aif", ".aifc", ".caf", ".au", ".w64", ".rf64")
 
 
 def check_waveform(waveform: Tensor, what: str = "waveform") -> Tensor:
@@ -59,46 +66,85 @@ def opened(path: str | Path) -> Iterator[soundfile.SoundFile]:
     path = Path(path)
     if not path.is_file():
         raise FileNotFoundError(f"audio file {path} does not exist")
-    check_whole(path)
     try:
         if path.suffix.lower() == ".raw":
             raise ValueError(f"{path}: raw samples have no header; expected a file with one")
-        with soundfile.SoundFile(path) as file:
+        with soundfile.SoundFile(mended(path)) as file:
             if file.frames > UNKNOWN_FRAMES:
                 raise ValueError(f"{path}: its header does not say how long it is; convert it again")
+            if not SAMPLE_RATES[0] <= file.samplerate <= SAMPLE_RATES[1] or file.channels > MAX_CHANNELS:
+                limits = f"{SAMPLE_RATES[0]:,} to {SAMPLE_RATES[1]:,} Hz and at most {MAX_CHANNELS} channels are read"
+                raise ValueError(f"{path}: {file.samplerate:,} Hz, {file.channels} channels; {limits}")
             yield file
     except soundfile.LibsndfileError as error:
         raise ValueError(f"{path} is not an audio file that libsndfile reads: {error}") from error
 
 
-def check_whole(path: Path) -> None:
-    """ValueError for a WAV or AIFF file that is shorter than its header says, which libsndfile would read in part."""
-    with path.open("rb") as file:
-        magic, size = file.read(4), file.read(4)
-    if magic in (b"RIFF", b"FORM"):
-        expected = 8 + int.from_bytes(size, "little" if magic == b"RIFF" else "big")
-        if (actual := path.stat().st_size) < expected < UNKNOWN_BYTES:
-            raise ValueError(f"{path} is cut off: {actual} of {expected} bytes are there")
-
-
 def load_audio(path: str | Path, sample_rate: int | None = None) -> tuple[Tensor, int]:
     """Audio file -> ([L] float32 in [-1, 1], sample rate). Channels are averaged; `sample_rate` resamples.
 
-    FileNotFoundError; ValueError without usable audio, cut off (except Ogg, without a length), or over an hour.
+    Of channels that cancel each other out, as one and its inverse do, the loudest is taken.
+    FileNotFoundError; ValueError without usable audio, cut off, damaged, over an hour or over MAX_SAMPLES.
     """
-    with opened(path) as file:
-        rate = file.samplerate
-        if file.frames > MAX_SECONDS * rate:
-            raise ValueError(f"{path}: {file.frames / rate:.0f} s is longer than {MAX_SECONDS:.0f} s; split it first")
-        samples = file.read(dtype="float32", always_2d=True)
-        if len(samples) + rate / 10 < file.frames:  # headers of MP3 files are not exact
-            raise ValueError(f"{path} is cut off: {len(samples) / rate:.2f} of {file.frames / rate:.2f} s are there")
-    waveform = check_waveform(torch.from_numpy(samples).mean(dim=1), str(path))
+    waveform, rate, _ = read_mono(path)
     return (waveform, rate) if sample_rate is None else (resample(waveform, rate, sample_rate), sample_rate)
 
 
+def read_mono(path: str | Path) -> tuple[Tensor, int, int | None]:
+    """-> what `load_audio` does, and the number of the channel that was taken, None for their average."""
+    with opened(path) as file:
+        rate, frames, channels = file.samplerate, file.frames, file.channels
+        if frames > MAX_SECONDS * rate:
+            raise ValueError(f"{path}: {frames / rate:.0f} s is longer than {MAX_SECONDS:.0f} s; split it first")
+        if frames * channels > MAX_SAMPLES:
+            size = f"{frames / rate:.0f} s of {channels} channels at {rate} Hz"
+            raise ValueError(f"{path}: {size} are more than {MAX_SAMPLES:,} samples; mix it down, or split it first")
+        waveform, averaged, powers = _decode(file, path)
+    check_waveform(waveform, str(path))
+    if channels == 1 or averaged >= CANCELLED * powers.mean():
+        return waveform, rate, None
+    channel = int(powers.argmax())
+    with opened(path) as file:
+        return _decode(file, path, channel)[0], rate, channel
+
+
+def _decode(file: soundfile.SoundFile, path: str | Path, channel: int | None = None) -> tuple[Tensor, float, Tensor]:
+    """A file that was just opened -> one channel or their average [L], its power, and those of the channels [C]."""
+    waveform, there = torch.empty(file.frames), 0
+    power, powers = 0.0, torch.zeros(file.channels, dtype=torch.float64)
+    flac = FlacHash(Path(path)) if file.format == "FLAC" else None
+    flac = flac if flac and flac.known else None
+    while there < file.frames:
+        size = min(BLOCK, file.frames - there)
+        samples = file.read(size, dtype="int32" if flac else "float32", always_2d=True)
+        if not len(samples):
+            break
+        if flac:
+            flac.update(samples)
+        block = torch.from_numpy(samples)
+        block = block.float() / 2**31 if flac else block  # exact for the 24 bits that FLAC has at most
+        part = block.mean(dim=1) if channel is None else block[:, channel]
+        waveform[there : there + len(part)] = part
+        there += len(part)
+        if file.channels > 1:
+            power, powers = power + part.double().square().sum(), powers + block.double().square().sum(dim=0)
+    if there + file.samplerate / 10 < file.frames:  # lengths of MP3 files are not exact
+        rate = file.samplerate
+        raise ValueError(f"{path} is cut off: {there / rate:.2f} of {file.frames / rate:.2f} s are there")
+    if flac:
+        flac.check(Path(path))
+    return waveform[:there], power, powers
+
+
+def check_audible(waveform: Tensor, what: str) -> Tensor:
+    """[L] -> the same. ValueError for silence, from which nothing can be learnt or imitated."""
+    if (level := level_dbfs(waveform)) < SILENT_DBFS:
+        raise ValueError(f"{what} is silent ({level:.0f} dBFS): expected speech")
+    return waveform
+
+
 def probe(path: str | Path) -> tuple[int, int, float]:
-    """Audio file -> (sample rate, channels, seconds) from its header; errors as those of `load_audio`."""
+    """Audio file -> (sample rate, channels, seconds) without decoding it; errors as those of `load_audio`."""
     with opened(path) as file:
         return file.samplerate, file.channels, file.frames / file.samplerate
 

@@ -11,6 +11,14 @@ from pydantic import Field
 from higgs.validation import STRICT, Positive, explained
 
 STRIDES = (8, 5, 4, 2, 3)
+HUBERT_HOP = 320
+# Bounds of what a config may ask for, far above what is in use: nothing is built from nonsense.
+Size = Annotated[int, Field(ge=1, le=1 << 20)]
+Modules = Annotated[int, Field(ge=1, le=256)]  # layers, codebooks
+Stride = Annotated[int, Field(ge=1, le=64)]
+SampleRate = Annotated[int, Field(ge=1000, le=768_000)]
+Factor = Annotated[float, Field(gt=0, le=1e6)]
+MAX_POSITION_WEIGHTS = 1 << 26  # of HuBERT's convolution: the one tensor that is allocated before shapes are compared
 MAX_RAS_WINDOW = 64  # delayed frames of history in a slot of the batch
 LEAST_TEMPERATURE = 1e-30  # logits divided by less overflow float32; at this one the likeliest code wins already
 
@@ -38,29 +46,45 @@ def strict(cls: type) -> type:
 class SemanticConfig:
     """HuBERT's sizes; the defaults are HuBERT-base."""
 
-    hidden_size: Positive = 768
-    intermediate_size: Positive = 3072
-    num_layers: Positive = 12
-    num_heads: Positive = 12
-    conv_dim: Positive = 512
-    position_kernel: Positive = 128
-    position_groups: Positive = 16
+    hidden_size: Size = 768
+    intermediate_size: Size = 3072
+    num_layers: Modules = 12
+    num_heads: Size = 12
+    conv_dim: Size = 512
+    position_kernel: Size = 128
+    position_groups: Size = 16
+
+    def __post_init__(self) -> None:
+        for what, parts in (("num_attention_heads", self.num_heads), ("position groups", self.position_groups)):
+            if self.hidden_size % parts:
+                raise ConfigError(f"HuBERT's hidden_size is {self.hidden_size}: no multiple of {what}, {parts}")
+        if self.hidden_size**2 // self.position_groups * self.position_kernel > MAX_POSITION_WEIGHTS:
+            sizes = f"{self.hidden_size}, {self.position_kernel} and {self.position_groups}"
+            raise ConfigError(f"HuBERT's hidden_size, position kernel and groups are {sizes}: far too large")
 
 
 @strict
 class CodecConfig:
     """The audio tokenizer; the defaults are the release (24 kHz, 25 frames per second, 8 codebooks of 1024)."""
 
-    sample_rate: Positive = 24_000
-    semantic_sample_rate: Positive = 16_000
-    strides: tuple[Positive, ...] = STRIDES
-    encoder_width: Positive = 64
-    decoder_width: Positive = 1024
-    acoustic_dim: Positive = 256
-    num_codebooks: Positive = 8
-    codebook_size: Positive = 1024
-    codebook_dim: Positive = 64
+    sample_rate: SampleRate = 24_000
+    semantic_sample_rate: SampleRate = 16_000
+    strides: Annotated[tuple[Stride, ...], Field(min_length=1, max_length=8)] = STRIDES
+    encoder_width: Size = 64
+    decoder_width: Size = 1024
+    acoustic_dim: Size = 256
+    num_codebooks: Modules = 8
+    codebook_size: Size = 1024
+    codebook_dim: Size = 64
     semantic: SemanticConfig = field(default_factory=SemanticConfig)
+
+    def __post_init__(self) -> None:
+        if self.hop_length > self.sample_rate:
+            raise ConfigError(f"strides of {list(self.strides)}: a frame of {self.hop_length} samples is over a second")
+        if self.hop_length * self.semantic_sample_rate < HUBERT_HOP * self.sample_rate:
+            rates = f"{self.hop_length} samples at {self.sample_rate} Hz"
+            wanted = f"less than the {HUBERT_HOP} of HuBERT at {self.semantic_sample_rate} Hz"
+            raise ConfigError(f"a frame has {rates}: {wanted}")
 
     @property
     def hop_length(self) -> int:
@@ -80,30 +104,36 @@ class CodecConfig:
 class RopeConfig:
     """Llama-3's rotary embedding; `original_context`, `low_factor` and `high_factor` bound the blended band."""
 
-    theta: float = 500_000.0
-    factor: float = 32.0
-    low_factor: float = 1.0
-    high_factor: float = 4.0
-    original_context: Positive = 8192
+    theta: Annotated[float, Field(gt=1, le=1e12)] = 500_000.0
+    factor: Factor = 32.0
+    low_factor: Factor = 1.0
+    high_factor: Factor = 4.0
+    original_context: Annotated[int, Field(ge=1, le=1 << 24)] = 8192
+
+    def __post_init__(self) -> None:
+        if self.low_factor >= self.high_factor:
+            raise ConfigError(f"low_freq_factor, {self.low_factor}, is not below high_freq_factor, {self.high_factor}")
 
 
 @strict
 class ModelConfig:
     """The generation model; the defaults are the released 3B checkpoint (5,771,283,456 parameters)."""
 
-    vocab_size: Positive = 128_256
-    hidden_size: Positive = 3072
-    intermediate_size: Positive = 8192
-    num_layers: Positive = 28
-    num_heads: Positive = 24
-    num_kv_heads: Positive = 8
-    head_dim: Positive = 128
-    rms_norm_eps: float = 1e-5
+    vocab_size: Size = 128_256
+    hidden_size: Size = 3072
+    intermediate_size: Size = 8192
+    num_layers: Modules = 28
+    num_heads: Size = 24
+    num_kv_heads: Size = 8
+    head_dim: Size = 128
+    rms_norm_eps: Annotated[float, Field(gt=0, le=0.01)] = 1e-5
     rope: RopeConfig = field(default_factory=RopeConfig)
-    num_codebooks: Positive = 8
-    codebook_size: Positive = 1024
+    num_codebooks: Modules = 8
+    codebook_size: Size = 1024
 
     def __post_init__(self) -> None:
+        if self.head_dim % 2:
+            raise ConfigError(f"head_dim is {self.head_dim}: rotary embeddings need an even number")
         if self.num_heads % self.num_kv_heads:
             heads = f"num_key_value_heads, {self.num_kv_heads}"
             raise ConfigError(f"num_attention_heads is {self.num_heads}: no multiple of {heads}")

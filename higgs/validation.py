@@ -44,6 +44,8 @@ def explained(
     """Turns a ValidationError of its block into `error`. Keys named in `beside` are reported without `where`."""
     try:
         yield
+    except RecursionError:
+        raise error(f"{where}: nested too deeply") from None
     except ValidationError as caught:
         faults = [_fault(f, "" if {*f["loc"][:1]} & {*beside} else where, kind) for f in caught.errors()]
         raise error("; ".join(fault.removeprefix(": ") for fault in faults)) from None
@@ -100,10 +102,10 @@ def choices(word: str, known: Iterable[str]) -> str:
 
 
 def parse_yaml(text: str, where: str = "YAML") -> Any:
-    """YAML 1.2 -> Python objects, with DVC's reader. Duplicate keys, broken syntax: ParamsError."""
+    """YAML 1.2 -> Python objects, with DVC's reader. Duplicate keys, broken syntax, wrong values: ParamsError."""
     try:
         return YAML(typ="safe", pure=True).load(text)
-    except YAMLError as error:
+    except (YAMLError, ValueError, TypeError, LookupError, AttributeError, RecursionError) as error:  # ruamel's, too
         message = str(error).split("To suppress this check")[0].strip()  # ruamel's advice
         raise ParamsError(f"{where}: {message}") from error
 
@@ -122,5 +124,7 @@ def parse_json(text: str, where: str) -> Any:
 
     try:
         return json.loads(text, object_pairs_hook=unique, parse_constant=refuse)
-    except json.JSONDecodeError as error:
+    except ParamsError:
+        raise
+    except (ValueError, RecursionError) as error:  # also of numbers with thousands of digits, and of deep nesting
         raise ParamsError(f"{where}: not JSON: {error}") from error

@@ -7,6 +7,8 @@ import os
 import pickle
 import re
 import shutil
+import time
+import zipfile
 from collections.abc import Callable
 from pathlib import Path
 
@@ -299,6 +301,14 @@ def changed(name: str, tensor: Tensor | None = None) -> Callable[[Path], None]:
     return lambda f: edit(f, lambda t: t.pop(name) if removed else ends & t.keys() and t.update({name: tensor}))
 
 
+def compress_pickle(folder: Path) -> None:
+    """A gigabyte of zeros where the names of tensors are, in a megabyte."""
+    with zipfile.ZipFile(folder / PICKLE, "w", zipfile.ZIP_DEFLATED, compresslevel=1) as archive:
+        with archive.open("archive/data.pkl", "w", force_zip64=True) as entry:
+            for _ in range(64):
+                entry.write(bytes(1 << 20))
+
+
 def repeat_shard(folder: Path) -> None:
     shutil.copy(folder / SHARDS[0], folder / "model-00003-of-00003.safetensors")
     edit_index(more="model-00003-of-00003.safetensors")(folder)
@@ -318,6 +328,16 @@ def repeat_shard(folder: Path) -> None:
         ("model-original", lambda f: truncate(f / INDEX, 0.5), f"{INDEX} is damaged"),
         ("model-original", edit_index("*"), f"{INDEX}: no weight_map"),
         ("model-original", edit_index(norm__weight="../secret.safetensors"), "secret.* is no name of a shard"),
+        ("model-original", edit_index(norm__weight=[SHARDS[0]]), f"{INDEX}: .*is no name of a shard"),
+        ("model-original", edit_index(norm__weight={"a": 1}), f"{INDEX}: .*is no name of a shard"),
+        ("model-original", edit_index(norm__weight=None), f"{INDEX}: None is no name of a shard"),
+        ("model-original", lambda f: (f / INDEX).write_text("[" * 200_000), f"{INDEX} is damaged.*not JSON"),
+        ("model-original", lambda f: (f / INDEX).write_text('{"weight_map": [1]}'), f"{INDEX}: no weight_map"),
+        ("codec-original", lambda f: (f / "config.json").write_text('{"a":' * 100_000), "config.json is damaged"),
+        ("codec-original", lambda f: (f / "config.json").write_text("1" * 5000), "config.json is damaged"),
+        ("codec-original", lambda f: (f / "config.json").write_bytes(b"\xff\xfe{}"), "config.json .*not text in UTF-8"),
+        ("codec-original", lambda f: os.truncate(f / "config.json", 1 << 27), "config.json: 134,217,728 bytes"),
+        ("codec-original", compress_pickle, f"{PICKLE} holds [0-9,]+ bytes, compressed"),
         ("model-original", edit_index("norm.weight"), "'norm.weight'. are not in the index"),
         ("model-original", edit_index(layers__9__mlp__up_proj__weight=SHARDS[0]), "up_proj.* are not in the shards"),
         ("model-original", repeat_shard, "00003-of-00003.safetensors: .* are in another shard"),
@@ -493,6 +513,55 @@ def test_configs_of_other_shape_are_refused(whole, schema, path, value, message)
         else:
             shapes = {name: tuple(t.shape) for name, t in read_headers(whole[schema]).items()}
             codec_from_json(config, shapes)
+
+
+# Values that no config has, by the key that holds them: each is refused before anything is built.
+NONSENSE = {
+    "model-transformers": {
+        "rms_norm_eps": ["x", -1, 0, None, [1], 1e30], "num_hidden_layers": [10**5, 10**9, "x", 1.5, [6]],
+        "rope_parameters.rope_theta": ["x", -1, 0, [1], 1e300], "rope_parameters.factor": ["x", -1, 0, [1], 1e300],
+        "rope_parameters.low_freq_factor": ["x", -1, 0, [1], 8.0], "rope_parameters.high_freq_factor": [-1, 0.5, "x"],
+        "rope_parameters.original_max_position_embeddings": ["x", -1, 0, 0.5, 10**12],
+        "codebook_size": ["x", None, [1], -5, 10**9], "num_codebooks": [0, 10**6, "8"], "head_dim": [3, 0, 10**9],
+        "vocab_size": [10**12], "hidden_size": [10**12, -1], "model_type": [["a"], {}, 7],
+        "rope_parameters": [[1], "x"],
+    },
+    "model-original": {
+        "text_config.num_hidden_layers": [10**9, "x", [2], 1.5],
+        "audio_dual_ffn_layers": ["x", 5, {}, [[0]], [0, 1, 2]],
+        "text_config.rope_scaling": [[1], 5], "audio_codebook_size": ["x", None, [1]], "text_config": [[1], 5],
+    },
+    "codec-transformers": {
+        "target_bandwidths": [[1e9], [], "x", ["x"], [None], [1e308], 5, {}], "sample_rate": [0, 7, 10**12, "x"],
+        "semantic_sample_rate": [1, 7, 10**9, "x"], "codebook_size": [1, 0, 10**9, "x"], "codebook_dim": [10**9, [1]],
+        "acoustic_model_config.downsampling_ratios": [[], [10**9], "x", 5, [0], [8.5], [60, 60, 60], [1]],
+        "semantic_model_config.num_hidden_layers": [10**5, 10**9],
+        "semantic_model_config.conv_dim": [[], [[1]], 5, ["x"]],
+        "semantic_model_config.num_conv_pos_embeddings": [10**9],
+        "semantic_model_config.num_attention_heads": [5, 10**9],
+        "semantic_model_config.hidden_size": [10**6], "semantic_model_config.num_conv_pos_embedding_groups": [5, 0],
+    },
+    "codec-original": {
+        "ratios": [[], [10**9], "x", 5, [0]], "bins": [10**9, 0, True], "n_q": [0, 10**9, "x"], "D": [10**9, [1]],
+        "sample_rate": [0, 7, "x"],
+    },
+}  # fmt: skip
+
+
+@pytest.mark.parametrize(("kind", "key"), [(kind, key) for kind, keys in NONSENSE.items() for key in keys])
+def test_values_that_no_config_has_are_refused_with_the_name_of_the_file(copy, kind, key):
+    folder = copy(kind)
+    path = folder / "config.json"
+    config = json.loads(path.read_text())
+    for value in NONSENSE[kind][key]:
+        changes = nested(config, key, value)
+        if key == "acoustic_model_config.downsampling_ratios":
+            changes = nested(changes, "acoustic_model_config.upsampling_ratios", value)
+        path.write_text(json.dumps(changes))
+        start = time.monotonic()
+        with pytest.raises((ConfigError, CheckpointError), match=f"^{folder}"):
+            load(folder)
+        assert time.monotonic() - start < 5, f"{value!r}: too long"
 
 
 def test_a_model_is_no_codec(whole):

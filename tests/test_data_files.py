@@ -4,13 +4,19 @@ import hashlib
 import json
 
 import pytest
+import soundfile
 from conftest import ROOT
 
+from higgs.data.chatml_json import read_conversations
 from higgs.data.recordings import read_recordings
 from higgs.data.scripts import FORMS, read_scripts
 from higgs.data.text.chunks import count_words
+from higgs.data.training.manifest import read_manifest
 from higgs.data.voices import find_voice, list_voices
-from higgs.files import replacing
+from higgs.evaluate.test_sets import convert_seed_tts_eval
+from higgs.files import read_text, replacing
+from higgs.validation import ParamsError, parse_json
+from higgs.workflow.params import read_params
 
 GOOD = {"id": "a", "form": "smart_voice", "voice": "ada", "text": "Hi."}
 DUO = {"id": "a", "form": "dialogue", "speakers": {"0": "old", "1": "young"}, "lines": [[0, "Hi."], [1, "Yes?"]]}
@@ -128,6 +134,74 @@ def test_a_transcript_of_another_encoding_is_named(tmp_path):
         find_voice(tmp_path, "eve")
     (tmp_path / "eve.txt").write_text("\ufeffOne.", encoding="utf-8")
     assert list_voices(tmp_path)["eve"].transcript == "One."
+
+
+ODD = "One.\u2028Two.\x85Three.\fFour."
+
+
+def seed_tts(folder, content):
+    (folder / "en").mkdir(exist_ok=True)
+    (folder / "en" / "meta.lst").write_bytes(content)
+    soundfile.write(folder / "en" / "p.wav", [0.0] * 999, 24_000)
+    return [record["text"] for record in convert_seed_tts_eval(folder / "en")]
+
+
+def transcript(folder, content):
+    (folder / "eve.wav").write_bytes(b"")
+    (folder / "eve.txt").write_bytes(content)
+    return [find_voice(folder, "eve").transcript]
+
+
+def written(read, name):
+    def write(folder, content):
+        (folder / name).write_bytes(content)
+        return read(folder / name)
+
+    return write
+
+
+def spoken_file(path):
+    return [read_text(path).rstrip("\n")]
+
+
+def texts(path):
+    return [example.sample.messages[-2].content for example in read_manifest(path).examples]
+
+
+# Every reader of text that people write: how a text is put into a line, and how a folder with that file is read.
+READERS = {
+    "scripts": (lambda text: json.dumps(GOOD | {"text": text}, ensure_ascii=False), written(
+        lambda path: [script.text for script in read_scripts(path, ROOT / "data" / "voices")], "s.jsonl")),
+    "conversations": (lambda text: json.dumps({"messages": [{"role": "user", "content": text}]}, ensure_ascii=False),
+        written(lambda path: [sample.messages[0].content for sample in read_conversations(path)], "c.jsonl")),
+    "a manifest": (
+        lambda text: json.dumps({"text": text, "audio": "a.wav"}, ensure_ascii=False), written(texts, "m.jsonl")),
+    "a list of seed-tts": (lambda text: f"a|prompt|p.wav|{text}", seed_tts),
+    "a transcript": (lambda text: text, transcript),
+    "profiles": (lambda text: json.dumps({"eve": text}, ensure_ascii=False), written(
+        lambda path: [find_voice(path.parent, "eve").description], "profiles.json")),
+    "a text to speak": (lambda text: text, written(spoken_file, "book.txt")),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", READERS)
+def test_text_is_read_alike_everywhere(tmp_path, name):
+    """The mark of some editors is dropped, only a newline ends a line, and another encoding is told with the file."""
+    line, read = READERS[name]
+    for content in (line(ODD) + "\n", "\ufeff" + line(ODD) + "\r\n", line(ODD)):
+        assert read(tmp_path, content.encode()) == [ODD]
+    for encoding in ("latin-1", "utf-16", "gbk"):
+        with pytest.raises(ValueError, match=f"{tmp_path}.* is not text in UTF-8"):
+            read(tmp_path, line("Ünü é" if encoding != "gbk" else "你好。").encode(encoding))
+
+
+@pytest.mark.parametrize("content", ["[" * 20_000, '{"a":' * 20_000, "1" * 5000, '{"a": ' + "9" * 5000 + "}"])
+def test_json_and_yaml_without_end_are_refused(tmp_path, content):
+    path = tmp_path / "file"
+    path.write_text(content)
+    for read in (lambda: parse_json(read_text(path), str(path)), lambda: read_params(path)):
+        with pytest.raises(ParamsError, match=f"^{path}: "):
+            read()
 
 
 def test_the_scripts_that_come_along(nano):

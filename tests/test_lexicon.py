@@ -5,6 +5,7 @@ import json
 import pytest
 from conftest import NANO
 
+from higgs.checkpoint.tensors import CheckpointError
 from higgs.cli.checkpoint_report import inspect_checkpoint
 from higgs.data.text.lexicon import FILE, SPELL, Lexicon
 from higgs.data.text.tokenizer import TextTokenizer
@@ -84,6 +85,11 @@ def test_a_checkpoint_with_a_lexicon_is_read_as_it_was_written(tmp_path, tokeniz
         ('{"phonemes": "tt", "words": {"a": "t"}}', "duplicate"),
         ('{"phonemes": "t", "words": {"a": "tx"}}', "does not list: .'x'"),
         (b"\xff\xfe", "is no lexicon"),
+        ('{"phonemes": ["t"], "words": {"a": "t"}}', "phonemes: .*'t'"),
+        ('{"phonemes": "t", "words": {"a": ["t"]}}', "words.a: "),
+        ('{"phonemes": "t", "words": {"a": "t", "a": ""}}', "duplicate key 'a'"),
+        ("[" * 200_000, "is no lexicon"),
+        (json.dumps({"phonemes": "".join(map(chr, range(256, 7000))), "words": {}}), "6744 phonemes, at most 6400"),
     ],
 )
 def test_a_damaged_lexicon_says_so(tmp_path, content, told):
@@ -91,6 +97,23 @@ def test_a_damaged_lexicon_says_so(tmp_path, content, told):
     with pytest.raises(ValueError, match=told) as error:
         Lexicon.read(tmp_path)
     assert str(tmp_path / FILE) in str(error.value)
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        b"", b"null", b"[]", b"{}", b"\xff\xfe", b"[" * 200_000, b'{"version": "1.0"',
+        b'{"version": "1.0", "model": 1}',
+        b'{"version": "9", "added_tokens": [], "model": {"type": "BPE", "vocab": {}, "merges": []}}',
+        b'{"version": "1.0", "added_tokens": [{"id": -1}], "model": {"type": "BPE", "vocab": {"a": "b"}}}',
+    ],
+)  # fmt: skip
+def test_a_damaged_tokenizer_is_named(tmp_path, content):
+    with pytest.raises(FileNotFoundError, match="tokenizer.json does not exist"):
+        TextTokenizer.from_pretrained(tmp_path)
+    (tmp_path / "tokenizer.json").write_bytes(content)
+    with pytest.raises(CheckpointError, match=f"{tmp_path / 'tokenizer.json'} is damaged"):
+        TextTokenizer.from_pretrained(tmp_path)
 
 
 def test_a_tokenizer_without_the_phonemes_is_refused(tmp_path):

@@ -137,6 +137,16 @@ def test_a_second_system_is_judged_beside(results, tmp_path):
     (other / "b.flac").rename(other / "b-s1.flac")
     items = [i for i in gather(results, ["en"], second_system=other) if i.condition == condition]
     assert [i.name for i in items if i.path is None] == ["a-s1", "b-s0", "talk-s0", "long-s0"]
+    for path in list(other.iterdir()):
+        path.rename(path.with_suffix(".MP3"))
+    again = [i for i in gather(results, ["en"], second_system=other) if i.condition == condition]
+    assert [(i.name, i.path is None) for i in again] == [(i.name, i.path is None) for i in items]
+    (tmp_path / "unfit").mkdir()
+    for content in ("nothing", "take-1.flac", "a.txt"):
+        if content != "nothing":
+            (tmp_path / "unfit" / content).write_bytes(b"")
+        with pytest.raises(FileNotFoundError, match=rf"unfit holds .*{content}.*; it should hold SCRIPT\.flac"):
+            gather(results, ["en"], second_system=tmp_path / "unfit")
     with pytest.raises(FileNotFoundError, match=r"nowhere is no folder; it should hold SCRIPT\.flac"):
         gather(results, ["en"], second_system=tmp_path / "nowhere")
     with pytest.raises(FileNotFoundError, match="run `dvc repro tokenize` first"):

@@ -49,12 +49,12 @@ KINDS = {
 def recognise(config: Mapping[str, Any], what: str = "config") -> tuple[str, str]:
     """The content of a config.json -> (MODEL or CODEC, ORIGINAL or TRANSFORMERS). Raises ConfigError for others."""
     model_type = config.get("model_type")
-    if model_type in KINDS:
+    if isinstance(model_type, str) and model_type in KINDS:
         return KINDS[model_type]
     if {"ratios", "n_q"} <= config.keys():
         return CODEC, ORIGINAL
     expected = f"expected model_type {' or '.join(KINDS)}, or the keys ratios and n_q"
-    got = f"got model_type {model_type!r} and the keys {sorted(config)[:8]}"
+    got = f"got model_type {model_type!r:.60} and the keys {sorted(config)[:8]}"
     raise ConfigError(f"{what}: not a Higgs Audio V2 config: {expected}; {got}")
 
 
@@ -178,7 +178,8 @@ def _text_config(config: dict[str, Any]) -> tuple[dict[str, Any], dict[str, Any]
     text, dual = config["text_config"], config.get("audio_dual_ffn_layers")
     require(text, f"{what}: text_config", "num_hidden_layers", "rope_theta", "rope_scaling")
     layers = text["num_hidden_layers"]
-    if dual != list(range(layers)):
+    # Not list(range(layers)) before its length is compared: a config may ask for a billion.
+    if not isinstance(dual, list) or len(dual) != layers or dual != list(range(len(dual))):
         raise ConfigError(f"{what}: audio_dual_ffn_layers is {dual}: only dual FFN in all {layers} layers is run")
     rope = text["rope_scaling"]
     require(rope, f"{what}: rope_scaling")

@@ -5,7 +5,7 @@ import re
 from pathlib import Path
 
 from higgs.checkpoint.config_json import MODEL, model_from_json, recognise
-from higgs.checkpoint.tensors import CONFIG, choose_weights, read_config, weight_files
+from higgs.checkpoint.tensors import CONFIG, choose_weights, config_errors, read_config, weight_files
 from higgs.files import content_hash
 
 SMALL_FILES = ["*.json", "*.jinja"]
@@ -58,7 +58,8 @@ def _from_hub(name: str, revision: str, weights: bool) -> Path:
             raise OSError(f"{cached} has {size:,} bytes, on the hub {expected:,}. It is deleted here: run it again")
     config = read_config(folder)
     if recognise(config, f"{name}@{revision}: {CONFIG}")[0] == MODEL:
-        model_from_json(config)
+        with config_errors(folder):
+            model_from_json(config)
     if weights and sizes is None:
         weight_files(folder)
     elif weights:

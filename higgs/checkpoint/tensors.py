@@ -9,7 +9,8 @@ import pickle
 import re
 import zipfile
 from collections import Counter
-from collections.abc import Callable, Iterable, Mapping, Set
+from collections.abc import Callable, Iterable, Iterator, Mapping, Set
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -19,11 +20,19 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from higgs.checkpoint.config_json import CODEC, MODEL, ORIGINAL, TRANSFORMERS, recognise
-from higgs.files import replacing
+from higgs.config import ConfigError
+from higgs.files import read_text, replacing
+from higgs.validation import parse_json
 
 CONFIG, GENERATION_CONFIG = "config.json", "generation_config.json"
 SINGLE, INDEX, PICKLE = "model.safetensors", "model.safetensors.index.json", "model.pth"
 DAMAGED = "is damaged or not completely downloaded"
+MAX_JSON = 1 << 26  # bytes of a config or an index
+# What reading and building from nonsense raises, in this package and in others.
+PARSER_ERRORS = (
+    ValueError, TypeError, LookupError, ArithmeticError, AttributeError, AssertionError, RuntimeError, MemoryError,
+    EOFError,
+)  # fmt: skip
 # Search order; the first file in the layout of config.json is read.
 ORDER = {TRANSFORMERS: (SINGLE, INDEX, PICKLE), ORIGINAL: (INDEX, PICKLE, SINGLE)}
 # First parts of tensor names that only one layout has.
@@ -48,8 +57,10 @@ def layout_of(names: Iterable[str], what: str = "checkpoint") -> str:
 
 
 def read_json(path: Path) -> dict[str, Any]:
+    if (size := path.stat().st_size) > MAX_JSON:
+        raise CheckpointError(f"{path}: {size:,} bytes, expected at most {MAX_JSON:,}")
     try:
-        content = json.loads(path.read_text(encoding="utf-8"))
+        content = parse_json(read_text(path), path.name)
     except ValueError as error:
         raise CheckpointError(f"{path} {DAMAGED}: {error}") from error
     if not isinstance(content, dict):
@@ -64,6 +75,35 @@ def read_config(folder: Path) -> dict[str, Any]:
         advice = f"; did you mean {folder / below[0]}?" if below else _partial_download(folder)
         raise FileNotFoundError(f"{folder} holds no {CONFIG}: not a checkpoint, or only half of one{advice}")
     return read_json(folder / CONFIG)
+
+
+@contextmanager
+def naming(folder: Path) -> Iterator[None]:
+    """A CheckpointError about a tensor of its block names the folder as well."""
+    try:
+        yield
+    except CheckpointError as error:
+        if str(folder) in str(error):
+            raise
+        raise CheckpointError(f"{folder}: {error}") from error
+
+
+@contextmanager
+def config_errors(folder: Path) -> Iterator[None]:
+    """Of a block that reads the config of a folder and builds from it: ConfigError that names the file for all errors.
+
+    A CheckpointError or FileNotFoundError stays as it is: it names another file.
+    """
+    try:
+        with naming(folder):
+            yield
+    except (CheckpointError, FileNotFoundError):
+        raise
+    except ConfigError as error:
+        raise ConfigError(f"{folder / CONFIG}: {error}") from error
+    except PARSER_ERRORS as error:
+        cause = f"{type(error).__name__}: {error}"
+        raise ConfigError(f"{folder / CONFIG}: nothing can be built from it ({cause})") from error
 
 
 def _partial_download(folder: Path) -> str:
@@ -115,9 +155,9 @@ def _weight_map(path: Path) -> dict[str, str]:
     weight_map = read_json(path).get("weight_map")
     if not isinstance(weight_map, dict) or not weight_map:
         raise CheckpointError(f"{path}: no weight_map")
-    for shard in set(weight_map.values()):
-        if not isinstance(shard, str) or not re.fullmatch(r"[\w-][\w.-]*\.safetensors", shard):
-            raise CheckpointError(f"{path}: {shard!r} is no name of a shard")
+    for shard in weight_map.values():
+        if not isinstance(shard, str) or len(shard) > 255 or not re.fullmatch(r"[\w-][\w.-]*\.safetensors", shard):
+            raise CheckpointError(f"{path}: {shard!r:.60} is no name of a shard")
     return weight_map
 
 
@@ -155,7 +195,7 @@ def _read_safetensors(path: Path, device: str) -> dict[str, Tensor]:
     try:
         with safe_open(path, framework="pt") as file:
             return {key: file.get_tensor(key).to(device) for key in file.keys()}
-    except SafetensorError as error:
+    except (SafetensorError, OSError, *PARSER_ERRORS) as error:
         raise CheckpointError(f"{path} {DAMAGED}: {path.stat().st_size:,} bytes, {error}") from error
 
 
@@ -168,13 +208,17 @@ def _lfs_advice(path: Path) -> str:
 def _read_pickle(path: Path, device: str) -> dict[str, Tensor]:
     """A `.pth` file, read with weights_only: code in it is refused, and never run."""
     try:
-        content = torch.load(path, map_location=device, weights_only=True, mmap=zipfile.is_zipfile(path))
+        if zipped := zipfile.is_zipfile(path):
+            _check_zip(path)
+        content = torch.load(path, map_location=device, weights_only=True, mmap=zipped)
     except pickle.UnpicklingError as error:
         # Not chained: the error's own text advises to run the code.
         code = re.search(r"unsupported GLOBAL (\S+)", str(error), re.IGNORECASE)
         cause = f"holds code ({code[1]}); it was not run" if code else DAMAGED
         raise CheckpointError(f"{path} {cause}{_lfs_advice(path)}. Download it again") from None
-    except (RuntimeError, EOFError, OSError) as error:
+    except CheckpointError:
+        raise
+    except (*PARSER_ERRORS, OSError, zipfile.BadZipFile) as error:
         raise CheckpointError(f"{path} {DAMAGED}: {error}") from error
     if not isinstance(content, dict):
         raise CheckpointError(f"{path}: expected names and tensors, got {type(content).__name__}")
@@ -182,6 +226,15 @@ def _read_pickle(path: Path, device: str) -> dict[str, Tensor]:
         if not isinstance(value, Tensor):
             raise CheckpointError(f"{path}: expected names and tensors, got {type(value).__name__} at {name!r}")
     return content
+
+
+def _check_zip(path: Path) -> None:
+    """Torch writes tensors as they are: a compressed file could be of any size once it is read."""
+    with zipfile.ZipFile(path) as archive:
+        entries = archive.infolist()
+    size = sum(entry.file_size for entry in entries)
+    if size > path.stat().st_size or any(entry.compress_type != zipfile.ZIP_STORED for entry in entries):
+        raise CheckpointError(f"{path} holds {size:,} bytes, compressed: expected what torch.save writes")
 
 
 def write(folder: str | Path, config: Mapping[str, Any], tensors: dict[str, Tensor]) -> None:

@@ -13,7 +13,7 @@ from torch import Tensor
 from higgs.checkpoint.alias import Checkpoint
 from higgs.checkpoint.config_json import CODEC, MODEL, ORIGINAL, codec_from_json, model_from_json, recognise
 from higgs.checkpoint.resolve import resolve
-from higgs.checkpoint.tensors import CONFIG, CheckpointError, read_config, read_headers, weight_files
+from higgs.checkpoint.tensors import CONFIG, CheckpointError, config_errors, read_config, read_headers, weight_files
 from higgs.codec import weights as codec_weights
 from higgs.codec.tokenizer import AudioTokenizer
 from higgs.config import CodecConfig, ModelConfig
@@ -97,7 +97,7 @@ def _inspect(folder: Path, local: bool) -> Report:
     if (kind, layout) == (CODEC, ORIGINAL) and not headers:
         report.notes.append("the sizes follow from the weights, which cannot be read")
         return report
-    with torch.device("meta"):
+    with config_errors(folder), torch.device("meta"):
         if kind == MODEL:
             report.config = model_from_json(content)
             weights, expected = model_weights, HiggsAudio(report.config).state_dict()

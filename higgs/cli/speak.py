@@ -103,7 +103,7 @@ def read_text(file: Path | None) -> str:
     if file is not None:
         return read_text(file)
     try:
-        return sys.stdin.buffer.read().decode("utf-8")
+        return sys.stdin.buffer.read().decode("utf-8-sig")
     except UnicodeDecodeError as error:
         raise ValueError(f"standard input is not text in UTF-8: {error}") from error
 

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from higgs.audio import check_rate, check_waveform, resample
 from higgs.checkpoint.config_json import codec_to_json
 from higgs.checkpoint.resolve import resolve
-from higgs.checkpoint.tensors import write
+from higgs.checkpoint.tensors import config_errors, naming, write
 from higgs.codec.acoustic import AcousticDecoder, AcousticEncoder
 from higgs.codec.padding import Lengths, bucket_length, mask_padding, run_in_batches, windows
 from higgs.codec.quantizer import ResidualVectorQuantizer
@@ -151,9 +151,11 @@ class AudioTokenizer(nn.Module):
     ) -> "AudioTokenizer":
         """Folder, hub id (`revision` or `id@revision`) or s3:// prefix -> float32. ValueError names tensors amiss."""
         folder = resolve(source, revision)
-        with torch.device("meta"):
+        with config_errors(folder), torch.device("meta"):
             tokenizer = cls(load_config(folder))
-        tokenizer.load_state_dict(load_weights(folder, tokenizer.state_dict()), assign=True)
+        with naming(folder):
+            tensors = load_weights(folder, tokenizer.state_dict())
+        tokenizer.load_state_dict(tensors, assign=True)
         return tokenizer.to(device).eval().requires_grad_(False)
 
     def save_pretrained(self, folder: str | Path, half: bool = False) -> None:

@@ -112,7 +112,7 @@ def sample_to_json(sample: ChatMLSample) -> dict[str, Any]:
 def json_lines(path: str | Path) -> list[tuple[str, str]]:
     """JSON Lines, or a `.json` of one record or of a list -> (place, JSON) of each record."""
     path = Path(path)
-    if path.suffix != ".json":
+    if path.suffix.lower() != ".json":
         return list(read_lines(path))
     content = parse_json(read_text(path), str(path))
     if not isinstance(content, list):

@@ -12,7 +12,7 @@ from pathlib import Path
 
 from torch import Tensor
 
-from higgs.audio import load_audio, probe, save_audio
+from higgs.audio import load_audio, probe, read_mono, save_audio
 from higgs.data import chatml
 from higgs.data.chatml import AudioContent, ChatMLSample
 from higgs.data.loudness import silence, speech_level
@@ -22,7 +22,10 @@ from higgs.files import read_text, replacing
 from higgs.validation import parse_json, validate
 
 AUDIO_SUFFIXES = (".flac", ".wav")
-OTHER_SUFFIXES = (".mp3", ".m4a", ".ogg", ".opus", ".aac", ".aif", ".aiff", ".wma")
+OTHER_SUFFIXES = (
+    ".mp3", ".m4a", ".ogg", ".oga", ".opus", ".aac", ".aif", ".aiff", ".aifc", ".wma", ".amr", ".au", ".caf", ".mka",
+    ".mp4", ".mov", ".w64", ".webm", ".3gp",
+)  # fmt: skip
 PROFILES = "profiles.json"
 SAMPLE_RATE = 24_000  # of the recordings that `add_voice` writes: the codec's
 NAME = re.compile(r"[^\W_][\w.-]{0,63}")
@@ -94,7 +97,9 @@ def read_voices(folder: str | Path) -> tuple[dict[str, Voice], dict[str, str]]:
         recordings = [path for path in paths if path.suffix.lower() in AUDIO_SUFFIXES]
         transcripts = [path for path in paths if path.suffix.lower() == ".txt"]
         if not recordings:
-            if unread := [path for path in paths if path.suffix.lower() in OTHER_SUFFIXES]:
+            # Beside a transcript, whatever else has its name is meant as the recording.
+            others = [path for path in paths if path not in transcripts and path.name != PROFILES]
+            if unread := [path for path in others if transcripts or path.suffix.lower() in OTHER_SUFFIXES]:
                 faults[name] = f"{unread[0]}: convert it to .flac or .wav"
             continue
         description = descriptions.pop(name, None)
@@ -139,14 +144,18 @@ class Finding:
 def check_recording(path: str | Path, transcript: str) -> list[Finding]:
     """Findings on length, channels, and those of `check_speech`."""
     try:
-        (_, channels, seconds), (waveform, rate) = probe(path), load_audio(path)
+        rate, channels, seconds = probe(path)
+        if seconds > SECONDS[1]:  # not decoded: it may be very long
+            return [Finding(True, f"{seconds:.2f} s long: {SECONDS[0]:.0f} to {SECONDS[1]:.0f} s are possible")]
+        waveform, _, channel = read_mono(path)
     except (ValueError, OSError) as error:
         return [Finding(True, str(error))]
+    mixed = "they are averaged" if channel is None else f"they cancel each other out, and number {channel + 1} is used"
     possible, good = (f"{low:.0f} to {high:.0f} s" for low, high in (SECONDS, GOOD_SECONDS))
     checks = [
         (GOOD_SECONDS[0] <= seconds <= GOOD_SECONDS[1], SECONDS[0] <= seconds <= SECONDS[1],
          f"{seconds:.2f} s long: {possible} are possible, {good} are good"),
-        (channels == 1, True, f"{channels} channels: they are averaged"),
+        (channels == 1, True, f"{channels} channels: {mixed}"),
     ]  # fmt: skip
     return _findings(checks) + check_speech(waveform, rate, transcript)
 
@@ -195,10 +204,14 @@ def add_voice(
         raise ValueError(f"the transcript is empty: it must be the text that is spoken in {source}")
     check_text(words)
     description = _profiles(folder).get(name)
-    paths = [folder / f"{name}{suffix}" for suffix in (*AUDIO_SUFFIXES, ".txt")]
-    if not force and (description is not None or any(path.exists() for path in paths)):
+    files, suffixes = [], (*AUDIO_SUFFIXES, ".txt")
+    if folder.is_dir():
+        same = unicodedata.normalize("NFC", name)
+        files = [path for path in folder.iterdir() if unicodedata.normalize("NFC", path.stem) == same]
+    paths = [path for path in files if path.suffix.lower() in suffixes]
+    if not force and (description is not None or paths):
         raise ValueError(f"{folder} has a voice {name!r} already; --force replaces it")
-    if Path(source).resolve() in [path.resolve() for path in paths]:
+    if any(Path(source).resolve() == path.resolve() for path in paths):
         raise ValueError(f"{source} is a file of this voice itself: write {name}.txt next to it, or move it first")
     findings = check_recording(source, words)
     if fatal := [finding.message for finding in findings if finding.fatal]:
@@ -209,5 +222,7 @@ def add_voice(
     with replacing(folder / f"{name}.txt") as partial:
         partial.write_text(f"{words}\n", encoding="utf-8")
         save_audio(folder / f"{name}.flac", waveform, SAMPLE_RATE)
-    (folder / f"{name}.wav").unlink(missing_ok=True)
+    for path in paths:  # of another type or spelling: one recording and one transcript are left
+        if path.name not in (f"{name}.flac", f"{name}.txt"):
+            path.unlink()
     return Voice(name, folder / f"{name}.flac", words, description), findings

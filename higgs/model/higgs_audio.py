@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from higgs.batch import Batch
 from higgs.checkpoint.config_json import model_from_json, model_to_json
 from higgs.checkpoint.resolve import resolve
-from higgs.checkpoint.tensors import read_config, write
+from higgs.checkpoint.tensors import config_errors, naming, read_config, write
 from higgs.config import ModelConfig
 from higgs.delay import IGNORE
 from higgs.model.kv_cache import Device, KVCache
@@ -143,10 +143,10 @@ class HiggsAudio(nn.Module):
     ) -> "HiggsAudio":
         """Folder, hub id (`revision` or `id@revision`) or s3:// prefix -> the model. ValueError names tensors amiss."""
         folder = resolve(source, revision)
-        config = model_from_json(read_config(folder))
-        with torch.device("meta"):
-            model = cls(config)
-        tensors = load_weights(folder, model.state_dict())
+        with config_errors(folder), torch.device("meta"):
+            model = cls(model_from_json(read_config(folder)))
+        with naming(folder):
+            tensors = load_weights(folder, model.state_dict())
         if TEXT_HEAD not in tensors:
             model.text_head = NoTextHead()
         model.load_state_dict({k: v.to(dtype) for k, v in tensors.items()}, assign=True)

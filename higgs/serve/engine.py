@@ -11,6 +11,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from higgs.audio import check_audible
 from higgs.codec.tokenizer import AudioTokenizer
 from higgs.config import SamplingConfig
 from higgs.data.chatml import AudioContent, ChatMLSample, TextContent, tokenize
@@ -152,7 +153,7 @@ class Engine:
             return self._scheduler
 
     def reference_codes(self, audio: AudioContent) -> Tensor:
-        """-> [K, T] of a file, encoded once. Raises ValueError for references of more than a minute."""
+        """-> [K, T] of a file, encoded once. Raises ValueError for silent references and those of over a minute."""
         waveform = audio.load(self.tokenizer.sample_rate)
         seconds = len(waveform) / self.tokenizer.sample_rate
         if seconds > MAX_REFERENCE_SECONDS:
@@ -160,7 +161,9 @@ class Engine:
                 f"{audio.name}: a reference of {seconds:.0f} s; at most {MAX_REFERENCE_SECONDS:.0f} s, "
                 "and 5 to 15 s are enough"
             )
-        return self.cache.get(fingerprint(waveform), lambda: [self.tokenizer.encode(waveform).cpu()])[0]
+        codes = self.cache.get(fingerprint(waveform), lambda: [self.tokenizer.encode(waveform).cpu()])[0]
+        check_audible(waveform, audio.name or "the reference")
+        return codes
 
     def sequence(
         self,

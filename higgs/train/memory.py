@@ -2,12 +2,12 @@
 
 import argparse
 import re
-from pathlib import Path
 
 import torch
 
 from higgs.checkpoint.config_json import model_from_json
 from higgs.checkpoint.resolve import read_config, resolve
+from higgs.checkpoint.tensors import config_errors
 from higgs.config import ModelConfig
 from higgs.model.higgs_audio import HiggsAudio
 from higgs.train.lora import TARGETS
@@ -53,7 +53,9 @@ def main() -> None:
     parser.add_argument("--positions", type=int, default=4096, help="of a batch (default: %(default)s)")
     parser.add_argument("--rank", type=int, default=16, help="of LoRA (default: %(default)s)")
     arguments = parser.parse_args()
-    config = model_from_json(read_config(Path(resolve(arguments.checkpoint))))
+    folder = resolve(arguments.checkpoint)
+    with config_errors(folder):
+        config = model_from_json(read_config(folder))
     say(f"{'':40}{'trained':>14}{'weights':>9}{'grad.':>9}{'Adam':>9}{'activ.':>9}{'total':>9}  GB")
     for name, rank in (("all weights", None), (f"LoRA of rank {arguments.rank}", arguments.rank)):
         for checkpointing in (False, True):

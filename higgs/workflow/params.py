@@ -7,6 +7,7 @@ from typing import Annotated, Any, TypeVar
 from pydantic import AfterValidator, Field
 
 from higgs.checkpoint.alias import Checkpoint
+from higgs.files import read_text
 from higgs.validation import Count, ParamsError, Positive, Record, check_keys, choices, explained, parse_yaml, validate
 
 T = TypeVar("T")
@@ -91,7 +92,7 @@ def scalars_of(stage: str) -> list[str]:
 
 def read_params(path: str | Path = "params.yaml") -> dict[str, Any]:
     """The whole file. ParamsError unless it is a mapping; the values are not checked."""
-    return validate(dict[str, Any], parse_yaml(Path(path).read_text(encoding="utf-8"), str(path)), str(path))
+    return validate(dict[str, Any], parse_yaml(read_text(path), str(path)), str(path))
 
 
 def select(params: Mapping[str, Any], stage: str) -> dict[str, Any]:

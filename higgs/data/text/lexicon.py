@@ -4,17 +4,24 @@ With a `lexicon.json` beside the `tokenizer.json` of a checkpoint, the words lis
 token each, and all others as written. The release has none.
 """
 
-import json
 import re
 from dataclasses import dataclass, field
 from pathlib import Path
+
+from higgs.checkpoint.tensors import CheckpointError, read_json
+from higgs.validation import Record, validate
 
 FILE = "lexicon.json"
 # Before a word: it is encoded as written, whatever the lexicon lists. Invisible in a text (WORD JOINER).
 SPELL = "\u2060"
 # Words of letters and inner apostrophes; not in brackets, tokens or next to digits: [SPEAKER0].
 WORD = re.compile(rf"(?<![\w\[<|/])({SPELL})?([A-Za-z]+(?:['’][A-Za-z]+)*)(?![\w\]>|])")
-FIRST = 0xE000  # private use area: otherwise "t" would be both letter and phoneme
+FIRST, LAST = 0xE000, 0xF8FF  # private use area: otherwise "t" would be both letter and phoneme
+
+
+class _File(Record):
+    phonemes: str
+    words: dict[str, str]
 
 
 @dataclass(frozen=True)
@@ -25,6 +32,10 @@ class Lexicon:
     words: dict[str, str] = field(repr=False)
 
     def __post_init__(self) -> None:
+        if len(self.phonemes) > LAST - FIRST + 1:
+            raise ValueError(
+                f"the lexicon lists {len(self.phonemes)} phonemes, at most {LAST - FIRST + 1} are possible"
+            )
         if len(set(self.phonemes)) < len(self.phonemes):
             raise ValueError(f"the lexicon lists a duplicate phoneme: {self.phonemes}")
         used = set("".join(self.words.values()))
@@ -33,14 +44,15 @@ class Lexicon:
 
     @classmethod
     def read(cls, folder: Path) -> "Lexicon | None":
-        """The lexicon in a checkpoint's folder, or None. Raises ValueError for a damaged one."""
+        """The lexicon in a checkpoint's folder, or None. Raises CheckpointError for a damaged one."""
         path = folder / FILE
         if not path.is_file():
             return None
         try:
-            return cls(**json.loads(path.read_text(encoding="utf-8")))
-        except (TypeError, AttributeError, ValueError) as error:
-            raise ValueError(f"{path} is no lexicon ({error})") from error
+            file = validate(_File, read_json(path), "lexicon")
+            return cls(file.phonemes, file.words)
+        except ValueError as error:
+            raise CheckpointError(f"{path} is no lexicon ({error})") from error
 
     @property
     def tokens(self) -> list[str]:

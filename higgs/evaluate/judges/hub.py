@@ -17,8 +17,9 @@ def pretrained(kind: Any, source: str) -> Any:
     try:
         if not Path(source).exists() and not re.fullmatch("[0-9a-f]{40}", commit):
             raise ValueError("no such folder, and as a hub id it must pin a full commit: organisation/name@COMMIT")
-        return kind.from_pretrained(source if Path(source).exists() else name, revision=commit or None)
-    except (OSError, ValueError) as error:
+        where = source if Path(source).exists() else name
+        return kind.from_pretrained(where, revision=commit or None, trust_remote_code=False)
+    except (OSError, ValueError, TypeError, LookupError, RuntimeError) as error:
         reason, advice = str(error).strip().partition("\n")[0], "it needs the hub once, or a folder: JUDGE:FOLDER"
         raise MetricModelUnavailable(f"{kind.__name__} cannot be loaded from {source} ({reason}); {advice}") from error
 
@@ -61,7 +62,9 @@ class Paraformer(Recogniser):
             raise MetricModelUnavailable(f"{error}; install: pip install funasr==1.4.16 zhconv==1.4.3") from error
         self.name = f"Paraformer ({version_of(source)}, FunASR)"
         self._simplify = zhconv.convert
-        self._model = funasr.AutoModel(model=source, device=str(accelerator()), disable_update=True)
+        self._model = funasr.AutoModel(
+            model=source, device=str(accelerator()), disable_update=True, trust_remote_code=False
+        )
 
     def _transcribe(self, samples: Tensor, language: str) -> str:
         results = self._model.generate(input=samples.numpy(), batch_size_s=300)

@@ -7,6 +7,7 @@ transformers. Not run with the real weights yet; tests compare with the authors'
 import re
 from collections.abc import Mapping
 from pathlib import Path
+from pickle import UnpicklingError
 
 import torch
 from torch import Tensor
@@ -63,7 +64,7 @@ class WavLMECAPA(SpeakerEncoder):
             wavlm.load_state_dict({rename(key): w for key, w in upstream.items()})
             self._wavlm, self._head = wavlm.to(device).eval(), weights
             self.embed(torch.sin(torch.arange(SAMPLE_RATE) / 10), SAMPLE_RATE)  # the head's tensors fit
-        except (KeyError, RuntimeError) as error:
+        except (LookupError, RuntimeError, TypeError, ValueError, AttributeError, EOFError, UnpicklingError) as error:
             raise MetricModelUnavailable(f"{source} is not the expected checkpoint: {error}") from error
 
     def _embed(self, samples: Tensor) -> Tensor:

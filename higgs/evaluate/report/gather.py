@@ -7,6 +7,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from higgs.audio import READABLE
 from higgs.data.recordings import Recording, read_recordings
 from higgs.data.scripts import subset_by_hash
 from higgs.evaluate.long_form import DIALOGUE, ChunkedSample, Turn
@@ -15,7 +16,6 @@ from higgs.workflow.tables import Row, read_rows
 
 RECORDED, RECONSTRUCTED, GENERATED = "recordings", "recordings through the codec", "generated"
 OF_THE_SET = "recordings of the set"
-SUFFIXES = (".flac", ".wav")
 SPEAKER_TAG = re.compile(r"\[SPEAKER\d+\]\s*")
 
 
@@ -107,25 +107,26 @@ def _of_the_set(samples: Sequence[Row], generated: Sequence[Utterance]) -> list[
 
 
 def _second(folder: Path, generated: Sequence[Utterance]) -> list[Utterance]:
-    """Another system's speech: `SCRIPT.flac` once, or `SCRIPT-sSEED.flac` for each sample; .wav as well.
+    """Another system's speech: `SCRIPT.flac` once, or `SCRIPT-sSEED.flac` for each sample; .wav and others as well.
 
-    A seed that it has for one script it should have for all; a file that it lacks is missing, and counts.
+    A seed that it has for one script it should have for all; a file that it lacks is missing, and counts. A folder
+    with none of them at all is an error.
     """
+    wanted = "it should hold SCRIPT.flac or SCRIPT-sSEED.flac for each script of the set"
     if not folder.is_dir():
-        wanted = "it should hold SCRIPT.flac or SCRIPT-sSEED.flac for each script of the set"
         raise FileNotFoundError(f"evaluate.second_system: {folder} is no folder; {wanted}")
-
-    def audio(name: str) -> Path | None:
-        paths = [folder / f"{name}{suffix}" for suffix in SUFFIXES]
-        return next((path for path in paths if path.is_file()), None)
-
+    paths = [path for path in folder.iterdir() if path.suffix.lower() in READABLE and path.is_file()]
+    files = {path.stem: path for path in sorted(paths, key=lambda p: -READABLE.index(p.suffix.lower()))}
+    if generated and not any(item.name in files or item.script in files for item in generated):
+        holds = ", ".join(sorted(path.name for path in folder.iterdir())[:5]) or "nothing"
+        raise FileNotFoundError(f"evaluate.second_system: {folder} holds {holds}; {wanted} ({', '.join(READABLE)})")
     condition, items = f"second system: {folder.name}", {}
-    seeds = {item.seed for item in generated if audio(item.name)}
+    seeds = {item.seed for item in generated if files.get(item.name)}
     for item in generated:
-        once = audio(item.script)
+        once = files.get(item.script)
         if once is None and item.seed in seeds:
             own = {"name": item.name, "seed": item.seed, "predict_mos": item.predict_mos}
-            items[item.name] = _another_system(item, condition, audio(item.name), **own)
+            items[item.name] = _another_system(item, condition, files.get(item.name), **own)
         elif once is not None or not seeds:
             items[item.script] = _another_system(item, condition, once)
     return list(items.values())
