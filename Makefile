@@ -1,3 +1,4 @@
+# make demo    pull the data, start the server with the default checkpoint, open its page in a browser
 # make repro   pull the data, run every stage, say which results differ from the committed ones
 # make test    check the style and run the tests
 # make lab     JupyterLab on the notebooks; saving one leaves Git and DVC clean
@@ -23,7 +24,7 @@ export DVC_NO_ANALYTICS        := 1
 export PYTHONHASHSEED          := 0
 export PYTHONDONTWRITEBYTECODE := 1
 
-.PHONY: help setup repro test lint lab train promote s3
+.PHONY: help setup demo repro test lint lab train promote s3
 .NOTPARALLEL:
 .DELETE_ON_ERROR:
 
@@ -31,6 +32,11 @@ help:
 	@sed -n 's/^# \(make [a-z0-9]* .*\)/\1/p' Makefile
 
 setup: $(STAMP)
+
+# On a free port of this machine alone, until interrupted.
+demo: $(STAMP)
+	@[ -e data ] || $(WITH) dvc pull data.dvc
+	$(WITH) higgs serve --port 0 --open
 
 repro: $(STAMP)
 	$(WITH) dvc pull data.dvc

@@ -13,6 +13,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import lru_cache
 from pathlib import Path
+from typing import BinaryIO
 
 import soundfile
 import torch
@@ -38,6 +39,8 @@ UNKNOWN_FRAMES, UNKNOWN_BYTES = 1 << 62, 0x7FFF_F000
 MAX_FILTER = 1 << 22  # taps of a resampling filter, roughly
 WRITABLE = (".wav", ".flac", ".aiff")
 
+Source = str | Path | bytes  # the path of an audio file, or its content
+
 
 def check_waveform(waveform: Tensor, what: str = "waveform") -> Tensor:
     """[..., L] -> the same, as float32. Empty, not finite, not floating: ValueError / TypeError."""
@@ -53,53 +56,59 @@ def check_waveform(waveform: Tensor, what: str = "waveform") -> Tensor:
     return waveform.float()
 
 
+def name_of(source: Source) -> str:
+    """For messages."""
+    return "the audio" if isinstance(source, bytes) else str(source)
+
+
 @contextmanager
-def opened(path: str | Path) -> Iterator[soundfile.SoundFile]:
+def opened(source: Source) -> Iterator[soundfile.SoundFile]:
     """An audio file to read. Raises FileNotFoundError, or ValueError for a file without usable audio."""
-    path = Path(path)
-    if not path.is_file():
-        raise FileNotFoundError(f"audio file {path} does not exist")
-    check_whole(path)
+    name, path = name_of(source), None if isinstance(source, bytes) else Path(source)
+    if path is not None and not path.is_file():
+        raise FileNotFoundError(f"audio file {name} does not exist")
+    with io.BytesIO(source) if path is None else path.open("rb") as content:
+        check_whole(content, name)
     try:
-        if path.suffix.lower() == ".raw":
-            raise ValueError(f"{path}: raw samples have no header; expected a file with one")
-        with soundfile.SoundFile(path) as file:
+        if path is not None and path.suffix.lower() == ".raw":
+            raise ValueError(f"{name}: raw samples have no header; expected a file with one")
+        with soundfile.SoundFile(path or io.BytesIO(source)) as file:
             if file.frames > UNKNOWN_FRAMES:
-                raise ValueError(f"{path}: its header does not say how long it is; convert it again")
+                raise ValueError(f"{name}: its header does not say how long it is; convert it again")
             yield file
     except soundfile.LibsndfileError as error:
-        raise ValueError(f"{path} is not an audio file that libsndfile reads: {error}") from error
+        raise ValueError(f"{name} is not an audio file that libsndfile reads: {error.error_string}") from error
 
 
-def check_whole(path: Path) -> None:
+def check_whole(file: BinaryIO, name: str) -> None:
     """ValueError for a WAV or AIFF file that is shorter than its header says, which libsndfile would read in part."""
-    with path.open("rb") as file:
-        magic, size = file.read(4), file.read(4)
+    magic, size = file.read(4), file.read(4)
     if magic in (b"RIFF", b"FORM"):
         expected = 8 + int.from_bytes(size, "little" if magic == b"RIFF" else "big")
-        if (actual := path.stat().st_size) < expected < UNKNOWN_BYTES:
-            raise ValueError(f"{path} is cut off: {actual} of {expected} bytes are there")
+        if (actual := file.seek(0, io.SEEK_END)) < expected < UNKNOWN_BYTES:
+            raise ValueError(f"{name} is cut off: {actual} of {expected} bytes are there")
 
 
-def load_audio(path: str | Path, sample_rate: int | None = None) -> tuple[Tensor, int]:
+def load_audio(source: Source, sample_rate: int | None = None) -> tuple[Tensor, int]:
     """Audio file -> ([L] float32 in [-1, 1], sample rate). Channels are averaged; `sample_rate` resamples.
 
     FileNotFoundError; ValueError without usable audio, cut off (except Ogg, without a length), or over an hour.
     """
-    with opened(path) as file:
+    name = name_of(source)
+    with opened(source) as file:
         rate = file.samplerate
         if file.frames > MAX_SECONDS * rate:
-            raise ValueError(f"{path}: {file.frames / rate:.0f} s is longer than {MAX_SECONDS:.0f} s; split it first")
+            raise ValueError(f"{name}: {file.frames / rate:.0f} s is longer than {MAX_SECONDS:.0f} s; split it first")
         samples = file.read(dtype="float32", always_2d=True)
         if len(samples) + rate / 10 < file.frames:  # headers of MP3 files are not exact
-            raise ValueError(f"{path} is cut off: {len(samples) / rate:.2f} of {file.frames / rate:.2f} s are there")
-    waveform = check_waveform(torch.from_numpy(samples).mean(dim=1), str(path))
+            raise ValueError(f"{name} is cut off: {len(samples) / rate:.2f} of {file.frames / rate:.2f} s are there")
+    waveform = check_waveform(torch.from_numpy(samples).mean(dim=1), name)
     return (waveform, rate) if sample_rate is None else (resample(waveform, rate, sample_rate), sample_rate)
 
 
-def probe(path: str | Path) -> tuple[int, int, float]:
+def probe(source: Source) -> tuple[int, int, float]:
     """Audio file -> (sample rate, channels, seconds) from its header; errors as those of `load_audio`."""
-    with opened(path) as file:
+    with opened(source) as file:
         return file.samplerate, file.channels, file.frames / file.samplerate
 
 

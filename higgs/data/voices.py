@@ -9,7 +9,7 @@ import unicodedata
 from dataclasses import dataclass
 from pathlib import Path
 
-from higgs.audio import load_audio, probe, save_audio
+from higgs.audio import Source, load_audio, probe, save_audio
 from higgs.data import chatml
 from higgs.data.chatml import AudioContent, ChatMLSample
 from higgs.data.loudness import silence, speech_level
@@ -36,14 +36,19 @@ class Voice:
     """A name, and a recording with its transcript, or a description, or both."""
 
     name: str
-    audio: Path | None = None
+    audio: Path | AudioContent | None = None
     transcript: str | None = None
     description: str | None = None
+
+    @property
+    def reference(self) -> AudioContent:
+        """The recording, for a prompt."""
+        return self.audio if isinstance(self.audio, AudioContent) else AudioContent(str(self.audio))
 
     def prompt(self, text: str, scene: str | None = None) -> ChatMLSample:
         """A conversation that ends in `text`, in this voice."""
         if self.audio is not None:
-            return chatml.voice_clone(text, self.transcript, AudioContent(str(self.audio)), scene)
+            return chatml.voice_clone(text, self.transcript, self.reference, scene)
         return chatml.smart_voice(text, scene, self.description)
 
 
@@ -60,9 +65,9 @@ def speakers_prompt(speakers: dict[int, Voice], text: str, scene: str | None = N
     if sorted(speakers) != list(range(len(speakers))):
         raise ValueError(f"speakers with a recording are numbered 0, 1, ..., got {sorted(speakers)}")
     if len(recorded) == len(voices):
-        pairs = [(voice.transcript, AudioContent(str(voice.audio))) for voice in voices]
+        pairs = [(voice.transcript, voice.reference) for voice in voices]
         return chatml.voices_clone(text, pairs, scene)
-    described = [v.description if v.audio is None else AudioContent(str(v.audio)) for v in voices]
+    described = [v.description if v.audio is None else v.reference for v in voices]
     return chatml.voices_in_system(text, described, scene)
 
 
@@ -132,10 +137,10 @@ class Finding:
     message: str
 
 
-def check_recording(path: str | Path, transcript: str) -> list[Finding]:
+def check_recording(recording: Source, transcript: str) -> list[Finding]:
     """Findings on length, sample rate, channels, level, clipping, silence, and speaking rate."""
     try:
-        (rate, channels, seconds), (waveform, _) = probe(path), load_audio(path)
+        (rate, channels, seconds), (waveform, _) = probe(recording), load_audio(recording)
     except (ValueError, OSError) as error:
         return [Finding(True, str(error))]
     level = speech_level(waveform, rate)

@@ -14,7 +14,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from higgs.serve.http.speech_request import ApiError
 
 LOOPBACK = ("127.0.0.1", "localhost", "[::1]")
-OPEN_PATHS = ("/health",)  # answer without a key
+OPEN_PATHS = ("/health", "/", "/docs")  # answer without a key: the pages ask for it, and hold no data
 
 
 @dataclass(frozen=True)
