@@ -11,7 +11,7 @@ import time
 from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import aclosing, asynccontextmanager, contextmanager, suppress
 from dataclasses import dataclass, replace
-from functools import lru_cache, partial
+from functools import partial
 from pathlib import Path
 from types import FrameType
 
@@ -27,23 +27,23 @@ from higgs.data.chatml import smart_voice
 from higgs.data.speech import SpeechRequest, speech_request
 from higgs.data.text.chunks import ChunkOptions
 from higgs.data.text.numbers import spell_out
-from higgs.data.voices import Voice, read_voices
 from higgs.serve.batching.scheduler import QueueFull
-from higgs.serve.engine import MAX_REFERENCE_SECONDS, Engine
+from higgs.serve.engine import Engine
 from higgs.serve.http.access import Access, protect
 from higgs.serve.http.async_engine import AsyncEngine, EngineDead
 from higgs.serve.http.audio_encoder import MEDIA_TYPES, AudioEncoder
 from higgs.serve.http.pages import add_pages
 from higgs.serve.http.prometheus import Metrics
-from higgs.serve.http.references import Recogniser, add_references, check_sender, find_voices, may_send, unusable
-from higgs.serve.http.speech_request import (
-    MAX_SPEAKERS,
-    ApiError,
-    Reference,
-    SpeechBody,
-    timed_out,
-    validation_error,
+from higgs.serve.http.references import (
+    Recogniser,
+    add_references,
+    check_sender,
+    find_voices,
+    log_once,
+    unusable,
+    voices_now,
 )
+from higgs.serve.http.speech_request import ApiError, Reference, SpeechBody, timed_out, validation_error
 from higgs.serve.http.speech_response import SpeechResponse, events
 from higgs.serve.long_form import SilentChunkError
 
@@ -71,19 +71,6 @@ class ServerConfig:
     max_seconds: float = 120.0
     recogniser: Recogniser | None = None
     on_start: Callable[[str], None] | None = None
-
-
-def voices_now(folder: Path) -> tuple[dict[str, Voice], dict[str, str]]:
-    """As `read_voices`; what is wrong with voices is logged, each fault once."""
-    voices, faults = read_voices(folder)
-    for name, fault in faults.items():
-        log_once(f"voice {name} cannot be used: {fault}")
-    return voices, faults
-
-
-@lru_cache(maxsize=1000)
-def log_once(message: str) -> None:
-    logger.error(message)
 
 
 def check_model(name: str, config: ServerConfig) -> None:
@@ -222,9 +209,9 @@ def make_app(engine: Engine, config: ServerConfig, access: Access | None = None)
     metrics = Metrics(engine)
     handle_errors(app, metrics)
     app.add_route("/metrics", lambda _: metrics.app)
-    add_listings(app, engine, config, access)
+    add_listings(app, engine, config)
     add_pages(app)
-    add_references(app, access, config.recogniser)
+    add_references(app, access, config, MAX_BODY)
 
     @app.post("/v1/audio/speech", response_class=Response)
     async def speech(body: SpeechBody, request: Request) -> SpeechResponse:
@@ -245,7 +232,7 @@ def make_app(engine: Engine, config: ServerConfig, access: Access | None = None)
     return app
 
 
-def add_listings(app: FastAPI, engine: Engine, config: ServerConfig, access: Access) -> None:
+def add_listings(app: FastAPI, engine: Engine, config: ServerConfig) -> None:
     """What can be read: voices, models, health."""
     read = partial(app.api_route, methods=["GET", "HEAD"])
 
@@ -255,15 +242,6 @@ def add_listings(app: FastAPI, engine: Engine, config: ServerConfig, access: Acc
         usable, _ = voices_now(config.voices)
         listed = [(name, voice.description, voice.audio is not None) for name, voice in usable.items()]
         return {"voices": [{"id": n, "name": n, "description": text, "recorded": r} for n, text, r in listed]}
-
-    @read("/v1/audio/settings")
-    def settings(request: Request) -> dict:
-        """What a request that says nothing gets, and what it may ask for."""
-        sampling = {name: getattr(config.sampling, name) for name in ("temperature", "top_k", "top_p", "seed")}
-        limits = {name: getattr(config, name) for name in ("max_new_tokens", "max_characters", "max_seconds")}
-        limits |= {"max_speakers": MAX_SPEAKERS, "max_body_bytes": MAX_BODY, "reference_seconds": MAX_REFERENCE_SECONDS}
-        references = {"references": may_send(request, access), "transcribes": config.recogniser is not None}
-        return {"model": config.model, "max_words": config.chunks.max_words} | sampling | limits | references
 
     @read("/v1/models")
     def models() -> dict:

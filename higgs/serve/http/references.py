@@ -2,8 +2,11 @@
 
 import asyncio
 import ipaddress
+import logging
 import unicodedata
 from collections.abc import Callable
+from functools import lru_cache
+from pathlib import Path
 from typing import Any
 
 from fastapi import FastAPI, Request
@@ -12,10 +15,10 @@ from torch import Tensor
 
 from higgs.audio import load_audio, probe
 from higgs.data.chatml import AudioContent
-from higgs.data.voices import Voice, check_recording
+from higgs.data.voices import Voice, check_recording, read_voices
 from higgs.serve.engine import MAX_REFERENCE_SECONDS
 from higgs.serve.http.access import Access
-from higgs.serve.http.speech_request import MAX_TRANSCRIPT, ApiError, Reference, SpeechBody
+from higgs.serve.http.speech_request import MAX_SPEAKERS, MAX_TRANSCRIPT, ApiError, Reference, SpeechBody
 
 # Of a recording that a client sends: a small file of silence may hold hours of many channels.
 MAX_CHANNELS, MAX_SAMPLE_RATE = 2, 96_000
@@ -23,6 +26,21 @@ MAX_CHECKS = 4  # recordings that are checked, or wait for it
 
 # ([L], sample rate, transcript or "") -> what is heard, and warnings about the transcript.
 Recogniser = Callable[[Tensor, int, str], tuple[str, list[str]]]
+
+logger = logging.getLogger(__name__)
+
+
+def voices_now(folder: Path) -> tuple[dict[str, Voice], dict[str, str]]:
+    """As `read_voices`; what is wrong with voices is logged, each fault once."""
+    voices, faults = read_voices(folder)
+    for name, fault in faults.items():
+        log_once(f"voice {name} cannot be used: {fault}")
+    return voices, faults
+
+
+@lru_cache(maxsize=1000)
+def log_once(message: str) -> None:
+    logger.error(message)
 
 
 class CheckBody(BaseModel):
@@ -118,8 +136,18 @@ def check(body: CheckBody, recogniser: Recogniser | None) -> dict[str, Any]:
     return {"seconds": seconds, "findings": found, "heard": heard}
 
 
-def add_references(app: FastAPI, access: Access, recogniser: Recogniser | None) -> None:
+def add_references(app: FastAPI, access: Access, config: Any, max_body: int) -> None:
+    """`config` is the app's `ServerConfig`, with no setting left to the checkpoint."""
     one_at_a_time, waiting = asyncio.Lock(), 0
+
+    @app.api_route("/v1/audio/settings", methods=["GET", "HEAD"])
+    def settings(request: Request) -> dict:
+        """What a request gets that says nothing, and what it may ask for."""
+        sampling = {name: getattr(config.sampling, name) for name in ("temperature", "top_k", "top_p", "seed")}
+        limits = {name: getattr(config, name) for name in ("max_new_tokens", "max_characters", "max_seconds")}
+        limits |= {"max_speakers": MAX_SPEAKERS, "max_body_bytes": max_body, "reference_seconds": MAX_REFERENCE_SECONDS}
+        references = {"references": may_send(request, access), "transcribes": config.recogniser is not None}
+        return {"model": config.model, "max_words": config.chunks.max_words} | sampling | limits | references
 
     @app.post("/v1/audio/voices/check")
     async def check_voice(body: CheckBody, request: Request) -> dict:
@@ -131,7 +159,7 @@ def add_references(app: FastAPI, access: Access, recogniser: Recogniser | None) 
         waiting += 1
         try:
             async with one_at_a_time:
-                return await asyncio.to_thread(check, body, recogniser)
+                return await asyncio.to_thread(check, body, config.recogniser)
         except ValueError as error:
             raise ApiError(f"audio: {error}", "audio", "invalid_value") from error
         finally:
