@@ -209,9 +209,7 @@ def make_app(engine: Engine, config: ServerConfig, access: Access | None = None)
     metrics = Metrics(engine)
     handle_errors(app, metrics)
     app.add_route("/metrics", lambda _: metrics.app)
-    add_listings(app, engine, config)
     add_pages(app)
-    add_references(app, access, config, MAX_BODY)
 
     @app.post("/v1/audio/speech", response_class=Response)
     async def speech(body: SpeechBody, request: Request) -> SpeechResponse:
@@ -229,6 +227,8 @@ def make_app(engine: Engine, config: ServerConfig, access: Access | None = None)
             headers={"cache-control": "no-store", "x-seed": str(seed)},
         )
 
+    add_references(app, access, config, MAX_BODY)
+    add_listings(app, engine, config)
     return app
 
 

@@ -22,12 +22,24 @@ function typeOf(schema) {
 }
 
 function boundsOf(schema) {
-  const words = {
-    minimum: "at least", exclusiveMinimum: "more than", maximum: "at most", exclusiveMaximum: "less than",
-    minLength: "characters, at least", maxLength: "characters, at most", minItems: "items, at least", maxItems: "items, at most",
-  };
-  const found = Object.entries(words).filter(([name]) => name in schema).map(([name, text]) => `${text} ${schema[name]}`);
-  return found.length ? ` (${found.join("; ")})` : "";
+  const number = (value) => (value > 2 ** 53 ? `2^${Math.log2(value)}` : value);
+  const found = [];
+  const add = (name, text) => name in schema && found.push(text(number(schema[name])));
+  add("minimum", (value) => `${value} or more`);
+  add("exclusiveMinimum", (value) => `more than ${value}`);
+  add("maximum", (value) => `at most ${value}`);
+  add("exclusiveMaximum", (value) => `less than ${value}`);
+  add("minLength", (value) => `${value} or more characters`);
+  add("maxLength", (value) => `at most ${value} characters`);
+  add("minItems", (value) => `${value} or more`);
+  add("maxItems", (value) => `at most ${value}`);
+  return found.length ? ` (${found.join(", ")})` : "";
+}
+
+/** Text whose parts between backticks are code. */
+function marked(text) {
+  const parts = text.split("`");
+  return parts.map((part, n) => (n % 2 ? element("code", { textContent: part }) : part));
 }
 
 function fieldRow(name, schema, required) {
@@ -37,16 +49,16 @@ function fieldRow(name, schema, required) {
     typeOf(schema),
     required ? "must be there" : schema.default === undefined ? "" : JSON.stringify(schema.default),
     element("code", { textContent: example === undefined || example === null ? "" : JSON.stringify(example) }),
-    schema.description ?? "",
-  ];
-  return element("tr", {}, ...cells.map((cell, n) => element(n ? "td" : "th", n ? {} : { scope: "row" }, cell)));
+  ].map((cell) => [cell]);
+  cells.push(marked(schema.description ?? ""));
+  return element("tr", {}, ...cells.map((cell, n) => element(n ? "td" : "th", n ? {} : { scope: "row" }, ...cell)));
 }
 
-function table(fields, required) {
+function table(title, fields, required) {
   const head = ["field", "type and bounds", "default", "example", "meaning"].map((text) => element("th", { scope: "col", textContent: text }));
   const rows = Object.entries(fields).map(([name, schema]) => fieldRow(name, schema, required.includes(name)));
   const place = element("div", { className: "scroll" }, element("table", {}, element("thead", {}, element("tr", {}, ...head)), element("tbody", {}, ...rows)));
-  Object.assign(place, { tabIndex: 0, role: "region", ariaLabel: "Fields" });
+  Object.assign(place, { tabIndex: 0, role: "region", ariaLabel: `Fields of ${title}` });
   return place;
 }
 
@@ -61,19 +73,20 @@ function exampleOf(path, method, body) {
 }
 
 function request(path, method, operation) {
+  const title = `${method.toUpperCase()} ${path}`;
   const id = `${method}${path.replace(/[^\w]+/g, "-")}`;
-  const heading = element("h2", {}, element("code", { textContent: `${method.toUpperCase()} ${path}` }));
+  const heading = element("h2", {}, element("code", { textContent: title }));
   heading.id = id;
   const content = operation.requestBody?.content["application/json"].schema;
   const body = content && resolve(content);
-  const parts = [element("p", { textContent: operation.description ?? operation.summary ?? "" })];
-  if (body) parts.push(table(body.properties, body.required ?? []));
+  const parts = [element("p", {}, ...marked(operation.description ?? operation.summary ?? ""))];
+  if (body) parts.push(table(title, body.properties, body.required ?? []));
   const parameters = (operation.parameters ?? []).filter((parameter) => parameter.in !== "header");
   if (parameters.length) {
-    parts.push(table(Object.fromEntries(parameters.map(({ name, schema }) => [name, schema])), parameters.filter((p) => p.required).map(({ name }) => name)));
+    parts.push(table(title, Object.fromEntries(parameters.map(({ name, schema }) => [name, schema])), parameters.filter((p) => p.required).map(({ name }) => name)));
   }
   parts.push(element("pre", { tabIndex: 0 }, exampleOf(path, method, body)));
-  const link = element("a", { href: `#${id}`, textContent: `${method.toUpperCase()} ${path}` });
+  const link = element("a", { href: `#${id}`, textContent: title });
   return [element("li", {}, link), element("section", {}, heading, ...parts)];
 }
 

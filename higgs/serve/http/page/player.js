@@ -129,7 +129,18 @@ class Player {
   }
 }
 
-/** The outline of a sound; what has been played is in the accent colour. */
+/** The greatest sample of each of so many parts, computed again when the sound has grown. */
+function peaksOf(sound, width) {
+  if (sound.peaks?.length === width && sound.peaks.of === sound.length) return sound.peaks;
+  const peaks = Object.assign(new Float32Array(width), { of: sound.length });
+  const step = sound.length / width;
+  for (let x = 0; x < width; x++) {
+    for (let n = Math.floor(x * step); n < (x + 1) * step; n += 2) peaks[x] = Math.max(peaks[x], Math.abs(sound.samples[n]));
+  }
+  return (sound.peaks = peaks);
+}
+
+/** The outline of a sound, as tall as the canvas; what has been played is in the accent colour. */
 function draw(canvas, sound, position) {
   const scale = window.devicePixelRatio || 1;
   const width = Math.max(1, Math.round(canvas.clientWidth * scale));
@@ -138,12 +149,13 @@ function draw(canvas, sound, position) {
   const pen = canvas.getContext("2d");
   const colours = getComputedStyle(document.documentElement);
   pen.clearRect(0, 0, width, height);
-  const step = sound ? sound.length / width : 0;
-  for (let x = 0; x < width; x++) {
-    let most = 0;
-    for (let n = Math.floor(x * step); n < (x + 1) * step; n += 4) most = Math.max(most, Math.abs(sound.samples[n]));
-    pen.fillStyle = colours.getPropertyValue(sound && x * step < position ? "--accent" : "--wave");
-    const tall = Math.max(scale, Math.min(1, most) * height);
+  const peaks = sound ? peaksOf(sound, width) : new Float32Array(width);
+  const most = peaks.reduce((one, other) => Math.max(one, other), 0.05);
+  const played = sound ? (position / sound.length) * width : 0;
+  const [accent, wave] = ["--accent", "--wave"].map((name) => colours.getPropertyValue(name));
+  peaks.forEach((peak, x) => {
+    pen.fillStyle = x < played ? accent : wave;
+    const tall = Math.max(scale, (peak / most) * height);
     pen.fillRect(x, (height - tall) / 2, 1, tall);
-  }
+  });
 }

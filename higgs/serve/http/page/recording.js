@@ -120,6 +120,9 @@ function use() {
   const voice = { name, text, audio: own.audio, blob: own.blob };
   own.voices.push(voice);
   own.onchange(voice);
+  $("recording").hidden = true;
+  $("file").value = "";
+  $("record-state").textContent = $("single").checked ? `${name} is the voice now.` : `${name} can be chosen in the cast.`;
 }
 
 function listOwn() {

@@ -1,17 +1,13 @@
 
 "use strict";
-// The form, the stream of a request, and the list of what was made.
+// The form, the stream of a request, and the player.
 
-const MOST_MADE = 40;
 const NUMBERS = ["temperature", "top_k", "top_p", "seed"];
-const player = new Player();
 let settings = null;
 let voices = [];
 let speakers = []; // the select of each speaker
-let made = [];
 let count = 0;
 let running = null; // of the request that is being spoken
-const marked = { A: null, B: null };
 
 function choices(chosen) {
   const option = (value, text) => element("option", { value, textContent: text });
@@ -45,7 +41,7 @@ function addSpeaker() {
   select.id = `speaker-${number}`;
   speakers.push(select);
   const insert = element("button", { type: "button", textContent: "Insert line" });
-  insert.setAttribute("aria-label", `Insert a line of speaker ${number}`);
+  insert.setAttribute("aria-label", `Insert line of speaker ${number}`);
   insert.onclick = () => insertLine(number);
   const label = element("label", { htmlFor: select.id, textContent: `Speaker ${number}` });
   $("speakers").append(element("div", { className: "cast tight" }, label, select, insert));
@@ -149,16 +145,10 @@ function begun(item, milliseconds) {
   player.play(item.sound);
   const [part] = player.parts;
   item.first = milliseconds + 1000 * Math.max(0, part.time - player.context.currentTime);
-  made = [item, ...made].slice(0, MOST_MADE);
+  made = [item, ...made];
+  if (made.length > MOST_MADE) remove(made.at(-1));
   list();
   requestAnimationFrame(tick);
-}
-
-function figures(item) {
-  const ends = { stop: "", length: " Cut off: it is at its greatest length." };
-  const more = item.stop === null ? "" : ends[item.stop] ?? ` Ended by: ${item.stop}.`;
-  const rate = (item.sound.seconds / item.took).toFixed(2);
-  return `First sound after ${Math.round(item.first)} ms, ${item.sound.seconds.toFixed(1)} s made ${rate} times as fast as they last.${more}`;
 }
 
 function report(item) {
@@ -174,110 +164,6 @@ function busy(yes) {
 function stop() {
   running?.abort();
   player.pause();
-}
-
-const nameOf = (item) => `${item.number}. ${item.voices.map(({ name }) => name).join(", ")}`;
-
-function hear(item, from = 0) {
-  player.play(item.sound, from);
-  report(item);
-  list();
-  requestAnimationFrame(tick);
-}
-
-/** The other of A and B, at the same second. */
-function switchTo() {
-  const other = made.find(({ sound }) => sound === player.sound) === marked.A ? marked.B : marked.A;
-  const at = player.position;
-  hear(other, at < other.sound.length ? at : 0);
-}
-
-function mark(letter, item) {
-  marked[letter] = marked[letter] === item ? null : item;
-  const other = letter === "A" ? "B" : "A";
-  if (marked[other] === item) marked[other] = null;
-  list();
-}
-
-async function copy(button, text) {
-  const before = button.textContent;
-  try {
-    await navigator.clipboard.writeText(text);
-    button.textContent = "copied";
-  } catch {
-    window.prompt("The browser does not let the page copy; copy this:", text);
-  }
-  setTimeout(() => (button.textContent = before), 1500);
-}
-
-function entry(item) {
-  const button = (text, label, act, pressed) => {
-    const made = element("button", { type: "button", textContent: text });
-    made.setAttribute("aria-label", `${label}, number ${item.number}`);
-    if (pressed !== undefined) made.setAttribute("aria-pressed", pressed);
-    made.onclick = () => act(made);
-    return made;
-  };
-  const copied = { curl: asCurl, "command line": asCommand, Python: asPython };
-  const text = item.body.input;
-  const wavFile = { className: "button", download: `speech-${item.number}.wav`, textContent: "Download" };
-  item.url ??= item.sound.complete ? URL.createObjectURL(wav(item.sound.samples.subarray(0, item.sound.length))) : undefined;
-  const saved = item.url ? [element("a", { ...wavFile, href: item.url })] : [];
-  const line = element("li", {},
-    element("h3", { textContent: nameOf(item) }),
-    element("p", { textContent: text.length > 160 ? `${text.slice(0, 160)} ...` : text }),
-    element("p", { className: "small soft", textContent: `Seed ${item.seed}. ${figures(item)}` }),
-    element("div", { className: "row tight" },
-      button("Play", "Play", () => hear(item)),
-      button("A", "Mark as A", () => mark("A", item), marked.A === item),
-      button("B", "Mark as B", () => mark("B", item), marked.B === item),
-      ...saved,
-      button("Use again", "Put into the form", () => restore(item)),
-      button("Remove", "Remove", () => remove(item))),
-    element("div", { className: "row tight small soft" }, "Copy as",
-      ...Object.entries(copied).map(([name, make]) => button(name, `Copy as ${name}`, (self) => copy(self, make(item))))));
-  if (player.sound === item.sound) line.setAttribute("aria-current", "true");
-  return line;
-}
-
-function list() {
-  const inside = $("made").contains(document.activeElement) ? document.activeElement.getAttribute("aria-label") : null;
-  $("made").replaceChildren(...made.map(entry));
-  if (inside) [...$("made").querySelectorAll("button")].find((b) => b.getAttribute("aria-label") === inside)?.focus();
-  $("made-help").hidden = made.length > 0;
-  const current = made.find(({ sound }) => sound === player.sound);
-  const letter = Object.keys(marked).find((name) => current && marked[name] === current);
-  $("now").textContent = current ? `${letter ? `${letter}: ` : ""}${nameOf(current)}, seed ${current.seed}` : "Nothing yet.";
-  $("switch").disabled = !(marked.A && marked.B);
-  shown();
-}
-
-function remove(item) {
-  if (player.sound === item.sound) {
-    player.pause();
-    player.sound = null;
-    player.at = 0;
-  }
-  if (item.url) URL.revokeObjectURL(item.url);
-  made = made.filter((other) => other !== item);
-  for (const letter of ["A", "B"]) if (marked[letter] === item) marked[letter] = null;
-  list();
-}
-
-function restore(item) {
-  const { body } = item;
-  const dialogue = Array.isArray(body.voice);
-  $(dialogue ? "dialogue" : "single").checked = true;
-  $("text").value = body.input;
-  chooseKind();
-  if (dialogue) {
-    while (speakers.length < item.voices.length) addSpeaker();
-    item.voices.forEach(({ name }, n) => refill(speakers[n], name));
-  } else refill($("voice"), item.voices[0].name);
-  $("scene").value = body.scene ?? "";
-  for (const name of NUMBERS) $(name).value = body[name] ?? "";
-  $("normalize").checked = body.normalize !== false;
-  $("text").focus();
 }
 
 /** The player as it is now. */
