@@ -32,7 +32,7 @@ from higgs.serve.engine import Engine
 from higgs.serve.http.access import Access, protect
 from higgs.serve.http.async_engine import AsyncEngine, EngineDead
 from higgs.serve.http.audio_encoder import MEDIA_TYPES, AudioEncoder
-from higgs.serve.http.pages import add_pages
+from higgs.serve.http.pages import add_pages, readable
 from higgs.serve.http.prometheus import Metrics
 from higgs.serve.http.references import (
     Recogniser,
@@ -234,7 +234,7 @@ def make_app(engine: Engine, config: ServerConfig, access: Access | None = None)
 
 def add_listings(app: FastAPI, engine: Engine, config: ServerConfig) -> None:
     """What can be read: voices, models, health."""
-    read = partial(app.api_route, methods=["GET", "HEAD"])
+    read = partial(readable, app)
 
     @read("/v1/audio/voices")
     def voices() -> dict:

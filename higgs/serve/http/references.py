@@ -18,6 +18,7 @@ from higgs.data.chatml import AudioContent
 from higgs.data.voices import Voice, check_recording, read_voices
 from higgs.serve.engine import MAX_REFERENCE_SECONDS
 from higgs.serve.http.access import Access
+from higgs.serve.http.pages import readable
 from higgs.serve.http.speech_request import MAX_SPEAKERS, MAX_TRANSCRIPT, ApiError, Reference, SpeechBody
 
 # Of a recording that a client sends: a small file of silence may hold hours of many channels.
@@ -140,7 +141,7 @@ def add_references(app: FastAPI, access: Access, config: Any, max_body: int) -> 
     """`config` is the app's `ServerConfig`, with no setting left to the checkpoint."""
     one_at_a_time, waiting = asyncio.Lock(), 0
 
-    @app.api_route("/v1/audio/settings", methods=["GET", "HEAD"])
+    @readable(app, "/v1/audio/settings")
     def settings(request: Request) -> dict:
         """What a request gets that says nothing, and what it may ask for."""
         sampling = {name: getattr(config.sampling, name) for name in ("temperature", "top_k", "top_p", "seed")}

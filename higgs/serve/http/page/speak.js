@@ -102,7 +102,7 @@ async function* eventsOf(answer) {
 async function speak() {
   if (running || !$("form").reportValidity()) return;
   show($("error"), null);
-  const item = { ...asked(), sound: new Sound(), number: ++count, stop: null, first: null };
+  const item = { ...asked(), sound: new Sound(), stop: null, first: null };
   const size = new Blob([JSON.stringify(item.body)]).size + 100;
   if (size > settings.max_body_bytes) {
     const kilobytes = (bytes) => `${Math.round(bytes / 1000)} kB`;
@@ -142,6 +142,7 @@ async function speak() {
 }
 
 function begun(item, milliseconds) {
+  item.number = ++count;
   player.play(item.sound);
   const [part] = player.parts;
   item.first = milliseconds + 1000 * Math.max(0, part.time - player.context.currentTime);
