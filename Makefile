@@ -1,3 +1,4 @@
+# make demo    pull the data, start the server with the default checkpoint, open its page in a browser
 # make repro   pull the data, run every stage, say which results differ from the committed ones
 # make test    check the style and run the tests
 # make lab     JupyterLab on the notebooks; saving one leaves Git and DVC clean
@@ -26,7 +27,7 @@ export PYTHONDONTWRITEBYTECODE := 1
 # What makes a repository of an unpacked archive (a ZIP of GitHub or Zenodo), which has no .git.
 ADOPT := git init -q && git add -A && git -c user.name=archive -c user.email=archive@localhost commit -qm archive
 
-.PHONY: help setup repro test lint lab train promote s3 repository
+.PHONY: help setup demo repro test lint lab train promote s3 repository
 .NOTPARALLEL:
 .DELETE_ON_ERROR:
 
@@ -38,6 +39,11 @@ setup: $(STAMP)
 repository:
 	@git rev-parse --git-dir >/dev/null 2>&1 || { \
 	  printf '%s\n    %s\n' 'DVC needs Git and a repository, and this folder is none. Type:' '$(ADOPT)' >&2; exit 1; }
+
+# On a free port of this machine alone, until interrupted.
+demo: repository $(STAMP)
+	@[ -e data ] || $(WITH) dvc pull data.dvc
+	$(WITH) higgs serve --port 0 --open
 
 repro: repository $(STAMP)
 	$(WITH) dvc pull data.dvc

@@ -45,6 +45,8 @@ WRITABLE = (".wav", ".flac", ".aiff")
 # Usual suffixes of what libsndfile reads, in any case; the first of several files is the one that is meant.
 READABLE = (".flac", ".wav", ".mp3", ".ogg", ".opus", ".oga", ".aiff", ".aif", ".aifc", ".caf", ".au", ".w64", ".rf64")
 
+Source = str | Path | bytes  # the path of an audio file, or its content
+
 
 def check_waveform(waveform: Tensor, what: str = "waveform") -> Tensor:
     """[..., L] -> the same, as float32. Empty, not finite, not floating: ValueError / TypeError."""
@@ -60,59 +62,65 @@ def check_waveform(waveform: Tensor, what: str = "waveform") -> Tensor:
     return waveform.float()
 
 
+def name_of(source: Source) -> str:
+    """For messages."""
+    return "the audio" if isinstance(source, bytes) else str(source)
+
+
 @contextmanager
-def opened(path: str | Path) -> Iterator[soundfile.SoundFile]:
+def opened(source: Source) -> Iterator[soundfile.SoundFile]:
     """An audio file to read. Raises FileNotFoundError, or ValueError for a file without usable audio."""
-    path = Path(path)
-    if not path.is_file():
-        raise FileNotFoundError(f"audio file {path} does not exist")
+    name, path = name_of(source), None if isinstance(source, bytes) else Path(source)
+    if path is not None and not path.is_file():
+        raise FileNotFoundError(f"audio file {name} does not exist")
     try:
-        if path.suffix.lower() == ".raw":
-            raise ValueError(f"{path}: raw samples have no header; expected a file with one")
-        with soundfile.SoundFile(mended(path)) as file:
+        if path is not None and path.suffix.lower() == ".raw":
+            raise ValueError(f"{name}: raw samples have no header; expected a file with one")
+        with soundfile.SoundFile(mended(path or source, name)) as file:
             if file.frames > UNKNOWN_FRAMES:
-                raise ValueError(f"{path}: its header does not say how long it is; convert it again")
+                raise ValueError(f"{name}: its header does not say how long it is; convert it again")
             if not SAMPLE_RATES[0] <= file.samplerate <= SAMPLE_RATES[1] or file.channels > MAX_CHANNELS:
                 limits = f"{SAMPLE_RATES[0]:,} to {SAMPLE_RATES[1]:,} Hz and at most {MAX_CHANNELS} channels are read"
-                raise ValueError(f"{path}: {file.samplerate:,} Hz, {file.channels} channels; {limits}")
+                raise ValueError(f"{name}: {file.samplerate:,} Hz, {file.channels} channels; {limits}")
             yield file
     except soundfile.LibsndfileError as error:
-        raise ValueError(f"{path} is not an audio file that libsndfile reads: {error}") from error
+        raise ValueError(f"{name} is not an audio file that libsndfile reads: {error.error_string}") from error
 
 
-def load_audio(path: str | Path, sample_rate: int | None = None) -> tuple[Tensor, int]:
+def load_audio(source: Source, sample_rate: int | None = None) -> tuple[Tensor, int]:
     """Audio file -> ([L] float32 in [-1, 1], sample rate). Channels are averaged; `sample_rate` resamples.
 
     Of channels that cancel each other out, as one and its inverse do, the loudest is taken.
     FileNotFoundError; ValueError without usable audio, cut off, damaged, over an hour or over MAX_SAMPLES.
     """
-    waveform, rate, _ = read_mono(path)
+    waveform, rate, _ = read_mono(source)
     return (waveform, rate) if sample_rate is None else (resample(waveform, rate, sample_rate), sample_rate)
 
 
-def read_mono(path: str | Path) -> tuple[Tensor, int, int | None]:
+def read_mono(source: Source) -> tuple[Tensor, int, int | None]:
     """-> what `load_audio` does, and the number of the channel that was taken, None for their average."""
-    with opened(path) as file:
+    name = name_of(source)
+    with opened(source) as file:
         rate, frames, channels = file.samplerate, file.frames, file.channels
         if frames > MAX_SECONDS * rate:
-            raise ValueError(f"{path}: {frames / rate:.0f} s is longer than {MAX_SECONDS:.0f} s; split it first")
+            raise ValueError(f"{name}: {frames / rate:.0f} s is longer than {MAX_SECONDS:.0f} s; split it first")
         if frames * channels > MAX_SAMPLES:
             size = f"{frames / rate:.0f} s of {channels} channels at {rate} Hz"
-            raise ValueError(f"{path}: {size} are more than {MAX_SAMPLES:,} samples; mix it down, or split it first")
-        waveform, averaged, powers = _decode(file, path)
-    check_waveform(waveform, str(path))
+            raise ValueError(f"{name}: {size} are more than {MAX_SAMPLES:,} samples; mix it down, or split it first")
+        waveform, averaged, powers = _decode(file, source)
+    check_waveform(waveform, name)
     if channels == 1 or averaged >= CANCELLED * powers.mean():
         return waveform, rate, None
     channel = int(powers.argmax())
-    with opened(path) as file:
-        return _decode(file, path, channel)[0], rate, channel
+    with opened(source) as file:
+        return _decode(file, source, channel)[0], rate, channel
 
 
-def _decode(file: soundfile.SoundFile, path: str | Path, channel: int | None = None) -> tuple[Tensor, float, Tensor]:
+def _decode(file: soundfile.SoundFile, source: Source, channel: int | None = None) -> tuple[Tensor, float, Tensor]:
     """A file that was just opened -> one channel or their average [L], its power, and those of the channels [C]."""
     waveform, there = torch.empty(file.frames), 0
     power, powers = 0.0, torch.zeros(file.channels, dtype=torch.float64)
-    flac = FlacHash(Path(path)) if file.format == "FLAC" else None
+    flac = FlacHash(source) if file.format == "FLAC" else None
     flac = flac if flac and flac.known else None
     while there < file.frames:
         size = min(BLOCK, file.frames - there)
@@ -130,9 +138,9 @@ def _decode(file: soundfile.SoundFile, path: str | Path, channel: int | None = N
             power, powers = power + part.double().square().sum(), powers + block.double().square().sum(dim=0)
     if there + file.samplerate / 10 < file.frames:  # lengths of MP3 files are not exact
         rate = file.samplerate
-        raise ValueError(f"{path} is cut off: {there / rate:.2f} of {file.frames / rate:.2f} s are there")
+        raise ValueError(f"{name_of(source)} is cut off: {there / rate:.2f} of {file.frames / rate:.2f} s are there")
     if flac:
-        flac.check(Path(path))
+        flac.check(name_of(source))
     return waveform[:there], power, powers
 
 
@@ -143,9 +151,9 @@ def check_audible(waveform: Tensor, what: str) -> Tensor:
     return waveform
 
 
-def probe(path: str | Path) -> tuple[int, int, float]:
+def probe(source: Source) -> tuple[int, int, float]:
     """Audio file -> (sample rate, channels, seconds) without decoding it; errors as those of `load_audio`."""
-    with opened(path) as file:
+    with opened(source) as file:
         return file.samplerate, file.channels, file.frames / file.samplerate
 
 

@@ -28,31 +28,43 @@ RATES = ((11_025, 12_000, 8_000), (), (22_050, 24_000, 16_000), (44_100, 48_000,
 MONO, HEADER = 3, 4
 
 
-def mended(path: Path) -> Path | io.BytesIO:
-    """The file, or its content with the count in its header put right. ValueError: it is cut off or damaged."""
-    with path.open("rb") as file:
+Data = mmap.mmap | bytes
+
+
+def mended(source: Path | bytes, name: str) -> Path | io.BytesIO:
+    """A file or its content, with the count in its header put right. ValueError by `name`: it is cut off or damaged."""
+    if isinstance(source, bytes):
+        content = _mended(source, name)
+        return io.BytesIO(source if content is None else content)
+    with source.open("rb") as file:
         if not file.seek(0, io.SEEK_END):
-            return path
+            return source
         with mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as data:
-            magic, content = data[:4], None
-            if magic in CHUNKED:
-                content = _chunks(path, data, *CHUNKED[magic])
-            elif magic == b"riff":  # W64
-                _check_size(path, data, int.from_bytes(data[16:24], "little"))
-            elif magic == b".snd":
-                _check_size(path, data, sum(int.from_bytes(data[at : at + 4], "big") for at in (4, 8)))
-            elif magic == b"OggS":
-                _check_pages(path, data)
-            elif magic[:3] == b"ID3" or _frame(data, 0):
-                content = _mpeg(path, data)
-            return path if content is None else io.BytesIO(content)
+            content = _mended(data, name)
+            return source if content is None else io.BytesIO(content)
+
+
+def _mended(data: Data, name: str) -> bytes | None:
+    """-> the content, where it had to be changed."""
+    magic = data[:4]
+    if magic in CHUNKED:
+        return _chunks(name, data, *CHUNKED[magic])
+    if magic == b"riff":  # W64
+        _check_size(name, data, int.from_bytes(data[16:24], "little"))
+    elif magic == b".snd":
+        _check_size(name, data, sum(int.from_bytes(data[at : at + 4], "big") for at in (4, 8)))
+    elif magic == b"OggS":
+        _check_pages(name, data)
+    elif magic[:3] == b"ID3" or _frame(data, 0):
+        return _mpeg(name, data)
+    return None
 
 
 class FlacHash:
     """Of a FLAC file's samples, int32 [frames, channels] at full scale: to compare with that in the header."""
 
-    def __init__(self, path: Path):
-        with path.open("rb") as file:
+    def __init__(self, source: str | Path | bytes):
+        with io.BytesIO(source) if isinstance(source, bytes) else Path(source).open("rb") as file:
             header = file.read(42)
         self._bits = ((header[20] & 1) << 4 | header[21] >> 4) + 1 if len(header) == 42 else 0
         self._expected, self._hash = header[26:42], hashlib.md5(usedforsecurity=False)
@@ -64,17 +76,17 @@ class FlacHash:
         values = np.ascontiguousarray(samples >> (32 - self._bits), dtype="<i4")
         self._hash.update(values.view(np.uint8).reshape(-1, 4)[:, :size].tobytes())
 
-    def check(self, path: Path) -> None:
+    def check(self, name: str) -> None:
         if self._hash.digest() != self._expected:
-            raise ValueError(f"{path} is damaged: its samples are not those whose hash is in its header")
+            raise ValueError(f"{name} is damaged: its samples are not those whose hash is in its header")
 
 
-def _check_size(path: Path, data: mmap.mmap, expected: int, limit: float = PLACEHOLDER) -> None:
+def _check_size(name: str, data: Data, expected: int, limit: float = PLACEHOLDER) -> None:
     if len(data) < expected < limit:
-        raise ValueError(f"{path} is cut off: {len(data)} of {expected} bytes are there")
+        raise ValueError(f"{name} is cut off: {len(data)} of {expected} bytes are there")
 
 
-def _chunks(path: Path, data: mmap.mmap, order: str, sound: bytes) -> bytes | None:
+def _chunks(name: str, data: Data, order: str, sound: bytes) -> bytes | None:
     """Holds the size of the chunk of samples against the file; -> the content, where that size is 0 and not true."""
     at, long, limit = 12, 0, PLACEHOLDER
     for _ in range(MAX_CHUNKS):
@@ -91,11 +103,11 @@ def _chunks(path: Path, data: mmap.mmap, order: str, sound: bytes) -> bytes | No
     begin, whole = at + 8, int.from_bytes(data[4:8], order) in (len(data) - 8, len(data) - 7)
     if size == 0 and not whole and begin < len(data) < PLACEHOLDER:
         return data[: at + 4] + (len(data) - begin).to_bytes(4, order) + data[begin:]
-    _check_size(path, data, begin + (long if long and size == 0xFFFF_FFFF else size), begin + limit)
+    _check_size(name, data, begin + (long if long and size == 0xFFFF_FFFF else size), begin + limit)
     return None
 
 
-def _check_pages(path: Path, data: mmap.mmap) -> None:
+def _check_pages(name: str, data: Data) -> None:
     """Ogg: decoders skip a page whose checksum is wrong, and so lose its second of sound."""
     at, last, numbers = 0, False, {}
     for _ in range(MAX_PAGES):
@@ -103,21 +115,21 @@ def _check_pages(path: Path, data: mmap.mmap) -> None:
             return
         header = data[at : at + 27]
         if header[:4] != b"OggS"[: len(header)]:
-            raise ValueError(f"{path} is damaged: no page at byte {at}, where one should begin")
+            raise ValueError(f"{name} is damaged: no page at byte {at}, where one should begin")
         stop = at + 27 + header[26] + sum(data[at + 27 : at + 27 + header[26]]) if len(header) == 27 else len(data) + 1
         if stop > len(data):
-            raise ValueError(f"{path} is cut off: the page at byte {at} goes beyond the end of the file")
+            raise ValueError(f"{name} is cut off: the page at byte {at} goes beyond the end of the file")
         page, (serial, number) = data[at:stop], (header[14:18], int.from_bytes(header[18:22], "little"))
         if _checksum(page[:22] + bytes(4) + page[26:]) != int.from_bytes(page[22:26], "little"):
-            raise ValueError(f"{path} is damaged: the checksum of the page at byte {at} is wrong")
+            raise ValueError(f"{name} is damaged: the checksum of the page at byte {at} is wrong")
         if number != numbers.get(serial, number):
-            raise ValueError(f"{path} is damaged: pages are missing before byte {at}")
+            raise ValueError(f"{name} is damaged: pages are missing before byte {at}")
         # Recordings of a broadcast begin with the pages of headers, at position 0, and go on anywhere.
         numbers[serial] = number + 1
         if not any(header[6:14]):
             del numbers[serial]
         at, last = stop, bool(header[5] & 4)
-    raise ValueError(f"{path} has more than {MAX_PAGES:,} pages; convert it again")
+    raise ValueError(f"{name} has more than {MAX_PAGES:,} pages; convert it again")
 
 
 def _checksum(page: bytes) -> int:
@@ -126,7 +138,7 @@ def _checksum(page: bytes) -> int:
     return int(f"{crc:032b}"[::-1], 2)
 
 
-def _frame(data: mmap.mmap, at: int) -> tuple[int, tuple[int, int, bool]] | None:
+def _frame(data: Data, at: int) -> tuple[int, tuple[int, int, bool]] | None:
     """The frame of MPEG layer III at a place -> its length, and what is the same in all frames of a file."""
     if len(data) < at + HEADER or data[at] != 0xFF or data[at + 1] & 0xE6 != 0xE2:
         return None
@@ -138,7 +150,7 @@ def _frame(data: mmap.mmap, at: int) -> tuple[int, tuple[int, int, bool]] | None
     return length, (version, rate, data[at + 3] >> 6 == MONO)
 
 
-def _after_tags(data: mmap.mmap, at: int) -> int:
+def _after_tags(data: Data, at: int) -> int:
     while data[at : at + 3] == b"ID3":
         size = 0
         for byte in data[at + 6 : at + 10]:
@@ -147,7 +159,7 @@ def _after_tags(data: mmap.mmap, at: int) -> int:
     return at
 
 
-def _frames(path: Path, data: mmap.mmap) -> Iterator[int]:
+def _frames(name: str, data: Data) -> Iterator[int]:
     """The places of the frames. Between them there may be tags only; behind the last anything but another frame."""
     at, kind = _after_tags(data, 0), None
     while frame := _frame(data, at):
@@ -155,25 +167,25 @@ def _frames(path: Path, data: mmap.mmap) -> Iterator[int]:
         if frame[1] != kind:
             break
         if at + frame[0] > len(data):
-            raise ValueError(f"{path} is cut off: the frame at byte {at} goes beyond the end of the file")
+            raise ValueError(f"{name} is cut off: the frame at byte {at} goes beyond the end of the file")
         yield at
         at = _after_tags(data, at + frame[0])
     if kind is None:
-        raise ValueError(f"{path} is damaged: no frame at byte {at}, where one should begin")
+        raise ValueError(f"{name} is damaged: no frame at byte {at}, where one should begin")
     behind = data.find(b"\xff", at)
     while behind >= 0:
         frame = _frame(data, behind)
         if frame and (after := _frame(data, behind + frame[0])) and frame[1] == after[1] == kind:
-            raise ValueError(f"{path} is damaged: no frame at byte {at}, but others follow; convert it again")
+            raise ValueError(f"{name} is damaged: no frame at byte {at}, but others follow; convert it again")
         behind = data.find(b"\xff", behind + 1)
 
 
-def _mpeg(path: Path, data: mmap.mmap) -> bytes | None:
+def _mpeg(name: str, data: Data) -> bytes | None:
     """Counts frames. A header that counts others is refused; -> the content with a count, where there is none.
 
     Without a count the length is guessed from the first frame's bit rate, and what is beyond it is not read.
     """
-    places = list(_frames(path, data))
+    places = list(_frames(name, data))
     first, (length, (version, _, mono)) = places[0], _frame(data, places[0])
     side = ((17 if mono else 32) if version == 3 else (9 if mono else 17)) + HEADER
     for begin, count in ((first + side, first + side + 8), (first + 36, first + 50)):
@@ -182,7 +194,7 @@ def _mpeg(path: Path, data: mmap.mmap) -> bytes | None:
             counted, there = int.from_bytes(data[count : count + 4], "big"), len(places) - 1
             if abs(counted - there) > 1:  # some encoders count the frame of the header itself
                 what = "is cut off" if counted > there else "has a wrong header; convert it again"
-                raise ValueError(f"{path} {what}: {there} of {counted} frames are there")
+                raise ValueError(f"{name} {what}: {there} of {counted} frames are there")
             return None
     header = bytearray(data[first : first + HEADER])
     header[1] |= 1  # no checksum

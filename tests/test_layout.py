@@ -23,7 +23,7 @@ MAY_IMPORT = {
     "evaluate": {"data", "workflow"},
 }
 EVERYTHING = {"__main__.py"}  # and cli/
-HTTP = {"serve/http/app.py", "serve/http/access.py", "serve/http/speech_response.py"}
+HTTP = {f"serve/http/{name}.py" for name in ("app", "access", "pages", "references", "speech_response")}
 LIBRARIES = {
     "torchaudio": {"audio.py"},
     "soundfile": {"audio.py", "serve/http/audio_encoder.py"},
@@ -44,7 +44,8 @@ LIBRARIES = {
     **dict.fromkeys(["fastapi", "starlette", "uvicorn"], HTTP),
     "pydantic": {
         "validation.py", "config.py", "workflow/params.py", "data/chatml_json.py", "data/text/chunks.py",
-        "data/training/manifest.py", "data/recordings.py", "data/scripts.py", "serve/http/speech_request.py",
+        "data/training/manifest.py", "data/recordings.py", "data/scripts.py", "serve/http/references.py",
+        "serve/http/speech_request.py",
     },
     "prometheus_client": {"serve/http/prometheus.py"},
     "typer": {f"cli/{path.name}" for path in (PACKAGE / "cli").glob("*.py")},

@@ -1,7 +1,11 @@
 """`higgs serve`: the server's options, and its start."""
 
+import os
+import subprocess
+import sys
 from enum import StrEnum
-from typing import Annotated
+from functools import cache
+from typing import Annotated, Any
 
 from typer import Option
 
@@ -49,8 +53,9 @@ def serve(
     max_connections: Annotated[int, Option(min=1, help="open at once; more get 503")] = 1000,
     max_per_address: Annotated[int, Option(min=1, help="the same from one address other than this machine's")] = 100,
     grace_seconds: Annotated[int, Option(min=0, help="seconds for running requests at a stop")] = 10,
+    open_page: Annotated[bool, Option("--open", help="show the page in a browser when the server is ready")] = False,
 ) -> None:
-    """Serve speech over HTTP.
+    """Serve speech over HTTP, and a page to type into at the address itself.
 
     In the form of OpenAI's interface, until interrupted. Sampling settings are for requests that give none.
     """
@@ -74,8 +79,32 @@ def serve(
     engine = Engine.from_pretrained(source.model, source.codec, source.device, dtype or source.dtype, config)
     name = model_name or source.name
     config = ServerConfig(
-        name, voices, sampling, max_new_tokens, max_characters=max_characters, max_seconds=max_seconds
-    )
+        name, voices, sampling, max_new_tokens, max_characters=max_characters, max_seconds=max_seconds,
+        recogniser=recogniser(), on_start=show if open_page else None,
+    )  # fmt: skip
     everyone = ("*",) if host in ("0.0.0.0", "::") else (*LOOPBACK, host)
     access = Access(tuple(allow_host or everyone), api_key, tuple(cors or ()))
     serve(engine, config, access, host, port, grace_seconds, ConnectionLimits(max_connections, max_per_address))
+
+
+def recogniser() -> Any:
+    """What hears recordings that clients send, loaded when it is first used; None where it is not installed."""
+    from higgs.cli.voices import hear
+    from higgs.evaluate.judges.moonshine import MoonshineTiny
+    from higgs.evaluate.judges.wheels import MetricModelUnavailable, wheel_file
+
+    try:
+        wheel_file(MoonshineTiny.WHEEL, MoonshineTiny.ENCODER)
+    except MetricModelUnavailable:
+        return None
+    judge = cache(MoonshineTiny)
+    return lambda *arguments: hear(judge(), *arguments)
+
+
+def show(address: str) -> None:
+    """The page in a browser, or its address where there is no screen: one of the terminal would take it over."""
+    screen = sys.platform in ("darwin", "win32") or any(map(os.environ.get, ("DISPLAY", "WAYLAND_DISPLAY", "BROWSER")))
+    if screen:
+        quiet = {"stdin": subprocess.DEVNULL, "stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL}
+        subprocess.Popen([sys.executable, "-m", "webbrowser", address], **quiet)
+    print(f"The page is at {address}" + ("" if screen else " (no browser here: open it yourself)"), flush=True)

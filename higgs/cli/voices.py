@@ -94,6 +94,7 @@ def check(
     voices: SameFolder = None,
 ) -> None:
     """Check recordings: length, sample rate, level, silence, clipping, and the transcript against a recogniser."""
+    from higgs.audio import load_audio
     from higgs.data.voices import check_recording, find_voice, read_voices
 
     folder = voices or context.obj
@@ -113,7 +114,7 @@ def check(
         unfit += fatal
         lines = [f"{'error' if f.fatal else 'warning'}: {f.message}" for f in findings]
         if judge is not None and not fatal:
-            lines += misheard(judge, voice)
+            lines += [f"warning: {doubt}" for doubt in hear(judge, *load_audio(voice.audio), voice.transcript)[1]]
         print("\n".join(f"{voice.name}: {line}" for line in lines or ["as it should be"]))
     if unfit:
         raise ValueError(f"{unfit} of {len(recorded) + len(faults)} recordings cannot serve as a reference")
@@ -130,12 +131,11 @@ def recogniser() -> Any:
         return None
 
 
-def misheard(judge: Any, voice: Any) -> list[str]:
-    """A warning where the recogniser, which knows English, disagrees with the transcript."""
-    from higgs.audio import load_audio
+def hear(judge: Any, waveform: Any, sample_rate: int, transcript: str) -> tuple[str, list[str]]:
+    """[L] -> what the recogniser, which knows English, hears, and a warning where a transcript says otherwise."""
     from higgs.evaluate.metrics.error_rates import word_errors
 
-    hypothesis = judge.transcribe(*load_audio(voice.audio))
-    if word_errors(voice.transcript, hypothesis).rate <= MAX_WORD_ERROR_RATE:
-        return []
-    return [f"warning: the transcript says {voice.transcript!r}, a recogniser of English heard {hypothesis!r}"]
+    hypothesis = judge.transcribe(waveform, sample_rate)
+    if not transcript or word_errors(transcript, hypothesis).rate <= MAX_WORD_ERROR_RATE:
+        return hypothesis, []
+    return hypothesis, [f"the transcript says {transcript!r}, a recogniser of English heard {hypothesis!r}"]

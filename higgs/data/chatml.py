@@ -5,14 +5,12 @@ fragment is tokenised on its own, so that no BPE merge crosses fragments, as in 
 """
 
 import base64
-import binascii
 import math
 import re
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass, field, replace
 from itertools import groupby
 from pathlib import Path
-from tempfile import NamedTemporaryFile
 from typing import Any
 
 from torch import Tensor
@@ -70,6 +68,13 @@ class AudioContent:
         end = "" if self.duration is None else f",{start + self.duration:.6g}"
         return f"{self.audio_url}#t={start:.6g}{end}" if start or end else self.audio_url
 
+    def content(self) -> bytes:
+        """Of the file in `raw_audio`. Raises ValueError where that is not base64."""
+        try:
+            return base64.b64decode(self.raw_audio, validate=True)
+        except ValueError as error:
+            raise ValueError(f"raw_audio is not base64: {error}") from error
+
     def load(self, sample_rate: int, folder: str | Path = ".") -> Tensor:
         """-> [L] at `sample_rate`; raises as `read`."""
         waveform, rate = self.read(folder)
@@ -82,13 +87,7 @@ class AudioContent:
         if self.audio_url not in NO_FILE:
             waveform, rate = load_audio(Path(folder) / self.audio_url)
         else:
-            with NamedTemporaryFile(prefix="raw_audio-") as file:
-                try:
-                    file.write(base64.b64decode(self.raw_audio, validate=True))
-                except binascii.Error as error:
-                    raise ValueError(f"raw_audio is not base64: {error}") from error
-                file.flush()
-                waveform, rate = load_audio(file.name)
+            waveform, rate = load_audio(self.content())
         start = round((self.offset or 0) * rate)
         stop = len(waveform) if self.duration is None else start + round(self.duration * rate)
         if not start < stop <= len(waveform):

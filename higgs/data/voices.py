@@ -12,7 +12,7 @@ from pathlib import Path
 
 from torch import Tensor
 
-from higgs.audio import load_audio, probe, read_mono, save_audio
+from higgs.audio import Source, load_audio, probe, read_mono, save_audio
 from higgs.data import chatml
 from higgs.data.chatml import AudioContent, ChatMLSample
 from higgs.data.loudness import silence, speech_level
@@ -43,14 +43,19 @@ class Voice:
     """A name, and a recording with its transcript, or a description, or both."""
 
     name: str
-    audio: Path | None = None
+    audio: Path | AudioContent | None = None
     transcript: str | None = None
     description: str | None = None
+
+    @property
+    def reference(self) -> AudioContent:
+        """The recording, for a prompt."""
+        return self.audio if isinstance(self.audio, AudioContent) else AudioContent(str(self.audio))
 
     def prompt(self, text: str, scene: str | None = None) -> ChatMLSample:
         """A conversation that ends in `text`, in this voice."""
         if self.audio is not None:
-            return chatml.voice_clone(text, self.transcript, AudioContent(str(self.audio)), scene)
+            return chatml.voice_clone(text, self.transcript, self.reference, scene)
         return chatml.smart_voice(text, scene, self.description)
 
 
@@ -67,9 +72,9 @@ def speakers_prompt(speakers: dict[int, Voice], text: str, scene: str | None = N
     if sorted(speakers) != list(range(len(speakers))):
         raise ValueError(f"speakers with a recording are numbered 0, 1, ..., got {sorted(speakers)}")
     if len(recorded) == len(voices):
-        pairs = [(voice.transcript, AudioContent(str(voice.audio))) for voice in voices]
+        pairs = [(voice.transcript, voice.reference) for voice in voices]
         return chatml.voices_clone(text, pairs, scene)
-    described = [v.description if v.audio is None else AudioContent(str(v.audio)) for v in voices]
+    described = [v.description if v.audio is None else v.reference for v in voices]
     return chatml.voices_in_system(text, described, scene)
 
 
@@ -141,13 +146,13 @@ class Finding:
     message: str
 
 
-def check_recording(path: str | Path, transcript: str) -> list[Finding]:
+def check_recording(recording: Source, transcript: str) -> list[Finding]:
     """Findings on length, channels, and those of `check_speech`."""
     try:
-        rate, channels, seconds = probe(path)
+        rate, channels, seconds = probe(recording)
         if seconds > SECONDS[1]:  # not decoded: it may be very long
             return [Finding(True, f"{seconds:.2f} s long: {SECONDS[0]:.0f} to {SECONDS[1]:.0f} s are possible")]
-        waveform, _, channel = read_mono(path)
+        waveform, _, channel = read_mono(recording)
     except (ValueError, OSError) as error:
         return [Finding(True, str(error))]
     mixed = "they are averaged" if channel is None else f"they cancel each other out, and number {channel + 1} is used"

@@ -16,7 +16,7 @@ from uvicorn.protocols.http.h11_impl import H11Protocol
 from higgs.serve.http.speech_request import ApiError
 
 LOOPBACK = ("127.0.0.1", "localhost", "[::1]")
-OPEN_PATHS = ("/health",)  # answer without a key
+OPEN_PATHS = ("/health", "/", "/docs")  # answer without a key: the pages ask for it, and hold no data
 MAX_TARGET = 2000  # bytes of a path with its query
 SPARE_FILES = 64  # that the process needs beside its connections
 

@@ -6,18 +6,18 @@ most one key.
 
 import asyncio
 import logging
+import socket
 import time
-import unicodedata
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import aclosing, asynccontextmanager, contextmanager, suppress
 from dataclasses import dataclass, replace
-from functools import lru_cache, partial
+from functools import partial
 from pathlib import Path
 from types import FrameType
 
 import torch
 import uvicorn
-from fastapi import FastAPI
+from fastapi import FastAPI, Request
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse, Response
 from starlette.exceptions import HTTPException
@@ -27,14 +27,23 @@ from higgs.data.chatml import smart_voice
 from higgs.data.speech import SpeechRequest, speech_request
 from higgs.data.text.chunks import ChunkOptions
 from higgs.data.text.numbers import spell_out
-from higgs.data.voices import Voice, read_voices
 from higgs.serve.batching.scheduler import QueueFull
 from higgs.serve.engine import Engine
 from higgs.serve.http.access import Access, ConnectionLimits, limited_protocol, protect
 from higgs.serve.http.async_engine import AsyncEngine, EngineDead
 from higgs.serve.http.audio_encoder import MEDIA_TYPES, AudioEncoder
+from higgs.serve.http.pages import add_pages, readable
 from higgs.serve.http.prometheus import Metrics
-from higgs.serve.http.speech_request import ApiError, SpeechBody, timed_out, validation_error
+from higgs.serve.http.references import (
+    Recogniser,
+    add_references,
+    check_sender,
+    find_voices,
+    log_once,
+    unusable,
+    voices_now,
+)
+from higgs.serve.http.speech_request import ApiError, Reference, SpeechBody, timed_out, validation_error
 from higgs.serve.http.speech_response import SpeechResponse, events
 from higgs.serve.long_form import SilentChunkError
 
@@ -49,7 +58,8 @@ logger = logging.getLogger(__name__)
 class ServerConfig:
     """`model` is the name that requests give. The limits are those of one request.
 
-    `sampling`, `max_new_tokens` and `chunks` None: the checkpoint's.
+    `sampling`, `max_new_tokens` and `chunks` None: the checkpoint's. `recogniser` hears recordings that clients send.
+    `on_start` gets the server's address once it takes requests.
     """
 
     model: str = "nano"
@@ -59,19 +69,8 @@ class ServerConfig:
     chunks: ChunkOptions | None = None
     max_characters: int = 4096
     max_seconds: float = 120.0
-
-
-def voices_now(folder: Path) -> tuple[dict[str, Voice], dict[str, str]]:
-    """As `read_voices`; what is wrong with voices is logged, each fault once."""
-    voices, faults = read_voices(folder)
-    for name, fault in faults.items():
-        log_once(f"voice {name} cannot be used: {fault}")
-    return voices, faults
-
-
-@lru_cache(maxsize=1000)
-def log_once(message: str) -> None:
-    logger.error(message)
+    recogniser: Recogniser | None = None
+    on_start: Callable[[str], None] | None = None
 
 
 def check_model(name: str, config: ServerConfig) -> None:
@@ -83,18 +82,14 @@ def check_model(name: str, config: ServerConfig) -> None:
 def to_request(body: SpeechBody, config: ServerConfig, engine: Engine) -> SpeechRequest:
     """Raises ApiError for what this server does not do, and for a voice that cannot be read."""
     check_model(body.model, config)
-    (voices, faults), name = voices_now(config.voices), unicodedata.normalize("NFC", body.voice_name)
-    unusable = ApiError(f"voice: {name!r:.60} cannot be used at present", "voice", "voice_unusable", 500)
-    if name in faults:
-        raise unusable
+    voice = find_voices(body, *voices_now(config.voices))
     limit, most = body.max_new_tokens or config.max_new_tokens, config.max_new_tokens
     delay, lengths = engine.tokenizer.num_codebooks + 1, [len(text or "") for text in (body.input, body.scene)]
-    too_long, others = f"more than {config.max_characters} characters in one request", ", ".join(voices)
+    too_long = f"more than {config.max_characters} characters in one request"
     for wrong, param, code, message in (
         (body.speed != 1, "speed", "unsupported_parameter", f"only 1.0 is supported, got {body.speed}"),
         (lengths[0] > config.max_characters, "input", "string_above_max_length", too_long),
         (lengths[1] > config.max_characters, "scene", "string_above_max_length", too_long),
-        (name not in voices, "voice", "voice_not_found", f"no {name!r:.60}; there are: {others}"),
         (limit > most, "max_new_tokens", "invalid_value", f"at most {most}, got {limit}"),
         (limit <= delay, "max_new_tokens", "invalid_value", f"{limit}: the first {delay} steps have no audio"),
     ):
@@ -103,13 +98,15 @@ def to_request(body: SpeechBody, config: ServerConfig, engine: Engine) -> Speech
     sampling = config.sampling.override(**body.model_dump(include={"seed", "temperature", "top_k", "top_p"}))
     settings = {"sampling": sampling, "max_new_tokens": limit}
     text = spell_out(body.input) if body.normalize else body.input
-    request = speech_request(text, voices[name], config.chunks, body.scene, **settings)
-    try:
-        for audio in request.samples[0].audios:
-            engine.reference_codes(audio)
-    except (ValueError, OSError) as error:
-        log_once(f"voice {name} cannot be used: {error}")
-        raise unusable from error
+    request = speech_request(text, voice, config.chunks, body.scene, **settings)
+    for each in voice.values() if isinstance(voice, dict) else [voice]:
+        try:
+            if each.audio is not None:
+                engine.reference_codes(each.reference)
+        except (ValueError, OSError) as error:
+            if isinstance(each.audio, Path):
+                log_once(f"voice {each.name} cannot be used: {error}")
+            raise unusable(each, error) from error
     return request
 
 
@@ -205,16 +202,20 @@ def make_app(engine: Engine, config: ServerConfig, access: Access | None = None)
         finally:
             async_engine.close()
 
-    # The pages of documentation would fetch their scripts from elsewhere; /openapi.json is all here.
+    # FastAPI's pages of documentation would fetch their scripts from elsewhere: /docs is ours.
     app = FastAPI(title="higgs", lifespan=lifespan, docs_url=None, redoc_url=None, max_body_size=MAX_BODY)
-    protect(app, access or Access())
+    access = access or Access()
+    protect(app, access)
     metrics = Metrics(engine)
     handle_errors(app, metrics)
     app.add_route("/metrics", lambda _: metrics.app)
-    add_listings(app, engine, config)
+    add_pages(app)
 
     @app.post("/v1/audio/speech", response_class=Response)
-    async def speech(body: SpeechBody) -> SpeechResponse:
+    async def speech(body: SpeechBody, request: Request) -> SpeechResponse:
+        """Speech, while it is made."""
+        if any(isinstance(voice, Reference) for voice in body.cast):
+            check_sender(request, access)
         sse = body.stream_format == "sse"
         seed = config.sampling.seed if body.seed is None else body.seed
         late_headers: dict[str, str] = {}
@@ -226,12 +227,14 @@ def make_app(engine: Engine, config: ServerConfig, access: Access | None = None)
             headers={"cache-control": "no-store", "x-seed": str(seed)},
         )
 
+    add_references(app, access, config, MAX_BODY)
+    add_listings(app, engine, config)
     return app
 
 
 def add_listings(app: FastAPI, engine: Engine, config: ServerConfig) -> None:
     """What can be read: voices, models, health."""
-    read = partial(app.api_route, methods=["GET", "HEAD"])
+    read = partial(readable, app)
 
     @read("/v1/audio/voices")
     def voices() -> dict:
@@ -242,15 +245,18 @@ def add_listings(app: FastAPI, engine: Engine, config: ServerConfig) -> None:
 
     @read("/v1/models")
     def models() -> dict:
+        """The one name that requests may say."""
         return {"object": "list", "data": [model(config.model)]}
 
     @read("/v1/models/{name}")
     def model(name: str) -> dict:
+        """The same, alone."""
         check_model(name, config)
         return {"id": name, "object": "model", "created": 0, "owned_by": "local"}
 
     @read("/health")
     def health() -> JSONResponse:
+        """200, or 503 once the engine has given up; needs no key."""
         healthy, scheduler = app.state.async_engine.healthy, engine.scheduler
         counts = {"running": len(scheduler.running), "waiting": len(scheduler.waiting)}
         body = {"status": "ok" if healthy else "stopped", "model": config.model} | counts
@@ -287,6 +293,15 @@ def handle_errors(app: FastAPI, metrics: Metrics) -> None:
 class Server(uvicorn.Server):
     """When it is told to stop, requests that wait for a slot are answered at once, and those in one may end."""
 
+    on_start: Callable[[str], None] | None = None
+
+    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+        await super().startup(sockets)
+        if self.started and self.on_start is not None:
+            host, port, *_ = self.servers[0].sockets[0].getsockname()
+            host = {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(host, host)
+            self.on_start(f"http://{f'[{host}]' if ':' in host else host}:{port}")
+
     def handle_exit(self, sig: int, frame: FrameType | None) -> None:
         self.config.app.state.async_engine.drain()
         super().handle_exit(sig, frame)
@@ -303,5 +318,7 @@ def serve(
 ) -> None:
     """Until it is interrupted; running requests then have `grace_seconds` to end."""
     app, limits = make_app(engine, config, access), {"http": limited_protocol(connections or ConnectionLimits())}
+    server = Server(uvicorn.Config(app, host, port, timeout_graceful_shutdown=grace_seconds, **limits))
+    server.on_start = config.on_start
     with suppress(KeyboardInterrupt):
-        Server(uvicorn.Config(app, host, port, timeout_graceful_shutdown=grace_seconds, **limits)).run()
+        server.run()

@@ -2,11 +2,12 @@
 
 from typing import Annotated, Any, Literal
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, model_validator
+from pydantic import AfterValidator, BaseModel, ConfigDict, Discriminator, Field, Tag, model_validator
 
 from higgs.data.text.folding import check_text
 
 Text = Annotated[str, AfterValidator(check_text)]
+MAX_SPEAKERS, MAX_TRANSCRIPT = 10, 1500  # of a dialogue; characters of what is said in a reference
 
 # OpenAI's parameters that this model lacks, and what to do instead.
 UNSUPPORTED = {
@@ -41,6 +42,29 @@ class VoiceId(BaseModel):
     id: str
 
 
+class Reference(BaseModel):
+    """A recording to imitate, which lives no longer than its request: the whole file in base64, and its transcript."""
+
+    model_config = ConfigDict(extra="forbid", strict=True)
+
+    audio: str = Field(min_length=1, description="a WAV, FLAC, MP3 or Ogg file in base64")
+    text: Text = Field(max_length=MAX_TRANSCRIPT, description="what is said in it, word for word")
+
+
+def _kind(value: Any) -> str:
+    if isinstance(value, dict):
+        return "reference" if value.keys() & Reference.model_fields.keys() else "id"
+    return {str: "name", VoiceId: "id", Reference: "reference", list: "cast"}.get(type(value), "other")
+
+
+BY_KIND = Discriminator(_kind, custom_error_type="voice", custom_error_message=(
+    'expected a name, {"id": NAME}, {"audio": BASE64, "text": TRANSCRIPT}, or a list with a voice for each [SPEAKERn]'
+))  # fmt: skip
+OneVoice = Annotated[str, Tag("name")] | Annotated[VoiceId, Tag("id")] | Annotated[Reference, Tag("reference")]
+Cast = Annotated[list[Annotated[OneVoice, BY_KIND]], Field(min_length=1, max_length=MAX_SPEAKERS), Tag("cast")]
+KINDS = ("name", "id", "reference", "cast")
+
+
 class SpeechBody(BaseModel):
     """OpenAI's fields and, from `scene` on, this model's. Unknown fields are refused.
 
@@ -58,23 +82,30 @@ class SpeechBody(BaseModel):
             return body
         return {k: v for k, v in body.items() if v is not None and (k, v) not in NEUTRAL}
 
-    model: str
-    input: Text
-    voice: str | VoiceId
-    response_format: Literal["mp3", "opus", "wav", "flac", "pcm"] = "mp3"
-    speed: float = 1.0
-    stream_format: Literal["audio", "sse"] = "audio"
-    scene: Text | None = None
-    normalize: bool = True
-    seed: int | None = Field(None, ge=0, lt=1 << 63)
-    temperature: float | None = Field(None, ge=0, le=10)
-    top_k: int | None = Field(None, ge=0)
-    top_p: float | None = Field(None, gt=0, le=1)
-    max_new_tokens: int | None = Field(None, ge=1)
+    model: str = Field(description="the name that `/v1/models` lists", examples=["nano"])
+    input: Text = Field(
+        description="what to say; `[SPEAKER0] ...` lines are a dialogue", examples=["The train is late."]
+    )
+    voice: Annotated[OneVoice | Cast, BY_KIND] = Field(
+        description="a name of `/v1/audio/voices`, or a recording; a list of them is the cast of a dialogue",
+        examples=["ada", ["ada", "ben"]],
+    )
+    response_format: Literal["mp3", "opus", "wav", "flac", "pcm"] = Field("mp3", description="of the audio")
+    speed: float = Field(1.0, description="1.0 alone is supported")
+    stream_format: Literal["audio", "sse"] = Field("audio", description="sse: events with base64 audio")
+    scene: Text | None = Field(None, description="where it is spoken", examples=["A quiet room."])
+    normalize: bool = Field(True, description="read numbers, dates, money, units and abbreviations as words")
+    seed: int | None = Field(None, ge=0, lt=1 << 63, description="null: the server's", examples=[1])
+    temperature: float | None = Field(None, ge=0, le=10, description="0 is greedy", examples=[0.4])
+    top_k: int | None = Field(None, ge=0, description="draw among so many codes; 0 is all", examples=[20])
+    top_p: float | None = Field(None, gt=0, le=1, description="draw among codes of this share", examples=[0.95])
+    max_new_tokens: int | None = Field(None, ge=1, description="of each chunk; 25 are a second", examples=[250])
 
     @property
-    def voice_name(self) -> str:
-        return self.voice if isinstance(self.voice, str) else self.voice.id
+    def cast(self) -> list[str | Reference]:
+        """Names and recordings; one, unless `voice` is a list."""
+        voices = self.voice if isinstance(self.voice, list) else [self.voice]
+        return [voice.id if isinstance(voice, VoiceId) else voice for voice in voices]
 
 
 def validation_error(errors: list[dict[str, Any]]) -> ApiError:
@@ -94,6 +125,6 @@ def validation_error(errors: list[dict[str, Any]]) -> ApiError:
         return ApiError(message, code="invalid_value")
     got = error.get("input")
     got = "" if error["type"] == "missing" or isinstance(got, dict | list) else f", got {got!r:.60}"
-    place = ".".join(f"{part!s:.60}" for part in loc)
+    place = ".".join(f"{part!s:.60}" for part in loc if name != "voice" or part not in KINDS)
     message = error["msg"].removeprefix("Value error, ")
     return ApiError(f"{place}: {message}{got}", name, "invalid_value")
