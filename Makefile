@@ -35,6 +35,7 @@ setup: $(STAMP)
 repro: $(STAMP)
 	$(WITH) dvc pull data.dvc
 	$(WITH) dvc repro
+	@$(WITH) python -m higgs.workflow.page
 	@$(WITH) python -m higgs.workflow.speed
 	@$(WITH) python -m higgs.workflow.lock
 

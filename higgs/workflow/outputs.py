@@ -11,6 +11,7 @@ import io
 import json
 import math
 import os
+import re
 import sys
 import warnings
 import wave
@@ -30,6 +31,7 @@ warnings.filterwarnings("ignore", message="IProgress not found")
 STAGE_VARIABLE = "HIGGS_STAGE"  # set by the runner to the stage's name; not set while exploring
 EXPLORE_FOLDER = Path("results/explore")
 DIGITS = 6
+INTERVAL = re.compile(r"\[-?[\d.]+, -?[\d.]+\]")  # stays on one line of a table
 # An output with this type lists audio files, relative to the root: the page embeds them, and its scripts find them
 # under their numbers.
 SOUNDS = "application/vnd.higgs.sounds+json"
@@ -124,7 +126,8 @@ def _table_cell(value: Any, digits: int) -> str:
         return f"<td>{value._repr_html_()}</td>"
     value = value.item() if hasattr(value, "item") else value
     if isinstance(value, bool) or not isinstance(value, int | float):
-        return f"<td>{'–' if value is None else html.escape(str(value))}</td>"
+        text = "–" if value is None else INTERVAL.sub(lambda found: found[0].replace(" ", "\u00a0"), str(value))
+        return f"<td>{html.escape(text)}</td>"
     return f'<td class="number">{value if isinstance(value, int) else f"{value:.{digits}g}"}</td>'
 
 

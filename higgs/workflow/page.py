@@ -7,6 +7,7 @@ missing or of another notebook are made. Each time the list of all pages, report
 
 import base64
 import html
+import os
 import re
 import subprocess
 import sys
@@ -189,7 +190,7 @@ def encode(paths: Sequence[str | None]) -> dict[str, str]:
         content = compress(*load_audio(paths[number]), int(min(BIT_RATES[1], rate)))
         return f"data:audio/ogg;base64,{base64.b64encode(content).decode('ascii')}"
 
-    with ThreadPoolExecutor() as pool:  # libsndfile works outside of Python's lock
+    with ThreadPoolExecutor(len(os.sched_getaffinity(0))) as pool:  # libsndfile works outside of Python's lock
         return dict(zip(map(str, lengths), pool.map(uri, lengths), strict=True))
 
 

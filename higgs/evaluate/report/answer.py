@@ -29,14 +29,15 @@ def answer(summary: Sequence[Row], voices: Mapping[str, Difference], judges: Map
         "Is it natural?": _natural(generated, anchors, judges),
     }
     body = "".join(f"<p><b>{question}</b> {html.escape(line)}</p>" for question, line in lines.items())
-    note = "In brackets 95 % intervals; “not told apart” where two of them overlap. All of this is by small judges."
+    note = "In brackets 95 % intervals; “not told apart” where two of them overlap. "
+    note += "Recordings are of other texts. " * (RECORDED in groups) + "Judges are named below."
     return HTML(f'<section class="answer" aria-label="the answer">{body}<p><small>{note}</small></p></section>')
 
 
 def _understood(row: Row, anchors: Mapping[str, Row], judges: Mapping[str, str | None]) -> str:
     if row["wer_percent"] is None:
         return _not_judged(judges.get("recogniser"), "recogniser")
-    told = _placed(row, anchors, "wer_percent", ("Better than", "Worse than"), lower=True)
+    told = _placed(row, anchors, "wer_percent", ("better than", "less well than"), lower=True)
     return (
         f"{told}. Of the words {_with(row, 'wer_percent', 1, ' %')} are wrong{_each(anchors, 'wer_percent', 1, ' %')}."
     )
@@ -45,9 +46,9 @@ def _understood(row: Row, anchors: Mapping[str, Row], judges: Mapping[str, str |
 def _natural(row: Row, anchors: Mapping[str, Row], judges: Mapping[str, str | None]) -> str:
     if row["mos_overall"] is None:
         return _not_judged(judges.get("naturalness"), "predictor of listeners' scores")
-    told = _placed(row, anchors, "mos_overall", ("More than", "Less than"), lower=False)
+    told = _placed(row, anchors, "mos_overall", ("more so than", "less so than"), lower=False)
     score = _with(row, "mos_overall", 2, " of 5")
-    return f"{told}. The predicted quality is {score}{_each(anchors, 'mos_overall', 2, '')}. Nobody was asked."
+    return f"{told}: the predicted quality is {score}{_each(anchors, 'mos_overall', 2, '')}. No listener was asked."
 
 
 def _same_voice(
@@ -57,14 +58,14 @@ def _same_voice(
         if judges.get("speaker") is None:
             return _not_judged(None, "speaker encoder")
         return "Not known: no utterance has a recording of the voice that was asked for."
-    named = {"nearer to it than to other voices": [], "nearer to other voices": [], "not told apart from others": []}
+    named = {"nearer to that voice than to others": [], "nearer to other voices": [], "not told apart from others": []}
     own, other, neither = named.values()
     for name, difference in voices.items():
         (neither if difference.p > ALPHA else own if difference.estimate > 0 else other).append(name)
-    told = "; ".join(f"{_listed(names, len(voices))} {what}" for what, names in named.items() if names)
-    told = f"{told[:1].upper()}{told[1:]}" if told else "There is no other voice to compare with"
+    told = ", ".join(f"for {_listed(names, len(voices))} {what}" for what, names in named.items() if names)
+    told = f"F{told[1:]}" if told else "There is no other voice to compare with"
     to_others = f", to other voices {_with(row, 'similarity_to_others', 2)}" if voices else ""
-    return f"{told}. The similarity is {_with(row, 'similarity', 2)}{to_others}{_each(anchors, 'similarity', 2, '')}."
+    return f"{told}: the similarity is {_with(row, 'similarity', 2)}{to_others}{_each(anchors, 'similarity', 2, '')}."
 
 
 def _not_judged(judge: str | None, kind: str) -> str:
@@ -73,9 +74,8 @@ def _not_judged(judge: str | None, kind: str) -> str:
 
 def _listed(names: Sequence[str], count: int) -> str:
     if len(names) > MOST_NAMED:
-        return f"{len(names)} of {count} voices are"
-    names = list(names)
-    return f"{' and '.join([', '.join(names[:-1]), names[-1]] if len(names) > 1 else names)} {'is' if len(names) == 1 else 'are'}"
+        return f"{len(names)} of {count} voices"
+    return " and ".join([", ".join(names[:-1]), names[-1]] if len(names) > 1 else names)
 
 
 def _placed(row: Row, anchors: Mapping[str, Row], metric: str, words: tuple[str, str], lower: bool) -> str:
@@ -86,16 +86,16 @@ def _placed(row: Row, anchors: Mapping[str, Row], metric: str, words: tuple[str,
             continue
         apart = row[f"{metric}_high"] < anchor[f"{metric}_low"], row[f"{metric}_low"] > anchor[f"{metric}_high"]
         better, worse = apart if lower else apart[::-1]
-        told = words[0] if better else words[1] if worse else "Not told apart from"
+        told = words[0] if better else words[1] if worse else "not told apart from"
         found.setdefault(told, []).append(name)
     told = ", ".join(f"{how} {' and '.join(names)}" for how, names in found.items())
-    return f"{told[:1]}{told[1:].replace('Not told', 'not told')}" if told else NOTHING
+    return f"{told[0].upper()}{told[1:]}" if told else NOTHING
 
 
 def _with(row: Row, metric: str, digits: int, unit: str = "") -> str:
     """ "14.6 % (12.3 to 26.5)"."""
-    low, high = row[f"{metric}_low"], row[f"{metric}_high"]
-    interval = f" ({low:.{digits}f} to {high:.{digits}f})" if low != high else " (of one text)"
+    interval = f" ({row[f'{metric}_low']:.{digits}f} to {row[f'{metric}_high']:.{digits}f})"
+    interval = " (one text)" if row["scripts"] < 2 else interval
     return f"{row[metric]:.{digits}f}{unit}{interval}"
 
 
@@ -118,9 +118,8 @@ def by_voice(parts: Sequence[Row], anchors: Sequence[Row], best: FromBest) -> HT
         elif name not in best.p:
             told = "too few to test"
         else:
-            told = (
-                f"worse, p = {best.p[name]:.3f}" if best.told_apart(name) else f"not told apart, p = {best.p[name]:.2f}"
-            )
+            told = "worse" if best.told_apart(name) else "not told apart from the best"
+            told += f", p = {best.p[name]:.3f}"
         notes[name] = f"{told}; {texts}"
     notes |= {row["group"]: f"{row['scripts']} texts" for row in anchors if row["wer_percent"] is not None}
     rows = [
@@ -148,14 +147,12 @@ def power_note(found: Detectable) -> HTML:
     if found.difference is None:
         line = f"<b>With {found.texts} texts no comparison of two runs can find any difference</b>: six are the least."
         return HTML(f"<p>{line}</p>")
-    line = (
-        f"<b>What this set could find:</b> two runs on these {found.texts} texts, compared text by text, are told apart in "
-        f"80 % of cases where their word error rates differ by {found.difference:.1f} points or more (p = 0.05, one metric). "
+    how = "from the spread between texts, as no text has several samples: an upper bound."
+    if found.repeated:
+        how = f"from the spread between samples of one text ({found.repeated} texts have several), for a change "
+        how += "that moves all texts alike; one that moves them apart has to be larger."
+    return HTML(
+        f"<p><b>What this set could find:</b> two runs on these {found.texts} texts, compared text by text, are told "
+        f"apart in 80 % of cases where their word error rates differ by {found.difference:.1f} points (p = 0.05, one "
+        f"metric). Calculated {how}</p>"
     )
-    how = (
-        f"Calculated from the spread between the samples of {found.repeated} texts, for a change that moves all texts alike; "
-        "one that moves them apart has to be larger."
-        if found.repeated
-        else "Calculated from the spread between texts, as no text has several samples: an upper bound."
-    )
-    return HTML(f"<p>{line}{how}</p>")

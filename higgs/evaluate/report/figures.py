@@ -19,7 +19,8 @@ Points = Sequence[tuple[int, float]]  # number of the record, value
 
 def ticks(low: float, high: float) -> list[float]:
     """Three to six round numbers from at most `low` to at least `high`."""
-    span = max(high - low, 1e-9)
+    high = high if high > low else low + 1
+    span = high - low
     power = 10 ** math.floor(math.log10(span))
     step = next(s * power for s in (0.2, 0.5, 1, 2, 5) if span / (s * power) <= 4.5)
     first, last = math.floor(low / step + 1e-9), math.ceil(high / step - 1e-9)

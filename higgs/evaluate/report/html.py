@@ -107,11 +107,10 @@ def similarity_note(rows: Sequence[Row]) -> HTML:
         return paragraphs([])
     return paragraphs(
         [
-            "<b>The row of similarities has two kinds of targets</b>, so the codec's number is no ceiling of the others: "
+            "<b>Similarities have two kinds of targets</b>, so the codec's number is no ceiling of the others: "
             "a recording is compared with another recording of the same person, and so is it after the codec, which "
-            f"takes away a part of the person's voice. {described} of {len(generated)} generated samples have a described "
-            "voice instead: their target is a clip of the speaker whom the checkpoint learned it from, and what that "
-            "speaker sounds like through the codec is what the checkpoint has learned."
+            f"takes a part of that person's voice away. {described} of {len(generated)} generated samples have a "
+            "described voice: their target is a clip of the speaker whom the checkpoint learned it from."
         ]
     )
 
@@ -160,15 +159,16 @@ def by_speaker(summary: Sequence[Row]) -> list[Row]:
 
 def dialogue_note(voices: Sequence[Row], speakers: Sequence[Row]) -> HTML:
     """Why dialogues have another WER here than by voice, where there is one of both."""
-    whole = [row for row in voices if " " in row["group"] and row["wer_percent"] is not None]
+    names = {speaker["speaker"] for speaker in speakers}
+    whole = [row for row in voices if " " in row["group"] and names.issuperset(row["group"].split())]
     total = speakers[-1]["WER %"] if speakers else None
-    if not whole or total is None:
+    if total is None or not whole or whole[0]["wer_percent"] is None:
         return paragraphs([])
     rates = ", ".join(f"{html.escape(row['group'])} {row['wer_percent']:.1f} %" for row in whole)
     return paragraphs(
         [
-            f"By voice, dialogues of these speakers have other word error rates ({rates}) than here ({total:.1f} %): there "
-            "the recogniser hears a whole dialogue at once, here each turn by itself, with less to go by."
+            f"By voice, dialogues of these speakers have another word error rate ({rates}) than here ({total:.1f} %): "
+            "there the recogniser hears a whole dialogue at once, here each turn by itself, with less to go by."
         ]
     )
 

@@ -215,10 +215,15 @@ addEventListener("DOMContentLoaded", () => {
 
   // --- table ------------------------------------------------------------------------------------------------------
 
+  function classes(column) {
+    const names = [column.wide && "wide", column.number && "number", column.key === "text" && "text"];
+    return names.filter(Boolean).join(" ") || null;
+  }
+
   function makeLine(record) {
     const cells = COLUMNS.map((column) => el(
       column.key === "id" ? "th" : "td",
-      { class: [column.wide ? "wide" : "", column.number ? "number" : ""].join(" ").trim() || null, scope: column.key === "id" ? "row" : null },
+      { class: classes(column), scope: column.key === "id" ? "row" : null },
       column.show(record),
     ));
     const line = el("tr", { class: "one", tabindex: -1, "aria-expanded": "false" }, el("td", {}, playButton(record, -1)), cells);
@@ -269,7 +274,7 @@ addEventListener("DOMContentLoaded", () => {
   form.addEventListener("input", update);
   form.addEventListener("submit", (event) => event.preventDefault());
   const table = el("table", {}, el("thead", {}, el("tr", {}, el("th", { scope: "col" }, "play"), heads)), body);
-  place.replaceChildren(form, count, table);
+  place.replaceChildren(form, count, el("div", { class: "scroll" }, table));
 
   const matches = (record) => {
     const asked = controls.search.value.trim().toLowerCase();
