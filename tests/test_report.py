@@ -29,7 +29,7 @@ from higgs.evaluate.report.gather import (
     gather,
     read_results,
 )
-from higgs.evaluate.report.listing import listing, transcript_diff
+from higgs.evaluate.report.listing import links, listing, transcript_diff
 from higgs.evaluate.statistics.intervals import Difference
 from higgs.evaluate.statistics.parts import FromBest
 from higgs.evaluate.statistics.summary import LENGTHS, summarise
@@ -214,6 +214,12 @@ def test_what_is_shown(results, rows, tmp_path):
 )
 def test_transcript_diff(hypothesis, shown):
     assert transcript_diff("The cat sat.", hypothesis).data == shown
+
+
+def test_the_worst_are_named_once_for_each_text(rows):
+    shown = links("The worst", report.ranked(rows), 3, rows)
+    assert re.findall(r'href="#([^"]+)"', shown) == ["b-s1", "a-s1", "talk-s0"]
+    assert links("The worst", [], 3, rows) == ""
 
 
 def test_parts_of_what_was_generated(rows):

@@ -38,9 +38,8 @@ def _understood(row: Row, anchors: Mapping[str, Row], judges: Mapping[str, str |
     if row["wer_percent"] is None:
         return _not_judged(judges.get("recogniser"), "recogniser")
     told = _placed(row, anchors, "wer_percent", ("better than", "less well than"), lower=True)
-    return (
-        f"{told}. Of the words {_with(row, 'wer_percent', 1, ' %')} are wrong{_each(anchors, 'wer_percent', 1, ' %')}."
-    )
+    wrong = f"{_with(row, 'wer_percent', 1, ' %')} of the words are wrong"
+    return f"{told}: {wrong}{_each(anchors, 'wer_percent', 1, ' %')}."
 
 
 def _natural(row: Row, anchors: Mapping[str, Row], judges: Mapping[str, str | None]) -> str:

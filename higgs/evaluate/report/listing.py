@@ -74,11 +74,14 @@ def transcript_diff(text: str, hypothesis: str | None, language: str = "en") -> 
     return HTML(" ".join(parts))
 
 
-def links(title: str, chosen: Sequence[Row], rows: Sequence[Row]) -> str:
-    """A line with a link to each of the chosen utterances, and how it differs from its text."""
+def links(title: str, ranked: Sequence[Row], count: int, rows: Sequence[Row]) -> str:
+    """The first of the ranked utterances, one of each text, with links to them and how they differ from their texts."""
     named = {(row["group"], row["name"]): name for row, name in zip(rows, ids(rows), strict=True)}
+    chosen: dict[str, Row] = {}
+    for row in ranked:
+        chosen.setdefault(row["script"], row)
     items = []
-    for row in chosen:
+    for row in list(chosen.values())[:count]:
         name = named[row["group"], row["name"]]
         words = transcript_diff(row["text"], row["heard"], row["language"]).data
         link = f'<a href="#{quote(name, safe="")}">{html.escape(name)}</a>'
