@@ -48,7 +48,8 @@ def record(folder, name, group, voice, form, seed, text, heard) -> dict:
     if row["seconds"]:
         save_audio(path, sine(300, 0.2, 2 * RATE), RATE)
     row |= dict.fromkeys(metric.column for metric in METRICS) | text_scores(text, heard, "en")
-    return row | {"similarity": 0.7 + 0.1 * (seed or 0), "similarity_to_others": 0.5, "level_dbfs": -20.0, "retries": 0}
+    row |= {"similarity": 0.6 + 0.01 * len(list(folder.iterdir())), "similarity_to_others": 0.5}
+    return row | {"level_dbfs": -20.0, "retries": 0}
 
 
 @pytest.fixture(scope="module")
