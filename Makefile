@@ -50,6 +50,7 @@ repro: repository $(STAMP)
 	@$(WITH) python -m higgs.workflow.verify data.dvc
 	$(WITH) dvc repro
 	@$(WITH) python -m higgs.workflow.verify dvc.lock
+	@$(WITH) python -m higgs.workflow.page
 	@$(WITH) python -m higgs.workflow.speed
 	@$(WITH) python -m higgs.workflow.lock
 

@@ -45,6 +45,8 @@ WRITABLE = (".wav", ".flac", ".aiff")
 # Usual suffixes of what libsndfile reads, in any case; the first of several files is the one that is meant.
 READABLE = (".flac", ".wav", ".mp3", ".ogg", ".opus", ".oga", ".aiff", ".aif", ".aifc", ".caf", ".au", ".w64", ".rf64")
 
+OPUS_RATES, OPUS_BIT_RATES = (8_000, 12_000, 16_000, 24_000, 48_000), (6_000, 256_000)
+
 Source = str | Path | bytes  # the path of an audio file, or its content
 
 
@@ -174,6 +176,17 @@ def save_audio(path: str | Path, waveform: Tensor, sample_rate: int) -> None:
     soundfile.write(content, samples, check_rate(sample_rate), subtype="PCM_16", format=path.suffix[1:].upper())
     with replacing(path) as partial:
         partial.write_bytes(content.getbuffer())
+
+
+def compress(waveform: Tensor, sample_rate: int, bit_rate: int = 32_000) -> bytes:
+    """float [L] -> an Ogg Opus file, clipped to [-1, 1], at about `bit_rate` (6,000 to 256,000); for players alone."""
+    if sample_rate not in OPUS_RATES:
+        waveform, sample_rate = resample(waveform, sample_rate, 24_000), 24_000
+    content, span = io.BytesIO(), OPUS_BIT_RATES[1] - OPUS_BIT_RATES[0]
+    level = min(1.0, max(0.0, (OPUS_BIT_RATES[1] - bit_rate) / span))  # libsndfile turns this into the bit rate again
+    samples = check_waveform(waveform).clamp(-1, 1).cpu().numpy()
+    soundfile.write(content, samples, check_rate(sample_rate), format="OGG", subtype="OPUS", compression_level=level)
+    return content.getvalue()
 
 
 def check_rate(sample_rate: int) -> int:

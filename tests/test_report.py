@@ -1,7 +1,9 @@
 """The evaluate report's parts: what is gathered, what it shows, and two runs compared on a page."""
 
+import base64
 import hashlib
 import json
+import re
 import subprocess
 import sys
 from collections import Counter
@@ -11,17 +13,29 @@ import torch
 from conftest import ROOT
 from spoken import RATE, sine
 
-from higgs.audio import save_audio
+from higgs.audio import load_audio, save_audio
 from higgs.cli.compare import find
 from higgs.evaluate.judges.registry import MetricModels
 from higgs.evaluate.long_form import DIALOGUE, LONG_FORM, summarise_dialogues
 from higgs.evaluate.report import compare_page
 from higgs.evaluate.report import html as report
-from higgs.evaluate.report.gather import GENERATED, RECONSTRUCTED, RECORDED, chunked_samples, gather, read_results
-from higgs.evaluate.statistics.summary import summarise
+from higgs.evaluate.report.answer import answer, by_voice
+from higgs.evaluate.report.gather import (
+    GENERATED,
+    OF_THE_SET,
+    RECONSTRUCTED,
+    RECORDED,
+    chunked_samples,
+    gather,
+    read_results,
+)
+from higgs.evaluate.report.listing import links, listing, transcript_diff
+from higgs.evaluate.statistics.intervals import Difference
+from higgs.evaluate.statistics.parts import FromBest
+from higgs.evaluate.statistics.summary import LENGTHS, summarise
 from higgs.evaluate.utterances import Evaluator
-from higgs.workflow import speed
-from higgs.workflow.outputs import write_json
+from higgs.workflow import page, speed
+from higgs.workflow.outputs import in_script, write_json
 from higgs.workflow.tables import write_rows
 
 
@@ -191,7 +205,11 @@ def test_what_is_shown(results, rows, tmp_path):
     distances, usage = report.codec_tables(results)
     assert [(d["clips"], d["mel_db"], d["stoi"]) for d in distances] == [(2, 3.0, 0.5), (1, 1.0, 1.0)]
     assert usage == [{"codebook": 0, "perplexity": 3.0}]
-    assert "Word error rate" in report.headline(summary)._repr_html_()
+    assert report.by_length(report.parts_of(rows, 10, 0)["length"])[0]["group"] == "up to 5 words"
+    shown = report.provenance_table({"sampling": {"top_k": None}, "seeds": [0, 1]}).data
+    assert "sampling: top_k" in shown and "0, 1" in shown and "{" not in shown and "[" not in shown
+    assert "4 of 4 generated" in report.similarity_note(rows).data
+    assert report.similarity_note([row | {"form": "voice_clone"} for row in rows]).data == ""
     opening = report.opening(origin, ["dnsmos: install <it>"])._repr_html_()
     assert "the small default" in opening and "install &lt;it&gt;" in opening
 
@@ -201,20 +219,132 @@ def test_what_is_shown(results, rows, tmp_path):
     [
         ("the dog sat down", "the <del>cat</del> <ins>dog</ins> sat <ins>down</ins>"),
         ("the sat", "the <del>cat</del> sat"),
-        (None, "<del>the cat sat</del> <ins></ins>"),
+        (None, "<del>the cat sat</del>"),
     ],
 )
 def test_transcript_diff(hypothesis, shown):
-    assert report.transcript_diff("The cat sat.", hypothesis)._repr_html_() == shown
+    assert transcript_diff("The cat sat.", hypothesis).data == shown
 
 
-def test_cards_and_parts_of_what_was_generated(rows):
-    page = report.cards(report.ranked(rows))._repr_html_()
-    assert page.count('class="card"') == 6 and page.count("<audio") == 5 and "no audio" in page
-    assert page.count("<img alt=") == 5
+def test_the_worst_are_named_once_for_each_text(rows):
+    shown = links("The worst", report.ranked(rows), 3, rows)
+    assert re.findall(r'href="#([^"]+)"', shown) == ["b-s1", "a-s1", "talk-s0"]
+    assert links("The worst", [], 3, rows) == ""
+
+
+def test_parts_of_what_was_generated(rows):
     parts = report.parts_of(rows, 100, 0)
     assert [row["group"] for row in parts["voice"]] == ["ada", "ada ben", "ben"]
     assert [row["n"] for row in parts["form"]] == [1, 1, 4] and len(parts["length"]) == 1
+    lengths = [{"group": name} for name in sorted(LENGTHS)]
+    assert [row["group"] for row in report.by_length(lengths)] == list(LENGTHS)
+
+
+def test_every_utterance_is_listed_with_its_sound(rows, tmp_path, monkeypatch):
+    made = listing(rows, {"a-s0": "higgs speak"})
+    records = json.loads(re.search(r'<script type="application/json" id="utterances">(.*?)</script>', made.data)[1])
+    assert len({record["id"] for record in records}) == len(records) == len(rows)
+    assert [bool(path) for path in made.paths] == [bool(row["seconds"]) for row in rows]
+    (sample,) = (record for record in records if record["id"] == "a-s0")
+    assert (sample["command"], sample["wer"], sample["words"]) == ("higgs speak", 0, [["hello there"]])
+    monkeypatch.chdir(tmp_path)
+    sounds = page.encode(made.paths)
+    assert list(sounds) == [str(place) for place, path in enumerate(made.paths) if path]
+    content = base64.b64decode(sounds["0"].partition(",")[2])
+    (tmp_path / "back.ogg").write_bytes(content)
+    waveform, rate = load_audio(tmp_path / "back.ogg")
+    assert rate == RATE and len(waveform) == RATE and abs(tone(waveform, rate) - 210) < 5
+    assert page.encode(["/etc/passwd", "nothing.flac", None, "back.ogg"]).keys() == {"3"}  # no file from elsewhere
+
+
+@pytest.mark.parametrize(
+    ("files", "size", "seconds"), [(4, 60_000, 4.0), (4, 16_000, 4.0), (4, 9_000, 1.0), (4, 500, 0.0)]
+)
+def test_the_sounds_of_a_page_fit(tmp_path, monkeypatch, files, size, seconds):
+    """At the bit rate that the room allows; what does not fit at the least one is left out, the last ones first."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(page, "SOUND_BYTES", size)
+    noise = 0.3 * torch.rand(RATE, generator=torch.Generator().manual_seed(0))
+    for number in range(files):
+        save_audio(tmp_path / f"{number}.flac", noise, RATE)
+    sounds = page.encode([f"{number}.flac" for number in range(files)])
+    assert sum(len(one) for one in sounds.values()) < 4 / 3 * 1.15 * size + 200
+    assert list(sounds) == [str(number) for number in range(len(sounds))] and (len(sounds) == 4) == (seconds == 4.0)
+
+
+TEXTS = ["</script>", "<!--<script>", "\u2028 & \u2029", "]]>", '"quoted" \\ back']
+
+
+@pytest.mark.parametrize("text", TEXTS)
+def test_json_in_a_page_is_neither_markup_nor_a_line_break(text):
+    inside = in_script({text: [text]})
+    assert json.loads(inside) == {text: [text]}
+    assert not set("<>&\u2028\u2029") & set(inside)
+
+
+def estimate(name, wer, similarity=(0.7, 0.6, 0.8), mos=None, scripts=20) -> dict:
+    row = {"group": name, "scripts": scripts}
+    for metric, values in (("wer_percent", wer), ("similarity", similarity), ("mos_overall", mos)):
+        row |= dict(zip((metric, f"{metric}_low", f"{metric}_high"), values or (None,) * 3, strict=True))
+    return row | {"similarity_to_others": 0.5, "similarity_to_others_low": 0.4, "similarity_to_others_high": 0.6}
+
+
+NEAR, FAR, UNCLEAR = (Difference(d, d - 0.1, d + 0.1, p, 9) for d, p in ((0.2, 0.01), (-0.2, 0.01), (0.01, 0.6)))
+GOOD, BAD = (5.0, 4.0, 6.0), (20.0, 15.0, 30.0)
+
+
+ALL = ("recogniser", "speaker", "naturalness")
+OTHERS = "Recordings are of other texts"
+
+
+@pytest.mark.parametrize(
+    ("groups", "voices", "expected", "absent"),
+    [
+        ({RECORDED: GOOD, GENERATED: BAD}, {"a": NEAR}, ["less well than recordings: 20.0 % (15.0", OTHERS], []),
+        ({RECORDED: BAD, GENERATED: GOOD}, {"ada": NEAR}, ["better than recordings", "5.0 %"], ["less well"]),
+        ({RECORDED: BAD, GENERATED: BAD}, {"ada": NEAR}, ["not told apart from recordings"], ["less well", "better"]),
+        ({RECORDED: GOOD, RECONSTRUCTED: BAD, GENERATED: BAD}, {}, ["less well than recordings, not told apart"], []),
+        ({GENERATED: GOOD}, {}, ["no recordings to compare with", "no other voice", "5.0 %"], [OTHERS]),
+        ({OF_THE_SET: GOOD, GENERATED: BAD}, {"a": NEAR}, ["less well than people who say the same"], [OTHERS]),
+        ({RECORDED: GOOD, GENERATED: GOOD}, {"a": NEAR, "b": FAR, "c": UNCLEAR},
+         ["for a nearer to that voice", "for b nearer to other voices", "for c not told apart"], []),
+        ({GENERATED: GOOD}, {f"v{i}": NEAR for i in range(40)} | {"b": FAR}, ["40 of 41 voices", "b nearer"], ["v3"]),
+        ({RECORDED: None, GENERATED: None}, {"a": NEAR}, ["Not judged: recogniser gave no number"], ["None"]),
+        ({RECORDED: GOOD}, {}, ["Nothing was generated"], []),
+    ],
+)  # fmt: skip
+def test_the_answer_follows_from_the_numbers(groups, voices, expected, absent):
+    summary = [estimate(name, wer, mos=(3.0, 2.9, 3.1)) for name, wer in groups.items()]
+    text = answer(summary, voices, dict(zip(ALL, ALL, strict=True))).data
+    assert all(words.lower() in text.lower() for words in expected), text
+    assert not any(words in text for words in absent), text
+
+
+def test_the_answer_without_judges_of_voices_and_of_quality():
+    row = estimate(GENERATED, GOOD, similarity=None)
+    text = answer([row], {}, {"recogniser": "Ear", "speaker": None, "naturalness": None}).data
+    assert text.count("Not judged") == 2 and "5.0 %" in text
+    text = answer([row], {}, {"recogniser": "Ear", "speaker": "Pitch", "naturalness": "Taste"}).data
+    assert "no utterance has a recording of the voice" in text and "Taste gave no number" in text
+    assert "(one text)" in answer([estimate(GENERATED, GOOD, scripts=1)], {}, {}).data
+
+
+@pytest.mark.parametrize(
+    ("parts", "best", "expected", "unexpected"),
+    [
+        ([], FromBest(None, {}, False), ["No words were judged"], ["<table"]),
+        ([("ada", GOOD)], FromBest("ada", {}, False), ["the best", "nothing is compared"], ["p ="]),
+        ([("b", BAD), ("a", GOOD)], FromBest("a", {"b": 0.2}, True), ["not told apart", "within texts"], ["worse"]),
+        ([("b", BAD), ("a", GOOD)], FromBest("a", {"b": 0.01}, False), ["worse", "shuffled"], ["not told"]),
+        ([("<i>", GOOD), ("zero", (0.0, 0.0, 0.0))], FromBest("zero", {}, False), ["&lt;i&gt;"], ["<i>"]),
+        ([(f"v{i}", GOOD) for i in range(30)], FromBest("v0", {}, False), ["10 voices more"], []),
+    ],
+)
+def test_voices_stand_in_the_order_of_their_errors(parts, best, expected, unexpected):
+    text = by_voice([estimate(name, wer) for name, wer in parts], [estimate(RECORDED, GOOD)], best).data
+    assert all(words in text for words in expected) and not any(words in text for words in unexpected), text
+    places = [float(place) for place in re.findall(r"cx=.([-0-9.]+)%", text)]
+    assert places[:-1] == sorted(places[:-1]) and all(0 <= place <= 100 for place in places)
 
 
 @pytest.fixture
@@ -244,9 +374,9 @@ def test_compare_writes_a_page(two_runs, tmp_path):
     same, done = (compare(one, other, "--out", str(out)) for other in (one, two))
     assert same.returncode == done.returncode == 0, same.stderr + done.stderr
     assert "No difference" in same.stdout and "1.000" in same.stdout
-    page = out.read_text()
-    assert "temperature" in page and "Texts that changed most" in page and "Hello there." in page
-    assert "data:image/png" in page and "http" not in page.replace("http-equiv", "")
+    text = out.read_text()
+    assert "temperature" in text and "Texts that changed most" in text and "Hello there." in text
+    assert "data:image/png" in text and "http" not in text.replace("http-equiv", "")
 
 
 def test_compare_names_what_it_cannot_find(two_runs, tmp_path):
@@ -275,5 +405,6 @@ def test_speed_has_a_page_of_its_own(tmp_path, monkeypatch, capsys):
     assert speed.main() == 1 and "run `dvc repro` first" in capsys.readouterr().err
     write_json("results/generate/timing.json", {"generation_seconds": 12.5, "real_time_factor": 3.0})
     assert speed.main() == 0
-    page = (tmp_path / "reports/speed.html").read_text()
-    assert "12.5" in page and "real-time factor" in page and "torch" in page
+    text = (tmp_path / "reports/speed.html").read_text()
+    assert "12.5" in text and "real-time factor" in text and "torch" in text
+    assert "speed.html" in (tmp_path / "reports/index.html").read_text()

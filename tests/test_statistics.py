@@ -10,6 +10,8 @@ import pytest
 from benchmarks.coverage import DESIGNS, MIXED, PROCESSES, Process, coverage, draw, power
 from higgs.evaluate.statistics import intervals as statistics
 from higgs.evaluate.statistics.intervals import Resampling, bootstrap_interval, paired_difference, wilson_interval
+from higgs.evaluate.statistics.parts import Detectable, FromBest, detectable, from_best, nearer_to_own, shuffled_p
+from higgs.evaluate.statistics.summary import METRICS, mean_sample, samples_of
 
 TRIALS = 2000  # `benchmarks.coverage.study` is the full run
 
@@ -225,3 +227,80 @@ def test_paired_test_keeps_its_size_and_has_its_power():
     for row in found:
         assert row["found_percent"] == pytest.approx(row["theory_percent"], abs=5)
         assert 30 < row["theory_percent"] < 90
+
+
+def spoken(texts, errors, words=10, seed=0, group="generated", **more) -> list[dict]:
+    """A record for each text."""
+    return [
+        {"script": text, "text": text, "group": group, "status": "ok", "seed": seed, "words": words, "word_errors": e}
+        | more
+        for text, e in zip(texts, errors, strict=True)
+    ]
+
+
+def test_voices_are_told_apart_only_where_they_differ():
+    """With the same texts within them, with other texts between them; few texts tell nothing."""
+    generator = np.random.default_rng(1)
+    texts, others = [f"text {i}" for i in range(30)], [f"other {i}" for i in range(30)]
+    usual, worse = generator.binomial(10, 0.1, 30), generator.binomial(10, 0.5, 30)
+    settings = Resampling(1000, 0)
+    parts = {"good": spoken(texts, usual), "same": spoken(texts, usual[::-1]), "bad": spoken(texts, worse)}
+    found = from_best(parts, settings)
+    assert found.best in ("good", "same") and found.paired and found.told_apart("bad")
+    assert not found.told_apart("same") and not found.told_apart("good") and set(found.p) == set(parts) - {found.best}
+    found = from_best({"good": spoken(texts, usual), "bad": spoken(others, worse)}, settings)
+    assert found.told_apart("bad") and not found.paired
+    assert from_best({"one": spoken(texts[:1], [0])}, settings) == FromBest(None, {}, False)
+    few = from_best({"good": spoken(texts[:2], [0, 0]), "bad": spoken(others[:2], [9, 9])}, settings)
+    assert few.p["bad"] > 0.3  # of six ways to shuffle four texts two are as far apart
+
+
+def test_the_shuffled_test_keeps_its_level():
+    """Of 200 pairs without a difference one in twenty is told apart."""
+    generator, settings = np.random.default_rng(2), Resampling(199, 0)
+    p = []
+    for _ in range(200):
+        words = generator.integers(4, 20, size=(2, 20)).astype(float)
+        errors = generator.binomial(words.astype(int), generator.beta(0.8, 6.0, size=(2, 20)))
+        p.append(shuffled_p(*np.stack([errors, words], axis=1), settings))
+    assert 0.01 <= np.mean(np.array(p) <= 0.05) <= 0.09 and 0.4 < np.mean(p) < 0.6
+
+
+def test_a_voice_may_be_nearer_to_others():
+    texts = [f"text {i}" for i in range(12)]
+    rows = {
+        name: [
+            row | {"similarity": own + 0.01 * i, "similarity_to_others": 0.6 + 0.01 * (i % 3)}
+            for i, row in enumerate(spoken(texts, [0] * 12))
+        ]
+        for name, own in (("own", 0.7), ("other", 0.4), ("neither", 0.55))
+    }
+    rows["alone"] = [row | {"similarity": 0.9, "similarity_to_others": None} for row in rows["own"]]
+    found = nearer_to_own(rows, Resampling(500, 0))
+    assert found["own"].estimate > 0 > found["other"].estimate and found["own"].p < 0.01 > found["other"].p
+    assert found["neither"].p > 0.05 and "alone" not in found
+
+
+@pytest.mark.parametrize("samples", [1, 3])
+def test_the_detectable_difference_is_found_in_four_of_five_cases(samples):
+    """Runs whose samples differ by chance and whose means differ by just that: how often does the test find it?"""
+    generator, texts, words = np.random.default_rng(3), [f"text {i}" for i in range(60)], 40
+    difficulty = generator.normal(20, 1e-9 if samples == 1 else 5, size=60)
+
+    def run(shift: float) -> list[dict]:
+        drawn = [difficulty + shift * words / 100 + generator.normal(0, 3, size=60) for _ in range(samples)]
+        return [row for seed, errors in enumerate(drawn) for row in spoken(texts, errors, words, seed)]
+
+    found = np.mean([detectable(run(0.0)).difference for _ in range(20)])
+    hits = 0
+    for _ in range(200):
+        a, b = (list(samples_of(METRICS[0], run(shift)).values()) for shift in (0.0, found))
+        (x, y), (v, w) = (zip(*map(mean_sample, side), strict=True) for side in (a, b))
+        hits += paired_difference(x, v, y, w, Resampling(400, 0)).p <= 0.05
+    assert 140 <= hits <= 182
+
+
+def test_too_few_texts_find_nothing():
+    assert detectable(spoken(list("abcde"), [1, 2, 3, 4, 5])) == Detectable(None, 5, 0)
+    assert detectable(spoken(list("abcdef"), [1, 2, 3, 4, 5, 6])).difference > 0
+    assert detectable([]).difference is None

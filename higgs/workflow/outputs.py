@@ -11,6 +11,7 @@ import io
 import json
 import math
 import os
+import re
 import sys
 import wave
 from collections.abc import Iterable, Mapping, Sequence
@@ -26,6 +27,10 @@ T = TypeVar("T")
 STAGE_VARIABLE = "HIGGS_STAGE"  # set by the runner to the stage's name; not set while exploring
 EXPLORE_FOLDER = Path("results/explore")
 DIGITS = 6
+INTERVAL = re.compile(r"\[-?[\d.]+, -?[\d.]+\]")  # stays on one line of a table
+# An output with this type lists audio files, relative to the root: the page embeds them, and its scripts find them
+# under their numbers.
+SOUNDS = "application/vnd.higgs.sounds+json"
 
 
 def find_root() -> Path:
@@ -95,12 +100,18 @@ def picture(content: bytes, description: str):
     return HTML(f'<img alt="{html.escape(description)}" src="data:image/png;base64,{data}">')
 
 
+def in_script(value: Any) -> str:
+    """JSON that may stand in a <script>, whatever the texts in it are: ASCII without <, > and &."""
+    plain = json.dumps(value, separators=(",", ":"), allow_nan=False)
+    return plain.replace("&", r"\u0026").replace("<", r"\u003c").replace(">", r"\u003e")
+
+
 def table(rows: Sequence[Mapping[str, Any]], caption: str = "", digits: int = 4):
     """Rows with equal keys -> an HTML table; a cell may be a player or any other HTML object."""
     from IPython.display import HTML
 
     columns = columns_of(rows)
-    head = "".join(f"<th>{html.escape(str(column))}</th>" for column in columns)
+    head = "".join(f'<th scope="col">{html.escape(str(column))}</th>' for column in columns)
     body = "".join("<tr>" + "".join(_table_cell(row[column], digits) for column in columns) + "</tr>" for row in rows)
     title = f"<caption>{html.escape(caption)}</caption>" if caption else ""
     return HTML(f'<table class="results">{title}<thead><tr>{head}</tr></thead><tbody>{body}</tbody></table>')
@@ -111,7 +122,8 @@ def _table_cell(value: Any, digits: int) -> str:
         return f"<td>{value._repr_html_()}</td>"
     value = value.item() if hasattr(value, "item") else value
     if isinstance(value, bool) or not isinstance(value, int | float):
-        return f"<td>{'–' if value is None else html.escape(str(value))}</td>"
+        text = "–" if value is None else INTERVAL.sub(lambda found: found[0].replace(" ", "\u00a0"), str(value))
+        return f"<td>{html.escape(text)}</td>"
     return f'<td class="number">{value if isinstance(value, int) else f"{value:.{digits}g}"}</td>'
 
 

@@ -1,8 +1,18 @@
-"""An executed notebook as one HTML page that loads nothing from outside: `python -m higgs.workflow.page STAGE`."""
+"""An executed notebook as one HTML page that loads nothing from outside: `python -m higgs.workflow.page STAGE`.
 
+A page is no result: it says at which commit it was made, and its sounds are encoded here, which other processors do
+with other bits. What DVC keeps is reports/STAGE.rendered, the hash of the notebook. Without a stage, the pages that are
+missing or of another notebook are made. Each time the list of all pages, reports/index.html, is written too.
+"""
+
+import base64
 import html
+import os
 import re
+import subprocess
 import sys
+from collections.abc import Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from functools import cache
 from html.parser import HTMLParser
 from pathlib import Path
@@ -10,31 +20,54 @@ from pathlib import Path
 import nbformat
 from nbformat import NotebookNode
 
-from higgs.files import replacing
+from higgs.files import replacing, sha256
+from higgs.workflow.outputs import SOUNDS, in_script
 
-FILES = Path(__file__).parent / "templates"  # style.css and the template of nbconvert
+FILES = Path(__file__).parent / "templates"  # styles, scripts and the template of nbconvert
+REPORTS, INDEX = Path("reports"), "index.html"
+STAGES = ("tokenize", "generate", "evaluate")
+SOUND_BYTES = 5_200_000  # of all sounds of a page: 7 MB in base64
+BIT_RATES, OVERHEAD = (12_000, 32_000), 1_100  # the least that is worth hearing, and the usual; bytes of headers
+HEADING = re.compile(r'<h([23]) id="([^"]+)">(.*?)<a class="anchor-link"', re.S)
+MAX_CHANGED = 12
+Facts = Mapping[str, str]
 
 
 class NotSelfContained(ValueError):
     """The page would load something from outside itself."""
 
 
-def to_html(notebook: NotebookNode, title: str) -> str:
-    """The whole page; its title is the first heading, or else `title`. Raises NotSelfContained."""
+def to_html(notebook: NotebookNode, title: str, links: Sequence[str] = (), facts: Facts | None = None) -> str:
+    """The whole page; its title is the first heading, or else `title`. Raises NotSelfContained.
+
+    `links` are names of pages beside it, `facts` are shown with the provenance.
+    """
+    first = next((cell.source for cell in notebook.cells if cell.cell_type == "markdown"), "")
     headings = (re.search(r"^# +(.+)$", cell.source, re.M) for cell in notebook.cells if cell.cell_type == "markdown")
-    heading = next((re.sub(r"[*_`]", "", match[1]).strip() for match in headings if match), title)
-    resources = {"page_title": heading, "page_style": page_style()}
+    heading = next((_plain(match[1]) for match in headings if match), title)
+    question = re.search(r"\*\*(.+?)\*\*", first, re.S)
+    _describe_pictures(notebook)
+    sounds = _sounds(notebook)
+    scripts = ["page.js", *(["utterances.js"] if sounds is not None else [])]
+    resources = {
+        "page_title": heading, "page_question": _plain(question[1]) if question else "", "page_style": page_style(),
+        "page_links": _links(links), "page_facts": facts or {}, "page_scripts": [_read(name) for name in scripts],
+        "page_sounds": None if sounds is None else in_script(sounds),
+    }  # fmt: skip
     page, _ = _exporter().from_notebook_node(notebook, resources=resources)
+    page = page.replace("<!--contents-->", _contents(page), 1)
+    page = page.replace('<a class="anchor-link"', '<a class="anchor-link" aria-label="link to this part"')
     return check_self_contained(page)
 
 
-def bare_page(title: str, body: str) -> str:
-    """HTML as a page in the same style. Raises NotSelfContained."""
+def bare_page(title: str, body: str, question: str = "") -> str:
+    """HTML as a page in the same style; `question` is its line in the list of pages. Raises NotSelfContained."""
     return check_self_contained(
         '<!doctype html>\n<html lang="en"><head><meta charset="utf-8">'
         '<meta name="viewport" content="width=device-width, initial-scale=1">'
-        f"<title>{html.escape(title)}</title><style>{page_style()}</style></head>"
-        f"<body><main>{body}</main></body></html>\n"
+        f'<meta name="description" content="{html.escape(question)}">'
+        f"<title>{html.escape(title)}</title><style>{page_style()}</style></head><body>{_links(STAGES)}"
+        f'<div class="columns"><main>{body}</main></div><script>{_read("page.js")}</script></body></html>\n'
     )
 
 
@@ -49,12 +82,43 @@ def check_self_contained(page: str) -> str:
     return page
 
 
+def write_page(path: Path, page: str) -> None:
+    """The page, and the list of the pages in its folder."""
+    _write(path, page)
+    _write(path.with_name(INDEX), _index(path.parent))
+
+
+def _write(path: Path, text: str) -> None:
+    with replacing(path) as partial:
+        partial.write_text(text, encoding="utf-8")
+
+
+def revision() -> dict[str, str]:
+    """The commit of the working tree, and the files that differ from it."""
+    try:
+        commit, changed = (
+            subprocess.run(["git", *words], capture_output=True, text=True, check=True).stdout
+            for words in (("rev-parse", "HEAD"), ("status", "--porcelain"))
+        )
+    except (OSError, subprocess.CalledProcessError):
+        return {"Git commit": "not known: this is no working tree of Git"}
+    names = [line[3:] for line in changed.splitlines()]
+    more = f" and {len(names) - MAX_CHANGED} more" if len(names) > MAX_CHANGED else ""
+    return {"Git commit": commit.strip(), "changed since": ", ".join(names[:MAX_CHANGED]) + more or "nothing"}
+
+
 @cache
 def page_style() -> str:
     from pygments.formatters import HtmlFormatter
 
-    style = (FILES / "style.css").read_text(encoding="utf-8")
-    return style + HtmlFormatter(style="default").get_style_defs(".highlight")
+    light, dark = (HtmlFormatter(style=name).get_style_defs(".highlight") for name in ("default", "github-dark"))
+    night = f"@media screen and (prefers-color-scheme: dark) {{ {dark} }}"
+    return "\n".join([light, night, _read("style.css"), _read("utterances.css")])
+
+
+@cache
+def _read(name: str) -> str:
+    return (FILES / name).read_text(encoding="utf-8")
 
 
 @cache
@@ -63,10 +127,71 @@ def _exporter():
     from nbconvert import HTMLExporter
 
     settings = {"template_file": "stage.html.j2", "extra_loaders": [FileSystemLoader(FILES)]}
-    exporter = HTMLExporter(template_name="basic", exclude_anchor_links=True, **settings)
+    exporter = HTMLExporter(template_name="basic", **settings)
     # Its own templates would fetch these two from a content delivery network.
     exporter.require_js_url = exporter.mathjax_url = ""
     return exporter
+
+
+def _plain(markdown: str) -> str:
+    return " ".join(re.sub(r"[*_`#]", "", markdown).split())
+
+
+def _links(names: Sequence[str]) -> str:
+    pages = [("all reports", INDEX), *((name, f"{name}.html") for name in names)]
+    links = "".join(f'<a href="{html.escape(page)}">{html.escape(name)}</a>' for name, page in pages)
+    return f'<header class="pages"><nav aria-label="reports">{links}</nav></header>' if names else ""
+
+
+def _contents(page: str) -> str:
+    items = [f'<li class="h{level}"><a href="#{place}">{text}</a></li>' for level, place, text in HEADING.findall(page)]
+    listed = f"<details><summary>Contents</summary><ul>{''.join(items)}</ul></details>"
+    return f'<nav class="contents" aria-label="contents">{listed}</nav>' if len(items) > 2 else ""
+
+
+def _describe_pictures(notebook: NotebookNode) -> None:
+    """A figure without a description has the sentence that stands above its cell. In place, for the page alone."""
+    sentence, number = "", 0
+    for cell in notebook.cells:
+        if cell.cell_type == "markdown":
+            sentence = _plain(cell.source)
+        for output in cell.get("outputs", []):
+            if "image/png" in output.get("data", {}):
+                number += 1
+                described = output.metadata.setdefault("image/png", {})
+                described.setdefault("alt", f"Figure {number}. {sentence}".strip())
+
+
+def _sounds(notebook: NotebookNode) -> dict[str, str] | None:
+    """Number of a file in the list -> its data: URI; without files that are missing or that are too much for a page."""
+    outputs = (output.get("data", {}) for cell in notebook.cells for output in cell.get("outputs", []))
+    paths = next((data[SOUNDS] for data in outputs if SOUNDS in data), None)
+    return None if paths is None else encode(paths)
+
+
+def encode(paths: Sequence[str | None]) -> dict[str, str]:
+    """Audio files below the working directory -> as `_sounds`, at the highest bit rate at which all fit."""
+    from higgs.audio import compress, load_audio, probe
+
+    here, lengths = Path.cwd().resolve(), {}
+    for number, path in enumerate(paths):
+        if path and (file := Path(path)).is_file() and file.resolve().is_relative_to(here):
+            try:
+                lengths[number] = probe(file)[2]
+            except (ValueError, OSError):
+                continue  # its record says that it is unreadable
+    while lengths:
+        rate = 8 * (SOUND_BYTES - OVERHEAD * len(lengths)) / max(1.0, sum(lengths.values()))
+        if rate >= BIT_RATES[0]:
+            break
+        lengths.popitem()  # the last ones, as the notebook ordered them
+
+    def uri(number: int) -> str:
+        content = compress(*load_audio(paths[number]), int(min(BIT_RATES[1], rate)))
+        return f"data:audio/ogg;base64,{base64.b64encode(content).decode('ascii')}"
+
+    with ThreadPoolExecutor(len(os.sched_getaffinity(0))) as pool:  # libsndfile works outside of Python's lock
+        return dict(zip(map(str, lengths), pool.map(uri, lengths), strict=True))
 
 
 class _ExternalLoads(HTMLParser):
@@ -94,16 +219,70 @@ class _ExternalLoads(HTMLParser):
         self.loads += [load[:80] for load in found]
 
 
-def main(stage: str) -> int:
-    """reports/<stage>.ipynb -> reports/<stage>.html."""
-    source = Path(f"reports/{stage}.ipynb")
-    try:
-        page = to_html(nbformat.read(source, as_version=4), stage)
-    except (FileNotFoundError, NotSelfContained) as error:
-        sys.stderr.write(f"{source}: {error}\n")
-        return 1
-    with replacing(source.with_suffix(".html")) as partial:
-        partial.write_text(page, encoding="utf-8")
+class _Head(HTMLParser):
+    """The title, the description, the notebook's hash and the first paragraph of a page."""
+
+    def __init__(self, page: str) -> None:
+        super().__init__()
+        self.found: dict[str, str] = {}
+        self._inside = ""
+        self.feed(page)
+
+    def handle_starttag(self, tag: str, attributes: list[tuple[str, str | None]]) -> None:
+        named = dict(attributes)
+        if tag == "meta" and named.get("content"):
+            self.found[named.get("name") or ""] = named["content"]
+        if tag in ("title", "p") and tag not in self.found:
+            self._inside, self.found[tag] = tag, ""
+
+    def handle_endtag(self, tag: str) -> None:
+        self._inside = "" if tag == self._inside else self._inside
+
+    def handle_data(self, data: str) -> None:
+        if self._inside:
+            self.found[self._inside] += data
+
+
+def _index(folder: Path) -> str:
+    """The list of the pages in a folder, each with what it answers in one line."""
+    known = [f"{name}.html" for name in (*STAGES, "compare", "speed")]
+    pages = [path for path in folder.glob("*.html") if path.name != INDEX]
+    pages.sort(key=lambda path: (known.index(path.name) if path.name in known else len(known), path.name))
+    items = []
+    for path in pages:
+        head = _Head(path.read_text(encoding="utf-8")).found
+        title = html.escape(head.get("title") or path.stem)
+        line = html.escape(head.get("description") or head.get("p", ""))
+        items.append(f'<li><p><a href="{html.escape(path.name)}">{title}</a><br>{line}</p></li>')
+    return bare_page("Reports", f"<h1>Reports</h1><ul>{''.join(items)}</ul>")
+
+
+def _render(stage: str) -> None:
+    """reports/<stage>.ipynb -> reports/<stage>.html and reports/<stage>.rendered."""
+    source = REPORTS / f"{stage}.ipynb"
+    digest = sha256(source)
+    facts = {"notebook": digest} | revision()
+    write_page(source.with_suffix(".html"), to_html(nbformat.read(source, as_version=4), stage, STAGES, facts))
+    _write(source.with_suffix(".rendered"), f"{digest}\n")
+
+
+def _is_current(stage: str) -> bool:
+    page = REPORTS / f"{stage}.html"
+    if not page.is_file():
+        return False
+    return _Head(page.read_text(encoding="utf-8")).found.get("notebook") == sha256(REPORTS / f"{stage}.ipynb")
+
+
+def main(stage: str | None = None) -> int:
+    stages = [stage] if stage else [s for s in STAGES if (REPORTS / f"{s}.ipynb").is_file() and not _is_current(s)]
+    for name in stages:
+        try:
+            _render(name)
+        except (FileNotFoundError, NotSelfContained) as error:
+            sys.stderr.write(f"{REPORTS / name}.ipynb: {error}\n")
+            return 1
+    if not stages:
+        _write(REPORTS / INDEX, _index(REPORTS))
     return 0
 
 

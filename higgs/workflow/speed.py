@@ -8,8 +8,8 @@ import sys
 from importlib.metadata import version
 from pathlib import Path
 
-from higgs.workflow.outputs import table, write_atomically
-from higgs.workflow.page import bare_page
+from higgs.workflow.outputs import table
+from higgs.workflow.page import bare_page, write_page
 
 PAGE = Path("reports/speed.html")
 INTRODUCTION = (
@@ -44,7 +44,7 @@ def main() -> int:
         "Python": platform.python_version(), "torch": version("torch"),
     }  # fmt: skip
     tables = table([{"machine": name, "": value} for name, value in machine.items()]).data + table(times).data
-    write_atomically(PAGE, bare_page("Speed", INTRODUCTION + tables))
+    write_page(PAGE, bare_page("Speed", INTRODUCTION + tables, "How long did each stage take on this machine?"))
     sys.stdout.write(f"times: {PAGE}\n")
     return 0
 

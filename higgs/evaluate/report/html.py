@@ -1,4 +1,4 @@
-"""What the evaluate notebook shows: tables, utterances with players, and the numbers of metrics.json."""
+"""What the evaluate notebook shows beside the answer and the utterances: tables, and the numbers of metrics.json."""
 
 import html
 from collections.abc import Mapping, Sequence
@@ -7,19 +7,15 @@ from operator import itemgetter
 from pathlib import Path
 from typing import Any
 
-import jiwer
 from IPython.display import HTML
 
-from higgs.audio import load_audio
 from higgs.evaluate.judges.registry import MetricModels
 from higgs.evaluate.long_form import ACCURACY
-from higgs.evaluate.metrics.error_rates import normalize
 from higgs.evaluate.report.gather import GENERATED, RECONSTRUCTED, RECORDED, Results
-from higgs.evaluate.statistics.summary import METRICS, length_class, summarise, with_interval
+from higgs.evaluate.statistics.summary import LENGTHS, METRICS, length_class, summarise, with_interval
 from higgs.evaluate.utterances import FAILED, NOT_SCORED
 from higgs.files import sha256
-from higgs.workflow.outputs import audio_player, picture
-from higgs.workflow.plots import png, small_spectrogram
+from higgs.workflow.outputs import table
 from higgs.workflow.tables import Row, mean_known, read_rows
 
 PACKAGES = ("torch", "transformers", "onnxruntime", "jiwer")
@@ -85,7 +81,7 @@ def opening(origin: Mapping[str, Any], absent: Sequence[str]) -> HTML:
 def by_metric(summary: Sequence[Row], judges: Mapping[str, str | None]) -> list[Row]:
     """The summary transposed: a row for each metric, whose title names its judge, a column for each condition."""
     rows = []
-    for metric in (m for m in METRICS if known(summary, m.name)):
+    for metric in (m for m in METRICS if any(row[m.name] is not None for row in summary)):
         judge = judges.get(metric.judge)
         title = f"{metric.title} ({judge})" if judge else metric.title
         rows.append({"metric": title} | {row["group"]: with_interval(row, metric) for row in summary})
@@ -94,13 +90,34 @@ def by_metric(summary: Sequence[Row], judges: Mapping[str, str | None]) -> list[
 
 def by_group(summary: Sequence[Row], judges: Mapping[str, str | None]) -> tuple[list[Row], str]:
     """A row for each value of "group" under short titles -> the rows, and a caption that explains the titles."""
-    used = {m.name: m for m in METRICS if m.name in BRIEF and known(summary, m.name)}
+    used = {m.name: m for m in METRICS if m.name in BRIEF and any(row[m.name] is not None for row in summary)}
     rows = [{"group": row["group"], "n": row["n"], "texts": row["scripts"]} for row in summary]
     for line, row in zip(rows, summary, strict=True):
         line |= {BRIEF[name]: with_interval(row, metric) for name, metric in used.items()}
     kinds = dict.fromkeys(metric.judge for metric in used.values() if metric.judge)
     caption = "estimate [95 % interval, run-aways as likely in every group]"
     return rows, f"{caption}; judges: {', '.join(str(judges[kind]) for kind in kinds)}"
+
+
+def similarity_note(rows: Sequence[Row]) -> HTML:
+    """Why generated speech may be more similar to its reference than recordings through the codec are to theirs."""
+    generated = [row for row in of_group(rows, GENERATED) if row["similarity"] is not None]
+    described = sum(row["form"] != "voice_clone" for row in generated)
+    if not described:
+        return paragraphs([])
+    return paragraphs(
+        [
+            "<b>Similarities have two kinds of targets</b>, so the codec's number is no ceiling of the others: "
+            "a recording is compared with another recording of the same person, and so is it after the codec, which "
+            f"takes a part of that person's voice away. {described} of {len(generated)} generated samples have a "
+            "described voice: their target is a clip of the speaker whom the checkpoint learned it from."
+        ]
+    )
+
+
+def by_length(parts: Sequence[Row]) -> list[Row]:
+    """Summaries by length of text, the shortest first."""
+    return sorted(parts, key=lambda row: LENGTHS.index(row["group"]))
 
 
 def by_count(summary: Sequence[Row]) -> list[Row]:
@@ -113,8 +130,10 @@ def of_group(rows: Sequence[Row], group: str) -> list[Row]:
     return [row for row in rows if row["group"] == group]
 
 
-def known(rows: Sequence[Row], column: str) -> list[float]:
-    return [float(row[column]) for row in rows if row[column] is not None]
+def known(rows: Sequence[Row], column: str, group: str) -> list[tuple[int, float]]:
+    """Number of the row, value: of the rows of a condition that have one."""
+    of_it = ((i, row[column]) for i, row in enumerate(rows) if row["group"] == group)
+    return [(i, float(value)) for i, value in of_it if value is not None]
 
 
 def ranked(rows: Sequence[Row]) -> list[Row]:
@@ -138,63 +157,61 @@ def by_speaker(summary: Sequence[Row]) -> list[Row]:
     return rows
 
 
+def dialogue_note(voices: Sequence[Row], speakers: Sequence[Row]) -> HTML:
+    """Why dialogues have another WER here than by voice, where there is one of both."""
+    names = {speaker["speaker"] for speaker in speakers}
+    whole = [row for row in voices if " " in row["group"] and names.issuperset(row["group"].split())]
+    total = speakers[-1]["WER %"] if speakers else None
+    if total is None or not whole or whole[0]["wer_percent"] is None:
+        return paragraphs([])
+    rates = ", ".join(f"{html.escape(row['group'])} {row['wer_percent']:.1f} %" for row in whole)
+    return paragraphs(
+        [
+            f"By voice, dialogues of these speakers have another word error rate ({rates}) than here ({total:.1f} %): "
+            "there the recogniser hears a whole dialogue at once, here each turn by itself, with less to go by."
+        ]
+    )
+
+
+def provenance_table(origin: Mapping[str, Any]) -> HTML:
+    """Every setting in a line of its own, folded."""
+    lines = []
+    for name, value in origin.items():
+        inner = value.items() if isinstance(value, Mapping) else [("", value)]
+        lines += [{"what": f"{name}: {key}" if key else name, "value": _shown(some)} for key, some in inner]
+    shown = table(lines, "What the numbers depend on").data
+    return HTML(f"<details><summary>provenance</summary>{shown}</details>")
+
+
+def _shown(value: Any) -> str:
+    if isinstance(value, list | tuple):
+        return ", ".join(map(str, value))
+    return "none" if value is None else str(value)
+
+
 def faults(rows: Sequence[Row]) -> list[Row]:
     """Utterances with a note, or that failed or could not be judged."""
     faulty = [row for row in rows if row["note"] or row["status"] in (*FAILED, *NOT_SCORED)]
     return [{name: row[name] for name in ("group", "name", "status", "note")} for row in faulty]
 
 
-def transcript_diff(text: str, hypothesis: str | None, language: str = "en") -> HTML:
-    """The normalised text, deleted words struck out, and inserted words of the hypothesis after them."""
-    reference, words = (normalize(some or "", language).split() for some in (text, hypothesis))
-    if not reference or not words:
-        return HTML(f"<del>{html.escape(' '.join(reference) or text)}</del> <ins>{html.escape(' '.join(words))}</ins>")
-    (chunks,) = jiwer.process_words(" ".join(reference), " ".join(words)).alignments
-    parts = []
-    for chunk in chunks:
-        old = html.escape(" ".join(reference[chunk.ref_start_idx : chunk.ref_end_idx]))
-        new = html.escape(" ".join(words[chunk.hyp_start_idx : chunk.hyp_end_idx]))
-        changed = [f"<del>{old}</del>"] * bool(old) + [f"<ins>{new}</ins>"] * bool(new)
-        parts += [old] if chunk.type == "equal" else changed
-    return HTML(" ".join(parts))
+def voice_of(row: Row) -> str:
+    return row["voice"] or "described, two speakers"
 
 
-def cards(rows: Sequence[Row]) -> HTML:
-    """Utterances with text, differences, and player where there is audio."""
-    return HTML("".join(map(_card, rows)))
-
-
-def _card(row: Row) -> str:
-    titles = {"similarity": "similarity", "length_ratio": "duration ratio"}
-    numbers = [f"WER {row['wer_percent']:.0f} %"]
-    numbers += [f"{title} {row[name]:.2f}" for name, title in titles.items() if row[name] is not None]
-    facts = ", ".join(fact for fact in (row["form"], row["voice"], *numbers) if fact)
-    player = "<p>no audio</p>"
-    if row["seconds"]:
-        waveform, rate = load_audio(row["path"])
-        spectrogram = picture(png(small_spectrogram(waveform, rate)), f"spectrogram of {row['name']}")
-        player = audio_player(waveform, rate)._repr_html_() + spectrogram._repr_html_()
-    words = transcript_diff(row["text"], row["heard"], row["language"])._repr_html_()
-    return (
-        f'<div class="card"><div><b>{html.escape(row["name"])}</b> <small>{html.escape(facts)}</small>'
-        f"<p>{html.escape(row['text'])}</p><p>{words}</p></div><div>{player}</div></div>"
-    )
+def voices_of(rows: Sequence[Row]) -> dict[str, list[Row]]:
+    """The generated utterances of each voice."""
+    voices: dict[str, list[Row]] = {}
+    for row in of_group(rows, GENERATED):
+        voices.setdefault(voice_of(row), []).append(row)
+    return voices
 
 
 def parts_of(rows: Sequence[Row], resamples: int, seed: int) -> dict[str, list[Row]]:
     """Summaries of the generated utterances by voice, by form of prompt, and by length of text."""
-    keys = {"voice": lambda row: row["voice"] or "described, two speakers", "form": itemgetter("form")}
-    keys["length"] = length_class
+    keys = {"voice": voice_of, "form": itemgetter("form"), "length": length_class}
     generated = of_group(rows, GENERATED)
     return {name: summarise(sorted(generated, key=key), resamples, seed, key) for name, key in keys.items()}
-
-
-def headline(summary: Sequence[Row]) -> HTML:
-    """The word error rates in one sentence."""
-    rate = "{group} {wer_percent:.1f} % ({wer_percent_low:.1f} to {wer_percent_high:.1f})"
-    rates = [rate.format(**row) for row in summary if row["wer_percent"] is not None]
-    line = f"<b>Word error rate</b> (95 % interval): {html.escape(', '.join(rates))}."
-    return paragraphs([line if rates else "No words were judged."])
 
 
 def coverage_note(coverage: Row, seeds: tuple[float | None, int]) -> HTML:

@@ -51,6 +51,7 @@ METRICS = (
     Metric("cap_hit_percent", "cap_hit", "stopped by the frame cap, %", "lower", scale=100, rate=True),
 )  # fmt: skip
 ENDS = ("", "_low", "_high")
+LENGTHS = ("up to 5 words", "6 to 12 words", "13 words and more")  # the shortest first
 Sample = tuple[int | None, float, float]  # seed, numerator, denominator
 
 
@@ -143,7 +144,7 @@ def _texts_for_a_run_away(rows: Sequence[Row]) -> float:
 def length_class(row: Row) -> str:
     """A class of text lengths, to summarise by."""
     words = row["words"] or 0
-    return "up to 5 words" if words <= 5 else "6 to 12 words" if words <= 12 else "13 words and more"
+    return LENGTHS[(words > 5) + (words > 12)]
 
 
 def with_interval(row: Row, metric: Metric) -> str | None:
