@@ -21,12 +21,13 @@ MAY_IMPORT = {
     "workflow": {"checkpoint"},
     "train": {"codec", "model", "data", "checkpoint", "workflow"},
     "evaluate": {"data", "workflow"},
+    "comparison": {"evaluate", "data", "workflow"},
 }
 EVERYTHING = {"__main__.py"}  # and cli/
 HTTP = {"serve/http/app.py", "serve/http/access.py", "serve/http/speech_response.py"}
 LIBRARIES = {
     "torchaudio": {"audio.py"},
-    "soundfile": {"audio.py", "serve/http/audio_encoder.py"},
+    "soundfile": {"audio.py", "comparison/clips.py", "serve/http/audio_encoder.py"},
     "matplotlib": {"workflow/plots.py"},
     "huggingface_hub": {"checkpoint/resolve.py"},
     "s3fs": {"checkpoint/s3.py"},
@@ -44,7 +45,7 @@ LIBRARIES = {
     **dict.fromkeys(["fastapi", "starlette", "uvicorn"], HTTP),
     "pydantic": {
         "validation.py", "config.py", "workflow/params.py", "data/chatml_json.py", "data/text/chunks.py",
-        "data/training/manifest.py", "data/recordings.py", "data/scripts.py", "serve/http/speech_request.py",
+        "data/training/manifest.py", "data/recordings.py", "comparison/ratings.py", "data/scripts.py", "serve/http/speech_request.py",
     },
     "prometheus_client": {"serve/http/prometheus.py"},
     "typer": {f"cli/{path.name}" for path in (PACKAGE / "cli").glob("*.py")},

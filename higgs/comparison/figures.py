@@ -60,7 +60,8 @@ def scatter(points: Sequence[tuple[float, float]], letters: str, titles: tuple[s
     parts += [
         '<path class="axis" d="M50 20V230H380"/>',
         f'<text x="50" y="246">{left:.1f}</text><text x="380" y="246" text-anchor="end">{right:.1f}</text>',
-        f'<text x="44" y="230" text-anchor="end">{bottom:.2f}</text><text x="44" y="26" text-anchor="end">{top:.2f}</text>',
+        f'<text x="44" y="230" text-anchor="end">{bottom:.2f}</text>',
+        f'<text x="44" y="26" text-anchor="end">{top:.2f}</text>',
         f'<text x="215" y="262" text-anchor="middle">{html.escape(titles[0])}</text>',
         f'<text transform="translate(14 125) rotate(-90)" text-anchor="middle">{html.escape(titles[1])}</text>',
     ]

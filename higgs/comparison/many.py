@@ -64,7 +64,9 @@ def compare_runs(runs: Sequence[Run], choice: Choice, more: Sequence[Row] = (), 
     return Findings(runs, rows, every_note, tables, provenance, rankings)
 
 
-def rank(tables: Sequence[Sequence[Row]], provenance: Sequence[dict[str, Any]], choice: Choice) -> dict[Metric, list[Row]]:
+def rank(
+    tables: Sequence[Sequence[Row]], provenance: Sequence[dict[str, Any]], choice: Choice
+) -> dict[Metric, list[Row]]:
     """Metric -> its runs from the best down, over the texts that all have: place, estimate with interval, verdict.
 
     Holm's correction is over all pairs of runs, so that it holds whichever turns out to be the best.
@@ -109,26 +111,30 @@ def front(points: Sequence[tuple[float, float]]) -> list[int]:
     return sorted(best, key=lambda place: points[place])
 
 
-def texts_of(findings: Findings) -> list[tuple[float, list[Row]]]:
-    """The samples that all runs have, one row for each seed (else in order): the most changed text first.
-
-    With each the change, the largest difference of its word error rates between two runs, in points; of the samples
-    of a text, that which changed most comes first.
-    """
-    shared = shared_scripts(findings.tables, [], findings.letters)
-    by_script: list[dict[str, list[Row]]] = [{} for _ in findings.tables]
-    for own, table in zip(by_script, findings.tables, strict=True):
+def shared_samples(tables: Sequence[Sequence[Row]]) -> dict[str, list[list[Row]]]:
+    """Script -> the samples that all runs have of it, each a row of every run: by seed, or in order without shared ones."""
+    shared = shared_scripts(tables, [], ascii_uppercase[: len(tables)])
+    by_script: list[dict[str, list[Row]]] = [{} for _ in tables]
+    for own, table in zip(by_script, tables, strict=True):
         for row in table:
             if row["script"] in shared:
                 own.setdefault(row["script"], []).append(row)
+    samples = {}
+    for script, first in by_script[0].items():
+        sides = [{row["seed"]: row for row in reversed(own[script])} for own in by_script]
+        seeds = [seed for seed in dict.fromkeys(row["seed"] for row in first) if all(seed in side for side in sides)]
+        in_order = zip(*(own[script] for own in by_script), strict=False)
+        samples[script] = [[side[seed] for side in sides] for seed in seeds] or [list(rows) for rows in in_order]
+    return samples
+
+
+def texts_of(findings: Findings) -> list[tuple[float, list[Row]]]:
+    """The samples that all runs have: the most changed text first, and of its samples that which changed most.
+
+    With each its change, the largest difference of its word error rates between two runs, in points.
+    """
     texts = []
-    for script in (script for script in by_script[0] if script in shared):
-        sides = [own[script] for own in by_script]
-        seeds = [row["seed"] for row in sides[0] if all(any(r["seed"] == row["seed"] for r in side) for side in sides)]
-        if seeds:
-            samples = [[next(r for r in side if r["seed"] == seed) for side in sides] for seed in dict.fromkeys(seeds)]
-        else:
-            samples = [list(rows) for rows in zip(*sides, strict=False)]
+    for samples in shared_samples(findings.tables).values():
         changes = sorted(((_change(rows), rows) for rows in samples), key=lambda pair: -pair[0])
         texts.append((sum(change for change, _ in changes) / len(changes), changes))
     texts.sort(key=lambda pair: -pair[0])

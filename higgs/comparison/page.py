@@ -21,7 +21,7 @@ escape = html.escape
 
 
 def to_page(findings: Findings) -> str:
-    """-> one page of at most 8 MB; where the sound of all texts is too large, the texts that changed most have theirs."""
+    """-> one page of at most 8 MB: where the sound of all is too much, the texts that changed most have theirs."""
     title = " against ".join(run.name for run in findings.runs)
     samples = texts_of(findings)
     texts, size = [], 0
@@ -53,9 +53,9 @@ def _numbers(findings: Findings, samples: Sequence[tuple[float, list[Row]]]) -> 
         f"<p>{legend}</p><p><b>{escape(verdict(findings.rows))}</b></p>",
         *(f"<p>{escape(line)}</p>" for line in power(findings.rows)),
         '<p><a href="#texts">To the texts and their sound</a></p><h2>Differences</h2>',
-        "<p>All runs spoke the same texts, so they are paired text by text with the first, A: the interval of a difference "
-        "is bootstrapped over texts, p is that of a permutation test. Texts: in how many the metric differs, of how many."
-        "</p>",
+        "<p>All runs spoke the same texts, so they are paired text by text with the first, A: the interval of a "
+        "difference is bootstrapped over texts, p is that of a permutation test. Texts: in how many the metric differs, "
+        "of how many.</p>",
         _metrics(findings),
         *(f"<p>{escape(note)}</p>" for note in findings.notes),
     ]
@@ -77,14 +77,16 @@ def _metrics(findings: Findings) -> str:
         group = list(group)
         limit = axis_limit(group)
         for row in group:
-            title, a, b, change, p, p_holm, least, word = cells(row)
+            title, a, b, change, p, p_holm, least, decision = cells(row)
             run = f" <b>{row['letter']}</b>" if several else ""
-            values = [a, b, change, difference_bar(row, limit), p, p_holm, least, f"{row['changed']} of {row['n']}"]
+            words = [a, b, change, p, p_holm, least, f"{row['changed']} of {row['n']}"]
+            values = [escape(word) for word in words]
+            values.insert(3, difference_bar(row, limit))
             body = "".join(
-                f'<td class="number" data-name="{escape(name)}">{value if value.startswith("<svg") else escape(value)}</td>'
+                f'<td class="number" data-name="{escape(name)}">{value}</td>'
                 for name, value in zip(names[1:], values, strict=True)
             )
-            lines.append(f"<tr><td>{escape(title)}{run}</td>{body}<td><b>{escape(word)}</b></td></tr>")
+            lines.append(f"<tr><td>{escape(title)}{run}</td>{body}<td><b>{escape(decision)}</b></td></tr>")
     head = "".join(f"<th>{escape(name)}</th>" for name in (*names, "verdict"))
     table = f'<table class="metrics"><thead><tr>{head}</tr></thead><tbody>{"".join(lines)}</tbody></table>'
     return f'<div class="wide">{table}</div>'
@@ -92,8 +94,8 @@ def _metrics(findings: Findings) -> str:
 
 def _rankings(findings: Findings) -> list[str]:
     parts = [
-        "<h2>Ranking</h2><p>Over the texts that all runs have. Holm's correction is over all pairs of runs of a metric; a "
-        "run that is not told apart from the best is marked.</p>"
+        "<h2>Ranking</h2><p>Over the texts that all runs have. Holm's correction is over all pairs of runs of a metric; "
+        "a run that is not told apart from the best is marked.</p>"
     ]
     for metric, rows in findings.rankings.items():
         digits = 1 if metric.name.endswith("percent") else 3
@@ -113,8 +115,10 @@ def _rankings(findings: Findings) -> list[str]:
     if len(estimates) == 2:
         points = [(estimates[0][run], estimates[1][run]) for run in range(len(findings.runs))]
         titles = "word error rate, %", "similarity to the reference voice"
-        parts.append("<h2>Words against voice</h2><p>To the upper left is better. The dashed line joins the runs that no "
-                     "other beats in both; intervals are in the tables above.</p>")  # fmt: skip
+        parts.append(
+            "<h2>Words against voice</h2><p>To the upper left is better. The dashed line joins the runs that no other beats "
+            "in both; intervals are in the tables above.</p>"
+        )
         parts.append(scatter(points, findings.letters, titles))
     return parts
 
@@ -134,7 +138,8 @@ def _matrix(samples: Sequence[tuple[float, list[Row]]], letters: str) -> str:
         lines.append(f'<tr data-row="{number}"><td>{escape(rows[0]["text"])}</td>{cells_of}</tr>')
     head = "".join(f"<th>{name}</th>" for name in ("text", *(f"{letter}: WER %" for letter in letters)))
     table = f"<table><thead><tr>{head}</tr></thead><tbody>{''.join(lines)}</tbody></table>"
-    return f'<h2>All texts by run</h2><details><summary>{len(lines)} texts</summary><div class="wide">{table}</div></details>'
+    folded = f'<details><summary>{len(lines)} texts</summary><div class="wide">{table}</div></details>'
+    return f"<h2>All texts by run</h2>{folded}"
 
 
 def _percent(value: float | None) -> str:
@@ -147,8 +152,9 @@ def _text(number: int, change: float, rows: Sequence[Row], letters: str) -> str:
     facts = [first["voice"], first["form"], "" if first["seed"] is None else f"seed {first['seed']}"]
     sides = []
     for side, row in enumerate(rows):
-        numbers = {"WER %": row["wer_percent"], "similarity": row["similarity"], "quality": row["mos_overall"]}
-        shown = [f"{name} {value:.{0 if name == 'WER %' else 2}f}" for name, value in numbers.items() if value is not None]
+        shown = [] if row["wer_percent"] is None else [f"WER {row['wer_percent']:.0f} %"]
+        numbers = {"similarity": row["similarity"], "quality": row["mos_overall"]}
+        shown += [f"{name} {value:.2f}" for name, value in numbers.items() if value is not None]
         shown += [row["status"]] * (row["status"] != OK) + [row["note"]] * bool(row["note"])
         words = transcript_diff(row["text"], row["heard"], row["language"])._repr_html_()
         sides.append(
@@ -165,13 +171,14 @@ def _text(number: int, change: float, rows: Sequence[Row], letters: str) -> str:
 
 def _listing(texts: Sequence[str], note: str) -> str:
     return (
-        '<h2 id="texts">Texts that changed most</h2><p>Space plays and pauses, Tab switches to the other run at the same '
-        "moment, 1 to 9 choose a run; a click into a spectrogram plays from there. Struck out: words of the text that were "
-        "not recognised; in italics: what was recognised in their place. Spectrograms have one scale: 0 to 12 kHz, 80 dB, "
-        'the same width for a second within a text.</p><p id="fault" role="alert" hidden></p>'
-        f'<div class="tools"><label>Search <input id="search" type="search" maxlength="100"></label><label>'
-        f'<input id="changed" type="checkbox"> only texts that changed</label><span id="count" class="dim"></span></div>'
-        f'<p class="dim">{escape(note)}</p>{"".join(texts[:MOST])}<h2>The other texts and seeds</h2>{"".join(texts[MOST:])}'
+        '<h2 id="texts">Texts that changed most</h2><p>Space plays and pauses, Tab switches to the other run at the '
+        "same moment, 1 to 9 choose a run; a click into a spectrogram plays from there. Struck out: words of the text "
+        "that were not recognised; in italics: what was recognised in their place. Spectrograms have one scale: 0 to "
+        '12 kHz, 80 dB, the same width for a second within a text.</p><p id="fault" role="alert" hidden></p>'
+        '<div class="tools"><label>Search <input id="search" type="search" maxlength="100"></label><label>'
+        '<input id="changed" type="checkbox"> only texts that changed</label><span id="count" class="dim"></span></div>'
+        f'<p class="dim">{escape(note)}</p>{"".join(texts[:MOST])}'
+        f"<h2>The other texts and seeds</h2>{''.join(texts[MOST:])}"
     )
 
 

@@ -23,7 +23,7 @@ Stages = Mapping[str, Mapping[str, Any]]
 
 @dataclass(frozen=True)
 class Run:
-    """`folder` has the tables of evaluate, `root` the folder `results` with the sound; `note` says where both are from."""
+    """`folder` has the tables of evaluate, `root` the folder `results` with the sound; `note` says where they are from."""
 
     name: str
     folder: Path
@@ -102,7 +102,7 @@ def _hashes(stages: Stages) -> dict[str, str]:
 
 
 def same_work(a: Stages, b: Stages) -> bool:
-    """Whether two locks have the same commands, parameters, code and data: then results differ by the processor alone."""
+    """Whether two locks have the same commands, parameters, code and data: results then differ by the processor alone."""
     names = [name for name in ("tokenize", "generate", "evaluate") if name in a]
     return bool(names) and all(_work(a[name]) == _work(b.get(name, {})) for name in names)
 

@@ -49,7 +49,9 @@ def power(rows: Sequence[Row]) -> list[str]:
     lines, blind = [], [row for row in rows if row["smallest_p_holm"] > ALPHA]
     for n in sorted({row["n"] for row in blind}):
         least = min(row["smallest_p_holm"] for row in blind if row["n"] == n)
-        titles = "every metric" if len(blind) == len(rows) else f"{sum(row['n'] == n for row in blind)} of {len(rows)} tests"
+        titles = (
+            "every metric" if len(blind) == len(rows) else f"{sum(row['n'] == n for row in blind)} of {len(rows)} tests"
+        )
         lines.append(
             f"With {n} texts nothing can be found in {titles}: after Holm's correction for {len(rows)} tests "
             f"no p is below {least:.2g}, however large the difference."

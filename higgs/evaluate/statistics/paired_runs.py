@@ -58,7 +58,9 @@ def compare(
     files = [Path(folder) / PROVENANCE for folder in (folder_a, folder_b)]
     provenance = tuple(json.loads(file.read_text(encoding="utf-8")) if file.is_file() else {} for file in files)
     chosen = [scored_rows(table, group) for table in tables]
-    notes = [f"{side} has no rows of the group {group!r}." for side, rows in zip(letters, chosen, strict=True) if not rows]
+    notes = [
+        f"{side} has no rows of the group {group!r}." for side, rows in zip(letters, chosen, strict=True) if not rows
+    ]
     shared = shared_scripts(chosen, notes, letters)
     if len(shared) < 2:
         both = f"{folder_a} and {folder_b} share {len(shared)} scripts of the group {group!r}"
@@ -118,7 +120,8 @@ def decide(rows: Sequence[Row], settings: Resampling) -> None:
     by the row's `letter`.
     """
     adjusted = holm({place: row["p"] for place, row in enumerate(rows)})
-    floors = holm({place: smallest_p(row["n"], settings) for place, row in enumerate(rows)})
+    least = {place: row.get("smallest_p", smallest_p(row["n"], settings)) for place, row in enumerate(rows)}
+    floors = holm(least)
     for place, row in enumerate(rows):
         row |= {"p_holm": adjusted[place], "smallest_p_holm": floors[place]}
         row["detectable"] = detectable_difference(row["standard_error"], row["n"], len(rows), settings)
