@@ -45,7 +45,8 @@ LIBRARIES = {
     **dict.fromkeys(["fastapi", "starlette", "uvicorn"], HTTP),
     "pydantic": {
         "validation.py", "config.py", "workflow/params.py", "data/chatml_json.py", "data/text/chunks.py",
-        "data/training/manifest.py", "data/recordings.py", "comparison/ratings.py", "data/scripts.py", "serve/http/speech_request.py",
+        "data/training/manifest.py", "data/recordings.py", "data/scripts.py", "serve/http/speech_request.py",
+        "comparison/ratings.py",
     },
     "prometheus_client": {"serve/http/prometheus.py"},
     "typer": {f"cli/{path.name}" for path in (PACKAGE / "cli").glob("*.py")},

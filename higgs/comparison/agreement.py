@@ -14,10 +14,10 @@ def sign_flip_p(values: Sequence[int]) -> float:
     sizes = [abs(int(value)) for value in values if value]
     chances = np.ones(1)
     for size in sizes:
-        spread = np.zeros(len(chances) + 2 * size)
-        spread[: len(chances)] += chances / 2
-        spread[2 * size :] += chances / 2
-        chances = spread
+        wider = np.zeros(len(chances) + 2 * size)
+        wider[: len(chances)] += chances / 2
+        wider[2 * size :] += chances / 2
+        chances = wider
     centre = (len(chances) - 1) // 2
     distance = abs(np.arange(len(chances)) - centre)
     return min(1.0, float(chances[distance >= abs(sum(values))].sum()))

@@ -137,22 +137,29 @@ def make_test(
         pairs = list(zip(ids, trial.stimuli, strict=True))
         stimuli = [{"id": name, "clip": files.index(stimulus.file)} for name, stimulus in pairs]
         shown.append({"trial": str(number), "text": trial.row["text"], "stimuli": stimuli})
-        heard_as = {name: {"system": s.system, "sha256": sha256(s.file)} for name, s in pairs}
+        sources = {name: {"system": s.system, "sha256": sha256(s.file)} for name, s in pairs}
         about = {"script": trial.row["script"], "seed": trial.row["seed"], "text": trial.row["text"]}
-        known.append({"trial": str(number), **about, "stimuli": heard_as})
+        known.append({"trial": str(number), **about, "stimuli": sources})
     contents = [[t["trial"], t["text"], [[s["id"], digests[files[s["clip"]]]] for s in t["stimuli"]]] for t in shown]
-    heard = hashlib.sha256(json.dumps([kind, KBIT, contents]).encode()).hexdigest()
+    identity = hashlib.sha256(json.dumps([kind, KBIT, contents]).encode()).hexdigest()
     count = len(trials)
     data = {
         "format": FORMAT,
-        "page": heard,
+        "page": identity,
         "kind": kind,
         "trials": shown[:count],
         "training": shown[count:],
         "clips": clips,
     }
     names = [run.name for run in runs]
-    key = {"format": KEY_FORMAT, "page": heard, "kind": kind, "seed": seed, "systems": names, "trials": known[:count]}
+    key = {
+        "format": KEY_FORMAT,
+        "page": identity,
+        "kind": kind,
+        "seed": seed,
+        "systems": names,
+        "trials": known[:count],
+    }
     return page("Listening test", BODY, data, SCRIPTS), key
 
 

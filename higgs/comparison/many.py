@@ -112,7 +112,7 @@ def front(points: Sequence[tuple[float, float]]) -> list[int]:
 
 
 def shared_samples(tables: Sequence[Sequence[Row]]) -> dict[str, list[list[Row]]]:
-    """Script -> the samples that all runs have of it, each a row of every run: by seed, or in order without shared ones."""
+    """Script -> the samples that all runs have of it, each a row of every run: by seed, else in order."""
     shared = shared_scripts(tables, [], ascii_uppercase[: len(tables)])
     by_script: list[dict[str, list[Row]]] = [{} for _ in tables]
     for own, table in zip(by_script, tables, strict=True):

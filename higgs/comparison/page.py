@@ -54,8 +54,8 @@ def _numbers(findings: Findings, samples: Sequence[tuple[float, list[Row]]]) -> 
         *(f"<p>{escape(line)}</p>" for line in power(findings.rows)),
         '<p><a href="#texts">To the texts and their sound</a></p><h2>Differences</h2>',
         "<p>All runs spoke the same texts, so they are paired text by text with the first, A: the interval of a "
-        "difference is bootstrapped over texts, p is that of a permutation test. Texts: in how many the metric differs, "
-        "of how many.</p>",
+        "difference is bootstrapped over texts, p is that of a permutation test. Texts: in how many the metric "
+        "differs, of how many.</p>",
         _metrics(findings),
         *(f"<p>{escape(note)}</p>" for note in findings.notes),
     ]
@@ -94,8 +94,8 @@ def _metrics(findings: Findings) -> str:
 
 def _rankings(findings: Findings) -> list[str]:
     parts = [
-        "<h2>Ranking</h2><p>Over the texts that all runs have. Holm's correction is over all pairs of runs of a metric; "
-        "a run that is not told apart from the best is marked.</p>"
+        "<h2>Ranking</h2><p>Over the texts that all runs have. Holm's correction is over all pairs of runs of a "
+        "metric; a run that is not told apart from the best is marked.</p>"
     ]
     for metric, rows in findings.rankings.items():
         digits = 1 if metric.name.endswith("percent") else 3
@@ -116,8 +116,8 @@ def _rankings(findings: Findings) -> list[str]:
         points = [(estimates[0][run], estimates[1][run]) for run in range(len(findings.runs))]
         titles = "word error rate, %", "similarity to the reference voice"
         parts.append(
-            "<h2>Words against voice</h2><p>To the upper left is better. The dashed line joins the runs that no other beats "
-            "in both; intervals are in the tables above.</p>"
+            "<h2>Words against voice</h2><p>To the upper left is better. The dashed line joins the runs that no other "
+            "beats in both; intervals are in the tables above.</p>"
         )
         parts.append(scatter(points, findings.letters, titles))
     return parts

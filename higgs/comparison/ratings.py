@@ -185,9 +185,10 @@ def preference_row(answers: Mapping[str, Mapping[str, int]], letter: str = "B") 
         "changed": sum(any(values) for values in signs),
     }  # fmt: skip
     for_b, for_a = sum(value > 0 for value in sums), sum(value < 0 for value in sums)
+    by_sign = sign_flip_p([int(np.sign(value)) for value in sums])
     notes = [
         f"By most listeners {letter} was preferred in {for_b} texts, A in {for_a}, neither in "
-        f"{len(sums) - for_b - for_a}: sign test over texts, p = {sign_flip_p([int(np.sign(value)) for value in sums]):.3g}.",
+        f"{len(sums) - for_b - for_a}: sign test over texts, p = {by_sign:.3g}.",
         _over_listeners(answers),
         _agreement(by_text),
     ]

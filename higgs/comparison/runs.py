@@ -23,7 +23,7 @@ Stages = Mapping[str, Mapping[str, Any]]
 
 @dataclass(frozen=True)
 class Run:
-    """`folder` has the tables of evaluate, `root` the folder `results` with the sound; `note` says where they are from."""
+    """`folder` has the tables of evaluate, `root` the sound under `results/`; `note` says where they are from."""
 
     name: str
     folder: Path
@@ -49,8 +49,8 @@ def find_run(name: str, scratch: Path) -> Run:
         return checked(Run(name, EVALUATED, Path()))
     if Path(name).is_dir():
         folder = Path(name)
-        inside = [folder / EVALUATED, folder / "evaluate"]
-        folder = next((f for f in inside if f.is_dir()), folder)
+        usual = [folder / EVALUATED, folder / "evaluate"]
+        folder = next((f for f in usual if f.is_dir()), folder)
         return checked(Run(name, folder, folder.parent.parent if folder.name == "evaluate" else folder))
     commit = _git("rev-parse", "--verify", "--quiet", f"{name}^{{commit}}").strip()
     if not commit:
@@ -102,7 +102,7 @@ def _hashes(stages: Stages) -> dict[str, str]:
 
 
 def same_work(a: Stages, b: Stages) -> bool:
-    """Whether two locks have the same commands, parameters, code and data: results then differ by the processor alone."""
+    """Whether two locks have the same commands, parameters, code and data: the processor is all that differs."""
     names = [name for name in ("tokenize", "generate", "evaluate") if name in a]
     return bool(names) and all(_work(a[name]) == _work(b.get(name, {})) for name in names)
 
