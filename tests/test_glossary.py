@@ -43,6 +43,8 @@ EXCEPTIONS = [
     ("workflow/lock.py", "row", "of a table in Parquet"),
     ("cli/checkpoint_report.py", "row", "of the printed table"),
     ("cli/compare.py", "row column", "of the printed table"),
+    ("comparison/*.py", "row column", "of tables that are shown"),
+    ("comparison/*.py", "listener", "a person who rates sounds"),
     ("evaluate/report/*.py", "row column", "of tables that are shown"),
     ("evaluate/statistics/*.py", "row column", "of the tables of results, and of matrices of resamples"),
     ("evaluate/metrics/codec.py", "row column", "of the table of codec metrics"),

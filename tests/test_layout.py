@@ -21,6 +21,7 @@ MAY_IMPORT = {
     "workflow": {"checkpoint"},
     "train": {"codec", "model", "data", "checkpoint", "workflow"},
     "evaluate": {"data", "workflow"},
+    "comparison": {"evaluate", "data", "workflow"},
 }
 EVERYTHING = {"__main__.py"}  # and cli/
 HTTP = {f"serve/http/{name}.py" for name in ("app", "access", "pages", "references", "speech_response")}
@@ -45,7 +46,7 @@ LIBRARIES = {
     "pydantic": {
         "validation.py", "config.py", "workflow/params.py", "data/chatml_json.py", "data/text/chunks.py",
         "data/training/manifest.py", "data/recordings.py", "data/scripts.py", "serve/http/references.py",
-        "serve/http/speech_request.py",
+        "serve/http/speech_request.py", "comparison/ratings.py",
     },
     "prometheus_client": {"serve/http/prometheus.py"},
     "typer": {f"cli/{path.name}" for path in (PACKAGE / "cli").glob("*.py")},

@@ -10,10 +10,10 @@ from typing import Annotated
 
 import typer
 
-from higgs.cli import compare, finetune, inspect, serve, speak, voices
+from higgs.cli import compare, finetune, inspect, listen, serve, speak, voices
 
 app = typer.Typer(no_args_is_help=True, rich_markup_mode=None, pretty_exceptions_enable=False)
-for command in (speak.speak, serve.serve, inspect.inspect, compare.compare, finetune.finetune):
+for command in (speak.speak, serve.serve, inspect.inspect, compare.compare, listen.listen, finetune.finetune):
     app.command()(command)
 app.add_typer(voices.app, name="voices")
 

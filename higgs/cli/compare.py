@@ -1,77 +1,61 @@
-"""`higgs compare A B`: two runs, found, compared, and shown on one page."""
+"""`higgs compare A B ...`: runs, found, compared, and heard on one page."""
 
-import shutil
-import subprocess
-import sys
 import tempfile
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Any
 
 from typer import Argument, Option
 
-RESULTS = Path("results/evaluate")
-WHERE = "a folder with utterances.parquet, a Git revision, an experiment, or `workspace`"
+WHERE = "two or more: a folder with results, a Git revision, an experiment, or `workspace`"
 
 
 def compare(
-    a: Annotated[str, Argument(help=WHERE)],
-    b: Annotated[str, Argument(help=WHERE)],
+    runs: Annotated[list[str], Argument(help=WHERE, metavar="A B [C ...]")],
     group: Annotated[str, Option(help="which utterances")] = "generated",
     cluster: Annotated[str, Option(help="what is resampled: script, speaker or voice")] = "script",
     resamples: Annotated[int, Option(min=1, help="of texts")] = 10_000,
     seed: Annotated[int, Option(min=0, help="of the resampling")] = 0,
+    ratings: Annotated[list[Path] | None, Option(help="listeners' answers to a page of `higgs listen`")] = None,
+    key: Annotated[Path, Option(help="the key of that page")] = Path("reports/listen.key.json"),
     out: Annotated[Path, Option(help="the page")] = Path("reports/compare.html"),
 ) -> None:
-    """Compare two runs text by text.
+    """Compare runs text by text, each with the first.
 
-    Differences with intervals, tests, and a page.
+    Differences with intervals, tests, and a page on which every text can be heard in all of them.
     """
-    from higgs.evaluate.report.compare_page import to_page, verdict
-    from higgs.evaluate.statistics.paired_runs import TABLE, compare, scored_rows
+    from higgs.comparison.many import Choice, compare_runs
+    from higgs.comparison.page import to_page
+    from higgs.comparison.ratings import rated
+    from higgs.comparison.runs import find_run
+    from higgs.comparison.tables import power, verdict
+    from higgs.evaluate.statistics.intervals import Resampling
+    from higgs.files import check_place
     from higgs.workflow.outputs import write_atomically
-    from higgs.workflow.tables import find_table, read_rows
 
+    # `--ratings A.json B.json`: the second word is no run.
+    files = [*(ratings or []), *(Path(name) for name in runs if ratings and name.endswith(".json"))]
+    runs = [name for name in runs if not (ratings and name.endswith(".json"))]
+    if len(runs) < 2:
+        raise ValueError(f"compare takes two runs or more, got {len(runs)}: {', '.join(runs)}")
+    check_place(out)
     with tempfile.TemporaryDirectory() as scratch:
-        folders = [find(name, Path(scratch) / side) for name, side in ((a, "a"), (b, "b"))]
-        found = compare(*folders, group, resamples, seed, cluster=cluster)
-        rows = [scored_rows(read_rows(find_table(f, TABLE)), group) for f in folders]
-    write_atomically(out, to_page(found, (a, b), rows))
-    print("\n".join([*aligned(found), *found.notes, verdict(found), f"page: {out}"]))
+        found = [find_run(name, Path(scratch) / str(place)) for place, name in enumerate(runs)]
+        choice = Choice(group, cluster, Resampling(resamples, seed))
+        rows, notes = rated(files, key, found, choice.settings) if files else ([], [])
+        findings = compare_runs(found, choice, rows, notes)
+        write_atomically(out, to_page(findings))
+    lines = [*power(findings.rows), *findings.notes, verdict(findings.rows)]
+    print("\n".join([*aligned(findings.rows, len(runs) > 2), *lines, f"page: {out}"]))
 
 
-def aligned(found: Any) -> list[str]:
-    """A `Comparison` -> the lines of its table."""
-    from higgs.evaluate.report.compare_page import COLUMNS, cells
+def aligned(rows: Sequence[dict[str, Any]], several: bool = False) -> list[str]:
+    """Rows of a comparison -> the lines of a table."""
+    from higgs.comparison.tables import COLUMNS, cells
 
-    lines = [list(COLUMNS), *(cells(row) for row in found.rows)]
+    names = [name.replace("B", "other") for name in COLUMNS] if several else list(COLUMNS)
+    lines = [names, *(cells(row) for row in rows)]
+    if several:
+        lines = [["run", *names], *([row["letter"], *line] for row, line in zip(rows, lines[1:], strict=True))]
     widths = [max(map(len, texts)) for texts in zip(*lines, strict=True)]
     return ["  ".join(t.ljust(w) for t, w in zip(line, widths, strict=True)).rstrip() for line in lines]
-
-
-def find(name: str, scratch: Path) -> Path:
-    """A folder, `workspace`, a revision or an experiment -> the folder with its results, of DVC's cache. ValueError."""
-    if name == "workspace":
-        return RESULTS
-    if Path(name).is_dir():
-        results = Path(name) / RESULTS
-        return results if results.is_dir() else Path(name)
-    # A revision, or the name of an experiment.
-    commit = _git("rev-parse", "--verify", "--quiet", f"{name}^{{commit}}").strip()
-    if not commit:
-        experiments = _git("for-each-ref", "--format=%(refname:lstrip=-1) %(objectname)", "refs/exps")
-        commit = dict(line.split(" ") for line in reversed(experiments.splitlines())).get(name)
-    if not commit:
-        raise ValueError(f"{name!r} is no folder, no revision of Git, and no experiment of DVC")
-    tool = shutil.which("dvc") or str(Path(sys.executable).with_name("dvc"))
-    command = [tool, "get", "--quiet", ".", str(RESULTS), "--rev", commit, "-o", str(scratch)]
-    done = subprocess.run(command, capture_output=True, text=True)
-    if done.returncode:
-        advice = "its results are not in this machine's cache of DVC: check it out and run `dvc repro`"
-        raise ValueError(f"{name}: {advice}\n{done.stderr.strip()[-500:]}")
-    return scratch
-
-
-def _git(*words: str) -> str:
-    """What Git prints; nothing where it fails."""
-    done = subprocess.run(["git", *words], capture_output=True, text=True)
-    return "" if done.returncode else done.stdout

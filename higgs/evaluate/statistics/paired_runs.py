@@ -6,13 +6,21 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from higgs.evaluate.statistics.intervals import Resampling, holm, paired_difference
+from higgs.evaluate.statistics.intervals import (
+    Resampling,
+    detectable_difference,
+    holm,
+    paired_difference,
+    smallest_p,
+)
 from higgs.evaluate.statistics.summary import METRICS, Metric, Sample, mean_sample, samples_of
 from higgs.evaluate.utterances import NOT_SCORED
 from higgs.workflow.tables import Row, find_table, read_rows
 
 CLUSTERS = ("script", "speaker", "voice")
 ALPHA = 0.05
+EQUAL, UNDECIDED = "equal", "not told apart"
+PERCENT, SHARE = 0.05, 0.0005  # half of the last digit that is shown: smaller differences are rounding errors
 TABLE, PROVENANCE = "utterances", "provenance.json"
 
 
@@ -32,13 +40,15 @@ def compare(
     resamples: int = 10_000,
     seed: int = 0,
     cluster: str = "script",
+    letters: str = "AB",
 ) -> Comparison:
     """Two result folders -> for each metric both values, the difference B - A, its interval and p.
 
     A folder holds `utterances.parquet` (or .jsonl) with the records of `higgs.evaluate.utterances`, and
     `provenance.json`; metrics of different judges are not compared. `group` is a value of the column "group", or the
     prefix of several ("generated" includes "generated: dialogue"). Scripts, or values of the column `cluster`, are
-    paired; those of one run only, or with another text, are noted. The verdict follows `p_holm`, for several metrics.
+    paired; those of one run only, or with another text, are noted. See `decide` for the other columns. `letters` name
+    the runs in notes and verdicts.
 
     FileNotFoundError for a folder without a table, ValueError where the runs share fewer than 2 scripts.
     """
@@ -48,19 +58,20 @@ def compare(
     files = [Path(folder) / PROVENANCE for folder in (folder_a, folder_b)]
     provenance = tuple(json.loads(file.read_text(encoding="utf-8")) if file.is_file() else {} for file in files)
     chosen = [scored_rows(table, group) for table in tables]
-    notes = [f"{side} has no rows of the group {group!r}." for side, rows in zip("AB", chosen, strict=True) if not rows]
-    shared = _shared_scripts(*chosen, notes)
+    notes = [
+        f"{side} has no rows of the group {group!r}." for side, rows in zip(letters, chosen, strict=True) if not rows
+    ]
+    shared = shared_scripts(chosen, notes, letters)
     if len(shared) < 2:
         both = f"{folder_a} and {folder_b} share {len(shared)} scripts of the group {group!r}"
         raise ValueError(f"{both}: at least 2 are needed")
-    metrics = [metric for metric in METRICS if _same_judge(metric, provenance, notes)]
+    metrics = [metric for metric in METRICS if _same_judge(metric, provenance, notes, letters)]
     clusters = {row["script"]: row[cluster] for row in chosen[0] if row["script"] in shared}
     settings = Resampling(resamples, seed)
-    rows = [row for metric in metrics if (row := _compare_metric(metric, chosen, clusters, settings))]
-    adjusted = holm({row["metric"]: row["p"] for row in rows})
+    rows = [row for metric in metrics if (row := compare_metric(metric, chosen, clusters, settings))]
     for row in rows:
-        row["p_holm"] = adjusted[row["metric"]]
-        row["verdict"] = _verdict(row)
+        row["letter"] = letters[1]
+    decide(rows, settings)
     if chosen[0] == chosen[1]:
         notes.append("The two tables are equal, row by row.")
     return Comparison(rows, notes, provenance)
@@ -72,31 +83,52 @@ def scored_rows(table: Sequence[Row], group: str) -> list[Row]:
     return [row for row in scored if f"{row['group']}: ".startswith(f"{group}: ")]
 
 
-def _shared_scripts(a: Sequence[Row], b: Sequence[Row], notes: list[str]) -> set[str]:
-    """Scripts that both runs have, with the same text; the others are listed in `notes`."""
-    texts_a, texts_b = ({row["script"]: row["text"] for row in rows} for rows in (a, b))
-    for side, own, other in (("A", texts_a, texts_b), ("B", texts_b, texts_a)):
-        if alone := sorted(set(own) - set(other)):
-            notes.append(f"{len(alone)} scripts are in {side} only and left out: {_listed(alone)}.")
-    both = set(texts_a) & set(texts_b)
-    if other := sorted(script for script in both if texts_a[script] != texts_b[script]):
+def shared_scripts(tables: Sequence[Sequence[Row]], notes: list[str], letters: str) -> set[str]:
+    """Scripts that all runs have, with the same text; the others are listed in `notes`."""
+    texts = [{row["script"]: row["text"] for row in rows} for rows in tables]
+    known = dict.fromkeys(script for own in texts for script in own)
+    together: dict[str, list[str]] = {}
+    for script in known:
+        if 0 < sum(script in own for own in texts) < len(texts):
+            places = " and ".join(letter for letter, own in zip(letters, texts, strict=True) if script in own)
+            together.setdefault(places, []).append(script)
+    for places, alone in together.items():
+        notes.append(f"{len(alone)} scripts are in {places} only and left out: {_listed(sorted(alone))}.")
+    everywhere = {script for script in known if all(script in own for own in texts)}
+    if other := sorted(script for script in everywhere if len({own[script] for own in texts}) > 1):
         notes.append(f"{len(other)} scripts have different texts and are left out: {_listed(other)}.")
-    return both - set(other)
+    return everywhere - set(other)
 
 
 def _listed(names: Sequence[str]) -> str:
     return ", ".join(names[:5]) + (", ..." if len(names) > 5 else "")
 
 
-def _same_judge(metric: Metric, provenance: Sequence[dict[str, Any]], notes: list[str]) -> bool:
+def _same_judge(metric: Metric, provenance: Sequence[dict[str, Any]], notes: list[str], letters: str) -> bool:
     a, b = (known.get("judges", {}).get(metric.judge) for known in provenance)  # None for a metric without a judge
-    note = f"The {metric.judge} differs and its numbers are not compared: {a} in A, {b} in B."
+    note = f"The {metric.judge} differs and its numbers are not compared: {a} in {letters[0]}, {b} in {letters[1]}."
     if a != b and note not in notes:
         notes.append(note)
     return a == b
 
 
-def _compare_metric(
+def decide(rows: Sequence[Row], settings: Resampling) -> None:
+    """Adds to each row what follows from all of them together, as tests of one family.
+
+    `p_holm`; `smallest_p_holm`, below which Holm's correction lets no p fall with so many texts; `detectable`, the
+    difference that would be found in 80 % of cases, None where none would; and the verdict, which names the second run
+    by the row's `letter`.
+    """
+    adjusted = holm({place: row["p"] for place, row in enumerate(rows)})
+    least = {place: row.get("smallest_p", smallest_p(row["n"], settings)) for place, row in enumerate(rows)}
+    floors = holm(least)
+    for place, row in enumerate(rows):
+        row |= {"p_holm": adjusted[place], "smallest_p_holm": floors[place]}
+        row["detectable"] = detectable_difference(row["standard_error"], row["n"], len(rows), settings)
+        row["verdict"] = _verdict(row, row["letter"])
+
+
+def compare_metric(
     metric: Metric, tables: Sequence[Sequence[Row]], clusters: dict[str, str], settings: Resampling
 ) -> Row | None:
     """None where fewer than two clusters have the metric in both runs."""
@@ -110,7 +142,10 @@ def _compare_metric(
     result = paired_difference(x_a, x_b, y_a, y_b, settings, labels)
     row = {"metric": metric.name, "title": metric.title, "better": metric.better, "n": result.n}
     row |= {"a": sum(x_a) / sum(y_a), "b": sum(x_b) / sum(y_b), "difference": result.estimate}
-    return row | {"low": result.low, "high": result.high, "p": result.p}
+    row |= {"low": result.low, "high": result.high, "p": result.p, "standard_error": result.standard_error}
+    least = PERCENT if metric.name.endswith("percent") else SHARE
+    changes = (abs(v / w - x / y) for x, y, v, w in zip(x_a, y_a, x_b, y_b, strict=True))
+    return row | {"changed": sum(change > least for change in changes)}
 
 
 def paired_samples(a: Sequence[Sample], b: Sequence[Sample]) -> tuple[list[Sample], list[Sample]]:
@@ -121,9 +156,11 @@ def paired_samples(a: Sequence[Sample], b: Sequence[Sample]) -> tuple[list[Sampl
     return list(a[:count]), list(b[:count])
 
 
-def _verdict(row: Row) -> str:
+def _verdict(row: Row, letter: str) -> str:
+    if not row["changed"]:
+        return EQUAL
     if not row["p_holm"] <= ALPHA:  # NaN is no test
-        return "no difference"
+        return UNDECIDED
     if not row["better"]:
-        return "B is higher" if row["difference"] > 0 else "B is lower"
-    return "B is better" if (row["difference"] < 0) == (row["better"] == "lower") else "A is better"
+        return f"{letter} is {'higher' if row['difference'] > 0 else 'lower'}"
+    return f"{letter if (row['difference'] < 0) == (row['better'] == 'lower') else 'A'} is better"

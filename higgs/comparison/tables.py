@@ -1,0 +1,87 @@
+"""A comparison in words: the cells of its table, what it found, and what it could have found."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from higgs.comparison.figures import UNITS, kind_of
+from higgs.evaluate.statistics.paired_runs import ALPHA, EQUAL, UNDECIDED
+from higgs.workflow.tables import Row
+
+COLUMNS = ("metric", "A", "B", "B - A [95 % interval]", "p", "p, Holm", "found from", "verdict")
+NOTHING = "nothing"
+
+
+def digits_of(row: Row) -> int:
+    return 1 if kind_of(row["metric"]) in ("percent", "preference", "score") else 3
+
+
+def cells(row: Row) -> list[str]:
+    """One metric, under COLUMNS."""
+    digits = digits_of(row)
+    a, b, change, low, high = (f"{row[name]:.{digits}f}" for name in ("a", "b", "difference", "low", "high"))
+    sign = "" if change.startswith("-") else "+"
+    tests = ["<0.001" if row[name] < 0.001 else f"{row[name]:.3f}" for name in ("p", "p_holm")]
+    return [row["title"], a, b, f"{sign}{change} [{low}, {high}]", *tests, found_from(row), row["verdict"]]
+
+
+def found_from(row: Row) -> str:
+    """The difference that would be found in 80 % of cases; "nothing" where no p can be small enough, "-" unknown."""
+    if row["smallest_p_holm"] > ALPHA:
+        return NOTHING
+    return "-" if row["detectable"] is None else f"{row['detectable']:.{digits_of(row)}f}"
+
+
+def decided(rows: Sequence[Row]) -> list[Row]:
+    return [row for row in rows if row["verdict"] not in (EQUAL, UNDECIDED)]
+
+
+def verdict(rows: Sequence[Row]) -> str:
+    """The significant differences in one sentence; without any, that."""
+    if found := decided(rows):
+        return "; ".join(f"{row['title']}: {row['verdict']}" for row in found) + "."
+    if all(row["verdict"] == EQUAL for row in rows):
+        return "The runs are equal in every metric."
+    return f"The runs are not told apart (p >= {ALPHA} after Holm's correction for {len(rows)} tests)."
+
+
+def power(rows: Sequence[Row]) -> list[str]:
+    """What these texts could show, in numbers."""
+    lines, blind = [], [row for row in rows if row["smallest_p_holm"] > ALPHA]
+    for n in sorted({row["n"] for row in blind}):
+        least = min(row["smallest_p_holm"] for row in blind if row["n"] == n)
+        titles = (
+            "every metric" if len(blind) == len(rows) else f"{sum(row['n'] == n for row in blind)} of {len(rows)} tests"
+        )
+        lines.append(
+            f"With {n} texts nothing can be found in {titles}: after Holm's correction for {len(rows)} tests "
+            f"no p is below {least:.2g}, however large the difference."
+        )
+    known = [row for row in rows if row["detectable"] is not None]
+    first = next((row for row in known if row["metric"] == "wer_percent"), known[0] if known else None)
+    if first:
+        unit = UNITS.get(kind_of(first["metric"]), "")
+        lines.append(
+            f"{first['title']}: a true difference of {first['detectable']:.{digits_of(first)}f} {unit}".rstrip()
+            + f" would be found in 80 % of cases with {first['n']} texts (run {first['letter']} against A). The column "
+            '"found from" has this for every metric; a smaller one may be there and stay unseen.'
+        )
+    return lines
+
+
+def flat(values: Mapping[str, Any], above: str = "") -> dict[str, str]:
+    """Nested mappings -> "outer.inner": text of the value."""
+    found = {}
+    for key, value in values.items():
+        if isinstance(value, Mapping):
+            found |= flat(value, f"{above}{key}.")
+        else:
+            found[f"{above}{key}"] = ", ".join(map(str, value)) if isinstance(value, list) else str(value)
+    return found
+
+
+def what_differs(provenance: Sequence[Mapping[str, Any]]) -> list[list[str]]:
+    """The entries that are not the same in all runs: name, and each run's value."""
+    known = [flat(values) for values in provenance]
+    keys = dict.fromkeys(key for values in known for key in values)
+    lines = [[key, *(values.get(key, "-") for values in known)] for key in keys]
+    return [line for line in lines if len(set(line[1:])) > 1]
