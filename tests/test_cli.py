@@ -187,6 +187,15 @@ def test_a_silent_chunk_does_not_lose_the_chunks_before_it(nano, run, tmp_path, 
     assert len(waveform) == 960 * responses[0].usage.audio_frames and rate == 24_000
 
 
+@pytest.mark.parametrize("error", [FloatingPointError("loss nan"), KeyError("loss nan"), OSError("loss nan")])
+def test_an_error_is_one_line_without_a_class_of_python(run, monkeypatch, error):
+    def fails(*_):
+        raise error
+
+    monkeypatch.setattr("higgs.data.voices.read_voices", fails)
+    assert run("voices") == (1, "", "Error: loss nan\n")
+
+
 def test_an_interrupted_command(run, monkeypatch):
     def interrupted(*_):
         raise KeyboardInterrupt
@@ -237,7 +246,7 @@ def test_help_is_quick_and_does_not_import_torch():
 
 
 def test_the_version_the_public_names_and_the_console_script(run):
-    assert run("--version") == (0, f"{version('higgs')}\n", "")
+    assert run("--version") == (0, f"{version('higgs')}\n", "") and higgs.__version__ == version("higgs")
     assert set(dir(higgs)) == set(higgs.__all__)
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
     module, _, name = project["scripts"]["higgs"].partition(":")
@@ -283,6 +292,14 @@ def test_voices_are_added_and_listed(run, eve, clip):
         assert [line.split()[0] for line in printed.splitlines()] == ["ada", "bad", "ben", "eve"]
         assert f"eve          recording: {eve / 'eve.flac'} (4.0 s)" in printed
         assert f"{eve / 'bad.wav'} (cannot be read: " in printed
+    (eve / "kim.txt").write_text(WORDS)
+    (eve / "kim.mp3").write_bytes(b"")
+    for command in (["voices", "--json"], ["voices", "list", "--json"]):
+        code, printed, _ = run(*command, "--voices", eve)
+        ada, bad, _, voice, kim = json.loads(printed)
+        assert code == 0 and (ada["name"], ada["description"], ada["audio"]) == ("ada", "feminine", None)
+        assert (voice["transcript"], voice["seconds"], voice["fault"]) == (WORDS, 4.0, None)
+        assert "cannot be read" in bad["fault"] and kim["name"] == "kim" and "convert it" in kim["fault"]
     for name, file, message in (("eve", clip, "--force"), ("zoe", "nowhere.wav", "does not exist")):
         code, _, errors = run("voices", "add", name, file, "--text", WORDS, "--voices", eve)
         assert code == 1 and message in errors
