@@ -212,10 +212,11 @@ def test_settings_are_yaml_and_leave_the_file_values_alone(repository):
 def test_saving_in_jupyter_leaves_the_committed_bytes(repository):
     path = repository.write(WORK)
     committed = path.read_bytes()
-    config = SimpleNamespace(ServerApp=SimpleNamespace(), ContentsManager=SimpleNamespace())
+    config = SimpleNamespace(**{name: SimpleNamespace() for name in ("ServerApp", "ContentsManager", "LabApp")})
     file = ROOT / ".jupyter" / "jupyter_server_config.py"
     hook = runpy.run_path(str(file), {"get_config": lambda: config})["strip_sources"]
     assert config.ContentsManager.pre_save_hook is hook and config.ServerApp.root_dir == str(ROOT)
+    assert config.LabApp.news_url is None, "no question about news"
 
     manager = SimpleNamespace(root_dir=str(ROOT))
     run = nbformat.read(path, as_version=4)
@@ -274,6 +275,16 @@ def test_audio_player_carries_the_sound():
     for wrong in (np.zeros((2, 8)), np.zeros(0), np.array([np.nan])):
         with pytest.raises(ValueError):
             cells.audio_player(wrong, 24_000)
+
+
+def test_tables_are_set_to_the_left_in_jupyter_and_texts_are_texts(monkeypatch):
+    monkeypatch.delenv(cells.STAGE_VARIABLE, raising=False)
+    exploring = cells.table([{"a": "x", "n": 1}]).data
+    monkeypatch.setenv(cells.STAGE_VARIABLE, "generate")
+    in_a_stage = cells.table([{"a": "x", "n": 1}]).data
+    assert exploring == cells.LEFT + in_a_stage and "text-align: left" in exploring
+    shown = cells.preformatted("<|eot|>\n<b>").data
+    assert "&lt;|eot|&gt;\n&lt;b&gt;" in shown and shown.startswith("<pre")
 
 
 def test_results_are_written_whole_and_rounded(tmp_path, monkeypatch):
