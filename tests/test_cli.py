@@ -156,7 +156,7 @@ def test_wrong_options_of_the_server(nano, run, option, value, status):
         ("{folder}/folder.wav", "folder.wav is a folder"),
         ("{folder}/file/a.wav", "a.wav cannot be written: File exists"),
         ("/proc/a.wav", "a.wav cannot be written"),
-        ("{folder}/a.mp3", "audio is written as .wav"),
+        ("{folder}/a.aac", "audio is written as .wav, .flac, .aiff, .mp3, .opus, .ogg"),
     ],
 )
 def test_the_output_is_checked_before_the_checkpoint_is_read(run, tmp_path, monkeypatch, out, message):
@@ -265,6 +265,20 @@ def test_text_comes_from_standard_input_and_audio_goes_to_standard_output(nano, 
     assert result.items() >= {"out": str(out), "sample_rate": rate, "chunks": []}.items()
     assert result["seconds"] == len(waveform) / rate
     assert json.loads(piped.stderr) == result | {"out": "-"}
+
+
+@pytest.mark.parametrize("suffix", ["mp3", "opus", "ogg", "FLAC"])
+def test_audio_is_written_in_the_format_of_its_name(nano, run, tmp_path, suffix):
+    """And a text with digits, which the default checkpoint cannot read, is spoken with a warning."""
+    out = tmp_path / f"a.{suffix}"
+    text, options = "Good morning 9", ["--max-new-tokens", 20, "--json", "--out", out]
+    code, printed, errors = run("speak", text, *options)
+    assert code == 0 and "--normalize" in errors and "digits" in errors
+    waveform, rate = load_audio(out)
+    # MP3 fills its last frame.
+    assert len(waveform) / rate == pytest.approx(json.loads(printed)["seconds"], abs=0.1) and waveform.abs().max() > 0
+    if suffix == "mp3":
+        assert "digits" not in run("speak", text, *options, "--normalize")[2]
 
 
 def test_the_defaults_of_finetune_are_those_of_the_code():

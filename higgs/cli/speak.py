@@ -13,6 +13,7 @@ from typer import Argument, BadParameter, Option
 from higgs.cli.options import FOLDER, OWN, Checkpoint, MaxNewTokens, Temperature, TopK, TopP, Voices
 
 STDIO = Path("-")
+STREAMED = {".mp3": "mp3", ".opus": "opus", ".ogg": "opus"}  # written as the server sends them
 
 Normalize = Annotated[
     bool,
@@ -25,7 +26,7 @@ Normalize = Annotated[
 
 
 def speak(
-    out: Annotated[Path, Option(help="a .wav or .flac file; - writes WAV to standard output")],
+    out: Annotated[Path, Option(help="a .wav, .flac, .mp3 or .opus file; - writes WAV to standard output")],
     text: Annotated[str | None, Argument(help="what to say, - for standard input; [SPEAKER0] ... a dialogue")] = None,
     file: Annotated[Path | None, Option(help="read the text from this file instead")] = None,
     voice: Annotated[str, Option(help="a name that `higgs voices` lists")] = "ada",
@@ -81,18 +82,22 @@ def speak(
     options, settings = checkpoint_settings(checkpoint, chunking, sampling)
     chunked = False if no_chunking else None
     request = speech_request(text, named, options, scene, chunked, normalize, settings, max_new_tokens)
+    engine = load_engine(checkpoint)
+    if engine.text_tokenizer.lexicon is not None and not normalize and any(map(str.isdigit, text)):
+        print("warning: this checkpoint cannot read digits; --normalize writes them in words", file=sys.stderr)
     with progress(out, len(request.chunks)) as update:
-        response = long_form.speak(load_engine(checkpoint), request, update, update)
+        response = long_form.speak(engine, request, update, update)
     write(out, response)
     report(response, out, as_json, {"checkpoint": checkpoint, "seed": seed})
 
 
 def check_out(out: Path) -> None:
-    from higgs.audio import check_writable
+    from higgs.audio import WRITABLE
     from higgs.files import check_place
 
     if out != STDIO:
-        check_writable(out)
+        if (suffix := out.suffix.lower()) not in (*WRITABLE, *STREAMED):
+            raise ValueError(f"{out}: audio is written as {', '.join((*WRITABLE, *STREAMED))}, not as {suffix!r}")
         check_place(out)
 
 
@@ -179,7 +184,7 @@ def progress(out: Path, num_chunks: int) -> Iterator[Callable[..., None]]:
         except SilentChunkError as error:
             if error.before is not None:
                 path = Path("speech.wav") if out == STDIO else out
-                path = path.with_stem(f"{path.stem}.before")
+                path = path.with_name(f"{path.stem}.before{path.suffix if path.suffix not in STREAMED else '.wav'}")
                 save_audio(path, error.before.waveform, error.before.sample_rate)
                 error.add_note(f"the speech before it is in {path}")
             raise
@@ -187,9 +192,16 @@ def progress(out: Path, num_chunks: int) -> Iterator[Callable[..., None]]:
 
 def write(out: Path, response: Any) -> None:
     from higgs.audio import save_audio
+    from higgs.files import replacing
+    from higgs.serve.http.audio_encoder import AudioEncoder
 
     if not len(response.waveform):
         raise ValueError("the model ended its turn without a frame of audio; try another --seed")
+    if kind := STREAMED.get(out.suffix.lower()):
+        encoder = AudioEncoder(kind, response.sample_rate)
+        with replacing(out) as partial:
+            partial.write_bytes(encoder.write(response.waveform) + encoder.finish())
+        return
     if out != STDIO:
         save_audio(out, response.waveform, response.sample_rate)
         return

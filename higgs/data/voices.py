@@ -16,7 +16,7 @@ from higgs.audio import load_audio, probe, save_audio
 from higgs.data import chatml
 from higgs.data.chatml import AudioContent, ChatMLSample
 from higgs.data.loudness import silence, speech_level
-from higgs.data.text.chunks import count_words
+from higgs.data.text.chunks import count_words, speaker_turns
 from higgs.data.text.folding import check_text
 from higgs.files import read_text, replacing
 from higgs.validation import parse_json, validate
@@ -45,7 +45,9 @@ class Voice:
     description: str | None = None
 
     def prompt(self, text: str, scene: str | None = None) -> ChatMLSample:
-        """A conversation that ends in `text`, in this voice."""
+        """A conversation that ends in `text`, in this voice. ValueError for `[SPEAKERn]` tags, which have no voice."""
+        if "[" in text and speaker_turns(text):
+            raise ValueError(f"[SPEAKERn] tags are for a dialogue, and {self.name!r} is one voice: speakers_prompt")
         if self.audio is not None:
             return chatml.voice_clone(text, self.transcript, AudioContent(str(self.audio)), scene)
         return chatml.smart_voice(text, scene, self.description)
