@@ -82,10 +82,8 @@ def speak(
     options, settings = checkpoint_settings(checkpoint, chunking, sampling)
     chunked = False if no_chunking else None
     request = speech_request(text, named, options, scene, chunked, normalize, settings, max_new_tokens)
-    engine = load_engine(checkpoint)
-    if engine.text_tokenizer.lexicon is not None and not normalize and any(map(str.isdigit, text)):
-        print("warning: this checkpoint cannot read digits; --normalize writes them in words", file=sys.stderr)
     with progress(out, len(request.chunks)) as update:
+        engine = load_engine(checkpoint, has_digits=not normalize and any(map(str.isdigit, text)))
         response = long_form.speak(engine, request, update, update)
     write(out, response)
     report(response, out, as_json, {"checkpoint": checkpoint, "seed": seed})
@@ -125,12 +123,16 @@ def checkpoint_settings(checkpoint: str, chunking: dict[str, Any], sampling: dic
     return validate(ChunkOptions, options, ""), own.sampling.override(**sampling)
 
 
-def load_engine(checkpoint: str) -> Any:
+def load_engine(checkpoint: str, has_digits: bool = False) -> Any:
+    """Warns where the text has digits and the checkpoint, which reads words by a lexicon, cannot read them."""
     from higgs import Engine
     from higgs.checkpoint.alias import Checkpoint
 
     source = Checkpoint.parse(checkpoint)
-    return Engine.from_pretrained(source.model, source.codec, source.device, source.dtype)
+    engine = Engine.from_pretrained(source.model, source.codec, source.device, source.dtype)
+    if has_digits and engine.text_tokenizer.lexicon is not None:
+        print("warning: this checkpoint cannot read digits; --normalize writes them in words", file=sys.stderr)
+    return engine
 
 
 def parse_speakers(pairs: list[str] | None) -> dict[int, str]:
