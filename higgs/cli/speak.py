@@ -68,16 +68,15 @@ def speak(
     from higgs.data.text.numbers import spell_out
     from higgs.serve import long_form
 
-    # Whatever is wrong with the request is reported before the checkpoint is read.
-    check_out(out)
+    check_out(out)  # whatever is wrong with the request is reported before the checkpoint is read
     if file is not None or text == str(STDIO):
         text = read_text(file)
     if normalize and not keep_digits:
         text = spell_out(text)
     named = find_voices(voices, voice, reference, reference_text, numbered, "[" in text and bool(speaker_turns(text)))
-    pauses = {"sentence_pause": sentence_pause, "paragraph_pause": paragraph_pause, "speaker_pause": speaker_pause}
     chunking = {"max_words": max_words, "context_chunks": context_chunks, "retries": retries}
-    chunking |= {"per_speaker_context": per_speaker_context} | pauses
+    chunking |= {"per_speaker_context": per_speaker_context, "sentence_pause": sentence_pause}
+    chunking |= {"paragraph_pause": paragraph_pause, "speaker_pause": speaker_pause}
     sampling = {"temperature": temperature, "top_k": top_k, "top_p": top_p, "seed": seed}
     options, settings = checkpoint_settings(checkpoint, chunking, sampling)
     chunked = False if no_chunking else None
