@@ -30,3 +30,4 @@ warnings.filterwarnings("ignore", message="Overriding existing pre_save_hook")
 c = get_config()  # noqa: F821  (Jupyter defines it)
 c.ServerApp.root_dir = str(ROOT)
 c.ContentsManager.pre_save_hook = strip_sources
+c.LabApp.news_url = None  # no question about news of Jupyter, which come from outside

@@ -25,6 +25,8 @@ def __dir__() -> list[str]:
 
 
 def __getattr__(name: str):
+    if name == "__version__":
+        return importlib.import_module("importlib.metadata").version("higgs")
     if name not in _MODULES:
         raise AttributeError(f"module 'higgs' has no {name!r}; it has {', '.join(_MODULES)}")
     return getattr(importlib.import_module(_MODULES[name]), name)

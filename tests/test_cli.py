@@ -156,7 +156,7 @@ def test_wrong_options_of_the_server(nano, run, option, value, status):
         ("{folder}/folder.wav", "folder.wav is a folder"),
         ("{folder}/file/a.wav", "a.wav cannot be written: File exists"),
         ("/proc/a.wav", "a.wav cannot be written"),
-        ("{folder}/a.mp3", "audio is written as .wav"),
+        ("{folder}/a.aac", "audio is written as .wav, .flac, .aiff, .mp3, .opus, .ogg"),
     ],
 )
 def test_the_output_is_checked_before_the_checkpoint_is_read(run, tmp_path, monkeypatch, out, message):
@@ -185,6 +185,15 @@ def test_a_silent_chunk_does_not_lose_the_chunks_before_it(nano, run, tmp_path, 
     assert list(tmp_path.iterdir()) == [before]
     waveform, rate = load_audio(before)
     assert len(waveform) == 960 * responses[0].usage.audio_frames and rate == 24_000
+
+
+@pytest.mark.parametrize("error", [FloatingPointError("loss nan"), KeyError("loss nan"), OSError("loss nan")])
+def test_an_error_is_one_line_without_a_class_of_python(run, monkeypatch, error):
+    def fails(*_):
+        raise error
+
+    monkeypatch.setattr("higgs.data.voices.read_voices", fails)
+    assert run("voices") == (1, "", "Error: loss nan\n")
 
 
 def test_an_interrupted_command(run, monkeypatch):
@@ -237,7 +246,7 @@ def test_help_is_quick_and_does_not_import_torch():
 
 
 def test_the_version_the_public_names_and_the_console_script(run):
-    assert run("--version") == (0, f"{version('higgs')}\n", "")
+    assert run("--version") == (0, f"{version('higgs')}\n", "") and higgs.__version__ == version("higgs")
     assert set(dir(higgs)) == set(higgs.__all__)
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
     module, _, name = project["scripts"]["higgs"].partition(":")
@@ -256,6 +265,20 @@ def test_text_comes_from_standard_input_and_audio_goes_to_standard_output(nano, 
     assert result.items() >= {"out": str(out), "sample_rate": rate, "chunks": []}.items()
     assert result["seconds"] == len(waveform) / rate
     assert json.loads(piped.stderr) == result | {"out": "-"}
+
+
+@pytest.mark.parametrize("suffix", ["mp3", "opus", "ogg", "FLAC"])
+def test_audio_is_written_in_the_format_of_its_name(nano, run, tmp_path, suffix):
+    """And a text with digits, which the default checkpoint cannot read, is spoken with a warning."""
+    out = tmp_path / f"a.{suffix}"
+    text, options = "Good morning 9", ["--max-new-tokens", 20, "--json", "--out", out]
+    code, printed, errors = run("speak", text, *options)
+    assert code == 0 and "--normalize" in errors and "digits" in errors
+    waveform, rate = load_audio(out)
+    # MP3 fills its last frame.
+    assert len(waveform) / rate == pytest.approx(json.loads(printed)["seconds"], abs=0.1) and waveform.abs().max() > 0
+    if suffix == "mp3":
+        assert "digits" not in run("speak", text, *options, "--normalize")[2]
 
 
 def test_the_defaults_of_finetune_are_those_of_the_code():
@@ -283,6 +306,14 @@ def test_voices_are_added_and_listed(run, eve, clip):
         assert [line.split()[0] for line in printed.splitlines()] == ["ada", "bad", "ben", "eve"]
         assert f"eve          recording: {eve / 'eve.flac'} (4.0 s)" in printed
         assert f"{eve / 'bad.wav'} (cannot be read: " in printed
+    (eve / "kim.txt").write_text(WORDS)
+    (eve / "kim.mp3").write_bytes(b"")
+    for command in (["voices", "--json"], ["voices", "list", "--json"]):
+        code, printed, _ = run(*command, "--voices", eve)
+        ada, bad, _, voice, kim = json.loads(printed)
+        assert code == 0 and (ada["name"], ada["description"], ada["audio"]) == ("ada", "feminine", None)
+        assert (voice["transcript"], voice["seconds"], voice["fault"]) == (WORDS, 4.0, None)
+        assert "cannot be read" in bad["fault"] and kim["name"] == "kim" and "convert it" in kim["fault"]
     for name, file, message in (("eve", clip, "--force"), ("zoe", "nowhere.wav", "does not exist")):
         code, _, errors = run("voices", "add", name, file, "--text", WORDS, "--voices", eve)
         assert code == 1 and message in errors

@@ -209,7 +209,8 @@ def test_offline_the_cache_has_to_do(hub, monkeypatch, how, tmp_path):
     huggingface_hub.utils.close_session()
     assert resolve(NAME) == resolve(f"{NAME}@{SECOND}") == folder
     HiggsAudio.from_pretrained(NAME)
-    with pytest.raises(FileNotFoundError) as error:
+    with monkeypatch.context() as hurry, pytest.raises(FileNotFoundError) as error:
+        hurry.setattr("huggingface_hub.utils._http.time.sleep", lambda seconds: pytest.fail("it waits to try again"))
         resolve(f"{NAME}@{FIRST}")
     message = str(error.value)
     assert f"{NAME} on {hub.url}" in message and f"does not hold all of revision '{FIRST}'" in message

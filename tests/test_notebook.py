@@ -212,10 +212,11 @@ def test_settings_are_yaml_and_leave_the_file_values_alone(repository):
 def test_saving_in_jupyter_leaves_the_committed_bytes(repository):
     path = repository.write(WORK)
     committed = path.read_bytes()
-    config = SimpleNamespace(ServerApp=SimpleNamespace(), ContentsManager=SimpleNamespace())
+    config = SimpleNamespace(**{name: SimpleNamespace() for name in ("ServerApp", "ContentsManager", "LabApp")})
     file = ROOT / ".jupyter" / "jupyter_server_config.py"
     hook = runpy.run_path(str(file), {"get_config": lambda: config})["strip_sources"]
     assert config.ContentsManager.pre_save_hook is hook and config.ServerApp.root_dir == str(ROOT)
+    assert config.LabApp.news_url is None, "no question about news"
 
     manager = SimpleNamespace(root_dir=str(ROOT))
     run = nbformat.read(path, as_version=4)
@@ -276,6 +277,16 @@ def test_audio_player_carries_the_sound():
             cells.audio_player(wrong, 24_000)
 
 
+def test_tables_are_set_to_the_left_in_jupyter_and_texts_are_texts(monkeypatch):
+    monkeypatch.delenv(cells.STAGE_VARIABLE, raising=False)
+    exploring = cells.table([{"a": "x", "n": 1}]).data
+    monkeypatch.setenv(cells.STAGE_VARIABLE, "generate")
+    in_a_stage = cells.table([{"a": "x", "n": 1}]).data
+    assert exploring == cells.LEFT + in_a_stage and "text-align: left" in exploring
+    shown = cells.preformatted("<|eot|>\n<b>").data
+    assert "&lt;|eot|&gt;\n&lt;b&gt;" in shown and shown.startswith("<pre")
+
+
 def test_results_are_written_whole_and_rounded(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     row = {"third": np.float32(1 / 3), "none": None, "yes": True, "word": "a,b"}
@@ -315,9 +326,7 @@ def test_helpers_import_neither_torch_nor_papermill():
     assert sys.version_info >= (3, 11)
 
 
-@pytest.mark.parametrize(
-    "first", ["from higgs import Engine", "import higgs, tqdm.auto", "import higgs.workflow.outputs"]
-)
+@pytest.mark.parametrize("first", ["from higgs import Engine", "import higgs", "import higgs.workflow.outputs"])
 def test_no_red_warning_is_the_first_thing_in_a_notebook(first):
     """tqdm misses widgets in a kernel as soon as a library imports it, whatever is imported first."""
     code = f"""import sys, types

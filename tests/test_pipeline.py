@@ -2,6 +2,7 @@
 
 import ast
 import json
+import re
 import sys
 from pathlib import Path
 
@@ -87,6 +88,7 @@ def test_notebooks_are_letters(stage):
         assert not cell["outputs"] and cell["execution_count"] is None
         assert not any(word in source for word in ("def ", "class ", "%matplotlib", "!pip")), source
         assert len(source.splitlines()) <= 20
+        assert not re.search(r"print\([^\n]*decode\(", source), "a prompt's tokens would be in the log of the stage"
     tagged = [c for c in rest if "parameters" in c["metadata"].get("tags", [])]
     assert len(tagged) == 1
 

@@ -189,6 +189,9 @@ def test_prompts_that_are_refused():
         for text in ("", " ", "a\0"):
             with pytest.raises(ValueError, match="no text|U\\+0000"):
                 prompt(text)
+    for prompt in (ADA.prompt, EVE.prompt):
+        with pytest.raises(ValueError, match="tags are for a dialogue"):
+            prompt("[SPEAKER1] Hi.")
 
 
 def test_a_voice_is_replaced_whole_or_not_at_all(tmp_path, monkeypatch):

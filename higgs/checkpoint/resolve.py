@@ -77,8 +77,10 @@ def _small_files(name: str, revision: str) -> Path:
 
     where = f"{name} on {constants.ENDPOINT}"
     log_in = "`hf auth login` or set HF_TOKEN"
+    silent = _silence(name, revision)
     try:
-        return Path(snapshot_download(name, revision=revision, allow_patterns=SMALL_FILES))
+        files = {"allow_patterns": SMALL_FILES, "local_files_only": bool(silent)}
+        return Path(snapshot_download(name, revision=revision, **files))
     except errors.RevisionNotFoundError as error:
         advice = f"{constants.ENDPOINT}/{name}/commits/main lists the commits; write {name}@COMMIT"
         raise FileNotFoundError(f"{where} has no revision {revision!r}. {advice}") from error
@@ -88,11 +90,31 @@ def _small_files(name: str, revision: str) -> Path:
         advice = f"or it is private: check the name; for a private one {log_in}"
         raise FileNotFoundError(f"there is no folder {name!r} here, and no {where}, {advice}") from error
     except errors.LocalEntryNotFoundError as error:
-        offline = "HF_HUB_OFFLINE is set" if constants.HF_HUB_OFFLINE else f"no answer: {_first_line(error)}"
+        offline = silent or f"no answer: {_first_line(error)}"
         missing = f"{constants.HF_HUB_CACHE} does not hold all of revision {revision!r}: run it once with network"
         raise FileNotFoundError(f"{where}: {offline}, and {missing}, or give a folder") from error
     except errors.HTTPError as error:
         raise ConnectionError(f"{where}: {_first_line(error)}") from error
+
+
+def _silence(name: str, revision: str) -> str:
+    """Why the hub does not answer; "" where it may. For a commit snapshot_download would try for half a minute."""
+    from huggingface_hub import HfApi, constants, errors, get_cached_repo_tree
+
+    if constants.HF_HUB_OFFLINE:
+        return "HF_HUB_OFFLINE is set"
+    if not re.fullmatch("[0-9a-f]{40}", revision):
+        return ""
+    try:
+        get_cached_repo_tree(name, revision=revision)
+    except errors.CachedRepoTreeNotFoundError:
+        try:
+            HfApi().repo_info(name, revision=revision, timeout=10)
+        except errors.HTTPError as error:
+            response = error.response if isinstance(error, errors.HfHubHTTPError) else None
+            if response is None or response.status_code >= 500:
+                return f"no answer: {_first_line(error)}"
+    return ""
 
 
 def _first_line(error: Exception) -> str:

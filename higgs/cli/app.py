@@ -5,11 +5,11 @@ when they run, so that help answers at once.
 """
 
 import sys
-from importlib.metadata import version
 from typing import Annotated
 
 import typer
 
+import higgs
 from higgs.cli import compare, finetune, inspect, listen, serve, speak, voices
 
 app = typer.Typer(no_args_is_help=True, rich_markup_mode=None, pretty_exceptions_enable=False)
@@ -20,7 +20,7 @@ app.add_typer(voices.app, name="voices")
 
 def show_version(wanted: bool) -> None:
     if wanted:
-        print(version("higgs"))
+        print(higgs.__version__)
         raise typer.Exit()
 
 
@@ -40,7 +40,7 @@ def main() -> int:
         if end.code == 130:
             print("stopped", file=sys.stderr)
         return end.code
-    except (ValueError, OSError, LookupError, RuntimeError, ImportError, ArithmeticError) as error:
+    except (ValueError, OSError, LookupError, RuntimeError, ImportError, FloatingPointError) as error:
         message = error.args[0] if isinstance(error, KeyError) and error.args else error
         notes = [note for note in getattr(error, "__notes__", []) if note not in str(error)]
         print("Error:", *"; ".join([str(message), *notes]).split(), file=sys.stderr)

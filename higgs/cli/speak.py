@@ -13,6 +13,7 @@ from typer import Argument, BadParameter, Option
 from higgs.cli.options import FOLDER, OWN, Checkpoint, MaxNewTokens, Temperature, TopK, TopP, Voices
 
 STDIO = Path("-")
+STREAMED = {".mp3": "mp3", ".opus": "opus", ".ogg": "opus"}  # written as the server sends them
 
 Normalize = Annotated[
     bool,
@@ -25,7 +26,7 @@ Normalize = Annotated[
 
 
 def speak(
-    out: Annotated[Path, Option(help="a .wav or .flac file; - writes WAV to standard output")],
+    out: Annotated[Path, Option(help="a .wav, .flac, .mp3 or .opus file; - writes WAV to standard output")],
     text: Annotated[str | None, Argument(help="what to say, - for standard input; [SPEAKER0] ... a dialogue")] = None,
     file: Annotated[Path | None, Option(help="read the text from this file instead")] = None,
     voice: Annotated[str, Option(help="a name that `higgs voices` lists")] = "ada",
@@ -67,32 +68,33 @@ def speak(
     from higgs.data.text.numbers import spell_out
     from higgs.serve import long_form
 
-    # Whatever is wrong with the request is reported before the checkpoint is read.
-    check_out(out)
+    check_out(out)  # whatever is wrong with the request is reported before the checkpoint is read
     if file is not None or text == str(STDIO):
         text = read_text(file)
     if normalize and not keep_digits:
         text = spell_out(text)
     named = find_voices(voices, voice, reference, reference_text, numbered, "[" in text and bool(speaker_turns(text)))
-    pauses = {"sentence_pause": sentence_pause, "paragraph_pause": paragraph_pause, "speaker_pause": speaker_pause}
     chunking = {"max_words": max_words, "context_chunks": context_chunks, "retries": retries}
-    chunking |= {"per_speaker_context": per_speaker_context} | pauses
+    chunking |= {"per_speaker_context": per_speaker_context, "sentence_pause": sentence_pause}
+    chunking |= {"paragraph_pause": paragraph_pause, "speaker_pause": speaker_pause}
     sampling = {"temperature": temperature, "top_k": top_k, "top_p": top_p, "seed": seed}
     options, settings = checkpoint_settings(checkpoint, chunking, sampling)
     chunked = False if no_chunking else None
     request = speech_request(text, named, options, scene, chunked, normalize, settings, max_new_tokens)
     with progress(out, len(request.chunks)) as update:
-        response = long_form.speak(load_engine(checkpoint), request, update, update)
+        engine = load_engine(checkpoint, has_digits=not normalize and any(map(str.isdigit, text)))
+        response = long_form.speak(engine, request, update, update)
     write(out, response)
     report(response, out, as_json, {"checkpoint": checkpoint, "seed": seed})
 
 
 def check_out(out: Path) -> None:
-    from higgs.audio import check_writable
+    from higgs.audio import WRITABLE
     from higgs.files import check_place
 
     if out != STDIO:
-        check_writable(out)
+        if (suffix := out.suffix.lower()) not in (*WRITABLE, *STREAMED):
+            raise ValueError(f"{out}: audio is written as {', '.join((*WRITABLE, *STREAMED))}, not as {suffix!r}")
         check_place(out)
 
 
@@ -120,12 +122,16 @@ def checkpoint_settings(checkpoint: str, chunking: dict[str, Any], sampling: dic
     return validate(ChunkOptions, options, ""), own.sampling.override(**sampling)
 
 
-def load_engine(checkpoint: str) -> Any:
+def load_engine(checkpoint: str, has_digits: bool = False) -> Any:
+    """Warns where the text has digits and the checkpoint, which reads words by a lexicon, cannot read them."""
     from higgs import Engine
     from higgs.checkpoint.alias import Checkpoint
 
     source = Checkpoint.parse(checkpoint)
-    return Engine.from_pretrained(source.model, source.codec, source.device, source.dtype)
+    engine = Engine.from_pretrained(source.model, source.codec, source.device, source.dtype)
+    if has_digits and engine.text_tokenizer.lexicon is not None:
+        print("warning: this checkpoint cannot read digits; --normalize writes them in words", file=sys.stderr)
+    return engine
 
 
 def parse_speakers(pairs: list[str] | None) -> dict[int, str]:
@@ -179,7 +185,7 @@ def progress(out: Path, num_chunks: int) -> Iterator[Callable[..., None]]:
         except SilentChunkError as error:
             if error.before is not None:
                 path = Path("speech.wav") if out == STDIO else out
-                path = path.with_stem(f"{path.stem}.before")
+                path = path.with_name(f"{path.stem}.before{path.suffix if path.suffix not in STREAMED else '.wav'}")
                 save_audio(path, error.before.waveform, error.before.sample_rate)
                 error.add_note(f"the speech before it is in {path}")
             raise
@@ -187,9 +193,16 @@ def progress(out: Path, num_chunks: int) -> Iterator[Callable[..., None]]:
 
 def write(out: Path, response: Any) -> None:
     from higgs.audio import save_audio
+    from higgs.files import replacing
+    from higgs.serve.http.audio_encoder import AudioEncoder
 
     if not len(response.waveform):
         raise ValueError("the model ended its turn without a frame of audio; try another --seed")
+    if kind := STREAMED.get(out.suffix.lower()):
+        encoder = AudioEncoder(kind, response.sample_rate)
+        with replacing(out) as partial:
+            partial.write_bytes(encoder.write(response.waveform) + encoder.finish())
+        return
     if out != STDIO:
         save_audio(out, response.waveform, response.sample_rate)
         return

@@ -1,5 +1,6 @@
 """`higgs voices`: list, add, play and check the voices of a folder. It may be named before or after the action."""
 
+import json
 import shutil
 import subprocess
 import sys
@@ -14,35 +15,47 @@ from higgs.cli.options import FOLDER, Voices
 
 MAX_WORD_ERROR_RATE = 0.3  # above it a transcript is doubted
 PLAYERS = ("ffplay -nodisp -autoexit -loglevel error", "paplay", "aplay -q", "afplay", "play -q")
+AsJson = Annotated[bool, Option("--json", help="for programs")]
 SameFolder = Annotated[Path | None, Option(help="voice folder", show_default="data/voices")]
 
 app = typer.Typer(rich_markup_mode=None)
 
 
 @app.callback(invoke_without_command=True)
-def voices(context: typer.Context, voices: Voices = FOLDER) -> None:
+def voices(context: typer.Context, voices: Voices = FOLDER, as_json: AsJson = False) -> None:
     """List, add, play and check voices."""
     context.obj = voices
     if context.invoked_subcommand is None:
-        list_(context)
+        list_(context, as_json=as_json)
 
 
 @app.command("list")
-def list_(context: typer.Context, voices: SameFolder = None) -> None:
+def list_(context: typer.Context, voices: SameFolder = None, as_json: AsJson = False) -> None:
     """List the voices of the folder."""
     from higgs.audio import probe
     from higgs.data.voices import read_voices
 
     usable, faults = read_voices(voices or context.obj)
+    records = []
     for voice in usable.values():
-        kinds = [f"described: {voice.description}"] if voice.description else []
+        record = {"name": voice.name, "description": voice.description, "transcript": voice.transcript}
+        record |= {"audio": voice.audio and str(voice.audio), "seconds": None, "fault": None}
         if voice.audio is not None:
             try:
-                length = f"{probe(voice.audio)[2]:.1f} s"
+                record["seconds"] = probe(voice.audio)[2]
             except (ValueError, OSError) as error:  # the others are listed all the same
-                length = f"cannot be read: {error}"
-            kinds.insert(0, f"recording: {voice.audio} ({length})")
-        print(f"{voice.name:12} {'; '.join(kinds)}")
+                record["fault"] = f"cannot be read: {error}"
+        records.append(record)
+    if as_json:
+        records += [{"name": name, "fault": fault} for name, fault in faults.items()]
+        print(json.dumps(records, ensure_ascii=False, indent=2))
+        return
+    for record in records:
+        kinds = [f"described: {record['description']}"] if record["description"] else []
+        if record["audio"]:
+            length = record["fault"] or f"{record['seconds']:.1f} s"
+            kinds.insert(0, f"recording: {record['audio']} ({length})")
+        print(f"{record['name']:12} {'; '.join(kinds)}")
     for name, fault in faults.items():
         print(f"{name:12} cannot be used: {fault}", file=sys.stderr)
 

@@ -16,7 +16,7 @@ from higgs.audio import Source, load_audio, probe, read_mono, save_audio
 from higgs.data import chatml
 from higgs.data.chatml import AudioContent, ChatMLSample
 from higgs.data.loudness import silence, speech_level
-from higgs.data.text.chunks import count_words
+from higgs.data.text.chunks import count_words, speaker_turns
 from higgs.data.text.folding import check_text
 from higgs.files import read_text, replacing
 from higgs.validation import parse_json, validate
@@ -53,7 +53,9 @@ class Voice:
         return self.audio if isinstance(self.audio, AudioContent) else AudioContent(str(self.audio))
 
     def prompt(self, text: str, scene: str | None = None) -> ChatMLSample:
-        """A conversation that ends in `text`, in this voice."""
+        """A conversation that ends in `text`, in this voice. ValueError for `[SPEAKERn]` tags, which have no voice."""
+        if "[" in text and speaker_turns(text):
+            raise ValueError(f"[SPEAKERn] tags are for a dialogue, and {self.name!r} is one voice: speakers_prompt")
         if self.audio is not None:
             return chatml.voice_clone(text, self.transcript, self.reference, scene)
         return chatml.smart_voice(text, scene, self.description)

@@ -31,6 +31,8 @@ INTERVAL = re.compile(r"\[-?[\d.]+, -?[\d.]+\]")  # stays on one line of a table
 # An output with this type lists audio files, relative to the root: the page embeds them, and its scripts find them
 # under their numbers.
 SOUNDS = "application/vnd.higgs.sounds+json"
+# JupyterLab sets every cell to the right; pages have a style of their own.
+LEFT = "<style>table.results th, table.results td:not(.number) { text-align: left }</style>"
 
 
 def find_root() -> Path:
@@ -114,7 +116,8 @@ def table(rows: Sequence[Mapping[str, Any]], caption: str = "", digits: int = 4)
     head = "".join(f'<th scope="col">{html.escape(str(column))}</th>' for column in columns)
     body = "".join("<tr>" + "".join(_table_cell(row[column], digits) for column in columns) + "</tr>" for row in rows)
     title = f"<caption>{html.escape(caption)}</caption>" if caption else ""
-    return HTML(f'<table class="results">{title}<thead><tr>{head}</tr></thead><tbody>{body}</tbody></table>')
+    style = "" if STAGE_VARIABLE in os.environ else LEFT
+    return HTML(f'{style}<table class="results">{title}<thead><tr>{head}</tr></thead><tbody>{body}</tbody></table>')
 
 
 def _table_cell(value: Any, digits: int) -> str:
@@ -125,6 +128,13 @@ def _table_cell(value: Any, digits: int) -> str:
         text = "–" if value is None else INTERVAL.sub(lambda found: found[0].replace(" ", "\u00a0"), str(value))
         return f"<td>{html.escape(text)}</td>"
     return f'<td class="number">{value if isinstance(value, int) else f"{value:.{digits}g}"}</td>'
+
+
+def preformatted(text: str):
+    """A text with its line breaks; `print` would write it to the terminal of a stage, too."""
+    from IPython.display import HTML
+
+    return HTML(f'<pre style="white-space: pre-wrap">{html.escape(text)}</pre>')
 
 
 def columns_of(rows: Sequence[Mapping[str, Any]], what: str = "table") -> list[str]:
