@@ -19,6 +19,7 @@ Stride = Annotated[int, Field(ge=1, le=64)]
 SampleRate = Annotated[int, Field(ge=1000, le=768_000)]
 Factor = Annotated[float, Field(gt=0, le=1e6)]
 MAX_POSITION_WEIGHTS = 1 << 26  # of HuBERT's convolution: the one tensor that is allocated before shapes are compared
+MAX_FILTER = 1 << 22  # taps of a resampling filter, roughly
 MAX_RAS_WINDOW = 64  # delayed frames of history in a slot of the batch
 LEAST_TEMPERATURE = 1e-30  # logits divided by less overflow float32; at this one the likeliest code wins already
 
@@ -79,6 +80,9 @@ class CodecConfig:
     semantic: SemanticConfig = field(default_factory=SemanticConfig)
 
     def __post_init__(self) -> None:
+        divisor = math.gcd(self.sample_rate, self.semantic_sample_rate)
+        if self.sample_rate // divisor * (self.semantic_sample_rate // divisor) > MAX_FILTER:
+            raise ConfigError(f"{self.sample_rate} Hz cannot be resampled to {self.semantic_sample_rate} Hz")
         if self.hop_length > self.sample_rate:
             raise ConfigError(f"strides of {list(self.strides)}: a frame of {self.hop_length} samples is over a second")
         if self.hop_length * self.semantic_sample_rate < HUBERT_HOP * self.sample_rate:

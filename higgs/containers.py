@@ -192,7 +192,10 @@ def _mpeg(name: str, data: Data) -> bytes | None:
         tag = data[begin : begin + 4]
         if tag == b"VBRI" or (tag in (b"Xing", b"Info") and data[begin + 7] & 1):
             counted, there = int.from_bytes(data[count : count + 4], "big"), len(places) - 1
-            if abs(counted - there) > 1:  # some encoders count the frame of the header itself
+            end = places[-1] + _frame(data, places[-1])[0]
+            clean = end == len(data) or data[end : end + 3] in (b"TAG", b"APE", b"LYR", b"ID3")
+            # Some encoders count the frame of the header itself; before unknown bytes it is the last frame that lacks.
+            if counted < there - 1 or counted > there + clean:
                 what = "is cut off" if counted > there else "has a wrong header; convert it again"
                 raise ValueError(f"{name} {what}: {there} of {counted} frames are there")
             return None

@@ -533,7 +533,8 @@ NONSENSE = {
     },
     "codec-transformers": {
         "target_bandwidths": [[1e9], [], "x", ["x"], [None], [1e308], 5, {}], "sample_rate": [0, 7, 10**12, "x"],
-        "semantic_sample_rate": [1, 7, 10**9, "x"], "codebook_size": [1, 0, 10**9, "x"], "codebook_dim": [10**9, [1]],
+        "semantic_sample_rate": [1, 7, 16_001, 10**9, "x"], "codebook_size": [1, 0, 10**9, "x"],
+        "codebook_dim": [10**9, [1]],
         "acoustic_model_config.downsampling_ratios": [[], [10**9], "x", 5, [0], [8.5], [60, 60, 60], [1]],
         "semantic_model_config.num_hidden_layers": [10**5, 10**9],
         "semantic_model_config.conv_dim": [[], [[1]], 5, ["x"]],

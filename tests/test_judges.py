@@ -22,6 +22,7 @@ from higgs.evaluate.judges import ge2e as speaker
 from higgs.evaluate.judges import wheels
 from higgs.evaluate.judges.base import mel_power, version_of
 from higgs.evaluate.judges.ge2e import similarity, without_long_silences
+from higgs.evaluate.judges.hub import pretrained
 from higgs.evaluate.judges.moonshine import MoonshineTiny, ort_weights, read_vocabulary
 from higgs.evaluate.judges.registry import MetricModels, load_metric_models, make_judge
 from higgs.evaluate.judges.wavlm_ecapa import WavLMECAPA
@@ -553,12 +554,19 @@ def test_weights_that_cannot_be_had_say_so(monkeypatch, tmp_path):
         make_judge("paraformer-zh", ["zh"])
 
 
+def test_code_of_a_repository_is_never_run():
+    calls = []
+    kind = SimpleNamespace(__name__="Kind", from_pretrained=lambda *names, **options: calls.append((names, options)))
+    pretrained(kind, "some/model@abc")
+    assert calls == [(("some/model",), {"revision": "abc", "trust_remote_code": False})]
+
+
 def test_paraformer_gets_16_khz_and_gives_simplified_characters(monkeypatch):
     inputs = []
 
     class AutoModel:
         def __init__(self, **settings):
-            assert settings["model"] == "paraformer-zh"
+            assert settings["model"] == "paraformer-zh" and settings["trust_remote_code"] is False
 
         def generate(self, input, batch_size_s):
             inputs.append(input)
