@@ -22,7 +22,10 @@ GOLDEN = Path(__file__).resolve().parent / "golden"
 NANO = ROOT / "data" / "checkpoints" / "nano"
 
 
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    if "fuzz" not in config.option.markexpr:
+        config.hook.pytest_deselected(items=[item for item in items if "fuzz" in item.keywords])
+        items[:] = [item for item in items if "fuzz" not in item.keywords]
     if torch.cuda.is_available():
         return
     skip = pytest.mark.skip(reason="needs a CUDA device: not run here")
