@@ -67,7 +67,7 @@ def test_the_content_of_a_file_is_as_the_file(tmp_path, suffix, length):
             return [waveform.tolist(), rate, probe(source)]
         except ValueError as error:
             assert name in str(error) and "0x" not in str(error)
-            return [str(error).replace(name, "")]
+            return [str(error).replace(name, "").partition(" libsndfile reads")[0]]  # its words follow
 
     assert outcome(path.read_bytes(), "the audio") == outcome(path, str(path))
 
