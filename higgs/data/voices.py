@@ -137,8 +137,8 @@ class Finding:
     message: str
 
 
-def check_recording(recording: Source, transcript: str) -> list[Finding]:
-    """Findings on length, sample rate, channels, level, clipping, silence, and speaking rate."""
+def check_recording(recording: Source, transcript: str | None) -> list[Finding]:
+    """Findings on length, sample rate, channels, level, clipping, silence and, with a transcript, speaking rate."""
     try:
         (rate, channels, seconds), (waveform, _) = probe(recording), load_audio(recording)
     except (ValueError, OSError) as error:
@@ -146,7 +146,7 @@ def check_recording(recording: Source, transcript: str) -> list[Finding]:
     level = speech_level(waveform, rate)
     clipped = (waveform.abs() >= CLIPPED_AT).double().mean().item()
     before, after, silent = silence(waveform, rate)
-    rate_of_speech = count_words(transcript) / seconds
+    rate_of_speech = WORDS_PER_SECOND[0] if transcript is None else count_words(transcript) / seconds
     possible, good = (f"{low:.0f} to {high:.0f} s" for low, high in (SECONDS, GOOD_SECONDS))
     # (no finding, usable nevertheless, message)
     checks = [
