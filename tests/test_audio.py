@@ -11,7 +11,7 @@ import torch
 from conftest import ROOT, assert_close
 from safetensors.torch import load_file
 
-from higgs.audio import load_audio, log_mel, resample, save_audio
+from higgs.audio import load_audio, log_mel, probe, resample, save_audio
 
 
 def fake_torchaudio(folder, native: bool) -> str:
@@ -50,6 +50,26 @@ def test_save_and_load(tmp_path, suffix):
     assert (loaded - waveform.clamp(-1, 1)).abs().max() < 1e-4
     assert load_audio(path, 16_000)[0].shape == (3200,)
     assert [p.name for p in path.parent.iterdir()] == [path.name]
+
+
+@pytest.mark.parametrize("suffix", ["wav", "flac", "mp3", "ogg", "aiff"])
+@pytest.mark.parametrize("length", [None, 0, 10, 2000])
+def test_the_content_of_a_file_is_as_the_file(tmp_path, suffix, length):
+    """Its samples, its header, and what is wrong with it, where it is cut off after `length` bytes."""
+    path = tmp_path / f"a.{suffix}"
+    noise = torch.randn(24_000, generator=torch.Generator().manual_seed(0)).mul(0.1).clamp(-1, 1)
+    soundfile.write(path, noise.numpy(), 24_000)
+    path.write_bytes(path.read_bytes()[:length])
+
+    def outcome(source, name: str) -> list:
+        try:
+            waveform, rate = load_audio(source)
+            return [waveform.tolist(), rate, probe(source)]
+        except ValueError as error:
+            assert name in str(error) and "0x" not in str(error)
+            return [str(error).replace(name, "").partition(" libsndfile reads")[0]]  # its words follow
+
+    assert outcome(path.read_bytes(), "the audio") == outcome(path, str(path))
 
 
 def test_channels_are_averaged(tmp_path):

@@ -219,7 +219,7 @@ def test_the_findings_are_those_of_voices_check(server, tmp_path):
         findings = [(finding.fatal, finding.message) for finding in check_recording(clip, text or heard)]
         findings += [(False, "doubtful")] if text else []
         assert [(finding["fatal"], finding["message"]) for finding in found["findings"]] == findings
-        assert (found["heard"], found["seconds"]) == (heard, len(waveform) / 24_000)
+        assert (found["transcript"], found["seconds"]) == (heard, len(waveform) / 24_000)
     for body, param in (({"audio": "?"}, "audio"), ({"audio": SILENT_HOURS}, "audio"), ({"text": "Hi."}, "audio"),
                         (GOOD | {"text": "a" * 1501}, "text"), (GOOD | {"name": "x"}, "name")):  # fmt: skip
         answer = server.http.post("/v1/audio/voices/check", json=body)
@@ -228,7 +228,10 @@ def test_the_findings_are_those_of_voices_check(server, tmp_path):
 
 def test_a_server_without_a_recogniser_says_so(locked):
     key = {"authorization": "Bearer secret"}
-    assert locked.post("/v1/audio/voices/check", json=GOOD, headers=key).json()["heard"] is None
+    for text, messages in (("", []), ("word " * 100, ["25.0 words a second"]), (WORDS, [])):
+        answer = locked.post("/v1/audio/voices/check", json=GOOD | {"text": text}, headers=key).json()
+        assert answer["transcript"] is None
+        assert [finding["message"][:19] for finding in answer["findings"]] == messages
     assert not locked.get("/v1/audio/settings", headers=key).json()["transcribes"]
 
 

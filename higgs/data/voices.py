@@ -148,7 +148,7 @@ class Finding:
     message: str
 
 
-def check_recording(recording: Source, transcript: str) -> list[Finding]:
+def check_recording(recording: Source, transcript: str | None) -> list[Finding]:
     """Findings on length, channels, and those of `check_speech`."""
     try:
         rate, channels, seconds = probe(recording)

@@ -127,14 +127,13 @@ def check(body: CheckBody, recogniser: Recogniser | None) -> dict[str, Any]:
     Raises ValueError for what is no recording.
     """
     content, text = AudioContent(raw_audio=body.audio).content(), body.text.strip()
-    seconds, heard, doubts = check_size(content), None, []
+    seconds, transcript, doubts = check_size(content), None, []
     if recogniser is not None:
-        heard, doubts = recogniser(*load_audio(content), text)
-    # Without a transcript the rate of speech cannot be judged.
-    findings = check_recording(content, text or heard or "")
+        transcript, doubts = recogniser(*load_audio(content), text)
+    findings = check_recording(content, text or transcript or None)
     found = [{"fatal": finding.fatal, "message": finding.message} for finding in findings]
     found += [{"fatal": False, "message": message} for message in doubts]
-    return {"seconds": seconds, "findings": found, "heard": heard}
+    return {"seconds": seconds, "findings": found, "transcript": transcript}
 
 
 def add_references(app: FastAPI, access: Access, config: Any, max_body: int) -> None:

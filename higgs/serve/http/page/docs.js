@@ -2,6 +2,7 @@
 "use strict";
 // /openapi.json as tables: each request with its fields, types, bounds, defaults, and an example.
 
+const COLUMNS = ["field", "type and bounds", "default", "example", "meaning"];
 let api = null;
 
 function resolve(schema) {
@@ -51,11 +52,13 @@ function fieldRow(name, schema, required) {
     element("code", { textContent: example === undefined || example === null ? "" : JSON.stringify(example) }),
   ].map((cell) => [cell]);
   cells.push(marked(schema.description ?? ""));
-  return element("tr", {}, ...cells.map((cell, n) => element(n ? "td" : "th", n ? {} : { scope: "row" }, ...cell)));
+  const made = cells.map((cell, n) => element(n ? "td" : "th", n ? {} : { scope: "row" }, ...cell));
+  made.forEach((cell, n) => (cell.dataset.column = COLUMNS[n])); // shown where a phone has no room for the head
+  return element("tr", {}, ...made);
 }
 
 function table(title, fields, required) {
-  const head = ["field", "type and bounds", "default", "example", "meaning"].map((text) => element("th", { scope: "col", textContent: text }));
+  const head = COLUMNS.map((text) => element("th", { scope: "col", textContent: text }));
   const rows = Object.entries(fields).map(([name, schema]) => fieldRow(name, schema, required.includes(name)));
   const place = element("div", { className: "scroll" }, element("table", {}, element("thead", {}, element("tr", {}, ...head)), element("tbody", {}, ...rows)));
   Object.assign(place, { tabIndex: 0, role: "region", ariaLabel: `Fields of ${title}` });

@@ -6,7 +6,7 @@ const OWN_SECONDS = 15; // of a recording that are used; what a request may hold
 const OWN_VOICES = 4;
 const FILE_BYTES = 50e6; // before it is decoded here
 
-const own = { voices: [], audio: null, blob: null, heard: "", recorder: null, onchange: () => {}, settings: null };
+const own = { voices: [], audio: null, blob: null, recorder: null, onchange: () => {}, settings: null };
 
 async function base64Of(blob) {
   const bytes = new Uint8Array(await blob.arrayBuffer());
@@ -61,8 +61,8 @@ async function check() {
     const found = await (await post("/v1/audio/voices/check", { audio, text })).json();
     if (audio !== own.audio) return;
     const lines = found.findings.map(({ message, fatal }) => finding(message, fatal));
-    if (found.heard && !$("transcript").value) {
-      $("transcript").value = found.heard;
+    if (found.transcript && !$("transcript").value) {
+      $("transcript").value = found.transcript;
       lines.push(finding("The transcript is what a recogniser of English heard: correct it."));
     }
     if (!lines.length) lines.push(element("li", { textContent: "As it should be." }));

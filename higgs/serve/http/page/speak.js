@@ -159,6 +159,7 @@ function report(item) {
 function busy(yes) {
   $("speak").disabled = $("again").disabled = yes;
   $("speak").textContent = yes ? "Speaking ..." : "Speak";
+  $("status").ariaBusy = String(yes); // read out when it is complete
   $("stop").disabled = !yes && !player.playing;
 }
 
