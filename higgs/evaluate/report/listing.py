@@ -50,17 +50,17 @@ def listing(rows: Sequence[Row], commands: Mapping[str, str]) -> Listing:
 
 
 def word_differences(text: str, hypothesis: str | None, language: str = "en") -> Words:
-    """The normalised text in pieces: [words] where they were heard, else [deleted words, inserted words]."""
+    """The normalised text in parts: [words] where they were heard, else [deleted words, inserted words]."""
     reference, words = (normalize(some or "", language).split() for some in (text, hypothesis))
     if not reference or not words:
         return [[" ".join(reference) or text, " ".join(words)]]
     (chunks,) = jiwer.process_words(" ".join(reference), " ".join(words)).alignments
-    pieces = []
+    parts = []
     for chunk in chunks:
         old = " ".join(reference[chunk.ref_start_idx : chunk.ref_end_idx])
         new = " ".join(words[chunk.hyp_start_idx : chunk.hyp_end_idx])
-        pieces.append([old] if chunk.type == "equal" else [old, new])
-    return pieces
+        parts.append([old] if chunk.type == "equal" else [old, new])
+    return parts
 
 
 def transcript_diff(text: str, hypothesis: str | None, language: str = "en") -> HTML:
