@@ -144,7 +144,9 @@ def _how(best: FromBest) -> str:
 
 
 def power_note(found: Detectable) -> HTML:
-    """What a comparison of two runs on these texts could find."""
+    """What a comparison of two runs on these texts could find; nothing where no words were judged."""
+    if not found.texts:
+        return HTML("")
     if found.difference is None:
         line = f"<b>With {found.texts} texts no comparison of two runs can find any difference</b>: six are the least."
         return HTML(f"<p>{line}</p>")

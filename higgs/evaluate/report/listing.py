@@ -74,16 +74,19 @@ def transcript_diff(text: str, hypothesis: str | None, language: str = "en") -> 
     return HTML(" ".join(parts))
 
 
-def links(title: str, ranked: Sequence[Row], count: int, rows: Sequence[Row]) -> str:
-    """The first of the ranked utterances, one of each text, with links to them and how they differ from their texts."""
+def links(chosen: Mapping[str, tuple[Sequence[Row], int]], rows: Sequence[Row]) -> HTML:
+    """Title -> ranked utterances, and how many to name, one of each text: links with how they differ from their texts."""
     named = {(row["group"], row["name"]): name for row, name in zip(rows, ids(rows), strict=True)}
-    chosen: dict[str, Row] = {}
-    for row in ranked:
-        chosen.setdefault(row["script"], row)
-    items = []
-    for row in list(chosen.values())[:count]:
-        name = named[row["group"], row["name"]]
-        words = transcript_diff(row["text"], row["heard"], row["language"]).data
-        link = f'<a href="#{quote(name, safe="")}">{html.escape(name)}</a>'
-        items.append(f"<li>{link}, WER {row['wer_percent']:.0f} %: {words}</li>")
-    return f"<p><b>{html.escape(title)}</b></p><ul>{''.join(items)}</ul>" if items else ""
+    lists = []
+    for title, (ranked, count) in chosen.items():
+        firsts: dict[str, Row] = {}
+        for row in ranked:
+            firsts.setdefault(row["script"], row)
+        items = []
+        for row in list(firsts.values())[:count]:
+            name = named[row["group"], row["name"]]
+            link = f'<a href="#{quote(name, safe="")}">{html.escape(name)}</a>'
+            words = transcript_diff(row["text"], row["heard"], row["language"]).data
+            items.append(f"<li>{link}, WER {row['wer_percent']:.0f} %: {words}</li>")
+        lists += [f"<p><b>{html.escape(title)}</b></p><ul>{''.join(items)}</ul>"] * bool(items)
+    return HTML("".join(lists))

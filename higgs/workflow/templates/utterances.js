@@ -273,7 +273,7 @@ addEventListener("DOMContentLoaded", () => {
   );
   form.addEventListener("input", update);
   form.addEventListener("submit", (event) => event.preventDefault());
-  const table = el("table", {}, el("thead", {}, el("tr", {}, el("th", { scope: "col" }, "play"), heads)), body);
+  const table = el("table", { "aria-label": "utterances" }, el("thead", {}, el("tr", {}, el("th", { scope: "col" }, "play"), heads)), body);
   place.replaceChildren(form, count, el("div", { class: "scroll" }, table));
 
   const matches = (record) => {
