@@ -75,7 +75,7 @@ def transcript_diff(text: str, hypothesis: str | None, language: str = "en") -> 
 
 
 def links(chosen: Mapping[str, tuple[Sequence[Row], int]], rows: Sequence[Row]) -> HTML:
-    """Title -> ranked utterances, and how many to name, one of each text: links with how they differ from their texts."""
+    """Title -> ranked utterances, and how many to name, one of each text: links, and differences from the texts."""
     named = {(row["group"], row["name"]): name for row, name in zip(rows, ids(rows), strict=True)}
     lists = []
     for title, (ranked, count) in chosen.items():
