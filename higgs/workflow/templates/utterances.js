@@ -119,7 +119,7 @@ addEventListener("DOMContentLoaded", () => {
     ));
     const how = record.command
       ? [el("p", {}, "Say it again, with the same codes ", copyButton(record.command)), el("pre", {}, record.command)]
-      : [];
+      : record.group === "generated" ? [el("p", { class: "soft" }, "No command of `higgs speak` says this one again.")] : [];
     const permalink = el("p", {}, el("a", { href: link(record) }, "link to this utterance"), " · ", record.path);
     const cell = el("td", { colspan: COLUMNS.length + 1 }, el("div", { class: "versions" }, versions), how, permalink);
     return el("tr", { class: "detail" }, cell);
