@@ -134,7 +134,7 @@ def test_a_stage_gets_its_parameters_and_repeats_byte_for_byte(repository, monke
     assert render("generate") == 0
     page = (repository.reports / "generate.html").read_text()
     assert "<title>Does it speak?</title>" in page
-    assert not re.findall(r'<(?:script|link|iframe)\b|(?:src|srcset)="(?!data:)', page)
+    assert not re.findall(r'<(?:link|iframe)\b|<script[^>]*\ssrc|(?:src|srcset)="(?!data:)', page)
     assert page.count("data:audio/wav;base64,") == 1
     assert "values[" not in page.split("<summary>parameters</summary>")[1]
 
@@ -261,6 +261,37 @@ def test_a_page_that_would_load_something_is_refused(repository, capsys):
     ):  # fmt: skip
         with pytest.raises(NotSelfContained):
             check_self_contained(page)
+
+
+def test_pages_are_made_again_only_of_another_notebook(repository):
+    """And say at which commit they were made, and what differed from it; the index lists what is there."""
+    (repository.reports).mkdir()
+    path = repository.reports / "generate.ipynb"
+
+    def write(text):
+        figure = nbformat.v4.new_output("display_data", {"image/png": "iVBORw0KGgo="})
+        cells = [new_markdown_cell(f"# Does it?\n\n**{text}**"), new_markdown_cell("How it *looks*.")]
+        path.write_text(dump(new_notebook(cells=[*cells, new_code_cell("1", outputs=[figure], execution_count=1)])))
+
+    write("Is it so?")
+    assert render() == 0
+    first = (repository.reports / "generate.html").read_text()
+    assert "not known: this is no working tree of Git" in first and 'alt="Figure 1. How it looks."' in first
+    for words in (["init", "-q"], ["add", "dvc.yaml"], ["commit", "-qm", "first"]):
+        identity = ["-c", "user.name=test", "-c", "user.email=test@localhost"]
+        subprocess.run(["git", *identity, *words], check=True)
+    assert render() == 0
+    assert (repository.reports / "generate.html").read_text() == first
+    (repository.root / "dvc.yaml").write_text("stages: {}  # <b>\n")
+    write("Is it <i>not</i> so?")
+    assert render() == 0
+    second = (repository.reports / "generate.html").read_text()
+    commit = subprocess.run(["git", "rev-parse", "HEAD"], capture_output=True, text=True, check=True).stdout.strip()
+    assert commit in second and "dvc.yaml" in second
+    digest = (repository.reports / "generate.rendered").read_text()
+    assert render("generate") == 0 and (repository.reports / "generate.rendered").read_text() == digest
+    index = (repository.reports / "index.html").read_text()
+    assert 'href="generate.html"' in index and "Is it &lt;i&gt;not&lt;/i&gt; so?" in index
 
 
 def test_audio_player_carries_the_sound():

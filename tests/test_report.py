@@ -11,6 +11,7 @@ from collections import Counter
 import pytest
 import torch
 from conftest import ROOT
+from IPython.core.formatters import DisplayFormatter
 from spoken import RATE, sine
 
 from higgs.audio import load_audio, save_audio
@@ -35,7 +36,7 @@ from higgs.evaluate.statistics.parts import FromBest
 from higgs.evaluate.statistics.summary import LENGTHS, summarise
 from higgs.evaluate.utterances import Evaluator
 from higgs.workflow import page, speed
-from higgs.workflow.outputs import in_script, write_json
+from higgs.workflow.outputs import SOUNDS, in_script, write_json
 from higgs.workflow.tables import write_rows
 
 
@@ -227,9 +228,9 @@ def test_transcript_diff(hypothesis, shown):
 
 
 def test_the_worst_are_named_once_for_each_text(rows):
-    shown = links("The worst", report.ranked(rows), 3, rows)
-    assert re.findall(r'href="#([^"]+)"', shown) == ["b-s1", "a-s1", "talk-s0"]
-    assert links("The worst", [], 3, rows) == ""
+    shown = links({"The worst": (report.ranked(rows), 3)}, rows).data
+    assert re.findall(r'href="#([^"]+)"', shown) == ["b-s1", "talk-s0", "a-s1"]
+    assert links({"The worst": ([], 3), "The best": (rows, 0)}, rows).data == ""
 
 
 def test_parts_of_what_was_generated(rows):
@@ -247,6 +248,8 @@ def test_every_utterance_is_listed_with_its_sound(rows, tmp_path, monkeypatch):
     assert [bool(path) for path in made.paths] == [bool(row["seconds"]) for row in rows]
     (sample,) = (record for record in records if record["id"] == "a-s0")
     assert (sample["command"], sample["wer"], sample["words"]) == ("higgs speak", 0, [["hello there"]])
+    data, _ = DisplayFormatter().format(made)
+    assert data[SOUNDS] == made.paths and data["text/html"] == made.data
     monkeypatch.chdir(tmp_path)
     sounds = page.encode(made.paths)
     assert list(sounds) == [str(place) for place, path in enumerate(made.paths) if path]

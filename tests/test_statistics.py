@@ -246,10 +246,10 @@ def test_voices_are_told_apart_only_where_they_differ():
     settings = Resampling(1000, 0)
     parts = {"good": spoken(texts, usual), "same": spoken(texts, usual[::-1]), "bad": spoken(texts, worse)}
     found = from_best(parts, settings)
-    assert found.best in ("good", "same") and found.paired and found.told_apart("bad")
-    assert not found.told_apart("same") and not found.told_apart("good") and set(found.p) == set(parts) - {found.best}
+    assert found.best in ("good", "same") and found.paired and found.differs("bad")
+    assert not found.differs("same") and not found.differs("good") and set(found.p) == set(parts) - {found.best}
     found = from_best({"good": spoken(texts, usual), "bad": spoken(others, worse)}, settings)
-    assert found.told_apart("bad") and not found.paired
+    assert found.differs("bad") and not found.paired
     assert from_best({"one": spoken(texts[:1], [0])}, settings) == FromBest(None, {}, False)
     few = from_best({"good": spoken(texts[:2], [0, 0]), "bad": spoken(others[:2], [9, 9])}, settings)
     assert few.p["bad"] > 0.3  # of six ways to shuffle four texts two are as far apart

@@ -52,16 +52,6 @@ def mel_comparison(waveforms: Mapping[str, Tensor], sample_rate: int = 24_000) -
     return _finish(figure)
 
 
-def small_spectrogram(waveform: Tensor, sample_rate: int = 24_000) -> Figure:
-    """Mel spectrogram without axes, to be shown beside a player; its width is the whole audio."""
-    mel = _decibels(waveform, sample_rate)
-    figure, axis = plt.subplots(figsize=(3.4, 1.0), dpi=80)
-    _show_mel(axis, mel, mel.max())
-    axis.set_axis_off()
-    figure.subplots_adjust(0, 0, 1, 1)
-    return _finish(figure)
-
-
 def _show_codes(codes: Tensor, title: str, xlabel: str, cmap: Any, most: int, **more: Any) -> tuple[Figure, Axes]:
     """[K, T] as colours from 0 to `most`."""
     figure, axis = plt.subplots(figsize=(9, 1.9), layout="constrained")
@@ -100,42 +90,6 @@ def curves(rows: Sequence[Mapping[str, float]], x: str, names: Sequence[str], yl
     axis.set(xlabel=x, ylabel=ylabel, title=title)
     axis.grid(color=PALE)
     axis.legend(frameon=False)
-    return _finish(figure)
-
-
-def intervals(rows: Mapping[str, tuple[float, float, float]], xlabel: str, title: str = "") -> Figure:
-    """Name -> (estimate, low, high), drawn as points with whiskers, the first on top."""
-    figure, axis = plt.subplots(figsize=(7.5, 0.6 + 0.42 * len(rows)), layout="constrained")
-    for place, (estimate, low, high) in enumerate(rows.values()):
-        axis.plot([low, high], [place, place], color=SECOND, linewidth=2)
-        axis.plot([estimate], [place], "o", color=ACCENT)
-        label = {"textcoords": "offset points", "ha": "center", "fontsize": 8}
-        axis.annotate(f"{estimate:.1f}", (estimate, place), (0, 7), **label)
-    axis.set(yticks=range(len(rows)), yticklabels=list(rows), xlabel=xlabel, title=title)
-    axis.set_ylim(len(rows) - 0.5, -0.7)
-    axis.set_xlim(left=0)
-    axis.grid(axis="x", color=PALE)
-    return _finish(figure)
-
-
-def strips(panels: Mapping[str, Mapping[str, Sequence[float]]]) -> Figure:
-    """Measure -> condition -> values: a panel for each measure, a point for each value, a line at the median."""
-    count = -(-len(panels) // 2)
-    most = max(len(conditions) for conditions in panels.values())
-    figure, axes = plt.subplots(count, 2, figsize=(9, count * (0.9 + 0.5 * most)), squeeze=False, layout="constrained")
-    for axis in axes.flat[len(panels) :]:
-        axis.set_visible(False)
-    style = {"color": SECOND, "alpha": 0.35, "markersize": 4, "markeredgewidth": 0}
-    for axis, (name, conditions) in zip(axes.flat, panels.items(), strict=False):
-        for place, values in enumerate(conditions.values()):
-            # Jittered by their order, not at random: equal data give equal pictures.
-            axis.plot(values, place + 0.3 * np.sin(np.arange(len(values)) * 2.4), "o", **style)
-            if len(values):
-                middle = float(np.median(values))
-                axis.plot([middle, middle], [place - 0.4, place + 0.4], color=ACCENT, linewidth=2)
-        axis.set(yticks=range(len(conditions)), yticklabels=list(conditions), xlabel=name)
-        axis.set_ylim(len(conditions) - 0.4, -0.6)
-        axis.grid(axis="x", color=PALE)
     return _finish(figure)
 
 

@@ -37,17 +37,17 @@ def answer(summary: Sequence[Row], voices: Mapping[str, Difference], judges: Map
 def _understood(row: Row, anchors: Mapping[str, Row], judges: Mapping[str, str | None]) -> str:
     if row["wer_percent"] is None:
         return _not_judged(judges.get("recogniser"), "recogniser")
-    told = _placed(row, anchors, "wer_percent", ("better than", "less well than"), lower=True)
+    verdict = _placed(row, anchors, "wer_percent", ("better than", "less well than"), lower=True)
     wrong = f"{_with(row, 'wer_percent', 1, ' %')} of the words are wrong"
-    return f"{told}: {wrong}{_each(anchors, 'wer_percent', 1, ' %')}."
+    return f"{verdict}: {wrong}{_each(anchors, 'wer_percent', 1, ' %')}."
 
 
 def _natural(row: Row, anchors: Mapping[str, Row], judges: Mapping[str, str | None]) -> str:
     if row["mos_overall"] is None:
         return _not_judged(judges.get("naturalness"), "predictor of listeners' scores")
-    told = _placed(row, anchors, "mos_overall", ("more so than", "less so than"), lower=False)
+    verdict = _placed(row, anchors, "mos_overall", ("more so than", "less so than"), lower=False)
     score = _with(row, "mos_overall", 2, " of 5")
-    return f"{told}: the predicted quality is {score}{_each(anchors, 'mos_overall', 2, '')}. No listener was asked."
+    return f"{verdict}: the predicted quality is {score}{_each(anchors, 'mos_overall', 2, '')}. No listener was asked."
 
 
 def _same_voice(
@@ -58,13 +58,15 @@ def _same_voice(
             return _not_judged(None, "speaker encoder")
         return "Not known: no utterance has a recording of the voice that was asked for."
     named = {"nearer to that voice than to others": [], "nearer to other voices": [], "not told apart from others": []}
-    own, other, neither = named.values()
+    nearer, farther, neither = named.values()
     for name, difference in voices.items():
-        (neither if difference.p > ALPHA else own if difference.estimate > 0 else other).append(name)
-    told = ", ".join(f"for {_listed(names, len(voices))} {what}" for what, names in named.items() if names)
-    told = f"F{told[1:]}" if told else "There is no other voice to compare with"
+        (neither if difference.p > ALPHA else nearer if difference.estimate > 0 else farther).append(name)
+    verdict = ", ".join(f"for {_listed(names, len(voices))} {what}" for what, names in named.items() if names)
+    verdict = f"F{verdict[1:]}" if verdict else "There is no other voice to compare with"
     to_others = f", to other voices {_with(row, 'similarity_to_others', 2)}" if voices else ""
-    return f"{told}: the similarity is {_with(row, 'similarity', 2)}{to_others}{_each(anchors, 'similarity', 2, '')}."
+    return (
+        f"{verdict}: the similarity is {_with(row, 'similarity', 2)}{to_others}{_each(anchors, 'similarity', 2, '')}."
+    )
 
 
 def _not_judged(judge: str | None, kind: str) -> str:
@@ -85,10 +87,10 @@ def _placed(row: Row, anchors: Mapping[str, Row], metric: str, words: tuple[str,
             continue
         apart = row[f"{metric}_high"] < anchor[f"{metric}_low"], row[f"{metric}_low"] > anchor[f"{metric}_high"]
         better, worse = apart if lower else apart[::-1]
-        told = words[0] if better else words[1] if worse else "not told apart from"
-        found.setdefault(told, []).append(name)
-    told = ", ".join(f"{how} {' and '.join(names)}" for how, names in found.items())
-    return f"{told[0].upper()}{told[1:]}" if told else NOTHING
+        verdict = words[0] if better else words[1] if worse else "not told apart from"
+        found.setdefault(verdict, []).append(name)
+    verdict = ", ".join(f"{how} {' and '.join(names)}" for how, names in found.items())
+    return f"{verdict[0].upper()}{verdict[1:]}" if verdict else NOTHING
 
 
 def _with(row: Row, metric: str, digits: int, unit: str = "") -> str:
@@ -113,13 +115,13 @@ def by_voice(parts: Sequence[Row], anchors: Sequence[Row], best: FromBest) -> HT
     for row in known[:MOST_DRAWN]:
         name, texts = row["group"], f"{row['scripts']} texts" if row["scripts"] != 1 else "1 text"
         if name == best.best:
-            told = "the best"
+            verdict = "the best"
         elif name not in best.p:
-            told = "too few to test"
+            verdict = "too few to test"
         else:
-            told = "worse" if best.told_apart(name) else "not told apart from the best"
-            told += f", p = {best.p[name]:.3f}"
-        notes[name] = f"{told}; {texts}"
+            verdict = "worse" if best.differs(name) else "not told apart from the best"
+            verdict += f", p = {best.p[name]:.3f}"
+        notes[name] = f"{verdict}; {texts}"
     notes |= {row["group"]: f"{row['scripts']} texts" for row in anchors if row["wer_percent"] is not None}
     rows = [
         {"name": row["group"], "note": notes[row["group"]]}
@@ -142,7 +144,9 @@ def _how(best: FromBest) -> str:
 
 
 def power_note(found: Detectable) -> HTML:
-    """What a comparison of two runs on these texts could find."""
+    """What a comparison of two runs on these texts could find; nothing where no words were judged."""
+    if not found.texts:
+        return HTML("")
     if found.difference is None:
         line = f"<b>With {found.texts} texts no comparison of two runs can find any difference</b>: six are the least."
         return HTML(f"<p>{line}</p>")

@@ -42,9 +42,9 @@ def forest(rows: Sequence[Row], heading: str, caption: str, digits: int = 1) -> 
     return _table("forest", caption, head, lines, marks, 2)
 
 
-def strips(panels: Mapping[str, Mapping[str, Points]]) -> HTML:
+def strips(measures: Mapping[str, Mapping[str, Points]]) -> HTML:
     """Measure -> condition -> values with the numbers of their records: a point for each, a line at the median."""
-    return HTML("".join(_strip(name, conditions) for name, conditions in panels.items()))
+    return HTML("".join(_strip(name, conditions) for name, conditions in measures.items()))
 
 
 def _strip(measure: str, conditions: Mapping[str, Points]) -> str:
@@ -63,15 +63,15 @@ def _strip(measure: str, conditions: Mapping[str, Points]) -> str:
             drawn += f'<circle class="one" data-row="{record}" {place} r="3.5"/>'
         at = _percent(middle, marks)
         drawn += f'<line class="median" x1="{at}" x2="{at}" y1="1" y2="23"/>'
-        spoken = f"{len(values)} utterances from {min(values):.3g} to {max(values):.3g}, median {middle:.3g}"
-        lines.append(_line(name, drawn, f"{middle:.3g}", marks, "", spoken))
+        described = f"{len(values)} utterances from {min(values):.3g} to {max(values):.3g}, median {middle:.3g}"
+        lines.append(_line(name, drawn, f"{middle:.3g}", marks, "", described))
     head = '<th scope="col">condition</th><th scope="col"></th><th scope="col">median</th>'
     return _table("forest strips", measure, head, lines, marks, 1).data
 
 
-def _line(name: str, drawn: str, numbers: str, marks: Sequence[float], more: str, spoken: str) -> str:
+def _line(name: str, drawn: str, numbers: str, marks: Sequence[float], more: str, described: str) -> str:
     grid = "".join(f'<line x1="{_percent(m, marks)}" x2="{_percent(m, marks)}" y1="0" y2="{HEIGHT}"/>' for m in marks)
-    label = html.escape(f"{name}: {spoken}")
+    label = html.escape(f"{name}: {described}")
     svg = f'<svg class="plot" role="img" aria-label="{label}" height="{HEIGHT}">{grid}{drawn}</svg>'
     return f'<tr><th scope="row">{html.escape(name)}</th><td class="plot">{svg}</td><td>{numbers}</td>{more}</tr>'
 

@@ -50,17 +50,17 @@ def listing(rows: Sequence[Row], commands: Mapping[str, str]) -> Listing:
 
 
 def word_differences(text: str, hypothesis: str | None, language: str = "en") -> Words:
-    """The normalised text in pieces: [words] where they were heard, else [deleted words, inserted words]."""
+    """The normalised text in parts: [words] where they were heard, else [deleted words, inserted words]."""
     reference, words = (normalize(some or "", language).split() for some in (text, hypothesis))
     if not reference or not words:
         return [[" ".join(reference) or text, " ".join(words)]]
     (chunks,) = jiwer.process_words(" ".join(reference), " ".join(words)).alignments
-    pieces = []
+    parts = []
     for chunk in chunks:
         old = " ".join(reference[chunk.ref_start_idx : chunk.ref_end_idx])
         new = " ".join(words[chunk.hyp_start_idx : chunk.hyp_end_idx])
-        pieces.append([old] if chunk.type == "equal" else [old, new])
-    return pieces
+        parts.append([old] if chunk.type == "equal" else [old, new])
+    return parts
 
 
 def transcript_diff(text: str, hypothesis: str | None, language: str = "en") -> HTML:
@@ -74,16 +74,19 @@ def transcript_diff(text: str, hypothesis: str | None, language: str = "en") -> 
     return HTML(" ".join(parts))
 
 
-def links(title: str, ranked: Sequence[Row], count: int, rows: Sequence[Row]) -> str:
-    """The first of the ranked utterances, one of each text, with links to them and how they differ from their texts."""
+def links(chosen: Mapping[str, tuple[Sequence[Row], int]], rows: Sequence[Row]) -> HTML:
+    """Title -> ranked utterances, and how many to name, one of each text: links, and differences from the texts."""
     named = {(row["group"], row["name"]): name for row, name in zip(rows, ids(rows), strict=True)}
-    chosen: dict[str, Row] = {}
-    for row in ranked:
-        chosen.setdefault(row["script"], row)
-    items = []
-    for row in list(chosen.values())[:count]:
-        name = named[row["group"], row["name"]]
-        words = transcript_diff(row["text"], row["heard"], row["language"]).data
-        link = f'<a href="#{quote(name, safe="")}">{html.escape(name)}</a>'
-        items.append(f"<li>{link}, WER {row['wer_percent']:.0f} %: {words}</li>")
-    return f"<p><b>{html.escape(title)}</b></p><ul>{''.join(items)}</ul>" if items else ""
+    lists = []
+    for title, (ranked, count) in chosen.items():
+        firsts: dict[str, Row] = {}
+        for row in ranked:
+            firsts.setdefault(row["script"], row)
+        items = []
+        for row in list(firsts.values())[:count]:
+            name = named[row["group"], row["name"]]
+            link = f'<a href="#{quote(name, safe="")}">{html.escape(name)}</a>'
+            words = transcript_diff(row["text"], row["heard"], row["language"]).data
+            items.append(f"<li>{link}, WER {row['wer_percent']:.0f} %: {words}</li>")
+        lists += [f"<p><b>{html.escape(title)}</b></p><ul>{''.join(items)}</ul>"] * bool(items)
+    return HTML("".join(lists))

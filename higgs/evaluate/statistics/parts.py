@@ -35,7 +35,7 @@ class FromBest(NamedTuple):
     p: dict[str, float]
     paired: bool  # every part shares texts with the best
 
-    def told_apart(self, name: str) -> bool:
+    def differs(self, name: str) -> bool:
         return self.p.get(name, 1.0) <= ALPHA
 
 

@@ -119,7 +119,7 @@ addEventListener("DOMContentLoaded", () => {
     ));
     const how = record.command
       ? [el("p", {}, "Say it again, with the same codes ", copyButton(record.command)), el("pre", {}, record.command)]
-      : [];
+      : record.group === "generated" ? [el("p", { class: "soft" }, "No command of `higgs speak` says this one again.")] : [];
     const permalink = el("p", {}, el("a", { href: link(record) }, "link to this utterance"), " · ", record.path);
     const cell = el("td", { colspan: COLUMNS.length + 1 }, el("div", { class: "versions" }, versions), how, permalink);
     return el("tr", { class: "detail" }, cell);
@@ -273,7 +273,7 @@ addEventListener("DOMContentLoaded", () => {
   );
   form.addEventListener("input", update);
   form.addEventListener("submit", (event) => event.preventDefault());
-  const table = el("table", {}, el("thead", {}, el("tr", {}, el("th", { scope: "col" }, "play"), heads)), body);
+  const table = el("table", { "aria-label": "utterances" }, el("thead", {}, el("tr", {}, el("th", { scope: "col" }, "play"), heads)), body);
   place.replaceChildren(form, count, el("div", { class: "scroll" }, table));
 
   const matches = (record) => {
