@@ -387,7 +387,7 @@ def test_a_preference_is_of_the_run_whichever_side_it_was_on(two, heard, tmp_pat
     assert (row["n"], row["p"], row["verdict"]) == (6, 2 / 64, f"{best} is better")
     assert row["b"] == (100 if best == "B" else 0) and "Agreement of listeners" in " ".join(notes)
     findings = compare_runs([two[place] for place in given], Choice(settings=Resampling(200)), rows, notes)
-    assert findings.rows[0]["metric"] == "preference" and "listeners' preference" in compare_page.to_page(findings)
+    assert findings.rows[0]["metric"] == "preference" and "listeners&#x27; preference" in compare_page.to_page(findings)
 
 
 @pytest.mark.parametrize(
