@@ -560,7 +560,7 @@ def test_copies_of_one_run_do_not_differ(compared):
     assert set(metrics) >= shared | {"similarity", "cap_hit_percent"}
     for row in metrics.values():
         assert (row["difference"], row["low"], row["high"], row["p"], row["p_holm"]) == (0, 0, 0, 1, 1)
-        assert (row["verdict"], row["n"]) == ("no difference", 40)
+        assert (row["verdict"], row["n"]) == ("equal", 40)
     assert notes == ["The two tables are equal, row by row."]
 
 
@@ -575,7 +575,7 @@ def test_a_worse_run_is_found_and_holm_corrects_for_the_others(compared):
     assert wer["difference"] == pytest.approx(wer["b"] - wer["a"]) and wer["low"] > 0
     assert wer["p"] <= wer["p_holm"] < 0.05 and wer["verdict"] == "A is better"
     assert metrics["length_ratio"]["verdict"] == "B is higher"
-    assert metrics["cap_hit_percent"]["verdict"] == "no difference"
+    assert metrics["cap_hit_percent"]["verdict"] == "equal"
     back = next(row for row in compare(folder_b, folder_a, resamples=2000).rows if row["metric"] == "wer_percent")
     assert (back["difference"], back["verdict"]) == (pytest.approx(-wer["difference"]), "B is better")
 
@@ -606,7 +606,7 @@ def test_speakers_are_fewer_than_texts(compared):
     text, speaker = (compared(a, b, cluster=column)[1]["wer_percent"] for column in ("script", "speaker"))
     assert (text["n"], speaker["n"]) == (20, 3) and text["difference"] == speaker["difference"]
     assert text["p"] < 0.01 and speaker["p"] == 2 / 2**3
-    assert text["verdict"] == "A is better" and speaker["verdict"] == "no difference"
+    assert text["verdict"] == "A is better" and speaker["verdict"] == "not told apart"
 
 
 def test_what_cannot_be_compared_is_noted(compared, tmp_path):

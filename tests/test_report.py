@@ -15,10 +15,9 @@ from IPython.core.formatters import DisplayFormatter
 from spoken import RATE, sine
 
 from higgs.audio import load_audio, save_audio
-from higgs.cli.compare import find
+from higgs.comparison.runs import find_run
 from higgs.evaluate.judges.registry import MetricModels
 from higgs.evaluate.long_form import DIALOGUE, LONG_FORM, summarise_dialogues
-from higgs.evaluate.report import compare_page
 from higgs.evaluate.report import html as report
 from higgs.evaluate.report.answer import answer, by_voice
 from higgs.evaluate.report.gather import (
@@ -376,10 +375,10 @@ def test_compare_writes_a_page(two_runs, tmp_path):
     out = tmp_path / "pages" / "compare.html"
     same, done = (compare(one, other, "--out", str(out)) for other in (one, two))
     assert same.returncode == done.returncode == 0, same.stderr + done.stderr
-    assert "No difference" in same.stdout and "1.000" in same.stdout
+    assert "equal in every metric" in same.stdout and "1.000" in same.stdout
     text = out.read_text()
     assert "temperature" in text and "Texts that changed most" in text and "Hello there." in text
-    assert "data:image/png" in text and "http" not in text.replace("http-equiv", "")
+    assert 'class="bar"' in text and "http" not in text.replace("http-equiv", "")
 
 
 def test_compare_names_what_it_cannot_find(two_runs, tmp_path):
@@ -394,13 +393,12 @@ def test_compare_names_what_it_cannot_find(two_runs, tmp_path):
         assert done.returncode == 1 and message in done.stderr
 
 
-def test_folders_and_cells(two_runs, tmp_path):
-    (tmp_path / "run" / "results/evaluate").mkdir(parents=True)
-    for name, folder in ((str(two_runs[0]), two_runs[0]), (str(tmp_path / "run"), tmp_path / "run/results/evaluate")):
-        assert find(name, tmp_path) == folder
-    row = {"metric": "wer_percent", "title": "WER", "a": 1.0, "b": 2.0, "difference": 1.0}
-    row |= {"low": 0.5, "high": 1.5, "p": 0.0001, "p_holm": 0.02, "verdict": "A is better"}
-    assert compare_page.cells(row)[3:6] == ["+1.0 [0.5, 1.5]", "<0.001", "0.020"]
+def test_folders_of_runs(two_runs, tmp_path):
+    inside = tmp_path / "run" / "results/evaluate"
+    inside.mkdir(parents=True)
+    (inside / "utterances.parquet").write_bytes((two_runs[0] / "utterances.parquet").read_bytes())
+    for name, folder in ((two_runs[0], two_runs[0]), (tmp_path / "run", inside), (tmp_path / "run/results", inside)):
+        assert find_run(str(name), tmp_path / "scratch").folder == folder
 
 
 def test_speed_has_a_page_of_its_own(tmp_path, monkeypatch, capsys):

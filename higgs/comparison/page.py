@@ -8,7 +8,7 @@ from higgs.comparison.clips import Clips
 from higgs.comparison.figures import axis_limit, difference_bar, scatter
 from higgs.comparison.many import Findings, texts_of
 from higgs.comparison.shell import ASSETS, page
-from higgs.comparison.tables import cells, power, verdict, what_differs
+from higgs.comparison.tables import cells, power, short_p, verdict, what_differs
 from higgs.evaluate.report.html import transcript_diff
 from higgs.evaluate.utterances import OK
 from higgs.workflow.tables import Row
@@ -102,7 +102,7 @@ def _rankings(findings: Findings) -> list[str]:
         lines = []
         for place, row in enumerate(rows, start=1):
             estimate, low, high = (f"{value:.{digits}f}" for value in row["interval"])
-            p = "" if row["p_holm"] is None else f"{row['p_holm']:.3f}"
+            p = "" if row["p_holm"] is None else short_p(row["p_holm"])
             word = "best" if row["p_holm"] is None else "not told apart from the best" if row["best"] else "worse"
             name = f"{findings.letters[row['run']]} {findings.runs[row['run']].name}"
             lines.append([str(place), name, f"{estimate} [{low}, {high}]", p, word])

@@ -15,12 +15,16 @@ def digits_of(row: Row) -> int:
     return 1 if kind_of(row["metric"]) in ("percent", "preference", "score") else 3
 
 
+def short_p(p: float) -> str:
+    return f"{p:.3f}" if p >= 0.001 else "<0.001"
+
+
 def cells(row: Row) -> list[str]:
     """One metric, under COLUMNS."""
     digits = digits_of(row)
     a, b, change, low, high = (f"{row[name]:.{digits}f}" for name in ("a", "b", "difference", "low", "high"))
     sign = "" if change.startswith("-") else "+"
-    tests = ["<0.001" if row[name] < 0.001 else f"{row[name]:.3f}" for name in ("p", "p_holm")]
+    tests = [short_p(row[name]) for name in ("p", "p_holm")]
     return [row["title"], a, b, f"{sign}{change} [{low}, {high}]", *tests, found_from(row), row["verdict"]]
 
 

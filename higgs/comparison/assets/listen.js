@@ -84,7 +84,7 @@ function trial(step) {
   const practice = step < training;
   const count = practice ? `Practice ${step + 1} of ${training}` : `${step - training + 1} of ${data.trials.length}`;
   const next = make("button", { className: "main", disabled: true, onclick: () => go(step + 1) }, "Next");
-  view = { step, current, practice, next, buttons: [], heard: new Set(), loaded: null };
+  view = { step, current, practice, next, buttons: [], sliders: [], heard: new Set(), loaded: null };
   const parts = [
     make("progress", { max: data.trials.length, value: Math.max(0, step - training) }),
     make("h2", { tabIndex: -1 }, count),
@@ -130,6 +130,7 @@ function scores() {
       shown.textContent = slider.value;
       answer(view.scores);
     };
+    view.sliders.push(slider);
     slider.addEventListener("input", rate);
     slider.addEventListener("click", rate);
     return make("div", { className: "rating" }, playButton(side, `▶ ${side + 1}`), slider, shown);
@@ -179,7 +180,7 @@ function update() {
       button.setAttribute("aria-pressed", String(state.answers[view.current.trial] === CHOICES[number][0]));
     });
   }
-  for (const slider of place.querySelectorAll("input[type=range]")) slider.disabled = !all;
+  for (const slider of view.sliders) slider.disabled = !all;
   view.next.disabled = !complete();
 }
 
