@@ -16,7 +16,7 @@ def digits_of(row: Row) -> int:
 
 
 def short_p(p: float) -> str:
-    return f"{p:.3f}" if p >= 0.001 else "<0.001"
+    return "<0.001" if p < 0.001 else f"{p:.3f}"  # NaN is no test
 
 
 def cells(row: Row) -> list[str]:
