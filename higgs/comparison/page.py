@@ -9,7 +9,7 @@ from higgs.comparison.figures import axis_limit, difference_bar, scatter
 from higgs.comparison.many import Findings, texts_of
 from higgs.comparison.shell import ASSETS, page
 from higgs.comparison.tables import cells, power, short_p, verdict, what_differs
-from higgs.evaluate.report.html import transcript_diff
+from higgs.evaluate.report.listing import transcript_diff
 from higgs.evaluate.utterances import OK
 from higgs.workflow.tables import Row
 
