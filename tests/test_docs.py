@@ -136,7 +136,7 @@ def test_snippets_run(page, nano, tmp_path, monkeypatch):
 
 def test_the_numbers_of_the_readme_are_those_of_the_committed_run():
     """Another type of CPU may have written other numbers since."""
-    metrics = json.loads(committed(ROOT, "metrics.json") or (ROOT / "metrics.json").read_text())
+    metrics = json.loads(committed(ROOT, "evaluation.json") or (ROOT / "evaluation.json").read_text())
     text = (ROOT / "README.md").read_text()
     (table,) = re.findall(r"<!-- metrics -->(.*?)<!-- /metrics -->", text, re.DOTALL)
     for name in ("recordings", "codec", "generated"):
@@ -289,7 +289,7 @@ def test_prompting_is_measured_rightly():
 
 def test_what_was_measured_is_the_checkpoint_that_is_here():
     """After another checkpoint: measure again with the commands that stand before the tables, in two pages."""
-    provenance = json.loads((ROOT / "metrics.json").read_text())["provenance"]
+    provenance = json.loads((ROOT / "evaluation.json").read_text())["provenance"]
     for page in ("prompting", "architecture"):
         (table,) = re.findall(r"<!-- measured -->(.*?)<!-- /measured -->", read(page), re.DOTALL)
         assert f"model `{provenance['model']}`, codec `{provenance['codec']}`" in table, page

@@ -21,7 +21,7 @@ from higgs.workflow.params import read_params
 from higgs.workflow.tables import read_rows
 from higgs.workflow.verify import cached, listing
 
-LOCK, METRICS = "dvc.lock", "metrics.json"
+LOCK, NUMBERS = "dvc.lock", ("metrics.json", "evaluation.json")
 MAX_LINES = 20  # differing files of one output
 Stages = Mapping[str, dict[str, Any]]
 
@@ -67,8 +67,8 @@ def compare(before: Stages, after: Stages, describe: Callable[..., list[str]] = 
 
 
 def describe_output(root: Path, path: str, md5: str | None) -> list[str]:
-    """How an output differs from the committed one (metrics: in Git; others: in DVC's cache), a line for each file."""
-    if path == METRICS and (text := committed(root, METRICS)) is not None:
+    """How an output differs from the committed one (numbers: in Git; others: in DVC's cache), a line for each file."""
+    if path in NUMBERS and (text := committed(root, path)) is not None:
         return list(_changed_numbers(json.loads(text), json.loads((root / path).read_text())))
 
     old = {name: cached(root, digest) for name, digest in (md5 and listing(root, md5) or {}).items()}

@@ -1,4 +1,4 @@
-"""What the evaluate notebook shows beside the answer and the utterances: tables, and the numbers of metrics.json."""
+"""What the evaluate notebook shows beside the answer and the utterances: tables, and its numbers in two files."""
 
 import html
 from collections.abc import Mapping, Sequence
@@ -37,6 +37,11 @@ SHORT = {RECORDED: "recordings", RECONSTRUCTED: "codec", GENERATED: "generated"}
 FLAT = (
     "wer_percent", "cer_percent", "seedtts_wer_percent", "above_50_percent", "similarity", "similarity_to_others",
     "mos_overall", "length_ratio", "cap_hit_percent",
+)  # fmt: skip
+# What `dvc exp show` lists: the anchors, and what an experiment changes.
+HEADLINE = (
+    "recordings_wer_percent", "codec_wer_percent", "codec_similarity", "generated_wer_percent",
+    "generated_above_50_percent", "generated_similarity", "generated_mos_overall", "generated_length_ratio",
 )  # fmt: skip
 
 
@@ -232,7 +237,7 @@ def coverage_note(coverage: Row, seeds: tuple[float | None, int]) -> HTML:
 
 
 def metrics(results: Results, summary: Sequence[Row], origin: Mapping[str, Any]) -> dict[str, Any]:
-    """The flat numbers of metrics.json, which `dvc metrics` and `dvc exp show` list, with their provenance."""
+    """The numbers of evaluation.json, and their provenance; those of HEADLINE are metrics.json."""
     flat: dict[str, Any] = {}
     for row in summary:
         name = SHORT.get(row["group"], row["group"].replace(": ", "_").replace(" ", "_"))
