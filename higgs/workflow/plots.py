@@ -93,22 +93,6 @@ def curves(rows: Sequence[Mapping[str, float]], x: str, names: Sequence[str], yl
     return _finish(figure)
 
 
-def differences(rows: Sequence[Mapping[str, Any]]) -> Figure:
-    """Rows of a comparison: each difference with its interval on a scale of its own; the line is no difference."""
-    figure, axes = plt.subplots(len(rows), 1, figsize=(8, 0.75 * len(rows) + 0.3), squeeze=False, layout="constrained")
-    for axis, row in zip(axes[:, 0], rows, strict=True):
-        axis.axvline(0, color=INK, linewidth=1)
-        axis.plot([row["low"], row["high"]], [0, 0], color=SECOND, linewidth=2)
-        axis.plot([row["difference"]], [0], "o", color=ACCENT)
-        limit = 1.15 * max(abs(row["low"]), abs(row["high"]), 1e-6)
-        axis.set_xlim(-limit, limit)
-        axis.set_yticks([0], [row["metric"]])
-        axis.tick_params(axis="x", labelsize=7)
-        axis.spines["left"].set_visible(False)
-    axes[-1, 0].set_xlabel("B - A")
-    return _finish(figure)
-
-
 def png(figure: Figure) -> bytes:
     """The figure as a picture file, without the date and the version of what drew it."""
     buffer = io.BytesIO()
