@@ -123,7 +123,8 @@ def test_experiments_run_and_exploring_leaves_no_trace(clone, first_run):
     same = run(sys.executable, "-m", "higgs", "compare", "cooler", "workspace", cwd=clone)
     assert "The two tables are equal" in same and "equal in every metric" in same
     status = run("git", "status", "--porcelain", cwd=clone)
-    assert set(line[3:] for line in status.splitlines()) <= {"dvc.lock", "params.yaml", "metrics.json", "evaluation.json"}
+    expected = {"dvc.lock", "params.yaml", "metrics.json", "evaluation.json"}
+    assert set(line[3:] for line in status.splitlines()) <= expected
     check_exploring(clone)
     check_repeating(clone)
 
