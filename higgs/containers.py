@@ -90,15 +90,15 @@ def _chunks(name: str, data: Data, order: str, sound: bytes) -> bytes | None:
     """Holds the size of the chunk of samples against the file; -> the content, where that size is 0 and not true."""
     at, long, limit = 12, 0, PLACEHOLDER
     for _ in range(MAX_CHUNKS):
-        name, size = data[at : at + 4], int.from_bytes(data[at + 4 : at + 8], order)
-        if name == b"fmt ":  # a size of more than an hour is none: so long a file is not loaded anyway
+        chunk, size = data[at : at + 4], int.from_bytes(data[at + 4 : at + 8], order)
+        if chunk == b"fmt ":  # a size of more than an hour is none: so long a file is not loaded anyway
             limit = min(limit, int(MAX_SECONDS) * int.from_bytes(data[at + 16 : at + 20], order) or limit)
-        if name == b"ds64":
+        if chunk == b"ds64":
             long = int.from_bytes(data[at + 16 : at + 24], order)
-        if name == sound or at >= len(data):
+        if chunk == sound or at >= len(data):
             break
         at += 8 + size + size % 2
-    if name != sound:
+    if chunk != sound:
         return None  # libsndfile says what is wrong
     begin, whole = at + 8, int.from_bytes(data[4:8], order) in (len(data) - 8, len(data) - 7)
     if size == 0 and not whole and begin < len(data) < PLACEHOLDER:
