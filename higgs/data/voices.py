@@ -138,6 +138,12 @@ def find_voice(folder: str | Path, name: str) -> Voice:
     return voices[name]
 
 
+def recording_of(folder: str | Path, voice: Voice) -> Path | AudioContent | None:
+    """How the voice sounds, to compare with: its own recording, or that of a described one in the folder profiles/."""
+    example = Path(folder) / "profiles" / f"{voice.name}.flac"
+    return voice.audio or (example if example.is_file() else None)
+
+
 @dataclass(frozen=True)
 class Finding:
     """A flaw of a recording: `fatal` if it cannot serve as a reference, else a warning."""
