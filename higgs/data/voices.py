@@ -152,8 +152,8 @@ class Finding:
     message: str
 
 
-def check_recording(recording: Source, transcript: str) -> list[Finding]:
-    """Findings on length, channels, and those of `check_speech`."""
+def check_recording(recording: Source, transcript: str | None) -> list[Finding]:
+    """Findings on length, channels, and those of `check_speech`; without a transcript, on the sound alone."""
     try:
         rate, channels, seconds = probe(recording)
         if seconds > SECONDS[1]:  # not decoded: it may be very long

@@ -13,7 +13,7 @@ from higgs.data.speech import SpeechRequest, speech_request
 from higgs.data.text.chunks import speaker_turns
 from higgs.data.voices import Voice, check_recording, find_voice, recording_of
 from higgs.evaluate.judges.registry import MetricModels
-from higgs.evaluate.utterances import JUDGE_ERRORS, Evaluator, Utterance, ask, hear
+from higgs.evaluate.utterances import Evaluator, Utterance, ask, hear
 from higgs.serve.engine import Engine, Response
 from higgs.serve.long_form import speak
 from higgs.workflow.outputs import audio_player, output_path, write_json
@@ -109,13 +109,10 @@ class Studio:
         settings = list(settings or [self.engine.generation.sampling])
         cast = {n: self.voice(v) for n, v in voice.items()} if isinstance(voice, dict) else self.voice(voice)
         request = speech_request(text, cast, self.engine.generation.chunks, (scene or "").strip() or None)
-        responses = self._generate(request, settings)
-        new = [
-            self._finish(text, cast, sampling, response, naturalness)
-            for sampling, response in zip(settings, responses, strict=True)
-        ]
-        self.samples += new
-        return new
+        first = len(self.samples)
+        for sampling, response in zip(settings, self._generate(request, settings), strict=True):
+            self.samples.append(self._finish(text, cast, sampling, response, naturalness))
+        return self.samples[first:]
 
     def _generate(self, request: SpeechRequest, settings: Sequence[SamplingConfig]) -> list[Response]:
         """Together where the text is spoken in a single pass."""
@@ -159,38 +156,37 @@ class Studio:
         """
         if len(content) > MAX_BYTES:
             raise ValueError(f"a file of {len(content)} bytes; at most {MAX_BYTES}: 5 to 15 s are enough")
-        # Length and faults first: a long recording is neither decoded nor heard.
-        if fatal := [f.message for f in check_recording(content, transcript or "a") if f.fatal and _sound(f.message)]:
-            raise ValueError(f"this recording cannot serve as a reference: {'; '.join(fatal)}")
+        transcript = transcript.strip()
+        self._checked(content, None)  # first: a long recording is neither decoded nor heard
         waveform, rate = load_audio(content)
         notes: list[str] = []
-        transcript = transcript.strip()
         answer = ask(self.metric_models.recogniser, lambda judge: hear(judge, waveform, rate, transcript), notes)
-        heard, doubts = answer or ("", [])
-        if not (transcript := transcript or heard):
+        hypothesis, doubts = answer or ("", [])
+        if not (transcript := transcript or hypothesis):
             advice = "write what is said in it" if not self.metric_models.recogniser else "is it speech?"
             raise ValueError(f"no word was heard in this recording: {advice}")
-        findings = check_recording(content, transcript)
-        if fatal := [finding.message for finding in findings if finding.fatal]:
-            raise ValueError(f"this recording cannot serve as a reference: {'; '.join(fatal)}")
+        findings = self._checked(content, transcript)
         name = f"upload-{hashlib.sha256(content + transcript.encode()).hexdigest()[:8]}"
         path = output_path(f"results/uploads/{name}.flac")
         save_audio(path, waveform, rate)
         self.uploads[name] = voice = Voice(name, path, transcript)
-        return voice, [finding.message for finding in findings] + doubts + notes
+        return voice, findings + doubts + notes
 
-
-def _sound(message: str) -> bool:
-    """Whether a finding is of the sound, not of its transcript."""
-    return "transcript" not in message
+    @staticmethod
+    def _checked(content: bytes, transcript: str | None) -> list[str]:
+        """-> warnings; ValueError for what makes a recording unusable."""
+        findings = check_recording(content, transcript)
+        if fatal := [finding.message for finding in findings if finding.fatal]:
+            raise ValueError(f"this recording cannot serve as a reference: {'; '.join(fatal)}")
+        return [finding.message for finding in findings]
 
 
 def new_file(label: str, suffix: str = ".flac") -> Path:
     """An empty file of a new name in FOLDER, numbered; whatever `label` holds, it is no path."""
     folder = output_path(f"{FOLDER}/x").parent
     words = "-".join(re.findall(r"\w+", label, re.ASCII))[:48]
-    taken = [int(found[0]) for path in folder.iterdir() if (found := re.match(r"\d+", path.name))]
-    number = max(taken, default=0)
+    numbers = [int(found[0]) for path in folder.iterdir() if (found := re.match(r"\d+", path.name))]
+    number = max(numbers, default=0)
     while True:
         number += 1
         path = folder / f"{number:04d}-{words}{suffix}"
