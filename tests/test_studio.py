@@ -1,16 +1,20 @@
 """The explore notebook's studio: what is spoken, judged and written, and what the widgets do when they are used."""
 
 import json
+import os
+import shutil
 from datetime import UTC, datetime
 from pathlib import Path
 
+import nbformat
 import pytest
 import torch
-from conftest import ROOT
+from conftest import ROOT, run
 
 from higgs.evaluate.judges.registry import MetricModels
 from higgs.studio.controls import Controls
 from higgs.studio.speaking import MAX_TEXT, Studio, grid, ranking
+from higgs.workflow.runner import clean_files
 
 TEXT = "Good morning."
 SOUND = (ROOT / "data" / "voices" / "cleo.flac").resolve()
@@ -191,3 +195,38 @@ def test_the_dialogue_table_has_a_cast(controls):
     controls.lines.children[0].children[1].value = "[speaker1] Hi."
     controls.talk.button.click()
     assert "one speaker" in controls.talk.status.value and len(controls.studio.samples) == 1
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("name", "files", "players"),
+    [
+        ("explore", {"speech/0001-ada-s0.flac", "speech/0001-ada-s0.json"}, 2),
+        ("anatomy", {f"anatomy/words.{suffix}" for suffix in ("json", "srt", "vtt")}, 8),
+    ],
+)
+def test_a_notebook_runs_without_a_click_and_is_clean_when_it_is_saved(
+    tmp_path, monkeypatch, nano, name, files, players
+):
+    monkeypatch.delenv("HIGGS_STAGE", raising=False)
+    monkeypatch.setenv("PYTHONPATH", str(ROOT), prepend=os.pathsep)
+    for entry in ("dvc.yaml", "params.yaml", "data"):
+        (tmp_path / entry).symlink_to((ROOT / entry).resolve())
+    path, source = tmp_path / "notebooks" / f"{name}.ipynb", ROOT / "notebooks" / f"{name}.ipynb"
+    path.parent.mkdir()
+    shutil.copy(source, path)
+    run("jupyter", "execute", "--inplace", path.name, cwd=path.parent)
+    cells = [cell for cell in nbformat.read(path, 4).cells if cell.cell_type == "code"]
+    data = [output.get("data", {}) for cell in cells for output in cell.outputs]
+    pages = "".join(entry.get("text/html", "") for entry in data)
+    assert pages.count("<audio") == players and sum("image/png" in entry for entry in data) >= 3
+    assert not [output for cell in cells for output in cell.outputs if output.get("name") == "stderr"]
+    explored = tmp_path / "results" / "explore"
+    assert {str(file.relative_to(explored)) for file in explored.rglob("*.*")} == files
+    if name == "explore":
+        assert "WER, %" in pages and "DNSMOS" in pages
+        record = json.loads((explored / "speech" / "0001-ada-s0.json").read_text())
+        assert record["wer_percent"] < 30 and record["similarity"] > 0.4 and 1 < record["mos_overall"] < 5
+        assert any("application/vnd.jupyter.widget-view+json" in entry for entry in data)
+    assert clean_files([path]) == [path]
+    assert path.read_bytes() == source.read_bytes()

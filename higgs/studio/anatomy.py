@@ -27,8 +27,8 @@ from higgs.workflow.tables import Row
 ALIGNED_HEADS = 4
 WRITTEN = re.compile(rf"{WORD.pattern}|[^\W_]+")
 LEAST_WEIGHT = 1e-6
-# (layer, queries [B, H, S, d], keys [B, kv heads, S, d], mask) of each attention of a pass.
-Watcher = Callable[[int, Tensor, Tensor, Tensor | None], None]
+# Gets the layer, queries [B, H, S, d], keys [B, kv heads, S, d] and mask of each attention of a pass.
+Recorder = Callable[[int, Tensor, Tensor, Tensor | None], None]
 
 
 @dataclass
@@ -68,7 +68,7 @@ def replay(model: HiggsAudio, ids: TokenIds, prompt: Batch, delayed: Tensor, tex
     length, steps = prompt.input_ids.shape[1], delayed.shape[1]
     weights: list[Tensor] = []
 
-    def watch(layer: int, q: Tensor, k: Tensor, mask: Tensor | None) -> None:
+    def record(layer: int, q: Tensor, k: Tensor, mask: Tensor | None) -> None:
         # One layer at a time, and of it the rows of the steps alone: the whole does not fit where S is large.
         k = k.repeat_interleave(q.shape[1] // k.shape[1], dim=1)
         scores = q[0, :, length:].float() @ k[0].float().transpose(1, 2) / q.shape[-1] ** 0.5
@@ -76,7 +76,7 @@ def replay(model: HiggsAudio, ids: TokenIds, prompt: Batch, delayed: Tensor, tex
             scores = scores.masked_fill(~mask[0, :, length:], -torch.inf)
         weights.append(scores.softmax(-1)[..., text].cpu())
 
-    with watching(model, watch):
+    with recorded_attention(model, record):
         hidden, _ = model.hidden(appended(prompt, delayed, ids).to(model.device))
     return torch.stack(weights), model.audio_logits(hidden[0, length:-1]).cpu()[: steps - 1]
 
@@ -99,13 +99,13 @@ def appended(prompt: Batch, delayed: Tensor, ids: TokenIds) -> Batch:
 
 
 @contextmanager
-def watching(model: HiggsAudio, watch: Watcher) -> Iterator[None]:
+def recorded_attention(model: HiggsAudio, record: Recorder) -> Iterator[None]:
     """While it lasts, each attention of the plain model shows its queries and keys; the results stay the same."""
     modules = [layer.attention for layer in model.layers]
     attends = [module.attend for module in modules]
 
     def shown(layer: int, q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None) -> Tensor:
-        watch(layer, q, k, mask)
+        record(layer, q, k, mask)
         return attends[layer](q, k, v, mask)
 
     try:
@@ -232,3 +232,15 @@ def draws(anatomy: Anatomy, config: ModelConfig) -> dict[str, Tensor]:
     measured = {"entropy": entropy(anatomy.logits), "rank": rank(anatomy.logits, drawn).float()}
     result = {name: value.where(is_code, torch.nan).T for name, value in measured.items()}
     return result | {"end": anatomy.logits.softmax(-1)[..., config.stream_eos].T}
+
+
+def hesitations(bits: Tensor, times: Sequence[Row], frame_rate: float, count: int = 5) -> list[Row]:
+    """Entropy [K, C - 1] of draws -> when the first codebook was least sure, and the word that was spoken then."""
+    first = bits[0].nan_to_num(-1.0)
+    steps = first.topk(min(count, len(first))).indices.sort().values.tolist()
+    rows: list[Row] = []
+    for step in steps:  # the draw of column c is codebook 0 of frame c
+        seconds = step / frame_rate
+        word = next((row["word"] for row in times if row["start"] <= seconds < row["end"]), "")
+        rows.append({"seconds": seconds, "entropy, bits": first[step].item(), "word": word})
+    return rows

@@ -14,7 +14,7 @@ from higgs.data.voices import read_voices
 from higgs.studio.speaking import Sample, Studio, grid, ranking
 
 SHOWN = 30  # of the samples, the newest
-WIDE, NARROW = w.Layout(width="46em"), w.Layout(width="16em")
+WIDE, SHORT = w.Layout(width="46em"), w.Layout(width="16em")
 GOOD, BAD, UNKNOWN = (214, 236, 214), (246, 205, 196), "#e4e7ea"  # behind dark text: from 0 % to 100 % of word errors
 
 
@@ -188,7 +188,7 @@ class Controls:
         self.talk = Action("Speak the dialogue", self._talk)
 
     def _line(self, voice: str, text: str) -> w.HBox:
-        fields = w.Dropdown(options=self.voice_names(), value=voice, layout=NARROW), w.Text(text, layout=WIDE)
+        fields = w.Dropdown(options=self.voice_names(), value=voice, layout=SHORT), w.Text(text, layout=WIDE)
         return w.HBox(fields)
 
     def append_line(self) -> None:
