@@ -21,8 +21,10 @@ from higgs.studio.anatomy import (
     entropy,
     examine,
     head_scores,
+    hesitations,
     last_place,
     monotone_path,
+    prompt_parts,
     rank,
     read_words,
     replay,
@@ -153,6 +155,28 @@ def test_captions_hold_words_as_text(tmp_path):
     assert vtt.endswith("01:02:03.040\n--&gt;\n\n")
     with pytest.raises(ValueError, match=".json, .srt or .vtt"):
         write_times(tmp_path / "a.txt", times)
+
+
+def test_a_prompt_is_listed_token_by_token(nano_engine):
+    """All positions, the frames of a recording as one line."""
+    sample = find_voice(ROOT / "data" / "voices", "cleo").prompt("Hi <|AUDIO|>.")
+    ids = nano_engine.sequence(sample).prompt.input_ids[0].tolist()
+    listed = prompt_parts(nano_engine.text_tokenizer, ids)
+    assert [row["from"] for row in listed] == [sum(r["positions"] for r in listed[:n]) for n in range(len(listed))]
+    assert sum(row["positions"] for row in listed) == len(ids)
+    (frames,) = (row for row in listed if row["tokens"] == "<|AUDIO_OUT|>")
+    assert frames["positions"] == ids.count(nano_engine.ids.audio_out) > 50
+    assert listed[-1]["tokens"] == "<|audio_out_bos|>" and any("h | ˈ | I |   | < | |" in r["tokens"] for r in listed)
+
+
+def test_where_the_first_codebook_hesitated():
+    bits = torch.tensor([[1.0, 5.0, 2.0, 4.0, torch.nan], [9.0, 9.0, 9.0, 9.0, 9.0]])
+    times = [{"word": "a", "start": 0.0, "end": 0.06}, {"word": "b", "start": 0.06, "end": 0.12}]
+    assert hesitations(bits, times, 25, count=2) == [
+        {"seconds": 0.04, "entropy, bits": 5.0, "word": "a"},
+        {"seconds": 0.12, "entropy, bits": 4.0, "word": ""},
+    ]
+    assert len(hesitations(bits, times, 25, count=9)) == 4
 
 
 @pytest.mark.parametrize(

@@ -25,6 +25,7 @@ from higgs.tokens import TokenIds
 from higgs.workflow.tables import Row
 
 ALIGNED_HEADS = 4
+SPECIAL = re.compile(r"<\|[^|]*\|>")
 WRITTEN = re.compile(rf"{WORD.pattern}|[^\W_]+")
 LEAST_WEIGHT = 1e-6
 # Gets the layer, queries [B, H, S, d], keys [B, kv heads, S, d] and mask of each attention of a pass.
@@ -148,13 +149,18 @@ def read_words(lexicon: Lexicon | None, text: str) -> list[Row]:
 
 
 def prompt_parts(tokenizer: TextTokenizer, ids: Sequence[int]) -> list[Row]:
-    """The tokens of a prompt in order, equal neighbours (the frames of a reference) as one row."""
+    """The tokens of a prompt in order, `|` between them; a line for each text, special token and run of frames."""
     rows: list[Row] = []
     for place, token in enumerate(ids):
-        if rows and rows[-1]["id"] == token:
+        text = repr(tokenizer.decode([token]))[1:-1]
+        special = bool(SPECIAL.fullmatch(text))
+        if rows and special and rows[-1]["tokens"] == text:
             rows[-1]["positions"] += 1
+        elif rows and not special and not SPECIAL.fullmatch(rows[-1]["tokens"]):
+            rows[-1]["positions"] += 1
+            rows[-1]["tokens"] += f" | {text}"
         else:
-            rows.append({"position": place, "id": token, "token": repr(tokenizer.decode([token])), "positions": 1})
+            rows.append({"from": place, "positions": 1, "tokens": text})
     return rows
 
 
@@ -237,7 +243,8 @@ def draws(anatomy: Anatomy, config: ModelConfig) -> dict[str, Tensor]:
 def hesitations(bits: Tensor, times: Sequence[Row], frame_rate: float, count: int = 5) -> list[Row]:
     """Entropy [K, C - 1] of draws -> when the first codebook was least sure, and the word that was spoken then."""
     first = bits[0].nan_to_num(-1.0)
-    steps = first.topk(min(count, len(first))).indices.sort().values.tolist()
+    drawn = int((first >= 0).sum())
+    steps = first.topk(min(count, drawn)).indices.sort().values.tolist()
     rows: list[Row] = []
     for step in steps:  # the draw of column c is codebook 0 of frame c
         seconds = step / frame_rate

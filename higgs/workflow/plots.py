@@ -176,10 +176,11 @@ def alignment_map(weights: Tensor, tokens: Sequence[str], path: Sequence[int], f
 
 
 def step_maps(panels: Mapping[str, Tensor]) -> Figure:
-    """Name -> values [K, C] over codebooks and steps, NaN left out; each with a scale of its own."""
+    """Name -> values [K, C] over codebooks and steps 1 ... C, NaN left out; each with a scale of its own."""
     figure, axes = plt.subplots(len(panels), 1, figsize=(9, 1.9 * len(panels)), squeeze=False, layout="constrained")
     for axis, (name, values) in zip(axes[:, 0], panels.items(), strict=True):
-        image = axis.imshow(values.numpy(), cmap="viridis", aspect="auto", interpolation="nearest")
+        extent = (0.5, values.shape[1] + 0.5, len(values) - 0.5, -0.5)
+        image = axis.imshow(values.numpy(), cmap="viridis", aspect="auto", interpolation="nearest", extent=extent)
         axis.set(xlabel="step", ylabel="codebook", title=name, yticks=range(len(values)))
         figure.colorbar(image, ax=axis)
     return _finish(figure)
