@@ -120,15 +120,22 @@ def test_the_alignment_of_nano_is_monotone_for_most_frames(spoken, nano_engine):
     weights = alignment(anatomy.attention)[:frames]
     assert_close(weights.sum(1), torch.ones(frames))
     highest = weights.argmax(1)
-    back = -highest.diff()
-    assert (back <= 0).float().mean() > 0.65 and back.max() <= 4  # the rest goes back by a phoneme or two
+    assert (highest.diff() >= 0).float().mean() > 0.85
     path = monotone_path(weights)
     assert path == sorted(path) and len(path) == frames
-    assert (torch.tensor(path) - highest).abs().le(2).float().mean() > 0.7
+    assert (torch.tensor(path) - highest).abs().le(1).float().mean() > 0.85
     # Whoever aligns well covers the text: heads of which the weights do not move have no score.
     assert path[-1] - path[0] > 0.7 * len(anatomy.tokens)
     still = torch.full_like(anatomy.attention[:1, :1], 0.1)
     assert head_scores(still).item() == 0 < head_scores(anatomy.attention).max()
+
+
+def test_of_heads_that_look_ahead_none_is_averaged():
+    """Two heads on the diagonal, one three tokens ahead, one that looks at the text less, one that goes back."""
+    ahead, diagonal = torch.eye(12).roll(3, dims=1), torch.eye(12)
+    ahead[9:] = torch.eye(12)[11]
+    attention = torch.stack([ahead, 0.9 * diagonal, 0.8 * diagonal, 0.01 * diagonal.roll(1, 0), diagonal.flip(0)])[None]
+    assert_close(alignment(attention, heads=3), diagonal)
 
 
 def test_words_have_times_in_order(spoken, nano_engine, tmp_path):

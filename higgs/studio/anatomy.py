@@ -24,7 +24,7 @@ from higgs.serve.engine import Engine
 from higgs.tokens import TokenIds
 from higgs.workflow.tables import Row
 
-ALIGNED_HEADS = 4
+ALIGNED_HEADS, SAME_PLACE = 4, 1.0  # heads, tokens
 SPECIAL = re.compile(r"<\|[^|]*\|>")
 WRITTEN = re.compile(rf"{WORD.pattern}|[^\W_]+")
 LEAST_WEIGHT = 1e-6
@@ -164,24 +164,31 @@ def prompt_parts(tokenizer: TextTokenizer, ids: Sequence[int]) -> list[Row]:
     return rows
 
 
+def centres(attention: Tensor) -> Tensor:
+    """[..., C, N] -> [..., C]: the place in the text that a step looks at, on average."""
+    places = torch.arange(attention.shape[-1], dtype=attention.dtype)
+    return (attention * places).sum(-1) / attention.sum(-1).clamp(min=LEAST_WEIGHT)
+
+
 def head_scores(attention: Tensor) -> Tensor:
     """[L, H, C, N] -> [L, H], how well each head aligns: its mean share on the text, times how far the centre of that
     moves along with the steps (Pearson's correlation; 0 where it moves back).
     """
-    share = attention.sum(-1)
-    places = torch.arange(attention.shape[-1], dtype=attention.dtype)
-    centres = (attention * places).sum(-1) / share.clamp(min=LEAST_WEIGHT)
-    steps = torch.arange(attention.shape[2], dtype=attention.dtype)
-    a, b = centres - centres.mean(-1, keepdim=True), steps - steps.mean()
+    places, steps = centres(attention), torch.arange(attention.shape[2], dtype=attention.dtype)
+    a, b = places - places.mean(-1, keepdim=True), steps - steps.mean()
     correlation = (a * b).sum(-1) / (a.norm(dim=-1) * b.norm()).clamp(min=LEAST_WEIGHT)
-    return share.mean(-1) * correlation.clamp(min=0)
+    return attention.sum(-1).mean(-1) * correlation.clamp(min=0)
 
 
 def alignment(attention: Tensor, heads: int = ALIGNED_HEADS) -> Tensor:
-    """[L, H, C, N] -> [C, N], rows that sum to 1: the mean of the heads that align best."""
+    """[L, H, C, N] -> [C, N], rows that sum to 1: the mean of the heads that align best.
+
+    Of these some look ahead, by the same number of tokens all the time; only those that come last are taken.
+    """
     flat = attention.flatten(0, 1)
-    best = head_scores(attention).flatten().topk(min(heads, len(flat))).indices
-    mean = flat[best].mean(0)
+    best = flat[head_scores(attention).flatten().topk(min(heads, len(flat))).indices]
+    places = centres(best).mean(-1)
+    mean = best[places <= places.min() + SAME_PLACE].mean(0)
     return mean / mean.sum(-1, keepdim=True).clamp(min=LEAST_WEIGHT)
 
 
