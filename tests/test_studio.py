@@ -136,7 +136,7 @@ def test_a_cell_of_the_map_plays_its_own_sample(controls):
     for cell, sample in zip(cells, made, strict=True):
         cell.click()
         assert sample.path.name in controls.player.value and "autoplay" in controls.player.value
-    assert len({cell.style.button_color for cell in cells}) == len({round(sample.wer, 3) for sample in made})
+    assert len({cell.style.button_color for cell in cells}) == len({min(sample.wer, 50) for sample in made})
 
 
 def upload(content: bytes) -> tuple[dict, ...]:

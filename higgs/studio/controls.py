@@ -14,33 +14,21 @@ from higgs.data.voices import read_voices
 from higgs.studio.speaking import Sample, Studio, grid, ranking
 
 SHOWN = 30  # of the samples, the newest
+STYLE = {"description_width": "7em"}
 WIDE, SHORT = w.Layout(width="46em"), w.Layout(width="16em")
-GOOD, BAD, UNKNOWN = (214, 236, 214), (246, 205, 196), "#e4e7ea"  # behind dark text: from 0 % to 100 % of word errors
+# Behind dark text: from no word errors to WORST percent and more.
+GOOD, BAD, UNKNOWN, WORST = (214, 236, 214), (246, 196, 184), "#e4e7ea", 50
 
 
 def escaped(text: object) -> str:
     return html.escape(str(text))
 
 
-def shown(sample: Sample, autoplay: bool = False) -> str:
-    """A player and a line of scores, as HTML."""
-    player = sample.player(autoplay)
-    record = sample.record()
-    names = ("seed", "temperature", "top_k", "WER, %", "similarity", "DNSMOS")
-    numbers = ", ".join(f"{name} {record[name]:.3g}" for name in names if record[name] is not None)
-    line = f"<b>{escaped(sample.voice)}</b>: {escaped(sample.text)}<br>{escaped(numbers)}"
-    if record["the recogniser heard"] is not None:
-        line += f"<br>heard: <i>{escaped(record['the recogniser heard'])}</i>"
-    if record["note"]:
-        line += f"<br>{escaped(record['note'])}"
-    return f"<div>{getattr(player, 'data', player)}<p style='line-height:1.4'>{line}</p></div>"
-
-
 def colour(wer: float | None) -> str:
     """Percent -> what a cell of the map has behind its number."""
     if wer is None:
         return UNKNOWN
-    share = min(wer, 100) / 100
+    share = min(wer, WORST) / WORST
     return "#" + "".join(f"{round(good + share * (bad - good)):02x}" for good, bad in zip(GOOD, BAD, strict=True))
 
 
@@ -78,13 +66,19 @@ class Controls:
     def __init__(self, studio: Studio, voice: str, text: str, lines: Sequence[tuple[str, str]] = ()):
         self.studio = studio
         own = studio.engine.generation.sampling
-        self.voice = w.Dropdown(options=self.voice_names(), value=voice, description="voice")
-        self.text = w.Textarea(value=text, description="text", layout=WIDE, rows=3)
-        self.scene = w.Text(placeholder="a description of the scene, or nothing", description="scene", layout=WIDE)
-        self.temperature = w.FloatSlider(own.temperature, min=0, max=1.5, step=0.05, description="temperature")
-        self.top_k = w.BoundedIntText(own.top_k or 0, min=0, max=1026, description="top-k", tooltip="0: no limit")
-        self.seed = w.BoundedIntText(own.seed, min=0, max=2**31 - 1, description="seed")
-        self.number = w.BoundedIntText(1, min=1, max=16, description="best of")
+        self.voice = w.Dropdown(options=self.voice_names(), value=voice, description="voice", style=STYLE)
+        self.text = w.Textarea(value=text, description="text", style=STYLE, layout=WIDE, rows=3)
+        self.scene = w.Text(
+            placeholder="a description of the scene, or nothing", description="scene", style=STYLE, layout=WIDE
+        )
+        self.temperature = w.FloatSlider(
+            own.temperature, min=0, max=1.5, step=0.05, description="temperature", style=STYLE
+        )
+        self.top_k = w.BoundedIntText(
+            own.top_k or 0, min=0, max=1026, description="top-k", style=STYLE, tooltip="0: no limit"
+        )
+        self.seed = w.BoundedIntText(own.seed, min=0, max=2**31 - 1, description="seed", style=STYLE)
+        self.number = w.BoundedIntText(1, min=1, max=16, description="best of", style=STYLE)
         self.speak = Action("Speak", self._speak)
         self.made = w.VBox()
         self._entries: dict[Path, w.HTML] = {}
@@ -116,7 +110,7 @@ class Controls:
     def show(self) -> None:
         """The newest samples in the list; players of those that are there already are not sent again."""
         newest = reversed(self.studio.samples[-SHOWN:])
-        self._entries = {s.path: self._entries.get(s.path) or w.HTML(shown(s)) for s in newest}
+        self._entries = {s.path: self._entries.get(s.path) or w.HTML(s.page()) for s in newest}
         self.made.children = list(self._entries.values())
 
     def _speak(self) -> str:
@@ -128,9 +122,9 @@ class Controls:
 
     def _make_sweep(self) -> None:
         own = self.studio.engine.generation.sampling
-        self.temperatures = w.Text(f"{own.temperature:g}, 0.6, 1", description="temperature")
-        self.top_ks = w.Text(f"{own.top_k or 0}, 200", description="top-k")
-        self.seeds = w.Text("0, 1", description="seeds")
+        self.temperatures = w.Text(f"{own.temperature:g}, 0.6, 1", description="temperature", style=STYLE)
+        self.top_ks = w.Text(f"{own.top_k or 0}, 200", description="top-k", style=STYLE)
+        self.seeds = w.Text("0, 1", description="seeds", style=STYLE)
         self.sweep_fields = [self.temperatures, self.top_ks, self.seeds]
         self.sweep = Action("Speak all of them", self._sweep)
         self.map, self.player = w.GridBox(), w.HTML()
@@ -157,13 +151,13 @@ class Controls:
         label = "?" if sample.wer is None else f"{sample.wer:.0f}"
         cell = w.Button(description=label, layout=w.Layout(width="4.6em"), tooltip=sample.path.name)
         cell.style.button_color, cell.style.text_color = colour(sample.wer), "#1c2024"
-        cell.on_click(lambda _: setattr(self.player, "value", shown(sample, autoplay=True)))
+        cell.on_click(lambda _: setattr(self.player, "value", sample.page(autoplay=True)))
         return cell
 
     def _make_clone(self) -> None:
         self.upload = w.FileUpload(accept="audio/*", multiple=False, description="a recording")
         self.transcript = w.Textarea(
-            placeholder="what is said in it; left empty, the recogniser fills it in", description="transcript",
+            placeholder="what is said in it; left empty, the recogniser fills it in", description="transcript", style=STYLE,
             layout=WIDE, rows=2,
         )  # fmt: skip
         self.clone = Action("Use this voice", self._clone)

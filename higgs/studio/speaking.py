@@ -1,6 +1,7 @@
 """What a notebook makes: sentences that are spoken, judged and written to files; no widgets."""
 
 import hashlib
+import html
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
@@ -23,8 +24,9 @@ FOLDER = "results/speech"  # below results/explore/ outside a stage
 MAX_TEXT = 5_000  # characters
 MAX_SAMPLES = 100  # of one sweep
 MAX_BYTES = 50_000_000  # of a recording
-# Column of the evaluation -> what a table of this notebook calls it.
-SCORES = {"wer_percent": "WER, %", "similarity": "similarity", "mos_overall": "DNSMOS", "heard": "the recogniser heard"}
+# Column of the evaluation -> what this notebook calls it.
+SCORES = {"wer_percent": "WER, %", "similarity": "similarity", "mos_overall": "DNSMOS"}
+SETTINGS = ("seed", "temperature", "top_k", "top_p")
 Cast = str | Voice | dict[int, str | Voice]  # one voice, or that of each [SPEAKERn]
 
 
@@ -45,7 +47,7 @@ class Sample:
 
     @property
     def settings(self) -> Row:
-        return {name: getattr(self.sampling, name) for name in ("seed", "temperature", "top_k", "top_p")}
+        return {name: getattr(self.sampling, name) for name in SETTINGS}
 
     def player(self, autoplay: bool = False):
         """-> an <audio> element; a line of text where nothing was generated."""
@@ -53,11 +55,20 @@ class Sample:
             return "no sound"
         return audio_player(self.response.waveform, self.response.sample_rate, self.path.name, autoplay)
 
-    def record(self) -> Row:
-        """A row of a table: the player, what was asked for, the scores."""
-        shown = {name: self.scores[column] for column, name in SCORES.items()}
-        note = "; ".join(part for part in (self.response.stop_reason, self.scores["note"]) if part not in ("stop", ""))
-        return {"sound": self.player(), "voice": self.voice, "text": self.text} | self.settings | shown | {"note": note}
+    def page(self, autoplay: bool = False) -> str:
+        """The player, what was asked for and the scores, as HTML; texts are escaped."""
+        known = self.settings | {name: self.scores[column] for column, name in SCORES.items()}
+        numbers = ", ".join(f"{name} {value:.3g}" for name, value in known.items() if value is not None)
+        lines = [f"<b>{html.escape(self.voice)}</b>: {html.escape(self.text)}", html.escape(numbers)]
+        if self.scores["heard"] is not None:
+            lines.append(f"heard: <i>{html.escape(self.scores['heard'])}</i>")
+        reason, note = self.response.stop_reason, self.scores["note"]
+        lines += [html.escape(part) for part in (reason if reason != "stop" else "", note) if part]
+        player = self.player(autoplay)
+        return f"<div>{getattr(player, 'data', player)}<p style='line-height:1.4'>{'<br>'.join(lines)}</p></div>"
+
+    def _repr_html_(self) -> str:
+        return self.page()
 
 
 def ranking(sample: Sample) -> tuple[bool, float, float]:
@@ -140,7 +151,7 @@ class Studio:
             else:
                 item = Utterance("explore", path.stem, path.stem, words, None, voice=name, seed=sampling.seed)
             sample = Sample(path, text, name, sampling, response, self.evaluator.judge(item))
-            scores = {column: sample.scores[column] for column in (*SCORES, "status", "note")}
+            scores = {column: sample.scores[column] for column in (*SCORES, "heard", "status", "note")}
             known = {"text": text, "voice": name, "judges": self.metric_models.names()} | sample.settings | scores
             write_json(path.with_suffix(".json"), known)
         finally:
