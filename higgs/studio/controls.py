@@ -14,8 +14,8 @@ from higgs.data.voices import read_voices
 from higgs.studio.speaking import Sample, Studio, grid, ranking
 
 SHOWN = 30  # of the samples, the newest
-STYLE = {"description_width": "7em"}
-WIDE, SHORT = w.Layout(width="46em"), w.Layout(width="16em")
+FIELD = {"style": {"description_width": "7em"}}
+WIDE, SHORT = FIELD | {"layout": w.Layout(width="46em")}, {"layout": w.Layout(width="16em")}
 # Behind dark text: from no word errors to WORST percent and more.
 GOOD, BAD, UNKNOWN, WORST = (214, 236, 214), (246, 196, 184), "#e4e7ea", 50
 
@@ -54,8 +54,9 @@ class Action:
         self.button.disabled, self.status.value = True, "working ..."
         try:
             self.status.value = escaped(self.act() or "")
-        except (ValueError, OSError, RuntimeError) as error:
-            self.status.value = f"<b>{escaped(error)}</b>"
+        except Exception as error:  # a notebook shows none that a button raises
+            kind = "" if isinstance(error, ValueError | OSError) else f"{type(error).__name__}: "
+            self.status.value = f"<b>{escaped(f'{kind}{error}')}</b>"
         finally:
             self.button.disabled = False
 
@@ -66,19 +67,14 @@ class Controls:
     def __init__(self, studio: Studio, voice: str, text: str, lines: Sequence[tuple[str, str]] = ()):
         self.studio = studio
         own = studio.engine.generation.sampling
-        self.voice = w.Dropdown(options=self.voice_names(), value=voice, description="voice", style=STYLE)
-        self.text = w.Textarea(value=text, description="text", style=STYLE, layout=WIDE, rows=3)
-        self.scene = w.Text(
-            placeholder="a description of the scene, or nothing", description="scene", style=STYLE, layout=WIDE
-        )
-        self.temperature = w.FloatSlider(
-            own.temperature, min=0, max=1.5, step=0.05, description="temperature", style=STYLE
-        )
-        self.top_k = w.BoundedIntText(
-            own.top_k or 0, min=0, max=1026, description="top-k", style=STYLE, tooltip="0: no limit"
-        )
-        self.seed = w.BoundedIntText(own.seed, min=0, max=2**31 - 1, description="seed", style=STYLE)
-        self.number = w.BoundedIntText(1, min=1, max=16, description="best of", style=STYLE)
+        self.voice = w.Dropdown(options=self.voice_names(), value=voice, description="voice", **FIELD)
+        self.text = w.Textarea(value=text, description="text", **WIDE, rows=3)
+        self.scene = w.Text(placeholder="a description of the scene, or nothing", description="scene", **WIDE)
+        self.temperature = w.FloatSlider(own.temperature, min=0, max=2, step=0.05, description="temperature", **FIELD)
+        most = studio.engine.model.config.code_vocab_size
+        self.top_k = w.BoundedIntText(own.top_k or 0, min=0, max=most, description="top-k", **FIELD)
+        self.seed = w.BoundedIntText(own.seed, min=0, max=2**31 - 1, description="seed", **FIELD)
+        self.number = w.BoundedIntText(1, min=1, max=16, description="best of", **FIELD)
         self.speak = Action("Speak", self._speak)
         self.made = w.VBox()
         self._entries: dict[Path, w.HTML] = {}
@@ -122,9 +118,9 @@ class Controls:
 
     def _make_sweep(self) -> None:
         own = self.studio.engine.generation.sampling
-        self.temperatures = w.Text(f"{own.temperature:g}, 0.6, 1", description="temperature", style=STYLE)
-        self.top_ks = w.Text(f"{own.top_k or 0}, 200", description="top-k", style=STYLE)
-        self.seeds = w.Text("0, 1", description="seeds", style=STYLE)
+        self.temperatures = w.Text(f"{own.temperature:g}, 0.6, 1", description="temperature", **FIELD)
+        self.top_ks = w.Text(f"{own.top_k or 0}, 200", description="top-k", **FIELD)
+        self.seeds = w.Text("0, 1", description="seeds", **FIELD)
         self.sweep_fields = [self.temperatures, self.top_ks, self.seeds]
         self.sweep = Action("Speak all of them", self._sweep)
         self.map, self.player = w.GridBox(), w.HTML()
@@ -156,10 +152,8 @@ class Controls:
 
     def _make_clone(self) -> None:
         self.upload = w.FileUpload(accept="audio/*", multiple=False, description="a recording")
-        self.transcript = w.Textarea(
-            placeholder="what is said in it; left empty, the recogniser fills it in", description="transcript", style=STYLE,
-            layout=WIDE, rows=2,
-        )  # fmt: skip
+        advice = "what is said in it; left empty, the recogniser fills it in"
+        self.transcript = w.Textarea(placeholder=advice, description="transcript", rows=2, **WIDE)
         self.clone = Action("Use this voice", self._clone)
 
     def _clone(self) -> str:
@@ -182,7 +176,7 @@ class Controls:
         self.talk = Action("Speak the dialogue", self._talk)
 
     def _line(self, voice: str, text: str) -> w.HBox:
-        fields = w.Dropdown(options=self.voice_names(), value=voice, layout=SHORT), w.Text(text, layout=WIDE)
+        fields = w.Dropdown(options=self.voice_names(), value=voice, **SHORT), w.Text(text, **WIDE)
         return w.HBox(fields)
 
     def append_line(self) -> None:
