@@ -3,7 +3,7 @@
 import importlib
 import warnings
 
-# Said by tqdm, in red, when a notebook imports a library that uses it; nothing here uses widgets.
+# Said by tqdm, in red, when a notebook imports a library that uses it, in an environment without ipywidgets.
 warnings.filterwarnings("ignore", message="IProgress not found")
 
 _MODULES = {

@@ -49,6 +49,7 @@ EXCEPTIONS = [
     ("evaluate/statistics/*.py", "row column", "of the tables of results, and of matrices of resamples"),
     ("evaluate/metrics/codec.py", "row column", "of the table of codec metrics"),
     ("data/chatml*.py", "row", "`row_id` of AudioContent, a public name that the reference implementation has"),
+    ("studio/*.py", "row column", "of tables and maps that are shown"),
     ("workflow/plots.py", "row panel", "of a figure"),
     ("cli/speak.py", "keep", "--keep-digits, an option of the command line"),
     ("evaluate/*", "spread", "of values: statistics"),

@@ -22,6 +22,7 @@ MAY_IMPORT = {
     "train": {"codec", "model", "data", "checkpoint", "workflow"},
     "evaluate": {"data", "workflow"},
     "comparison": {"evaluate", "data", "workflow"},
+    "studio": {"serve", "evaluate", "model", "codec", "data", "workflow"},
 }
 EVERYTHING = {"__main__.py"}  # and cli/
 HTTP = {f"serve/http/{name}.py" for name in ("app", "access", "pages", "references", "speech_response")}
@@ -40,6 +41,7 @@ LIBRARIES = {
     },
     "tokenizers": {"data/text/tokenizer.py"},
     "papermill": {"workflow/runner.py"},
+    "ipywidgets": {"studio/controls.py"},
     "onnxruntime": {"evaluate/judges/wheels.py", "evaluate/judges/moonshine.py"},
     "pyarrow": {"workflow/tables.py"},
     **dict.fromkeys(["fastapi", "starlette", "uvicorn"], HTTP),

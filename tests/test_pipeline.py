@@ -75,7 +75,7 @@ def test_a_stage_has_one_name_everywhere(stage):
     assert from_section(SECTIONS[stage], values.pop(stage), **values)
 
 
-@pytest.mark.parametrize("stage", [*STAGES, "explore"])
+@pytest.mark.parametrize("stage", [*STAGES, "explore", "anatomy"])
 def test_notebooks_are_letters(stage):
     """A title, a question, thin cells, no outputs."""
     first, *rest = cells(stage)
@@ -142,12 +142,12 @@ def check_repeating(clone: Path) -> None:
 
 
 def check_exploring(clone: Path) -> None:
-    """A notebook as JupyterLab runs it, started in its own folder; saving cleans it as its hook does."""
+    """Notebooks as JupyterLab runs them, started in their own folder; saving cleans them as its hook does."""
     before = run("git", "status", "--porcelain", cwd=clone)
-    path = clone / "notebooks" / "explore.ipynb"
-    run("jupyter", "execute", "--inplace", path.name, cwd=path.parent)
-    assert '"output_type"' in path.read_text()
-    run(sys.executable, "-m", "higgs.workflow.runner", "clean", str(path), cwd=clone)
+    for path in (clone / "notebooks" / name for name in ("explore.ipynb", "anatomy.ipynb")):
+        run("jupyter", "execute", "--inplace", path.name, cwd=path.parent)
+        assert '"output_type"' in path.read_text()
+        run(sys.executable, "-m", "higgs.workflow.runner", "clean", str(path), cwd=clone)
     assert run("git", "status", "--porcelain", cwd=clone) == before
     assert "up to date" in run("dvc", "status", cwd=clone)
     assert (clone / "results" / "explore").is_dir()

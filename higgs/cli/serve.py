@@ -89,9 +89,9 @@ def serve(
 
 def recogniser() -> Any:
     """What hears recordings that clients send, loaded when it is first used; None where it is not installed."""
-    from higgs.cli.voices import hear
     from higgs.evaluate.judges.moonshine import MoonshineTiny
     from higgs.evaluate.judges.wheels import MetricModelUnavailable, wheel_file
+    from higgs.evaluate.utterances import hear
 
     try:
         wheel_file(MoonshineTiny.WHEEL, MoonshineTiny.ENCODER)

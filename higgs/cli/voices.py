@@ -13,7 +13,6 @@ from typer import Argument, Option
 
 from higgs.cli.options import FOLDER, Voices
 
-MAX_WORD_ERROR_RATE = 0.3  # above it a transcript is doubted
 PLAYERS = ("ffplay -nodisp -autoexit -loglevel error", "paplay", "aplay -q", "afplay", "play -q")
 AsJson = Annotated[bool, Option("--json", help="for programs")]
 SameFolder = Annotated[Path | None, Option(help="voice folder", show_default="data/voices")]
@@ -109,6 +108,7 @@ def check(
     """Check recordings: length, sample rate, level, silence, clipping, and the transcript against a recogniser."""
     from higgs.audio import load_audio
     from higgs.data.voices import check_recording, find_voice, read_voices
+    from higgs.evaluate.utterances import hear
 
     folder = voices or context.obj
     usable, faults = ({name: find_voice(folder, name)}, {}) if name else read_voices(folder)
@@ -142,13 +142,3 @@ def recogniser() -> Any:
     except RuntimeError as error:
         print(f"transcripts are not checked: {error}", file=sys.stderr)
         return None
-
-
-def hear(judge: Any, waveform: Any, sample_rate: int, transcript: str) -> tuple[str, list[str]]:
-    """[L] -> what the recogniser, which knows English, hears, and a warning where a transcript says otherwise."""
-    from higgs.evaluate.metrics.error_rates import word_errors
-
-    hypothesis = judge.transcribe(waveform, sample_rate)
-    if not transcript or word_errors(transcript, hypothesis).rate <= MAX_WORD_ERROR_RATE:
-        return hypothesis, []
-    return hypothesis, [f"the transcript says {transcript!r}, a recogniser of English heard {hypothesis!r}"]

@@ -24,7 +24,7 @@ from higgs.data.chatml import tagged
 from higgs.data.recordings import Recording, listed_file
 from higgs.data.speech import SpeechRequest, speech_request
 from higgs.data.text.chunks import ChunkOptions, speaker_turns
-from higgs.data.voices import NAME, Voice, find_voice
+from higgs.data.voices import NAME, Voice, find_voice, recording_of
 from higgs.files import read_lines
 from higgs.validation import Count, Positive, Record, parse_json, validate
 
@@ -152,8 +152,7 @@ def _script(content: Any, voices: str | Path, chunking: ChunkOptions) -> Script:
         voice = find_voice(voices, record.voice)
         if form != "long_form" and (form == "voice_clone") != (voice.audio is not None):
             raise ValueError(f"{form} does not go with the voice {voice.name!r}")
-        example = Path(voices) / "profiles" / f"{voice.name}.flac"
-        reference = voice.audio or (example if example.is_file() else None)
+        reference = recording_of(voices, voice)
         name, text, tagged_text = voice.name, record.text, record.text
     request = speech_request(
         tagged_text, voice, options or chunking, record.scene, chunked, max_new_tokens=record.max_new_tokens

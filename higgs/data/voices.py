@@ -140,6 +140,12 @@ def find_voice(folder: str | Path, name: str) -> Voice:
     return voices[name]
 
 
+def recording_of(folder: str | Path, voice: Voice) -> Path | AudioContent | None:
+    """How the voice sounds, to compare with: its own recording, or that of a described one in the folder profiles/."""
+    example = Path(folder) / "profiles" / f"{voice.name}.flac"
+    return voice.audio or (example if example.is_file() else None)
+
+
 @dataclass(frozen=True)
 class Finding:
     """A flaw of a recording: `fatal` if it cannot serve as a reference, else a warning."""
@@ -149,7 +155,7 @@ class Finding:
 
 
 def check_recording(recording: Source, transcript: str | None) -> list[Finding]:
-    """Findings on length, channels, and those of `check_speech`."""
+    """Findings on length, channels, and those of `check_speech`; without a transcript, on the sound alone."""
     try:
         rate, channels, seconds = probe(recording)
         if seconds > SECONDS[1]:  # not decoded: it may be very long

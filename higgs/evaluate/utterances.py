@@ -13,6 +13,7 @@ from typing import Any, Protocol, TypeVar
 from torch import Tensor
 
 from higgs.audio import level_dbfs, load_audio
+from higgs.evaluate.judges.base import Recogniser
 from higgs.evaluate.judges.ge2e import similarity
 from higgs.evaluate.judges.registry import MetricModels
 from higgs.evaluate.judges.wheels import ONNX_ERRORS
@@ -30,6 +31,7 @@ TRANSCRIBED = (OK, TOO_LONG)
 FAILED = (MISSING, SILENT, UNREADABLE)  # by the system: all words are deleted
 NOT_SCORED = (NO_WORDS, ANOTHER_SCRIPT, NOT_JUDGED)  # by a fault of the set or of the judge
 SILENCE_DBFS = -70.0
+MAX_WORD_ERROR_RATE = 0.3  # above it a transcript is doubted
 # onnxruntime chooses its arithmetic by the processor: DNSMOS scores differ by 7e-7 between AVX-512 and AVX2. Two
 # decimals are the same on both for all but one score in 14,000, or in one default report of sixty. (Three: of six.)
 MOS_DECIMALS = 2
@@ -242,6 +244,14 @@ def transcript_fault(text: str, language: str) -> tuple[str, str] | None:
         if 2 * own < len(letters):
             return ANOTHER_SCRIPT, f"{own} of {len(letters)} letters are of the script of {language!r}"
     return None
+
+
+def hear(judge: Recogniser, waveform: Tensor, sample_rate: int, transcript: str) -> tuple[str, list[str]]:
+    """[L] -> what the recogniser, which knows English, hears, and a warning where a transcript says otherwise."""
+    hypothesis = judge.transcribe(waveform, sample_rate)
+    if not transcript or word_errors(transcript, hypothesis).rate <= MAX_WORD_ERROR_RATE:
+        return hypothesis, []
+    return hypothesis, [f"the transcript says {transcript!r}, a recogniser of English heard {hypothesis!r}"]
 
 
 def speaking_rates(clips: Iterable[tuple[str, str, float]]) -> dict[str, float]:

@@ -74,7 +74,7 @@ def progress(items: Iterable[T], label: str, total: int | None = None) -> Iterab
     return tqdm(items, desc=label, total=total, mininterval=5 if STAGE_VARIABLE in os.environ else 0.1)
 
 
-def audio_player(waveform: Any, sample_rate: int, label: str = ""):
+def audio_player(waveform: Any, sample_rate: int, label: str = "", autoplay: bool = False):
     """Float [L], [1, L] or [1, 1, L] -> an <audio> element of clipped 16-bit PCM; ValueError for NaN, other shapes."""
     from IPython.display import HTML
 
@@ -90,7 +90,8 @@ def audio_player(waveform: Any, sample_rate: int, label: str = ""):
         file.writeframes(pcm.tobytes())
     name, data = html.escape(label), base64.b64encode(buffer.getvalue()).decode("ascii")
     caption = f"<figcaption>{name}</figcaption>" if label else ""
-    audio = f'<audio controls preload="metadata" aria-label="{name}" src="data:audio/wav;base64,{data}"></audio>'
+    how = "autoplay" if autoplay else 'preload="metadata"'
+    audio = f'<audio controls {how} aria-label="{name}" src="data:audio/wav;base64,{data}"></audio>'
     return HTML(f'<figure class="player">{caption}{audio}</figure>')
 
 

@@ -93,6 +93,37 @@ def curves(rows: Sequence[Mapping[str, float]], x: str, names: Sequence[str], yl
     return _finish(figure)
 
 
+def colours_map(colours: Tensor, frame_rate: float, title: str = "") -> Figure:
+    """Colours [K, T, 3] in 0 ... 1, one for each code, over time."""
+    num_codebooks, frames, _ = colours.shape
+    extent = (0, frames / frame_rate, num_codebooks - 0.5, -0.5)
+    figure, _ = _show_codes(colours, title, "seconds", None, 1, extent=extent)
+    return _finish(figure)
+
+
+def alignment_map(weights: Tensor, tokens: Sequence[str], path: Sequence[int], frame_rate: float) -> Figure:
+    """What each frame attends to [T, N], a line for each of N tokens, and the token of each frame."""
+    frames, size = weights.shape
+    figure, axis = plt.subplots(figsize=(9, 1.2 + 0.16 * size), layout="constrained")
+    extent = (0, frames / frame_rate, size - 0.5, -0.5)
+    axis.imshow(weights.T.numpy(), cmap="Blues", aspect="auto", interpolation="nearest", vmin=0, extent=extent)
+    axis.plot((np.arange(frames) + 0.5) / frame_rate, path, color=ACCENT, linewidth=1.2, drawstyle="steps-mid")
+    axis.set(xlabel="seconds", ylabel="token of the text", yticks=range(size))
+    axis.set_yticklabels([token.replace(" ", "␣") for token in tokens], fontsize=8)
+    return _finish(figure)
+
+
+def step_maps(panels: Mapping[str, Tensor]) -> Figure:
+    """Name -> values [K, C] over codebooks and steps 1 ... C, NaN left out; each with a scale of its own."""
+    figure, axes = plt.subplots(len(panels), 1, figsize=(9, 1.9 * len(panels)), squeeze=False, layout="constrained")
+    for axis, (name, values) in zip(axes[:, 0], panels.items(), strict=True):
+        extent = (0.5, values.shape[1] + 0.5, len(values) - 0.5, -0.5)
+        image = axis.imshow(values.numpy(), cmap="viridis", aspect="auto", interpolation="nearest", extent=extent)
+        axis.set(xlabel="step", ylabel="codebook", title=name, yticks=range(len(values)))
+        figure.colorbar(image, ax=axis)
+    return _finish(figure)
+
+
 def png(figure: Figure) -> bytes:
     """The figure as a picture file, without the date and the version of what drew it."""
     buffer = io.BytesIO()
