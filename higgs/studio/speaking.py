@@ -24,8 +24,8 @@ FOLDER = "results/speech"  # below results/explore/ outside a stage
 MAX_TEXT = 5_000  # characters
 MAX_SAMPLES = 100  # of one sweep
 MAX_BYTES = 50_000_000  # of a recording
-# Column of the evaluation -> what this notebook calls it.
-SCORES = {"wer_percent": "WER, %", "similarity": "similarity", "mos_overall": "DNSMOS"}
+# Column of the evaluation -> how it is shown.
+SCORES = {"wer_percent": "WER {:.1f} %", "similarity": "similarity {:.2f}", "mos_overall": "DNSMOS {:.2f}"}
 SETTINGS = ("seed", "temperature", "top_k", "top_p")
 Cast = str | Voice | dict[int, str | Voice]  # one voice, or that of each [SPEAKERn]
 
@@ -57,8 +57,9 @@ class Sample:
 
     def page(self, autoplay: bool = False) -> str:
         """The player, what was asked for and the scores, as HTML; texts are escaped."""
-        known = self.settings | {name: self.scores[column] for column, name in SCORES.items()}
-        numbers = ", ".join(f"{name} {value:.3g}" for name, value in known.items() if value is not None)
+        parts = [f"{name} {value:g}" for name, value in self.settings.items() if value is not None]
+        parts += [shown.format(self.scores[c]) for c, shown in SCORES.items() if self.scores[c] is not None]
+        numbers = ", ".join(parts)
         lines = [f"<b>{html.escape(self.voice)}</b>: {html.escape(self.text)}", html.escape(numbers)]
         if self.scores["heard"] is not None:
             lines.append(f"heard: <i>{html.escape(self.scores['heard'])}</i>")
