@@ -68,6 +68,7 @@ def test_a_stage_has_one_name_everywhere(stage):
     assert f"notebooks/{stage}.ipynb" in entry["deps"]
     assert entry["params"] == [*scalars_of(stage), stage]
     outs = {name: settings for out in entry["outs"] for name, settings in out.items()}
+    assert outs.pop("evaluation.json", {"cache": False}) == {"cache": False}  # in Git, as metrics.json
     assert set(outs) == {f"results/{stage}", f"reports/{stage}.ipynb"} and stage in DVC["page"]["foreach"]
     assert all(settings == {"push": False} for settings in outs.values())
     assert not any(name.startswith("data") for name in outs)
