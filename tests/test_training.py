@@ -20,8 +20,9 @@ from higgs.data.recordings import read_recordings
 from higgs.data.scripts import read_scripts
 from higgs.evaluate.judges.registry import MetricModels
 from higgs.evaluate.utterances import Evaluator
+from higgs.model.higgs_audio import HiggsAudio
 from higgs.serve.generation_config import GenerationConfig
-from higgs.train.checkpointing import log, read_log
+from higgs.train.checkpointing import log, read_log, save_state
 from higgs.workflow.outputs import write_json
 from higgs.workflow.runner import clean_files
 from training.corpus.voices import IN_HOUSE, SAMPLE_RATE
@@ -211,16 +212,20 @@ def test_the_notebook_of_the_report_is_clean():
 
 
 @pytest.mark.slow
-def test_the_report_is_one_page_of_what_there_is(evaluated, tmp_path, monkeypatch):
-    """Logs made by hand, and an evaluation: the curves, the tables and the player are there."""
+def test_the_report_is_one_page_of_what_there_is(evaluated, nano, tmp_path, monkeypatch):
+    """Logs made by hand, an evaluation, and weights of the way: the curves, the tables and the players are there."""
     jobs = {"quantizer": "l1 ctc", "decoder": "loss", "encoder": "relative mel_l1"}
     for job, names in (jobs | {"model": "cb0 cb1 cb7 characters attention"}).items():
         for step in (100, 200):
             row = {"step": step, "seconds": step, **dict.fromkeys(names.split(), 100 / step)}
             log(tmp_path / f"{job}.jsonl", **row, validation={"ada": 100 / step})
     (tmp_path / "evaluation").symlink_to(evaluated[0])
+    (tmp_path / "nano").symlink_to(nano)
+    (tmp_path / "lexicon.json").symlink_to(nano / "model/lexicon.json")
+    (tmp_path / "snapshots").mkdir()
+    save_state(tmp_path / "snapshots/model-02000.pt", model=HiggsAudio.from_pretrained(nano / "model").state_dict())
     monkeypatch.syspath_prepend(str(HERE))
     page = importlib.import_module("report").write_report(tmp_path, 1).read_text()
     assert page.count("data:image/png;base64") == 6 and page.count("<audio") > 20
-    assert "<td>kit, codec round trip</td>" in page and "clone-new-0.55-0.90" in page
+    assert "<td>kit, codec round trip</td>" in page and "2000</td>" in page and "clone-new-0.55-0.90" in page
     assert (tmp_path / "report.ipynb").is_file() and not (tmp_path / "report.failed.ipynb").exists()
