@@ -491,7 +491,7 @@ def test_wavlm_x_vectors(tmp_path):
     with torch.inference_mode():
         expected = network(normal[None]).embeddings[0]
     assert torch.allclose(embedding, expected / expected.norm(), atol=1e-5)
-    assert str(tmp_path) in judge.name
+    assert f"({tmp_path.name}, sha256 " in judge.name
 
 
 @pytest.fixture(scope="module")
@@ -557,8 +557,8 @@ def test_weights_that_cannot_be_had_say_so(monkeypatch, tmp_path):
 def test_code_of_a_repository_is_never_run():
     calls = []
     kind = SimpleNamespace(__name__="Kind", from_pretrained=lambda *names, **options: calls.append((names, options)))
-    pretrained(kind, "some/model@abc")
-    assert calls == [(("some/model",), {"revision": "abc", "trust_remote_code": False})]
+    pretrained(kind, f"some/model@{40 * 'a'}")
+    assert calls == [(("some/model",), {"revision": 40 * "a", "trust_remote_code": False})]
 
 
 def test_paraformer_gets_16_khz_and_gives_simplified_characters(monkeypatch):
