@@ -308,12 +308,7 @@ def test_audio_player_carries_the_sound():
             cells.audio_player(wrong, 24_000)
 
 
-def test_tables_are_set_to_the_left_in_jupyter_and_texts_are_texts(monkeypatch):
-    monkeypatch.delenv(cells.STAGE_VARIABLE, raising=False)
-    exploring = cells.table([{"a": "x", "n": 1}]).data
-    monkeypatch.setenv(cells.STAGE_VARIABLE, "generate")
-    in_a_stage = cells.table([{"a": "x", "n": 1}]).data
-    assert exploring == cells.LEFT + in_a_stage and "text-align: left" in exploring
+def test_texts_are_texts():
     shown = cells.preformatted("<|eot|>\n<b>").data
     assert "&lt;|eot|&gt;\n&lt;b&gt;" in shown and shown.startswith("<pre")
 

@@ -147,7 +147,7 @@ def test_an_archive_without_git_says_what_to_type(tmp_path):
     """`git archive`, unpacked; after the line that is told, DVC finds the data in it."""
     if not (ROOT / ".git").exists():
         pytest.skip("this is an archive itself")
-    git = ["git", "-C", str(ROOT)]
+    git = ["git", "-C", str(ROOT), "-c", "user.name=a", "-c", "user.email=a@localhost"]
     tree = subprocess.check_output([*git, "stash", "create"], text=True).strip() or "HEAD"
     archive = subprocess.run([*git, "archive", tree], capture_output=True, check=True)
     subprocess.run(["tar", "-x", "-C", str(tmp_path)], input=archive.stdout, check=True)

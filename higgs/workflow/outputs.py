@@ -31,8 +31,6 @@ INTERVAL = re.compile(r"\[-?[\d.]+, -?[\d.]+\]")  # stays on one line of a table
 # An output with this type lists audio files, relative to the root: the page embeds them, and its scripts find them
 # under their numbers.
 SOUNDS = "application/vnd.higgs.sounds+json"
-# JupyterLab sets every cell to the right; pages have a style of their own.
-LEFT = "<style>table.results th, table.results td:not(.number) { text-align: left }</style>"
 
 
 def find_root() -> Path:
@@ -117,8 +115,7 @@ def table(rows: Sequence[Mapping[str, Any]], caption: str = "", digits: int = 4)
     head = "".join(f'<th scope="col">{html.escape(str(column))}</th>' for column in columns)
     body = "".join("<tr>" + "".join(_table_cell(row[column], digits) for column in columns) + "</tr>" for row in rows)
     title = f"<caption>{html.escape(caption)}</caption>" if caption else ""
-    style = "" if STAGE_VARIABLE in os.environ else LEFT
-    return HTML(f'{style}<table class="results">{title}<thead><tr>{head}</tr></thead><tbody>{body}</tbody></table>')
+    return HTML(f'<table class="results">{title}<thead><tr>{head}</tr></thead><tbody>{body}</tbody></table>')
 
 
 def _table_cell(value: Any, digits: int) -> str:
