@@ -45,7 +45,8 @@ def client(tiny_parts, tmp_path_factory):
     (folder / "profiles.json").write_text('{"ada": "feminine"}')
     chunks = ChunkOptions(max_words=20, match_levels=False, retries=0)
     config = ServerConfig("tiny", folder, SamplingConfig(seed=1), 14, chunks, max_characters=200, max_seconds=SECONDS)
-    with TestClient(make_app(engine, config), "http://127.0.0.1", raise_server_exceptions=False) as client:
+    options = {"raise_server_exceptions": False, "client": ("127.0.0.1", 50_000)}  # recordings come from here alone
+    with TestClient(make_app(engine, config), "http://127.0.0.1", **options) as client:
         yield client
 
 
