@@ -148,7 +148,8 @@ def test_an_archive_without_git_says_what_to_type(tmp_path):
     if not (ROOT / ".git").exists():
         pytest.skip("this is an archive itself")
     git = ["git", "-C", str(ROOT), "-c", "user.name=a", "-c", "user.email=a@localhost"]
-    tree = subprocess.check_output([*git, "stash", "create"], text=True).strip() or "HEAD"
+    stash = subprocess.run([*git, "stash", "create"], capture_output=True, text=True)  # of a clean tree there is none
+    tree = stash.stdout.strip() or "HEAD"
     archive = subprocess.run([*git, "archive", tree], capture_output=True, check=True)
     subprocess.run(["tar", "-x", "-C", str(tmp_path)], input=archive.stdout, check=True)
     (tmp_path / ".venv").mkdir()
