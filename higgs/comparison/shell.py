@@ -1,11 +1,11 @@
 """The frame of a page: our styles and scripts inline, a policy that lets it load nothing, text escaped."""
 
 import html
-import json
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from higgs.workflow.outputs import in_script
 from higgs.workflow.page import check_self_contained
 
 ASSETS = Path(__file__).parent / "assets"
@@ -21,11 +21,5 @@ def page(title: str, body: str, data: Any, scripts: Sequence[str]) -> str:
         f'<meta http-equiv="Content-Security-Policy" content="{POLICY}">'
         '<meta name="viewport" content="width=device-width, initial-scale=1">'
         f"<title>{html.escape(title)}</title><style>{style}</style></head>\n<body><main>{body}</main>\n"
-        f'<script type="application/json" id="data">{as_json(data)}</script>\n{code}</body></html>\n'
+        f'<script type="application/json" id="data">{in_script(data)}</script>\n{code}</body></html>\n'
     )
-
-
-def as_json(data: Any) -> str:
-    """JSON that no element of HTML can end: text of people holds no markup there either."""
-    text = json.dumps(data, ensure_ascii=False, separators=(",", ":"))
-    return text.replace("&", "\\u0026").replace("<", "\\u003c").replace(">", "\\u003e")
