@@ -16,6 +16,7 @@ from higgs.evaluate.statistics.intervals import (
     Resampling,
     holm,
     paired_difference,
+    power_factor,
 )
 from higgs.evaluate.statistics.paired_runs import ALPHA
 from higgs.evaluate.statistics.summary import METRICS, Metric, mean_sample, samples_of
@@ -23,7 +24,6 @@ from higgs.evaluate.utterances import NOT_SCORED
 from higgs.workflow.tables import Row
 
 WER = METRICS[0]
-POWER = 0.8
 LEAST_SHARED = 6  # texts: with five the smallest p of a paired permutation test is 2 / 2^5
 Parts = Mapping[str, Sequence[Row]]
 
@@ -115,8 +115,6 @@ def detectable(rows: Sequence[Row], metric: Metric = WER) -> Detectable:
     own spread within texts. So it holds for a change that moves all texts alike; without texts with several samples
     the spread between texts takes its place, which is an upper bound.
     """
-    from scipy.stats import t
-
     samples = samples_of(metric, [row for row in rows if row["status"] not in NOT_SCORED])
     n = len(samples)
     if n < LEAST_SHARED:  # the smallest p of the permutation test is 2 / 2^n
@@ -133,8 +131,7 @@ def detectable(rows: Sequence[Row], metric: Metric = WER) -> Detectable:
     else:
         freedom = n - 1
         variance = 2 * float(np.var([values.mean() for values in moved.values()], ddof=1)) / n
-    quantiles = t.ppf(1 - ALPHA / 2, freedom) + t.ppf(POWER, freedom)
-    return Detectable(float(quantiles) * variance**0.5, n, len(several))
+    return Detectable(power_factor(ALPHA, freedom) * variance**0.5, n, len(several))
 
 
 def _by_text(metric: Metric, rows: Sequence[Row]) -> dict[str, tuple[float, float]]:
