@@ -118,11 +118,16 @@ WHOLE = {
 }  # fmt: skip
 
 
+def write_clip(folder: Path, make: Callable, change: Callable | None) -> None:
+    """The file "clip": what was made, and then changed, in place or to what is returned."""
+    content = bytearray(make(folder))
+    (folder / "clip").write_bytes((change and change(content)) or content)
+
+
 @pytest.mark.parametrize("name", WHOLE)
 def test_whole_files_are_read_to_their_end(tmp_path, name):
     make, change, seconds = WHOLE[name]
-    content = bytearray(make(tmp_path))
-    (tmp_path / "clip").write_bytes((change and change(content)) or content)
+    write_clip(tmp_path, make, change)
     waveform, rate = load_audio(tmp_path / "clip")
     # Codecs add at most a block, MP3 a frame and the delay of its decoder.
     assert seconds <= len(waveform) / rate + 1e-4 and len(waveform) / rate < seconds + 0.1
@@ -170,8 +175,7 @@ DAMAGED = {
 @pytest.mark.parametrize("name", DAMAGED)
 def test_damage_is_told(tmp_path, name):
     make, change, message = DAMAGED[name]
-    content = bytearray(make(tmp_path))
-    (tmp_path / "clip").write_bytes((change and change(content)) or content)
+    write_clip(tmp_path, make, change)
     with pytest.raises(ValueError, match=f"^{tmp_path / 'clip'}.*{message}"):
         load_audio(tmp_path / "clip")
     if "MP3" not in name or "count" in name:

@@ -21,7 +21,7 @@ from higgs.data.text.lexicon import Lexicon
 from higgs.files import replacing
 from higgs.train.checkpointing import load_state, save_state
 from training.corpus.shards import Shards
-from training.nano.conversations import Corpus
+from training.nano.conversations import Corpus, loud_frames
 from training.nano.job import CORPUS, OUT, read_part
 from training.nano.model import ModelJob, TrainingConfig, text_tokenizer
 from training.nano.quantizer import read_codes
@@ -48,7 +48,7 @@ def pack(corpus: Path, folder: Path, target: Path) -> None:
     """Corpus and results of the quantiser's job in `folder` -> the folder `target`."""
     shards = Shards(corpus)
     codes, aligned = read_codes(folder, shards)
-    loud = [Corpus.loud(argparse.Namespace(shards=shards), index) for index in shards.validation]
+    loud = [loud_frames(shards.waveform(index)) for index in shards.validation]
     (target / "corpus").mkdir(parents=True, exist_ok=True)
     for path in shards.paths:
         shutil.copy(path, target / "corpus")
