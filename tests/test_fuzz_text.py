@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 
 from higgs.data.text.chunks import ChunkOptions, chunk_text, chunk_turns, count_words, sentences, speaker_turns
 from higgs.data.text.folding import FOLDED, check_text
+from higgs.data.text.markup import end_lines, plain_text
 from higgs.data.text.normalize import SOUND_EVENTS, normalize_contents
 from higgs.data.text.numbers import spell_out
 from higgs.data.text.tokenizer import TextTokenizer
@@ -25,7 +26,7 @@ PIECES = [
     "3:1", "2 + 2 = 4", "Chapter IV", "1. ", "...", " . . .", "…", "!?", '"', "'", "’", "“", "[SPEAKER0] ", "[laugh]",
     "<|eot_id|>", "https://a.org/5", "a@b.org", "\n", "\n\n", "\t", "\u2028", "\u200b", "\u00ad", "\ufb01", "Ａ１",
     "e\u0301", "👍", "👩\u200d👧", "你好。", "10点30分", "3月5日", "これは本です。", "यह घर है।", "هل أنت؟", "สวัสดี",
-    "שלום", "\u0600", "٣", "Ⅳ", "①", "x" * 50,
+    "שלום", "**", "*", "_", "`", "# ", "- ", "| ", "[a](b)", "<p>", "</p>", "<break/>", "&amp;", "&#0;", "&#xd800;", "\\", "\u0600", "٣", "Ⅳ", "①", "x" * 50,
 ]  # fmt: skip
 TEXTS = st.one_of(
     st.text(max_size=60),
@@ -77,6 +78,16 @@ def turns_hold_every_word(text: str) -> None:
     )
 
 
+def markup_is_not_needed(text: str) -> None:
+    """Blanks and full stops come between lines; letters and digits stay but for those of tags and entities."""
+    assert letters(end_lines(text)) == letters(text)
+    text = text.translate(FOLDED)
+    plain = plain_text(text)
+    if not set(text) & set("<&[:\\"):
+        assert letters(plain) == letters(text)
+        assert plain_text(plain) == plain
+
+
 def numbers_are_read_once(text: str) -> None:
     once = spell_out(text)
     assert spell_out(once) == once
@@ -115,7 +126,7 @@ def a_text_has_no_errors_against_itself(text: str) -> None:
 
 CHECKS = [
     folding_changes_nothing_twice, sentences_are_the_text, chunks_hold_every_letter, turns_hold_every_word,
-    numbers_are_read_once, normalisation_keeps_letters, tokens_are_the_text, a_text_has_no_errors_against_itself,
+    markup_is_not_needed, numbers_are_read_once, normalisation_keeps_letters, tokens_are_the_text, a_text_has_no_errors_against_itself,
 ]  # fmt: skip
 
 

@@ -34,7 +34,13 @@ def part_texts(sample: ChatMLSample, index: int) -> str:
         (DIALOGUE, BOTH, {"chunked": True}, *[["[SPEAKER0] Hi there.", "[SPEAKER1] Yes?"]] * 2),
         (DIALOGUE, BOTH, {"options": OWN}, ["Hi there.", "Yes?"], ["[SPEAKER0] Hi there.", "[SPEAKER1] Yes?"]),
         (DIALOGUE, BOTH, {"options": OWN, "chunked": False}, [DIALOGUE], []),
-        ("（5）", ADA, {"normalize": True}, ["5."], []),
+        ("（5）", ADA, {"normalize": "reference"}, ["5."], []),
+        ("（5）", ADA, {"normalize": "words"}, ["five."], []),
+        ("**Red**\nBlue", ADA, {"normalize": "reference"}, ["**Red**\nBlue."], []),
+        ("**Red**\nBlue", ADA, {"normalize": "words"}, ["Red.\nBlue."], []),
+        ("**Red**\nBlue", ADA, {}, ["**Red**\nBlue"], []),
+        ("Red\nBlue", ADA, {}, ["Red.\nBlue"], []),
+        ("[SPEAKER0]: Hi.\n[SPEAKER1] ： Yes?", BOTH, {}, ["[SPEAKER0] Hi.\n[SPEAKER1] Yes?"], []),
     ],
 )
 def test_the_forms_of_a_request(text, voice, settings, prompts, chunks):
@@ -66,6 +72,12 @@ def test_prompts_hold_the_voices():
         ("[SPEAKER7] Hi.", BOTH, "7"),
         ("[SPEAKER0] ", BOTH, "no text"),
         ("Oh. [SPEAKER0] Hi.", BOTH, "Oh"),
+        ("Speaker 1: Hi.\nSpeaker 2: Yes?", ADA, "Speaker 1:' looks like a speaker"),
+        ("Hi.\n**SPEAKER_01:** Yes?", ADA, "looks like a speaker"),
+        ("speaker A： Hi.", BOTH, "looks like a speaker"),
+        ("[S1] Hi. [S2] Yes?", ADA, "looks like a speaker"),
+        ("<speaker1> Hi.", ADA, "looks like a speaker"),
+        ("(Speaker 2) Hi.", ADA, "looks like a speaker"),
     ],
 )
 def test_texts_that_cannot_be_spoken(text, voice, message, chunked):

@@ -7,6 +7,7 @@ import pytest
 
 from benchmarks.text_reading import agreement, read_table
 from higgs.data.text.chunks import chunk_text, count_words, sentences
+from higgs.data.text.markup import end_lines, plain_text
 from higgs.data.text.numbers import spell_out
 
 # The kinds of the golden rules of pragmatic_segmenter, in other words: the sentences of each text.
@@ -145,13 +146,95 @@ def test_no_token_is_torn():
         assert words == token or not any(map(str.isdigit, words)), token
 
 
+@pytest.mark.parametrize(("text", "words"), [
+    ("This is **very** important for us.", "This is very important for us."),
+    ("*One*, __two__, ***three*** and ~~four~~; un**believ**able", "One, two, three and four; unbelievable"),
+    ("Use `pip` and [the guide](https://a.org/b_(c) \"Guide\") ![a cat](cat.png).", "Use pip and the guide a cat."),
+    ("# A Night\n\nIt was dark[^1].", "A Night.\n\nIt was dark."),
+    ("- Red\n- [x] Blue\n* Green!\n1. One", "Red.\nBlue.\nGreen!\n1. One."),
+    ("> He said\n> nothing.", "He said\nnothing."),
+    ("| Name | Age |\n|:--|--:|\n| Ann | six |", "Name, Age.\n\nAnn, six."),
+    ("```python\nprint\n```\nDone.", "print\n\nDone."),
+    ("<speak>Wait <break time=\"1s\"/> for <emphasis level='strong'>me</emphasis>.</speak>", "Wait, for me."),
+    ("<p>One.</p><p>Two<br/>three</p> <sub alias=\"World Wide Web\">WWW</sub>", "One.\n\nTwo\nthree\nWorld Wide Web"),
+    ("<!-- no -->Yes<script>var a = '<b>';</script>.", "Yes."),
+    ("Salt &amp; pepper &#38; &#x68;erbs &amp;lt;&nbsp;x", "Salt & pepper & herbs < x"),
+    ("Great 👍 job👏🏽! 👩\u200d👩\u200d👧 :heart_eyes: →", "Great job!"),
+    ("[Laughs] Ha [COUGH] [Singing start] [music]", "[laugh] Ha [cough] [sing start] [music]"),
+    ("a\\*b\\_c", "a*b_c"),
+    # Nothing of these is markup.
+    *((text, text) for text in [
+        "2*3*4, 5 * 6 and 2 ** 3", "if x < 3 and y > 2", "snake_case, don't", "a <b and c> d", "I <3 you", "#1 and # 2",
+        "10:30:45 a:b:c", "[SPEAKER0] Hi. <|eot_id|> <SE>[Laughter]</SE>", "AT&T; R&D", "well-known - so - what",
+        "今天（很）好！“你好”？", "x² ½ € № 5°", "-5 or - 5", "see [1] and [a]", "A  b\n\nc",
+    ]),
+])  # fmt: skip
+def test_markup_is_not_spoken(text, words):
+    assert plain_text(text) == words
+    assert plain_text(words) == words
+
+
+@pytest.mark.parametrize(("text", "lines"), [
+    ("Red\nBlue\nGreen", "Red.\nBlue.\nGreen"),
+    ("Chapter One\nIt was a dark and stormy night, and nobody at all was there to see\nit.",
+     "Chapter One.\nIt was a dark and stormy night, and nobody at all was there to see\nit."),
+    ("We need:\n- Milk\n- \"Eggs\"\n2 loaves", "We need:\n- Milk.\n- \"Eggs\".\n2 loaves"),
+    ("第一章\n那是一个黑夜。", "第一章。\n那是一个黑夜。"),
+    ("infor-\nmation, well-\nknown, Jean-\nPaul", "information, well-known, Jean-Paul"),
+    *((text, text) for text in [
+        "The line was\nbroken in two by a page.", "It was a long \nroad to the town.",
+        "They lived for many years in the small town of\nLondon, and then in the one that people call\nNew Town.",
+        "One,\nTwo;\nThree!\nFour", "He left.\n\n* * *\n\nIt rained", "A line and\n[SPEAKER1] a turn",
+    ]),
+])  # fmt: skip
+def test_lines_that_were_broken_on_purpose_end_with_a_mark(text, lines):
+    assert end_lines(text) == lines
+    assert end_lines(lines) == lines
+
+
+@pytest.mark.parametrize(("text", "words"), [
+    ("his/her", "his or her"), ("him/her/them", "him or her or them"), ("and/or", "and or"), ("TCP/IP", "TCP IP"),
+    ("w/o salt", "without salt"), ("s/he", "she or he"), ("60 miles/hour", "sixty miles per hour"),
+    ("/usr/bin/env", "/usr/bin/env"), ("https://a.org/his/her", "https://a.org/his/her"), ("a.b/c.d", "a.b/c.d"),
+])  # fmt: skip
+def test_words_on_both_sides_of_a_slash_are_read(text, words):
+    assert spell_out(text) == words
+
+
 @pytest.mark.parametrize(
-    "unit", ["1,", "1-", "1+", "1 + ", "a.", "1.", "1:", "+11 ", "a@", "Mr. ", "Aa ", "½", ". ", "ไ"]
+    "unit",
+    [
+        "<!--",
+        "<script>",
+        "<a b='",
+        "- a\n",
+        "a-\n",
+        "*a* ",
+        "&amp;",
+        "👍 ",
+        "[a](",
+        "| ",
+        "1,",
+        "1-",
+        "1+",
+        "1 + ",
+        "a.",
+        "1.",
+        "1:",
+        "+11 ",
+        "a@",
+        "Mr. ",
+        "Aa ",
+        "½",
+        ". ",
+        "ไ",
+    ],
 )
 def test_time_is_linear(unit):
     start = time.process_time()
     for repeat in (1, 2):
         text = "x " + unit * (20_000 * repeat // len(unit))
         spell_out(text)
+        end_lines(plain_text(text))
         chunk_text(text, 20)
     assert time.process_time() - start < 10

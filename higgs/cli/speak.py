@@ -19,8 +19,8 @@ Normalize = Annotated[
     bool,
     Option(
         "--normalize",
-        help="clean the text up as the reference implementation does ([laugh] and others become sound events); "
-        "numbers, dates, times, money and units in words, in English and Chinese",
+        help="take Markdown, HTML and SSML off; numbers, dates, times, money and units in words, in English and Chinese; "
+        "then clean up as the reference implementation does ([laugh] and others become sound events)",
     ),
 ]
 
@@ -43,7 +43,9 @@ def speak(
     top_p: TopP = None,
     max_new_tokens: MaxNewTokens = None,
     normalize: Normalize = False,
-    keep_digits: Annotated[bool, Option("--keep-digits", help="with --normalize: leave numbers as digits")] = False,
+    keep_digits: Annotated[
+        bool, Option("--keep-digits", help="with --normalize: only as the reference implementation")
+    ] = False,
     no_chunking: Annotated[bool, Option("--no-chunking", help="a single pass, however long the text is")] = False,
     max_words: Annotated[int | None, Option(min=1, help="of a chunk; less is a single pass", show_default=OWN)] = None,
     context_chunks: Annotated[int | None, Option(min=0, help="earlier chunks in the context", show_default=OWN)] = None,
@@ -65,14 +67,11 @@ def speak(
 
     from higgs.data.speech import speech_request
     from higgs.data.text.chunks import speaker_turns
-    from higgs.data.text.numbers import spell_out
     from higgs.serve import long_form
 
     check_out(out)  # whatever is wrong with the request is reported before the checkpoint is read
     if file is not None or text == str(STDIO):
         text = read_text(file)
-    if normalize and not keep_digits:
-        text = spell_out(text)
     named = find_voices(voices, voice, reference, reference_text, numbered, "[" in text and bool(speaker_turns(text)))
     chunking = {"max_words": max_words, "context_chunks": context_chunks, "retries": retries}
     chunking |= {"per_speaker_context": per_speaker_context, "sentence_pause": sentence_pause}
@@ -80,7 +79,8 @@ def speak(
     sampling = {"temperature": temperature, "top_k": top_k, "top_p": top_p, "seed": seed}
     options, settings = checkpoint_settings(checkpoint, chunking, sampling)
     chunked = False if no_chunking else None
-    request = speech_request(text, named, options, scene, chunked, normalize, settings, max_new_tokens)
+    mode = ("reference" if keep_digits else "words") if normalize else None
+    request = speech_request(text, named, options, scene, chunked, mode, settings, max_new_tokens)
     with progress(out, len(request.chunks)) as update:
         engine = load_engine(checkpoint, has_digits=not normalize and any(map(str.isdigit, text)))
         response = long_form.speak(engine, request, update, update)

@@ -1,13 +1,26 @@
 """`SpeechRequest`: the one value that the command line, the HTTP server and scripts make of a text to speak."""
 
+import re
 import unicodedata
 from dataclasses import dataclass
+from typing import Literal
 
 from higgs.config import SamplingConfig
 from higgs.data.chatml import ChatMLSample
-from higgs.data.text.chunks import SPEAKER_TAG, WORD, Chunk, ChunkOptions, chunk_text, chunk_turns, speaker_turns
+from higgs.data.text.chunks import (
+    LIKE_A_SPEAKER,
+    SPEAKER_TAG,
+    WORD,
+    Chunk,
+    ChunkOptions,
+    chunk_text,
+    chunk_turns,
+    speaker_turns,
+)
 from higgs.data.text.folding import FOLDED
+from higgs.data.text.markup import end_lines, plain_text
 from higgs.data.text.normalize import normalize_prompt
+from higgs.data.text.numbers import spell_out
 from higgs.data.voices import Voice, speakers_prompt
 
 
@@ -32,21 +45,29 @@ def speech_request(
     options: ChunkOptions | None = None,
     scene: str | None = None,
     chunked: bool | None = None,
-    normalize: bool = False,
+    normalize: Literal["words", "reference"] | None = None,
     sampling: SamplingConfig | None = None,
     max_new_tokens: int | None = None,
 ) -> SpeechRequest:
     """A text and its voice, or a dialogue with `[SPEAKERn]` tags and the voice of each speaker.
 
     `chunked` None splits what is longer than `options.max_words`, and dialogues with a prompt per speaker.
-    `normalize` applies the reference implementation's clean-up. ValueError for text that cannot be spoken.
+    `normalize` "reference" applies the reference implementation's clean-up alone; "words" first takes markup off and
+    reads numbers and abbreviations as words. ValueError for text that cannot be spoken.
     """
     text = unicodedata.normalize("NFC", text).translate(FOLDED)
     if not text.strip():
         raise ValueError("there is no text to speak")
+    if other := LIKE_A_SPEAKER.search(text):
+        raise ValueError(f"{other[0].strip()!r} looks like a speaker; speakers are [SPEAKER0], [SPEAKER1], ...")
+    if normalize == "words":
+        text = spell_out(plain_text(text))
+    if "\n" in text and normalize != "reference":
+        text = end_lines(text)
     if not any(map(str.isalnum, text)):
         raise ValueError(f"there is nothing to speak in {text.strip()[:40]!r}: no letter and no digit")
     options = options or ChunkOptions()
+    text = re.sub(rf"({SPEAKER_TAG.pattern})[ \t]*[:：]", r"\1", text)
     turns = speaker_turns(text) if "[" in text else []
     if bool(turns) != isinstance(voice, dict):
         raise ValueError("[SPEAKERn] tags in the text and a voice for each speaker go together: one is there alone")

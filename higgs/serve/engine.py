@@ -161,9 +161,8 @@ class Engine:
                 f"{audio.name}: a reference of {seconds:.0f} s; at most {MAX_REFERENCE_SECONDS:.0f} s, "
                 "and 5 to 15 s are enough"
             )
-        codes = self.cache.get(fingerprint(waveform), lambda: [self.tokenizer.encode(waveform).cpu()])[0]
         check_audible(waveform, audio.name or "the reference")
-        return codes
+        return self.cache.get(fingerprint(waveform), lambda: [self.tokenizer.encode(waveform).cpu()])[0]
 
     def sequence(
         self,

@@ -70,11 +70,15 @@ TITLE = re.compile(rf"\b(?:(?P<bare>Mrs?|Dr)|(?P<dotted>{'|'.join(TITLES)})\.)(?
 WITHIN = re.compile(rf"(?<![\w.])(?P<short>{'|'.join(map(re.escape, INSIDE))})\.(?=,?\s)")
 FINAL = re.compile(rf"(?<![\w.])(?P<short>{'|'.join(LAST)})\.")
 NUMBERED = re.compile(rf"(?<![\w.])(?P<short>{'|'.join(BEFORE_NUMBER)})\.(?= [0-9])", re.IGNORECASE)
+SLASHED = re.compile(r"(?<![\w/\\.:@~-])[A-Za-z]{2,}(?:/[A-Za-z]{2,}){1,3}(?![\w/\\:@-]|\.\w)")
+SHORT = {"w/o": "without", "c/o": "care of", "n/a": "not applicable", "s/he": "she or he", "(s)he": "she or he"}
+PER = frozenset("second minute hour day week month year night person mile gallon litre liter".split())
+SHORTENED = re.compile(r"(?<![\w/])(?:w/o|c/o|[nN]/[aA]|s/he|\(s\)he)(?![\w/])")
 SPELLED = re.compile(rf"(?<![\w.&-])(?:{LETTERS})(?![\w&$-]|\.\w)")
 
 
 def read_abbreviations(text: str) -> str:
-    """English text -> titles, streets, Latin abbreviations, Roman numerals, "&" and a few initialisms as words."""
+    """English text -> titles, streets, Latin abbreviations, Roman numerals, signs between words, initialisms."""
     text = STREET.sub(_street, text)
     text = TITLE.sub(lambda m: TITLES[m["bare"] or m["dotted"]], text)
     text = WITHIN.sub(lambda m: INSIDE[m["short"]], text)
@@ -83,6 +87,8 @@ def read_abbreviations(text: str) -> str:
     text = re.sub(rf"\b(?:{REIGNS}) (?!I\b){NUMERAL}", lambda m: _numeral(m[0], "the {}", "ordinal"), text)
     text = re.sub(rf"\b(?:{COUNTED}) {NUMERAL}", lambda m: _numeral(m[0], "{}", "cardinal"), text)
     text = re.sub(r"(?<=\w) ?&(?!\w{2,8};) ?(?=\w)", " and ", text)
+    text = SHORTENED.sub(lambda m: SHORT[m[0].lower()], text)
+    text = SLASHED.sub(_alternatives, text)
     if len(re.findall("[a-z]", text)) >= len(re.findall("[A-Z]", text)):
         text = SPELLED.sub(lambda m: " ".join(m[0]), text)
     return text
@@ -106,6 +112,14 @@ def _street(match: re.Match) -> str:
     if last in STARTERS or (match["short"] in TITLES and named and not match["house"]):
         return match[0]
     return match["before"] + STREETS[match["short"]] + (_stop(match) if match[0][-1] == "." else "")
+
+
+def _alternatives(match: re.Match) -> str:
+    """ "his/her" -> "his or her", "and/or" -> "and or", "TCP/IP" -> "TCP IP", "miles/hour" -> per."""
+    words = match[0].split("/")
+    if words[-1] in PER:
+        return " per ".join(words)
+    return (" or " if match[0].islower() and not {"and", "or"} & {*words} else " ").join(words)
 
 
 def _numeral(phrase: str, form: str, kind: str) -> str:

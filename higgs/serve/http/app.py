@@ -26,7 +26,6 @@ from higgs.config import SamplingConfig
 from higgs.data.chatml import smart_voice
 from higgs.data.speech import SpeechRequest, speech_request
 from higgs.data.text.chunks import ChunkOptions
-from higgs.data.text.numbers import spell_out
 from higgs.serve.batching.scheduler import QueueFull
 from higgs.serve.engine import Engine
 from higgs.serve.http.access import Access, ConnectionLimits, limited_protocol, protect
@@ -96,9 +95,8 @@ def to_request(body: SpeechBody, config: ServerConfig, engine: Engine) -> Speech
         if wrong:
             raise ApiError(f"{param}: {message}", param, code)
     sampling = config.sampling.override(**body.model_dump(include={"seed", "temperature", "top_k", "top_p"}))
-    settings = {"sampling": sampling, "max_new_tokens": limit}
-    text = spell_out(body.input) if body.normalize else body.input
-    request = speech_request(text, voice, config.chunks, body.scene, **settings)
+    settings = {"sampling": sampling, "max_new_tokens": limit, "normalize": "words" if body.normalize else None}
+    request = speech_request(body.input, voice, config.chunks, body.scene, **settings)
     for each in voice.values() if isinstance(voice, dict) else [voice]:
         try:
             if each.audio is not None:

@@ -94,7 +94,9 @@ class SpeechBody(BaseModel):
     speed: float = Field(1.0, description="1.0 alone is supported")
     stream_format: Literal["audio", "sse"] = Field("audio", description="sse: events with base64 audio")
     scene: Text | None = Field(None, description="where it is spoken", examples=["A quiet room."])
-    normalize: bool = Field(True, description="read numbers, dates, money, units and abbreviations as words")
+    normalize: bool = Field(
+        True, description="take markup off; read numbers, dates, money, units and abbreviations as words"
+    )
     seed: int | None = Field(None, ge=0, lt=1 << 63, description="null: the server's", examples=[1])
     temperature: float | None = Field(None, ge=0, le=10, description="0 is greedy", examples=[0.4])
     top_k: int | None = Field(None, ge=0, description="draw among so many codes; 0 is all", examples=[20])
