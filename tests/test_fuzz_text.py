@@ -26,7 +26,9 @@ PIECES = [
     "3:1", "2 + 2 = 4", "Chapter IV", "1. ", "...", " . . .", "…", "!?", '"', "'", "’", "“", "[SPEAKER0] ", "[laugh]",
     "<|eot_id|>", "https://a.org/5", "a@b.org", "\n", "\n\n", "\t", "\u2028", "\u200b", "\u00ad", "\ufb01", "Ａ１",
     "e\u0301", "👍", "👩\u200d👧", "你好。", "10点30分", "3月5日", "これは本です。", "यह घर है।", "هل أنت؟", "สวัสดี",
-    "שלום", "**", "*", "_", "`", "# ", "- ", "| ", "[a](b)", "<p>", "</p>", "<break/>", "&amp;", "&#0;", "&#xd800;", "\\", "\u0600", "٣", "Ⅳ", "①", "x" * 50,
+    "שלום",
+    "**", "*", "_", "`", "# ", "- ", "| ", "[a](b)", "<p>", "</p>", "<break/>", "&amp;", "&#0;", "&#xd800;", "\\",
+    "\u0600", "٣", "Ⅳ", "①", "x" * 50,
 ]  # fmt: skip
 TEXTS = st.one_of(
     st.text(max_size=60),
@@ -126,7 +128,8 @@ def a_text_has_no_errors_against_itself(text: str) -> None:
 
 CHECKS = [
     folding_changes_nothing_twice, sentences_are_the_text, chunks_hold_every_letter, turns_hold_every_word,
-    markup_is_not_needed, numbers_are_read_once, normalisation_keeps_letters, tokens_are_the_text, a_text_has_no_errors_against_itself,
+    markup_is_not_needed, numbers_are_read_once, normalisation_keeps_letters, tokens_are_the_text,
+    a_text_has_no_errors_against_itself,
 ]  # fmt: skip
 
 

@@ -19,7 +19,7 @@ Normalize = Annotated[
     bool,
     Option(
         "--normalize",
-        help="take Markdown, HTML and SSML off; numbers, dates, times, money and units in words, in English and Chinese; "
+        help="take markup off; numbers, dates, times, money and units in words, in English and Chinese; "
         "then clean up as the reference implementation does ([laugh] and others become sound events)",
     ),
 ]
