@@ -253,7 +253,7 @@ def add_listings(app: FastAPI, engine: Engine, config: ServerConfig) -> None:
         return {"id": name, "object": "model", "created": 0, "owned_by": "local"}
 
     @read("/health")
-    def health() -> JSONResponse:
+    async def health() -> JSONResponse:
         """200, or 503 once the engine has given up; needs no key."""
         healthy, scheduler = app.state.async_engine.healthy, engine.scheduler
         counts = {"running": len(scheduler.running), "waiting": len(scheduler.waiting)}
