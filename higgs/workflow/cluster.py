@@ -1,0 +1,166 @@
+"""Parts on Ray: a pool of actors. A part belongs to the driver, so it goes to whoever lives when its worker dies.
+
+Ray's own retries are off: with them a part belongs to an actor that may wait for ever for a place.
+"""
+
+import os
+import secrets
+from collections import Counter, deque
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from higgs.arithmetic import environment, pinned, set_arithmetic
+from higgs.resumable import code_hash
+from higgs.workers import WORKERS, usable_cores
+
+CLUSTER, WORK = "HIGGS_CLUSTER", "HIGGS_WORK"  # set by the runner, as HIGGS_WORKERS is
+DEATHS = 3  # of a part's workers, and of workers in a row before one result
+# What workers of a running cluster get of the driver's environment: no keys, which Ray's state would show.
+SENT = ("AWS_ENDPOINT_URL", "AWS_DEFAULT_REGION", "AWS_REGION", "HIGGS_CACHE", "HF_HOME", "HF_ENDPOINT")
+QUIET = {
+    "RAY_USAGE_STATS_ENABLED": "0",
+    "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0",  # 1 puts the machine's address in the place of 127.0.0.1
+    "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
+}
+
+
+@dataclass(frozen=True)
+class Cluster:
+    """Where parts are made: in processes of this machine (`address` None), on Ray on this machine (`local`), in the
+    cluster that this machine is in (`auto`), or by HOST:PORT. `workers` None: as many as there is room for now.
+    """
+
+    address: str | None = None
+    workers: int | None = None
+    cpus: float = 1
+    gpus: float = 0
+    accelerator: str | None = None  # Ray's name of the GPU's type
+
+    @classmethod
+    def of_environment(cls, **needs: Any) -> "Cluster":
+        return cls(os.environ.get(CLUSTER) or None, int(os.environ.get(WORKERS, "0")) or None, **needs)
+
+
+def import_ray() -> Any:
+    try:
+        import ray
+    except ImportError as error:
+        raise ImportError('`cluster` needs Ray: pip install -c constraints.txt "higgs[cluster]"') from error
+    return ray
+
+
+def connect(cluster: Cluster) -> Any:
+    """-> ray, connected. Raises ConnectionError where no cluster answers."""
+    os.environ.update({name: os.environ.get(name, value) for name, value in QUIET.items()})
+    if cluster.address == "local" and "RAY_AUTH_TOKEN" not in os.environ:
+        os.environ["RAY_AUTH_TOKEN"] = secrets.token_hex(16)  # Ray would write one into the home folder
+    ray = import_ray()
+    if ray.is_initialized():
+        return ray
+    how: dict[str, Any] = {"log_to_driver": False, "configure_logging": False, "include_dashboard": False}
+    if cluster.address == "local":
+        how |= {"address": "local", "num_cpus": usable_cores(), "_node_ip_address": "127.0.0.1"}
+        how |= {"object_store_memory": 100 * 1024**2}  # parts and records are small
+    else:
+        how = {"address": cluster.address, "log_to_driver": False, "configure_logging": False}
+        if "RAY_JOB_CONFIG_JSON_ENV_VAR" not in os.environ:  # `ray job submit` has sent the code
+            how["runtime_env"] = {"working_dir": str(Path.cwd()), "excludes": EXCLUDED}
+    for attempt in (1, 2):  # on a busy machine Ray's own processes may miss their 15 seconds
+        try:
+            ray.init(**how)
+            return ray
+        except Exception as error:
+            ray.shutdown()
+            if attempt == 2:
+                raise ConnectionError(f"cluster {cluster.address}: Ray does not answer ({error})") from error
+
+
+EXCLUDED = [".git", ".dvc", ".dvc-store", ".venv", "results", "reports", "tests", "training/out"]
+
+
+class Worker:
+    """An actor: loads on its first call, so that errors in loading come back as they are."""
+
+    def start(self, load: Callable[[], Callable], store: Any, folder: str, repeatable: bool) -> str:
+        import tempfile
+
+        set_arithmetic(repeatable)
+        if Path(folder).is_dir():
+            os.chdir(folder)
+        self.store, self.function = store, load()
+        if store.remote:
+            self.scratch = tempfile.TemporaryDirectory(prefix="higgs-")
+            os.chdir(self.scratch.name)
+        return code_hash("any")
+
+    def run(self, part: Any) -> Any:
+        if self.store.remote:
+            self.store.fetch(part)
+        return self.function(part)
+
+
+def make_on_ray(
+    load: Callable[[], Callable], parts: Sequence[Any], store: Any, cluster: Cluster
+) -> Iterator[tuple[Any, Any, str | None]]:
+    """Makes parts in any order -> (part, result, None), or (part, None, reason) of one that killed three workers.
+
+    An error that a worker raises stops the job; what is done stays done.
+    """
+    if not parts:
+        return
+    ray = connect(cluster)
+    from ray.exceptions import RayError, RayTaskError
+
+    if store.remote:
+        store.share(parts)
+    elif cluster.address != "local":
+        raise ValueError(f"cluster {cluster.address}: `work` must be s3://BUCKET/PREFIX, which all nodes reach")
+    variables = environment(pinned()) | {name: os.environ[name] for name in SENT if name in os.environ}
+    options = {"num_cpus": cluster.cpus, "num_gpus": cluster.gpus, "max_restarts": 0, "max_task_retries": 0}
+    options |= {"runtime_env": {"env_vars": variables}, "accelerator_type": cluster.accelerator}
+    remote = ray.remote(Worker).options(**options)
+    room = ray.cluster_resources()
+    count = cluster.workers or int(room.get("GPU", 0) / cluster.gpus if cluster.gpus else room["CPU"] / cluster.cpus)
+    todo, running, deaths, never_up = deque(parts), {}, Counter(), 0
+
+    def hire() -> None:
+        actor = remote.remote()
+        running[actor.start.remote(load, store, os.getcwd(), pinned())] = (actor, None)
+
+    for _ in range(max(1, min(count, len(todo)))):
+        hire()
+    try:
+        while todo or any(part for _, part in running.values()):
+            (ready,), _ = ray.wait(list(running), num_returns=1)
+            actor, part = running.pop(ready)
+            try:
+                result = ray.get(ready)
+            except RayTaskError as error:
+                raise error.cause if isinstance(error.cause, OSError | ValueError) else error from None
+            except RayError as error:  # the worker or its node is lost
+                if part is None:
+                    never_up += 1
+                    if never_up == DEATHS:
+                        raise RuntimeError(f"{DEATHS} workers in a row died before they were ready: {error}") from error
+                elif deaths.update([part.name]) or deaths[part.name] < DEATHS:
+                    todo.append(part)
+                else:
+                    yield part, None, f"its worker died {DEATHS} times"
+                if todo:
+                    hire()
+                continue
+            if part is None:
+                never_up = 0
+                if result != code_hash("any"):
+                    raise RuntimeError("a worker has other code, libraries or kernels than this process: use one image")
+            else:
+                yield part, result, None
+            if todo:
+                part = todo.popleft()
+                running[actor.run.remote(part)] = (actor, part)
+            # Else the actor goes with its handle, and its place is free for one that waits.
+    finally:
+        for actor, _ in running.values():
+            ray.kill(actor)
