@@ -6,7 +6,7 @@ A listing has a line of JSON for each object: {"id": "a/b.flac", "url": "s3://bu
 
 import hashlib
 import tarfile
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Container, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
 from functools import partial
@@ -19,12 +19,15 @@ from torch import Tensor
 
 from higgs.audio import READABLE, load_audio
 from higgs.data.recordings import Recording
+from higgs.data.scripts import subset_by_hash
+from higgs.data.training.codes import SAMPLE
 from higgs.files import sha256
 from higgs.resumable import code_hash
 from higgs.validation import Count, Record, explained
 from higgs.workflow.parts import Part, Result, cut, make_part
 
-PART_BYTES = 800_000_000  # about ten hours as FLAC
+PART_BYTES, LEAST_BYTES = 800_000_000, 250_000  # about ten hours as FLAC
+PARTS = 16  # that a small corpus is cut into, for several processes to share it
 TAR, TAR_BLOCK = ".tar", 8 << 20
 AT_ONCE, SECONDS_AT_ONCE = 16, 300  # clips that are fetched, and seconds that are encoded, together
 MISSING, UNUSABLE, CHANGED = "missing audio", "unusable audio", "changed audio"
@@ -93,12 +96,26 @@ def items_of(recordings: Iterable[Recording]) -> list[Item]:
     return [Item(r.id, str(r.path), r.path.stat().st_size, r.sha256) for r in recordings]
 
 
+def choose_sample(recordings: Sequence[Recording], encoded: Container[str]) -> list[Recording]:
+    """SAMPLE of those that have codes, by their hashes, in order. Raises ValueError where there is none."""
+    chosen = subset_by_hash((recording.id for recording in recordings if recording.id in encoded), SAMPLE)
+    if not chosen:
+        raise ValueError(f"none of {len(recordings)} recordings could be encoded")
+    return [recording for recording in recordings if recording.id in chosen]
+
+
 def parts_of(
-    items: Iterable[Item], codec: str, pad_to_hop: bool, device: str = "cpu", target: float = PART_BYTES
+    items: Iterable[Item], codec: str, pad_to_hop: bool, device: str = "cpu", target: float | None = None
 ) -> Iterator[Part]:
-    """`codec` is its fingerprint. A part's name depends on the ids and versions of its items, not on where they lie."""
+    """`codec` is its fingerprint. A part's name depends on the ids and versions of its items, not on where they lie.
+
+    Parts have about `target` bytes: None, 800 MB, or a power of two below that for less than 150 hours.
+    """
+    items = sorted(items)
+    total = sum(item.size for item in items)
+    target = target or min(PART_BYTES, max(LEAST_BYTES, 1 << (total // PARTS).bit_length() - 1))
     job = {"codec": codec, "pad_to_hop": pad_to_hop, "device": device, "code": code_hash(device, *WITHIN)}
-    for group in cut(sorted(items), target, attrgetter("id"), attrgetter("size")):
+    for group in cut(items, target, attrgetter("id"), attrgetter("size")):
         local = {item.url: item.etag for item in group if _is_local(item)}
         yield replace(make_part(job, [(i.id, i.size, i.etag) for i in group]), items=group, files=local)
 

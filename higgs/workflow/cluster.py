@@ -13,9 +13,8 @@ from typing import Any
 
 from higgs.arithmetic import environment, pinned, set_arithmetic
 from higgs.resumable import code_hash
-from higgs.workers import WORKERS, usable_cores
+from higgs.workers import CLUSTER, WORKERS, usable_cores
 
-CLUSTER, WORK = "HIGGS_CLUSTER", "HIGGS_WORK"  # set by the runner, as HIGGS_WORKERS is
 DEATHS = 3  # of a part's workers, and of workers in a row before one result
 # What workers of a running cluster get of the driver's environment: no keys, which Ray's state would show.
 SENT = ("AWS_ENDPOINT_URL", "AWS_DEFAULT_REGION", "AWS_REGION", "HIGGS_CACHE", "HF_HOME", "HF_ENDPOINT")
@@ -101,6 +100,58 @@ class Worker:
         return self.function(part)
 
 
+class Pool:
+    """Actors that load `load` once each. What runs is a dictionary: the answer awaited -> (actor, part), part None for
+    an actor that starts.
+    """
+
+    def __init__(self, ray: Any, load: Callable[[], Callable], store: Any, cluster: Cluster) -> None:
+        variables = environment(pinned()) | {name: os.environ[name] for name in SENT if name in os.environ}
+        options = {"num_cpus": cluster.cpus, "num_gpus": cluster.gpus, "accelerator_type": cluster.accelerator}
+        options |= {"max_restarts": 0, "max_task_retries": 0, "runtime_env": {"env_vars": variables}}
+        self.ray, self.actor = ray, ray.remote(Worker).options(**options)
+        self.load, self.start = ray.put(load), (store, os.getcwd(), pinned())
+        room = ray.cluster_resources()
+        places = room.get("GPU", 0) / cluster.gpus if cluster.gpus else room["CPU"] / cluster.cpus
+        self.count = max(1, cluster.workers or int(places))
+        self.running: dict[Any, tuple[Any, Any]] = {}
+        self.died_at_start = 0
+
+    def hire(self) -> None:
+        actor = self.actor.remote()
+        self.running[actor.start.remote(self.load, *self.start)] = (actor, None)
+
+    def send(self, actor: Any, part: Any) -> None:
+        self.running[actor.run.remote(part)] = (actor, part)
+
+    def next(self) -> tuple[Any, Any, Any, Exception | None]:
+        """Waits for an answer -> actor, part, result, or the error of a worker or node that is lost. Raises what a
+        worker raised.
+        """
+        from ray.exceptions import RayError, RayTaskError
+
+        (ready,), _ = self.ray.wait(list(self.running), num_returns=1)
+        actor, part = self.running.pop(ready)
+        try:
+            result = self.ray.get(ready)
+        except RayTaskError as error:
+            raise error.cause if isinstance(error.cause, OSError | ValueError) else error from None
+        except RayError as error:
+            self.died_at_start += part is None
+            if self.died_at_start == DEATHS:
+                raise RuntimeError(f"{DEATHS} workers in a row died before they were ready: {error}") from error
+            return actor, part, None, error
+        if part is None:
+            self.died_at_start = 0
+            if result != code_hash("any"):
+                raise RuntimeError("a worker has other code, libraries or kernels than this process: use one image")
+        return actor, part, result, None
+
+    def close(self) -> None:
+        for actor, _ in self.running.values():
+            self.ray.kill(actor)
+
+
 def make_on_ray(
     load: Callable[[], Callable], parts: Sequence[Any], store: Any, cluster: Cluster
 ) -> Iterator[tuple[Any, Any, str | None]]:
@@ -110,57 +161,27 @@ def make_on_ray(
     """
     if not parts:
         return
-    ray = connect(cluster)
-    from ray.exceptions import RayError, RayTaskError
-
+    pool = Pool(connect(cluster), load, store, cluster)
     if store.remote:
         store.share(parts)
-    elif cluster.address != "local":
-        raise ValueError(f"cluster {cluster.address}: `work` must be s3://BUCKET/PREFIX, which all nodes reach")
-    variables = environment(pinned()) | {name: os.environ[name] for name in SENT if name in os.environ}
-    options = {"num_cpus": cluster.cpus, "num_gpus": cluster.gpus, "max_restarts": 0, "max_task_retries": 0}
-    options |= {"runtime_env": {"env_vars": variables}, "accelerator_type": cluster.accelerator}
-    remote = ray.remote(Worker).options(**options)
-    room = ray.cluster_resources()
-    count = cluster.workers or int(room.get("GPU", 0) / cluster.gpus if cluster.gpus else room["CPU"] / cluster.cpus)
-    todo, running, deaths, never_up = deque(parts), {}, Counter(), 0
-
-    def hire() -> None:
-        actor = remote.remote()
-        running[actor.start.remote(load, store, os.getcwd(), pinned())] = (actor, None)
-
-    for _ in range(max(1, min(count, len(todo)))):
-        hire()
+    todo, deaths = deque(parts), Counter()
+    for _ in range(min(pool.count, len(parts))):
+        pool.hire()
     try:
-        while todo or any(part for _, part in running.values()):
-            (ready,), _ = ray.wait(list(running), num_returns=1)
-            actor, part = running.pop(ready)
-            try:
-                result = ray.get(ready)
-            except RayTaskError as error:
-                raise error.cause if isinstance(error.cause, OSError | ValueError) else error from None
-            except RayError as error:  # the worker or its node is lost
-                if part is None:
-                    never_up += 1
-                    if never_up == DEATHS:
-                        raise RuntimeError(f"{DEATHS} workers in a row died before they were ready: {error}") from error
-                elif deaths.update([part.name]) or deaths[part.name] < DEATHS:
+        while todo or any(part for _, part in pool.running.values()):
+            actor, part, result, error = pool.next()
+            if part is not None and error is None:
+                yield part, result, None
+            elif part is not None:
+                deaths[part.name] += 1
+                if deaths[part.name] < DEATHS:
                     todo.append(part)
                 else:
                     yield part, None, f"its worker died {DEATHS} times"
-                if todo:
-                    hire()
-                continue
-            if part is None:
-                never_up = 0
-                if result != code_hash("any"):
-                    raise RuntimeError("a worker has other code, libraries or kernels than this process: use one image")
-            else:
-                yield part, result, None
-            if todo:
-                part = todo.popleft()
-                running[actor.run.remote(part)] = (actor, part)
-            # Else the actor goes with its handle, and its place is free for one that waits.
+            if todo and error is None:
+                pool.send(actor, todo.popleft())
+            elif todo:
+                pool.hire()
+            del actor  # with its handle goes the actor, and its place is free for one that waits
     finally:
-        for actor, _ in running.values():
-            ray.kill(actor)
+        pool.close()

@@ -7,6 +7,8 @@ the same bytes.
 
 import hashlib
 import json
+import os
+import shutil
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, fields, is_dataclass
@@ -20,7 +22,7 @@ from safetensors.torch import save
 from torch import Tensor
 
 from higgs.files import check_place, replacing, sha256
-from higgs.workers import Workers
+from higgs.workers import WORK, Workers
 from higgs.workflow.cluster import Cluster, make_on_ray
 from higgs.workflow.outputs import progress
 
@@ -100,6 +102,11 @@ class Store:
     """
 
     place: str
+
+    @classmethod
+    def of_stage(cls, stage: str) -> "Store":
+        """`work` of params.yaml, or a folder that `clear` removes when the stage is done."""
+        return cls(os.environ.get(WORK, "").rstrip("/") or f"results/partial/{stage}")
 
     @property
     def remote(self) -> bool:
@@ -183,6 +190,11 @@ class Store:
         for path, content in zip(missing, contents, strict=True):
             with replacing(path) as new:
                 new.write_bytes(content)
+
+    def clear(self) -> None:
+        """Nothing in a bucket: other runs find there what this one has made."""
+        if not self.remote:
+            shutil.rmtree(self.place, ignore_errors=True)
 
     def delete(self, names: Iterable[str]) -> None:
         """Records first: what has a record has its content."""

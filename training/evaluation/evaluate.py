@@ -88,7 +88,7 @@ def code_recordings(checkpoint: Path, manifest: Path, out: Path, workers: int | 
     """The recordings through the codec, to `out/tokenize/audio` -> distances of each, and its condition."""
     recordings = read_recordings(manifest)
     load = partial(AudioTokenizer.from_pretrained, checkpoint / "codec")
-    trips = in_order(partial(round_trips, load, [8], False), [r.path for r in recordings], workers)
+    trips = in_order(partial(round_trips, load, [8], False), [(r.path, None) for r in recordings], workers)
     rows = []
     for recording, trip in zip(recordings, progress(trips, "codec", total=len(recordings)), strict=True):
         path = out / "tokenize/audio" / f"{recording.id}.flac"

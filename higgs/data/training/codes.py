@@ -24,6 +24,7 @@ from higgs.validation import Record, parse_json, validate
 from higgs.workflow.parts import CONTENT, Store
 
 INDEX = "index.json"
+SAMPLE = 40  # clips of a corpus that a report decodes and shows
 TABLE, FAILED = "index.parquet", "failed.jsonl"
 MOST_CLIPS, MOST_SHOWN = 1_000_000, 50  # clips that index.json names (100 MB of memory), failures that a report shows
 
@@ -68,6 +69,11 @@ def _check(name: str, clip: Tensor) -> None:
         raise ValueError("no clip can be called '__metadata__': safetensors reserves that name")
 
 
+def index_folder(store: Store, clips: int, folder: Path) -> Path:
+    """Where the index of a stage goes: to `folder`, or beside the shards where a stage's sample holds all clips."""
+    return folder if store.remote or clips > SAMPLE else Path(store.place)
+
+
 def write_index(store: Store, records: Iterable[Mapping[str, Any]], folder: str | Path) -> dict[str, Any]:
     """The records of tokenized parts, in order -> index.json in `folder`, or index.parquet for over a million clips,
     and failed.jsonl where there are failures. -> counts, and the first failures.
@@ -89,6 +95,9 @@ def write_index(store: Store, records: Iterable[Mapping[str, Any]], folder: str 
                 failed.write(json.dumps(failure, ensure_ascii=False) + "\n")
             if record["clips"]:
                 names = ("bytes", "sha256", "clips", "frames")
+                if not store.remote and folder != Path(store.place):
+                    (folder / f"{record['part']}{CONTENT}").unlink(missing_ok=True)
+                    os.link(Path(store.place, f"{record['part']}{CONTENT}"), folder / f"{record['part']}{CONTENT}")
                 small.append({"file": record["part"] + CONTENT} | {name: record[name] for name in names})
             if clips > MOST_CLIPS and len(small) >= 10_000:
                 table = table or stack.enter_context(_table(folder / TABLE))
@@ -120,14 +129,14 @@ def _write_index(store: Store, shards: Sequence[dict[str, Any]], folder: Path) -
 
 @contextmanager
 def _table(path: Path) -> Iterator[Callable[[list[dict[str, Any]]], list]]:
-    """Appends rows, and returns an empty list for the next ones."""
+    """A function that appends shards, and returns an empty list for the next ones."""
     import pyarrow
     from pyarrow.parquet import ParquetWriter
 
     with replacing(path) as new:
         first = pyarrow.Table.from_pylist([{"file": "", "bytes": 0, "sha256": "", "clips": 0, "frames": 0}])
         with ParquetWriter(new, first.schema) as writer:
-            yield lambda rows: writer.write_table(pyarrow.Table.from_pylist(rows, first.schema)) or []
+            yield lambda shards: writer.write_table(pyarrow.Table.from_pylist(shards, first.schema)) or []
 
 
 class CodesWriter:
@@ -191,7 +200,7 @@ class CodesReader:
 
     def __init__(self, path: str | Path, bucket: str | None = None):
         self.path = self.folder = Path(path)
-        self.store = Store(bucket or str(path))
+        self.store = Store(bucket if bucket and bucket.startswith("s3://") else str(path))
         self._handles, self._shard_of, self.num_codebooks = {}, {}, None
         self.hashes: dict[str, str] = {}  # of each shard
         self.frames: dict[str, int] = {}  # of each clip
