@@ -48,7 +48,8 @@ LIBRARIES = {
     **dict.fromkeys(["fastapi", "starlette", "uvicorn"], HTTP),
     "pydantic": {
         "validation.py", "config.py", "workflow/params.py", "data/chatml_json.py", "data/text/chunks.py",
-        "data/training/manifest.py", "data/recordings.py", "data/corpus.py", "workflow/parts.py", "data/scripts.py", "serve/http/references.py",
+        "data/training/manifest.py", "data/recordings.py", "data/scripts.py", "data/corpus.py", "workflow/parts.py",
+        "serve/http/references.py",
         "serve/http/speech_request.py", "comparison/ratings.py",
     },
     "prometheus_client": {"serve/http/prometheus.py"},

@@ -172,8 +172,8 @@ def test_the_places_of_a_job_are_checked_and_are_no_parameters_of_a_stage(write)
     bad = (
         ({"cluster": "auto"}, "auto needs work"), ({"cluster": "host:1"}, "host:1 needs work"),
         ({"cluster": "ray://host:1", "work": "s3://b"}, "cluster"), ({"cluster": 1}, "cluster"),
-        ({"cluster": "host", "work": "s3://b"}, "cluster"), ({"work": "results"}, "work"), ({"work": "s3:///p"}, "work"),
-        ({"work": "s3://b/p q"}, "work"),
+        ({"cluster": "host", "work": "s3://b"}, "cluster"), ({"work": "results"}, "work"),
+        ({"work": "s3:///p"}, "work"), ({"work": "s3://b/p q"}, "work"),
     )  # fmt: skip
     for places, message in bad:
         with pytest.raises(ParamsError, match=message):

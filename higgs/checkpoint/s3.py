@@ -123,6 +123,8 @@ def explain(error: Exception, where: str) -> Exception | None:
     if isinstance(error, PermissionError) and isinstance(error.__cause__, ClientError):
         may = "the key must be allowed to list and to read the bucket, and to write where results go"
         return PermissionError(f"{where}: access denied ({error}). Check {SET_KEYS}; {may}.")
+    if isinstance(error, FileNotFoundError) and isinstance(error.__cause__, ClientError):
+        return FileNotFoundError(f"{where}: {error}. Check the names of bucket and prefix, and {SET_ENDPOINT}.")
     if isinstance(error, BotoCoreError) or isinstance(error.__cause__, ClientError):
         return OSError(f"{where}: {error}")
     return None

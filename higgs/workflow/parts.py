@@ -243,7 +243,7 @@ class Job:
     def __init__(self, make: Make, store: Store, cluster: Cluster | None = None) -> None:
         self.store, self.cluster = store, cluster or Cluster.of_environment()
         self._load = partial(worker, make, store)
-        self._workers = Workers(self._load)
+        self._workers = Workers(self._load, self.cluster.workers)
 
     def run(self, parts: Iterable[Part], label: str = "parts") -> Iterator[dict[str, Any]]:
         """-> the parts' records, in order. Raises LostParts after all the others are done."""
