@@ -77,7 +77,7 @@ def make_index(source: str, place: str, folder: str | Path, cluster: Cluster | N
     parts = parts_of(items, "stand-in", True, target=job.get("target", 6000))
     encode = Encode(partial(HashCodec, job.get("seconds", 0.0)), True)
     store = Store(place)
-    return write_index(store, run(encode, parts, store, cluster), folder)
+    return write_index(store, run(encode, parts, store, cluster or Cluster(None, 1)), folder)
 
 
 def contents(folder: str | Path) -> dict[str, bytes]:
