@@ -25,7 +25,7 @@ from higgs.data.training.manifest import read_manifest
 from higgs.validation import ParamsError
 from higgs.workflow import parts as parts_module
 from higgs.workflow.cluster import Cluster
-from higgs.workflow.parts import Result, Store, cut, make_part, run
+from higgs.workflow.parts import Result, Store, digests, make_part, run
 
 BUCKET = "parts"
 ONE = Cluster(None, 1)
@@ -85,16 +85,16 @@ def test_a_name_is_of_content_order_settings_and_files_and_of_nothing_else(tmp_p
     voice, copy = tmp_path / "a.flac", tmp_path / "b.flac"
     for path in (voice, copy):
         path.write_bytes(b"a voice")
-    name = make_part({"codec": "x"}, [1, 2], [voice]).name
-    assert name == make_part({"codec": "x"}, [1, 2], [voice, None, tmp_path / "not there"]).name and len(name) == 32
+    own, job = digests([voice]), {"codec": "x"}
+    name = make_part(job, [1, 2], own).name
+    assert name == make_part(job, [1, 2], digests([voice, None, tmp_path / "not there"])).name and len(name) == 32
     others = [
-        make_part({"codec": "y"}, [1, 2], [voice]), make_part({"codec": "x", "top_k": 1}, [1, 2], [voice]),
-        make_part({"codec": "x"}, [2, 1], [voice]), make_part({"codec": "x"}, [1, 2, 3], [voice]),
-        make_part({"codec": "x"}, ["1", 2], [voice]), make_part({"codec": "x"}, [1, 2]),
-        make_part({"codec": "x"}, [1, 2], [copy]),
+        make_part({"codec": "y"}, [1, 2], own), make_part({"codec": "x", "top_k": 1}, [1, 2], own),
+        make_part(job, [2, 1], own), make_part(job, [1, 2, 3], own), make_part(job, ["1", 2], own),
+        make_part(job, [1, 2]), make_part(job, [1, 2], digests([copy])),
     ]  # fmt: skip
     voice.write_bytes(b"another voice")
-    others.append(make_part({"codec": "x"}, [1, 2], [voice]))
+    others.append(make_part({"codec": "x"}, [1, 2], digests([voice])))
     assert len({name, *(part.name for part in others)}) == len(others) + 1
     with pytest.raises(TypeError, match="object cannot be part of the name"):
         make_part({}, [object()])
@@ -121,10 +121,9 @@ def test_a_change_of_the_corpus_changes_the_parts_around_it_alone(change, most):
     assert after.isdisjoint(part.name for part in parts_of(items, "another codec", True, target=25_000))
 
 
-def test_keys_are_sorted_and_there_once():
-    for keys in ("ba", "aa"):
-        with pytest.raises(ValueError, match="'a' follows '(b|a)'"):
-            list(cut(keys, 10, str, lambda _: 1))
+def test_ids_are_there_once():
+    with pytest.raises(ValueError, match="'a' is there twice"):
+        list(parts_of([Item("a", "x", 1, ""), Item("b", "y", 1, ""), Item("a", "z", 1, "")], "codec", True))
 
 
 # Writes and resuming

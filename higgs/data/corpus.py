@@ -10,6 +10,7 @@ from collections.abc import Callable, Container, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
 from functools import partial
+from itertools import pairwise
 from operator import attrgetter
 from pathlib import Path
 from typing import Annotated, Any, NamedTuple
@@ -20,7 +21,7 @@ from torch import Tensor
 from higgs.audio import READABLE, load_audio
 from higgs.data.recordings import Recording
 from higgs.data.scripts import subset_by_hash
-from higgs.data.training.codes import SAMPLE
+from higgs.data.training.codes import SAMPLE, packed
 from higgs.files import sha256
 from higgs.resumable import code_hash
 from higgs.validation import Count, Record, explained
@@ -112,6 +113,8 @@ def parts_of(
     Parts have about `target` bytes: None, 800 MB, or a power of two below that for less than 150 hours.
     """
     items = sorted(items)
+    if equal := [one.id for one, other in pairwise(items) if one.id == other.id]:
+        raise ValueError(f"{equal[0]!r} is there twice: ids are the names of codes")
     total = sum(item.size for item in items)
     target = target or min(PART_BYTES, max(LEAST_BYTES, 1 << (total // PARTS).bit_length() - 1))
     job = {"codec": codec, "pad_to_hop": pad_to_hop, "device": device, "code": code_hash(device, *WITHIN)}
@@ -138,13 +141,13 @@ class Encode:
                 if name in codes or name == "__metadata__":
                     failures.append(Failure(UNUSABLE, name, "another clip has this name, or safetensors reserves it"))
                 else:
-                    codes[name] = clip.short().cpu().contiguous()
+                    codes[name] = clip
         changed = tuple(f"{failure.id}/" for failure in failures if failure.kind == CHANGED)  # tars
         codes = {name: clip for name, clip in codes.items() if not name.startswith(changed)}
         failures.sort(key=lambda failure: failure.id)
         record = {"clips": len(codes), "frames": sum(clip.shape[1] for clip in codes.values())}
         final = all(failure.kind == UNUSABLE for failure in failures)
-        return Result(record | {"failed": [asdict(failure) for failure in failures]}, codes, final)
+        return Result(record | {"failed": [asdict(failure) for failure in failures]}, packed(codes), final)
 
     def _encode(self, codec: Any, clips: list[tuple[str, Tensor]], failures: list[Failure]) -> list[tuple[str, Tensor]]:
         """All together; where the codec refuses one, each by itself."""

@@ -38,8 +38,14 @@ class Cluster:
     accelerator: str | None = None  # Ray's name of the GPU's type
 
     @classmethod
-    def of_environment(cls, **needs: Any) -> "Cluster":
-        return cls(os.environ.get(CLUSTER) or None, int(os.environ.get(WORKERS, "0")) or None, **needs)
+    def of_environment(cls, device: str = "cpu", gpus: float = 1) -> "Cluster":
+        """What the runner has set, for workers that compute on `device`: `cpu`, `cuda` or `cuda:H100`."""
+        kind, _, accelerator = device.partition(":")
+        address, workers = os.environ.get(CLUSTER) or None, int(os.environ.get(WORKERS, "0")) or None
+        if kind == "cpu":
+            return cls(address, workers)
+        # Without Ray an accelerator serves one process.
+        return cls(address, workers if address else 1, 1, gpus, accelerator or None)
 
 
 def import_ray() -> Any:

@@ -5,12 +5,12 @@ So a job that was killed goes on by a listing, wherever it goes on, and a part t
 the same bytes.
 """
 
+import contextlib
 import hashlib
 import json
 import os
 import shutil
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
 from dataclasses import dataclass, field, fields, is_dataclass
 from functools import partial
 from itertools import islice
@@ -28,7 +28,8 @@ from higgs.workflow.outputs import progress
 
 T = TypeVar("T")
 FORMAT = 1  # of results: in the name of every part
-CONTENT, RECORD, MARK = ".safetensors", ".json", "format.txt"
+CONTENT, RECORD, SHARED, MARK = ".safetensors", ".json", ".shared", "format.txt"
+HEX = set("0123456789abcdef")
 AT_ONCE = 256  # objects of a bucket that are asked for together
 HEADER = 1 << 16  # bytes in which the header of most safetensors files ends
 
@@ -54,11 +55,15 @@ class Result:
 Make = Callable[[], Callable[[Sequence[Any]], Result]]  # what a worker loads: a function of a part's items
 
 
-def make_part(job: Any, items: Sequence[Any], files: Iterable[str | Path | None] = ()) -> Part:
-    """The part's name is a hash over `job` (all settings and weights), the items, and the bytes of the files."""
-    digests = {str(path): sha256(path) for path in files if path is not None and Path(path).is_file()}
-    content = json.dumps([FORMAT, job, items, digests], sort_keys=True, default=_plain)
-    return Part(hashlib.sha256(content.encode()).hexdigest()[:32], items, digests)
+def digests(paths: Iterable[str | Path | None]) -> dict[str, str]:
+    """Path -> SHA-256 of the files that are there."""
+    return {str(path): sha256(path) for path in sorted({*paths} - {None}) if Path(path).is_file()}
+
+
+def make_part(job: Any, items: Sequence[Any], files: Mapping[str, str] | None = None) -> Part:
+    """The part's name is a hash over `job` (all settings and weights), the items, and the `digests` of files."""
+    content = json.dumps([FORMAT, job, items, files or {}], sort_keys=True, default=_plain)
+    return Part(hashlib.sha256(content.encode()).hexdigest()[:32], items, files or {})
 
 
 def _plain(value: Any) -> Any:
@@ -72,20 +77,16 @@ def _plain(value: Any) -> Any:
 
 
 def cut(items: Iterable[T], target: float, key: Callable[[T], str], weight: Callable[[T], float]) -> Iterator[list[T]]:
-    """Items, sorted by key -> groups of about `target`, at least half and about twice that.
+    """Items -> groups of about `target`, at least half and about twice that.
 
     A group ends where an item's own hash says so: one that is added or left out changes the groups around it alone.
-    Raises ValueError for keys that are equal or not sorted.
     """
     group: list[T] = []
-    total, last = 0.0, ""
+    total = 0.0
     for item in items:
-        if (name := key(item)) <= last:
-            raise ValueError(f"{name!r} follows {last!r}: keys must be sorted, and each there once")
-        last, heavy = name, weight(item)
         group.append(item)
-        total += heavy
-        chance = int.from_bytes(hashlib.sha256(name.encode()).digest()[:8]) / 2**64
+        total += (heavy := weight(item))
+        chance = int.from_bytes(hashlib.sha256(key(item).encode()).digest()[:8]) / 2**64
         if total >= 2 * target or (total >= target / 2 and chance < 2 * heavy / target):
             yield group
             group, total = [], 0.0
@@ -98,7 +99,7 @@ class Store:
     """Results in a folder or below `s3://bucket/prefix`: NAME.safetensors, where there are tensors, then NAME.json.
 
     Each is written whole; the second says that the part is done. What workers elsewhere have to read lies below
-    `files/` under its SHA-256.
+    `files/` under the first half of its SHA-256.
     """
 
     place: str
@@ -112,7 +113,7 @@ class Store:
     def remote(self) -> bool:
         return self.place.startswith("s3://")
 
-    @contextmanager
+    @contextlib.contextmanager
     def _s3(self) -> Iterator[Any]:
         from higgs.checkpoint.s3 import explaining, patient_files
 
@@ -131,20 +132,22 @@ class Store:
             files.pipe_file(f"{self.place}/{MARK}", f"{FORMAT}\n".encode())
 
     def names(self, suffix: str = RECORD) -> set[str]:
-        """Of the parts that are done."""
-        if not self.remote:
-            return {path.stem for path in Path(self.place).glob(f"*{suffix}") if path.name[0] != "."}
-        from higgs.checkpoint.s3 import list_keys
+        """Of the parts that are done. An index, too, may lie beside them."""
+        if self.remote:
+            from higgs.checkpoint.s3 import list_keys
 
-        with self._s3() as files:
-            return {key.removesuffix(suffix) for key, *_ in list_keys(files, self.place) if key.endswith(suffix)}
+            with self._s3() as files:
+                return {key[:32] for key, *_ in list_keys(files, self.place) if _is_file(key, suffix)}
+        with contextlib.suppress(FileNotFoundError), os.scandir(self.place) as entries:
+            return {entry.name[:32] for entry in entries if _is_file(entry.name, suffix)}
+        return set()
 
     def write(self, name: str, content: bytes | None, record: Mapping[str, Any] | None) -> None:
         """The content, and then the record: the order makes a part that was killed between the two one to do."""
         if content is not None:
             self._write(name + CONTENT, content)
         if record is not None:
-            self._write(name + RECORD, json.dumps(record, sort_keys=True, ensure_ascii=False).encode())
+            self._write(name + RECORD, json.dumps(record, ensure_ascii=False).encode())
 
     def _write(self, file: str, content: bytes) -> None:
         if self.remote:
@@ -176,17 +179,17 @@ class Store:
 
     def share(self, parts: Iterable[Part]) -> None:
         """Puts the files that parts name where `fetch` finds them on any machine."""
-        there = {key.removeprefix("files/") for key in self.names("")} if self.remote else set()
+        there = Store(f"{self.place}/files").names(SHARED)
         for path, digest in {pair for part in parts for pair in part.files.items()}:
             if Path(path).is_absolute() or ".." in Path(path).parts:
                 raise ValueError(f"{path}: workers elsewhere read files below the working directory only")
-            if digest not in there:
-                self._write(f"files/{digest}", Path(path).read_bytes())
+            if digest[:32] not in there:
+                self._write(f"files/{digest[:32]}{SHARED}", Path(path).read_bytes())
 
     def fetch(self, part: Part) -> None:
         """Puts the files of a part, where they are not, below the working directory."""
         missing = {path: digest for path, digest in part.files.items() if not Path(path).is_file()}
-        contents = self.read([f"files/{digest}" for digest in missing.values()]) if missing else []
+        contents = self.read([f"files/{digest[:32]}{SHARED}" for digest in missing.values()]) if missing else []
         for path, content in zip(missing, contents, strict=True):
             with replacing(path) as new:
                 new.write_bytes(content)
@@ -205,6 +208,10 @@ class Store:
                 with self._s3() as files:
                     bucket, _, key = f"{self.place}/{file}".removeprefix("s3://").partition("/")
                     files.call_s3("delete_object", Bucket=bucket, Key=key)
+
+
+def _is_file(name: str, suffix: str) -> bool:
+    return len(name) == 32 + len(suffix) and name.endswith(suffix) and not set(name[:32]) - HEX
 
 
 def _batches(names: Iterable[str]) -> Iterator[list[str]]:

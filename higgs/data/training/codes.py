@@ -49,12 +49,18 @@ class Index(Record):
         return validate(cls, parse_json(read_text(path), where), where)
 
 
-def save_codes(path: str | Path, codes: dict[str, Tensor]) -> None:
-    """Writes the file whole or not at all. Raises ValueError for codes that are not [K, T] of 0 ... 32767."""
+def packed(codes: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """[K, T] by name -> the same as int16. Raises ValueError for codes that are not [K, T] of 0 ... 32767."""
     for name, clip in codes.items():
         _check(name, clip)
+    return {name: clip.to(torch.int16).cpu().contiguous() for name, clip in codes.items()}
+
+
+def save_codes(path: str | Path, codes: Mapping[str, Tensor]) -> None:
+    """Writes the file whole or not at all. Raises ValueError as `packed` does."""
+    tensors = packed(codes)
     with replacing(path) as partial:
-        save_file({k: v.to(torch.int16).cpu().contiguous() for k, v in codes.items()}, partial)
+        save_file(tensors, partial)
 
 
 def load_codes(path: str | Path) -> dict[str, Tensor]:
@@ -137,58 +143,6 @@ def _table(path: Path) -> Iterator[Callable[[list[dict[str, Any]]], list]]:
         first = pyarrow.Table.from_pylist([{"file": "", "bytes": 0, "sha256": "", "clips": 0, "frames": 0}])
         with ParquetWriter(new, first.schema) as writer:
             yield lambda shards: writer.write_table(pyarrow.Table.from_pylist(shards, first.schema)) or []
-
-
-class CodesWriter:
-    """A context manager that packs clips into shards of about `shard_bytes`; continues an earlier writer's folder.
-
-    A shard is written whole, then the index: a killed writer loses one shard at most. One writer at a time.
-    """
-
-    def __init__(self, folder: str | Path, shard_bytes: int = 64 * 1024**2):
-        self.folder, self.shard_bytes = Path(folder), shard_bytes
-        self.folder.mkdir(parents=True, exist_ok=True)
-        exists = (self.folder / INDEX).exists()
-        index = Index.read(self.folder) if exists else Index(num_codebooks=None, shards=[])
-        self.num_codebooks, self.shards = index.num_codebooks, index.shards
-        self.written = {name for shard in self.shards for name in shard.clips}
-        self.pending: dict[str, Tensor] = {}
-        self.pending_bytes = 0
-
-    def __contains__(self, name: str) -> bool:
-        return name in self.written or name in self.pending
-
-    def add(self, name: str, codes: Tensor) -> None:
-        """[K, T] under a name. Raises ValueError for a duplicate name and for another number of codebooks."""
-        _check(name, codes)
-        if name in self:
-            raise ValueError(f"{self.folder} has codes for {name!r} already")
-        self.num_codebooks = self.num_codebooks or len(codes)
-        if len(codes) != self.num_codebooks:
-            raise ValueError(f"{name!r} has {len(codes)} codebooks, the clips before it {self.num_codebooks}")
-        self.pending[name] = codes.to(torch.int16).cpu()
-        self.pending_bytes += self.pending[name].nbytes
-        if self.pending_bytes >= self.shard_bytes:
-            self.flush()
-
-    def flush(self) -> None:
-        if not self.pending:
-            return
-        path = self.folder / f"codes-{len(self.shards):05d}.safetensors"
-        save_codes(path, self.pending)
-        clips = {name: clip.shape[1] for name, clip in self.pending.items()}
-        self.shards.append(Shard(file=path.name, bytes=path.stat().st_size, sha256=sha256(path), clips=clips))
-        index = Index(num_codebooks=self.num_codebooks, shards=self.shards).model_dump()
-        with replacing(self.folder / INDEX) as partial:
-            partial.write_text(json.dumps(index, ensure_ascii=False), encoding="utf-8")
-        self.written |= set(self.pending)
-        self.pending, self.pending_bytes = {}, 0
-
-    def __enter__(self) -> "CodesWriter":
-        return self
-
-    def __exit__(self, *error: object) -> None:
-        self.flush()
 
 
 class CodesReader:
