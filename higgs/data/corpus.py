@@ -19,8 +19,7 @@ from pydantic import Field, TypeAdapter
 from torch import Tensor
 
 from higgs.audio import READABLE, load_audio
-from higgs.data.recordings import Recording
-from higgs.data.scripts import subset_by_hash
+from higgs.data.recordings import Recording, subset_by_hash
 from higgs.data.training.codes import SAMPLE, packed
 from higgs.files import sha256
 from higgs.resumable import code_hash

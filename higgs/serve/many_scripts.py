@@ -11,7 +11,8 @@ from torch import Tensor
 
 from higgs.arithmetic import pinned
 from higgs.config import SamplingConfig
-from higgs.data.scripts import Script, subset_by_hash
+from higgs.data.recordings import subset_by_hash
+from higgs.data.scripts import Script
 from higgs.resumable import code_hash
 from higgs.serve.engine import Engine, Response, Usage
 from higgs.serve.long_form import LongResponse, speak
