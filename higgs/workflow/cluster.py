@@ -38,14 +38,18 @@ class Cluster:
     accelerator: str | None = None  # Ray's name of the GPU's type
 
     @classmethod
-    def of_environment(cls, device: str = "cpu", gpus: float = 1) -> "Cluster":
-        """What the runner has set, for workers that compute on `device`: `cpu`, `cuda` or `cuda:H100`."""
+    def of_device(cls, device: str, address: str | None, workers: int | None, gpus: float = 1) -> "Cluster":
+        """For workers that compute on `cpu`, `cuda` or `cuda:H100` (Ray's name of the type)."""
         kind, _, accelerator = device.partition(":")
-        address, workers = os.environ.get(CLUSTER) or None, int(os.environ.get(WORKERS, "0")) or None
         if kind == "cpu":
             return cls(address, workers)
         # Without Ray an accelerator serves one process.
         return cls(address, workers if address else 1, 1, gpus, accelerator or None)
+
+    @classmethod
+    def of_environment(cls, device: str = "cpu") -> "Cluster":
+        """What the runner has set."""
+        return cls.of_device(device, os.environ.get(CLUSTER) or None, int(os.environ.get(WORKERS, "0")) or None)
 
 
 def import_ray() -> Any:

@@ -145,6 +145,17 @@ def _table(path: Path) -> Iterator[Callable[[list[dict[str, Any]]], list]]:
             yield lambda shards: writer.write_table(pyarrow.Table.from_pylist(shards, first.schema)) or []
 
 
+def shards_of(folder: Path) -> Iterator[dict[str, Any]]:
+    """`file`, `bytes` and `sha256` of each, of either kind of index."""
+    if not (folder / TABLE).is_file():
+        yield from (shard.model_dump(exclude={"clips"}) for shard in Index.read(folder).shards)
+        return
+    from pyarrow.parquet import ParquetFile
+
+    for batch in ParquetFile(folder / TABLE).iter_batches(columns=["file", "bytes", "sha256"]):
+        yield from batch.to_pylist()
+
+
 class CodesReader:
     """Codes by name, read on access, of `save_codes` or of an index. ValueError names shards missing or cut off.
 
@@ -183,9 +194,7 @@ class CodesReader:
         """Of index.parquet, the clips are in the shards' own headers."""
         if not (self.path / TABLE).is_file():
             return Index.read(self.path)
-        from pyarrow.parquet import ParquetFile
-
-        listed = ParquetFile(self.path / TABLE).read(["file", "bytes", "sha256"]).to_pylist()
+        listed = list(shards_of(self.path))
         headers = self.store.headers(shard["file"].removesuffix(CONTENT) for shard in listed)
         shapes = [{name: tensor["shape"] for name, tensor in header.items()} for header in headers]
         clips = [{name: frames for name, (_, frames) in shape.items()} for shape in shapes]
