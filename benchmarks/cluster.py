@@ -1,4 +1,4 @@
-"""How long a cluster takes to tokenize a corpus: a simulation, event by event, of the pool in higgs/workflow/cluster.py.
+"""How long a cluster takes to tokenize a corpus: a simulation, event by event, of the pool in workflow/cluster.py.
 
     python benchmarks/cluster.py            # the table of docs/cluster.md, half a minute
 
@@ -66,14 +66,17 @@ CASES = [  # hours, GPUs, hours of a part, speed
 
 
 def table() -> str:
-    head = "| hours | GPUs | hours a part | speed | parts | wall, h | ideal, h | efficiency | GPUs lost | work lost, GPU h | Gbit/s |"
-    lines = [head, "|" + "---|" * head.count(" | ") + "---|"]
+    names = "hours, GPUs, hours a part, speed, parts, wall h, ideal h, efficiency, GPUs lost, GPU h lost, Gbit/s".split(
+        ", "
+    )
+    lines = [f"| {' | '.join(names)} |", "|" + "---|" * len(names)]
     for hours, gpus, part, speed in CASES:
         run, ideal = simulate(hours, gpus, part, speed), hours / speed / gpus
         rate = hours * MB_PER_HOUR * 8e6 / (run.wall * 3600) / 1e9
         cells = [
             f"{hours:,}", gpus, part, f"{speed:,}", f"{hours // part:,}", f"{run.wall:.3g}", f"{ideal:.3g}",
-            f"{ideal / run.wall:.2f}", run.lost_gpus, f"{run.lost_hours:.1f}", f"{rate:.2g}",
+            f"{ideal / run.wall:.2f}", run.lost_gpus, f"{run.lost_hours:.1f}",
+            f"{rate:.2g}" if rate < 10 else f"{rate:.0f}",
         ]  # fmt: skip
         lines.append("| " + " | ".join(map(str, cells)) + " |")
     return "\n".join(lines)

@@ -12,6 +12,7 @@ import sys
 import threading
 import time
 import uuid
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -19,7 +20,7 @@ from conftest import ROOT
 from parts_jobs import POISON, contents, corpus, make_index, noise
 from s3_server import Server, environment
 
-from higgs.data.corpus import list_corpus, parts_of
+from higgs.data.corpus import Encode, list_corpus, parts_of
 from higgs.workflow.cluster import Cluster
 from higgs.workflow.parts import LostParts, Store, run
 
@@ -216,6 +217,7 @@ def run_dying():
     os.kill(os.getpid(), signal.SIGKILL)
 
 
+VOICE = Path("data/voices/cleo.flac")
 DRIVER = [sys.executable, str(ROOT / "tests" / "parts_jobs.py")]
 
 
@@ -256,6 +258,63 @@ def test_a_server_that_stops_for_a_while_is_waited_for(nodes, server, source, pl
     make_index(source, place, tmp_path, nodes.cluster, seconds=0.3)
     thread.join()
     assert contents(tmp_path) == plain and shards(server, place) == shards(server, f"s3://{BUCKET}/plain")
+
+
+@pytest.fixture
+def repository(nodes, tmp_path, monkeypatch):
+    """A working directory with the data of the repository and with results of stages."""
+    (tmp_path / "data").symlink_to(ROOT / "data")
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+def test_the_three_stages_make_the_same_with_the_default_checkpoint(nodes, place, repository, nano):
+    """Codes, waveforms in float32 and judged records; what workers read of the working directory goes by the bucket."""
+    from higgs import AudioTokenizer, Engine
+    from higgs.audio import save_audio
+    from higgs.config import SamplingConfig
+    from higgs.data.corpus import items_of
+    from higgs.data.recordings import read_recordings
+    from higgs.data.scripts import read_scripts
+    from higgs.evaluate.judges.registry import load_metric_models
+    from higgs.evaluate.result_cache import ResultCache
+    from higgs.evaluate.utterances import Utterance, load_evaluator
+    from higgs.serve.many_scripts import TENSORS, speak_all
+
+    recordings = sorted(read_recordings("data/recordings/manifest.jsonl", ["en"]), key=lambda r: r.seconds)[:4]
+    load_codec = partial(AudioTokenizer.from_pretrained, "data/checkpoints/nano/codec")
+    parts = list(parts_of(items_of(recordings), "nano", True, target=60_000))
+    lines = [{"id": f"x{n}", "form": "voice_clone", "voice": "cleo", "text": f"It is {n}."} for n in range(2)]
+    lines.append({"id": "y", "form": "smart_voice", "voice": "ada", "text": "It is late."})
+    Path("scripts.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    tasks = [(script, 0) for script in read_scripts("scripts.jsonl", "data/voices")]
+    load_engine = partial(
+        Engine.from_pretrained, "data/checkpoints/nano/model", "data/checkpoints/nano/codec", device="cpu"
+    )
+    judges = partial(load_metric_models, "moonshine-tiny-en-float32", "ge2e")
+    made = []
+    for store, cluster in ((Store("plain"), Cluster(None, 1)), (Store(place), nodes.cluster)):
+        codes = list(run(Encode(load_codec, True), parts, store, cluster))
+        shards = store.read([record["part"] + ".safetensors" for record in codes])
+        spoken = list(speak_all(load_engine, tasks, SamplingConfig(temperature=0.4), 30, store, {}, cluster))
+        items = []
+        for sample in spoken:
+            save_audio(f"results/{sample.name}.flac", sample.waveform, 24_000)
+            path = Path(f"results/{sample.name}.flac")
+            items.append(
+                Utterance("generated", sample.name, "x", "It is late.", path, reference=Path("data/voices/cleo.flac"))
+            )
+        items.append(Utterance("generated", "gone", "x", "It is late.", Path("results/gone.flac")))
+        cache = ResultCache(partial(load_evaluator, judges, {}), store)
+        cache.job.cluster = cluster
+        made.append((codes, shards, spoken, list(cache.judge_all(items))))
+    (codes, shards, spoken, rows), other = made
+    assert codes == other[0] and shards == other[1] and rows == other[3] and len(parts) > 1
+    assert [row["status"] for (row,) in rows] == ["ok", "ok", "ok", "missing"] and rows[0][0]["similarity"] is not None
+    for one, two in zip(spoken, other[2], strict=True):
+        assert one.record == two.record and len(one.waveform)
+        for name in TENSORS:
+            assert getattr(one, name).equal(getattr(two, name))
 
 
 def test_nothing_listens_elsewhere_and_no_token_is_left(nodes):

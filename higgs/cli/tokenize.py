@@ -56,12 +56,20 @@ def tokenize(
     print(json.dumps({name: found[name] for name in ("clips", "frames", "failed")}))
 
 
-def corpus(source: Annotated[str, Argument(help="s3://BUCKET/PREFIX or a folder")]) -> None:
+def corpus(
+    source: Annotated[str, Argument(help="s3://BUCKET/PREFIX or a folder")],
+    out: Annotated[Path | None, Option(help="file, written whole or not at all", show_default="printed")] = None,
+) -> None:
     """List audio files and tars, one line of JSON for each, with size and version."""
-    from higgs.data.corpus import list_corpus
+    from contextlib import nullcontext
 
-    for item in list_corpus(source):
-        print(json.dumps(item._asdict(), ensure_ascii=False))
+    from higgs.data.corpus import list_corpus
+    from higgs.files import replacing
+
+    with replacing(out) if out else nullcontext() as new:
+        with new.open("w", encoding="utf-8") if new else nullcontext() as file:
+            for item in list_corpus(source):
+                print(json.dumps(item._asdict(), ensure_ascii=False), file=file)
 
 
 @parts.command()
