@@ -75,7 +75,7 @@ def corpus(
 @parts.command()
 def prune(
     place: Annotated[str, Argument(help="s3://BUCKET/PREFIX or a folder")],
-    keep: Annotated[list[Path], Option(help="folder of an index whose parts stay")],
+    indices: Annotated[list[Path], Option("--keep", help="folder of an index whose parts stay")],
     force: Annotated[bool, Option("--force", help="delete them")] = False,
 ) -> None:
     """List the parts that no index names, or delete them."""
@@ -83,7 +83,7 @@ def prune(
     from higgs.workflow.parts import CONTENT, RECORD, Store
 
     store = Store(place.rstrip("/"))
-    named = {shard["file"].removesuffix(CONTENT) for folder in keep for shard in shards_of(folder)}
+    named = {shard["file"].removesuffix(CONTENT) for folder in indices for shard in shards_of(folder)}
     found = sorted((store.names(CONTENT) | store.names(RECORD)) - named)
     print("\n".join([*found, f"{len(found)} parts, {'deleted' if force else 'delete them with --force'}"]))
     if force:
