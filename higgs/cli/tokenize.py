@@ -15,7 +15,7 @@ parts = typer.Typer(no_args_is_help=True, help="Parts of jobs in a folder or a b
 def tokenize(
     source: Annotated[str, Argument(help="s3://BUCKET/PREFIX, a folder, or a listing of `higgs corpus`")],
     out: Annotated[str, Argument(help="s3://BUCKET/PREFIX or a folder: where parts lie")],
-    index: Annotated[Path, Option(help="folder of the index and of the list of failures")] = Path("codes"),
+    index: Annotated[Path | None, Option(help="folder of index and failures", show_default="OUT, or codes")] = None,
     checkpoint: Checkpoint = "nano",
     cluster: Annotated[str | None, Option(help="local, auto or HOST:PORT of a Ray cluster")] = None,
     workers: Annotated[int | None, Option(min=1, show_default="as many as there is room for")] = None,
@@ -50,8 +50,8 @@ def tokenize(
         raise ValueError(f"{source} holds no audio file and no tar")
     listed = parts_of(items, fingerprint(codec), pad_to_hop, device, part_mb and part_mb * 10**6)
     load = partial(AudioTokenizer.from_pretrained, codec, device=device.partition(":")[0])
-    place = Cluster.of_device(device, cluster, workers, 0.5)
-    store = Store(out.rstrip("/"))
+    place, store = Cluster(cluster, workers, device, 0.5, (codec,)), Store(out.rstrip("/"))
+    index = index or Path("codes" if store.remote else out)
     found = write_index(store, run(Encode(load, pad_to_hop), listed, store, place, "tokenize"), index)
     print(json.dumps({name: found[name] for name in ("clips", "frames", "failed")}))
 

@@ -10,7 +10,7 @@ from collections.abc import Callable, Container, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
 from functools import partial
-from itertools import pairwise
+from itertools import accumulate, pairwise
 from operator import attrgetter
 from pathlib import Path
 from typing import Annotated, Any, NamedTuple
@@ -29,7 +29,7 @@ from higgs.workflow.parts import Part, Result, cut, make_part
 PART_BYTES, LEAST_BYTES = 800_000_000, 250_000  # about ten hours as FLAC
 PARTS = 16  # that a small corpus is cut into, for several processes to share it
 TAR, TAR_BLOCK = ".tar", 8 << 20
-AT_ONCE, SECONDS_AT_ONCE = 16, 300  # clips that are fetched, and seconds that are encoded, together
+AT_ONCE, BYTES_AT_ONCE, SECONDS_AT_ONCE = 16, 64 << 20, 300  # that are fetched, and that are encoded, together
 MISSING, UNUSABLE, CHANGED = "missing audio", "unusable audio", "changed audio"
 WITHIN = ("checkpoint/", "codec/", "data/corpus.py")  # the modules that codes depend on
 
@@ -182,8 +182,10 @@ def _waveforms(items: Sequence[Item], rate: int, failures: list[Failure]) -> Ite
 
 def _contents(items: Sequence[Item], failures: list[Failure]) -> Iterator[tuple[str, bytes]]:
     loose = [item for item in items if not item.id.endswith(TAR)]
-    for start in range(0, len(loose), AT_ONCE):
-        some = loose[start : start + AT_ONCE]
+    while loose:
+        sizes = accumulate(item.size for item in loose[:AT_ONCE])
+        count = max(1, sum(size <= BYTES_AT_ONCE for size in sizes))
+        some, loose = loose[:count], loose[count:]
         for item, content in zip(some, _read(some), strict=True):
             if content is None:
                 failures.append(Failure(MISSING, item.id, "there is no such object any more"))

@@ -1,6 +1,7 @@
 """Judged records in parts of a store, named by the code, the judges, the tasks, and the bytes of their files."""
 
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
 from functools import partial
 
 from higgs.arithmetic import pinned
@@ -19,7 +20,8 @@ class ResultCache:
 
     def __init__(self, load: Callable[[], Evaluator], store: Store, workers: int | None = None) -> None:
         evaluator, cluster = load(), Cluster.of_environment()
-        self.job = Job(partial(judge_parts, load), store, Cluster(cluster.address, workers or cluster.workers))
+        cluster = replace(cluster, workers=workers or cluster.workers)
+        self.job = Job(partial(judge_parts, load), store, cluster)
         self._settings = {
             "code": code_hash("cpu", *WITHIN),
             "judges": evaluator.metric_models.names(),

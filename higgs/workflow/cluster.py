@@ -5,6 +5,7 @@ Ray's own retries are off: with them a part belongs to an actor that may wait fo
 
 import os
 import secrets
+import tempfile
 from collections import Counter, deque
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
@@ -18,11 +19,7 @@ from higgs.workers import CLUSTER, WORKERS, usable_cores
 DEATHS = 3  # of a part's workers, and of workers in a row before one result
 # What workers of a running cluster get of the driver's environment: no keys, which Ray's state would show.
 SENT = ("AWS_ENDPOINT_URL", "AWS_DEFAULT_REGION", "AWS_REGION", "HIGGS_CACHE", "HF_HOME", "HF_ENDPOINT")
-QUIET = {
-    "RAY_USAGE_STATS_ENABLED": "0",
-    "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0",  # 1 puts the machine's address in the place of 127.0.0.1
-    "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
-}
+EXCLUDED = [".git", ".dvc", ".dvc-store", ".venv", "results", "reports", "tests", "training/out"]  # of the code sent
 
 
 @dataclass(frozen=True)
@@ -33,23 +30,26 @@ class Cluster:
 
     address: str | None = None
     workers: int | None = None
-    cpus: float = 1
-    gpus: float = 0
-    accelerator: str | None = None  # Ray's name of the GPU's type
+    device: str = "cpu"  # or cuda, or cuda:H100 (Ray's name of the type)
+    gpus: float = 1  # of a worker on such a device
+    weights: tuple[str, ...] = ()  # checkpoints that must be the same everywhere
 
     @classmethod
-    def of_device(cls, device: str, address: str | None, workers: int | None, gpus: float = 1) -> "Cluster":
-        """For workers that compute on `cpu`, `cuda` or `cuda:H100` (Ray's name of the type)."""
-        kind, _, accelerator = device.partition(":")
-        if kind == "cpu":
-            return cls(address, workers)
-        # Without Ray an accelerator serves one process.
-        return cls(address, workers if address else 1, 1, gpus, accelerator or None)
-
-    @classmethod
-    def of_environment(cls, device: str = "cpu") -> "Cluster":
+    def of_environment(cls, device: str = "cpu", weights: Sequence[str] = ()) -> "Cluster":
         """What the runner has set."""
-        return cls.of_device(device, os.environ.get(CLUSTER) or None, int(os.environ.get(WORKERS, "0")) or None)
+        workers = int(os.environ.get(WORKERS, "0")) or None
+        return cls(os.environ.get(CLUSTER) or None, workers, device, weights=tuple(weights))
+
+    @property
+    def processes(self) -> int | None:
+        """Without Ray: an accelerator serves one."""
+        return self.workers if self.device == "cpu" else 1
+
+    @property
+    def needs(self) -> dict[str, Any]:
+        """Of a worker, as Ray puts it."""
+        kind, _, accelerator = self.device.partition(":")
+        return {"num_cpus": 1, "num_gpus": 0 if kind == "cpu" else self.gpus, "accelerator_type": accelerator or None}
 
 
 def import_ray() -> Any:
@@ -62,20 +62,20 @@ def import_ray() -> Any:
 
 def connect(cluster: Cluster) -> Any:
     """-> ray, connected. Raises ConnectionError where no cluster answers."""
-    os.environ.update({name: os.environ.get(name, value) for name, value in QUIET.items()})
-    if cluster.address == "local" and "RAY_AUTH_TOKEN" not in os.environ:
-        os.environ["RAY_AUTH_TOKEN"] = secrets.token_hex(16)  # Ray would write one into the home folder
+    is_local = cluster.address == "local"
+    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+    if is_local:  # Ray would write a token into the home folder, and listen on all addresses of the machine
+        os.environ.setdefault("RAY_AUTH_TOKEN", secrets.token_hex(16))
+        os.environ.setdefault("RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER", "0")
     ray = import_ray()
     if ray.is_initialized():
         return ray
-    how: dict[str, Any] = {"log_to_driver": False, "configure_logging": False, "include_dashboard": False}
-    if cluster.address == "local":
-        how |= {"address": "local", "num_cpus": usable_cores(), "_node_ip_address": "127.0.0.1"}
-        how |= {"object_store_memory": 100 * 1024**2}  # parts and records are small
-    else:
-        how = {"address": cluster.address, "log_to_driver": False, "configure_logging": False}
-        if "RAY_JOB_CONFIG_JSON_ENV_VAR" not in os.environ:  # `ray job submit` has sent the code
-            how["runtime_env"] = {"working_dir": str(Path.cwd()), "excludes": EXCLUDED}
+    how: dict[str, Any] = {"address": cluster.address, "log_to_driver": False, "configure_logging": False}
+    if is_local:
+        how |= {"num_cpus": usable_cores(), "_node_ip_address": "127.0.0.1", "include_dashboard": False}
+        how["object_store_memory"] = 100 * 1024**2  # parts and records are small
+    elif "RAY_JOB_CONFIG_JSON_ENV_VAR" not in os.environ:  # else `ray job submit` has sent the code
+        how["runtime_env"] = {"working_dir": str(Path.cwd()), "excludes": EXCLUDED}
     for attempt in (1, 2):  # on a busy machine Ray's own processes may miss their 15 seconds
         try:
             ray.init(**how)
@@ -86,23 +86,27 @@ def connect(cluster: Cluster) -> Any:
                 raise ConnectionError(f"cluster {cluster.address}: Ray does not answer ({error})") from error
 
 
-EXCLUDED = [".git", ".dvc", ".dvc-store", ".venv", "results", "reports", "tests", "training/out"]
+def identity(weights: Sequence[str]) -> list[str]:
+    """Of what a worker and its driver must have in common."""
+    from higgs.checkpoint.resolve import fingerprint
+
+    return [code_hash("any"), *map(fingerprint, weights)]
 
 
 class Worker:
     """An actor: loads on its first call, so that errors in loading come back as they are."""
 
-    def start(self, load: Callable[[], Callable], store: Any, folder: str, repeatable: bool) -> str:
-        import tempfile
-
+    def __init__(self, repeatable: bool) -> None:
         set_arithmetic(repeatable)
-        if Path(folder).is_dir():
+
+    def start(self, load: Callable[[], Callable], store: Any, folder: str | None, weights: Sequence[str]) -> list[str]:
+        if folder is not None:
             os.chdir(folder)
-        self.store, self.function = store, load()
-        if store.remote:
+        self.store, self.function, same = store, load(), identity(weights)
+        if store.remote:  # what parts read is put here
             self.scratch = tempfile.TemporaryDirectory(prefix="higgs-")
             os.chdir(self.scratch.name)
-        return code_hash("any")
+        return same
 
     def run(self, part: Any) -> Any:
         if self.store.remote:
@@ -117,19 +121,19 @@ class Pool:
 
     def __init__(self, ray: Any, load: Callable[[], Callable], store: Any, cluster: Cluster) -> None:
         variables = environment(pinned()) | {name: os.environ[name] for name in SENT if name in os.environ}
-        options = {"num_cpus": cluster.cpus, "num_gpus": cluster.gpus, "accelerator_type": cluster.accelerator}
-        options |= {"max_restarts": 0, "max_task_retries": 0, "runtime_env": {"env_vars": variables}}
+        options = {"max_restarts": 0, "max_task_retries": 0, "runtime_env": {"env_vars": variables}} | cluster.needs
         self.ray, self.actor = ray, ray.remote(Worker).options(**options)
-        self.load, self.start = ray.put(load), (store, os.getcwd(), pinned())
-        room = ray.cluster_resources()
-        places = room.get("GPU", 0) / cluster.gpus if cluster.gpus else room["CPU"] / cluster.cpus
-        self.count = max(1, cluster.workers or int(places))
+        # Elsewhere the working directory is the code that was sent.
+        folder = os.getcwd() if cluster.address == "local" else None
+        self.start, self.same = (ray.put(load), store, folder, cluster.weights), identity(cluster.weights)
+        room, gpus = ray.cluster_resources(), options["num_gpus"]
+        self.count = max(1, cluster.workers or int(room.get("GPU", 0) / gpus if gpus else room["CPU"]))
         self.running: dict[Any, tuple[Any, Any]] = {}
         self.died_at_start = 0
 
     def hire(self) -> None:
-        actor = self.actor.remote()
-        self.running[actor.start.remote(self.load, *self.start)] = (actor, None)
+        actor = self.actor.remote(pinned())
+        self.running[actor.start.remote(*self.start)] = (actor, None)
 
     def send(self, actor: Any, part: Any) -> None:
         self.running[actor.run.remote(part)] = (actor, part)
@@ -153,8 +157,9 @@ class Pool:
             return actor, part, None, error
         if part is None:
             self.died_at_start = 0
-            if result != code_hash("any"):
-                raise RuntimeError("a worker has other code, libraries or kernels than this process: use one image")
+            if result != self.same:
+                what = "weights" if result[0] == self.same[0] else "code, libraries or kernels"
+                raise RuntimeError(f"a worker has other {what} than this process: use one image everywhere")
         return actor, part, result, None
 
     def close(self) -> None:
@@ -171,6 +176,8 @@ def make_on_ray(
     """
     if not parts:
         return
+    if not store.remote and cluster.address != "local":
+        raise ValueError(f"cluster {cluster.address}: results go to s3://BUCKET/PREFIX, which all machines reach")
     pool = Pool(connect(cluster), load, store, cluster)
     if store.remote:
         store.share(parts)

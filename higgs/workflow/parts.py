@@ -184,7 +184,7 @@ class Store:
             if Path(path).is_absolute() or ".." in Path(path).parts:
                 raise ValueError(f"{path}: workers elsewhere read files below the working directory only")
             if digest[:32] not in there:
-                self._write(f"files/{digest[:32]}{SHARED}", Path(path).read_bytes())
+                self._write(f"files/{digest[:32]}{SHARED}", _checked(Path(path).read_bytes(), digest, path))
 
     def fetch(self, part: Part) -> None:
         """Puts the files of a part, where they are not, below the working directory."""
@@ -192,7 +192,7 @@ class Store:
         contents = self.read([f"files/{digest[:32]}{SHARED}" for digest in missing.values()]) if missing else []
         for path, content in zip(missing, contents, strict=True):
             with replacing(path) as new:
-                new.write_bytes(content)
+                new.write_bytes(_checked(content, part.files[path], path))
 
     def clear(self) -> None:
         """Nothing in a bucket: other runs find there what this one has made."""
@@ -218,6 +218,12 @@ def _batches(names: Iterable[str]) -> Iterator[list[str]]:
     names = iter(names)
     while some := list(islice(names, AT_ONCE)):
         yield some
+
+
+def _checked(content: bytes, digest: str, path: str) -> bytes:
+    if hashlib.sha256(content).hexdigest() != digest:
+        raise OSError(f"{path} has changed since the job began: run it again")
+    return content
 
 
 def _head(path: Path, end: int | None) -> bytes:
@@ -250,7 +256,7 @@ class Job:
     def __init__(self, make: Make, store: Store, cluster: Cluster | None = None) -> None:
         self.store, self.cluster = store, cluster or Cluster.of_environment()
         self._load = partial(worker, make, store)
-        self._workers = Workers(self._load, self.cluster.workers)
+        self._workers = Workers(self._load, self.cluster.processes)
 
     def run(self, parts: Iterable[Part], label: str = "parts") -> Iterator[dict[str, Any]]:
         """-> the parts' records, in order. Raises LostParts after all the others are done."""

@@ -8,6 +8,7 @@ codes-00000.safetensors    many clips: one file per clip would be slow to list, 
 import hashlib
 import json
 import os
+import shutil
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
@@ -102,8 +103,7 @@ def write_index(store: Store, records: Iterable[Mapping[str, Any]], folder: str 
             if record["clips"]:
                 names = ("bytes", "sha256", "clips", "frames")
                 if not store.remote and folder != Path(store.place):
-                    (folder / f"{record['part']}{CONTENT}").unlink(missing_ok=True)
-                    os.link(Path(store.place, f"{record['part']}{CONTENT}"), folder / f"{record['part']}{CONTENT}")
+                    _link(Path(store.place), folder, record["part"] + CONTENT)
                 small.append({"file": record["part"] + CONTENT} | {name: record[name] for name in names})
             if clips > MOST_CLIPS and len(small) >= 10_000:
                 table = table or stack.enter_context(_table(folder / TABLE))
@@ -116,6 +116,15 @@ def write_index(store: Store, records: Iterable[Mapping[str, Any]], folder: str 
     if clips <= MOST_CLIPS:
         _write_index(store, small, folder)
     return {"clips": clips, "frames": frames, "failed": dict(kinds), "first": first}
+
+
+def _link(source: Path, folder: Path, file: str) -> None:
+    """The shards of a stage stay when its store is removed."""
+    (folder / file).unlink(missing_ok=True)
+    try:
+        os.link(source / file, folder / file)
+    except OSError:  # another disk
+        shutil.copyfile(source / file, folder / file)
 
 
 def _write_index(store: Store, shards: Sequence[dict[str, Any]], folder: Path) -> None:
