@@ -103,15 +103,20 @@ class Worker:
         if folder is not None:
             os.chdir(folder)
         self.store, self.function, same = store, load(), identity(weights)
-        if store.remote:  # what parts read is put here
-            self.scratch = tempfile.TemporaryDirectory(prefix="higgs-")
-            os.chdir(self.scratch.name)
+        self.scratch = None
         return same
 
     def run(self, part: Any) -> Any:
-        if self.store.remote:
+        if self.store.remote and part.files:
+            if self.scratch is None:  # nothing of the working directory that was sent is overwritten
+                self.scratch = tempfile.TemporaryDirectory(prefix="higgs-")
+                os.chdir(self.scratch.name)
             self.store.fetch(part)
         return self.function(part)
+
+    def stop(self) -> None:
+        if self.scratch is not None:
+            self.scratch.cleanup()
 
 
 class Pool:
@@ -199,6 +204,8 @@ def make_on_ray(
                 pool.send(actor, todo.popleft())
             elif todo:
                 pool.hire()
+            elif error is None:
+                actor.stop.remote()
             del actor  # with its handle goes the actor, and its place is free for one that waits
     finally:
         pool.close()
