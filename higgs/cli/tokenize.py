@@ -30,8 +30,10 @@ def tokenize(
     """
     from functools import partial
 
-    from higgs import AudioTokenizer
     from higgs.arithmetic import set_arithmetic
+
+    set_arithmetic(True)  # before numpy and PyTorch are loaded
+    from higgs import AudioTokenizer
     from higgs.checkpoint.alias import Checkpoint as Sources
     from higgs.checkpoint.resolve import fingerprint
     from higgs.data.corpus import Encode, list_corpus, parts_of, read_listing
@@ -42,7 +44,6 @@ def tokenize(
     from higgs.workflow.parts import Store, run
 
     validate(Placement, {"workers": workers, "cluster": cluster, "work": out if out.startswith("s3://") else None}, "")
-    set_arithmetic(True)
     codec = Sources.parse(checkpoint).codec
     items = read_listing(source) if Path(source).is_file() else list_corpus(source)
     items = [item for item in items if item.id not in (skip or ())]
