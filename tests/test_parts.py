@@ -115,7 +115,12 @@ def test_a_change_of_the_corpus_changes_the_parts_around_it_alone(change, most):
     before = list(parts_of(items, "codec", True, target=25_000))
     sizes = [sum(item.size for item in part.items) for part in before]
     assert 60 < len(before) < 110 and all(12_500 <= size <= 50_100 for size in sizes[:-1])
-    after = {part.name for part in parts_of(change(items), "codec", True, target=25_000)}
+    changed = list(parts_of(change(items), "codec", True, target=25_000))
+    content = {}
+    for part in [*before, *changed]:
+        own = [(item.id, item.size, item.etag) for item in part.items]
+        assert content.setdefault(part.name, own) == own, "a name is of one content"
+    after = {part.name for part in changed}
     assert len({part.name for part in before} - after) <= most and len(after - {part.name for part in before}) <= most
     assert {part.name for part in parts_of(items[::-1], "codec", True, target=25_000)} == {p.name for p in before}
     assert after.isdisjoint(part.name for part in parts_of(items, "another codec", True, target=25_000))
