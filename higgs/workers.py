@@ -18,7 +18,8 @@ from typing import Any, TypeVar
 from higgs.arithmetic import pinned, set_arithmetic
 
 S, T = TypeVar("S"), TypeVar("T")
-WORKERS = "HIGGS_WORKERS"  # set by the runner: as a parameter of the notebook it would change the page
+# Set by the runner: as parameters of the notebook they would change the page.
+WORKERS, CLUSTER, WORK = "HIGGS_WORKERS", "HIGGS_CLUSTER", "HIGGS_WORK"
 _function: Callable[[Any], Any]  # in a worker: item -> result
 
 

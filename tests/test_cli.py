@@ -22,6 +22,7 @@ from higgs import Engine
 from higgs.audio import load_audio, save_audio
 from higgs.cli.app import main
 from higgs.cli.finetune import finetune
+from higgs.data.training.codes import CodesReader
 from higgs.train.finetune import TuneConfig
 
 WORDS = "one two three four five six seven eight"
@@ -226,7 +227,7 @@ def test_odd_text_is_spoken(nano, run, tmp_path, monkeypatch, text):
 
 def test_help(run):
     for command, words in (
-        ([], "speak serve inspect compare finetune voices --version --install-completion"),
+        ([], "speak serve inspect compare finetune voices tokenize corpus parts --version --install-completion"),
         (["speak"], "--normalize --no-chunking checkpoint's --speaker NUMBER=VOICE"),
         (["voices"], "list add play check"),
         (["voices", "add"], "--text --force"),
@@ -383,3 +384,37 @@ def test_checking_all_voices_names_one_that_cannot_be_used(run, tmp_path):
     (tmp_path / "eve.wav").write_bytes(b"")
     code, out, errors = run("voices", "--voices", tmp_path, "check")
     assert code == 1 and "eve: error: the transcript" in out and "1 of 1 recordings" in errors
+
+
+def test_a_corpus_is_listed_tokenized_and_pruned(run, nano, clip, tmp_path, monkeypatch):
+    monkeypatch.setattr("higgs.arithmetic.set_arithmetic", lambda _: None)
+    source, out, listing = tmp_path / "in", tmp_path / "out", tmp_path / "corpus.jsonl"
+    source.mkdir()
+    for name in ("a", "b"):
+        shutil.copy(clip, source / f"{name}.wav")
+    (source / "cut.wav").write_bytes(clip.read_bytes()[:5000])
+    assert run("corpus", source, "--out", listing) == (0, "", "")
+    assert run("corpus", source)[1] == listing.read_text() and listing.read_text().count("\n") == 3
+
+    def tokenize(*options):
+        code, printed, errors = run("tokenize", listing, out, "--checkpoint", nano, "--workers", 1, *options)
+        return code, printed and json.loads(printed), errors.splitlines()[-1:]
+
+    code, counts, _ = tokenize()
+    assert (code, counts) == (0, {"clips": 2, "frames": 200, "failed": {"unusable audio": 1}})
+    assert json.loads((out / "failed.jsonl").read_text())["id"] == "cut.wav"
+    shards = CodesReader(out).hashes
+    assert tokenize()[1] == counts and CodesReader(out).hashes == shards
+    assert tokenize("--skip", "b.wav", "--index", tmp_path / "one")[1]["clips"] == 1
+    files = {path.name for path in out.iterdir()}
+    assert "2 parts, delete them with --force" in run("parts", "prune", out, "--keep", tmp_path / "one")[1]
+    assert {path.name for path in out.iterdir()} == files
+    assert "2 parts, deleted" in run("parts", "prune", out, "--keep", tmp_path / "one", "--force")[1]
+    assert {path.name for path in out.glob("*.safetensors")} == set(CodesReader(tmp_path / "one").hashes)
+    for options, message in (
+        (["--cluster", "auto"], "auto needs work: s3://BUCKET/PREFIX"), (["--cluster", "ray://x:1"], "cluster"),
+        (["--skip", "a.wav", "--skip", "b.wav", "--skip", "cut.wav"], "holds no audio file and no tar"),
+    ):  # fmt: skip
+        code, _, errors = tokenize(*options)
+        assert code == 1 and message in errors[0]
+    assert "neither a folder nor s3://" in run("corpus", tmp_path / "nowhere")[2]

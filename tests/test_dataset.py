@@ -1,9 +1,7 @@
 """Training data: codes in shards, manifests, and batches in a resumable order."""
 
 import json
-import os
 import re
-import signal
 from collections import Counter
 from pathlib import Path
 
@@ -22,10 +20,12 @@ from higgs.data.chatml_json import read_conversations
 from higgs.data.collator import expand_audio_placeholders
 from higgs.data.text.tokenizer import TextTokenizer
 from higgs.data.training import codes as codes_module
-from higgs.data.training.codes import CodesReader, CodesWriter, load_codes, save_codes
+from higgs.data.training.codes import CodesReader, load_codes, packed, save_codes, write_index
 from higgs.data.training.dataset import Batches, Dataset
 from higgs.data.training.manifest import DataError, Manifest, encode_audio, read_manifest
 from higgs.tokens import SPECIAL_TOKENS
+from higgs.workflow.cluster import Cluster
+from higgs.workflow.parts import CONTENT, Result, Store, make_part, run
 from training.nano.byte_tokenizer import byte_tokenizer
 
 TOKENIZER = TextTokenizer(byte_tokenizer())
@@ -37,20 +37,30 @@ def clip(index: int, frames: int | None = None) -> Tensor:
     return torch.randint(0, 1024, (8, frames or 3 + index % 7), generator=generator)
 
 
-def write(folder: Path, count: int, shard_bytes: int = 400) -> Path:
-    with CodesWriter(folder, shard_bytes) as writer:
-        for index in range(count):
-            if f"c{index}" not in writer:
-                writer.add(f"c{index}", clip(index))
+def write(folder: Path, count: int, clips: int = 14) -> Path:
+    """Shards of so many clips, and their index."""
+
+    def encode(names: list[str]) -> Result:
+        codes = packed({name: clip(int(name[1:])) for name in names})
+        frames = sum(tensor.shape[1] for tensor in codes.values())
+        return Result({"clips": len(codes), "frames": frames, "failed": []}, codes)
+
+    names = [f"c{index}" for index in range(count)]
+    parts = [make_part("clips", names[start : start + clips]) for start in range(0, count, clips)]
+    store = Store(str(folder))
+    write_index(store, run(lambda: encode, parts, store, Cluster(None, 1)), folder)
     return folder
 
 
-def test_codes_come_back_from_shards_of_the_stated_size_and_from_one_file(tmp_path):
-    reader = CodesReader(write(tmp_path, 40, shard_bytes=1000))
-    assert list(reader) == [f"c{index}" for index in range(40)] and len(reader) == 40
-    shards = sorted(tmp_path.glob("*.safetensors"))
-    sizes = [sum(2 * c.numel() for c in load_codes(path).values()) for path in shards]
-    assert len(sizes) == 4 and all(1000 <= size < 1000 + 2 * 8 * 10 for size in sizes[:-1])
+def shards(folder: Path) -> list[Path]:
+    """In the order of the index."""
+    return [folder / shard["file"] for shard in json.loads((folder / "index.json").read_text())["shards"]]
+
+
+def test_codes_come_back_from_shards_and_from_one_file(tmp_path):
+    reader = CodesReader(write(tmp_path, 40))
+    assert sorted(reader) == sorted(f"c{index}" for index in range(40)) and len(reader) == 40
+    assert [len(load_codes(path)) for path in shards(tmp_path)] == [14, 14, 12]
     reader.verify()
     save_codes(tmp_path / "codes.safetensors", {name: reader[name] for name in reader})
     for codes in (reader, CodesReader(tmp_path / "codes.safetensors")):
@@ -72,68 +82,33 @@ def test_reading_opens_only_what_is_asked_for(tmp_path, monkeypatch):
     assert len(opened) == len(set(opened)) == 2
 
 
-# What a write of 40 clips does, in order: each shard becomes its name, then the index; killed before or after.
-@pytest.mark.parametrize("after", [False, True])
-@pytest.mark.parametrize("moment", [1, 2, 3, 4, 9])
-def test_a_killed_writer_loses_one_shard_at_most(tmp_path, moment, after):
-    child = os.fork()
-    if child == 0:
-        real, calls = os.replace, []
-
-        def replace(source: Path, target: Path) -> None:
-            calls.append(target)
-            if len(calls) == moment and not after:
-                os.kill(os.getpid(), signal.SIGKILL)
-            real(source, target)
-            if len(calls) == moment:
-                os.kill(os.getpid(), signal.SIGKILL)
-
-        os.replace = replace
-        write(tmp_path, 40)
-        os._exit(0)
-    assert os.WTERMSIG(os.waitpid(child, 0)[1]) == signal.SIGKILL
-    shards = (moment - 1 + after) // 2  # those whose index was written
-    safe = list(CodesReader(tmp_path)) if shards else []
-    with CodesWriter(tmp_path) as writer:
-        assert len(writer.written) == len(safe)
-        assert len(writer.shards) == shards
-    reader = CodesReader(write(tmp_path, 40))
-    reader.verify()
-    assert all(torch.equal(reader[f"c{index}"], clip(index)) for index in range(40))
-    whole = CodesReader(write(tmp_path / "whole", 40))
-    assert reader.hashes == whole.hashes, "as if nothing had happened"
-    assert not list(tmp_path.glob(".*")), "a partial file was left"
-
-
 def test_missing_and_damaged_shards_are_named(tmp_path):
     write(tmp_path, 40)
-    second, third = (tmp_path / f"codes-0000{n}.safetensors" for n in (1, 2))
+    _, second, third = shards(tmp_path)
     whole = second.read_bytes()
     second.unlink()
     third.write_bytes(third.read_bytes()[:-1])
-    with pytest.raises(ValueError, match=r"codes-00001\.safetensors: missing; codes-00002.*bytes where"):
+    with pytest.raises(ValueError, match=rf"{second.name}: missing; {third.name}.*bytes where"):
         CodesReader(tmp_path)
     third.unlink()
     second.write_bytes(whole)
-    with pytest.raises(ValueError, match=r"codes-00002\.safetensors: missing; fetch"):
+    with pytest.raises(ValueError, match=rf"{third.name}: missing; fetch"):
         CodesReader(tmp_path)
-    write(tmp_path / "swapped", 14, shard_bytes=1)  # clips i and i + 7 have as many frames
-    first, last = (tmp_path / "swapped" / f"codes-0000{n}.safetensors" for n in (1, 8))
+    first, *_, last = shards(write(tmp_path / "swapped", 8, clips=1))  # clips i and i + 7 have as many frames
     first.write_bytes(last.read_bytes())
-    with pytest.raises(ValueError, match=r"codes-00001\.safetensors is damaged"):
-        CodesReader(tmp_path / "swapped")["c1"]
-    write(tmp_path / "other", 40)
-    shard = tmp_path / "other" / "codes-00001.safetensors"
+    with pytest.raises(ValueError, match=rf"{first.name} is damaged"):
+        CodesReader(tmp_path / "swapped")["c0"]
+    shard = shards(write(tmp_path / "other", 40))[1]
     altered = bytearray(shard.read_bytes())
     altered[-1] ^= 1
     shard.write_bytes(altered)
-    with pytest.raises(ValueError, match=r"damaged: codes-00001\.safetensors; fetch"):
+    with pytest.raises(ValueError, match=rf"damaged: {shard.name}; fetch"):
         CodesReader(tmp_path / "other").verify()
     shard.write_bytes(b"x" * len(altered))
     reader = CodesReader(tmp_path / "other")
     assert torch.equal(reader["c0"], clip(0)), "the other shards are read all the same"
     name = next(name for name in reader if reader._shard_of[name] == shard.name)
-    with pytest.raises(ValueError, match=r"codes-00001\.safetensors is damaged") as caught:
+    with pytest.raises(ValueError, match=rf"{shard.name} is damaged") as caught:
         reader[name]
     assert isinstance(caught.value.__cause__, SafetensorError)
 
@@ -145,29 +120,38 @@ def test_codes_that_are_not_here_are_named(tmp_path):
         reader["d"]
     with pytest.raises(FileNotFoundError, match=r"there is no index\.json"):
         CodesReader(tmp_path / "nowhere")
-    for open_codes, text in ((CodesReader, '{"shards": ['), (CodesWriter, '{"shards": []}')):
+    for text in ('{"shards": [', '{"shards": []}'):
         (tmp_path / "index.json").write_text(text)
         with pytest.raises(ValueError, match=r"index\.json is damaged"):
-            open_codes(tmp_path)
+            CodesReader(tmp_path)
 
 
 @pytest.mark.parametrize(
     ("name", "codes", "message"),
     [
-        ("c0", clip(0), "codes for 'c0' already"),
-        ("x", clip(0)[:4], "'x' has 4 codebooks, the clips before it 8"),
         ("x", torch.zeros(8, 0, dtype=torch.long), "T at least 1"),
         ("x", torch.full((8, 2), 32768), "0 ... 32767"),
+        ("x", torch.full((8, 2), -1), "0 ... 32767"),
         ("x", torch.zeros(8, 2), r"\[K, T\]"),
         ("x", torch.zeros(8, dtype=torch.long), r"\[K, T\]"),
         ("__metadata__", clip(0), "__metadata__"),
     ],
 )
 def test_codes_that_cannot_be_kept_are_refused(tmp_path, name, codes, message):
-    with CodesWriter(write(tmp_path, 2)) as writer:
+    for write in (packed, lambda codes: save_codes(tmp_path / "x.safetensors", codes)):
         with pytest.raises(ValueError, match=message):
-            writer.add(name, codes)
-    assert list(CodesReader(tmp_path)) == ["c0", "c1"]
+            write({"c0": clip(0), name: codes})
+    assert not list(tmp_path.iterdir())
+
+
+def test_an_index_is_of_one_codec_and_of_names_that_are_there_once(tmp_path):
+    folder = write(tmp_path, 2, clips=1)
+    store, content = Store(str(folder)), packed({"c1": clip(1)[:4]})
+    record = next(r for r in store.records(store.names()) if "c1" in load_codes(folder / (r["part"] + CONTENT)))
+    for name, codes in (("c1", content), ("c0", packed({"c0": clip(0)}))):
+        save_codes(folder / (record["part"] + CONTENT), codes)
+        with pytest.raises(ValueError, match=rf"\['{name}'\] are in another part too, or have not 8 codebooks"):
+            write(tmp_path, 2, clips=1)
 
 
 def manifest(folder: Path, *rows: dict | str) -> Path:
@@ -267,9 +251,9 @@ def test_audio_is_encoded_once_and_what_cannot_be_is_named(tmp_path):
             raise ValueError("too short")
         return clip(len(waveform), len(waveform) // 960)
 
-    for expected in ([9600, 24_000, 4800, 12_000], [4800]):
+    for expected in ([4800, 9600, 12_000, 24_000], []):
         found, codes = encode_audio(read_manifest(path), tmp_path / "codes", encode, "codec", max_seconds=5)
-        assert encoded == expected, "what has codes is left alone"
+        assert sorted(encoded) == expected, "what has codes, or was refused, is left alone"
         encoded.clear()
     assert [(p.kind, p.place.rpartition(" ")[2]) for p in found.problems] == [
         ("unusable audio", "3"), ("unusable audio", "4"), ("unusable audio", "5"), ("missing audio", "6"),
@@ -360,7 +344,7 @@ def test_codes_are_cached_by_file_content_segment_codec_and_code(tmp_path, monke
     assert torch.equal(encoded(codec="other"), clip(5, 5))
     assert len(set(prints)) == 5 and prints[0] == prints[1]
     with monkeypatch.context() as other:
-        other.setattr("higgs.resumable.code_hash", lambda: "other code")
+        other.setattr("higgs.data.training.manifest.code_hash", lambda: "other code")
         assert torch.equal(encoded(), clip(6, 5)) and len(encoded_clips) == 6
     save_audio(tmp_path / "a.wav", first, 24_000)
     assert torch.equal(encoded(), clip(1, 5)) and len(encoded_clips) == 6

@@ -27,7 +27,7 @@ from higgs.serve.engine import Response
 from higgs.validation import parse_yaml
 from higgs.workflow.lock import committed
 from higgs.workflow.outputs import STAGE_VARIABLE
-from higgs.workflow.params import SCALARS, SECTIONS, WORKERS, SpeechParams, read_params, scalars_of
+from higgs.workflow.params import PLACES, SCALARS, SECTIONS, SpeechParams, read_params, scalars_of
 from higgs.workflow.tables import read_rows
 
 DOCS = ROOT / "docs"
@@ -161,11 +161,11 @@ def test_the_configuration_is_that_of_the_code(section):
     (part,) = re.findall(
         rf"^## {re.escape(heading)}\n(.*?)(?=^## |\Z)", read("configuration"), re.DOTALL | re.MULTILINE
     )
-    hints = {WORKERS: int | None}
+    hints = {"workers": int | None, "cluster": str | None, "work": str | None}
     if section == "scalars":
         names = [name for name in params if name not in SECTIONS]
         hints |= typing.get_type_hints(SpeechParams)
-        assert set(names) == {*SCALARS, WORKERS}
+        assert set(names) == {*SCALARS, *PLACES}
     else:
         names = list(params[section])
         hints |= typing.get_type_hints(SECTIONS[section])

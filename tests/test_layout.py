@@ -14,10 +14,10 @@ BASE = "base"
 # Packages -> what of higgs they may import, besides themselves and the base files.
 MAY_IMPORT = {
     "checkpoint": set(),
-    "data": {"checkpoint"},
+    "data": {"checkpoint", "workflow"},
     "codec": {"checkpoint"},
     "model": {"checkpoint"},
-    "serve": {"codec", "model", "data", "checkpoint"},
+    "serve": {"codec", "model", "data", "checkpoint", "workflow"},
     "workflow": {"checkpoint"},
     "train": {"codec", "model", "data", "checkpoint", "workflow"},
     "evaluate": {"data", "workflow"},
@@ -43,11 +43,13 @@ LIBRARIES = {
     "papermill": {"workflow/runner.py"},
     "ipywidgets": {"studio/controls.py"},
     "onnxruntime": {"evaluate/judges/wheels.py", "evaluate/judges/moonshine.py"},
-    "pyarrow": {"workflow/tables.py"},
+    "pyarrow": {"workflow/tables.py", "data/training/codes.py"},
+    "ray": {"workflow/cluster.py"},
     **dict.fromkeys(["fastapi", "starlette", "uvicorn"], HTTP),
     "pydantic": {
         "validation.py", "config.py", "workflow/params.py", "data/chatml_json.py", "data/text/chunks.py",
-        "data/training/manifest.py", "data/recordings.py", "data/scripts.py", "serve/http/references.py",
+        "data/training/manifest.py", "data/recordings.py", "data/scripts.py", "data/corpus.py", "workflow/parts.py",
+        "serve/http/references.py",
         "serve/http/speech_request.py", "comparison/ratings.py",
     },
     "prometheus_client": {"serve/http/prometheus.py"},

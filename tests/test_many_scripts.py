@@ -4,6 +4,7 @@ import json
 import os
 import subprocess
 import sys
+from dataclasses import replace
 from types import SimpleNamespace
 
 import pytest
@@ -23,7 +24,9 @@ from higgs.evaluate.statistics.summary import summarise
 from higgs.evaluate.utterances import Evaluator
 from higgs.serve import many_scripts as many_scripts
 from higgs.serve.engine import Engine
-from higgs.serve.many_scripts import batches, choose_tasks, read_utterance, speak_all
+from higgs.serve.many_scripts import batches, choose_tasks, speak_all
+from higgs.workflow.cluster import Cluster
+from higgs.workflow.parts import Store
 
 SAMPLING = SamplingConfig(temperature=0.4, top_k=20, top_p=1.0)
 
@@ -48,7 +51,8 @@ def scripts(tmp_path):
 
 def speak(engine, scripts, folder, limit=40):
     requests = [(script, seed) for script in scripts for seed in (0, 1)]
-    return {utterance.name: utterance for utterance in speak_all(lambda: engine, requests, SAMPLING, limit, folder, 1)}
+    made = speak_all(lambda: engine, requests, SAMPLING, limit, Store(str(folder)), {}, Cluster(None, 1))
+    return {utterance.name: utterance for utterance in made}
 
 
 def test_a_killed_run_goes_on_and_ends_with_the_same(engine, scripts, tmp_path, monkeypatch):
@@ -58,11 +62,19 @@ def test_a_killed_run_goes_on_and_ends_with_the_same(engine, scripts, tmp_path, 
     assert len(whole["c-s0"].chunks) == 2 and not whole["a-s0"].chunks
 
     monkeypatch.setattr(many_scripts, "BATCH", 1)  # one by one gives what a batch gives
-    requests = [(script, seed) for script in scripts for seed in (0, 1)]
-    first = [next(speak_all(lambda: engine, requests, SAMPLING, 40, tmp_path / "cut", 1))]
-    (tmp_path / "cut" / "b-s0.safetensors").write_bytes(b"half a file")
+    speak_batch, spoken = many_scripts._speak, []
+
+    def killed(engine, tasks, *rest):
+        if len(spoken) == 1:
+            raise KeyboardInterrupt
+        spoken.append(tasks[0][0].record(tasks[0][1])["name"])
+        return speak_batch(engine, tasks, *rest)
+
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(many_scripts, "_speak", killed)
+        speak(engine, scripts, tmp_path / "cut")
     rest = speak(engine, scripts, tmp_path / "cut")
-    assert [name for name, utterance in rest.items() if utterance.resumed] == [first[0].name]
+    assert [name for name, utterance in rest.items() if utterance.resumed] == spoken
     for name, utterance in rest.items():
         assert torch.equal(utterance.codes, whole[name].codes) and utterance.record == whole[name].record
         assert torch.allclose(utterance.waveform, whole[name].waveform, atol=1e-5)
@@ -81,7 +93,8 @@ def test_a_request_that_cannot_be_spoken_is_an_empty_take(engine, scripts, tmp_p
     made = speak(engine, scripts[:2], tmp_path)
     assert (made["b-s0"].record["stop"], made["b-s0"].record["note"]) == ("error", "too long")
     assert not len(made["b-s0"].waveform) and len(made["a-s0"].waveform)
-    assert read_utterance(tmp_path / "b-s0.safetensors").record == made["b-s0"].record
+    again = speak(engine, scripts[:2], tmp_path)
+    assert again["b-s0"].record == made["b-s0"].record and all(utterance.resumed for utterance in again.values())
 
 
 def more_code(package):
@@ -108,7 +121,7 @@ CHANGES = [more_code, moved_code, another_library, another_processor, an_acceler
 
 
 @pytest.mark.parametrize("change", CHANGES, ids=lambda change: change.__name__)
-def test_other_code_and_another_machine_have_another_folder(tmp_path, monkeypatch, change):
+def test_other_code_and_another_machine_give_other_names(tmp_path, monkeypatch, change):
     """What a killed run left is not taken for what the new code would make."""
     (tmp_path / "data").mkdir()
     (tmp_path / "serve.py").write_text("x = 1")
@@ -116,7 +129,7 @@ def test_other_code_and_another_machine_have_another_folder(tmp_path, monkeypatc
 
     def key():
         resumable.code_hash.cache_clear()
-        return resumable.settings_folder(tmp_path, {"temperature": 0.4})
+        return resumable.code_hash()
 
     before = key()
     assert key() == before
@@ -127,9 +140,53 @@ def test_other_code_and_another_machine_have_another_folder(tmp_path, monkeypatc
     assert after != before
 
 
-def test_other_settings_have_another_folder(tmp_path):
-    folders = {resumable.settings_folder(tmp_path, {"temperature": t, "model": m}) for t in (0.4, 0.5) for m in "ab"}
-    assert len(folders) == 4 and resumable.settings_folder(tmp_path, {"model": "a", "temperature": 0.4}) in folders
+def test_the_device_and_the_modules_that_count_are_told(tmp_path, monkeypatch):
+    for folder in ("codec", "studio"):
+        (tmp_path / folder).mkdir()
+        (tmp_path / folder / "x.py").write_text("x = 1")
+    monkeypatch.setattr(resumable, "__file__", str(tmp_path / "resumable.py"))
+
+    def names():
+        resumable.code_hash.cache_clear()
+        return [resumable.code_hash(device, "codec/") for device in ("cpu", "cuda:H100")]
+
+    try:
+        before = names()
+        (tmp_path / "studio/x.py").write_text("x = 2")
+        assert names() == before and before[0] != before[1]
+        for place in ("codec/x.py", "top.py"):
+            (tmp_path / place).write_text("x = 3")
+            assert not {*names()} & {*before}
+    finally:
+        resumable.code_hash.cache_clear()
+
+
+@pytest.mark.parametrize("change", ["temperature", "limit", "weights", "text", "seed", "voice"])
+def test_other_settings_give_other_names(scripts, tmp_path, monkeypatch, change):
+    names, clone = [], {"id": "d", "form": "voice_clone", "voice": "cleo", "text": "It is late."}
+    (tmp_path / "clone.jsonl").write_text(json.dumps(clone))
+    scripts = [*scripts, *read_scripts(tmp_path / "clone.jsonl", "data/voices")]
+
+    def run(make, parts, store, *_):
+        names.append({part.name for part in parts})
+        return iter(())
+
+    def ask(sampling=SAMPLING, limit=40, weights="a", scripts=scripts, seed=0):
+        requests = [(script, seed) for script in scripts]
+        assert not list(speak_all(None, requests, sampling, limit, Store(str(tmp_path)), {"model": weights}))
+
+    monkeypatch.setattr(many_scripts, "run", run)
+    ask()
+    ask()
+    if change == "voice":
+        monkeypatch.setattr(many_scripts, "digests", lambda paths: {path: "another" for path in paths})
+    other = {
+        "temperature": {"sampling": replace(SAMPLING, temperature=0.5)}, "limit": {"limit": 41},
+        "weights": {"weights": "b"}, "text": {"scripts": [*scripts[:3], replace(scripts[3], text="Other.")]},
+        "seed": {"seed": 1}, "voice": {},
+    }[change]  # fmt: skip
+    ask(**other)
+    assert names[0] == names[1] and len(names[0]) == 2 and names[0] != names[2]
 
 
 def test_some_texts_have_all_seeds_whatever_their_order(scripts):
@@ -154,13 +211,16 @@ if __name__ == "__main__":
     from higgs.data.scripts import read_scripts
     from higgs.serve import many_scripts as many_scripts
     from higgs.serve.engine import Engine
+    from higgs.workflow.cluster import Cluster
+    from higgs.workflow.parts import Store
 
     nano, scripts, folder = sys.argv[1:]
     load = partial(Engine.from_pretrained, f"{nano}/model", f"{nano}/codec", device="cpu")
     requests = many_scripts.choose_tasks(read_scripts(scripts, "data/voices"), [0, 1], None)
     sampling, found = SamplingConfig(temperature=0.4, top_k=20, top_p=1.0), []
     for number, (workers, many_scripts.BATCH) in enumerate([(1, 16), (2, 16), (1, 1)]):
-        made = many_scripts.speak_all(load, requests, sampling, 40, f"{folder}/{number}", workers)
+        store = Store(f"{folder}/{number}")
+        made = many_scripts.speak_all(load, requests, sampling, 40, store, {}, Cluster(None, workers))
         found.append({utterance.name: utterance for utterance in made})
     whole, *others = found
     for other in others:
@@ -211,7 +271,8 @@ def test_a_public_set_from_its_list_to_a_table(engine, tmp_path):
     assert sets.main(["seed-tts-eval", str(folder)]) == 0
     scripts = read_scripts(folder / "meta.jsonl", "data/voices")
     requests = choose_tasks(scripts, [0], None)
-    made = list(speak_all(lambda: engine, requests, SAMPLING, 60, tmp_path / "work", 1))
+    store = Store(str(tmp_path / "work"))
+    made = list(speak_all(lambda: engine, requests, SAMPLING, 60, store, {}, Cluster(None, 1)))
     write_results(tmp_path / "results", made)
     items = gather(read_results(tmp_path / "results"), ["en"])
     items = [item for item in items if item.condition in (GENERATED, OF_THE_SET)]

@@ -7,7 +7,7 @@ from pydantic import ValidationError
 
 from higgs.checkpoint.alias import RELEASED_CODEC, RELEASED_MODEL, RELEASED_MODEL_REVISION, Checkpoint
 from higgs.validation import ParamsError, Record, parse_yaml, validate
-from higgs.workflow.params import SECTIONS, GenerateParams, from_section, read_params, scalars_of, select, worker_count
+from higgs.workflow.params import SECTIONS, GenerateParams, from_section, placement, read_params, scalars_of, select
 
 GOOD = """
 seed: 0
@@ -156,7 +156,27 @@ def test_checkpoints_that_move_or_are_not_there():
 
 
 def test_workers_are_counted():
-    assert worker_count({"workers": None}) is None and worker_count({"workers": 3}) == 3
+    assert placement({"workers": None}).workers is None and placement({"workers": 3}).workers == 3
     for count in (0, True, 1.5):
         with pytest.raises(ParamsError, match=f"workers: .*{count!r}"):
-            worker_count({"workers": count})
+            placement({"workers": count})
+
+
+def test_the_places_of_a_job_are_checked_and_are_no_parameters_of_a_stage(write):
+    good = (
+        {}, {"cluster": None, "work": None}, {"cluster": "local"}, {"cluster": "local", "work": "s3://b"},
+        {"cluster": "auto", "work": "s3://b/p"}, {"cluster": "10.0.0.1:6379", "work": "s3://b/p/"},
+    )  # fmt: skip
+    for places in good:
+        assert dict(placement({"workers": 2} | places)) == {"workers": 2, "cluster": None, "work": None} | places
+    bad = (
+        ({"cluster": "auto"}, "auto needs work"), ({"cluster": "host:1"}, "host:1 needs work"),
+        ({"cluster": "ray://host:1", "work": "s3://b"}, "cluster"), ({"cluster": 1}, "cluster"),
+        ({"cluster": "host", "work": "s3://b"}, "cluster"), ({"work": "results"}, "work"),
+        ({"work": "s3:///p"}, "work"), ({"work": "s3://b/p q"}, "work"),
+    )  # fmt: skip
+    for places, message in bad:
+        with pytest.raises(ParamsError, match=message):
+            placement({"workers": None} | places)
+    path = write(GOOD + "cluster: local\nwork: s3://b/p\n")
+    assert set(select(read_params(path), "generate")) == {"seed", "repeatable", "checkpoint", "set", "generate"}

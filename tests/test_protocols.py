@@ -29,7 +29,7 @@ from higgs.evaluate.result_cache import ResultCache
 from higgs.evaluate.statistics.paired_runs import compare
 from higgs.evaluate.statistics.summary import length_class, share_of_seeds, summarise
 from higgs.evaluate.utterances import Evaluator, Utterance, speaking_rates, transcript_fault
-from higgs.workers import Workers
+from higgs.workflow.parts import Store
 from higgs.workflow.tables import find_table, read_rows, write_rows
 
 # ---- SeedTTS-Eval's scoring: text, hypothesis, language, WER by process_one of their run_wer.py with zhon 2.1.1
@@ -346,33 +346,34 @@ def test_tables_refuse(tmp_path):
 def test_a_run_that_was_killed_continues(folder, evaluator, monkeypatch):
     items = [utterance(folder, name) for name in ("good", "wrong", "gone", "good", "slow")]
     whole = [evaluator.judge(item) for item in items]
-    ear, path = evaluator.metric_models.recogniser, folder / "cache" / "results.jsonl"
-    workers = Workers(lambda: evaluator, 1)
+    ear, place = evaluator.metric_models.recogniser, folder / "cache"
+    monkeypatch.setattr("higgs.evaluate.result_cache.TASKS", 1)
 
     def judge(judges=evaluator):
-        for rows in ResultCache(path, judges).judge_all(items, workers):
-            yield from rows
+        cache = ResultCache(lambda: judges, Store(str(place)), 1)
+        return [row for rows in cache.judge_all(items) for row in rows]
 
-    rows = judge()
-    begun = [next(rows), next(rows)]
-    with path.open("a") as file:
-        file.write('{"key": "cut off in the mid')
+    transcribe = ear.transcribe
     ear.calls = 0
-    assert len(ResultCache(path, evaluator).log) == 2 and begun == whole[:2]
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(ear, "transcribe", lambda *a: transcribe(*a) if ear.calls < 2 else interrupt())
+        judge()
+    assert len(list(place.glob("[!.]*.json"))) == 3, "good, wrong, and gone, which nobody has to hear"
+    ear.calls = 0
     for _ in range(2):
-        assert list(judge()) == whole and ear.calls == 1  # slow; gone has no audio, the second good is the first
-    list(judge(Evaluator(evaluator.metric_models, max_seconds=1.0)))  # other settings
+        assert judge() == whole and ear.calls == 1  # slow; the second good is the first
+    judge(Evaluator(evaluator.metric_models, max_seconds=1.0))  # other settings
     assert ear.calls == 4
     save_audio(folder / "good.wav", sine(300, 0.3, 24_000), RATE)  # other audio under the same name
-    list(judge())
+    judge()
     assert ear.calls == 5
-    monkeypatch.setattr("higgs.resumable.code_hash", lambda: "other code")
-    list(judge())
+    monkeypatch.setattr("higgs.evaluate.result_cache.code_hash", lambda *_: "other code")
+    judge()
     assert ear.calls == 8
-    lines = path.read_text().splitlines()
-    path.write_text("\n".join(["{", *lines[1:]]) + "\n")
-    with pytest.raises(ValueError, match=r"results\.jsonl, line 1.*delete the file"):
-        judge().__next__()
+
+
+def interrupt():
+    raise KeyboardInterrupt
 
 
 # ---- dialogues

@@ -16,6 +16,8 @@ from higgs.evaluate.report.command import commands
 from higgs.evaluate.report.gather import Results
 from higgs.serve.generation_config import GenerationConfig
 from higgs.serve.many_scripts import speak_all
+from higgs.workflow.cluster import Cluster
+from higgs.workflow.parts import Store
 
 PAUSES = {"max_words": 4, "context_chunks": 0, "sentence_pause": 0.2}
 OWN = {"per_speaker_context": True, "context_chunks": 0}
@@ -40,7 +42,8 @@ def test_a_command_gives_the_same_codes(nano, nano_engine, tmp_path, monkeypatch
     own = GenerationConfig.from_pretrained(nano / "model")
     sampling = own.sampling.override(temperature=0.5)
     tasks = [(script, 3) for script in read_scripts(path, ROOT / "data" / "voices", own.chunks)]
-    made = {u.name: u for u in speak_all(lambda: nano_engine, tasks, sampling, 400, tmp_path / "partial", workers=1)}
+    store = Store(str(tmp_path / "partial"))
+    made = {u.name: u for u in speak_all(lambda: nano_engine, tasks, sampling, 400, store, {}, Cluster(None, 1))}
     generated = {"provenance": {"checkpoint": "nano", "set": str(path)}, "sampling": asdict(sampling)}
     found = commands(Results(tmp_path, {}, generated, [u.record for u in made.values()], []))
     assert set(made) - set(found) == {f"{name}-s3" for name in WITHOUT}

@@ -153,7 +153,7 @@ def test_an_evaluation_that_was_stopped_is_resumed(evaluated, content, monkeypat
     def fail(*_):
         raise AssertionError("was done before")
 
-    monkeypatch.setattr("higgs.serve.many_scripts.write_utterance", fail)
+    monkeypatch.setattr("higgs.serve.many_scripts._speak", fail)
     monkeypatch.setattr(Words, "transcribe", fail)
     write_json(evaluated[0] / "again.json", evaluated[1]())
     again = json.loads((evaluated[0] / "again.json").read_text())

@@ -8,6 +8,7 @@ import re
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from fnmatch import fnmatchcase
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +23,8 @@ from higgs.files import replacing
 # A server that refuses is reported after a second or two, a silent address after half a minute.
 RETRIES, ATTEMPTS = {"mode": "standard", "total_max_attempts": 2}, 3
 TIMEOUTS = {"connect_timeout": 5, "read_timeout": 20, "retries": RETRIES}
+# A job of hours outlives a restart of the server: it gives up after some two minutes.
+PATIENT = TIMEOUTS | {"retries": {"mode": "standard", "total_max_attempts": 8}}
 SET_KEYS = "AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, or AWS_PROFILE"
 SET_ENDPOINT = "AWS_ENDPOINT_URL (the server's address, where it is not Amazon's)"
 
@@ -57,17 +60,56 @@ def download(url: str, patterns: Sequence[str] = ("*",)) -> Path:
 @contextmanager
 def connect(url: str) -> Iterator[S3FileSystem]:
     """A file system with short timeouts; errors of the server name the address and what to set."""
-    where = url
-    try:
-        # Not out of fsspec's pool of instances: keys and endpoint may have changed since.
-        files = S3FileSystem(skip_instance_cache=True, use_listings_cache=False, config_kwargs=TIMEOUTS)
-        files.retries = ATTEMPTS
-        where = f"{url} at {files.s3.meta.endpoint_url}"
+    with explaining(url):
+        files = open_files(TIMEOUTS)
+    with explaining(f"{url} at {files.s3.meta.endpoint_url}"):
         yield files
+
+
+def open_files(settings: dict[str, Any]) -> S3FileSystem:
+    # Not out of fsspec's pool of instances: keys and endpoint may have changed since.
+    files = S3FileSystem(skip_instance_cache=True, use_listings_cache=False, config_kwargs=settings)
+    files.retries = ATTEMPTS
+    files.s3  # noqa: B018 - connects
+    return files
+
+
+def patient_files() -> S3FileSystem:
+    """This process's file system for jobs of many objects, which waits for a server that is restarted."""
+    return _patient_files(os.getpid(), tuple(sorted(pair for pair in os.environ.items() if pair[0][:4] == "AWS_")))
+
+
+@lru_cache(maxsize=4)
+def _patient_files(process: int, settings: tuple) -> S3FileSystem:
+    return open_files(PATIENT)
+
+
+@contextmanager
+def explaining(where: str) -> Iterator[None]:
+    """Errors of the server get the address, and what to set."""
+    try:
+        yield
     except (OSError, BotoCoreError, *S3_RETRYABLE_ERRORS) as error:
         if (explained := explain(error, where)) is None:
             raise
         raise explained from error
+
+
+def list_keys(files: S3FileSystem, url: str) -> Iterator[tuple[str, int, str]]:
+    """`s3://bucket/prefix` -> (name below the prefix, size, ETag) of each object, page by page, in order of names.
+
+    `find` would hold a dictionary for each of millions of objects.
+    """
+    bucket, _, prefix = url.removeprefix("s3://").strip("/").partition("/")
+    prefix, more = f"{prefix}/" if prefix else "", {}
+    while True:
+        page = files.call_s3("list_objects_v2", Bucket=bucket, Prefix=prefix, **more)
+        for entry in page.get("Contents", ()):
+            if not entry["Key"].endswith("/"):
+                yield entry["Key"].removeprefix(prefix), entry["Size"], entry["ETag"].strip('"')
+        if not page.get("IsTruncated"):
+            return
+        more = {"ContinuationToken": page["NextContinuationToken"]}
 
 
 def explain(error: Exception, where: str) -> Exception | None:
@@ -79,8 +121,10 @@ def explain(error: Exception, where: str) -> Exception | None:
     if isinstance(error, S3_RETRYABLE_ERRORS):
         return ConnectionError(f"{where}: the connection broke ({error}). Run it again: finished files stay.")
     if isinstance(error, PermissionError) and isinstance(error.__cause__, ClientError):
-        may = "the key must be allowed to list and to read the bucket"
+        may = "the key must be allowed to list and to read the bucket, and to write where results go"
         return PermissionError(f"{where}: access denied ({error}). Check {SET_KEYS}; {may}.")
+    if isinstance(error, FileNotFoundError) and isinstance(error.__cause__, ClientError):
+        return FileNotFoundError(f"{where}: {error}. Check the names of bucket and prefix, and {SET_ENDPOINT}.")
     if isinstance(error, BotoCoreError) or isinstance(error.__cause__, ClientError):
         return OSError(f"{where}: {error}")
     return None

@@ -10,11 +10,14 @@ from typing import Annotated
 import typer
 
 import higgs
-from higgs.cli import compare, finetune, inspect, listen, serve, speak, voices
+from higgs.cli import compare, finetune, inspect, listen, serve, speak, tokenize, voices
 
 app = typer.Typer(no_args_is_help=True, rich_markup_mode=None, pretty_exceptions_enable=False)
 for command in (speak.speak, serve.serve, inspect.inspect, compare.compare, listen.listen, finetune.finetune):
     app.command()(command)
+for command in (tokenize.tokenize, tokenize.corpus):
+    app.command()(command)
+app.add_typer(tokenize.parts, name="parts")
 app.add_typer(voices.app, name="voices")
 
 

@@ -1,5 +1,7 @@
 """Recordings with transcripts, listed in a JSON Lines manifest."""
 
+import hashlib
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Annotated
 
@@ -53,3 +55,8 @@ def read_recordings(
     wanted = languages or list(dict.fromkeys(recording.language for recording in recordings))
     by_language = ([r for r in recordings if r.language == language] for language in wanted)
     return [recording for clips in by_language for recording in clips[:max_clips]]
+
+
+def subset_by_hash(ids: Iterable[str], count: int | None) -> set[str]:
+    """`count` of the ids (None: all), by their hashes: whatever their order."""
+    return set(sorted(set(ids), key=lambda name: hashlib.sha256(name.encode()).digest())[:count])

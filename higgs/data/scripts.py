@@ -12,8 +12,6 @@ if absent: a recogniser that does not know it does not score it. An id is part o
 (`higgs.evaluate.test_sets`) have a `reference` with its `reference_text` in place of form and voice.
 """
 
-import hashlib
-from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any
@@ -167,8 +165,3 @@ def _set_script(record: SetRecord, manifest: Path) -> Script:
     voice = Voice(record.speaker, reference, record.reference_text)
     request = SpeechRequest((voice.prompt(record.text),))
     return Script(record.id, "voice_clone", voice.name, record.text, request, record.language, reference, recording)
-
-
-def subset_by_hash(ids: Iterable[str], count: int | None) -> set[str]:
-    """`count` of the ids (None: all), by their hashes: whatever their order."""
-    return set(sorted(set(ids), key=lambda name: hashlib.sha256(name.encode()).digest())[:count])

@@ -1,46 +1,50 @@
-"""Judged records that survive a kill, keyed by the code, the judges, the task, and the bytes of its files."""
+"""Judged records in parts of a store, named by the code, the judges, the tasks, and the bytes of their files."""
 
-from collections.abc import Iterator, Sequence
-from dataclasses import asdict
-from pathlib import Path
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
+from functools import partial
 
 from higgs.arithmetic import pinned
 from higgs.evaluate.utterances import Evaluator, Task
-from higgs.files import sha256
-from higgs.resumable import ResultLog, settings_key
-from higgs.workers import Workers
+from higgs.resumable import code_hash
+from higgs.workflow.cluster import Cluster
+from higgs.workflow.parts import Job, Part, Result, Store, cut, digests, make_part
 from higgs.workflow.tables import Row
+
+TASKS = 16  # of a part
+WITHIN = ("data/", "evaluate/")  # the modules that records depend on
 
 
 class ResultCache:
-    """The records of tasks that one evaluator has judged. Files must not change while it is in use."""
+    """What `load` loads judges tasks; workers load it, too. Files must not change while it is in use."""
 
-    def __init__(self, path: str | Path, evaluator: Evaluator) -> None:
-        self.log = ResultLog(path)
+    def __init__(self, load: Callable[[], Evaluator], store: Store, workers: int | None = None) -> None:
+        evaluator, cluster = load(), Cluster.of_environment()
+        cluster = replace(cluster, workers=workers or cluster.workers)
+        self.job = Job(partial(judge_parts, load), store, cluster)
         self._settings = {
+            "code": code_hash("cpu", *WITHIN),
             "judges": evaluator.metric_models.names(),
             "evaluator": [evaluator.sample_rate, evaluator.max_seconds, dict(evaluator.speaking_rates)],
             "arithmetic": pinned(),
         }
-        self._hashes: dict[Path, str] = {}
+        self._hashes: dict[str, str] = {}
 
-    def judge_all(self, tasks: Sequence[Task], workers: Workers) -> Iterator[list[Row]]:
-        """The records of each task, in order; `workers` judge those that are not in the log."""
-        keys = [self._key(task) for task in tasks]
-        missing = {key: task for key, task in zip(keys, tasks, strict=True) if key not in self.log}
-        results = workers.map(list(missing.values()))
-        for key in keys:
-            if key not in self.log:
-                self.log.append(key, next(results))
-            yield self.log[key]
+    def judge_all(self, tasks: Sequence[Task], label: str = "judge") -> Iterator[list[Row]]:
+        """The records of each task, in order; workers judge the parts that are not in the store."""
+        groups = cut(tasks, TASKS, lambda task: make_part(None, [task]).name, lambda _: 1)
+        for record in self.job.run([self._part(group) for group in groups], label):
+            yield from record["records"]
 
-    def _key(self, task: Task) -> str:
-        parts = {"task": [type(task).__name__, asdict(task)], "files": [self._hash(path) for path in task.files]}
-        return settings_key(self._settings | parts)
+    def _part(self, tasks: Sequence[Task]) -> Part:
+        paths = {str(path) for task in tasks for path in task.files if path is not None}
+        self._hashes |= digests(paths.difference(self._hashes))
+        return make_part(self._settings, tasks, {path: self._hashes[path] for path in paths if path in self._hashes})
 
-    def _hash(self, path: Path | None) -> str | None:
-        if path is None or not path.is_file():
-            return None
-        if path not in self._hashes:
-            self._hashes[path] = sha256(path)
-        return self._hashes[path]
+    def close(self) -> None:
+        self.job.close()
+
+
+def judge_parts(load: Callable[[], Evaluator]) -> Callable[[Sequence[Task]], Result]:
+    evaluator = load()
+    return lambda tasks: Result({"records": [evaluator(task) for task in tasks]})

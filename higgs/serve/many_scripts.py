@@ -1,30 +1,29 @@
-"""Many scripts, spoken in batches. Each utterance is saved when it is complete, so that a run that was killed goes on.
+"""Many scripts, spoken in batches. A batch is a part of a store, so that a run that was killed goes on."""
 
-The folder is named by a hash of all settings: another checkpoint, temperature or text uses another folder.
-"""
-
-import json
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from functools import partial
-from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
+from safetensors.torch import load
 from torch import Tensor
 
+from higgs.arithmetic import pinned
 from higgs.config import SamplingConfig
-from higgs.data.scripts import Script, subset_by_hash
-from higgs.files import replacing
+from higgs.data.recordings import subset_by_hash
+from higgs.data.scripts import Script
+from higgs.resumable import code_hash
 from higgs.serve.engine import Engine, Response, Usage
 from higgs.serve.long_form import LongResponse, speak
 from higgs.serve.runaway import RUNAWAY_STOPS
-from higgs.workers import in_order
+from higgs.workflow.cluster import Cluster
+from higgs.workflow.parts import CONTENT, Result, Store, digests, make_part, run
 
 BATCH = 16  # requests that run together
 FAILED = "error"
+TENSORS = ("waveform", "codes", "delayed")
+WITHIN = ("checkpoint/", "codec/", "model/", "data/", "serve/")  # the modules that speech depends on
 Task = tuple[Script, int]  # a script and a seed
 
 
@@ -71,40 +70,46 @@ def speak_all(
     tasks: Sequence[Task],
     sampling: SamplingConfig,
     max_new_tokens: int,
-    folder: str | Path,
-    workers: int | None = None,
+    store: Store,
+    settings: Mapping[str, Any],
+    cluster: Cluster | None = None,
 ) -> Iterator[Utterance]:
-    """Scripts with their seeds -> utterances, batch by batch, by `workers` as in `in_order`, with an engine each.
+    """Scripts with their seeds -> utterances, batch by batch. `settings` are those of the engine: its weights, device.
 
-    A batch that is all in `folder` is not spoken again. A request that fails is empty, with the reason in `note`.
+    A batch that is in the store is not spoken again. A request that fails is empty, with the reason in `note`.
     """
-    folder, todo = Path(folder), []
-    for limit, batch in batches(tasks, max_new_tokens):
-        saved = [read_utterance(_file(folder, script, seed)) for script, seed in batch]
-        if None in saved:
-            todo.append((limit, batch))
-        else:
-            yield from saved
-    for utterances in in_order(partial(_speaker, load_engine, sampling, folder), todo, workers):
-        yield from utterances
+    job = {
+        "sampling": sampling,
+        "code": code_hash(str(settings.get("device")), *WITHIN),
+        "pinned": pinned(),
+        **settings,
+    }
+    parts = [make_part(job, batch, digests(_files(batch[1]))) for batch in batches(tasks, max_new_tokens)]
+    before = store.names()
+    for record in run(partial(speaker, load_engine, sampling), parts, store, cluster, "speak"):
+        (content,) = store.read([record["part"] + CONTENT])
+        tensors = load(content)
+        for sample in record["samples"]:
+            own = {name: tensors[f"{sample['record']['name']}/{name}"] for name in TENSORS}
+            yield Utterance(**sample, **own, resumed=record["part"] in before)
 
 
-def _file(folder: Path, script: Script, seed: int) -> Path:
-    return folder / f"{script.record(seed)['name']}.safetensors"
+def _files(tasks: Sequence[Task]) -> set[str]:
+    """The recordings that requests refer to."""
+    return {audio.audio_url for script, _ in tasks for sample in script.request.samples for audio in sample.audios}
 
 
-def _speaker(
-    load_engine: Callable[[], Engine], sampling: SamplingConfig, folder: Path
-) -> Callable[[tuple[int, list[Task]]], list[Utterance]]:
-    """What a worker does with a batch: speak it, and save the utterances."""
+def speaker(
+    load_engine: Callable[[], Engine], sampling: SamplingConfig
+) -> Callable[[tuple[int, Sequence[Task]]], Result]:
+    """What a worker loads to speak batches."""
     engine = load_engine()
 
-    def speak_batch(batch: tuple[int, list[Task]]) -> list[Utterance]:
+    def speak_batch(batch: tuple[int, Sequence[Task]]) -> Result:
         limit, tasks = batch
         utterances = _speak(engine, tasks, sampling, limit)
-        for (script, seed), utterance in zip(tasks, utterances, strict=True):
-            write_utterance(_file(folder, script, seed), utterance)
-        return utterances
+        tensors = {f"{u.name}/{name}": getattr(u, name).clone().contiguous() for u in utterances for name in TENSORS}
+        return Result({"samples": [{"record": u.record, "chunks": u.chunks} for u in utterances]}, tensors)
 
     return speak_batch
 
@@ -142,22 +147,3 @@ def _failed(engine: Engine, script: Script, seed: int, note: str) -> Utterance:
     record = script.record(seed) | asdict(Usage(0, 0, 0, 0)) | {"retries": 0, "stop": FAILED, "note": note}
     empty = torch.zeros(engine.tokenizer.num_codebooks, 0, dtype=torch.long)
     return Utterance(record, torch.zeros(0), empty, empty.clone())
-
-
-def write_utterance(path: Path, utterance: Utterance) -> None:
-    """Whole or not at all."""
-    tensors = {name: getattr(utterance, name).contiguous() for name in ("waveform", "codes", "delayed")}
-    records = json.dumps({"record": utterance.record, "chunks": utterance.chunks})
-    with replacing(path) as partial:
-        save_file(tensors, partial, metadata={"records": records})
-
-
-def read_utterance(path: Path) -> Utterance | None:
-    """What `write_utterance` wrote; None where there is no file, or none that is whole."""
-    try:
-        with safe_open(path, framework="pt") as file:
-            records = json.loads(file.metadata()["records"])
-            tensors = {name: file.get_tensor(name) for name in ("waveform", "codes", "delayed")}
-    except (OSError, SafetensorError, KeyError, TypeError, ValueError):
-        return None
-    return Utterance(**records, **tensors, resumed=True)

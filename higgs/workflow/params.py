@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any, TypeVar
 
-from pydantic import AfterValidator, Field
+from pydantic import AfterValidator, Field, model_validator
 
 from higgs.checkpoint.alias import Checkpoint
 from higgs.files import read_text
@@ -78,9 +78,24 @@ class EvaluateParams(SpeechParams):
     players: Count
 
 
+class Placement(Record):
+    """Where the parts of a stage are made and lie. It changes no result, so it is the runner's alone."""
+
+    workers: Positive | None
+    cluster: Annotated[str, Field(pattern=r"^(local|auto|[A-Za-z0-9.-]+:[0-9]{1,5})$")] | None = None
+    work: Annotated[str, Field(pattern=r"^s3://[^/\s]+(/\S*)?$")] | None = None
+
+    @model_validator(mode="after")
+    def _reachable(self) -> "Placement":
+        if self.cluster not in (None, "local") and self.work is None:
+            raise ValueError(f"cluster: {self.cluster} needs work: s3://BUCKET/PREFIX, which all its machines reach")
+        return self
+
+
 SECTIONS = {"tokenize": TokenizeParams, "generate": GenerateParams, "evaluate": EvaluateParams}
 SCALARS = tuple(SpeechParams.model_fields)
-WORKERS = "workers"  # changes no result, so it is the runner's alone
+PLACES = tuple(Placement.model_fields)
+WORKERS = PLACES[0]
 
 
 def scalars_of(stage: str) -> list[str]:
@@ -98,13 +113,12 @@ def read_params(path: str | Path = "params.yaml") -> dict[str, Any]:
 def select(params: Mapping[str, Any], stage: str) -> dict[str, Any]:
     """`{"seed": ..., ..., stage: {...}}` of one stage. ParamsError for its name and for keys at the top."""
     names = [*scalars_of(stage), stage]
-    check_keys(params, (*SCALARS, WORKERS, *SECTIONS), required=(*names, WORKERS), what="params.yaml")
+    check_keys(params, (*SCALARS, *PLACES, *SECTIONS), required=(*names, WORKERS), what="params.yaml")
     return {name: params[name] for name in names}
 
 
-def worker_count(params: Mapping[str, Any]) -> int | None:
-    """Processes of a stage; None: one for each usable core."""
-    return validate(Positive | None, params[WORKERS], WORKERS)
+def placement(params: Mapping[str, Any]) -> Placement:
+    return validate(Placement, {name: params[name] for name in PLACES if name in params}, "")
 
 
 def from_section(cls: type[T], section: Mapping[str, Any], **scalars: Any) -> T:

@@ -22,10 +22,10 @@ from nbformat import NotebookNode
 
 from higgs.arithmetic import environment
 from higgs.validation import ParamsError, check_keys, parse_yaml
-from higgs.workers import WORKERS
+from higgs.workers import CLUSTER, WORK, WORKERS
 from higgs.workflow.clean import clean_executed, clean_source, dump
 from higgs.workflow.outputs import STAGE_VARIABLE, find_root, record_timing, say, write_atomically
-from higgs.workflow.params import SECTIONS, from_section, read_params, select, worker_count
+from higgs.workflow.params import SECTIONS, from_section, placement, read_params, select
 
 ANSI = re.compile(r"\x1b\[[0-9;]*m")
 LONGEST_SCRATCH = 48  # a socket's path has at most 107 bytes; the kernel's names take about 50
@@ -42,13 +42,13 @@ def run_stage(stage: str, params_path: Path, settings: Sequence[str], output_dir
     """
     with contextlib.chdir(find_root()):
         params = read_params(params_path)
-        values, workers = stage_values(params, stage, settings), worker_count(params)
+        values, where = stage_values(params, stage, settings), placement(params)
         source, output = Path("notebooks", f"{stage}.ipynb"), Path(output_dir, f"{stage}.ipynb")
         failed = output.with_suffix(".failed.ipynb")
         check_parameters_cell(nbformat.read(source, 4), [*values], source)
         Path(f"results/{stage}/timing.json").unlink(missing_ok=True)
         started = time.monotonic()
-        with stage_environment(stage, values["repeatable"], workers) as scratch:
+        with stage_environment(stage, values["repeatable"], **dict(where)) as scratch:
             write_atomically(output, dump(clean_executed(execute(source, values, scratch, failed))))
             failed.unlink(missing_ok=True)
             record_timing(stage, {"stage_seconds": time.monotonic() - started})
@@ -94,7 +94,13 @@ def check_parameters_cell(notebook: NotebookNode, expected: Sequence[str], sourc
 
 
 @contextlib.contextmanager
-def stage_environment(stage: str, repeatable: bool = True, workers: int | None = None) -> Iterator[Path]:
+def stage_environment(
+    stage: str,
+    repeatable: bool = True,
+    workers: int | None = None,
+    cluster: str | None = None,
+    work: str | None = None,
+) -> Iterator[Path]:
     """Sets the variables that a stage's kernel inherits -> a scratch folder for its sockets and IPython profile."""
     before = dict(os.environ)
     with tempfile.TemporaryDirectory(prefix="higgs-") as scratch:
@@ -103,7 +109,8 @@ def stage_environment(stage: str, repeatable: bool = True, workers: int | None =
             # A kernel named python3 in the home folder may belong to another Python, and a profile may run anything.
             "JUPYTER_PREFER_ENV_PATH": "1", "JUPYTER_RUNTIME_DIR": scratch, "IPYTHONDIR": scratch,
         }  # fmt: skip
-        os.environ.update(changes | ({WORKERS: str(workers)} if workers else {}))
+        where = {WORKERS: workers, CLUSTER: cluster, WORK: work}
+        os.environ.update(changes | {name: str(value) for name, value in where.items() if value})
         os.environ.pop("COLUMNS", None)
         try:
             yield Path(scratch)

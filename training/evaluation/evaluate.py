@@ -11,6 +11,7 @@ import argparse
 import time
 from collections import defaultdict
 from collections.abc import Callable, Sequence
+from contextlib import closing
 from dataclasses import asdict, dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -34,12 +35,13 @@ from higgs.evaluate.statistics.intervals import wilson_interval
 from higgs.evaluate.statistics.summary import summarise
 from higgs.evaluate.utterances import Evaluator, Task, Utterance, ask, load_evaluator, speaking_rates
 from higgs.files import content_hash
-from higgs.resumable import settings_folder
 from higgs.serve.engine import EngineConfig
 from higgs.serve.generation_config import GenerationConfig
 from higgs.serve.many_scripts import speak_all
-from higgs.workers import Workers, in_order
+from higgs.workers import in_order
+from higgs.workflow.cluster import Cluster
 from higgs.workflow.outputs import progress, write_atomically, write_json
+from higgs.workflow.parts import Store
 from higgs.workflow.speed import cpu_name
 from higgs.workflow.tables import Row, write_rows
 from training.corpus.voices import DESCRIBED, SAMPLE_RATE
@@ -71,8 +73,8 @@ def generate(
     settings = {part: fingerprint(checkpoint / part) for part in ("model", "codec")}
     settings |= {"data": content_hash(files), "generation": generation.to_json()}
     load = partial(load_engine, checkpoint, config=EngineConfig(runaway=None))
-    folder, sampling = settings_folder(out / "partial", settings), replace(generation.sampling, seed=0)
-    samples = progress(speak_all(load, requests, sampling, limit, folder, workers), "generate", total=len(requests))
+    store, sampling = Store(str(out / "partial")), replace(generation.sampling, seed=0)
+    samples = speak_all(load, requests, sampling, limit, store, settings, Cluster(None, workers))
     found = {sample.name: sample for sample in samples}
     ordered = [found[script.record(seed)["name"]] for script, seed in requests]
     for sample in ordered:
@@ -88,7 +90,7 @@ def code_recordings(checkpoint: Path, manifest: Path, out: Path, workers: int | 
     """The recordings through the codec, to `out/tokenize/audio` -> distances of each, and its condition."""
     recordings = read_recordings(manifest)
     load = partial(AudioTokenizer.from_pretrained, checkpoint / "codec")
-    trips = in_order(partial(round_trips, load, [8], False), [r.path for r in recordings], workers)
+    trips = in_order(partial(round_trips, load, [8], False), [(r.path, None) for r in recordings], workers)
     rows = []
     for recording, trip in zip(recordings, progress(trips, "codec", total=len(recordings)), strict=True):
         path = out / "tokenize/audio" / f"{recording.id}.flac"
@@ -141,15 +143,14 @@ def models_of(recogniser: str, words_only: bool) -> MetricModels:
     return load_metric_models(recogniser) if words_only else load_metric_models(recogniser, "ge2e", "dnsmos")
 
 
-def judge(tasks: Sequence[Task], load: Callable[[], Evaluator], log: Path, workers: int | None) -> dict[str, list[Row]]:
+def judge(
+    tasks: Sequence[Task], load: Callable[[], Evaluator], folder: Path, workers: int | None
+) -> dict[str, list[Row]]:
     """-> the rows by the kind of task; none of a kind, no rows."""
-    pool, rows = Workers(load, workers), defaultdict(list)
-    try:
-        results = ResultCache(log, load()).judge_all(tasks, pool)
-        for task, records in zip(tasks, progress(results, "judge", total=len(tasks)), strict=True):
+    rows = defaultdict(list)
+    with closing(ResultCache(load, Store(str(folder)), workers)) as cache:
+        for task, records in zip(tasks, cache.judge_all(tasks), strict=True):
             rows[task.form if isinstance(task, ChunkedSample) else type(task).__name__] += records
-    finally:
-        pool.close()
     return rows
 
 
@@ -233,17 +234,16 @@ def evaluate(
     scripts, samples, chunks = generate(checkpoint, out / "held-out", out, generation, sizes.seeds, workers)
     codec = code_recordings(checkpoint, manifest, out, workers)
     tasks = tasks_of(Results(out, {"recordings": str(manifest)}, {}, samples, chunks))
-    log = out / "partial/judged.jsonl"
     rates = speaking_rates([(r.text, r.language, r.seconds) for r in read_recordings(manifest)])
     models = [partial(models_of, name, words_only=number > 0) for number, name in enumerate(judges)]
-    rows = judge(tasks, partial(load_evaluator, models[0], rates), log, workers)
+    rows = judge(tasks, partial(load_evaluator, models[0], rates), out / "partial", workers)
     write_rows(out / "utterances.jsonl", rows["Utterance"])
     write_rows(out / "attribution.jsonl", rows["Attribution"])
     first = next(iter(DESCRIBED))
     in_first = [task for task in tasks if isinstance(task, Utterance) and kind_of(task.name) == first]
     others = {}
     for load in models[1:]:
-        some = judge(in_first, partial(load_evaluator, load, rates), log, workers)["Utterance"]
+        some = judge(in_first, partial(load_evaluator, load, rates), out / "partial", workers)["Utterance"]
         others[load().recogniser.short] = summarise(some, RESAMPLES, 0, key=condition_of)
     names = [name for load in models for name in load().names().values() if name]
     about = {part: fingerprint(checkpoint / part) for part in ("model", "codec")}

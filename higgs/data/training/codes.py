@@ -5,8 +5,13 @@ index.json                 {"num_codebooks": 8, "shards": [{"file": "codes-00000
 codes-00000.safetensors    many clips: one file per clip would be slow to list, copy and fetch
 """
 
+import hashlib
 import json
-from collections.abc import Iterator
+import os
+import shutil
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -17,9 +22,12 @@ from torch import Tensor
 
 from higgs.files import read_text, replacing, sha256
 from higgs.validation import Record, parse_json, validate
+from higgs.workflow.parts import CONTENT, Store
 
 INDEX = "index.json"
-SHARD_BYTES = 64 * 1024**2
+SAMPLE = 40  # clips of a corpus that a report decodes and shows
+TABLE, FAILED = "index.parquet", "failed.jsonl"
+MOST_CLIPS, MOST_SHOWN = 1_000_000, 50  # clips that index.json names (100 MB of memory), failures that a report shows
 
 
 class Shard(Record):
@@ -42,12 +50,18 @@ class Index(Record):
         return validate(cls, parse_json(read_text(path), where), where)
 
 
-def save_codes(path: str | Path, codes: dict[str, Tensor]) -> None:
-    """Writes the file whole or not at all. Raises ValueError for codes that are not [K, T] of 0 ... 32767."""
+def packed(codes: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """[K, T] by name -> the same as int16. Raises ValueError for codes that are not [K, T] of 0 ... 32767."""
     for name, clip in codes.items():
         _check(name, clip)
+    return {name: clip.to(torch.int16).cpu().contiguous() for name, clip in codes.items()}
+
+
+def save_codes(path: str | Path, codes: Mapping[str, Tensor]) -> None:
+    """Writes the file whole or not at all. Raises ValueError as `packed` does."""
+    tensors = packed(codes)
     with replacing(path) as partial:
-        save_file({k: v.to(torch.int16).cpu().contiguous() for k, v in codes.items()}, partial)
+        save_file(tensors, partial)
 
 
 def load_codes(path: str | Path) -> dict[str, Tensor]:
@@ -62,63 +76,105 @@ def _check(name: str, clip: Tensor) -> None:
         raise ValueError("no clip can be called '__metadata__': safetensors reserves that name")
 
 
-class CodesWriter:
-    """A context manager that packs clips into shards of about `shard_bytes`; continues an earlier writer's folder.
+def index_folder(store: Store, clips: int, folder: Path) -> Path:
+    """Where the index of a stage goes: to `folder`, or beside the shards where a stage's sample holds all clips."""
+    return folder if store.remote or clips > SAMPLE else Path(store.place)
 
-    A shard is written whole, then the index: a killed writer loses one shard at most. One writer at a time.
+
+def write_index(store: Store, records: Iterable[Mapping[str, Any]], folder: str | Path) -> dict[str, Any]:
+    """The records of tokenized parts, in order -> index.json in `folder`, or index.parquet for over a million clips,
+    and failed.jsonl where there are failures. -> counts, and the first failures.
+
+    Raises ValueError where two parts have a clip of one name.
     """
+    folder, first, small = Path(folder), [], []
+    kinds: Counter[str] = Counter()
+    clips = frames = 0
+    folder.mkdir(parents=True, exist_ok=True)
+    with ExitStack() as stack:
+        failed = table = None
+        for record in records:
+            clips, frames = clips + record["clips"], frames + record["frames"]
+            for failure in record["failed"]:
+                kinds[failure["kind"]] += 1
+                first += [failure] if len(first) < MOST_SHOWN else []
+                failed = failed or stack.enter_context(stack.enter_context(replacing(folder / FAILED)).open("w"))
+                failed.write(json.dumps(failure, ensure_ascii=False) + "\n")
+            if record["clips"]:
+                names = ("bytes", "sha256", "clips", "frames")
+                if not store.remote and folder != Path(store.place):
+                    _link(Path(store.place), folder, record["part"] + CONTENT)
+                small.append({"file": record["part"] + CONTENT} | {name: record[name] for name in names})
+            if clips > MOST_CLIPS and len(small) >= 10_000:
+                table = table or stack.enter_context(_table(folder / TABLE))
+                small = table(small)
+        if clips > MOST_CLIPS:
+            (table or stack.enter_context(_table(folder / TABLE)))(small)
+    stale = [FAILED] * (not kinds) + [INDEX if clips > MOST_CLIPS else TABLE]
+    for name in stale:
+        (folder / name).unlink(missing_ok=True)
+    if clips <= MOST_CLIPS:
+        _write_index(store, small, folder)
+    return {"clips": clips, "frames": frames, "failed": dict(kinds), "first": first}
 
-    def __init__(self, folder: str | Path, shard_bytes: int = SHARD_BYTES):
-        self.folder, self.shard_bytes = Path(folder), shard_bytes
-        self.folder.mkdir(parents=True, exist_ok=True)
-        exists = (self.folder / INDEX).exists()
-        index = Index.read(self.folder) if exists else Index(num_codebooks=None, shards=[])
-        self.num_codebooks, self.shards = index.num_codebooks, index.shards
-        self.written = {name for shard in self.shards for name in shard.clips}
-        self.pending: dict[str, Tensor] = {}
-        self.pending_bytes = 0
 
-    def __contains__(self, name: str) -> bool:
-        return name in self.written or name in self.pending
+def _link(source: Path, folder: Path, file: str) -> None:
+    """The shards of a stage stay when its store is removed."""
+    (folder / file).unlink(missing_ok=True)
+    try:
+        os.link(source / file, folder / file)
+    except OSError:  # another disk
+        shutil.copyfile(source / file, folder / file)
 
-    def add(self, name: str, codes: Tensor) -> None:
-        """[K, T] under a name. Raises ValueError for a duplicate name and for another number of codebooks."""
-        _check(name, codes)
-        if name in self:
-            raise ValueError(f"{self.folder} has codes for {name!r} already")
-        self.num_codebooks = self.num_codebooks or len(codes)
-        if len(codes) != self.num_codebooks:
-            raise ValueError(f"{name!r} has {len(codes)} codebooks, the clips before it {self.num_codebooks}")
-        self.pending[name] = codes.to(torch.int16).cpu()
-        self.pending_bytes += self.pending[name].nbytes
-        if self.pending_bytes >= self.shard_bytes:
-            self.flush()
 
-    def flush(self) -> None:
-        if not self.pending:
-            return
-        path = self.folder / f"codes-{len(self.shards):05d}.safetensors"
-        save_codes(path, self.pending)
-        clips = {name: clip.shape[1] for name, clip in self.pending.items()}
-        self.shards.append(Shard(file=path.name, bytes=path.stat().st_size, sha256=sha256(path), clips=clips))
-        index = Index(num_codebooks=self.num_codebooks, shards=self.shards).model_dump()
-        with replacing(self.folder / INDEX) as partial:
-            partial.write_text(json.dumps(index, ensure_ascii=False), encoding="utf-8")
-        self.written |= set(self.pending)
-        self.pending, self.pending_bytes = {}, 0
+def _write_index(store: Store, shards: Sequence[dict[str, Any]], folder: Path) -> None:
+    headers = store.headers(shard["file"].removesuffix(CONTENT) for shard in shards)
+    listed, books, there = [], None, set()
+    for shard, header in zip(shards, headers, strict=True):
+        named = {name: tensor["shape"] for name, tensor in header.items()}
+        books = books or next(iter(named.values()))[0]
+        if odd := [name for name, (count, _) in named.items() if count != books or name in there]:
+            raise ValueError(f"{shard['file']}: {odd[:3]} are in another part too, or have not {books} codebooks")
+        there |= set(named)
+        lengths = {name: named[name][1] for name in sorted(named)}
+        listed.append({name: shard[name] for name in ("file", "bytes", "sha256")} | {"clips": lengths})
+    with replacing(folder / INDEX) as new:
+        new.write_text(json.dumps({"num_codebooks": books, "shards": listed}, ensure_ascii=False), encoding="utf-8")
 
-    def __enter__(self) -> "CodesWriter":
-        return self
 
-    def __exit__(self, *error: object) -> None:
-        self.flush()
+@contextmanager
+def _table(path: Path) -> Iterator[Callable[[list[dict[str, Any]]], list]]:
+    """A function that appends shards, and returns an empty list for the next ones."""
+    import pyarrow
+    from pyarrow.parquet import ParquetWriter
+
+    with replacing(path) as new:
+        first = pyarrow.Table.from_pylist([{"file": "", "bytes": 0, "sha256": "", "clips": 0, "frames": 0}])
+        with ParquetWriter(new, first.schema) as writer:
+            yield lambda shards: writer.write_table(pyarrow.Table.from_pylist(shards, first.schema)) or []
+
+
+def shards_of(folder: Path) -> Iterator[dict[str, Any]]:
+    """`file`, `bytes` and `sha256` of each, of either kind of index."""
+    if not (folder / TABLE).is_file():
+        yield from (shard.model_dump(exclude={"clips"}) for shard in Index.read(folder).shards)
+        return
+    from pyarrow.parquet import ParquetFile
+
+    for batch in ParquetFile(folder / TABLE).iter_batches(columns=["file", "bytes", "sha256"]):
+        yield from batch.to_pylist()
 
 
 class CodesReader:
-    """Codes by name, read on access, of `CodesWriter` or `save_codes`. ValueError names shards missing or cut off."""
+    """Codes by name, read on access, of `save_codes` or of an index. ValueError names shards missing or cut off.
 
-    def __init__(self, path: str | Path):
+    The shards lie beside the index, or in a `bucket` (`s3://bucket/prefix`): one is fetched when a clip of it is asked
+    for, and kept under HIGGS_CACHE by its hash.
+    """
+
+    def __init__(self, path: str | Path, bucket: str | None = None):
         self.path = self.folder = Path(path)
+        self.store = Store(bucket if bucket and bucket.startswith("s3://") else str(path))
         self._handles, self._shard_of, self.num_codebooks = {}, {}, None
         self.hashes: dict[str, str] = {}  # of each shard
         self.frames: dict[str, int] = {}  # of each clip
@@ -129,13 +185,13 @@ class CodesReader:
                 self.num_codebooks, self.frames[name] = shard.get_slice(name).get_shape()
                 self._shard_of[name] = self.path.name
             return
-        index, faults = Index.read(self.path), []
+        index, faults = self._index(), []
         self.num_codebooks = index.num_codebooks
         for shard in index.shards:
             path = self.folder / shard.file
-            if not path.is_file():
+            if not self.store.remote and not path.is_file():
                 faults.append(f"{shard.file}: missing")
-            elif (size := path.stat().st_size) != shard.bytes:
+            elif not self.store.remote and (size := path.stat().st_size) != shard.bytes:
                 faults.append(f"{shard.file}: {size} bytes where {shard.bytes} were written")
             self.hashes[shard.file] = shard.sha256
             self.frames |= shard.clips
@@ -143,9 +199,20 @@ class CodesReader:
         if faults:
             raise ValueError(f"{self.path}: {'; '.join(faults)}; fetch the shards again")
 
+    def _index(self) -> Index:
+        """Of index.parquet, the clips are in the shards' own headers."""
+        if not (self.path / TABLE).is_file():
+            return Index.read(self.path)
+        listed = list(shards_of(self.path))
+        headers = self.store.headers(shard["file"].removesuffix(CONTENT) for shard in listed)
+        shapes = [{name: tensor["shape"] for name, tensor in header.items()} for header in headers]
+        clips = [{name: frames for name, (_, frames) in shape.items()} for shape in shapes]
+        shards = [Shard(**shard, clips=some) for shard, some in zip(listed, clips, strict=True)]
+        return Index(num_codebooks=next(iter(shapes[0].values()))[0], shards=shards)
+
     def verify(self) -> None:
         """Reads every shard of the folder. Raises ValueError naming those whose bytes have changed."""
-        changed = [name for name, digest in self.hashes.items() if sha256(self.folder / name) != digest]
+        changed = [name for name, digest in self.hashes.items() if sha256(self._file(name)) != digest]
         if changed:
             raise ValueError(f"{self.path}: damaged: {', '.join(changed)}; fetch the shards again")
 
@@ -174,7 +241,20 @@ class CodesReader:
     def _open(self, file: str) -> Any:
         if file not in self._handles:
             try:
-                self._handles[file] = safe_open(self.folder / file, framework="pt")
+                self._handles[file] = safe_open(self._file(file), framework="pt")
             except (SafetensorError, OSError) as error:
                 raise ValueError(f"{self.folder / file} is damaged: {error}") from error
         return self._handles[file]
+
+    def _file(self, file: str) -> Path:
+        if not self.store.remote:
+            return self.folder / file
+        cache = Path(os.environ.get("HIGGS_CACHE", Path.home() / ".cache" / "higgs"))
+        path = cache / "codes" / f"{self.hashes[file]}{CONTENT}"
+        if not path.is_file():
+            (content,) = self.store.read([file])
+            if hashlib.sha256(content).hexdigest() != self.hashes[file]:
+                raise ValueError(f"{self.store.place}/{file} is not the shard that {self.path} names")
+            with replacing(path) as new:
+                new.write_bytes(content)
+        return path

@@ -11,7 +11,7 @@ Audio is a file, relative to the manifest's folder, or the name of existing code
 
 import hashlib
 from collections import Counter
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import chain
 from pathlib import Path
@@ -26,14 +26,16 @@ from higgs.data import chatml
 from higgs.data.chatml import AudioContent, ChatMLSample, Message
 from higgs.data.chatml_json import json_lines, sample_from_json
 from higgs.data.text.folding import check_text
-from higgs.data.training.codes import CodesReader, CodesWriter
+from higgs.data.training.codes import CodesReader, packed, write_index
 from higgs.data.voices import check_speech
-from higgs.resumable import settings_folder
+from higgs.resumable import code_hash
 from higgs.validation import Record, parse_json, validate
+from higgs.workflow.cluster import Cluster
+from higgs.workflow.parts import Result, Store, cut, make_part, run
 
 DOUBT, MAX_WARNINGS = "doubtful audio", 20
 Clip = tuple[AudioContent, str | None]  # and its transcript
-SHARD_BYTES = 1 << 19  # 22 minutes of speech: the most encoding work that a kill loses
+PART_SECONDS = 600  # of speech: a kill loses as much encoding, or twice that
 
 
 class Utterance(Record):
@@ -199,31 +201,39 @@ def encode_audio(
     """-> the usable examples with the keys of their codes, and these codes.
 
     `encode` maps [L] at `sample_rate` to codes [K, T]; `codec` is the fingerprint of its checkpoint. Codes are cached
-    in `folder`, by codec and code, then by `_key`. Audio that is missing, unreadable, refused by `encode`, longer than
+    in `folder`, in parts. Audio that is missing, unreadable, refused by `encode`, longer than
     `max_seconds` or not speech that fits its transcript (fatal findings of `check_speech`) is a problem of each record
     that needs it; other findings are warnings. Raises DataError when no example is left.
     """
-    folder, root = settings_folder(folder, {"codec": codec, "sample_rate": sample_rate}), manifest.path.parent
+    root = manifest.path.parent
     keys: dict[Clip, str] = {}
+    seconds: dict[str, tuple[AudioContent, float]] = {}  # of what there is to encode, by key
     faults: dict[Clip, list[Problem]] = {}
     clips = {e.id: tuple(zip(e.sample.audios, e.transcripts, strict=True)) for e in manifest.examples}
-    with CodesWriter(folder, SHARD_BYTES) as writer:
-        for clip in tqdm(dict.fromkeys(chain(*clips.values())), unit="clip", desc="encode", disable=None):
-            audio, transcript = clip
-            try:
-                keys[clip] = key = _key(audio, root, codec)
-                waveform, rate = audio.read(root)
-                doubts = _doubts(waveform, rate, transcript, max_seconds)
-                if key not in writer:
-                    codes = encode(resample(waveform, rate, sample_rate))
-                    if _key(audio, root, codec) != key:
-                        raise ValueError("the file changed while it was read")
-                    writer.add(key, codes)
-                faults[clip] = [Problem(DOUBT, "", f"{audio.name}: {doubt}") for doubt in doubts]
-            except FileNotFoundError as error:
-                faults[clip] = [Problem("missing audio", "", str(error))]
-            except (OSError, ValueError, TypeError) as error:
-                faults[clip] = [Problem("unusable audio", "", f"{audio.name}: {error}")]
+    for clip in tqdm(dict.fromkeys(chain(*clips.values())), unit="clip", desc="read", disable=None):
+        audio, transcript = clip
+        try:
+            key = _key(audio, root, codec)
+            waveform, rate = audio.read(root)
+            doubts = _doubts(waveform, rate, transcript, max_seconds)
+            keys[clip], seconds[key] = key, (audio, len(waveform) / rate)
+            faults[clip] = [Problem(DOUBT, "", f"{audio.name}: {doubt}") for doubt in doubts]
+        except FileNotFoundError as error:
+            faults[clip] = [Problem("missing audio", "", str(error))]
+        except (OSError, ValueError, TypeError) as error:
+            faults[clip] = [Problem("unusable audio", "", f"{audio.name}: {error}")]
+
+    def make(items: Sequence[str]) -> Result:
+        return _encoded(items, lambda key: _encode(seconds[key][0], key, root, codec, encode, sample_rate))
+
+    job, store = {"codec": codec, "sample_rate": sample_rate, "code": code_hash()}, Store(str(folder))
+    groups = cut(sorted(seconds), PART_SECONDS, str, lambda key: seconds[key][1])
+    records = list(run(lambda: make, [make_part(job, group) for group in groups], store, Cluster(None, 1), "encode"))
+    write_index(store, records, folder)
+    refused = {failure["id"]: failure["what"] for record in records for failure in record["failed"]}
+    for clip, key in keys.items():
+        if key in refused:
+            faults[clip] = [Problem("unusable audio", "", f"{clip[0].name}: {refused[key]}")]
     found = [
         replace(problem, place=example.place)
         for example in manifest.examples
@@ -236,6 +246,34 @@ def encode_audio(
     places = {example.place for example in examples}
     warnings = tuple(problem for problem in found if problem.kind == DOUBT and problem.place in places)
     return replace(usable, examples=examples, warnings=warnings), CodesReader(folder)
+
+
+def _encode(
+    audio: AudioContent, key: str, root: Path, codec: str, encode: Callable[[Tensor], Tensor], sample_rate: int
+) -> Tensor:
+    waveform, rate = audio.read(root)
+    codes = encode(resample(waveform, rate, sample_rate))
+    if _key(audio, root, codec) != key:
+        raise FileChanged("the file changed while it was read")
+    return codes
+
+
+class FileChanged(ValueError):
+    """Between two looks at it."""
+
+
+def _encoded(keys: Sequence[str], encode: Callable[[str], Tensor]) -> Result:
+    """A part, which is not final where a file has changed."""
+    codes: dict[str, Tensor] = {}
+    failed, final = [], True
+    for key in keys:
+        try:
+            codes |= packed({key: encode(key)})
+        except (OSError, ValueError, TypeError) as error:
+            final = final and not isinstance(error, OSError | FileChanged)
+            failed.append({"kind": "unusable audio", "id": key, "what": str(error)})
+    frames = sum(clip.shape[1] for clip in codes.values())
+    return Result({"clips": len(codes), "frames": frames, "failed": failed}, codes, final)
 
 
 def _doubts(waveform: Tensor, rate: int, transcript: str | None, max_seconds: float) -> list[str]:

@@ -29,13 +29,19 @@ class RoundTrip(NamedTuple):
     distances: list[dict[str, float | None]]
 
 
-def round_trips(load_codec: Callable[[], Any], counts: Sequence[int], pad_to_hop: bool) -> Callable[[Path], RoundTrip]:
-    """Loads the codec -> a function of an audio file, for `higgs.workers.in_order`; `counts` end with all codebooks."""
+def round_trips(
+    load_codec: Callable[[], Any], counts: Sequence[int], pad_to_hop: bool
+) -> Callable[[tuple[Path, Tensor | None]], RoundTrip]:
+    """Loads the codec -> a function of an audio file and its codes, None to encode it, for `higgs.workers.in_order`;
+    `counts` end with all codebooks.
+    """
     codec = load_codec()
 
-    def round_trip(path: Path) -> RoundTrip:
+    def round_trip(clip: tuple[Path, Tensor | None]) -> RoundTrip:
+        path, codes = clip
         recorded, rate = load_audio(path, codec.sample_rate)
-        codes, distances = codec.encode(recorded, pad_to_hop=pad_to_hop), []
+        codes = codec.encode(recorded, pad_to_hop=pad_to_hop) if codes is None else codes
+        distances = []
         for count in counts:
             decoded = codec.decode(codes[:count])[: len(recorded)]
             distances.append({"codebooks": count} | compare(recorded[: len(decoded)], decoded, rate))

@@ -8,8 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from higgs.audio import READABLE
-from higgs.data.recordings import Recording, read_recordings
-from higgs.data.scripts import subset_by_hash
+from higgs.data.recordings import Recording, read_recordings, subset_by_hash
 from higgs.evaluate.long_form import DIALOGUE, ChunkedSample, Turn
 from higgs.evaluate.utterances import Utterance
 from higgs.workflow.tables import Row, read_rows

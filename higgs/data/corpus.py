@@ -1,0 +1,263 @@
+"""Recorded speech in a folder or a bucket, as loose files or tars of them -> codes, part by part.
+
+A listing has a line of JSON for each object: {"id": "a/b.flac", "url": "s3://bucket/prefix/a/b.flac", "size": 118000,
+"etag": "..."}. Clips of a tar are called `TAR/MEMBER`.
+"""
+
+import hashlib
+import tarfile
+from collections.abc import Callable, Container, Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, replace
+from functools import partial
+from itertools import accumulate, pairwise
+from operator import attrgetter
+from pathlib import Path
+from typing import Annotated, Any, NamedTuple
+
+from pydantic import Field, TypeAdapter
+from torch import Tensor
+
+from higgs.audio import READABLE, load_audio
+from higgs.data.recordings import Recording, subset_by_hash
+from higgs.data.training.codes import SAMPLE, packed
+from higgs.files import sha256
+from higgs.resumable import code_hash
+from higgs.validation import Count, Record, explained
+from higgs.workflow.parts import Part, Result, cut, make_part
+
+PART_BYTES, LEAST_BYTES = 800_000_000, 250_000  # about ten hours as FLAC
+PARTS = 16  # that a small corpus is cut into, for several processes to share it
+TAR, TAR_BLOCK = ".tar", 8 << 20
+AT_ONCE, BYTES_AT_ONCE, SECONDS_AT_ONCE = 16, 64 << 20, 300  # that are fetched, and that are encoded, together
+MISSING, UNUSABLE, CHANGED = "missing audio", "unusable audio", "changed audio"
+WITHIN = ("checkpoint/", "codec/", "data/corpus.py")  # the modules that codes depend on
+
+
+class Item(NamedTuple):
+    """An object and its version: an S3 ETag, or the SHA-256 of a local file."""
+
+    id: str
+    url: str
+    size: int
+    etag: str
+
+
+class Line(Record):
+    id: Annotated[str, Field(min_length=1)]
+    url: Annotated[str, Field(min_length=1)]
+    size: Count
+    etag: str
+
+
+LINE = TypeAdapter(Line)
+
+
+@dataclass(frozen=True)
+class Failure:
+    """Why a clip has no codes."""
+
+    kind: str
+    id: str
+    what: str
+
+
+def is_speech(name: str) -> bool:
+    return Path(name).suffix.lower() in (*READABLE, TAR)
+
+
+def list_corpus(url: str) -> Iterator[Item]:
+    """The audio files and tars below `s3://bucket/prefix` or in a folder, sorted by id."""
+    if url.startswith("s3://"):
+        from higgs.checkpoint.s3 import connect, list_keys
+
+        with connect(url) as files:
+            for key, size, etag in list_keys(files, url):
+                if is_speech(key):
+                    yield Item(id=key, url=f"{url.rstrip('/')}/{key}", size=size, etag=etag)
+        return
+    if not Path(url).is_dir():
+        raise FileNotFoundError(f"{url} is neither a folder nor s3://BUCKET/PREFIX")
+    for name, path in sorted((str(path.relative_to(url)), path) for path in Path(url).rglob("*") if path.is_file()):
+        if is_speech(name):
+            yield Item(id=name, url=str(path), size=path.stat().st_size, etag=sha256(path))
+
+
+def read_listing(path: str | Path) -> Iterator[Item]:
+    """ParamsError names the line at fault."""
+    with Path(path).open(encoding="utf-8") as lines:  # one by one: there may be millions
+        for number, line in enumerate(lines, start=1):
+            with explained(f"{path}, line {number}", kind=Line):
+                yield Item(*LINE.validate_json(line).__dict__.values())
+
+
+def items_of(recordings: Iterable[Recording]) -> list[Item]:
+    """Of files that a manifest lists with their SHA-256."""
+    return [Item(r.id, str(r.path), r.path.stat().st_size, r.sha256) for r in recordings]
+
+
+def choose_sample(recordings: Sequence[Recording], encoded: Container[str]) -> list[Recording]:
+    """SAMPLE of those that have codes, by their hashes, in order. Raises ValueError where there is none."""
+    chosen = subset_by_hash((recording.id for recording in recordings if recording.id in encoded), SAMPLE)
+    if not chosen:
+        raise ValueError(f"none of {len(recordings)} recordings could be encoded")
+    return [recording for recording in recordings if recording.id in chosen]
+
+
+def parts_of(
+    items: Iterable[Item], codec: str, pad_to_hop: bool, device: str = "cpu", target: float | None = None
+) -> Iterator[Part]:
+    """`codec` is its fingerprint. A part's name depends on the ids and versions of its items, not on where they lie.
+
+    Parts have about `target` bytes: None, 800 MB, or a power of two below that for less than 150 hours.
+    """
+    items = sorted(items)
+    if equal := [one.id for one, other in pairwise(items) if one.id == other.id]:
+        raise ValueError(f"{equal[0]!r} is there twice: ids are the names of codes")
+    total = sum(item.size for item in items)
+    target = target or min(PART_BYTES, max(LEAST_BYTES, 1 << (total // PARTS).bit_length() - 1))
+    job = {"codec": codec, "pad_to_hop": pad_to_hop, "device": device, "code": code_hash(device, *WITHIN)}
+    for group in cut(items, target, attrgetter("id"), attrgetter("size")):
+        local = {item.url: item.etag for item in group if _is_local(item)}
+        yield replace(make_part(job, [(i.id, i.size, i.etag) for i in group]), items=group, files=local)
+
+
+@dataclass(frozen=True)
+class Encode:
+    """What a worker loads to tokenize parts: audio -> codes [K, T] by the clip's name."""
+
+    load_codec: Callable[[], Any]
+    pad_to_hop: bool
+
+    def __call__(self) -> Callable[[Sequence[Any]], Result]:
+        return partial(self.encode, self.load_codec())
+
+    def encode(self, codec: Any, items: Sequence[Any]) -> Result:
+        codes: dict[str, Tensor] = {}
+        failures: list[Failure] = []
+        for some in _groups(_waveforms(items, codec.sample_rate, failures), codec.sample_rate):
+            for name, clip in self._encode(codec, some, failures):
+                if name in codes or name == "__metadata__":
+                    failures.append(Failure(UNUSABLE, name, "another clip has this name, or safetensors reserves it"))
+                else:
+                    codes[name] = clip
+        changed = tuple(f"{failure.id}/" for failure in failures if failure.kind == CHANGED)  # tars
+        codes = {name: clip for name, clip in codes.items() if not name.startswith(changed)}
+        failures.sort(key=lambda failure: failure.id)
+        record = {"clips": len(codes), "frames": sum(clip.shape[1] for clip in codes.values())}
+        final = all(failure.kind == UNUSABLE for failure in failures)
+        return Result(record | {"failed": [asdict(failure) for failure in failures]}, packed(codes), final)
+
+    def _encode(self, codec: Any, clips: list[tuple[str, Tensor]], failures: list[Failure]) -> list[tuple[str, Tensor]]:
+        """All together; where the codec refuses one, each by itself."""
+        names, waveforms = zip(*clips, strict=True)
+        try:
+            return list(zip(names, codec.encode(list(waveforms), pad_to_hop=self.pad_to_hop), strict=True))
+        except (ValueError, TypeError) as error:
+            if len(clips) > 1:
+                return [pair for clip in clips for pair in self._encode(codec, [clip], failures)]
+            failures.append(Failure(UNUSABLE, names[0], str(error)))
+            return []
+
+
+def _groups(clips: Iterable[tuple[str, Tensor]], sample_rate: int) -> Iterator[list[tuple[str, Tensor]]]:
+    group: list[tuple[str, Tensor]] = []
+    for clip in clips:
+        group.append(clip)
+        if len(group) == AT_ONCE or sum(len(waveform) for _, waveform in group) > SECONDS_AT_ONCE * sample_rate:
+            yield group
+            group = []
+    if group:
+        yield group
+
+
+def _waveforms(items: Sequence[Item], rate: int, failures: list[Failure]) -> Iterator[tuple[str, Tensor]]:
+    """Clip by clip, fetched some at a time. Errors of the server, the disk and the memory are raised."""
+    for name, content in _contents(items, failures):
+        try:
+            yield name, load_audio(content, rate)[0]
+        except ValueError as error:
+            failures.append(Failure(UNUSABLE, name, str(error)))
+
+
+def _contents(items: Sequence[Item], failures: list[Failure]) -> Iterator[tuple[str, bytes]]:
+    loose = [item for item in items if not item.id.endswith(TAR)]
+    while loose:
+        sizes = accumulate(item.size for item in loose[:AT_ONCE])
+        count = max(1, sum(size <= BYTES_AT_ONCE for size in sizes))
+        some, loose = loose[:count], loose[count:]
+        for item, content in zip(some, _read(some), strict=True):
+            if content is None:
+                failures.append(Failure(MISSING, item.id, "there is no such object any more"))
+            elif hashlib.new("sha256" if _is_local(item) else "md5", content).hexdigest() == item.etag or (
+                not _is_local(item) and _etag(item) == item.etag  # of an upload in parts, or encrypted
+            ):
+                yield item.id, content
+            else:
+                failures.append(Failure(CHANGED, item.id, "it is not the object that was listed"))
+    for item in items:
+        if item.id.endswith(TAR):
+            yield from _members(item, failures)
+
+
+def _is_local(item: Item) -> bool:
+    return not item.url.startswith("s3://")
+
+
+@contextmanager
+def _bucket(url: str) -> Iterator[Any]:
+    from higgs.checkpoint.s3 import explaining, patient_files
+
+    with explaining(url):
+        yield patient_files()
+
+
+def _read(items: Sequence[Item]) -> list[bytes | None]:
+    """The contents of objects of one kind of place; None for those that are not there."""
+    if _is_local(items[0]):
+        return [Path(item.url).read_bytes() if Path(item.url).is_file() else None for item in items]
+    with _bucket(items[0].url) as files:
+        found = files.cat_ranges([item.url for item in items], None, None, on_error="return")
+        for content in found:
+            if isinstance(content, Exception) and not isinstance(content, FileNotFoundError):
+                raise content
+    return [None if isinstance(content, Exception) else content for content in found]
+
+
+def _etag(item: Item) -> str | None:
+    """Of the object as it is now."""
+    if _is_local(item):
+        return sha256(item.url) if Path(item.url).is_file() else None
+    with _bucket(item.url) as files:
+        try:
+            return files.info(item.url)["ETag"].strip('"')
+        except FileNotFoundError:
+            return None
+
+
+def _members(item: Item, failures: list[Failure]) -> Iterator[tuple[str, bytes]]:
+    """The audio files of a tar, as a stream. A tar that changes meanwhile is one failure, and has no clips."""
+    try:
+        if (etag := _etag(item)) == item.etag:
+            with _opened(item) as stream, tarfile.open(fileobj=stream, mode="r|") as tar:
+                for member in tar:
+                    if member.isfile() and is_speech(member.name):
+                        yield f"{item.id}/{member.name}", tar.extractfile(member).read()
+                    tar.members = []  # it would hold the header of each
+            etag = _etag(item)
+    except tarfile.TarError as error:
+        failures.append(Failure(UNUSABLE, item.id, f"this tar is damaged: {error}"))
+    if etag is None:
+        failures.append(Failure(MISSING, item.id, "there is no such object any more"))
+    elif etag != item.etag:
+        failures.append(Failure(CHANGED, item.id, "it is not the object that was listed"))
+
+
+@contextmanager
+def _opened(item: Item) -> Iterator[Any]:
+    if _is_local(item):
+        with Path(item.url).open("rb") as file:
+            yield file
+    else:
+        with _bucket(item.url) as files, files.open(item.url, "rb", block_size=TAR_BLOCK) as file:
+            yield file

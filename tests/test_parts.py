@@ -1,0 +1,420 @@
+"""A job as parts: names, cuts, writes, resuming, failures, the index; in folders and buckets, without a cluster."""
+
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import uuid
+from pathlib import Path
+
+import pytest
+import torch
+from conftest import ROOT
+from parts_jobs import HashCodec, contents, corpus, make_index, noise
+from s3_server import Server, environment
+from test_dataset import CONFIG, TOKENIZER, manifest
+
+from higgs.data import corpus as corpus_module
+from higgs.data.corpus import Encode, Item, list_corpus, parts_of, read_listing
+from higgs.data.training import codes as codes_module
+from higgs.data.training.codes import CodesReader, write_index
+from higgs.data.training.dataset import Dataset
+from higgs.data.training.manifest import read_manifest
+from higgs.validation import ParamsError
+from higgs.workflow import parts as parts_module
+from higgs.workflow.cluster import Cluster
+from higgs.workflow.parts import Result, Store, digests, make_part, run
+
+BUCKET = "parts"
+ONE = Cluster(None, 1)
+
+
+@pytest.fixture(scope="module")
+def server(tmp_path_factory):
+    server = Server(tmp_path_factory.mktemp("s3") / "server")
+    try:
+        server.make_bucket(BUCKET)
+        yield server
+    finally:
+        server.stop()
+
+
+@pytest.fixture
+def use(server, monkeypatch, tmp_path):
+    """-> sets the environment of a user with a key."""
+
+    def use(key: str | None = "writer", secret: str | None = None, endpoint: str | None = None) -> None:
+        for name in [name for name in os.environ if name.startswith("AWS_")]:
+            monkeypatch.delenv(name)
+        for name, value in environment(endpoint or server.endpoint, key, secret).items():
+            monkeypatch.setenv(name, value)
+
+    monkeypatch.setenv("HIGGS_CACHE", str(tmp_path / "cache"))
+    use()
+    return use
+
+
+@pytest.fixture(params=["folder", "bucket"])
+def places(request, tmp_path):
+    """-> a function that puts files -> their place, and an empty place for results."""
+    name = uuid.uuid4().hex[:12]
+    if request.param == "bucket":
+        server = request.getfixturevalue("server")
+        request.getfixturevalue("use")
+
+    def put(files: dict[str, bytes]) -> tuple[str, str]:
+        for file, content in files.items():
+            if request.param == "bucket":
+                server.client.put_object(Bucket=BUCKET, Key=f"{name}/in/{file}", Body=content)
+            else:
+                path = tmp_path / "in" / file
+                path.parent.mkdir(parents=True, exist_ok=True)
+                path.write_bytes(content)
+        above = f"s3://{BUCKET}/{name}" if request.param == "bucket" else str(tmp_path)
+        return f"{above}/in", f"{above}/out"
+
+    return put
+
+
+# Names and cuts
+
+
+def test_a_name_is_of_content_order_settings_and_files_and_of_nothing_else(tmp_path):
+    voice, copy = tmp_path / "a.flac", tmp_path / "b.flac"
+    for path in (voice, copy):
+        path.write_bytes(b"a voice")
+    own, job = digests([voice]), {"codec": "x"}
+    name = make_part(job, [1, 2], own).name
+    assert name == make_part(job, [1, 2], digests([voice, None, tmp_path / "not there"])).name and len(name) == 32
+    others = [
+        make_part({"codec": "y"}, [1, 2], own), make_part({"codec": "x", "top_k": 1}, [1, 2], own),
+        make_part(job, [2, 1], own), make_part(job, [1, 2, 3], own), make_part(job, ["1", 2], own),
+        make_part(job, [1, 2]), make_part(job, [1, 2], digests([copy])),
+    ]  # fmt: skip
+    voice.write_bytes(b"another voice")
+    others.append(make_part({"codec": "x"}, [1, 2], digests([voice])))
+    assert len({name, *(part.name for part in others)}) == len(others) + 1
+    with pytest.raises(TypeError, match="object cannot be part of the name"):
+        make_part({}, [object()])
+
+
+@pytest.mark.parametrize(
+    ("change", "most"),
+    [
+        (lambda items: items[5:], 2), (lambda items: items[:9000] + items[9001:], 2),
+        (lambda items: [*items, *(Item(f"z{n:05d}", "", 100, "e") for n in range(200))], 4),
+        (lambda items: sorted([*items, *(Item(f"07000-{n:03d}", "", 100, "e") for n in range(200))]), 5),
+        (lambda items: [items[0], items[1]._replace(etag="new"), *items[2:]], 1),
+    ],
+    ids=["the first are gone", "one is gone", "more at the end", "a folder in the middle", "one has changed"],
+)  # fmt: skip
+def test_a_change_of_the_corpus_changes_the_parts_around_it_alone(change, most):
+    items = [Item(f"{n:05d}", "", 50 + n % 100, f"e{n}") for n in range(20_000)]
+    before = list(parts_of(items, "codec", True, target=25_000))
+    sizes = [sum(item.size for item in part.items) for part in before]
+    assert 60 < len(before) < 110 and all(12_500 <= size <= 50_100 for size in sizes[:-1])
+    changed = list(parts_of(change(items), "codec", True, target=25_000))
+    content = {}
+    for part in [*before, *changed]:
+        own = [(item.id, item.size, item.etag) for item in part.items]
+        assert content.setdefault(part.name, own) == own, "a name is of one content"
+    after = {part.name for part in changed}
+    assert len({part.name for part in before} - after) <= most and len(after - {part.name for part in before}) <= most
+    assert {part.name for part in parts_of(items[::-1], "codec", True, target=25_000)} == {p.name for p in before}
+    assert after.isdisjoint(part.name for part in parts_of(items, "another codec", True, target=25_000))
+
+
+def test_ids_are_there_once():
+    with pytest.raises(ValueError, match="'a' is there twice"):
+        list(parts_of([Item("a", "x", 1, ""), Item("b", "y", 1, ""), Item("a", "z", 1, "")], "codec", True))
+
+
+# Writes and resuming
+
+
+def made(place: str, names: str = "abcde", fail: str = "", calls: list | None = None, once: str = "") -> list[dict]:
+    def function(items):
+        if fail and items[0] == fail:
+            raise RuntimeError(f"no {fail}")
+        if calls is not None:
+            calls.append(items[0])
+        tensor = torch.full((2, 3), ord(items[0]), dtype=torch.int16)
+        return Result({"clips": 1}, {items[0]: tensor}, final=items[0] not in once)
+
+    return list(run(lambda: function, [make_part("job", [name]) for name in names], Store(place), ONE))
+
+
+def test_a_job_goes_on_where_it_stopped_and_ends_with_the_same(places):
+    _, whole = places({})
+    records = made(whole)
+    assert [record["clips"] for record in records] == [1] * 5
+    cut_off, calls = f"{whole}-cut", []
+    with pytest.raises(RuntimeError, match="no c"):
+        made(cut_off, fail="c")
+    done = Store(cut_off).names()
+    assert done == {record["part"] for record in records[:2]}
+    assert made(cut_off, calls=calls) == records and calls == ["c", "d", "e"]
+    assert made(cut_off, "edcba", calls=calls) == records[::-1] and len(calls) == 3, "the order is that of the parts"
+    assert made(cut_off, "aab", calls=calls) == [records[0], *records[:2]] and len(calls) == 3
+    for store in (Store(whole), Store(cut_off)):
+        files = sorted(store.names()), sorted(store.names(".safetensors"))
+        assert files[0] == files[1] == sorted(record["part"] for record in records)
+    names = [f"{record['part']}.safetensors" for record in records]
+    assert Store(whole).read(names) == Store(cut_off).read(names)
+
+
+def test_a_result_that_is_not_final_is_used_once(places):
+    _, place = places({})
+    calls: list = []
+    first = made(place, calls=calls, once="bd")
+    assert made(place, calls=calls) == first and calls == [*"abcdebd"]
+
+
+@pytest.mark.parametrize("moment", [0, 1, 2, 3, 4, 5])
+def test_a_process_killed_at_any_write_leaves_nothing_wrong(tmp_path, moment):
+    """A part's content, then its record, each by a rename: killed before each of them."""
+    child = os.fork()
+    if child == 0:
+        real, renames = os.replace, []
+
+        def replace(source, target):
+            renames.append(target)
+            if len(renames) == moment + 1:
+                os.kill(os.getpid(), signal.SIGKILL)
+            real(source, target)
+
+        os.replace = replace
+        made(str(tmp_path / "cut"), "abc")
+        os._exit(0)
+    assert os.WTERMSIG(os.waitpid(child, 0)[1]) == signal.SIGKILL
+    store = Store(str(tmp_path / "cut"))
+    assert len(store.names()) == moment // 2, "a part is done when its record is there"
+    for record in store.records(sorted(store.names())):
+        (content,) = store.read([f"{record['part']}.safetensors"])
+        assert len(content) == record["bytes"]
+    calls: list = []
+    records = made(str(tmp_path / "cut"), "abc", calls=calls)
+    assert records == made(str(tmp_path / "whole"), "abc") and calls == [*"abc"][moment // 2 :]
+    assert contents(tmp_path / "cut") == contents(tmp_path / "whole")
+
+
+def test_a_name_does_not_depend_on_tools_and_builds(monkeypatch):
+    """A cluster's image has other packages beside the same libraries."""
+    from types import SimpleNamespace
+
+    from higgs import resumable
+
+    def code(*installed: str) -> str:
+        found = [SimpleNamespace(name=name, version=version) for name, version in (i.split("==") for i in installed)]
+        monkeypatch.setattr(resumable, "distributions", lambda: found)
+        resumable.code_hash.cache_clear()
+        return resumable.code_hash("cpu", "codec/")
+
+    try:
+        names = [code("torch==2.1", *more) for more in ([], ["ray==2.60.0", "msgpack==1.2.4"], ["pytest==9"])]
+        assert len({*names, code("torch==2.1+cpu")}) == 1
+        assert len({names[0], code("torch==2.2"), code("torch==2.1", "numpy==2")}) == 3
+    finally:
+        resumable.code_hash.cache_clear()
+
+
+# Corpora and the index
+
+FAILED = {
+    "bad/cut.flac": "unusable audio", "bad/empty.flac": "unusable audio", "bad/noise.flac": "unusable audio",
+    "bad/short.flac": "unusable audio", "bad/torn.tar": "unusable audio",
+}  # fmt: skip
+
+
+def test_broken_clips_are_listed_and_all_others_have_codes(places, tmp_path):
+    files = corpus(20)
+    source, place = places(files)
+    assert [item.id for item in list_corpus(source)] == sorted(set(files) - {"notes.txt"})
+    found = make_index(source, place, tmp_path / "index")
+    failed = [json.loads(line) for line in (tmp_path / "index/failed.jsonl").read_text().splitlines()]
+    assert {f["id"]: f["kind"] for f in failed} == FAILED and all(str(tmp_path) not in f["what"] for f in failed)
+    assert found["failed"] == {"unusable audio": 5} and sorted(map(str, found["first"])) == sorted(map(str, failed))
+    reader = CodesReader(tmp_path / "index", place) if place.startswith("s3://") else CodesReader(place_links(tmp_path))
+    reader.verify()
+    good = [n for n in files if n.startswith("clips/")] + [f"pack.tar/in/{n}.flac" for n in range(5)]
+    torn = [name for name in reader if name.startswith("bad/torn.tar/")]
+    assert sorted(reader) == sorted(good + torn) and len(torn) < 5 and found["clips"] == len(reader)
+    assert found["frames"] == sum(reader.frames.values())
+    alone = Encode(HashCodec, True)()
+    for name in good:
+        number, is_packed = int(Path(name).stem), "pack" in name
+        content = noise(1000 + number, 2000) if is_packed else noise(number, 1500 + 37 * number)
+        (tmp_path / "one.flac").write_bytes(content)
+        result = alone([Item("one", str(tmp_path / "one.flac"), 1, corpus_module.sha256(tmp_path / "one.flac"))])
+        assert torch.equal(reader[name], result.tensors["one"].long())
+
+
+def place_links(tmp_path: Path) -> Path:
+    """The index of a folder has the shards beside it, which stay when the store is removed."""
+    shutil.rmtree(tmp_path / "out")
+    return tmp_path / "index"
+
+
+def test_an_index_in_a_table_is_read_as_one_in_json_is(places, tmp_path, monkeypatch):
+    source, place = places(corpus(12, broken=False))
+    make_index(source, place, tmp_path / "json")
+    monkeypatch.setattr(codes_module, "MOST_CLIPS", 6)
+    make_index(source, place, tmp_path / "table")
+    assert not (tmp_path / "table/index.json").exists() and not (tmp_path / "table/failed.jsonl").exists()
+    plain, table = (CodesReader(tmp_path / form, place) for form in ("json", "table"))
+    assert plain.frames == table.frames and plain.hashes == table.hashes and plain.num_codebooks == 8
+    assert all(torch.equal(plain[name], table[name]) for name in plain)
+    monkeypatch.setattr(codes_module, "MOST_CLIPS", 1000)
+    make_index(source, place, tmp_path / "table")
+    assert contents(tmp_path / "table")["index.json"] == contents(tmp_path / "json")["index.json"]
+    assert not (tmp_path / "table/index.parquet").exists(), "the older index is gone"
+
+
+def test_an_object_that_is_gone_or_another_is_listed_until_it_is_back(places, tmp_path):
+    files = corpus(6, broken=False)
+    source, place = places(files)
+    make_index(source, place, tmp_path / "whole")
+    listing = list(list_corpus(source))
+    parts = list(parts_of(listing, "stand-in", True, target=6000))
+    places({"clips/001.flac": noise(9, 2222), "pack.tar": corpus(0, False)["pack.tar"][:-512] + b"\1" * 512})
+    gone = [item._replace(url=item.url + "x") if item.id == "clips/003.flac" else item for item in listing]
+    changed = list(parts_of(gone, "stand-in", True, target=6000))
+    assert [part.name for part in changed] == [part.name for part in parts], "what lies there has not changed the names"
+    encode, store = Encode(HashCodec, True), Store(f"{place}-2")
+    records = list(run(encode, changed, store, ONE))
+    failed = {f["id"]: f["kind"] for record in records for f in record["failed"]}
+    assert failed == {"clips/001.flac": "changed audio", "clips/003.flac": "missing audio", "pack.tar": "changed audio"}
+    assert sum(record["clips"] for record in records) == 4 and len(store.names()) < len(parts)
+    places(files)
+    again = write_index(store, run(encode, parts, store, ONE), tmp_path / "again")
+    indices = [contents(tmp_path / name)["index.json"] for name in ("again", "whole")]
+    assert again["failed"] == {} and indices[0] == indices[1]
+
+
+def test_one_name_is_one_clip(tmp_path):
+    store = Store(str(tmp_path / "out"))
+    for folder in "ab":
+        (tmp_path / folder).mkdir()
+        (tmp_path / folder / "x.flac").write_bytes(noise(ord(folder), 3000))
+    parts = [list(parts_of(list_corpus(str(tmp_path / folder)), "stand-in", True))[0] for folder in "ab"]
+    with pytest.raises(ValueError, match=r"\['x.flac'\] are in another part too"):
+        write_index(store, run(Encode(HashCodec, True), parts, store, ONE), tmp_path / "index")
+
+
+def test_a_listing_is_read_line_by_line(tmp_path):
+    path = tmp_path / "corpus.jsonl"
+    items = [Item("a", "s3://b/a", 1, "e"), Item("b", "s3://b/b", 2, "f")]
+    path.write_text("".join(json.dumps(item._asdict()) + "\n" for item in items))
+    assert list(read_listing(path)) == items
+    faults = {
+        '{"id": "a"}': "line 1: missing key 'url'",
+        "[": "line 1: .*JSON",
+        '{"id": "", "url": "u", "size": 1, "etag": ""}': "line 1.id",
+    }
+    for line, message in faults.items():
+        path.write_text(line + "\n")
+        with pytest.raises(ParamsError, match=f"corpus.jsonl, {message}"):
+            list(read_listing(path))
+
+
+def test_training_starts_from_an_index_in_a_bucket(server, use, tmp_path):
+    for name, content in corpus(6, broken=False).items():
+        server.client.put_object(Bucket=BUCKET, Key=f"train/{name}", Body=content)
+    make_index(f"s3://{BUCKET}/train", f"s3://{BUCKET}/train-out", tmp_path / "index")
+    codes = CodesReader(tmp_path / "index", f"s3://{BUCKET}/train-out")
+    assert not (tmp_path / "cache").exists(), "nothing is fetched before it is asked for"
+    rows = [{"id": name, "text": "Hello.", "codes": name} for name in codes]
+    dataset = Dataset(read_manifest(manifest(tmp_path, *rows)), codes, TOKENIZER, CONFIG)
+    assert len(dataset) == 11 and all(dataset[index] for index in range(11))
+    for path in (tmp_path / "cache/codes").iterdir():
+        path.unlink()
+    record = next(iter(Store(codes.store.place).records(sorted(Store(codes.store.place).names()))))
+    Store(codes.store.place).write(record["part"], b"another", None)
+    with pytest.raises(ValueError, match=f"{record['part']}.safetensors is not the shard that"):
+        [CodesReader(tmp_path / "index", codes.store.place)[name] for name in codes]
+
+
+# Places that do not work
+
+
+@pytest.mark.parametrize(
+    ("key", "secret", "place", "error", "message"),
+    [
+        ("writer", "wrong", BUCKET, PermissionError, "access denied.*AWS_SECRET_ACCESS_KEY"),
+        ("nobody", "x", BUCKET, PermissionError, "access denied"),
+        ("reader", None, BUCKET, PermissionError, "access denied.*to write where results go"),
+        ("writer", None, "no-such-bucket", FileNotFoundError, "bucket"),
+    ],
+)
+def test_a_place_that_cannot_be_written_is_one_error_before_work(use, server, key, secret, place, error, message):
+    use(key, secret)
+    before = server.objects(BUCKET, "refused/")
+    with pytest.raises(error, match=f"(?s)s3://{place}/refused.*{message}|{message}"):
+        made(f"s3://{place}/refused", fail="a")
+    assert server.objects(BUCKET, "refused/") == before == {}
+
+
+@pytest.mark.parametrize("where", ["read-only", "a file", "full"])
+def test_a_folder_that_cannot_be_written_is_one_error_and_nothing_stays(tmp_path, monkeypatch, where):
+    place = tmp_path / "out"
+    if where == "read-only":
+        place.mkdir()
+        monkeypatch.setattr(parts_module, "check_place", refuse)
+    elif where == "a file":
+        place.write_text("")
+    else:
+        monkeypatch.setattr(Path, "write_bytes", full)
+    with pytest.raises(OSError, match=r"out"):
+        made(str(place))
+    monkeypatch.undo()
+    assert place.is_file() or not list(place.iterdir())
+
+
+def refuse(path):
+    raise PermissionError(f"{path} cannot be written: Permission denied")
+
+
+def full(self, content):
+    self.open("wb").write(bytes(content)[:10])
+    raise OSError(28, "No space left on device", str(self))
+
+
+def test_a_full_disk_is_no_fault_of_a_clip(tmp_path, monkeypatch):
+    """The error stops the job: no clip is listed as unusable."""
+    (tmp_path / "in").mkdir()
+    (tmp_path / "in/a.flac").write_bytes(noise(1, 2000))
+    (part,) = parts_of(list_corpus(str(tmp_path / "in")), "stand-in", True)
+    monkeypatch.setattr(corpus_module, "load_audio", lambda *_: full(tmp_path / "scratch", b"x"))
+    with pytest.raises(OSError, match="No space left"):
+        list(run(Encode(HashCodec, True), [part], Store(str(tmp_path / "out")), ONE))
+    assert not Store(str(tmp_path / "out")).names()
+
+
+# Without Ray
+
+
+def test_nothing_of_ray_is_imported_without_a_cluster_and_its_absence_is_one_line(tmp_path):
+    code = """
+import sys
+class NoRay:
+    def find_spec(self, name, path=None, target=None):
+        if name.split(".")[0] == "ray": raise ImportError("no ray here")
+sys.meta_path.insert(0, NoRay())
+from parts_jobs import *
+assert make_index(sys.argv[1], sys.argv[2], sys.argv[2], Cluster(None, 1))["clips"] == 1
+assert not [name for name in sys.modules if name.split(".")[0] == "ray"]
+try:
+    make_index(sys.argv[1], sys.argv[2] + "-2", sys.argv[2], Cluster("local"))
+except ImportError as error:
+    print(error)
+"""
+    (tmp_path / "in").mkdir()
+    (tmp_path / "in/a.flac").write_bytes(noise(1, 2000))
+    paths = os.pathsep.join([str(ROOT), str(ROOT / "tests")])
+    done = subprocess.run(
+        [sys.executable, "-c", code, str(tmp_path / "in"), str(tmp_path / "out")], capture_output=True, text=True,
+        env=os.environ | {"PYTHONPATH": paths}, check=True,
+    )  # fmt: skip
+    assert "pip install" in done.stdout and "higgs[cluster]" in done.stdout
