@@ -1,7 +1,6 @@
 """Time of a decoding step, here and in transformers: 8 codes, 40 ms of audio.
 
-    python -m benchmarks.decode                     # on the CPU; with a GPU, the released sizes too
-    python -m benchmarks.decode --rehearse          # the GPU's part, at a small size on the CPU
+    python -m benchmarks.decode                     # on the CPU; `make gpu` is for a GPU
 
 Measurements alternate within one run; numbers are medians with their range. A step's time is the difference between a
 long and a short generation over the difference of their lengths, without the prompt. Both sides sample with
@@ -9,7 +8,6 @@ temperature 0.7, top-k 50, top-p 0.95 and repetition-aware sampling; the weights
 segment are unlikely. CPU time varies less where other programs run.
 """
 
-import gc
 from collections.abc import Callable
 from dataclasses import replace
 
@@ -21,29 +19,23 @@ from benchmarks.timing import (
     Measure,
     Row,
     Table,
-    Times,
     arguments_of,
-    clock,
-    middle,
     per_step,
-    row_of,
     rows_of,
-    scaled,
-    since,
     take_turns,
 )
-from higgs import AudioTokenizer, HiggsAudio
+from higgs import HiggsAudio
 from higgs.batch import Batch
 from higgs.checkpoint.config_json import model_to_json
-from higgs.config import CodecConfig, ModelConfig, SamplingConfig
+from higgs.config import ModelConfig, SamplingConfig
 from higgs.data.chatml import Tokens
 from higgs.data.collator import collate, expand_audio_placeholders
 from higgs.serve.batching.scheduler import Scheduler, Sequence
 from higgs.serve.batching.slots import SlotDecoder
-from higgs.serve.stream import AudioStream
 from higgs.tokens import TokenIds
 
 SAMPLING = SamplingConfig(temperature=0.7, top_k=50, top_p=0.95, seed=1)
+GROWING, STATIC, COMPILED = "growing cache", "static cache", "static cache, compiled"  # of transformers' `generate`
 IDS = TokenIds(256, 257, 258, 259, 260, 261, 262, 263, 264, 265)
 PORT_IDS = {
     "pad_token_id": 257, "audio_token_id": 265, "audio_delay_token_id": 266, "audio_bos_token_id": 263,
@@ -72,7 +64,7 @@ def random_model(config: ModelConfig, device: str, dtype: torch.dtype) -> HiggsA
     return model
 
 
-def port_of(model: HiggsAudio, static: bool = False) -> transformers.PreTrainedModel:
+def port_of(model: HiggsAudio, cache: str = GROWING) -> transformers.PreTrainedModel:
     """The same weights in transformers, over the same memory where they stay on their device."""
     from higgs.model.weights import to_transformers
 
@@ -81,9 +73,13 @@ def port_of(model: HiggsAudio, static: bool = False) -> transformers.PreTrainedM
         port = transformers.HiggsAudioV2ForConditionalGeneration(made).to(model.dtype)
     tensors, names = to_transformers(dict(model.state_dict())), dict(port.named_parameters())
     port.load_state_dict({k: v for k, v in tensors.items() if k in names}, strict=False, assign=True)
-    port.generation_config.ras_win_len, port.generation_config.ras_win_max_num_repeat = 7, 2
-    if static:
-        port.generation_config.cache_implementation = "static"
+    settings = port.generation_config
+    settings.ras_win_len, settings.ras_win_max_num_repeat = 7, 2
+    if cache != GROWING:
+        settings.cache_implementation, settings.disable_compile = "static", cache == STATIC
+    if cache == COMPILED and model.device.type == "cpu":  # which `generate` compiles for when it is told to
+        settings.compile_config = transformers.CompileConfig()
+        settings.compile_config._compile_all_devices = True
     return port.eval()
 
 
@@ -93,11 +89,8 @@ def prompt_of(length: int, config: ModelConfig) -> Batch:
     return collate([expand_audio_placeholders(Tokens(text, [-100] * length), [], IDS, config, False)], IDS)
 
 
-def ours(
-    model: HiggsAudio, prompt: Batch, room: int, compiled: bool = False, int8: bool = False
-) -> Callable[[int], None]:
-    decoder = SlotDecoder(model, 1, room, steps_per_sync=8, compiled=compiled, int8=int8)
-    scheduler = Scheduler(decoder, max_waiting=1)
+def ours(scheduler: Scheduler, prompt: Batch) -> Callable[[int], None]:
+    """-> what generates so many steps for one request."""
 
     def run(steps: int) -> None:
         sequence = scheduler.submit(Sequence(prompt, SAMPLING, steps))
@@ -106,6 +99,11 @@ def ours(
         assert sequence.num_steps == steps, "a segment ended by itself"
 
     return run
+
+
+def one_slot(model: HiggsAudio, room: int, **options: bool) -> Scheduler:
+    """For one request at a time; `options` as `SlotDecoder`."""
+    return Scheduler(SlotDecoder(model, 1, room, steps_per_sync=8, **options), max_waiting=1)
 
 
 def theirs(port: transformers.PreTrainedModel, prompt: Batch) -> Callable[[int], None]:
@@ -129,124 +127,20 @@ def compare(case: str, config: ModelConfig, halves: bool, repeats: int) -> list[
         prompt, kind = prompt_of(100, config), str(dtype).removeprefix("torch.")
         port = f"transformers {kind}"
         measures[port] = per_step(theirs(port_of(model), prompt), model.device, 20, 60)
-        modes = {kind: (False, False), f"{kind} compiled": (True, False)}
+        modes = {kind: {}, f"{kind} compiled": {"compiled": True}}
         if dtype == torch.bfloat16:
-            modes |= {"int8": (False, True), "int8 compiled": (True, True)}
-        for mode, how in modes.items():
-            measures[mode] = per_step(ours(model, prompt, 256, *how), model.device, 20, 60)
+            modes |= {"int8": {"int8": True}, "int8 compiled": {"compiled": True, "int8": True}}
+        for mode, options in modes.items():
+            measures[mode] = per_step(ours(one_slot(model, 256, **options), prompt), model.device, 20, 60)
             pairs += [(mode, peer) for peer in dict.fromkeys(("transformers float32", port))]
     return rows_of(case, take_turns(measures, repeats), pairs)
 
 
-def read_bandwidth(device: torch.device, gigabytes: float, repeats: int) -> float:
-    """Bytes a second of a sum over memory, at best."""
-    memory = torch.randn(int(gigabytes * 2**28), device=device)
-
-    def read() -> float:
-        started = clock(device)
-        memory.sum()
-        return since(started, device)[0]
-
-    return memory.nbytes / min(read() for _ in range(repeats + 2))
-
-
-def bytes_per_step(decoder: SlotDecoder, rows: int, context: int) -> int:
-    """Memory traffic of a step: the audio path's weights once, keys and values of each slot."""
-    found = [t for layer in decoder.weights.layers for t in layer] + [decoder.weights.head]
-    matrices = [part for t in found for part in (t if isinstance(t, tuple) else (t,))]
-    kv = sum(layer[:, :1, :, :context].nbytes for layer in decoder.cache.layers)
-    return sum(t.nbytes for t in matrices) + rows * kv
-
-
-def large(config: ModelConfig, codec: CodecConfig, device: str, scale: int, repeats: int) -> list[Row]:
-    """For a GPU, at any size: one request, transformers, 64 slots, and the first packet."""
-    dtype = torch.bfloat16
-    model = random_model(config, device, dtype)
-    where, case = model.device, f"{config.hidden_size} wide, {config.num_layers} layers, bfloat16"
-    bandwidth = read_bandwidth(where, 6 if scale == 1 else 0.05, repeats)
-    prompt, few, many = prompt_of(300 // scale, config), 100 // scale, 600 // scale
-    room = 1024
-    growing, static = "transformers, growing cache", "transformers, static cache"
-    plain = "eager" if device == "cpu" else "graph"
-    measures = {
-        growing: per_step(theirs(port_of(model), prompt), where, few, many),
-        static: per_step(theirs(port_of(model, True), prompt), where, few, many),
-    }
-    for mode, how in {plain: (False, False), "compiled": (True, False), "int8 compiled": (True, True)}.items():
-        measures[mode] = per_step(ours(model, prompt, room, *how), where, few, many)
-    times = take_turns(measures, repeats)
-    own = [name for name in measures if name not in (growing, static)]
-    rows = rows_of(case, times, [(name, peer) for peer in (growing, static) for name in own])
-    decoder = SlotDecoder(model, 1, room, steps_per_sync=8)
-    limit = 1000 * bytes_per_step(decoder, 1, (300 + 350) // scale) / bandwidth
-    best = min(middle(times[name])[0] for name in (plain, "compiled"))
-    mode = f"limit at {bandwidth / 1e9:.0f} GB/s read; reached: {limit / best:.0%}"
-    rows.append(Row(case, mode, limit))
-    del decoder, measures
-    gc.collect()
-    rows.append(many_rows(model, case, scale, repeats))
-    rows.append(first_packet(model, codec, case, 512 // scale, repeats))
-    return rows
-
-
-def many_rows(model: HiggsAudio, case: str, scale: int, repeats: int) -> Row:
-    """64 requests with contexts of 200 to 1,200 positions."""
-    count = max(4, 64 // scale)
-    decoder = SlotDecoder(model, count, 1536, steps_per_sync=8, compiled=model.device.type != "cpu")
-    for row in range(count):
-        length = (200 + 900 * row // max(1, count - 1)) // scale
-        decoder.prefill(row, prompt_of(length, model.config), 400, replace(SAMPLING, seed=row))
-
-    def burst() -> Times:
-        started = clock(model.device)
-        decoder.run(8)
-        return scaled(since(started, model.device), 1 / 8)
-
-    times = take_turns({"step": burst}, repeats + 3)["step"]
-    return row_of(case, f"{count} rows: {1000 * count / middle(times)[0]:.0f} frames/s", times)
-
-
-def first_packet(model: HiggsAudio, config: CodecConfig, case: str, length: int, repeats: int) -> Row:
-    """From a request to four exact frames on the host, with a codec of random weights."""
-    torch.manual_seed(0)
-    codec = AudioTokenizer(config).eval().requires_grad_(False).to(model.device)
-    for name, buffer in codec.named_buffers():
-        if name.endswith("embed"):
-            buffer.normal_()
-    compiled = model.device.type != "cpu"
-    scheduler = Scheduler(SlotDecoder(model, 1, 1024, steps_per_sync=4, compiled=compiled), max_waiting=1)
-    prompt = prompt_of(length, model.config)
-
-    def first() -> Times:
-        started = clock("cpu")
-        sequence = scheduler.submit(Sequence(prompt, SAMPLING, 100))
-        audio, chunks = AudioStream(codec, [4]), []
-        while not chunks:
-            scheduler.run_steps()
-            chunks = list(audio.push(sequence.read_new()))
-        taken = since(started)
-        scheduler.cancel(sequence)
-        return taken
-
-    times = take_turns({"first": first}, repeats)["first"]
-    return row_of(case, f"first packet after {length} positions", times)
-
-
 def main() -> None:
-    parser = arguments_of(__doc__)
-    parser.add_argument("--rehearse", action="store_true", help="the GPU's part, small, on the CPU")
-    arguments = parser.parse_args()
+    arguments = arguments_of(__doc__).parse_args()
     table = Table(arguments)
-    if arguments.rehearse:
-        small = CodecConfig(encoder_width=4, decoder_width=96, acoustic_dim=24)
-        table.show(large(SMALL, small, "cpu", 8, arguments.repeats))
-    else:
-        table.show(compare("96 wide, 3 layers", TINY, False, arguments.repeats))
-        table.show(compare("512 wide, 6 layers (22 M)", SMALL, True, arguments.repeats))
-        if torch.cuda.is_available():
-            table.show(large(ModelConfig(), CodecConfig(), "cuda", 1, arguments.repeats))
-        else:
-            print("the released sizes: not measured, there is no CUDA device")
+    table.show(compare("96 wide, 3 layers", TINY, False, arguments.repeats))
+    table.show(compare("512 wide, 6 layers (22 M)", SMALL, True, arguments.repeats))
     table.write()
 
 
