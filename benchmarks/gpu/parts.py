@@ -241,7 +241,12 @@ def form(bench: Bench, name: str) -> None:
         torch.cuda.empty_cache()
         torch.cuda.reset_peak_memory_stats()
     started = clock(bench.device)
-    engine = Engine.from_pretrained(*folders, device=bench.device, config=config, **FORMS[name])
+
+    def load() -> Engine:
+        return Engine.from_pretrained(*folders, device=bench.device, config=config, **FORMS[name])
+
+    if (engine := bench.report.attempt(name, load)) is None:
+        return
     bench.report.figure("loading", since(started, bench.device)[0], "s")
     prompt = bench.prompt(bench.size.prompt)
     scheduler = engine.scheduler
@@ -311,8 +316,19 @@ def tests(bench: Bench) -> None:
     folder = ROOT / "tests"
     sys.path.insert(0, str(folder))
     files = [str(p) for p in sorted(folder.glob("test_*.py")) if "requires_cuda" in p.read_text(encoding="utf-8")]
-    options = ["-q", "-m", "requires_cuda", "-p", "no:cacheprovider", f"--rootdir={ROOT}"]
-    pytest.main([*options, *files], plugins=[Outcomes(bench.report)])
+    # A file that cannot be collected is reported, and the others are run.
+    options = [
+        "-q",
+        "--continue-on-collection-errors",
+        "-m",
+        "requires_cuda",
+        "-p",
+        "no:cacheprovider",
+        f"--rootdir={ROOT}",
+    ]
+    code = pytest.main([*options, *files], plugins=[Outcomes(bench.report)])
+    if code not in (pytest.ExitCode.OK, pytest.ExitCode.TESTS_FAILED, pytest.ExitCode.INTERRUPTED):
+        raise RuntimeError(f"pytest ended with {code!r}")
 
 
 def of_form(name: str) -> Callable[[Bench], None]:
@@ -340,4 +356,8 @@ def run_part(name: str, size: str, device: str, scratch: Path, report: Report | 
     bench = Bench(SIZES[size], device, report or Report(), scratch)
     if device == "cpu":
         torch.set_num_threads(1)
-    bench.report.attempt(name, lambda: PARTS[name][0](bench))
+    try:
+        PARTS[name][0](bench)
+    except Exception as error:
+        bench.report.missing(name, error)
+        raise
