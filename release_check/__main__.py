@@ -1,7 +1,7 @@
 """`make release-check`: the released checkpoint from download to judged speech, on one page: `reports/release.html`.
 
-For whoever has a GPU, the hub and the weights' licence. Every step's result is kept in `results/release`: a run that was
-stopped goes on, and a step that failed is tried again. A step that fails takes only those along that need it.
+For whoever has a GPU, the hub and the weights' licence. Every step's result is kept in `results/release`: a run that
+was stopped goes on, and a step that failed is tried again. A step that fails takes only those along that need it.
 """
 
 import argparse
@@ -25,7 +25,7 @@ from higgs.workflow.outputs import write_json
 from higgs.workflow.page import revision, write_page
 from higgs.workflow.speed import cpu_name
 from release_check.page import DONE, differences, page_of
-from release_check.steps import RECORDINGS, STEPS_IN_ORDER, Check
+from release_check.steps import ALWAYS, RECORDINGS, STEPS_IN_ORDER, Check
 
 FAILURES = (ValueError, OSError, RuntimeError, KeyError, ImportError, TypeError, AttributeError)
 
@@ -57,7 +57,7 @@ def run(
             states[name] = "not asked for: name its folder with --seed-tts"
         elif lacking := [other for other in needed if other not in check.results]:
             states[name] = f"not run: it needs {', '.join(lacking)}"
-        elif path.is_file():
+        elif path.is_file() and name not in ALWAYS:
             check.results[name] = json.loads(path.read_text(encoding="utf-8"))
             states[name] = f"{DONE}, by an earlier run"
         else:

@@ -10,6 +10,7 @@ VOXCPM = "README of OpenBMB/VoxCPM (another group)"
 PAPER = "Seed-TTS, arXiv:2406.02430 (its authors)"
 WHISPER, PARAFORMER, WAVLM = "Whisper large-v3", "Paraformer-zh", "WavLM-large SV"
 RECOGNISER, SPEAKER = "recogniser", "speaker"
+RELEASE_SIZES = "the release's"
 MODEL, PEOPLE = "generated", "recordings of the set"
 
 
@@ -40,7 +41,8 @@ def similarity(value: float, source: str, language: str = "en", group: str = MOD
 
 
 FIGURES = (
-    word_errors(2.44, README), word_errors(2.44, VOXCPM), word_errors(3.09, USER), word_errors(2.14, PAPER, "en", PEOPLE),
+    word_errors(2.44, README), word_errors(2.44, VOXCPM), word_errors(3.09, USER),
+    word_errors(2.14, PAPER, "en", PEOPLE),
     similarity(67.7, README), similarity(67.7, VOXCPM), similarity(64.9, USER), similarity(73.4, PAPER, "en", PEOPLE),
     word_errors(1.50, VOXCPM, "zh"), word_errors(2.682, USER, "zh"), word_errors(1.26, PAPER, "zh", PEOPLE),
     similarity(74.0, VOXCPM, "zh"), similarity(71.7, USER, "zh"), similarity(75.5, PAPER, "zh", PEOPLE),

@@ -14,7 +14,7 @@ from higgs.checkpoint.alias import Checkpoint
 from higgs.checkpoint.resolve import fingerprint, resolve
 from higgs.checkpoint.tensors import CONFIG, weight_files
 from higgs.cli.checkpoint_report import inspect_checkpoint
-from higgs.config import ModelConfig, SamplingConfig
+from higgs.config import CodecConfig, ModelConfig, SamplingConfig
 from higgs.data.chatml import smart_voice, tokenize
 from higgs.data.collator import collate, expand_audio_placeholders
 from higgs.data.recordings import read_recordings
@@ -35,7 +35,7 @@ from higgs.tokens import TokenIds
 from higgs.workers import Workers
 from higgs.workflow.outputs import progress
 from higgs.workflow.tables import Row
-from release_check.published import MODEL, PEOPLE
+from release_check.published import MODEL, PEOPLE, RELEASE_SIZES
 
 SENTENCE = "The train to the city leaves at seven in the morning, and it is late on Sundays."
 STEPS = 48  # of the fixed prompt: 2 s
@@ -109,8 +109,8 @@ def inspect(check: Check) -> Row:
             count = sum(report.parameters.values())
             found.append({"part": part, "kind": report.kind, "layout": report.layout, "parameters": count})
             dtypes = ", ".join(f"{number:,} {name}" for name, number in report.dtypes.items())
-            is_release = report.config == ModelConfig()
-            found[-1] |= {"elements": dtypes, "sizes": "the release's" if is_release else "its own"}
+            is_release = report.config in (ModelConfig(), CodecConfig())
+            found[-1] |= {"elements": dtypes, "sizes": RELEASE_SIZES if is_release else "its own"}
             problems += [f"{part}: {problem}" for problem in report.problems]
     if problems:
         raise StepFailed("; ".join(problems))
@@ -244,6 +244,7 @@ def _judged(check: Check, utterances: Sequence[Utterance]) -> Row:
 
 
 Step = Callable[[Check], Row]
+ALWAYS = ("download", "hashes")  # whatever an earlier run found: the files may be others now
 # Name, function, and the steps without which it cannot be done.
 STEPS_IN_ORDER: tuple[tuple[str, Step, tuple[str, ...]], ...] = (
     ("download", download, ()),
