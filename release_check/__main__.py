@@ -107,6 +107,8 @@ def parse(words: Sequence[str] | None) -> tuple[Check, Path]:
         parser.error("--utterances and --sentences are at least 1")
     if a.seed_tts and not a.seed_tts.is_dir():
         parser.error(f"--seed-tts: there is no folder {a.seed_tts}")
+    if not a.out.resolve().is_relative_to(Path.cwd().resolve()):
+        parser.error(f"--out: {a.out} is not a folder below this one, from which the page takes its sounds")
     try:
         made = Checkpoint.parse(a.checkpoint)
     except ValueError as error:

@@ -1,5 +1,6 @@
 """The steps of the check, each a function of `Check` -> what it found, as JSON. A step that cannot go on raises."""
 
+import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -42,6 +43,7 @@ STEPS = 48  # of the fixed prompt: 2 s
 VOICES, RECORDINGS = Path("data/voices"), Path("data/recordings/manifest.jsonl")
 FORMS = ("smart_voice", "voice_clone")  # one voice, one sentence
 RESAMPLES = 10_000
+NOT_LISTED = "no sha256"  # small files, and those of a folder
 
 
 class StepFailed(ValueError):
@@ -64,9 +66,13 @@ class Check:
     def sources(self) -> dict[str, str]:
         return {"model": self.checkpoint.model, "codec": self.checkpoint.codec}
 
+    def folder(self, part: str) -> Path:
+        """Where `download` put it."""
+        return Path(self.results["download"][part])
+
     def load_engine(self) -> Engine:
         made = self.checkpoint
-        return Engine.from_pretrained(made.model, made.codec, device=made.device, dtype=made.dtype)
+        return Engine.from_pretrained(self.folder("model"), self.folder("codec"), device=made.device, dtype=made.dtype)
 
 
 def download(check: Check) -> Row:
@@ -75,37 +81,32 @@ def download(check: Check) -> Row:
 
 
 def hashes(check: Check) -> Row:
-    """Of every file that is read; those of weights against the listing of the hub, where they came from it."""
+    """Of every file that is read; those of weights against the hub's, where they came from it."""
     files = []
-    for part, source in check.sources.items():
-        folder = resolve(source)
-        listed = _listed(source, folder)
+    for part in check.sources:
+        folder = check.folder(part)
         for path in sorted({folder / CONFIG, *weight_files(folder), *folder.glob("*.json")}):
             digest = sha256(path)
-            expected = listed.get(path.name)
+            expected = _hash_of_the_hub(path)
             files.append({"part": part, "file": path.name, "bytes": path.stat().st_size, "sha256": digest})
-            files[-1]["hub"] = "not listed" if expected is None else "the same" if expected == digest else "differs"
+            files[-1]["hub"] = NOT_LISTED if expected is None else "the same" if expected == digest else "differs"
             if expected not in (None, digest):
                 advice = f"delete {path.resolve()} and run this again"
                 raise StepFailed(f"{path}: its sha256 is {digest}, on the hub {expected}: {advice}")
-    return {"files": files, "fingerprints": {part: fingerprint(source) for part, source in check.sources.items()}}
+    return {"files": files, "fingerprints": {part: fingerprint(check.folder(part)) for part in check.sources}}
 
 
-def _listed(source: str, folder: Path) -> dict[str, str]:
-    """File -> its sha256 in the listing that came with the download; nothing for a folder or a prefix of S3."""
-    from huggingface_hub import get_cached_repo_tree
-
-    if source.startswith("s3://") or Path(source).is_dir():
-        return {}
-    entries = get_cached_repo_tree(source.partition("@")[0], revision=folder.name)
-    return {entry.path: entry.lfs.sha256 for entry in entries if entry.lfs}
+def _hash_of_the_hub(path: Path) -> str | None:
+    """The sha256 that the hub named when the file was fetched: its cache keeps large files under it."""
+    name = path.resolve().name
+    return name if path.is_symlink() and re.fullmatch("[0-9a-f]{64}", name) else None
 
 
 def inspect(check: Check) -> Row:
     """Sizes and faults, from configs and headers."""
     found, problems = [], []
-    for part, source in check.sources.items():
-        for report in inspect_checkpoint(resolve(source)):
+    for part in check.sources:
+        for report in inspect_checkpoint(check.folder(part)):
             count = sum(report.parameters.values())
             found.append({"part": part, "kind": report.kind, "layout": report.layout, "parameters": count})
             dtypes = ", ".join(f"{number:,} {name}" for name, number in report.dtypes.items())
@@ -136,7 +137,7 @@ def _agreement(ours: Tensor, theirs: Tensor) -> Row:
 def _model_codes(check: Check, device: torch.device) -> Row:
     from transformers import HiggsAudioV2ForConditionalGeneration
 
-    folder = resolve(check.checkpoint.model)
+    folder = check.folder("model")
     text_tokenizer = TextTokenizer.from_pretrained(folder)
     ids = TokenIds.of(text_tokenizer)
     model = HiggsAudio.from_pretrained(folder, device=device)
@@ -159,7 +160,7 @@ def _model_codes(check: Check, device: torch.device) -> Row:
 def _codec_codes(check: Check, device: torch.device) -> Row:
     from transformers import HiggsAudioV2TokenizerModel
 
-    folder = resolve(check.checkpoint.codec)
+    folder = check.folder("codec")
     codec = AudioTokenizer.from_pretrained(folder, device=device)
     waveform, _ = load_audio(read_recordings(RECORDINGS)[0].path, codec.sample_rate)
     waveform = waveform[: len(waveform) // codec.hop_length * codec.hop_length]
@@ -201,7 +202,7 @@ def seedtts(check: Check) -> Row:
 
 def _spoken(check: Check, scripts: Sequence[Script], name: str) -> Row:
     """Spoken with the checkpoint's own settings, seed 0, and judged."""
-    generation = GenerationConfig.from_pretrained(check.checkpoint.model)
+    generation = GenerationConfig.from_pretrained(check.folder("model"))
     settings = {"fingerprints": check.results["hashes"]["fingerprints"], "generation": generation.to_json()}
     settings |= {"device": check.checkpoint.device, "dtype": check.checkpoint.dtype}
     settings["scripts"] = [script.record(0) for script in scripts]
