@@ -13,8 +13,9 @@ from release_check.published import MODEL, RELEASE_SIZES, compare
 QUESTION = "Does the checkpoint load, speak as transformers' port does, and score as published?"
 SHOWN = ("seedtts_wer_percent", "wer_percent", "similarity", "mos_overall", "above_50_percent", "cap_hit_percent")
 TITLES = {
-    "download": "Download", "hashes": "Hashes", "inspect": "Contents", "codes": "Codes beside transformers",
-    "sentences": "Sentences", "seedtts": "SeedTTS-Eval",
+    "download": "Download", "hashes": "Hashes", "inspect": "Contents", "sentences": "Sentences",
+    "seedtts": "SeedTTS-Eval", "model_codes": "Codes of the model beside transformers",
+    "codec_codes": "Codes of the codec beside transformers",
 }  # fmt: skip
 DONE = "done"
 NOTE = (
@@ -37,7 +38,7 @@ def page_of(facts: Mapping[str, str], states: Mapping[str, str], results: Mappin
     published = compare(results.get("seedtts"))
     parts += [_heading("published", "Beside published figures"), _table(published)]
     parts.append(f"<p>{NOTE}</p>")
-    for name in ("codes", "inspect", "hashes", "sentences", "seedtts"):
+    for name in ("model_codes", "codec_codes", "inspect", "hashes", "sentences", "seedtts"):
         if found := results.get(name):
             parts += [_heading(name, TITLES[name]), BODIES[name](found)]
     return bare_page("The release, checked", "".join(parts), QUESTION)
@@ -55,9 +56,10 @@ def is_release(results: Mapping[str, Any]) -> bool:
 def differences(states: Mapping[str, str], results: Mapping[str, Any]) -> list[str]:
     """What differs from what is expected, in words."""
     found = [f"{TITLES[name].lower()}: {state}" for name, state in states.items() if state.startswith("failed")]
-    for part, agreement in results.get("codes", {}).items():
-        if agreement["equal"] != agreement["of"]:
-            found.append(f"{agreement['of'] - agreement['equal']} of {agreement['of']} codes of the {part} differ")
+    for name in ("model_codes", "codec_codes"):
+        agreement = results.get(name)
+        if agreement and agreement["equal"] != agreement["of"]:
+            found.append(f"{TITLES[name].lower()}: {agreement['of'] - agreement['equal']} of {agreement['of']} differ")
     rows = compare(results.get("seedtts"))
     return found + [f"{row['figure']} {row['difference']}" for row in rows if row["difference"].startswith("differs")]
 
@@ -78,16 +80,13 @@ def _table(rows: Sequence[Mapping[str, Any]]) -> str:
 
 
 def _codes(found: Mapping[str, Any]) -> str:
-    rows = [
-        {
-            "part": part, "equal codes": f"{a['equal']:,} of {a['of']:,}",
-            "first difference": "none" if a["first_difference"] is None else f"frame {a['first_difference']}",
-            "decoded samples differ by at most": a.get("largest_difference_of_samples"),
-        }
-        for part, a in found.items()
-    ]  # fmt: skip
-    note = "A fixed prompt, greedy, in float32, and a recording through the codec. Near ties may part on a GPU."
-    return f"<p>{note}</p>{_table(rows)}"
+    first, samples = found["first_difference"], found.get("largest_difference_of_samples")
+    row = {"equal codes": f"{found['equal']:,} of {found['of']:,}"}
+    row["first difference"] = "none" if first is None else f"frame {first}"
+    if samples is None:
+        note = "A fixed prompt, greedy, in float32: near ties may part on a GPU, and all that follows with them."
+        return f"<p>{note}</p>{_table([row])}"
+    return f"<p>A recording.</p>{_table([row | {'decoded samples differ by at most': samples}])}"
 
 
 def _inspect(found: Mapping[str, Any]) -> str:
@@ -141,4 +140,11 @@ def _listing(rows: Sequence[Row]) -> str:
     ])  # fmt: skip
 
 
-BODIES = {"codes": _codes, "inspect": _inspect, "hashes": _hashes, "sentences": _spoken, "seedtts": _spoken}
+BODIES = {
+    "model_codes": _codes,
+    "codec_codes": _codes,
+    "inspect": _inspect,
+    "hashes": _hashes,
+    "sentences": _spoken,
+    "seedtts": _spoken,
+}

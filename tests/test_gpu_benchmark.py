@@ -2,7 +2,10 @@
 
 import json
 import signal
+import subprocess
 import sys
+import time
+from pathlib import Path
 
 import pytest
 import torch
@@ -66,6 +69,29 @@ def test_a_part_that_is_killed_loses_nothing(tmp_path, end, state):
     assert all(part["figures"].keys() == {"a", "b"} for part in parts.values())
     assert [Results(path, ABOUT).is_done(part) for part in parts] == [True, state == DONE, True]
     assert (f"- second: {state}" in table.markdown(json.loads(path.read_text()))) is (state != DONE)
+
+
+@pytest.mark.parametrize("content", ["", "{", "[]", "{}", '{"about": {}}'])
+def test_a_file_that_holds_no_figures_stays_as_it_is(tmp_path, content):
+    path = tmp_path / "gpu.json"
+    path.write_text(content)
+    with pytest.raises(ValueError, match="gpu.json holds no figures .* say --again"):
+        Results(path, ABOUT)
+    assert path.read_text() == content and Results(path, ABOUT, again=True).content["parts"] == {}
+
+
+def test_a_part_ends_with_the_run_that_is_told_to_end(tmp_path):
+    """A part that nobody waits for would keep the GPU."""
+    words = ["--device", "cpu", "--json", str(tmp_path / "gpu.json"), "--only", "batches"]
+    run = subprocess.Popen([sys.executable, "-m", "benchmarks.gpu", *words], cwd=ROOT, stderr=subprocess.DEVNULL)
+    deadline, part = time.monotonic() + 60, None
+    while part is None and time.monotonic() < deadline:
+        time.sleep(0.1)
+        children = Path(f"/proc/{run.pid}/task/{run.pid}/children").read_text().split()
+        part = next((pid for pid in children if b"--part" in Path(f"/proc/{pid}/cmdline").read_bytes()), None)
+    run.terminate()
+    assert run.wait(10) == 128 + signal.SIGTERM
+    assert not Path(f"/proc/{part}").exists()
 
 
 def test_the_file_is_whole_after_every_figure(tmp_path):

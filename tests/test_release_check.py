@@ -79,7 +79,7 @@ def test_from_the_hub_to_the_page_through_every_stop(hub, check, seed_tts, monke
     status, page = check(*words)
     found = states(page)
     assert status == 0 and len(spoken) == 5, "two utterances of the set, none of the sentences"
-    assert found["Sentences"] == found["Codes beside transformers"] == "done, by an earlier run"
+    assert found["Sentences"] == found["Codes of the codec beside transformers"] == "done, by an earlier run"
     assert re.fullmatch(r"done in \d+ s", found["SeedTTS-Eval"])
     assert "Nothing that was checked differs." in page and "384 of 384" in page
     large = [

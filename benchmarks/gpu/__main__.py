@@ -75,7 +75,11 @@ class Results:
         self.path = path
         self.content: dict[str, Any] = {"about": identity, "date": time.strftime("%Y-%m-%d"), "parts": {}}
         if path.is_file() and not again:
-            old = json.loads(path.read_text(encoding="utf-8"))
+            try:
+                old = json.loads(path.read_text(encoding="utf-8"))
+                old["about"], old["parts"]
+            except (ValueError, KeyError, TypeError) as error:
+                raise ValueError(f"{path} holds no figures ({error}): name another file, or say --again") from error
             if old["about"] != identity:
                 known = {k: v for k, v in old["about"].items() if identity.get(k) != v}
                 raise ValueError(f"{path} is of another run ({known}): name another file, or say --again")
@@ -107,9 +111,7 @@ def run_child(command: Sequence[str], results: Results, part: str, limit: float,
     """A part in a process group of its own, killed after `limit` seconds; its figures are kept as they come."""
     results.begin(part)
     started, stopped = time.monotonic(), threading.Event()
-    child = subprocess.Popen(
-        command, cwd=ROOT, env=environment, stdout=subprocess.PIPE, text=True, start_new_session=True
-    )
+    child = subprocess.Popen(command, cwd=ROOT, env=environment, stdout=subprocess.PIPE, text=True, process_group=0)
 
     def stop() -> None:
         stopped.set()
@@ -186,9 +188,10 @@ def main(words: Sequence[str] | None = None) -> int:
     chosen = {name: limit for name, (_, limit) in parts.PARTS.items() if name in (arguments.only or parts.PARTS)}
     try:
         results = Results(arguments.json, about(arguments.device, arguments.size), arguments.again)
-    except (ValueError, KeyError, OSError) as error:
+    except (ValueError, OSError) as error:
         sys.stderr.write(f"{error}\n")
         return 1
+    signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(128 + number))  # so that the part is ended, too
     with tempfile.TemporaryDirectory(prefix="higgs-gpu-") as scratch:
         run_all(results, chosen, arguments, Path(scratch))
     table = import_module("benchmarks.gpu.table")

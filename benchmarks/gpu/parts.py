@@ -251,7 +251,6 @@ def form(bench: Bench, name: str) -> None:
     prompt = bench.prompt(bench.size.prompt)
     scheduler = engine.scheduler
     bench.in_turns({"compiled": bench.step(ours(scheduler, prompt))})
-    bench.report.figure("bytes of a step", bytes_per_step(scheduler.decoder, bench.size.prompt) / 1e9, "GB")
     if bench.on_gpu:
         bench.report.figure("memory at most", torch.cuda.max_memory_allocated() / 1e9, "GB")
 
@@ -345,15 +344,16 @@ PARTS: dict[str, tuple[Callable[[Bench], None], int]] = {
     "codec": (codec, 60),
     "plain_step": (plain_step, 80),
     "profile": (profile, 60),
-    "int8": (of_form("int8"), 80),
-    "int4": (of_form("int4"), 60),
-    "offload": (of_form("offload"), 60),
+    "int8": (of_form("int8"), 120),
+    "int4": (of_form("int4"), 90),
+    "offload": (of_form("offload"), 90),
     "batches": (batches, 150),
 }
 
 
-def run_part(name: str, size: str, device: str, scratch: Path, report: Report | None = None) -> None:
-    bench = Bench(SIZES[size], device, report or Report(), scratch)
+def run_part(name: str, size: str, device: str, scratch: Path) -> None:
+    """In a process of its own, which ends at its next figure where nobody reads them any more."""
+    bench = Bench(SIZES[size], device, Report(), scratch)
     if device == "cpu":
         torch.set_num_threads(1)
     try:
