@@ -32,15 +32,13 @@ def page_of(facts: Mapping[str, str], states: Mapping[str, str], results: Mappin
         parts.append(
             "<p><strong>This is another checkpoint than the release: what is published is not of it.</strong></p>"
         )
-    parts.append(_table([{"run": name, "": value} for name, value in facts.items()]))
-    steps = [{"step": TITLES[name], "": state} for name, state in states.items()]
-    parts += [_heading("steps", "Steps"), _table(steps)]
-    published = compare(results.get("seedtts"))
-    parts += [_heading("published", "Beside published figures"), _table(published)]
+    parts += [_heading("published", "Beside published figures"), _table(compare(results.get("seedtts")))]
     parts.append(f"<p>{NOTE}</p>")
+    parts += [_heading("steps", "Steps"), _table([{"step": TITLES[k], "": state} for k, state in states.items()])]
     for name in ("model_codes", "codec_codes", "inspect", "hashes", "sentences", "seedtts"):
         if found := results.get(name):
             parts += [_heading(name, TITLES[name]), BODIES[name](found)]
+    parts += [_heading("run", "The run"), _table([{"run": name, "": value} for name, value in facts.items()])]
     return bare_page("The release, checked", "".join(parts), QUESTION)
 
 
@@ -76,7 +74,7 @@ def _heading(place: str, title: str) -> str:
 
 
 def _table(rows: Sequence[Mapping[str, Any]]) -> str:
-    return f'<div style="overflow-x: auto">{table(rows).data}</div>'
+    return f'<div class="scroll">{table(rows).data}</div>'
 
 
 def _codes(found: Mapping[str, Any]) -> str:

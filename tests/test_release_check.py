@@ -47,7 +47,7 @@ def check(tmp_path, monkeypatch):
 
 def states(page: str) -> dict[str, str]:
     """The table of steps."""
-    table = page[page.index('id="steps"') : page.index('id="published"')]
+    table = page[page.index('id="steps"') :].partition("</table>")[0]
     return dict(re.findall(r"<tr><td>([^<]*)</td><td>([^<]*)</td></tr>", table))
 
 
