@@ -66,7 +66,18 @@ def _answer(states: Mapping[str, str], results: Mapping[str, Any]) -> str:
     found = differences(states, results)
     missing = [TITLES[name] for name, state in states.items() if not state.startswith((DONE, "failed"))]
     rest = f" Not done: {', '.join(missing)}." if missing else ""
-    return (f"What differs: {'; '.join(found)}." if found else "Nothing that was checked differs.") + rest
+    scores = "".join(_score(TITLES[name], results[name]) for name in ("sentences", "seedtts") if name in results)
+    return (f"What differs: {'; '.join(found)}." if found else "Nothing that was checked differs.") + scores + rest
+
+
+def _score(title: str, found: Mapping[str, Any]) -> str:
+    """A sentence about what was spoken; none without a recogniser."""
+    row = next(row for row in found["summary"] if row["group"] == MODEL)
+    if row["wer_percent"] is None:
+        return ""
+    interval = f"{row['wer_percent_low']:.1f} to {row['wer_percent_high']:.1f}"
+    judge = found["judges"]["recogniser"]
+    return f" {title}: {row['n']}, with a word error rate of {row['wer_percent']:.1f} % ({interval}) by {judge}."
 
 
 def _heading(place: str, title: str) -> str:

@@ -87,6 +87,7 @@ def test_from_the_hub_to_the_page_through_every_stop(hub, check, seed_tts, monke
     ]
     assert len(large) == 2 and all(sha256(content) in page for _, content in large)
     assert page.count("<td>the same</td>") == 2 and page.count("<audio controls") == 4
+    assert re.search(r"differs\. Sentences: 2, with a word error rate of \d+\.\d % .* SeedTTS-Eval: 2, with", page)
     assert "This is another checkpoint than the release" in page
     assert "does not compare: judged by Moonshine tiny-en, float32, theirs is Whisper large-v3" in page
 
