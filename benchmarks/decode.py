@@ -136,6 +136,14 @@ def compare(case: str, config: ModelConfig, halves: bool, repeats: int) -> list[
     return rows_of(case, take_turns(measures, repeats), pairs)
 
 
+def bytes_per_step(decoder: SlotDecoder, rows: int, context: int) -> int:
+    """Memory traffic of a step: the audio path's weights once, keys and values of each slot."""
+    found = [t for layer in decoder.weights.layers for t in layer] + [decoder.weights.head]
+    matrices = [part for t in found for part in (t if isinstance(t, tuple) else (t,))]
+    kv = sum(layer[:, :1, :, :context].nbytes for layer in decoder.cache.layers)
+    return sum(t.nbytes for t in matrices) + rows * kv
+
+
 def main() -> None:
     arguments = arguments_of(__doc__).parse_args()
     table = Table(arguments)

@@ -19,6 +19,7 @@ from benchmarks.decode import (
     PORT_IDS,
     SAMPLING,
     STATIC,
+    bytes_per_step,
     one_slot,
     ours,
     port_of,
@@ -82,14 +83,6 @@ def bandwidth(bench: Bench) -> None:
         bench.report.figure(name, times * memory.nbytes / min(taken) / 1e9, GB_S)
 
 
-def bytes_per_step(decoder: SlotDecoder, context: int) -> int:
-    """Memory traffic of a step of one request: the audio path's weights once, keys and values of its context."""
-    found = [t for layer in decoder.weights.layers for t in layer] + [decoder.weights.head]
-    matrices = [part for t in found for part in (t if isinstance(t, tuple) else (t,))]
-    kv = sum(layer[:, :1, :, :context].nbytes for layer in decoder.cache.layers)
-    return sum(t.nbytes for t in matrices) + kv
-
-
 def eager(decoder: SlotDecoder) -> SlotDecoder:
     """Without CUDA graphs."""
     decoder.graphed = None
@@ -106,7 +99,7 @@ def decode(bench: Bench) -> None:
         schedulers["graph"] = one_slot(bench.model, 512)
     schedulers["compiled"] = one_slot(bench.model, 512, compiled=True)
     context = size.prompt + (size.few + size.many) // 2
-    traffic = bytes_per_step(schedulers["compiled"].decoder, context)
+    traffic = bytes_per_step(schedulers["compiled"].decoder, 1, context)
     bench.report.figure("bytes of a step", traffic / 1e9, "GB", context=context)
     measures = {name: bench.step(ours(scheduler, prompt)) for name, scheduler in schedulers.items()}
     bench.in_turns(measures | {name: bench.step(theirs(port, prompt)) for name, port in ports.items()})
