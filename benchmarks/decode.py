@@ -93,10 +93,8 @@ def prompt_of(length: int, config: ModelConfig) -> Batch:
     return collate([expand_audio_placeholders(Tokens(text, [-100] * length), [], IDS, config, False)], IDS)
 
 
-def ours(
-    model: HiggsAudio, prompt: Batch, room: int, compiled: bool = False, int8: bool = False
-) -> Callable[[int], None]:
-    decoder = SlotDecoder(model, 1, room, steps_per_sync=8, compiled=compiled, int8=int8)
+def ours(model: HiggsAudio, prompt: Batch, room: int, compiled: bool = False) -> Callable[[int], None]:
+    decoder = SlotDecoder(model, 1, room, steps_per_sync=8, compiled=compiled)
     scheduler = Scheduler(decoder, max_waiting=1)
 
     def run(steps: int) -> None:
