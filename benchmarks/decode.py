@@ -38,6 +38,8 @@ from higgs.checkpoint.config_json import model_to_json
 from higgs.config import CodecConfig, ModelConfig, SamplingConfig
 from higgs.data.chatml import Tokens
 from higgs.data.collator import collate, expand_audio_placeholders
+from higgs.model.matrices import BITS
+from higgs.model.weights import place, to_transformers
 from higgs.serve.batching.scheduler import Scheduler, Sequence
 from higgs.serve.batching.slots import SlotDecoder
 from higgs.serve.stream import AudioStream
@@ -57,8 +59,8 @@ SMALL = replace(
 )  # fmt: skip
 
 
-def random_model(config: ModelConfig, device: str, dtype: torch.dtype) -> HiggsAudio:
-    """Random weights that keep activations finite; stream eos is never among the likely codes."""
+def random_model(config: ModelConfig, device: str, dtype: torch.dtype, bits: int | None = None) -> HiggsAudio:
+    """Random weights that keep activations finite; stream eos is never among the likely codes. `bits` rounds them."""
     with torch.device("meta"):
         model = HiggsAudio(config)
     model = model.to(dtype).to_empty(device=device).eval().requires_grad_(False)
@@ -69,13 +71,16 @@ def random_model(config: ModelConfig, device: str, dtype: torch.dtype) -> HiggsA
         else:
             weight.normal_(0, weight.shape[1] ** -0.5, generator=generator)
     model.audio_head.weight.view(config.num_codebooks, -1, config.hidden_size)[:, -2:] = 0
-    return model
+    if bits is None:
+        return model
+    with torch.device("meta"):
+        rounded = HiggsAudio(config)
+    place(rounded, dict(model.state_dict()), model.device, dtype, bits, offload_text=False)
+    return rounded.eval()
 
 
 def port_of(model: HiggsAudio, static: bool = False) -> transformers.PreTrainedModel:
     """The same weights in transformers, over the same memory where they stay on their device."""
-    from higgs.model.weights import to_transformers
-
     made = transformers.HiggsAudioV2Config(**model_to_json(model.config) | PORT_IDS)
     with torch.device(model.device):
         port = transformers.HiggsAudioV2ForConditionalGeneration(made).to(model.dtype)
@@ -84,6 +89,8 @@ def port_of(model: HiggsAudio, static: bool = False) -> transformers.PreTrainedM
     port.generation_config.ras_win_len, port.generation_config.ras_win_max_num_repeat = 7, 2
     if static:
         port.generation_config.cache_implementation = "static"
+        port.generation_config.compile_config = transformers.CompileConfig()
+        port.generation_config.compile_config._compile_all_devices = True  # on the CPU too
     return port.eval()
 
 
@@ -125,14 +132,21 @@ def compare(case: str, config: ModelConfig, halves: bool, repeats: int) -> list[
     for dtype in (torch.float32, torch.bfloat16) if halves else (torch.float32,):
         model = random_model(config, "cpu", dtype)
         prompt, kind = prompt_of(100, config), str(dtype).removeprefix("torch.")
-        port = f"transformers {kind}"
+        port, static = f"transformers {kind}", f"transformers {kind}, static and compiled"
         measures[port] = per_step(theirs(port_of(model), prompt), model.device, 20, 60)
-        modes = {kind: (False, False), f"{kind} compiled": (True, False)}
+        if halves:
+            measures[static] = per_step(theirs(port_of(model, static=True), prompt), model.device, 20, 60)
+            pairs.append((port, static))
+        modes = {kind: (None, False), f"{kind} compiled": (None, True)}
         if dtype == torch.bfloat16:
-            modes |= {"int8": (False, True), "int8 compiled": (True, True)}
-        for mode, how in modes.items():
-            measures[mode] = per_step(ours(model, prompt, 256, *how), model.device, 20, 60)
-            pairs += [(mode, peer) for peer in dict.fromkeys(("transformers float32", port))]
+            modes |= {name: (bits, False) for name, bits in BITS.items()} | {"int8 compiled": (8, True)}
+        for mode, (bits, compiled) in modes.items():
+            # Each has weights of its own: they are laid out, or rounded, for it.
+            run = ours(random_model(config, "cpu", dtype, bits), prompt, 256, compiled)
+            measures[mode] = per_step(run, model.device, 20, 60)
+            pairs += [
+                (mode, peer) for peer in dict.fromkeys(("transformers float32", port, static)) if peer in measures
+            ]
     return rows_of(case, take_turns(measures, repeats), pairs)
 
 
@@ -170,8 +184,12 @@ def large(config: ModelConfig, codec: CodecConfig, device: str, scale: int, repe
         growing: per_step(theirs(port_of(model), prompt), where, few, many),
         static: per_step(theirs(port_of(model, True), prompt), where, few, many),
     }
-    for mode, how in {plain: (False, False), "compiled": (True, False), "int8 compiled": (True, True)}.items():
-        measures[mode] = per_step(ours(model, prompt, room, *how), where, few, many)
+    for mode, compiled in {plain: False, "compiled": True}.items():
+        own = random_model(config, device, dtype) if device == "cpu" else model  # laid out for it, on the CPU
+        measures[mode] = per_step(ours(own, prompt, room, compiled), where, few, many)
+    for mode, bits in BITS.items():
+        run = ours(random_model(config, device, dtype, bits), prompt, room, compiled=True)
+        measures[f"{mode} compiled"] = per_step(run, where, few, many)
     times = take_turns(measures, repeats)
     own = [name for name in measures if name not in (growing, static)]
     rows = rows_of(case, times, [(name, peer) for peer in (growing, static) for name in own])

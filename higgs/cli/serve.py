@@ -10,7 +10,6 @@ from typer import Option
 
 from higgs.cli.options import FOLDER, Checkpoint, Dtype, MaxNewTokens, OffloadText, Temperature, TopK, TopP, Voices
 
-
 AllowHost = Annotated[
     list[str] | None,
     Option(help="a name under which clients call the server; again for more, * for any", show_default="--host"),
