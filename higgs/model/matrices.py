@@ -59,6 +59,11 @@ def _quantize(weight: Tensor, bits: int) -> Quantized:
     return Quantized(((low & 15) | (high << 4)).flatten(1), scales[..., 0])
 
 
+def rounded_bytes(shape: torch.Size, bits: int) -> int:
+    """Of a matrix with its scales."""
+    return shape.numel() * bits // 8 + 2 * (shape[0] if bits == 8 else shape.numel() // GROUP)
+
+
 def dequantize(matrix: Quantized, dtype: torch.dtype) -> Tensor:
     """-> [out, in]"""
     values, scales = matrix.values, matrix.scales.to(dtype)[..., None]

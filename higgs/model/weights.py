@@ -119,6 +119,11 @@ def load_weights(folder: Path, expected: Mapping[str, Tensor]) -> dict[str, Tens
     return convert(read_tensors(folder))
 
 
+def is_rounded(name: str, dim: int) -> bool:
+    """Whether int8 and int4 round this tensor: all matrices but those of the codes, which choose the sound."""
+    return dim > 1 and not name.startswith("audio_")
+
+
 def place(
     model: nn.Module,
     tensors: dict[str, Tensor],
@@ -129,7 +134,7 @@ def place(
 ) -> None:
     """Stored tensors take their places in a model on the meta device, one by one, on `device` and in their form.
 
-    `bits` rounds all matrices but the codes' own; `offload_text` leaves the text half in the mapped file. Empties
+    `bits` as `is_rounded`; `offload_text` leaves the text half in the mapped file. Empties
     `tensors`.
     """
     for name in list(tensors):
@@ -137,7 +142,7 @@ def place(
         module, tensor = model.get_submodule(path), tensors.pop(name)
         offloaded = offload_text and TEXT_HALF.match(path)
         tensor = tensor if offloaded else tensor.to(device).to(dtype)
-        if offloaded or bits is None or tensor.dim() == 1 or path.startswith("audio_"):
+        if offloaded or bits is None or not is_rounded(name, tensor.dim()):
             setattr(module, attribute, nn.Parameter(tensor, requires_grad=False))
         elif isinstance(module, nn.Embedding):
             model.set_submodule(path, QuantizedEmbedding(quantize(tensor, bits), dtype))

@@ -113,8 +113,11 @@ class Engine:
         text_tokenizer: TextTokenizer,
         config: EngineConfig | None = None,
         generation: GenerationConfig | None = None,
+        encoder: AudioTokenizer | None = None,
     ):
+        """`encoder` is the codec for references, where `tokenizer` only decodes."""
         self.model, self.tokenizer, self.text_tokenizer = model, tokenizer, text_tokenizer
+        self.encoder = encoder or tokenizer
         self.config, self.generation = config or EngineConfig(), generation or GenerationConfig()
         self.cache = PrefixCache(self.config.cache_bytes)
         self._lock = threading.Lock()
@@ -138,16 +141,22 @@ class Engine:
         """Folders, hub ids (`organisation/name@revision`) or s3:// prefixes of the model and of the codec.
 
         `dtype` also takes "int8" and "int4", which round the model's weights. `offload_text` leaves in their files, on
-        the host, what only the prompt needs. The codec runs in float32 whatever the model's dtype.
+        the host, what only the prompt needs: the model's text half and the codec's encoders. The codec runs in float32
+        whatever the model's dtype.
         """
         place = choose_device(device)
         compute, bits = choose_dtype(dtype, place)
+        codec, encoder = AudioTokenizer.from_pretrained(tokenizer, device=place), None
+        if offload_text and place.type != "cpu":
+            encoder = AudioTokenizer.from_pretrained(tokenizer)
+            codec.drop_encoders()
         return cls(
             HiggsAudio.from_pretrained(model, None, place, compute, bits, offload_text),
-            AudioTokenizer.from_pretrained(tokenizer, device=place),
+            codec,
             TextTokenizer.from_pretrained(model),
             config,
             GenerationConfig.from_pretrained(model),
+            encoder,
         )
 
     @property
@@ -169,7 +178,7 @@ class Engine:
                 f"{audio.name}: a reference of {seconds:.0f} s; at most {MAX_REFERENCE_SECONDS:.0f} s, "
                 "and 5 to 15 s are enough"
             )
-        codes = self.cache.get(fingerprint(waveform), lambda: [self.tokenizer.encode(waveform).cpu()])[0]
+        codes = self.cache.get(fingerprint(waveform), lambda: [self.encoder.encode(waveform).cpu()])[0]
         check_audible(waveform, audio.name or "the reference")
         return codes
 
