@@ -10,8 +10,9 @@ segment are unlikely. CPU time varies less where other programs run.
 """
 
 import gc
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import replace
+from functools import partial
 
 import torch
 import transformers
@@ -40,8 +41,10 @@ from higgs.data.chatml import Tokens
 from higgs.data.collator import collate, expand_audio_placeholders
 from higgs.model.matrices import BITS
 from higgs.model.weights import place, to_transformers
-from higgs.serve.batching.scheduler import Scheduler, Sequence
+from higgs.serve.batching.scheduler import Scheduler
+from higgs.serve.batching.scheduler import Sequence as Request
 from higgs.serve.batching.slots import SlotDecoder
+from higgs.serve.engine import choose_dtype
 from higgs.serve.stream import AudioStream
 from higgs.tokens import TokenIds
 
@@ -105,7 +108,7 @@ def ours(model: HiggsAudio, prompt: Batch, room: int, compiled: bool = False) ->
     scheduler = Scheduler(decoder, max_waiting=1)
 
     def run(steps: int) -> None:
-        sequence = scheduler.submit(Sequence(prompt, SAMPLING, steps))
+        sequence = scheduler.submit(Request(prompt, SAMPLING, steps))
         while not sequence.done:
             scheduler.run_steps()
         assert sequence.num_steps == steps, "a segment ended by itself"
@@ -160,6 +163,41 @@ def read_bandwidth(device: torch.device, gigabytes: float, repeats: int) -> floa
         return since(started, device)[0]
 
     return memory.nbytes / min(read() for _ in range(repeats + 2))
+
+
+def reading(case: str, config: ModelConfig, dtypes: Sequence[str], repeats: int) -> list[Row]:
+    """Steps on the CPU beside reading as much memory: the share of the read bandwidth that a step reaches."""
+    memory = torch.randn(1 << 27)
+
+    def read() -> Times:
+        started = clock("cpu")
+        memory.sum()
+        return scaled(since(started), 1e9 / memory.nbytes)  # a gigabyte
+
+    measures, sizes = {"read": read}, {}
+    for name in dtypes:
+        dtype, bits = choose_dtype(name, torch.device("cpu"))
+        decoder = SlotDecoder(random_model(config, "cpu", dtype, bits), 1, 256, steps_per_sync=8)
+        decoder.prefill(0, prompt_of(60, config), 190, SAMPLING)
+        sizes[name] = bytes_per_step(decoder, 1, 64)
+        measures[name] = partial(steps_of, decoder)
+    times = take_turns(measures, repeats)
+    gigabyte = middle(times["read"])
+    what = f"reading a gigabyte: {1000 / gigabyte[1]:.1f} GB/s"
+    rows = [row_of(case, what, times["read"])]
+    for name in dtypes:
+        share = sizes[name] / 1e9 * gigabyte[1] / middle(times[name])[1]
+        rows.append(row_of(case, f"{name}: {sizes[name] / 1e6:.0f} MB in a step, {share:.0%} of it", times[name]))
+    return rows
+
+
+def steps_of(decoder: SlotDecoder) -> Times:
+    """One of eight steps, from the same place each time."""
+    decoder.next_position[0] = 60
+    decoder.state.position[0], decoder.state.step[0], decoder.state.active[0] = 60, 1, True
+    started = clock("cpu")
+    decoder.run(8)
+    return scaled(since(started), 1 / 8)
 
 
 def bytes_per_step(decoder: SlotDecoder, rows: int, context: int) -> int:
@@ -235,7 +273,7 @@ def first_packet(model: HiggsAudio, config: CodecConfig, case: str, length: int,
 
     def first() -> Times:
         started = clock("cpu")
-        sequence = scheduler.submit(Sequence(prompt, SAMPLING, 100))
+        sequence = scheduler.submit(Request(prompt, SAMPLING, 100))
         audio, chunks = AudioStream(codec, [4]), []
         while not chunks:
             scheduler.run_steps()
@@ -259,6 +297,10 @@ def main() -> None:
     else:
         table.show(compare("96 wide, 3 layers", TINY, False, arguments.repeats))
         table.show(compare("512 wide, 6 layers (22 M)", SMALL, True, arguments.repeats))
+        few_layers = replace(ModelConfig(), num_layers=3, vocab_size=512)
+        released = ("bfloat16", "int8", "int4")
+        table.show(reading("3 layers of the released sizes", few_layers, released, arguments.repeats))
+        table.show(reading("512 wide, 6 layers (22 M)", SMALL, ("float32", *released), arguments.repeats))
         if torch.cuda.is_available():
             table.show(large(ModelConfig(), CodecConfig(), "cuda", 1, arguments.repeats))
         else:

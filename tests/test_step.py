@@ -7,16 +7,22 @@ from dataclasses import replace
 import pytest
 import torch
 from tiny import prompt_batch, write_model
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
 from transformers import HiggsAudioV2ForConditionalGeneration
 
 from benchmarks.counts import of_our_step, of_their_steps
 from higgs import HiggsAudio
+from higgs.checkpoint.config_json import model_from_json
 from higgs.config import SamplingConfig
 from higgs.model import matrices
+from higgs.model.kv_cache import KVCache
 from higgs.model.matrices import dequantize, quantize
+from higgs.model.weights import place
+from higgs.serve.batching.fused_weights import fuse
 from higgs.serve.batching.slots import SlotDecoder
 from higgs.serve.batching.state import IDLE, SMALL_TOP_K, DecodeState
-from higgs.serve.batching.step import delay, linear, sample
+from higgs.serve.batching.step import decode_step, delay, linear, sample
 from higgs.serve.counter_rng import CounterRng, log_uniforms, step_keys, token_hashes
 from higgs.serve.reference.loop import DelayState, generate
 from higgs.serve.reference.sampler import process_logits, sample_codes
@@ -303,6 +309,80 @@ def test_each_weight_is_rounded_to_the_nearest(bits, step):
     assert torch.equal(alone, linear(x[:8], stored)), "a slot's bits do not depend on the others"
     with pytest.raises(ValueError, match="multiples of"):
         quantize(weight[:, :72], bits)
+
+
+class Capturable(TorchDispatchMode):
+    """Fails on whatever a CUDA graph cannot record, of a step whose tensors are all on `device`.
+
+    That is a tensor of another device, read or made (copies to and from the host, constants of Python); numbers that
+    the host asks for; shapes that depend on data; random numbers of a generator; pinned memory.
+    """
+
+    HOST = ("_local_scalar_dense", "nonzero", "is_nonzero", "item", "masked_select", "equal", "unique", "lift_fresh")
+    RANDOM = ("rand", "normal", "uniform_", "bernoulli", "multinomial", "exponential_")
+
+    def __init__(self, device: str):
+        super().__init__()
+        self.device, self.count = device, 0
+
+    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+        kwargs = kwargs or {}
+        name = function.name().removeprefix("aten::").split(".")[0]
+        boolean = name.startswith("index") and any(
+            isinstance(t, torch.Tensor) and t.dtype == torch.bool for t in tree_leaves(args[1])
+        )
+        assert not name.startswith((*self.HOST, *self.RANDOM)) and not boolean, f"{name} in a step"
+        assert not kwargs.get("pin_memory"), f"{name} pins memory"
+        result = function(*args, **kwargs)
+        places = {t.device.type for t in tree_leaves((args, kwargs, result)) if isinstance(t, torch.Tensor)}
+        assert places <= {self.device}, f"{name} with tensors on {sorted(places)}"
+        self.count += 1
+        return result
+
+
+FORMS = {"float32": (torch.float32, None), "bfloat16": (torch.bfloat16, None)}
+FORMS |= {name: (dtype, bits) for name, (bits, dtype, _) in ROUNDED.items()}
+
+
+@pytest.mark.parametrize("full_vocab", [False, True])
+@pytest.mark.parametrize("form", FORMS)
+def test_a_graph_can_record_a_step(config, form, full_vocab):
+    """On the meta device, which stands for an accelerator: nothing of the step touches another one."""
+    dtype, bits = FORMS[form]
+    with torch.device("meta"):
+        stored, model = (HiggsAudio(model_from_json(config | ROUNDABLE)) for _ in range(2))
+    place(model, dict(stored.state_dict()), torch.device("meta"), dtype, bits, offload_text=False)
+    weights, cache = fuse(model, 64), KVCache(model.config, 3, 64, "meta", dtype).layers
+    state = DecodeState.create(model.config, 3, 64, 4, torch.device("meta"))
+    for slot, name in enumerate(("the defaults", "no top-k", "strict end")):
+        state.start(slot, 9, 20, SETTINGS[name], torch.zeros(8, 5, dtype=torch.long, device="meta"), model.config)
+    with torch.no_grad(), Capturable("meta") as seen:
+        decode_step(weights, cache, state, 32, full_vocab)
+    assert seen.count > 100
+
+
+FAULTS = {  # the device on which the operation itself works
+    "a number read": ("cpu", lambda x: x * float(x.sum())),
+    "a condition": ("cpu", lambda x: x if x.sum() > 0 else -x),
+    "places that depend on data": ("cpu", lambda x: x.nonzero()),
+    "a boolean index": ("cpu", lambda x: x[x > 0]),
+    "a boolean write": ("cpu", lambda x: x.index_put_((x > 0,), x.new_zeros(()))),
+    "a comparison": ("cpu", lambda x: torch.equal(x, x)),
+    "a generator's numbers": ("cpu", lambda x: x + torch.rand_like(x)),
+    "noise in place": ("cpu", lambda x: x.exponential_()),
+    "a constant of Python": ("meta", lambda x: x * torch.tensor([2.0], device=x.device)),
+    "a table on the host": ("meta", lambda x: torch.arange(4.0) * 2),
+    "a tensor of the host": ("meta", lambda x: x.copy_(torch.ones(4))),
+    "a scalar of the host": ("meta", lambda x: x * torch.ones(())),
+}
+
+
+@pytest.mark.parametrize("fault", FAULTS)
+def test_what_no_graph_can_record_is_seen(fault):
+    device, operation = FAULTS[fault]
+    x = torch.ones(4, device=device)
+    with pytest.raises(AssertionError), Capturable(device):
+        operation(x)
 
 
 @pytest.mark.requires_cuda
