@@ -23,7 +23,7 @@ from torch.func import functional_call
 
 BITS = {"int8": 8, "int4": 4}
 GROUP = 64  # weights with one scale in int4
-CHUNK = 1 << 23  # weights that are widened at once
+QUANTIZED_AT_ONCE, WIDENED_AT_ONCE = 1 << 20, 1 << 23  # weights
 FEW_ROWS = 16  # more are multiplied as floats
 SOURCE = Path(__file__).with_name("matvec.c")
 FLAGS = ("-O3", "-shared", "-fPIC", "-march=native", "-fno-math-errno", "-fno-trapping-math")
@@ -44,19 +44,26 @@ def quantize(weight: Tensor, bits: int) -> Quantized:
     multiple = 32 if bits == 8 else GROUP
     if weight.shape[1] % multiple:
         raise ValueError(f"int{bits} needs inputs in multiples of {multiple}, got a weight of {list(weight.shape)}")
-    chunks = [_quantize(chunk.float(), bits) for chunk in weight.split(max(1, CHUNK // weight.shape[1]))]
-    return Quantized(*map(torch.cat, zip(*chunks, strict=True)))
+    out, inputs = weight.shape
+    values = weight.new_empty(out, inputs * bits // 8, dtype=torch.int8)
+    scales = weight.new_empty((out,) if bits == 8 else (out, inputs // GROUP), dtype=torch.bfloat16)
+    # In small chunks, into what stays: large temporaries would leave holes in the heap.
+    size = max(1, QUANTIZED_AT_ONCE // inputs)
+    for start in range(0, out, size):
+        part = slice(start, start + size)
+        values[part], scales[part] = _quantize(weight[part].float(), bits)
+    return Quantized(values, scales)
 
 
-def _quantize(weight: Tensor, bits: int) -> Quantized:
+def _quantize(weight: Tensor, bits: int) -> tuple[Tensor, Tensor]:
     groups = weight if bits == 8 else weight.unflatten(1, (-1, GROUP))
     largest = groups.gather(-1, groups.abs().argmax(-1, keepdim=True))
     scales = (largest.abs() / 127 if bits == 8 else largest / -8).bfloat16()
     steps = (groups / scales.float().where(scales != 0, 1)).round_()
     if bits == 8:
-        return Quantized(steps.clamp_(-127, 127).to(torch.int8), scales[..., 0])
+        return steps.clamp_(-127, 127).to(torch.int8), scales[..., 0]
     low, high = steps.clamp_(-8, 7).to(torch.int8).chunk(2, -1)
-    return Quantized(((low & 15) | (high << 4)).flatten(1), scales[..., 0])
+    return ((low & 15) | (high << 4)).flatten(1), scales[..., 0]
 
 
 def rounded_bytes(shape: torch.Size, bits: int) -> int:
@@ -87,7 +94,7 @@ def linear(x: Tensor, matrix: Matrix) -> Tensor:
             return _multiply(product, rows, matrix).unflatten(0, x.shape[:-1])
         if matrix.scales.dim() == 1 and x.dtype == torch.bfloat16:
             return torch._weight_int8pack_mm(rows, *matrix).unflatten(0, x.shape[:-1])
-    size = max(1, CHUNK // x.shape[-1])
+    size = max(1, WIDENED_AT_ONCE // x.shape[-1])
     chunks = zip(*(part.split(size) for part in matrix), strict=True)
     products = [F.linear(x, dequantize(Quantized(*chunk), x.dtype)) for chunk in chunks]
     return products[0] if len(products) == 1 else torch.cat(products, -1)
