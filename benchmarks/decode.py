@@ -176,7 +176,7 @@ def reading(case: str, config: ModelConfig, dtypes: Sequence[str], repeats: int)
 
     measures, sizes = {"read": read}, {}
     for name in dtypes:
-        dtype, bits = choose_dtype(name, torch.device("cpu"))
+        dtype, bits = choose_dtype(name, torch.device("cpu")), BITS.get(name)
         decoder = SlotDecoder(random_model(config, "cpu", dtype, bits), 1, 256, steps_per_sync=8)
         decoder.prefill(0, prompt_of(60, config), 190, SAMPLING)
         sizes[name] = bytes_per_step(decoder, 1, 64)

@@ -32,6 +32,7 @@ from higgs.checkpoint.resolve import fingerprint
 from higgs.config import ModelConfig, SamplingConfig
 from higgs.data.chatml import Tokens
 from higgs.data.collator import collate, expand_audio_placeholders
+from higgs.model.matrices import BITS
 from higgs.model.weights import their_name
 from higgs.serve.batching.slots import SlotDecoder
 from higgs.serve.engine import choose_dtype
@@ -133,7 +134,7 @@ def timed(result: dict[str, Any], name: str) -> Iterator[None]:
 def of_ours(folder: Path, dtype: str, offload_text: bool) -> dict[str, Any]:
     """-> times, memory and greedy codes [K, FRAMES]"""
     result: dict[str, Any] = {"before GB": anonymous() / 1e9}
-    peak, (compute, bits) = Peak(), choose_dtype(dtype, torch.device("cpu"))
+    peak, (compute, bits) = Peak(), choose_dtype(dtype, torch.device("cpu")), BITS.get(dtype)
     with timed(result, "load"):
         model = HiggsAudio.from_pretrained(folder, None, "cpu", compute, bits, offload_text)
         decoder = SlotDecoder(model, 1, POSITIONS, steps_per_sync=1)

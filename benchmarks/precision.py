@@ -22,6 +22,7 @@ from higgs.data.scripts import read_scripts, script_file
 from higgs.evaluate.judges.registry import load_metric_models
 from higgs.evaluate.statistics.paired_runs import compare
 from higgs.evaluate.utterances import Evaluator, Utterance
+from higgs.model.matrices import BITS
 from higgs.serve.engine import choose_dtype
 from higgs.serve.many_scripts import choose_tasks, speak_all
 from higgs.workflow.tables import write_rows
@@ -34,7 +35,7 @@ NANO = Path("data/checkpoints/nano")
 @torch.inference_mode()
 def logits(config: ModelConfig, dtype: str) -> torch.Tensor:
     """[S, K, N + 2] at the audio positions of a prompt, from random weights of float32 that are rounded or cast."""
-    compute, bits = choose_dtype(dtype, torch.device("cpu"))
+    compute, bits = choose_dtype(dtype, torch.device("cpu")), BITS.get(dtype)
     model = random_model(config, "cpu", torch.float32 if bits else compute, bits)
     batch = prompt(config, 200)
     return model.audio_logits(model.hidden(batch)[0][batch.audio_mask])

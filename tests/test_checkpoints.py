@@ -41,7 +41,7 @@ from higgs.codec import weights as codec_weights
 from higgs.config import CodecConfig, ConfigError, ModelConfig, SemanticConfig
 from higgs.model import weights as model_weights
 from higgs.model.kv_cache import KVCache
-from higgs.model.matrices import MatrixLinear, Offloaded, QuantizedEmbedding
+from higgs.model.matrices import BITS, MatrixLinear, Offloaded, QuantizedEmbedding
 from higgs.serve.engine import choose_dtype
 
 SMALL_MODEL = ModelConfig(
@@ -700,7 +700,7 @@ def test_the_model_takes_what_inspect_says(tmp_path, dtype, offload_text):
     """Of weights that stay in the file, nothing is counted; prompt and steps are the same without a copy of them."""
     config = replace(SMALL_MODEL, hidden_size=128, intermediate_size=192, num_heads=2, num_kv_heads=1, head_dim=64)
     write_model(tmp_path, model_to_json(config))
-    compute, bits = choose_dtype(dtype, torch.device("cpu"))
+    compute, bits = choose_dtype(dtype, torch.device("cpu")), BITS.get(dtype)
     model = HiggsAudio.from_pretrained(tmp_path, dtype=compute, bits=bits, offload_text=offload_text)
     held = 0
     for module in model.modules():

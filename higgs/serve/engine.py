@@ -84,19 +84,19 @@ class Response:
     timing: dict[str, float] = field(default_factory=dict)
 
 
-def choose_dtype(name: str | torch.dtype, device: torch.device) -> tuple[torch.dtype, int | None]:
-    """-> what is computed in, and how many bits a weight has where it is rounded ("int8", "int4").
+def choose_dtype(name: str | torch.dtype, device: torch.device) -> torch.dtype:
+    """What is computed in: "auto" is bfloat16 on an accelerator and float32 on the CPU.
 
-    "auto" is bfloat16 on an accelerator and float32 on the CPU. Rounded weights are computed with in bfloat16, and in
-    float32 on a CPU that has no instructions for it.
+    Rounded weights ("int8", "int4") go with bfloat16, or float32 on a CPU that has no instructions for bfloat16.
     """
     if isinstance(name, torch.dtype):
-        return name, None
-    on_cpu = device.type == "cpu"
-    if name in BITS:
-        fast = not on_cpu or can_pack(device, torch.bfloat16)
-        return torch.bfloat16 if fast else torch.float32, BITS[name]
-    return getattr(torch, {"auto": "float32" if on_cpu else "bfloat16"}.get(name, name)), None
+        return name
+    if name == "auto" or name in BITS:
+        fast = device.type != "cpu" or (name in BITS and can_pack(device, torch.bfloat16))
+        return torch.bfloat16 if fast else torch.float32
+    if not isinstance(dtype := getattr(torch, name, None), torch.dtype) or not dtype.is_floating_point:
+        raise ValueError(f"dtype: expected auto, float32, bfloat16, float16, {' or '.join(BITS)}, got {name!r}")
+    return dtype
 
 
 class Engine:
@@ -145,7 +145,7 @@ class Engine:
         whatever the model's dtype.
         """
         place = choose_device(device)
-        compute, bits = choose_dtype(dtype, place)
+        compute, bits = choose_dtype(dtype, place), BITS.get(dtype)
         codec, encoder = AudioTokenizer.from_pretrained(tokenizer, device=place), None
         if offload_text and place.type != "cpu":
             encoder = AudioTokenizer.from_pretrained(tokenizer)
