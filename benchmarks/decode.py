@@ -8,8 +8,9 @@ temperature 0.7, top-k 50, top-p 0.95 and repetition-aware sampling; the weights
 segment are unlikely. CPU time varies less where other programs run.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import replace
+from functools import partial
 
 import torch
 import transformers
@@ -19,9 +20,15 @@ from benchmarks.timing import (
     Measure,
     Row,
     Table,
+    Times,
     arguments_of,
+    clock,
+    middle,
     per_step,
+    row_of,
     rows_of,
+    scaled,
+    since,
     take_turns,
 )
 from higgs import HiggsAudio
@@ -30,8 +37,12 @@ from higgs.checkpoint.config_json import model_to_json
 from higgs.config import ModelConfig, SamplingConfig
 from higgs.data.chatml import Tokens
 from higgs.data.collator import collate, expand_audio_placeholders
-from higgs.serve.batching.scheduler import Scheduler, Sequence
+from higgs.model.matrices import BITS
+from higgs.model.weights import place, to_transformers
+from higgs.serve.batching.scheduler import Scheduler
+from higgs.serve.batching.scheduler import Sequence as Request
 from higgs.serve.batching.slots import SlotDecoder
+from higgs.serve.engine import choose_dtype
 from higgs.tokens import TokenIds
 
 SAMPLING = SamplingConfig(temperature=0.7, top_k=50, top_p=0.95, seed=1)
@@ -49,8 +60,8 @@ SMALL = replace(
 )  # fmt: skip
 
 
-def random_model(config: ModelConfig, device: str, dtype: torch.dtype) -> HiggsAudio:
-    """Random weights that keep activations finite; stream eos is never among the likely codes."""
+def random_model(config: ModelConfig, device: str, dtype: torch.dtype, bits: int | None = None) -> HiggsAudio:
+    """Random weights that keep activations finite; stream eos is never among the likely codes. `bits` rounds them."""
     with torch.device("meta"):
         model = HiggsAudio(config)
     model = model.to(dtype).to_empty(device=device).eval().requires_grad_(False)
@@ -61,13 +72,16 @@ def random_model(config: ModelConfig, device: str, dtype: torch.dtype) -> HiggsA
         else:
             weight.normal_(0, weight.shape[1] ** -0.5, generator=generator)
     model.audio_head.weight.view(config.num_codebooks, -1, config.hidden_size)[:, -2:] = 0
-    return model
+    if bits is None:
+        return model
+    with torch.device("meta"):
+        rounded = HiggsAudio(config)
+    place(rounded, dict(model.state_dict()), model.device, dtype, bits, offload_text=False)
+    return rounded.eval()
 
 
 def port_of(model: HiggsAudio, cache: str = GROWING) -> transformers.PreTrainedModel:
     """The same weights in transformers, over the same memory where they stay on their device."""
-    from higgs.model.weights import to_transformers
-
     made = transformers.HiggsAudioV2Config(**model_to_json(model.config) | PORT_IDS)
     with torch.device(model.device):
         port = transformers.HiggsAudioV2ForConditionalGeneration(made).to(model.dtype)
@@ -93,7 +107,7 @@ def ours(scheduler: Scheduler, prompt: Batch) -> Callable[[int], None]:
     """-> what generates so many steps for one request."""
 
     def run(steps: int) -> None:
-        sequence = scheduler.submit(Sequence(prompt, SAMPLING, steps))
+        sequence = scheduler.submit(Request(prompt, SAMPLING, steps))
         while not sequence.done:
             scheduler.run_steps()
         assert sequence.num_steps == steps, "a segment ended by itself"
@@ -125,15 +139,57 @@ def compare(case: str, config: ModelConfig, halves: bool, repeats: int) -> list[
     for dtype in (torch.float32, torch.bfloat16) if halves else (torch.float32,):
         model = random_model(config, "cpu", dtype)
         prompt, kind = prompt_of(100, config), str(dtype).removeprefix("torch.")
-        port = f"transformers {kind}"
+        port, static = f"transformers {kind}", f"transformers {kind}, static and compiled"
         measures[port] = per_step(theirs(port_of(model), prompt), model.device, 20, 60)
-        modes = {kind: {}, f"{kind} compiled": {"compiled": True}}
+        if halves:
+            measures[static] = per_step(theirs(port_of(model, COMPILED), prompt), model.device, 20, 60)
+            pairs.append((port, static))
+        modes = {kind: (None, False), f"{kind} compiled": (None, True)}
         if dtype == torch.bfloat16:
-            modes |= {"int8": {"int8": True}, "int8 compiled": {"compiled": True, "int8": True}}
-        for mode, options in modes.items():
-            measures[mode] = per_step(ours(one_slot(model, 256, **options), prompt), model.device, 20, 60)
-            pairs += [(mode, peer) for peer in dict.fromkeys(("transformers float32", port))]
+            modes |= {name: (bits, False) for name, bits in BITS.items()} | {"int8 compiled": (8, True)}
+        for mode, (bits, compiled) in modes.items():
+            # Each has weights of its own: they are laid out, or rounded, for it.
+            run = ours(one_slot(random_model(config, "cpu", dtype, bits), 256, compiled=compiled), prompt)
+            measures[mode] = per_step(run, model.device, 20, 60)
+            pairs += [
+                (mode, peer) for peer in dict.fromkeys(("transformers float32", port, static)) if peer in measures
+            ]
     return rows_of(case, take_turns(measures, repeats), pairs)
+
+
+def reading(case: str, config: ModelConfig, dtypes: Sequence[str], repeats: int) -> list[Row]:
+    """Steps on the CPU beside reading as much memory: the share of the read bandwidth that a step reaches."""
+    memory = torch.randn(1 << 27)
+
+    def read() -> Times:
+        started = clock("cpu")
+        memory.sum()
+        return scaled(since(started), 1e9 / memory.nbytes)  # a gigabyte
+
+    measures, sizes = {"read": read}, {}
+    for name in dtypes:
+        dtype, bits = choose_dtype(name, torch.device("cpu")), BITS.get(name)
+        decoder = SlotDecoder(random_model(config, "cpu", dtype, bits), 1, 256, steps_per_sync=8)
+        decoder.prefill(0, prompt_of(60, config), 190, SAMPLING)
+        sizes[name] = bytes_per_step(decoder, 1, 64)
+        measures[name] = partial(steps_of, decoder)
+    times = take_turns(measures, repeats)
+    gigabyte = middle(times["read"])
+    what = f"reading a gigabyte: {1000 / gigabyte[1]:.1f} GB/s"
+    rows = [row_of(case, what, times["read"])]
+    for name in dtypes:
+        share = sizes[name] / 1e9 * gigabyte[1] / middle(times[name])[1]
+        rows.append(row_of(case, f"{name}: {sizes[name] / 1e6:.0f} MB in a step, {share:.0%} of it", times[name]))
+    return rows
+
+
+def steps_of(decoder: SlotDecoder) -> Times:
+    """One of eight steps, from the same place each time."""
+    decoder.next_position[0] = 60
+    decoder.state.position[0], decoder.state.step[0], decoder.state.active[0] = 60, 1, True
+    started = clock("cpu")
+    decoder.run(8)
+    return scaled(since(started), 1 / 8)
 
 
 def bytes_per_step(decoder: SlotDecoder, rows: int, context: int) -> int:
@@ -149,6 +205,10 @@ def main() -> None:
     table = Table(arguments)
     table.show(compare("96 wide, 3 layers", TINY, False, arguments.repeats))
     table.show(compare("512 wide, 6 layers (22 M)", SMALL, True, arguments.repeats))
+    few_layers = replace(ModelConfig(), num_layers=3, vocab_size=512)
+    released = ("bfloat16", "int8", "int4")
+    table.show(reading("3 layers of the released sizes", few_layers, released, arguments.repeats))
+    table.show(reading("512 wide, 6 layers (22 M)", SMALL, ("float32", *released), arguments.repeats))
     table.write()
 
 
