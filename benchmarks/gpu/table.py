@@ -174,7 +174,8 @@ def about(content: Mapping[str, Any]) -> list[str]:
 
 def markdown(content: Mapping[str, Any]) -> str:
     figures, rehearsal = Figures(content), bool(content) and content["about"]["rehearsal"]
-    tables = [*goals(figures, rehearsal), *of_plain_step(figures), *batches(figures), *every_figure(figures)]
+    plain = [] if rehearsal else of_plain_step(figures)
+    tables = [*goals(figures, rehearsal), *plain, *batches(figures), *every_figure(figures)]
     return "\n".join([*about(content), "", *tables])
 
 
