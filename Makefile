@@ -5,10 +5,12 @@
 # make setup   only install, into .venv
 # make lint    only check the style
 # make train   make the default checkpoint again, from nothing: hours (training/dvc.yaml)
+# make gpu     measure on a GPU, in eight minutes, with the Python that has torch: no set-up, no network
+# make release-check  download the released checkpoint, check it, hear and judge it: reports/release.html
 # make promote put the checkpoint that was trained in training/out into data/ and into the store
 # make s3      keep the data in a bucket: make s3 URL=s3://bucket/prefix; make s3 URL= goes back
 #
-# Every target first installs into .venv what constraints.txt says; the second time there is nothing
+# Every other target first installs into .venv what constraints.txt says; the second time there is nothing
 # to do. Another Python: make PYTHON=/path/to/python3 TARGET. Packages come from wherever pip is
 # configured to find them. In an environment of your own (environment.yml) leave make out: run
 # `dvc pull data.dvc && dvc repro` and `pytest`.
@@ -27,12 +29,12 @@ export PYTHONDONTWRITEBYTECODE := 1
 # What makes a repository of an unpacked archive (a ZIP of GitHub or Zenodo), which has no .git.
 ADOPT := git init -q && git add -A && git -c user.name=archive -c user.email=archive@localhost commit -qm archive
 
-.PHONY: help setup demo repro test lint lab train promote s3 repository
+.PHONY: help setup demo repro test lint lab train gpu release-check promote s3 repository
 .NOTPARALLEL:
 .DELETE_ON_ERROR:
 
 help:
-	@sed -n 's/^# \(make [a-z0-9]* .*\)/\1/p' Makefile
+	@sed -n 's/^# \(make [a-z0-9-]* .*\)/\1/p' Makefile
 
 setup: $(STAMP)
 
@@ -70,6 +72,15 @@ train: $(STAMP)
 	$(VENV)/bin/python -m pip install --no-input --disable-pip-version-check \
 	  -c constraints.txt -e '.[test,train]'
 	$(WITH) dvc --cd training repro
+
+# For a machine that brings its own torch, nothing is installed; a GPU's time is short.
+gpu:
+	PYTHONPATH="$(CURDIR)$${PYTHONPATH:+:$$PYTHONPATH}" $(if $(wildcard $(STAMP)),$(VENV)/bin/python,$(PYTHON)) -m benchmarks.gpu $(ARGS)
+
+# ARGS="--seed-tts FOLDER" and others: python -m release_check --help. Stopped, it goes on.
+release-check: repository $(STAMP)
+	@[ -e data ] || $(WITH) dvc pull data.dvc
+	$(WITH) python -m release_check $(ARGS)
 
 # The store is filled afresh, so that it holds what data.dvc names and nothing else.
 promote: $(STAMP)

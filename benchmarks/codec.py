@@ -8,6 +8,7 @@ lines say how many codes differ between the ways.
 
 import random
 from collections.abc import Callable
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -15,6 +16,8 @@ from torch import Tensor
 from benchmarks.timing import Measure, Row, Table, Times, arguments_of, clock, rows_of, scaled, since, take_turns
 from higgs import AudioTokenizer
 from higgs.audio import load_audio
+from higgs.checkpoint.config_json import codec_to_json
+from higgs.config import CodecConfig
 from higgs.data.recordings import read_recordings
 
 Way = Callable[[list[Tensor]], list[Tensor]]
@@ -29,10 +32,32 @@ def cut(source: Tensor, count: int, samples: tuple[int, int], rng: random.Random
     return [source[start : start + n] for start, n in zip(starts, lengths, strict=True)]
 
 
-def encoders(codec: AudioTokenizer, folder: str, port: bool, batch: int) -> dict[str, Way]:
+def codec_port(config: CodecConfig, device: str) -> Any:
+    """transformers' codec of these sizes, with random weights."""
+    from transformers import HiggsAudioV2TokenizerConfig, HiggsAudioV2TokenizerModel
+
+    with torch.device(device):
+        return HiggsAudioV2TokenizerModel(HiggsAudioV2TokenizerConfig(**codec_to_json(config))).eval()
+
+
+def load_port(folder: str) -> Any:
+    from transformers import HiggsAudioV2TokenizerModel
+    from transformers.utils import logging
+
+    logging.set_verbosity_error()  # it warns of missing weights that training alone needs
+    return HiggsAudioV2TokenizerModel.from_pretrained(folder, dtype=torch.float32).eval()
+
+
+def encoders(codec: AudioTokenizer, port: Any = None, batch: int = 0) -> dict[str, Way]:
+    """`port` is transformers' codec; `batch` adds the way with so many clips in a batch."""
+
     def own_length(clips: list[Tensor]) -> list[Tensor]:
         with torch.inference_mode():
             return [codec.quantizer.encode(codec.embed(clip[None, None]))[0] for clip in clips]
+
+    def transformers(clips: list[Tensor]) -> list[Tensor]:
+        with torch.inference_mode():
+            return [port.encode(clip[None, None]).audio_codes[0] for clip in clips]
 
     def batched(clips: list[Tensor]) -> list[Tensor]:
         codec._batch_size = lambda samples: batch
@@ -41,19 +66,7 @@ def encoders(codec: AudioTokenizer, folder: str, port: bool, batch: int) -> dict
         finally:
             del codec._batch_size
 
-    ways: dict[str, Way] = {}
-    if port:
-        from transformers import HiggsAudioV2TokenizerModel
-        from transformers.utils import logging
-
-        logging.set_verbosity_error()  # it warns of missing weights that training alone needs
-        model = HiggsAudioV2TokenizerModel.from_pretrained(folder, dtype=torch.float32).eval()
-
-        def transformers(clips: list[Tensor]) -> list[Tensor]:
-            with torch.inference_mode():
-                return [model.encode(clip[None, None]).audio_codes[0] for clip in clips]
-
-        ways[PORT] = transformers
+    ways: dict[str, Way] = {} if port is None else {PORT: transformers}
     ways |= {ONE_BY_ONE: own_length, EACH: lambda clips: [codec.encode(clip) for clip in clips]}
     ways["encode(list)"] = codec.encode
     return ways | ({f"encode(list), {batch} in a batch": batched} if batch else {})
@@ -67,21 +80,23 @@ def decoders(codec: AudioTokenizer) -> dict[str, Way]:
     return {ONE_BY_ONE: own_length, "decode(list)": codec.decode}
 
 
+def timed(way: Way, make: Callable[[], list[Tensor]], rate: int, device: str = "cpu") -> Measure:
+    """Of a second of audio, on new clips of `rate` steps a second each time."""
+
+    def measure() -> Times:
+        clips = make()
+        started = clock(device)
+        way(clips)
+        return scaled(since(started, device), rate / sum(clip.shape[-1] for clip in clips))
+
+    return measure
+
+
 def compare(
     case: str, ways: dict[str, Way], make: Callable[[], list[Tensor]], rate: int, peer: str, repeats: int
 ) -> list[Row]:
-    """Each way beside `peer`, on new clips of `rate` steps a second for each timing."""
-
-    def measure(way: Way) -> Measure:
-        def timed() -> Times:
-            clips = make()
-            started = clock("cpu")
-            way(clips)
-            return scaled(since(started), rate / sum(clip.shape[-1] for clip in clips))
-
-        return timed
-
-    times = take_turns({name: measure(way) for name, way in ways.items()}, repeats)
+    """Each way beside `peer`."""
+    times = take_turns({name: timed(way, make, rate) for name, way in ways.items()}, repeats)
     return rows_of(case, times, [(name, peer) for name in times if name != peer])
 
 
@@ -106,7 +121,8 @@ def main() -> None:
         frames = [round(rng.uniform(*arguments.seconds) * frame_rate) for _ in range(arguments.clips)]
         return [torch.randint(codec.codebook_size, (codec.num_codebooks, count)) for count in frames]
 
-    ways = encoders(codec, arguments.checkpoint, not arguments.no_port, arguments.batch)
+    port = None if arguments.no_port else load_port(arguments.checkpoint)
+    ways = encoders(codec, port, arguments.batch)
     peer = ONE_BY_ONE if arguments.no_port else PORT
     table.show(compare("codec encode", ways, clips, rate, peer, arguments.repeats))
     table.show(compare("codec decode", decoders(codec), codes, frame_rate, ONE_BY_ONE, arguments.repeats))

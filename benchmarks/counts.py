@@ -2,8 +2,8 @@
 
     python -m benchmarks.counts
 
-Counted, not timed: the numbers are the same on every run. A kernel is an operator that is no view. On a GPU the
-profiler counts kernels and synchronisations as well.
+Counted, not timed: the numbers are the same on every run. A kernel is an operator that is no view. On a GPU, `make gpu`
+counts kernels and waits by the profiler as well.
 """
 
 from collections import Counter
@@ -82,32 +82,34 @@ def of_their_steps(port, prompt, few: int = 12, many: int = 22) -> dict[str, flo
     return dict(zip(("operators", "kernels", "waits"), each, strict=True))
 
 
-def on_a_gpu(model, prompt) -> list[Row]:
-    """Kernels and waits per step of a burst of replayed graphs, and of one eager step, from the profiler."""
+def on_a_gpu(model, prompt, mode: str) -> dict[str, tuple[float, str]]:
+    """Kernels and waits of a step, from the profiler over a burst of 8, each with a note of what they were.
+
+    `mode` is eager, graph or compiled. The profiler's own wait for the device at its end is among the waits.
+    """
     from torch.profiler import ProfilerActivity, profile
 
     from higgs.config import SamplingConfig
     from higgs.serve.batching.slots import SlotDecoder
 
-    rows = []
-    for mode, graphs in (("graph", True), ("eager", False)):
-        decoder = SlotDecoder(model, slots=1, positions=1024, steps_per_sync=8)
-        decoder.graphed = decoder.graphed if graphs else None
-        decoder.prefill(0, prompt, 400, SamplingConfig(seed=1))
+    decoder = SlotDecoder(model, slots=1, positions=1024, steps_per_sync=8, compiled=mode == "compiled")
+    decoder.graphed = None if mode == "eager" else decoder.graphed
+    decoder.prefill(0, prompt, 400, SamplingConfig(seed=1))
+    decoder.run(8)
+    with profile(activities=[ProfilerActivity.CPU, ProfilerActivity.CUDA]) as seen:
         decoder.run(8)
-        with profile(activities=[ProfilerActivity.CPU, ProfilerActivity.CUDA]) as seen:
-            decoder.run(8)
-        events = seen.events()
-        kernels = sum(e.device_type == torch.autograd.DeviceType.CUDA for e in events) / 8
-        waits = sum("Synchronize" in e.name for e in events) / 8
-        rows += [Row("GPU", f"{mode}: kernels in a step", kernels)]
-        rows += [Row("GPU", f"{mode}: waits in a step", waits)]
-    return rows
+    names = [(e.device_type == torch.autograd.DeviceType.CUDA, e.name) for e in seen.events()]
+    kernels = Counter(name for on_gpu, name in names if on_gpu)
+    waits = Counter(name for _, name in names if "Synchronize" in name)
+    found = {"kernels": kernels, "waits": waits}
+    return {
+        what: (counted.total() / 8, ", ".join(f"{n} {name:.60}" for name, n in counted.most_common(6)))
+        for what, counted in found.items()
+    }
 
 
 def main() -> None:
     from benchmarks.decode import SMALL, TINY, port_of, prompt_of, random_model
-    from higgs.config import ModelConfig
 
     arguments = arguments_of(__doc__).parse_args()
     table = Table(arguments)
@@ -117,11 +119,6 @@ def main() -> None:
         for what, peer in theirs.items():
             mine = getattr(ours, what)
             table.show([Row(case, f"{what} in a step", mine, peer, peer / mine if mine else None)])
-    if torch.cuda.is_available():
-        model = random_model(ModelConfig(), "cuda", torch.bfloat16)
-        table.show(on_a_gpu(model, prompt_of(300, ModelConfig())))
-    else:
-        print("kernels on a GPU: not measured, there is no CUDA device")
     table.write()
 
 

@@ -1,7 +1,6 @@
 """Time of a decoding step, here and in transformers: 8 codes, 40 ms of audio.
 
-    python -m benchmarks.decode                     # on the CPU; with a GPU, the released sizes too
-    python -m benchmarks.decode --rehearse          # the GPU's part, at a small size on the CPU
+    python -m benchmarks.decode                     # on the CPU; `make gpu` is for a GPU
 
 Measurements alternate within one run; numbers are medians with their range. A step's time is the difference between a
 long and a short generation over the difference of their lengths, without the prompt. Both sides sample with
@@ -9,9 +8,9 @@ temperature 0.7, top-k 50, top-p 0.95 and repetition-aware sampling; the weights
 segment are unlikely. CPU time varies less where other programs run.
 """
 
-import gc
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import replace
+from functools import partial
 
 import torch
 import transformers
@@ -32,18 +31,22 @@ from benchmarks.timing import (
     since,
     take_turns,
 )
-from higgs import AudioTokenizer, HiggsAudio
+from higgs import HiggsAudio
 from higgs.batch import Batch
 from higgs.checkpoint.config_json import model_to_json
-from higgs.config import CodecConfig, ModelConfig, SamplingConfig
+from higgs.config import ModelConfig, SamplingConfig
 from higgs.data.chatml import Tokens
 from higgs.data.collator import collate, expand_audio_placeholders
-from higgs.serve.batching.scheduler import Scheduler, Sequence
+from higgs.model.matrices import BITS
+from higgs.model.weights import place, to_transformers
+from higgs.serve.batching.scheduler import Scheduler
+from higgs.serve.batching.scheduler import Sequence as Request
 from higgs.serve.batching.slots import SlotDecoder
-from higgs.serve.stream import AudioStream
+from higgs.serve.engine import choose_dtype
 from higgs.tokens import TokenIds
 
 SAMPLING = SamplingConfig(temperature=0.7, top_k=50, top_p=0.95, seed=1)
+GROWING, STATIC, COMPILED = "growing cache", "static cache", "static cache, compiled"  # of transformers' `generate`
 IDS = TokenIds(256, 257, 258, 259, 260, 261, 262, 263, 264, 265)
 PORT_IDS = {
     "pad_token_id": 257, "audio_token_id": 265, "audio_delay_token_id": 266, "audio_bos_token_id": 263,
@@ -57,8 +60,8 @@ SMALL = replace(
 )  # fmt: skip
 
 
-def random_model(config: ModelConfig, device: str, dtype: torch.dtype) -> HiggsAudio:
-    """Random weights that keep activations finite; stream eos is never among the likely codes."""
+def random_model(config: ModelConfig, device: str, dtype: torch.dtype, bits: int | None = None) -> HiggsAudio:
+    """Random weights that keep activations finite; stream eos is never among the likely codes. `bits` rounds them."""
     with torch.device("meta"):
         model = HiggsAudio(config)
     model = model.to(dtype).to_empty(device=device).eval().requires_grad_(False)
@@ -69,21 +72,28 @@ def random_model(config: ModelConfig, device: str, dtype: torch.dtype) -> HiggsA
         else:
             weight.normal_(0, weight.shape[1] ** -0.5, generator=generator)
     model.audio_head.weight.view(config.num_codebooks, -1, config.hidden_size)[:, -2:] = 0
-    return model
+    if bits is None:
+        return model
+    with torch.device("meta"):
+        rounded = HiggsAudio(config)
+    place(rounded, dict(model.state_dict()), model.device, dtype, bits, offload_text=False)
+    return rounded.eval()
 
 
-def port_of(model: HiggsAudio, static: bool = False) -> transformers.PreTrainedModel:
+def port_of(model: HiggsAudio, cache: str = GROWING) -> transformers.PreTrainedModel:
     """The same weights in transformers, over the same memory where they stay on their device."""
-    from higgs.model.weights import to_transformers
-
     made = transformers.HiggsAudioV2Config(**model_to_json(model.config) | PORT_IDS)
     with torch.device(model.device):
         port = transformers.HiggsAudioV2ForConditionalGeneration(made).to(model.dtype)
     tensors, names = to_transformers(dict(model.state_dict())), dict(port.named_parameters())
     port.load_state_dict({k: v for k, v in tensors.items() if k in names}, strict=False, assign=True)
-    port.generation_config.ras_win_len, port.generation_config.ras_win_max_num_repeat = 7, 2
-    if static:
-        port.generation_config.cache_implementation = "static"
+    settings = port.generation_config
+    settings.ras_win_len, settings.ras_win_max_num_repeat = 7, 2
+    if cache != GROWING:
+        settings.cache_implementation, settings.disable_compile = "static", cache == STATIC
+    if cache == COMPILED and model.device.type == "cpu":  # which `generate` compiles for when it is told to
+        settings.compile_config = transformers.CompileConfig()
+        settings.compile_config._compile_all_devices = True
     return port.eval()
 
 
@@ -93,19 +103,21 @@ def prompt_of(length: int, config: ModelConfig) -> Batch:
     return collate([expand_audio_placeholders(Tokens(text, [-100] * length), [], IDS, config, False)], IDS)
 
 
-def ours(
-    model: HiggsAudio, prompt: Batch, room: int, compiled: bool = False, int8: bool = False
-) -> Callable[[int], None]:
-    decoder = SlotDecoder(model, 1, room, steps_per_sync=8, compiled=compiled, int8=int8)
-    scheduler = Scheduler(decoder, max_waiting=1)
+def ours(scheduler: Scheduler, prompt: Batch) -> Callable[[int], None]:
+    """-> what generates so many steps for one request."""
 
     def run(steps: int) -> None:
-        sequence = scheduler.submit(Sequence(prompt, SAMPLING, steps))
+        sequence = scheduler.submit(Request(prompt, SAMPLING, steps))
         while not sequence.done:
             scheduler.run_steps()
         assert sequence.num_steps == steps, "a segment ended by itself"
 
     return run
+
+
+def one_slot(model: HiggsAudio, room: int, **options: bool) -> Scheduler:
+    """For one request at a time; `options` as `SlotDecoder`."""
+    return Scheduler(SlotDecoder(model, 1, room, steps_per_sync=8, **options), max_waiting=1)
 
 
 def theirs(port: transformers.PreTrainedModel, prompt: Batch) -> Callable[[int], None]:
@@ -127,27 +139,57 @@ def compare(case: str, config: ModelConfig, halves: bool, repeats: int) -> list[
     for dtype in (torch.float32, torch.bfloat16) if halves else (torch.float32,):
         model = random_model(config, "cpu", dtype)
         prompt, kind = prompt_of(100, config), str(dtype).removeprefix("torch.")
-        port = f"transformers {kind}"
+        port, static = f"transformers {kind}", f"transformers {kind}, static and compiled"
         measures[port] = per_step(theirs(port_of(model), prompt), model.device, 20, 60)
-        modes = {kind: (False, False), f"{kind} compiled": (True, False)}
+        if halves:
+            measures[static] = per_step(theirs(port_of(model, COMPILED), prompt), model.device, 20, 60)
+            pairs.append((port, static))
+        modes = {kind: (None, False), f"{kind} compiled": (None, True)}
         if dtype == torch.bfloat16:
-            modes |= {"int8": (False, True), "int8 compiled": (True, True)}
-        for mode, how in modes.items():
-            measures[mode] = per_step(ours(model, prompt, 256, *how), model.device, 20, 60)
-            pairs += [(mode, peer) for peer in dict.fromkeys(("transformers float32", port))]
+            modes |= {name: (bits, False) for name, bits in BITS.items()} | {"int8 compiled": (8, True)}
+        for mode, (bits, compiled) in modes.items():
+            # Each has weights of its own: they are laid out, or rounded, for it.
+            run = ours(one_slot(random_model(config, "cpu", dtype, bits), 256, compiled=compiled), prompt)
+            measures[mode] = per_step(run, model.device, 20, 60)
+            pairs += [
+                (mode, peer) for peer in dict.fromkeys(("transformers float32", port, static)) if peer in measures
+            ]
     return rows_of(case, take_turns(measures, repeats), pairs)
 
 
-def read_bandwidth(device: torch.device, gigabytes: float, repeats: int) -> float:
-    """Bytes a second of a sum over memory, at best."""
-    memory = torch.randn(int(gigabytes * 2**28), device=device)
+def reading(case: str, config: ModelConfig, dtypes: Sequence[str], repeats: int) -> list[Row]:
+    """Steps on the CPU beside reading as much memory: the share of the read bandwidth that a step reaches."""
+    memory = torch.randn(1 << 27)
 
-    def read() -> float:
-        started = clock(device)
+    def read() -> Times:
+        started = clock("cpu")
         memory.sum()
-        return since(started, device)[0]
+        return scaled(since(started), 1e9 / memory.nbytes)  # a gigabyte
 
-    return memory.nbytes / min(read() for _ in range(repeats + 2))
+    measures, sizes = {"read": read}, {}
+    for name in dtypes:
+        dtype, bits = choose_dtype(name, torch.device("cpu")), BITS.get(name)
+        decoder = SlotDecoder(random_model(config, "cpu", dtype, bits), 1, 256, steps_per_sync=8)
+        decoder.prefill(0, prompt_of(60, config), 190, SAMPLING)
+        sizes[name] = bytes_per_step(decoder, 1, 64)
+        measures[name] = partial(steps_of, decoder)
+    times = take_turns(measures, repeats)
+    gigabyte = middle(times["read"])
+    what = f"reading a gigabyte: {1000 / gigabyte[1]:.1f} GB/s"
+    rows = [row_of(case, what, times["read"])]
+    for name in dtypes:
+        share = sizes[name] / 1e9 * gigabyte[1] / middle(times[name])[1]
+        rows.append(row_of(case, f"{name}: {sizes[name] / 1e6:.0f} MB in a step, {share:.0%} of it", times[name]))
+    return rows
+
+
+def steps_of(decoder: SlotDecoder) -> Times:
+    """One of eight steps, from the same place each time."""
+    decoder.next_position[0] = 60
+    decoder.state.position[0], decoder.state.step[0], decoder.state.active[0] = 60, 1, True
+    started = clock("cpu")
+    decoder.run(8)
+    return scaled(since(started), 1 / 8)
 
 
 def bytes_per_step(decoder: SlotDecoder, rows: int, context: int) -> int:
@@ -158,95 +200,15 @@ def bytes_per_step(decoder: SlotDecoder, rows: int, context: int) -> int:
     return sum(t.nbytes for t in matrices) + rows * kv
 
 
-def large(config: ModelConfig, codec: CodecConfig, device: str, scale: int, repeats: int) -> list[Row]:
-    """For a GPU, at any size: one request, transformers, 64 slots, and the first packet."""
-    dtype = torch.bfloat16
-    model = random_model(config, device, dtype)
-    where, case = model.device, f"{config.hidden_size} wide, {config.num_layers} layers, bfloat16"
-    bandwidth = read_bandwidth(where, 6 if scale == 1 else 0.05, repeats)
-    prompt, few, many = prompt_of(300 // scale, config), 100 // scale, 600 // scale
-    room = 1024
-    growing, static = "transformers, growing cache", "transformers, static cache"
-    plain = "eager" if device == "cpu" else "graph"
-    measures = {
-        growing: per_step(theirs(port_of(model), prompt), where, few, many),
-        static: per_step(theirs(port_of(model, True), prompt), where, few, many),
-    }
-    for mode, how in {plain: (False, False), "compiled": (True, False), "int8 compiled": (True, True)}.items():
-        measures[mode] = per_step(ours(model, prompt, room, *how), where, few, many)
-    times = take_turns(measures, repeats)
-    own = [name for name in measures if name not in (growing, static)]
-    rows = rows_of(case, times, [(name, peer) for peer in (growing, static) for name in own])
-    decoder = SlotDecoder(model, 1, room, steps_per_sync=8)
-    limit = 1000 * bytes_per_step(decoder, 1, (300 + 350) // scale) / bandwidth
-    best = min(middle(times[name])[0] for name in (plain, "compiled"))
-    mode = f"limit at {bandwidth / 1e9:.0f} GB/s read; reached: {limit / best:.0%}"
-    rows.append(Row(case, mode, limit))
-    del decoder, measures
-    gc.collect()
-    rows.append(many_rows(model, case, scale, repeats))
-    rows.append(first_packet(model, codec, case, 512 // scale, repeats))
-    return rows
-
-
-def many_rows(model: HiggsAudio, case: str, scale: int, repeats: int) -> Row:
-    """64 requests with contexts of 200 to 1,200 positions."""
-    count = max(4, 64 // scale)
-    decoder = SlotDecoder(model, count, 1536, steps_per_sync=8, compiled=model.device.type != "cpu")
-    for row in range(count):
-        length = (200 + 900 * row // max(1, count - 1)) // scale
-        decoder.prefill(row, prompt_of(length, model.config), 400, replace(SAMPLING, seed=row))
-
-    def burst() -> Times:
-        started = clock(model.device)
-        decoder.run(8)
-        return scaled(since(started, model.device), 1 / 8)
-
-    times = take_turns({"step": burst}, repeats + 3)["step"]
-    return row_of(case, f"{count} rows: {1000 * count / middle(times)[0]:.0f} frames/s", times)
-
-
-def first_packet(model: HiggsAudio, config: CodecConfig, case: str, length: int, repeats: int) -> Row:
-    """From a request to four exact frames on the host, with a codec of random weights."""
-    torch.manual_seed(0)
-    codec = AudioTokenizer(config).eval().requires_grad_(False).to(model.device)
-    for name, buffer in codec.named_buffers():
-        if name.endswith("embed"):
-            buffer.normal_()
-    compiled = model.device.type != "cpu"
-    scheduler = Scheduler(SlotDecoder(model, 1, 1024, steps_per_sync=4, compiled=compiled), max_waiting=1)
-    prompt = prompt_of(length, model.config)
-
-    def first() -> Times:
-        started = clock("cpu")
-        sequence = scheduler.submit(Sequence(prompt, SAMPLING, 100))
-        audio, chunks = AudioStream(codec, [4]), []
-        while not chunks:
-            scheduler.run_steps()
-            chunks = list(audio.push(sequence.read_new()))
-        taken = since(started)
-        scheduler.cancel(sequence)
-        return taken
-
-    times = take_turns({"first": first}, repeats)["first"]
-    return row_of(case, f"first packet after {length} positions", times)
-
-
 def main() -> None:
-    parser = arguments_of(__doc__)
-    parser.add_argument("--rehearse", action="store_true", help="the GPU's part, small, on the CPU")
-    arguments = parser.parse_args()
+    arguments = arguments_of(__doc__).parse_args()
     table = Table(arguments)
-    if arguments.rehearse:
-        small = CodecConfig(encoder_width=4, decoder_width=96, acoustic_dim=24)
-        table.show(large(SMALL, small, "cpu", 8, arguments.repeats))
-    else:
-        table.show(compare("96 wide, 3 layers", TINY, False, arguments.repeats))
-        table.show(compare("512 wide, 6 layers (22 M)", SMALL, True, arguments.repeats))
-        if torch.cuda.is_available():
-            table.show(large(ModelConfig(), CodecConfig(), "cuda", 1, arguments.repeats))
-        else:
-            print("the released sizes: not measured, there is no CUDA device")
+    table.show(compare("96 wide, 3 layers", TINY, False, arguments.repeats))
+    table.show(compare("512 wide, 6 layers (22 M)", SMALL, True, arguments.repeats))
+    few_layers = replace(ModelConfig(), num_layers=3, vocab_size=512)
+    released = ("bfloat16", "int8", "int4")
+    table.show(reading("3 layers of the released sizes", few_layers, released, arguments.repeats))
+    table.show(reading("512 wide, 6 layers (22 M)", SMALL, ("float32", *released), arguments.repeats))
     table.write()
 
 

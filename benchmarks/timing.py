@@ -12,14 +12,15 @@ import time
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 import transformers
 
-from higgs import Engine
-from higgs.serve.engine import EngineConfig
 from higgs.workflow.speed import cpu_name
+
+if TYPE_CHECKING:
+    from higgs import Engine
 
 NANO = Path("data/checkpoints/nano")
 
@@ -109,8 +110,11 @@ def rows_of(case: str, times: dict[str, list[Times]], pairs: list[tuple[str, str
     return rows
 
 
-def load_engine(checkpoint: Path, **config: Any) -> Engine:
+def load_engine(checkpoint: Path, **config: Any) -> "Engine":
     """`checkpoint` holds model/ and codec/; `config` as EngineConfig."""
+    from higgs import Engine
+    from higgs.serve.engine import EngineConfig
+
     return Engine.from_pretrained(
         checkpoint / "model", checkpoint / "codec", device="cpu", config=EngineConfig(**config)
     )

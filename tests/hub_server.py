@@ -9,6 +9,7 @@ import json
 import re
 import threading
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
 from urllib.parse import unquote, urlsplit
 
 
@@ -52,6 +53,23 @@ class Hub(ThreadingHTTPServer):
     def fetched(self) -> set[str]:
         """The files whose content was asked for; the large ones by their hash."""
         return {path.rsplit("/", 1)[1] for method, path, _ in self.log if method == "GET" and "/api/" not in path}
+
+
+def point_at(server: Hub, folder: Path, monkeypatch) -> None:
+    """huggingface_hub of this process, pointed at the stub and at an empty cache in `folder`."""
+    import huggingface_hub.file_download
+
+    constants = huggingface_hub.constants
+    monkeypatch.setattr(constants, "ENDPOINT", server.url)
+    template = server.url + "/{repo_id}/resolve/{revision}/{filename}"
+    monkeypatch.setattr(constants, "HUGGINGFACE_CO_URL_TEMPLATE", template)
+    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(folder / "cache"))
+    monkeypatch.setattr(constants, "HF_TOKEN_PATH", str(folder / "token"))
+    monkeypatch.setattr(constants, "DOWNLOAD_CHUNK_SIZE", 100)  # granularity of a partial file
+    for name in ("HF_HUB_DISABLE_XET", "HF_HUB_DISABLE_TELEMETRY", "HF_HUB_DISABLE_IMPLICIT_TOKEN"):
+        monkeypatch.setattr(constants, name, True)
+    monkeypatch.setattr(huggingface_hub.file_download.time, "sleep", lambda seconds: None)
+    monkeypatch.setenv("NO_PROXY", "127.0.0.1,localhost")
 
 
 class Handler(BaseHTTPRequestHandler):

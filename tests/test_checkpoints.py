@@ -10,6 +10,7 @@ import shutil
 import time
 import zipfile
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -35,11 +36,13 @@ from higgs.checkpoint.config_json import (
 )
 from higgs.checkpoint.tensors import INDEX, PICKLE, SINGLE, CheckpointError, read_headers
 from higgs.cli.app import main
-from higgs.cli.checkpoint_report import cache_bytes, inspect_checkpoint, memory
+from higgs.cli.checkpoint_report import HALF, cache_bytes, fits, inspect_checkpoint, memory, model_bytes
 from higgs.codec import weights as codec_weights
 from higgs.config import CodecConfig, ConfigError, ModelConfig, SemanticConfig
 from higgs.model import weights as model_weights
 from higgs.model.kv_cache import KVCache
+from higgs.model.matrices import BITS, MatrixLinear, Offloaded, QuantizedEmbedding
+from higgs.serve.engine import choose_dtype
 
 SMALL_MODEL = ModelConfig(
     vocab_size=40, hidden_size=12, intermediate_size=20, num_layers=2, num_heads=4, num_kv_heads=2, head_dim=4,
@@ -682,6 +685,30 @@ def test_inspect_needs_no_weights_of_the_release(tmp_path, layout):
         together = 11_542_566_912 + codec_bytes + batch * 2048 * 114_688
         assert table["bfloat16"][f"together, {batch} x 2,048 positions"] == together
     assert table["float32"]["together, 1 x 2,048 positions"] == 2 * 11_542_566_912 + codec_bytes + 2048 * 229_376
+    most = {("bfloat16", ""): 12.3e9, ("int8", ""): 6.6e9, ("int4", ""): 4.0e9, ("int8", HALF): 3.4e9}
+    for (dtype, half), limit in most.items():
+        end = f", {half}" if half else ""
+        assert sum(table[dtype][f"{part}'s weights{end}"] for part in ("model", "codec")) <= limit, (dtype, half)
+    free = {"no": 2.0e9, "one *": 2.5e9, "one": 4.8e9, "16 at once": 9e9}
+    for answer, size in free.items():
+        assert fits(table["int4"], size) == answer
+
+
+@pytest.mark.parametrize("offload_text", [False, True])
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16", "int8", "int4"])
+def test_the_model_takes_what_inspect_says(tmp_path, dtype, offload_text):
+    """Of weights that stay in the file, nothing is counted; prompt and steps are the same without a copy of them."""
+    config = replace(SMALL_MODEL, hidden_size=128, intermediate_size=192, num_heads=2, num_kv_heads=1, head_dim=64)
+    write_model(tmp_path, model_to_json(config))
+    compute, bits = choose_dtype(dtype, torch.device("cpu")), BITS.get(dtype)
+    model = HiggsAudio.from_pretrained(tmp_path, dtype=compute, bits=bits, offload_text=offload_text)
+    held = 0
+    for module in model.modules():
+        half = isinstance(module, Offloaded)
+        matrices = [module.matrix] if isinstance(module, MatrixLinear | QuantizedEmbedding) else []
+        held += sum(tensor.nbytes for matrix in matrices for tensor in matrix)
+        held += sum(p.nbytes for p in module.parameters(recurse=half)) * (-1 if half else 1)
+    assert held == model_bytes(inspect_checkpoint(tmp_path)[0], dtype, offload_text)
 
 
 def test_the_cache_takes_what_inspect_says():

@@ -96,9 +96,9 @@ def commands(text: str) -> set[str]:
 
 @each_page
 def test_commands_exist(page):
-    targets = set(re.findall(r"^(\w+):", (ROOT / "Makefile").read_text(), re.MULTILINE))
+    targets = set(re.findall(r"^([\w-]+):", (ROOT / "Makefile").read_text(), re.MULTILINE))
     for command in commands(page.read_text()):
-        if match := re.match(r"make ([a-z]\w*)", command):
+        if match := re.match(r"make ([a-z][\w-]*)", command):
             assert match[1] in targets, command
         if match := re.match(r"python (-m )?((?:higgs|training|docs)[\w./]*)(.*)", command):
             path = match[2].replace(".", "/") + ".py" if match[1] else match[2]

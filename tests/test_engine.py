@@ -60,6 +60,34 @@ def test_device_and_dtype():
     assert choose_dtype("float16", torch.device("cpu")) == torch.float16
 
 
+@pytest.mark.parametrize("name", ["int8", "int4"])
+def test_rounded_weights_go_with_what_the_cpu_is_fast_in(name, monkeypatch):
+    assert choose_dtype(name, torch.device("cuda")) == torch.bfloat16
+    for fast, dtype in ((True, torch.bfloat16), (False, torch.float32)):
+        monkeypatch.setattr("higgs.serve.engine.can_pack", lambda *_, fast=fast: fast)
+        assert choose_dtype(name, torch.device("cpu")) == dtype
+    for wrong in ("int3", "int16", "nn", ""):
+        with pytest.raises(ValueError, match="expected auto"):
+            choose_dtype(wrong, torch.device("cpu"))
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16", "int8", "int4"])
+def test_the_text_half_can_stay_in_its_file(nano, dtype):
+    """Nothing of it is copied; where it is not rounded, the codes are the same. The model can be asked as before."""
+    sample = voice_clone("Hello there.", "The weather was fine.", AudioContent(str(CLEO)))
+    places = (nano / "model", nano / "codec", "cpu", dtype)
+    whole, offloaded = (Engine.from_pretrained(*places, offload_text=there) for there in (False, True))
+    model = offloaded.model
+    for part in (model.text_embedding, model.text_head, *(layer.text_ffn for layer in model.layers)):
+        assert {weight.dtype for weight in part.parameters()} == {torch.float16}, "as in the file"
+    a, b = (engine.generate(sample, SAMPLING, 60) for engine in (whole, offloaded))
+    assert b.usage.audio_frames > 10 and b.waveform.isfinite().all()
+    if dtype in ("float32", "bfloat16"):
+        assert torch.equal(a.codes, b.codes)
+    text = offloaded.generate(smart_voice("Good evening."), GREEDY, 40, force_audio=False)
+    assert text.text.startswith("<|audio_out_bos|>")
+
+
 @pytest.mark.requires_cuda
 def test_cuda_gives_the_codes_of_the_cpu(nano, nano_engine):
     """float32 on both; the first steps, before rounding can add up."""

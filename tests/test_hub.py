@@ -8,10 +8,9 @@ import sys
 from pathlib import Path
 
 import huggingface_hub._tree_cache
-import huggingface_hub.file_download
 import pytest
 from conftest import ROOT
-from hub_server import Hub, is_large, sha256
+from hub_server import Hub, is_large, point_at, sha256
 from test_checkpoints import SHARDS, SMALL_MODEL, original_model_config, write
 
 from higgs import AudioTokenizer, HiggsAudio
@@ -51,17 +50,7 @@ def hub(files, tmp_path, monkeypatch):
     server.add(NAME, FIRST, dict(files["original"]))
     server.add(NAME, SECOND, dict(files["both"]))
     server.add("some/codec", FIRST, dict(files["codec"]))
-    constants = huggingface_hub.constants
-    monkeypatch.setattr(constants, "ENDPOINT", server.url)
-    template = server.url + "/{repo_id}/resolve/{revision}/{filename}"
-    monkeypatch.setattr(constants, "HUGGINGFACE_CO_URL_TEMPLATE", template)
-    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "cache"))
-    monkeypatch.setattr(constants, "HF_TOKEN_PATH", str(tmp_path / "token"))
-    monkeypatch.setattr(constants, "DOWNLOAD_CHUNK_SIZE", 100)  # granularity of a partial file
-    for name in ("HF_HUB_DISABLE_XET", "HF_HUB_DISABLE_TELEMETRY", "HF_HUB_DISABLE_IMPLICIT_TOKEN"):
-        monkeypatch.setattr(constants, name, True)
-    monkeypatch.setattr(huggingface_hub.file_download.time, "sleep", lambda seconds: None)
-    monkeypatch.setenv("NO_PROXY", "127.0.0.1,localhost")
+    point_at(server, tmp_path, monkeypatch)
     yield server
     server.shutdown()
     server.server_close()

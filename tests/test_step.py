@@ -6,17 +6,23 @@ from dataclasses import replace
 
 import pytest
 import torch
-import torch.nn.functional as F
 from tiny import prompt_batch, write_model
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
 from transformers import HiggsAudioV2ForConditionalGeneration
 
 from benchmarks.counts import of_our_step, of_their_steps
 from higgs import HiggsAudio
+from higgs.checkpoint.config_json import model_from_json
 from higgs.config import SamplingConfig
-from higgs.serve.batching.fused_weights import quantize
+from higgs.model import matrices
+from higgs.model.kv_cache import KVCache
+from higgs.model.matrices import dequantize, quantize
+from higgs.model.weights import place
+from higgs.serve.batching.fused_weights import fuse
 from higgs.serve.batching.slots import SlotDecoder
 from higgs.serve.batching.state import IDLE, SMALL_TOP_K, DecodeState
-from higgs.serve.batching.step import delay, linear, sample
+from higgs.serve.batching.step import decode_step, delay, linear, sample
 from higgs.serve.counter_rng import CounterRng, log_uniforms, step_keys, token_hashes
 from higgs.serve.reference.loop import DelayState, generate
 from higgs.serve.reference.sampler import process_logits, sample_codes
@@ -247,36 +253,138 @@ def test_bfloat16_is_near_float32(config, prompts, tmp_path):
     assert all((b - a).norm() < 0.02 * a.norm() for a, b in zip(exact, near, strict=True))
 
 
-@pytest.mark.parametrize("compiled", [False, True])
-def test_int8_is_near_bfloat16(config, prompts, tmp_path, compiled, as_on_an_accelerator):
-    """And the model's own weights do not change."""
-    model = HiggsAudio.from_pretrained(write_model(tmp_path / "m", config), dtype=torch.bfloat16)
-    before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
-    exact, near = (forced_kv(model, prompts, compiled=compiled, int8=int8) for int8 in (False, True))
-    assert all(0 < (b - a).norm() < 0.05 * a.norm() for a, b in zip(exact, near, strict=True))
-    assert all(torch.equal(before[name], tensor) for name, tensor in model.state_dict().items())
+# Bits, dtype -> how far keys and values may be from those of float32; int4 keeps 16 values of normal ones.
+ROUNDED = {
+    "int8": (8, torch.bfloat16, 0.05), "int4": (4, torch.bfloat16, 0.5),
+    "int8, a CPU without bfloat16": (8, torch.float32, 0.05), "int4, the same": (4, torch.float32, 0.5),
+}  # fmt: skip
+ROUNDABLE = {"hidden_size": 128, "intermediate_size": 192, "num_attention_heads": 8}  # multiples of 64, as int4 asks
 
 
-def test_int8_is_the_product_with_rounded_weights():
-    """Each weight within half a step of its output's scale, and the kernel against the reference product."""
+@pytest.mark.parametrize("how", ["kernel", "compiled", "no compiler"])
+@pytest.mark.parametrize("form", ROUNDED)
+def test_rounded_weights_replace_the_matrices(config, prompts, tmp_path, form, how, as_on_an_accelerator, monkeypatch):
+    """Prompt and steps read them, and no others; the numbers are near, whichever way they are multiplied."""
+    bits, dtype, tolerance = ROUNDED[form]
+    folder = write_model(tmp_path / "m", config | ROUNDABLE)
+    exact = forced_kv(HiggsAudio.from_pretrained(folder), prompts)
+    model = HiggsAudio.from_pretrained(folder, dtype=dtype, bits=bits)
+    if how == "no compiler":
+        monkeypatch.setattr(matrices, "kernel", lambda: None)
+    near = forced_kv(model, prompts, compiled=how == "compiled")
+    assert all(0 < (b - a).norm() < tolerance * a.norm() for a, b in zip(exact, near, strict=True))
+    weights = SlotDecoder(model, 1, 100, steps_per_sync=1).weights
+    for layer, fused in zip(model.layers, weights.layers, strict=True):
+        attention, ffn = layer.attention, layer.audio_ffn[1]
+        for matrix, parts in ((fused.qkv, "qkv"), (fused.out, "o")):
+            assert all(getattr(attention, f"{part}_proj").matrix is matrix for part in parts)
+        assert ffn.gate_proj.matrix is ffn.up_proj.matrix is fused.gate_up and ffn.down_proj.matrix is fused.down
+    left = {name.split(".")[0] for name, weight in model.named_parameters() if weight.dim() > 1}
+    assert left <= {"audio_embedding", "audio_head"}
+    with pytest.raises(ValueError, match="for inference"):
+        model.save_pretrained(tmp_path / "saved", {})
+
+
+@pytest.mark.parametrize("bits, step", [(8, 1 / 254), (4, 1 / 16)])
+def test_each_weight_is_rounded_to_the_nearest(bits, step):
+    """Within half a step of its scale, a whole one at int4's short side; and the product is that of rounded weights."""
     generator = torch.Generator().manual_seed(0)
-    matrix = torch.randn(96, 160, generator=generator).bfloat16()
-    stored = quantize(matrix)
-    back = (stored.values.float() * stored.scales.float()[:, None]).t()
-    assert stored.values.dtype == torch.int8 and stored.values.abs().amax() == 127
-    assert ((back - matrix.float()).abs() <= 0.51 * stored.scales.float() + 1e-2 * back.abs()).all()
-    for slots in (1, 3, 16):
-        x = torch.randn(slots, 1, 96, generator=generator).bfloat16()
-        product, residual, exact = linear(x, stored), torch.ones(slots, 1, 160).bfloat16(), x.float() @ back
-        elsewhere = F.linear(x, stored.values.to(x.dtype)) * stored.scales  # what other devices do
-        for near in (product, elsewhere):
-            assert near.shape == (slots, 1, 160) and (near.float() - exact).norm() < 0.01 * exact.norm()
+    weight = torch.randn(160, 192, generator=generator)
+    weight[3] = 0
+    weight[5, :64] *= 1e-3  # int4 has a scale for these alone
+    stored = quantize(weight, bits)
+    back = dequantize(stored, torch.float32)
+    groups = weight[:, None] if bits == 8 else weight.unflatten(1, (-1, 64))
+    most = groups.abs().amax(-1, keepdim=True).expand_as(groups).reshape(160, 192)
+    assert ((back - weight).abs() <= 1.02 * (1 if bits == 8 else 2) * step * most + 4e-3 * back.abs()).all()
+    assert stored.values.nbytes * 8 == weight.numel() * bits
+    for rows, dtype in ((1, torch.bfloat16), (3, torch.bfloat16), (5, torch.float32), (40, torch.bfloat16)):
+        x = torch.randn(rows, 1, 192, generator=generator).to(dtype)
+        product, exact = linear(x, stored), x.float() @ back.t()
+        assert product.shape == (rows, 1, 160) and product.dtype == dtype
+        assert (product.float() - exact).norm() < (1e-4 if dtype == torch.float32 else 0.006) * exact.norm()
+        residual = torch.ones_like(product)
         assert torch.equal(linear(x, stored, residual), residual + product)
+    alone = torch.cat([linear(row[None], stored) for row in x[:8]])
+    assert torch.equal(alone, linear(x[:8], stored)), "a slot's bits do not depend on the others"
+    with pytest.raises(ValueError, match="multiples of"):
+        quantize(weight[:, :72], bits)
 
 
-def test_int8_needs_bfloat16(model):
-    with pytest.raises(ValueError, match="bfloat16"):
-        SlotDecoder(model, 1, 100, steps_per_sync=1, int8=True)
+class Capturable(TorchDispatchMode):
+    """Fails on whatever a CUDA graph cannot record, of a step whose tensors are all on `device`.
+
+    That is a tensor of another device, read or made (copies to and from the host, constants of Python); numbers that
+    the host asks for; shapes that depend on data; random numbers of a generator; pinned memory.
+    """
+
+    HOST = ("_local_scalar_dense", "nonzero", "is_nonzero", "item", "masked_select", "equal", "unique", "lift_fresh")
+    RANDOM = ("rand", "normal", "uniform_", "bernoulli", "multinomial", "exponential_")
+
+    def __init__(self, device: str):
+        super().__init__()
+        self.device, self.count = device, 0
+
+    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+        kwargs = kwargs or {}
+        name = function.name().removeprefix("aten::").split(".")[0]
+        boolean = name.startswith("index") and any(
+            isinstance(t, torch.Tensor) and t.dtype == torch.bool for t in tree_leaves(args[1])
+        )
+        assert not name.startswith((*self.HOST, *self.RANDOM)) and not boolean, f"{name} in a step"
+        assert not kwargs.get("pin_memory"), f"{name} pins memory"
+        result = function(*args, **kwargs)
+        places = {t.device.type for t in tree_leaves((args, kwargs, result)) if isinstance(t, torch.Tensor)}
+        assert places <= {self.device}, f"{name} with tensors on {sorted(places)}"
+        self.count += 1
+        return result
+
+
+FORMS = {"float32": (torch.float32, None), "bfloat16": (torch.bfloat16, None)}
+FORMS |= {name: (dtype, bits) for name, (bits, dtype, _) in ROUNDED.items()}
+
+
+@pytest.mark.parametrize("full_vocab", [False, True])
+@pytest.mark.parametrize("form", FORMS)
+def test_a_graph_can_record_a_step(config, form, full_vocab, monkeypatch):
+    """On the meta device, which stands for an accelerator: nothing of the step touches another one."""
+    dtype, bits = FORMS[form]
+    with torch.device("meta"):
+        stored, model = (HiggsAudio(model_from_json(config | ROUNDABLE)) for _ in range(2))
+    place(model, dict(stored.state_dict()), torch.device("meta"), dtype, bits, offload_text=False)
+    weights, cache = fuse(model, 64), KVCache(model.config, 3, 64, "meta", dtype).layers
+    state = DecodeState.create(model.config, 3, 64, 4, torch.device("meta"))
+    for slot, name in enumerate(("the defaults", "no top-k", "strict end")):
+        state.start(slot, 9, 20, SETTINGS[name], torch.zeros(8, 5, dtype=torch.long, device="meta"), model.config)
+    # On the meta device it reaches no dispatcher; on an accelerator it copies from the host.
+    monkeypatch.setattr(torch, "tensor", lambda *_, **__: pytest.fail("a constant of Python"))
+    with torch.no_grad(), Capturable("meta") as seen:
+        decode_step(weights, cache, state, 32, full_vocab)
+    assert seen.count > 100
+
+
+FAULTS = {  # the device on which the operation itself works
+    "a number read": ("cpu", lambda x: x * float(x.sum())),
+    "a condition": ("cpu", lambda x: x if x.sum() > 0 else -x),
+    "places that depend on data": ("cpu", lambda x: x.nonzero()),
+    "a boolean index": ("cpu", lambda x: x[x > 0]),
+    "a boolean write": ("cpu", lambda x: x.index_put_((x > 0,), x.new_zeros(()))),
+    "a comparison": ("cpu", lambda x: torch.equal(x, x)),
+    "a generator's numbers": ("cpu", lambda x: x + torch.rand_like(x)),
+    "noise in place": ("cpu", lambda x: x.exponential_()),
+    "a constant of Python": ("meta", lambda x: x * torch.tensor([2.0]).to(x.device)),
+    "a table on the host": ("meta", lambda x: torch.arange(4.0) * 2),
+    "a tensor of the host": ("meta", lambda x: x.copy_(torch.ones(4))),
+    "a scalar of the host": ("meta", lambda x: x * torch.ones(())),
+}
+
+
+@pytest.mark.parametrize("fault", FAULTS)
+def test_what_no_graph_can_record_is_seen(fault):
+    device, operation = FAULTS[fault]
+    x = torch.ones(4, device=device)
+    with pytest.raises(AssertionError), Capturable(device):
+        operation(x)
 
 
 @pytest.mark.requires_cuda

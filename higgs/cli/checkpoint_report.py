@@ -21,6 +21,7 @@ from higgs.data.text.lexicon import FILE as LEXICON
 from higgs.data.text.lexicon import Lexicon
 from higgs.model import weights as model_weights
 from higgs.model.higgs_audio import HiggsAudio
+from higgs.model.matrices import BITS, rounded_bytes
 
 # Part -> the names of this package that belong to it; the first match counts.
 PARTS = {
@@ -37,7 +38,9 @@ PARTS = {
     },
 }  # fmt: skip
 POSITIONS, BATCHES = 2048, (1, 16)
-BYTES = {"bfloat16": 2, "float32": 4}
+DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "int8": torch.bfloat16, "int4": torch.bfloat16}
+SAYS = ("acoustic decoder", "quantiser", "projections")  # of the codec: the rest is for references
+HALF = "offloaded"
 
 
 @dataclass
@@ -129,19 +132,60 @@ def cache_bytes(config: ModelConfig, positions: int, element_bytes: int) -> int:
     return 2 * config.num_layers * config.num_kv_heads * config.head_dim * positions * element_bytes
 
 
+def model_bytes(report: Report, dtype: str, offload_text: bool) -> int:
+    """What the model's weights take on the device."""
+    with torch.device("meta"):
+        shapes = {name: tensor.shape for name, tensor in HiggsAudio(report.config).state_dict().items()}
+    if "text head" not in report.parameters:
+        del shapes[model_weights.TEXT_HEAD]
+    total = 0
+    for name, shape in shapes.items():
+        if not (offload_text and model_weights.TEXT_HALF.match(name)):
+            bits = BITS.get(dtype) if model_weights.is_rounded(name, len(shape)) else None
+            total += rounded_bytes(shape, bits) if bits else shape.numel() * DTYPES[dtype].itemsize
+    return total
+
+
 def memory(reports: Sequence[Report]) -> dict[str, dict[str, int]]:
-    """Type of the model's weights and cache -> what -> bytes on the device. The codec is always float32."""
-    by_dtype = {}
-    for dtype, size in BYTES.items():
-        needed = {f"{r.kind}'s weights": (size if r.kind == MODEL else 4) * sum(r.parameters.values()) for r in reports}
-        weights = sum(needed.values())
-        for config in (r.config for r in reports if isinstance(r.config, ModelConfig)):
-            needed["KV cache, 1,000 positions"] = cache_bytes(config, 1000, size)
-            for batch in BATCHES:
-                caches = batch * cache_bytes(config, POSITIONS, size)
-                needed[f"together, {batch} x {POSITIONS:,} positions"] = weights + caches
-        by_dtype[dtype] = needed
+    """Type of the model's weights -> what -> bytes on the device. The codec is always float32, the cache never int."""
+    by_dtype: dict[str, dict[str, int]] = {}
+    models = [report for report in reports if isinstance(report.config, ModelConfig)]
+    codecs = [report.parameters for report in reports if report.kind == CODEC]
+    for dtype, compute in DTYPES.items():
+        needed = by_dtype[dtype] = {}
+        for end, offload in (("", False), (f", {HALF}", True)):
+            used = sum(4 * n for parts in codecs for part, n in parts.items() if part in SAYS or not offload)
+            if models:
+                needed[f"model's weights{end}"] = model_bytes(models[0], dtype, offload)
+                used += needed[f"model's weights{end}"]
+            if codecs:
+                needed[f"codec's weights{end}"] = used - needed.get(f"model's weights{end}", 0)
+            for batch in BATCHES if models else ():
+                caches = batch * cache_bytes(models[0].config, POSITIONS, compute.itemsize)
+                needed[f"together, {batch} x {POSITIONS:,} positions{end}"] = used + caches
+        if models:
+            needed["KV cache, 1,000 positions"] = cache_bytes(models[0].config, 1000, compute.itemsize)
     return by_dtype
+
+
+def free_memory() -> dict[str, int]:
+    """Device of this machine -> bytes that are free there."""
+    free = {}
+    if torch.cuda.is_available():
+        free["cuda"] = torch.cuda.mem_get_info()[0]
+    if (meminfo := Path("/proc/meminfo")).is_file():
+        free["cpu"] = 1024 * int(meminfo.read_text().split("MemAvailable:")[1].split()[0])
+    return free
+
+
+def fits(needed: Mapping[str, int], free: int) -> str:
+    """The best of the plans that fit, with a tenth of what is free left for activations."""
+    plans = {f"{BATCHES[1]} at once": f"{BATCHES[1]} x", "one": f"{BATCHES[0]} x"}
+    for end in ("", f", {HALF}"):
+        for answer, batch in plans.items():
+            if needed[f"together, {batch} {POSITIONS:,} positions{end}"] <= 0.9 * free:
+                return f"{answer}{' *' * bool(end)}"
+    return "no"
 
 
 def to_text(reports: Sequence[Report]) -> str:
@@ -149,7 +193,11 @@ def to_text(reports: Sequence[Report]) -> str:
     by_dtype = memory(reports)
     rows = [("memory on the device", *by_dtype)]
     rows += [(what, *(_size(by_dtype[dtype][what]) for dtype in by_dtype)) for what in by_dtype["float32"]]
-    lines = [f"{what:34}" + "".join(f"{value:>12}" for value in values) for what, *values in rows]
+    if any(isinstance(report.config, ModelConfig) for report in reports):
+        for device, free in free_memory().items():
+            rows.append((f"fits here, {device} with {_size(free)} free", *(fits(by_dtype[d], free) for d in by_dtype)))
+    lines = [f"{what:44}" + "".join(f"{value:>12}" for value in values) for what, *values in rows]
+    lines.append(f"{HALF}, *: with --offload-text what only prompts need stays in its files, on the host.")
     lines.append("Activations, graphs and CUDA itself come on top; the codec is float32 always.")
     return "\n\n".join([*map(_text, reports), "\n".join(lines)])
 

@@ -1,5 +1,6 @@
 """Options that several commands have. `None` is the checkpoint's own setting (generation_config.json)."""
 
+from enum import StrEnum
 from pathlib import Path
 from typing import Annotated
 
@@ -10,6 +11,22 @@ FOLDER = Path("data/voices")
 
 Checkpoint = Annotated[
     str, Option(help="nano, ORGANISATION/NAME@REVISION, or a folder or s3:// prefix with model/ and codec/")
+]
+
+
+class DtypeName(StrEnum):
+    float32 = "float32"
+    bfloat16 = "bfloat16"
+    int8 = "int8"
+    int4 = "int4"
+
+
+Dtype = Annotated[
+    DtypeName | None,
+    Option(help="of the model's weights; int8 and int4 are rounded", show_default="what the checkpoint is meant for"),
+]
+OffloadText = Annotated[
+    bool, Option("--offload-text", help="leave on the host what only the prompt needs: half of the weights")
 ]
 Voices = Annotated[Path, Option(help="voice folder")]
 Temperature = Annotated[float | None, Option(min=0, help="0 is greedy", show_default=OWN)]

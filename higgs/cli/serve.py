@@ -3,19 +3,12 @@
 import os
 import subprocess
 import sys
-from enum import StrEnum
 from functools import cache
 from typing import Annotated, Any
 
 from typer import Option
 
-from higgs.cli.options import FOLDER, Checkpoint, MaxNewTokens, Temperature, TopK, TopP, Voices
-
-
-class Dtype(StrEnum):
-    float32 = "float32"
-    bfloat16 = "bfloat16"
-
+from higgs.cli.options import FOLDER, Checkpoint, Dtype, MaxNewTokens, OffloadText, Temperature, TopK, TopP, Voices
 
 AllowHost = Annotated[
     list[str] | None,
@@ -35,9 +28,9 @@ def serve(
     allow_host: AllowHost = None,
     api_key: Annotated[str | None, Option(envvar="HIGGS_API_KEY", help="sent as Authorization: Bearer KEY")] = None,
     cors: Cors = None,
-    dtype: Annotated[Dtype | None, Option(show_default="what the checkpoint is meant for")] = None,
+    dtype: Dtype = None,
+    offload_text: OffloadText = False,
     compile: Annotated[bool, Option("--compile", help="the step by torch.compile: a slower start")] = False,
-    int8: Annotated[bool, Option("--int8", help="a byte for each weight of the step; with bfloat16")] = False,
     threads: Annotated[int | None, Option(min=1, help="of the CPU for each operation")] = None,
     no_guards: Annotated[bool, Option("--no-guards", help="no run-away detection")] = False,
     max_batch: Annotated[int, Option(min=1, help="requests that are served at once")] = 8,
@@ -75,8 +68,10 @@ def serve(
     if threads:
         torch.set_num_threads(threads)
     runaway = None if no_guards else RunawayConfig()
-    config = EngineConfig(max_batch, max_positions, max_waiting, compile=compile, int8=int8, runaway=runaway)
-    engine = Engine.from_pretrained(source.model, source.codec, source.device, dtype or source.dtype, config)
+    config = EngineConfig(max_batch, max_positions, max_waiting, compile=compile, runaway=runaway)
+    engine = Engine.from_pretrained(
+        source.model, source.codec, source.device, dtype or source.dtype, config, offload_text
+    )
     name = model_name or source.name
     config = ServerConfig(
         name, voices, sampling, max_new_tokens, max_characters=max_characters, max_seconds=max_seconds,

@@ -10,7 +10,18 @@ from typing import Annotated, Any
 
 from typer import Argument, BadParameter, Option
 
-from higgs.cli.options import FOLDER, OWN, Checkpoint, MaxNewTokens, Temperature, TopK, TopP, Voices
+from higgs.cli.options import (
+    FOLDER,
+    OWN,
+    Checkpoint,
+    Dtype,
+    MaxNewTokens,
+    OffloadText,
+    Temperature,
+    TopK,
+    TopP,
+    Voices,
+)
 
 STDIO = Path("-")
 STREAMED = {".mp3": "mp3", ".opus": "opus", ".ogg": "opus"}  # written as the server sends them
@@ -36,6 +47,8 @@ def speak(
     scene: Annotated[str | None, Option(help="a description of the scene")] = None,
     voices: Voices = FOLDER,
     checkpoint: Checkpoint = "nano",
+    dtype: Dtype = None,
+    offload_text: OffloadText = False,
     as_json: Annotated[bool, Option("--json", help="one line of JSON about the result")] = False,
     seed: Annotated[int, Option(min=0)] = 0,
     temperature: Temperature = None,
@@ -82,7 +95,8 @@ def speak(
     mode = ("reference" if keep_digits else "words") if normalize else None
     request = speech_request(text, named, options, scene, chunked, mode, settings, max_new_tokens)
     with progress(out, len(request.chunks)) as update:
-        engine = load_engine(checkpoint, has_digits=not normalize and any(map(str.isdigit, text)))
+        has_digits = not normalize and any(map(str.isdigit, text))
+        engine = load_engine(checkpoint, has_digits, dtype, offload_text)
         response = long_form.speak(engine, request, update, update)
     write(out, response)
     report(response, out, as_json, {"checkpoint": checkpoint, "seed": seed})
@@ -122,13 +136,14 @@ def checkpoint_settings(checkpoint: str, chunking: dict[str, Any], sampling: dic
     return validate(ChunkOptions, options, ""), own.sampling.override(**sampling)
 
 
-def load_engine(checkpoint: str, has_digits: bool = False) -> Any:
+def load_engine(checkpoint: str, has_digits: bool = False, dtype: str | None = None, offload_text: bool = False) -> Any:
     """Warns where the text has digits and the checkpoint, which reads words by a lexicon, cannot read them."""
     from higgs import Engine
     from higgs.checkpoint.alias import Checkpoint
 
     source = Checkpoint.parse(checkpoint)
-    engine = Engine.from_pretrained(source.model, source.codec, source.device, source.dtype)
+    dtype = dtype or source.dtype
+    engine = Engine.from_pretrained(source.model, source.codec, source.device, dtype, offload_text=offload_text)
     if has_digits and engine.text_tokenizer.lexicon is not None:
         print("warning: this checkpoint cannot read digits; --normalize writes them in words", file=sys.stderr)
     return engine

@@ -41,7 +41,12 @@ class AudioTokenizer(nn.Module):
 
     @property
     def device(self) -> torch.device:
-        return next(self.parameters()).device
+        return self.to_acoustic.weight.device
+
+    def drop_encoders(self) -> None:
+        """Gives their memory back: from then on it decodes only."""
+        self.acoustic_encoder.to("meta")
+        self.semantic_encoder.to("meta")
 
     def num_frames(self, samples: Lengths) -> Lengths:
         """T of a clip of `samples`: floor((samples + 841) / 960); below 1 for clips that are too short."""

@@ -15,7 +15,8 @@ from higgs.config import ModelConfig
 from higgs.delay import IGNORE
 from higgs.model.kv_cache import Device, KVCache
 from higgs.model.llama import DualFFNLayer, ModalityMask, RMSNorm, rope_table
-from higgs.model.weights import TEXT_HEAD, load_weights, to_transformers
+from higgs.model.matrices import MatrixLinear, Offloaded
+from higgs.model.weights import TEXT_HEAD, load_weights, place, to_transformers
 
 
 @dataclass
@@ -65,11 +66,11 @@ class HiggsAudio(nn.Module):
 
     @property
     def device(self) -> torch.device:
-        return self.audio_head.weight.device
+        return self.norm.weight.device
 
     @property
     def dtype(self) -> torch.dtype:
-        return self.audio_head.weight.dtype
+        return self.norm.weight.dtype
 
     def embed_codes(self, codes: Tensor) -> Tensor:
         """[..., K] -> [..., D]: the sum of one embedding per codebook."""
@@ -139,9 +140,20 @@ class HiggsAudio(nn.Module):
 
     @classmethod
     def from_pretrained(
-        cls, source: str | Path, revision: str | None = None, device: Device = "cpu", dtype: torch.dtype = torch.float32
+        cls,
+        source: str | Path,
+        revision: str | None = None,
+        device: Device = "cpu",
+        dtype: torch.dtype = torch.float32,
+        bits: int | None = None,
+        offload_text: bool = False,
     ) -> "HiggsAudio":
-        """Folder, hub id (`revision` or `id@revision`) or s3:// prefix -> the model. ValueError names tensors amiss."""
+        """Folder, hub id (`revision` or `id@revision`) or s3:// prefix -> the model. ValueError names tensors amiss.
+
+        Weights go one by one from the mapped file to the device. `bits` 8 or 4 round the linear layers and the text
+        embedding, all but the codes' head. `offload_text` leaves the text half, which a decode step never reads, in
+        the mapped file.
+        """
         folder = resolve(source, revision)
         with config_errors(folder), torch.device("meta"):
             model = cls(model_from_json(read_config(folder)))
@@ -149,11 +161,14 @@ class HiggsAudio(nn.Module):
             tensors = load_weights(folder, model.state_dict())
         if TEXT_HEAD not in tensors:
             model.text_head = NoTextHead()
-        model.load_state_dict({k: v.to(dtype) for k, v in tensors.items()}, assign=True)
-        return model.to(device).eval().requires_grad_(False)
+        place(model, tensors, torch.device(device), dtype, bits, offload_text)
+        return model.eval().requires_grad_(False)
 
     def save_pretrained(self, folder: str | Path, token_ids: dict[str, int], half: bool = False) -> None:
         """Writes `config.json`, with `token_ids` (`audio_bos_token_id`, ...), and `model.safetensors`; `half`: fp16."""
+        if any(isinstance(module, MatrixLinear | Offloaded) for module in self.modules()):
+            form = "its matrices are quantised, packed for the CPU, or left in their file"
+            raise ValueError(f"this model is for inference and cannot be saved: {form}. Load it anew to save it")
         tensors = to_transformers({k: v.detach().cpu() for k, v in self.state_dict().items()})
         if half:
             tensors = {k: v.half() for k, v in tensors.items()}

@@ -22,6 +22,7 @@ from torch import Tensor, nn
 
 from higgs.config import ModelConfig, RopeConfig
 from higgs.model.kv_cache import KVCache
+from higgs.model.matrices import project
 
 Attend = Callable[[Tensor, Tensor, Tensor, Tensor | None], Tensor]
 
@@ -81,7 +82,8 @@ class FeedForward(nn.Module):
         self.down_proj = nn.Linear(hidden, width, bias=False)
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.down_proj(F.silu(self.gate_proj(x)) * self.up_proj(x))
+        gate, up = project(x, self.gate_proj, self.up_proj)
+        return self.down_proj(F.silu(gate) * up)
 
 
 class Attention(nn.Module):
@@ -97,7 +99,7 @@ class Attention(nn.Module):
 
     def forward(self, x: Tensor, rope: tuple[Tensor, Tensor], mask: Tensor | None, cache: KVCache | None) -> Tensor:
         """[B, S, D] -> [B, S, D]"""
-        projected = (self.q_proj(x), self.k_proj(x), self.v_proj(x))
+        projected = project(x, self.q_proj, self.k_proj, self.v_proj)
         q, k, v = (heads.unflatten(-1, (-1, self.head_dim)).transpose(1, 2) for heads in projected)
         q, k = rotate(q, *rope), rotate(k, *rope)
         if cache is not None:

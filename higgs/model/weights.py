@@ -5,10 +5,11 @@ from collections.abc import Mapping
 from pathlib import Path
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from higgs.checkpoint.config_json import ORIGINAL, TRANSFORMERS
 from higgs.checkpoint.tensors import CheckpointError, compare, layout_of, read_headers, read_tensors
+from higgs.model.matrices import MatrixLinear, Offloaded, QuantizedEmbedding, quantize
 
 # Ours -> theirs, alike in both layouts.
 LAYER = {
@@ -30,6 +31,8 @@ TOP = (
     ("layers.", "layers.", "model.layers."),
 )
 TEXT_HEAD = "text_head.weight"  # transformers stores a model without it unless told otherwise
+# What a decode step never reads, and an offloaded model leaves in the file: modules, by our names.
+TEXT_HALF = re.compile(r"text_embedding|text_head|layers\.\d+\.text_ffn")
 _NOT_WEIGHTS = re.compile(r".*rotary_emb\.\w*inv_freq|audio_codebook_weights")
 _REFUSED = ("audio_tower.", "audio_encoder_proj.", "audio_out_embed_projector.")
 
@@ -114,3 +117,38 @@ def load_weights(folder: Path, expected: Mapping[str, Tensor]) -> dict[str, Tens
     if found := differences(folder, expected):
         raise CheckpointError(f"{folder}: " + "; ".join(found))
     return convert(read_tensors(folder))
+
+
+def is_rounded(name: str, dim: int) -> bool:
+    """Whether int8 and int4 round this tensor: all matrices but those of the codes, which choose the sound."""
+    return dim > 1 and not name.startswith("audio_")
+
+
+def place(
+    model: nn.Module,
+    tensors: dict[str, Tensor],
+    device: torch.device,
+    dtype: torch.dtype,
+    bits: int | None,
+    offload_text: bool,
+) -> None:
+    """Stored tensors take their places in a model on the meta device, one by one, on `device` and in their form.
+
+    `bits` as `is_rounded`; `offload_text` leaves the text half in the mapped file. Empties
+    `tensors`.
+    """
+    for name in list(tensors):
+        path, _, attribute = name.rpartition(".")
+        module, tensor = model.get_submodule(path), tensors.pop(name)
+        offloaded = offload_text and TEXT_HALF.match(path)
+        tensor = tensor if offloaded else tensor.to(device).to(dtype)
+        if offloaded or bits is None or not is_rounded(name, tensor.dim()):
+            setattr(module, attribute, nn.Parameter(tensor, requires_grad=False))
+        elif isinstance(module, nn.Embedding):
+            model.set_submodule(path, QuantizedEmbedding(quantize(tensor, bits), dtype))
+        else:
+            model.set_submodule(path, MatrixLinear(quantize(tensor, bits), (len(tensor),)))
+    if offload_text:
+        for path, module in list(model.named_modules()):
+            if TEXT_HALF.fullmatch(path) and any(True for _ in module.parameters()):
+                model.set_submodule(path, Offloaded(module, dtype))

@@ -19,6 +19,7 @@ from higgs.data.collator import collate, expand_audio_placeholders
 from higgs.data.text.tokenizer import TextTokenizer
 from higgs.delay import segment_frames
 from higgs.model.higgs_audio import HiggsAudio, choose_device
+from higgs.model.matrices import BITS, can_pack
 from higgs.serve.batching.prefix_cache import PrefixCache, fingerprint
 from higgs.serve.batching.scheduler import Scheduler, Sequence
 from higgs.serve.batching.slots import SlotDecoder
@@ -37,9 +38,8 @@ class EngineConfig:
 
     `max_batch` requests run together, each with at most `max_positions` of prompt and steps; `max_waiting` more may
     wait. The host syncs with the device every `steps_per_sync` steps. `compile` runs the step through torch.compile,
-    which takes a minute on its first use; `int8` adds an int8 copy of its matrices, but for the head (with bfloat16).
-    `runaway=None` turns run-away detection off. Reference codes and the KV of prompt prefixes are cached up to
-    `cache_bytes`.
+    which takes a minute on its first use. `runaway=None` turns run-away detection off. Reference codes and the KV of
+    prompt prefixes are cached up to `cache_bytes`.
     """
 
     max_batch: int = 16
@@ -47,7 +47,6 @@ class EngineConfig:
     max_waiting: int = 1024
     steps_per_sync: int = 4
     compile: bool = False
-    int8: bool = False
     runaway: RunawayConfig | None = RunawayConfig()
     cache_bytes: int = 256 << 20
 
@@ -86,10 +85,18 @@ class Response:
 
 
 def choose_dtype(name: str | torch.dtype, device: torch.device) -> torch.dtype:
-    """ "auto" is bfloat16 on an accelerator and float32 on the CPU."""
-    if name == "auto":
-        return torch.float32 if device.type == "cpu" else torch.bfloat16
-    return name if isinstance(name, torch.dtype) else getattr(torch, name)
+    """What is computed in: "auto" is bfloat16 on an accelerator and float32 on the CPU.
+
+    Rounded weights ("int8", "int4") go with bfloat16, or float32 on a CPU that has no instructions for bfloat16.
+    """
+    if isinstance(name, torch.dtype):
+        return name
+    if name == "auto" or name in BITS:
+        fast = device.type != "cpu" or (name in BITS and can_pack(device, torch.bfloat16))
+        return torch.bfloat16 if fast else torch.float32
+    if not isinstance(dtype := getattr(torch, name, None), torch.dtype) or not dtype.is_floating_point:
+        raise ValueError(f"dtype: expected auto, float32, bfloat16, float16, {' or '.join(BITS)}, got {name!r}")
+    return dtype
 
 
 class Engine:
@@ -106,8 +113,11 @@ class Engine:
         text_tokenizer: TextTokenizer,
         config: EngineConfig | None = None,
         generation: GenerationConfig | None = None,
+        encoder: AudioTokenizer | None = None,
     ):
+        """`encoder` is the codec for references, where `tokenizer` only decodes."""
         self.model, self.tokenizer, self.text_tokenizer = model, tokenizer, text_tokenizer
+        self.encoder = encoder or tokenizer
         self.config, self.generation = config or EngineConfig(), generation or GenerationConfig()
         self.cache = PrefixCache(self.config.cache_bytes)
         self._lock = threading.Lock()
@@ -126,18 +136,27 @@ class Engine:
         device: str = "auto",
         dtype: str | torch.dtype = "auto",
         config: EngineConfig | None = None,
+        offload_text: bool = False,
     ) -> "Engine":
         """Folders, hub ids (`organisation/name@revision`) or s3:// prefixes of the model and of the codec.
 
-        The codec runs in float32 whatever the model's dtype.
+        `dtype` also takes "int8" and "int4", which round the model's weights. `offload_text` leaves in their files, on
+        the host, what only the prompt needs: the model's text half and the codec's encoders. The codec runs in float32
+        whatever the model's dtype.
         """
         place = choose_device(device)
+        compute, bits = choose_dtype(dtype, place), BITS.get(dtype)
+        codec, encoder = AudioTokenizer.from_pretrained(tokenizer, device=place), None
+        if offload_text and place.type != "cpu":
+            encoder = AudioTokenizer.from_pretrained(tokenizer)
+            codec.drop_encoders()
         return cls(
-            HiggsAudio.from_pretrained(model, device=place, dtype=choose_dtype(dtype, place)),
-            AudioTokenizer.from_pretrained(tokenizer, device=place),
+            HiggsAudio.from_pretrained(model, None, place, compute, bits, offload_text),
+            codec,
             TextTokenizer.from_pretrained(model),
             config,
             GenerationConfig.from_pretrained(model),
+            encoder,
         )
 
     @property
@@ -146,9 +165,7 @@ class Engine:
         with self._lock:
             if self._scheduler is None:
                 c = self.config
-                decoder = SlotDecoder(
-                    self.model, c.max_batch, c.max_positions, c.steps_per_sync, c.compile, self.cache, c.int8
-                )
+                decoder = SlotDecoder(self.model, c.max_batch, c.max_positions, c.steps_per_sync, c.compile, self.cache)
                 self._scheduler = Scheduler(decoder, c.max_waiting)
             return self._scheduler
 
@@ -162,7 +179,7 @@ class Engine:
                 "and 5 to 15 s are enough"
             )
         check_audible(waveform, audio.name or "the reference")
-        return self.cache.get(fingerprint(waveform), lambda: [self.tokenizer.encode(waveform).cpu()])[0]
+        return self.cache.get(fingerprint(waveform), lambda: [self.encoder.encode(waveform).cpu()])[0]
 
     def sequence(
         self,

@@ -9,7 +9,6 @@ from importlib.metadata import version
 from pathlib import Path
 
 from higgs.workflow.outputs import table
-from higgs.workflow.page import bare_page, write_page
 
 PAGE = Path("reports/speed.html")
 INTRODUCTION = (
@@ -31,6 +30,8 @@ def cpu_name() -> str:
 
 
 def main() -> int:
+    from higgs.workflow.page import bare_page, write_page  # which reads notebooks: not for those who want `cpu_name`
+
     paths = sorted(Path("results").glob("*/timing.json"))
     if not paths:
         sys.stderr.write("results holds no timing.json: run `dvc repro` first\n")

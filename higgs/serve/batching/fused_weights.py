@@ -1,10 +1,9 @@
 """The weights of a decode step, laid out for it: the audio path alone, in fewer and larger matrices.
 
-The fused matrices replace the model's own, whose weights become views of them.
+The fused matrices replace the model's own, which become views of them, or share them (`MatrixLinear`).
 """
 
 import math
-from collections.abc import Callable
 from typing import NamedTuple
 
 import torch
@@ -12,21 +11,12 @@ from torch import Tensor, nn
 
 from higgs.model.higgs_audio import HiggsAudio
 from higgs.model.llama import rope_table
+from higgs.model.matrices import Matrix, MatrixLinear, Quantized, pack
 from higgs.serve.counter_rng import token_hashes
 
 
-class Int8(NamedTuple):
-    """A matrix [in, out] in int8, symmetric, with one scale for each output."""
-
-    values: Tensor  # [out, in] int8
-    scales: Tensor  # [out]
-
-
-Matrix = Tensor | Int8
-
-
 class FusedLayer(NamedTuple):
-    """One layer for audio positions. Matrices are [in, out]."""
+    """One layer for audio positions. Matrices are [in, out], or of another form."""
 
     attention_norm: Tensor  # [D]
     qkv: Matrix  # [D, (H + 2 kv heads) d]
@@ -48,42 +38,43 @@ class FusedWeights(NamedTuple):
     codebook_ids: Tensor  # [K] int64: 1 ... K
     token_hashes: Tensor  # [N + 2] int64, of the counter-based RNG
 
-    def map_matrices(self, change: Callable[[Tensor], Matrix], head: Callable[[Tensor], Tensor]) -> "FusedWeights":
-        """The same with the layers' matrices and the head changed, each by its function."""
-        layers = tuple(FusedLayer(*(change(t) if t.dim() == 2 else t for t in layer)) for layer in self.layers)
-        return self._replace(layers=layers, head=head(self.head))
+    def expand(self, slots: int) -> "FusedWeights":
+        """The same with batch-expanded matrices [slots, in, out] (stride 0), but for quantised ones."""
+
+        def change(t: Matrix) -> Matrix:
+            return t if isinstance(t, Quantized) or t.dim() == 1 else t.expand(slots, -1, -1)
+
+        layers = tuple(FusedLayer(*map(change, layer)) for layer in self.layers)
+        return self._replace(layers=layers, head=change(self.head))
 
 
-def pack(matrix: Tensor) -> Tensor:
-    """A copy in oneDNN's own layout: in bfloat16 on the CPU, small batches take half the time."""
-    return torch.ops.mkldnn._reorder_linear_weight(matrix.t())
+def join(parent: nn.Module, *names: str, packed: bool) -> Matrix:
+    """Layers [out_i, in] -> one matrix [in, sum of out_i], which takes the place of their own.
 
-
-def quantize(matrix: Tensor) -> Int8:
-    """[in, out] -> int8; the largest weight of each output becomes 127 or -127."""
-    weight = matrix.t().float()
-    scales = (weight.abs().amax(1).clamp(min=1e-12) / 127).to(matrix.dtype)
-    steps = (weight / scales.float()[:, None]).round().clamp(-127, 127)
-    return Int8(steps.to(torch.int8).contiguous(), scales)
-
-
-def can_pack(device: torch.device, dtype: torch.dtype) -> bool:
-    here = device.type == "cpu" and dtype == torch.bfloat16 and torch.backends.mkldnn.is_available()
-    return here and torch.ops.mkldnn._is_mkldnn_bf16_supported()
-
-
-def join(*layers: nn.Linear) -> Tensor:
-    """[out_i, in] each -> [in, sum of out_i], over one memory that the layers share from now on.
-
-    In float32 on the CPU it is stored in that order: a product with one vector reads it up to a third faster.
+    In float32 on the CPU it is stored in that order: a product with one vector reads it up to a third faster. `packed`
+    is for the CPU in bfloat16. Quantised layers stay [out, in].
     """
-    joined = torch.cat([layer.weight.data for layer in layers])
-    if joined.device.type == "cpu" and joined.dtype == torch.float32:
-        joined = joined.t().contiguous().t()
-    parts = joined.split([layer.out_features for layer in layers])
-    for layer, part in zip(layers, parts, strict=True):
-        layer.weight = nn.Parameter(part, requires_grad=False)
-    return joined.t()
+    layers = [getattr(parent, name) for name in names]
+    if isinstance(first := layers[0], MatrixLinear):
+        if first is not layers[-1]:
+            parts = zip(*(layer.matrix for layer in layers), strict=True)
+            first = MatrixLinear(Quantized(*map(torch.cat, parts)), tuple(len(layer.matrix.values) for layer in layers))
+        elif isinstance(first.matrix, Tensor) and not packed:
+            first.matrix = first.matrix.to_dense() if first.matrix.is_mkldnn else first.matrix
+    else:
+        joined = torch.cat([layer.weight.data for layer in layers])
+        if not packed:
+            if joined.device.type == "cpu" and joined.dtype == torch.float32:
+                joined = joined.t().contiguous().t()
+            parts = joined.split([layer.out_features for layer in layers])
+            for layer, part in zip(layers, parts, strict=True):
+                layer.weight = nn.Parameter(part, requires_grad=False)
+            return joined.t()
+        first = MatrixLinear(pack(joined), tuple(layer.out_features for layer in layers))
+    for name in names:
+        setattr(parent, name, first)
+    matrix = first.matrix
+    return matrix if isinstance(matrix, Quantized) or matrix.is_mkldnn else matrix.t()
 
 
 def signed_rope_table(model: HiggsAudio, positions: int) -> Tensor:
@@ -103,16 +94,16 @@ def norm_weight(weight: Tensor) -> Tensor:
 
 
 @torch.no_grad()
-def fuse(model: HiggsAudio, positions: int) -> FusedWeights:
-    """`positions` is the longest sequence that will be decoded."""
+def fuse(model: HiggsAudio, positions: int, packed: bool = False) -> FusedWeights:
+    """`positions` is the longest sequence that will be decoded; `packed` as in `join`."""
     layers = tuple(
         FusedLayer(
             norm_weight(layer.audio_norm.weight),
-            join(layer.attention.q_proj, layer.attention.k_proj, layer.attention.v_proj),
-            join(layer.attention.o_proj),
+            join(layer.attention, "q_proj", "k_proj", "v_proj", packed=packed),
+            join(layer.attention, "o_proj", packed=packed),
             norm_weight(layer.audio_ffn[0].weight),
-            join(layer.audio_ffn[1].gate_proj, layer.audio_ffn[1].up_proj),
-            join(layer.audio_ffn[1].down_proj),
+            join(layer.audio_ffn[1], "gate_proj", "up_proj", packed=packed),
+            join(layer.audio_ffn[1], "down_proj", packed=packed),
         )
         for layer in model.layers
     )
@@ -123,7 +114,7 @@ def fuse(model: HiggsAudio, positions: int) -> FusedWeights:
         layers,
         model.audio_embedding.weight.data.unflatten(0, (config.num_codebooks, -1)),
         norm_weight(model.norm.weight),
-        join(model.audio_head),
+        join(model, "audio_head", packed=packed),
         signed_rope_table(model, positions),
         no_rope=heads >= config.num_heads + config.num_kv_heads,
         norm_floor=torch.tensor(floor, device=device),

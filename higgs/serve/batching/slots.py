@@ -5,13 +5,14 @@ from functools import partial
 from types import FunctionType
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from higgs.batch import Batch
 from higgs.config import SamplingConfig
 from higgs.model.higgs_audio import HiggsAudio
 from higgs.model.kv_cache import KVCache
-from higgs.serve.batching.fused_weights import FusedWeights, can_pack, fuse, pack, quantize
+from higgs.model.matrices import can_pack
+from higgs.serve.batching.fused_weights import FusedWeights, fuse
 from higgs.serve.batching.prefix_cache import PrefixCache, fingerprint
 from higgs.serve.batching.state import SMALL_TOP_K, DecodeState
 from higgs.serve.batching.step import decode_step
@@ -79,18 +80,13 @@ class SlotDecoder:
         steps_per_sync: int,
         compiled: bool = False,
         prefixes: PrefixCache | None = None,
-        int8: bool = False,
     ):
         config, device = model.config, model.device
         self.model, self.slots, self.positions, self.steps_per_sync = model, slots, positions, steps_per_sync
         self.prefixes = PrefixCache(0) if prefixes is None else prefixes
         self.cache = KVCache(config, slots, positions, device, model.dtype)
         self.state = DecodeState.create(config, slots, positions, steps_per_sync, device)
-        if int8 and model.dtype != torch.bfloat16:
-            raise ValueError(f"int8 weights go with dtype bfloat16, and the model is in {model.dtype}")
-        layout = pack if not compiled and can_pack(device, model.dtype) else nn.Identity()
-        # The head is never in int8: it chooses the codes.
-        self.weights = fuse(model, positions).map_matrices(quantize if int8 else layout, layout)
+        self.weights = fuse(model, positions, packed=not compiled and can_pack(device, model.dtype))
         self.compiled, self.exact = compiled, device.type == "cpu" and not compiled
         self.graphed = GraphedStep() if device.type == "cuda" else None
         self.outputs = torch.empty_like(self.state.outputs, device="cpu", pin_memory=device.type != "cpu")
@@ -190,7 +186,6 @@ class SlotDecoder:
         if slots not in self._views:
             weights = self.weights
             if self.model.dtype == torch.float32 and not self.compiled:
-                # Batch-expanded weights [slots, in, out] (stride 0): `bmm` computes slots independently.
-                weights = weights.map_matrices(*[lambda matrix: matrix.expand(slots, -1, -1)] * 2)
+                weights = weights.expand(slots)  # `bmm` computes slots independently
             self._views[slots] = weights, [kv[:, :slots] for kv in self.cache.layers], self.state.first(slots)
         return self._views[slots]

@@ -10,16 +10,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from higgs.serve.batching.fused_weights import FusedLayer, FusedWeights, Int8, Matrix
+from higgs.model import matrices
+from higgs.model.matrices import Matrix, Quantized
+from higgs.serve.batching.fused_weights import FusedLayer, FusedWeights
 from higgs.serve.batching.state import RUNNING, SMALL_TOP_K, DecodeState
 from higgs.serve.counter_rng import exponential_race, log_uniforms
-
-
-def linear_int8(x: Tensor, weight: Int8) -> Tensor:
-    """x [B, 1, in] -> [B, 1, out]. On the CPU one kernel; elsewhere torch.compile makes one of it."""
-    if x.device.type == "cpu":
-        return torch._weight_int8pack_mm(x[:, 0], *weight)[:, None]
-    return F.linear(x, weight.values.to(x.dtype)) * weight.scales
 
 
 def linear(x: Tensor, weight: Matrix, residual: Tensor | None = None) -> Tensor:
@@ -28,12 +23,10 @@ def linear(x: Tensor, weight: Matrix, residual: Tensor | None = None) -> Tensor:
     With batch-expanded weights each slot is multiplied by itself, and its bits do not depend on the number of slots:
     one product of all slots is faster, and rounds differently for every batch size.
     """
-    if isinstance(weight, Int8):
-        product = linear_int8(x, weight)
+    if isinstance(weight, Quantized) or weight.is_mkldnn:
+        product = matrices.linear(x, weight)
     elif weight.dim() == 3:
         return torch.bmm(x, weight) if residual is None else torch.baddbmm(residual, x, weight)
-    elif weight.is_mkldnn:
-        product = torch.ops.mkldnn._linear_pointwise(x, weight, None, "none", [], "")
     else:
         product = x @ weight
     return product if residual is None else residual + product
