@@ -27,6 +27,7 @@ from benchmarks.decode import (
     random_model,
     theirs,
 )
+from benchmarks.gpu.outcomes import Outcomes
 from benchmarks.gpu.report import NOT_AVAILABLE, Report
 from benchmarks.gpu.sizes import SIZES, TINY_CODEC, Size, random_codec
 from benchmarks.timing import Measure, Times, clock, per_step, scaled, since
@@ -274,28 +275,6 @@ def plain_step(bench: Bench) -> None:
         for name, kind in (("fused, compiled", SlotDecoder), ("plain, compiled", PlainDecoder))
     }
     bench.in_turns({k: bench.step(ours(Scheduler(d, max_waiting=1), prompt)) for k, d in decoders.items()})
-
-
-class Outcomes:
-    """A plugin of pytest that reports each test as it ends."""
-
-    def __init__(self, report: Report):
-        self.report = report
-        self.counts = dict.fromkeys(("passed", "failed", "skipped"), 0)
-
-    def pytest_runtest_logreport(self, report) -> None:
-        if report.when == "call" or report.outcome != "passed":
-            self._count(report.outcome, report.nodeid, str(report.longrepr or ""))
-
-    def pytest_collectreport(self, report) -> None:
-        if report.outcome == "failed":
-            self._count("failed", report.nodeid, str(report.longrepr))
-
-    def _count(self, outcome: str, name: str, reason: str) -> None:
-        self.counts[outcome] += 1
-        self.report.figure(outcome, self.counts[outcome], "tests")
-        if outcome != "passed":
-            self.report.figure(name, outcome, note=reason.strip()[-300:])
 
 
 def tests(bench: Bench) -> None:
