@@ -1,11 +1,11 @@
 """The evaluate page in a browser: it plays, filters, sorts, links, and loads nothing; text of people stays text."""
 
-import shutil
-from collections.abc import Iterator
+import time
 from types import SimpleNamespace
 
 import nbformat
 import pytest
+from conftest import ROOT, serious_faults
 from nbformat.v4 import new_code_cell, new_markdown_cell, new_notebook, new_output
 from spoken import RATE, sine
 
@@ -23,7 +23,6 @@ from higgs.workflow.outputs import table
 from higgs.workflow.page import STAGES, bare_page, to_html, write_page
 
 pytestmark = pytest.mark.browser
-BROWSERS = ("chromium", "chromium-browser", "google-chrome")
 EVIL = "</script><img src=x onerror='window.hit=1'><!--<script> & \u2028 \"quoted\""
 NAMES = {"recogniser": "Ear", "speaker": "Pitch", "naturalness": "Taste"}
 # id, condition, voice, form, seed, text, heard; b-s0 has no sound.
@@ -84,20 +83,6 @@ def site(tmp_path_factory):
     return root / "reports"
 
 
-@pytest.fixture(scope="module")
-def browser() -> Iterator:
-    api = pytest.importorskip("playwright.sync_api", reason="playwright is not installed: pip install -e '.[test]'")
-    path = next(filter(None, map(shutil.which, BROWSERS)), None)
-    if path is None:
-        pytest.skip(f"there is no browser: one of {', '.join(BROWSERS)} has to be installed")
-    with api.sync_playwright() as driver:
-        started = driver.chromium.launch(
-            executable_path=path, args=["--no-sandbox", "--autoplay-policy=no-user-gesture-required"]
-        )
-        yield started
-        started.close()
-
-
 @pytest.fixture
 def visit(browser, site):
     """Opens a page in a window of a size; at the end: no error, and no request that leaves the machine."""
@@ -107,14 +92,14 @@ def visit(browser, site):
         outside.append(route.request.url)
         route.abort()
 
-    def start(name: str = "evaluate.html", size: tuple[int, int] = (1280, 900), scheme: str = "light"):
+    def start(name: str = "evaluate.html", size: tuple[int, int] = (1280, 900), scheme: str = "light", folder=site):
         context = browser.new_context(viewport={"width": size[0], "height": size[1]}, color_scheme=scheme)
         contexts.append(context)
         context.route(lambda url: not url.startswith(("file:", "data:", "blob:")), refuse)
         page = context.new_page()
         page.on("pageerror", lambda error: errors.append(str(error)))
         page.on("console", lambda line: errors.append(line.text) if line.type == "error" else None)
-        page.goto(f"{site.as_uri()}/{name}")
+        page.goto(f"{folder.as_uri()}/{name}")
         return page
 
     yield start
@@ -327,6 +312,52 @@ FAULTS = """() => {
 @pytest.mark.parametrize("name", ["evaluate.html#a-s1", "index.html", "other.html"])
 def test_no_serious_fault_of_accessibility(visit, name):
     assert visit(name).evaluate(FAULTS) == []
+
+
+SCREENS = [((1280, 900), "light"), ((390, 844), "dark")]
+
+
+@pytest.mark.parametrize(("size", "scheme"), SCREENS)
+@pytest.mark.parametrize("name", ["evaluate.html#a-s1", "index.html", "other.html"])
+def test_axe_finds_no_serious_fault(visit, name, size, scheme):
+    page = visit(name, size, scheme)
+    if "#" in name:
+        page.click("button.play[aria-label^='play a-s0']")
+        page.evaluate("for (const one of document.querySelectorAll('details')) one.open = true")
+    assert serious_faults(page) == []
+
+
+@pytest.fixture(scope="module")
+def reports(tmp_path_factory):
+    """The notebooks of this folder's last run as pages, by today's code."""
+    folder = tmp_path_factory.mktemp("real") / "reports"
+    notebooks = [ROOT / "reports" / f"{stage}.ipynb" for stage in STAGES]
+    if not all(notebook.is_file() for notebook in notebooks):
+        pytest.skip("the stages have not run here: make repro")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(ROOT)
+        for stage, notebook in zip(STAGES, notebooks, strict=True):
+            write_page(folder / f"{stage}.html", to_html(nbformat.read(notebook, 4), stage, STAGES))
+    return folder
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("stage", STAGES)
+def test_the_real_pages_open_at_once_answer_and_have_no_serious_fault(visit, reports, stage):
+    """Within two seconds, on a screen and on a phone, and of at most 8 MB."""
+    assert (reports / f"{stage}.html").stat().st_size <= 8_000_000
+    for size, scheme in SCREENS:
+        started = time.monotonic()
+        page = visit(f"{stage}.html", size, scheme, reports)
+        page.wait_for_load_state("load")
+        assert time.monotonic() - started < 2
+        assert page.evaluate("document.documentElement.scrollWidth") <= size[0]
+        assert serious_faults(page) == []
+        if stage == "evaluate":
+            box = page.locator(".answer").bounding_box()
+            assert box["y"] + box["height"] <= size[1]
+            rows = page.locator(".utterances tr.one")
+            assert rows.count() == rows.locator("button.play").count() > 100, "every utterance can be heard"
 
 
 def test_a_page_that_is_printed_has_no_controls(visit):
