@@ -34,6 +34,7 @@ def speak(
     reference_text: Annotated[str | None, Option(help="the transcript of that recording")] = None,
     speaker: Annotated[list[str] | None, Option(metavar="NUMBER=VOICE", help="voice of [SPEAKERn]; repeatable")] = None,
     scene: Annotated[str | None, Option(help="a description of the scene")] = None,
+    captions: Annotated[Path | None, Option(help="also write when each word is spoken: .json, .srt or .vtt")] = None,
     voices: Voices = FOLDER,
     checkpoint: Checkpoint = "nano",
     as_json: Annotated[bool, Option("--json", help="one line of JSON about the result")] = False,
@@ -68,6 +69,7 @@ def speak(
     from higgs.data.text.numbers import spell_out
     from higgs.serve import long_form
 
+    check_captions(captions)
     check_out(out)  # whatever is wrong with the request is reported before the checkpoint is read
     if file is not None or text == str(STDIO):
         text = read_text(file)
@@ -85,6 +87,8 @@ def speak(
         engine = load_engine(checkpoint, has_digits=not normalize and any(map(str.isdigit, text)))
         response = long_form.speak(engine, request, update, update)
     write(out, response)
+    if captions is not None:
+        write_captions(captions, engine, request, response)
     report(response, out, as_json, {"checkpoint": checkpoint, "seed": seed})
 
 
@@ -96,6 +100,27 @@ def check_out(out: Path) -> None:
         if (suffix := out.suffix.lower()) not in (*WRITABLE, *STREAMED):
             raise ValueError(f"{out}: audio is written as {', '.join((*WRITABLE, *STREAMED))}, not as {suffix!r}")
         check_place(out)
+
+
+def check_captions(path: Path | None) -> None:
+    from higgs.files import check_place
+    from higgs.serve.captions import check_suffix
+
+    if path is not None:
+        check_suffix(path)
+        check_place(path)
+
+
+def write_captions(path: Path, engine: Any, request: Any, response: Any) -> None:
+    """By a pass over the finished codes: they are the same without it."""
+    from higgs.serve.alignment import times_of
+    from higgs.serve.captions import write_times
+
+    spans = [(span.frames, span.start / response.sample_rate) for span in getattr(response, "chunks", [])]
+    times = times_of(engine, request.samples, response.codes, spans or [(response.codes.shape[1], 0.0)])
+    if not times:
+        print(f"warning: no words were aligned: {path} is empty", file=sys.stderr)
+    write_times(path, times)
 
 
 def read_text(file: Path | None) -> str:

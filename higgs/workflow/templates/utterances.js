@@ -65,7 +65,8 @@ addEventListener("DOMContentLoaded", () => {
     mark(false);
     playing = record;
     transport.hidden = false;
-    label.replaceChildren(el("a", { href: link(record) }, record.id), ` ${record.text}`);
+    const read = record.times.length ? record.times.flatMap(([word]) => [" ", el("span", { class: "word" }, word)]) : [` ${record.text}`];
+    label.replaceChildren(el("a", { href: link(record) }, record.id), ...read);
     audio.src = sounds[record.number];
     audio.play().catch(() => {}); // a second one was asked for before the first began
     mark(true);
@@ -82,6 +83,19 @@ addEventListener("DOMContentLoaded", () => {
     lines.get(playing)?.classList.toggle("playing", on);
     document.querySelectorAll(`circle[data-row="${playing.number}"]`).forEach((c) => c.classList.toggle("playing", on));
   }
+
+  /** Marks the word that is being spoken, as long as something plays. */
+  function readAlong() {
+    if (!playing) return;
+    label.querySelectorAll(".word").forEach((word, place) => {
+      const [, start, end] = playing.times[place];
+      const now = audio.currentTime >= start && audio.currentTime < end;
+      if (now && !word.classList.contains("now")) word.scrollIntoView({ block: "nearest" });
+      word.classList.toggle("now", now);
+    });
+    if (!audio.paused) requestAnimationFrame(readAlong);
+  }
+  for (const event of ["play", "seeked", "ended"]) audio.addEventListener(event, readAlong);
 
   function buttons() {
     for (const button of document.querySelectorAll("button.play")) {
