@@ -148,7 +148,7 @@ def test_words_have_times_in_order(spoken, nano_engine, tmp_path):
 
 
 def test_times_of_chunks_follow_each_other_and_tags_are_no_words(spoken, nano_engine):
-    """From the codes alone, as a stage has them; a prompt without a text to speak has none, and costs the others none."""
+    """From the codes alone, as a stage has them; a prompt without a text has none, others have theirs."""
     response, anatomy = spoken
     frames, rate = response.codes.shape[1], nano_engine.tokenizer.frame_rate
     sample = find_voice(ROOT / "data" / "voices", "ada").prompt(TEXT)

@@ -35,6 +35,7 @@ SAID = [
     ("c-s0", GENERATED, "ben", "voice_clone", 0, f"Hello {EVIL}", f"yellow {EVIL}"),
     ("d-s0", GENERATED, "ben", "voice_clone", 0, "Ten cats.", "Ten cats."),
 ]
+SPOKEN = ["The", "cat", "<b>sat</b>", "down."]
 WORST_FIRST = ["b-s0", "a-s1", "c-s0", "a-s0", "d-s0"]
 
 
@@ -60,10 +61,14 @@ def site(tmp_path_factory):
     settings, summary = Resampling(200), summarise(rows, 200, 0)
     voices, commands = voices_of(rows), {"a-s0": f"higgs speak '{EVIL}' --seed 0"}
     panels = {"word error rate, %": {g: known(rows, "wer_percent", g) for g in (RECORDED, GENERATED)}}
+    words = [
+        {"name": "a-s0", "word": w, "start": at, "end": at + 0.5}
+        for w, at in zip(SPOKEN, (0, 0.5, 1, 1.5), strict=True)
+    ]
     shown = [
         answer(summary, nearer_to_own(voices, settings), NAMES),
         "## Voices", by_voice(parts_of(rows, 200, 0)["voice"], summary, from_best(voices, settings)),
-        "## All utterances", listing(rows, commands),
+        "## All utterances", listing(rows, commands, words),
         "## Distributions", strips(panels),
         "## Numbers\n\n### Small", table([{"what": EVIL, "number": 1.5}], EVIL), provenance_table({"set": EVIL}),
     ]  # fmt: skip
@@ -172,6 +177,24 @@ def test_one_plays_at_a_time(visit):
     assert page.locator("tr.one", has_text="b-s0").locator("text=no audio").count() == 1
     seconds = page.evaluate("[higgs.formatSeconds(3.25), higgs.formatSeconds(83.4), higgs.formatSeconds(59.97)]")
     assert seconds == ["3.3 s", "1:23", "1:00"]
+
+
+def test_the_word_that_is_spoken_is_marked(visit):
+    """While it plays, and where it is moved to; an utterance without times is shown as its text."""
+    page = visit()
+    page.click("button.play[aria-label^='play a-s0']")
+    seen = []
+    for _ in range(200):
+        now = page.locator(".transport .word.now").all_inner_texts()
+        seen += now if now and now[-1:] != seen[-1:] else []
+        if len(seen) == len(SPOKEN):
+            break
+        page.wait_for_timeout(20)
+    assert seen == SPOKEN
+    page.evaluate("const one = document.querySelector('.transport audio'); one.pause(); one.currentTime = 0.6")
+    page.wait_for_function("document.querySelector('.transport .word.now')?.textContent === 'cat'")
+    page.click("button.play[aria-label^='play a-s1']")
+    assert page.locator(".transport .word").count() == 0 and "The cat sat down." in page.inner_text(".transport span")
 
 
 def test_a_point_of_a_figure_plays_its_utterance(visit):

@@ -11,6 +11,7 @@ import subprocess
 import sys
 import tomllib
 from importlib.metadata import version
+from itertools import pairwise
 from pathlib import Path
 
 import pytest
@@ -71,6 +72,25 @@ def test_a_long_text_is_spoken_in_chunks(nano, run, tmp_path):
     assert ends[2] == pytest.approx(len(waveform) / rate, abs=0.01)
     _, printed, _ = run("speak", "It is late. I go.", *options, "--no-chunking")
     assert len(printed.splitlines()) == 1
+
+
+@pytest.mark.parametrize(
+    ("suffix", "options"), [(".json", ["--no-chunking"]), (".json", ["--max-words", 3]), (".srt", []), (".vtt", [])]
+)
+def test_captions_of_each_word_leave_the_sound_as_it_is(nano, run, tmp_path, suffix, options):
+    out, captions = tmp_path / "a.wav", tmp_path / f"a{suffix}"
+    run("speak", "It is late. I go.", "--out", out, *options)
+    plain = out.read_bytes()
+    code, _, errors = run("speak", "It is late. I go.", "--out", out, "--captions", captions, *options)
+    assert (code, errors) == (0, "") and out.read_bytes() == plain
+    text = captions.read_text()
+    if suffix == ".json":
+        words, (waveform, rate) = json.loads(text), load_audio(out)
+        assert [word["word"] for word in words] == "It is late. I go.".split()
+        assert all(0 <= a["start"] <= a["end"] <= b["start"] for a, b in pairwise(words))
+        assert len(waveform) / rate / 2 < words[-1]["end"] <= len(waveform) / rate + 0.05
+    else:
+        assert text.count("-->") == 5
 
 
 DIALOGUE = "[SPEAKER0] Good morning. [SPEAKER1] 5 [laugh]"
@@ -156,6 +176,8 @@ def test_wrong_options_of_the_server(nano, run, option, value, status):
         ("{folder}/folder.wav", "folder.wav is a folder"),
         ("{folder}/file/a.wav", "a.wav cannot be written: File exists"),
         ("/proc/a.wav", "a.wav cannot be written"),
+        ("{folder}/a.txt", "a.txt: times of words are written as .json, .srt or .vtt"),
+        ("{folder}/file/a.srt", "a.srt cannot be written"),
         ("{folder}/a.aac", "audio is written as .wav, .flac, .aiff, .mp3, .opus, .ogg"),
     ],
 )
@@ -163,7 +185,9 @@ def test_the_output_is_checked_before_the_checkpoint_is_read(run, tmp_path, monk
     monkeypatch.setattr(Engine, "from_pretrained", lambda *_, **__: pytest.fail("too late"))
     (tmp_path / "folder.wav").mkdir()
     (tmp_path / "file").write_text("")
-    code, _, errors = run("speak", "Hi.", "--out", out.format(folder=tmp_path))
+    place = out.format(folder=tmp_path)
+    option = ["--captions", place, "--out", tmp_path / "x.wav"] if out.endswith((".txt", ".srt")) else ["--out", place]
+    code, _, errors = run("speak", "Hi.", *option)
     assert code == 1 and message in errors and len(errors.splitlines()) == 1
 
 

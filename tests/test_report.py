@@ -243,11 +243,13 @@ def test_parts_of_what_was_generated(rows):
 
 
 def test_every_utterance_is_listed_with_its_sound(rows, tmp_path, monkeypatch):
-    made = listing(rows, {"a-s0": "higgs speak"})
+    words = [{"name": "a-s0", "word": "hello", "start": 0.04, "end": 0.5}]
+    made = listing(rows, {"a-s0": "higgs speak"}, words)
     records = json.loads(re.search(r'<script type="application/json" id="utterances">(.*?)</script>', made.data)[1])
     assert len({record["id"] for record in records}) == len(records) == len(rows)
     assert [bool(path) for path in made.paths] == [bool(row["seconds"]) for row in rows]
     (sample,) = (record for record in records if record["id"] == "a-s0")
+    assert sample["times"] == [["hello", 0.04, 0.5]] and not any(r["times"] for r in records if r is not sample)
     assert (sample["command"], sample["wer"], sample["words"]) == ("higgs speak", 0, [["hello there"]])
     data, _ = DisplayFormatter().format(made)
     assert data[SOUNDS] == made.paths and data["text/html"] == made.data

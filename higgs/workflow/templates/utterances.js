@@ -9,7 +9,7 @@ addEventListener("DOMContentLoaded", () => {
   const sounds = higgs.json("sounds") || {};
   const el = higgs.element;
 
-  records.forEach((record, number) => { record.number = number; });
+  records.forEach((record, number) => Object.assign(record, { number, times: record.times ?? [] }));
   const lines = new Map(); // record -> its row of the table
   let shown = [];
   let order = { key: "wer", down: true };
