@@ -22,7 +22,7 @@ from higgs.model.higgs_audio import HiggsAudio
 from higgs.serve.engine import Engine
 from higgs.tokens import TokenIds
 
-Row = dict[str, str | float]
+Record = dict[str, str | float]  # of a word
 ALIGNED_HEADS, SAME_PLACE = 4, 1.0  # heads, tokens
 LEAST_WEIGHT = 1e-6
 SPEAKER = re.compile(r"\[SPEAKER\d+\]")
@@ -167,19 +167,19 @@ def monotone_path(weights: Tensor) -> list[int]:
     """[T, N] -> the token of each frame, of all paths that never go back that with the largest product of weights."""
     logs = np.log(weights.double().numpy() + LEAST_WEIGHT)
     best, origin = logs[0], []
-    for row in logs[1:]:
+    for step in logs[1:]:
         highest = np.maximum.accumulate(best)
         # The place of the running maximum: where the value reached it.
         places = np.maximum.accumulate(np.where(best == highest, np.arange(len(best)), 0))
         origin.append(places)
-        best = highest + row
+        best = highest + step
     path = [int(best.argmax())]
     for places in reversed(origin):
         path.append(int(places[path[-1]]))
     return path[::-1]
 
 
-def word_times(anatomy: Anatomy, frames: int, frame_rate: float) -> list[Row]:
+def word_times(anatomy: Anatomy, frames: int, frame_rate: float) -> list[Record]:
     """-> start and end in seconds of each word of a segment of T frames, in order, without gaps.
 
     Step s reads what is known when the first code of frame s is drawn, so row s of the attention is frame s.
@@ -191,19 +191,19 @@ def word_times(anatomy: Anatomy, frames: int, frame_rate: float) -> list[Row]:
         later = (frame for frame, word in enumerate(words) if word >= number)
         starts.append(next(later, frames))
     ends = [*starts[1:], frames]
-    rows = zip(anatomy.words, starts, ends, strict=True)
-    return [{"word": w, "start": a / frame_rate, "end": b / frame_rate} for w, a, b in rows]
+    spans = zip(anatomy.words, starts, ends, strict=True)
+    return [{"word": w, "start": a / frame_rate, "end": b / frame_rate} for w, a, b in spans]
 
 
 def times_of(
     engine: Engine, samples: Sequence[ChatMLSample], codes: Tensor, parts: Sequence[tuple[int, float]]
-) -> list[Row]:
+) -> list[Record]:
     """Prompts and the codes [K, T] of what they said; of each its frames, and when it begins, in seconds -> its words.
 
-    Rows as those of `word_times`, without tags of speakers. A prompt that is not followed by a plain text has no words.
+    Records as those of `word_times`, without tags of speakers. A prompt that ends in no text has no words.
     """
     config, rate = engine.model.config, engine.tokenizer.frame_rate
-    rows: list[Row] = []
+    records: list[Record] = []
     for sample, segment, (frames, begin) in zip(samples, codes.split([n for n, _ in parts], dim=1), parts, strict=True):
         if not frames:
             continue
@@ -211,19 +211,19 @@ def times_of(
             seen = examine(engine, sample, delayed_segment(segment.cpu(), config.stream_bos, config.stream_eos))
         except ValueError:
             continue
-        rows += [
-            row | {"start": round(begin + row["start"], 3), "end": round(begin + row["end"], 3)}
-            for row in word_times(seen, frames, rate)
-            if not SPEAKER.fullmatch(row["word"])
+        records += [
+            word | {"start": round(begin + word["start"], 3), "end": round(begin + word["end"], 3)}
+            for word in word_times(seen, frames, rate)
+            if not SPEAKER.fullmatch(word["word"])
         ]
-    return rows
+    return records
 
 
-def times_of_all(engine: Engine, spoken: Sequence[tuple[Sequence[ChatMLSample], Any]]) -> list[Row]:
-    """Prompts and `many_scripts.Utterance` of each sample -> the rows of `times_of`, each with the sample's `name`."""
-    rate, rows = engine.tokenizer.sample_rate, []
-    for samples, one in spoken:
+def times_of_all(engine: Engine, pairs: Sequence[tuple[Sequence[ChatMLSample], Any]]) -> list[Record]:
+    """Prompts and the `many_scripts.Utterance` that they became -> the records of `times_of`, each with its `name`."""
+    rate, records = engine.tokenizer.sample_rate, []
+    for samples, one in pairs:
         spans = [(chunk["audio_frames"], chunk["start"] / rate) for chunk in one.chunks]
         found = times_of(engine, samples, one.codes, spans or [(one.codes.shape[1], 0.0)])
-        rows += [{"name": one.name} | row for row in found]
-    return rows
+        records += [{"name": one.name} | word for word in found]
+    return records

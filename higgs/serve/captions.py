@@ -6,13 +6,13 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from higgs.files import replacing
-from higgs.serve.alignment import Row
+from higgs.serve.alignment import Record
 
 SUFFIXES = (".json", ".srt", ".vtt")
 
 
-def write_times(path: str | Path, times: Sequence[Row]) -> None:
-    """Rows with `word`, `start` and `end` in seconds -> a file by its suffix, a caption for each word."""
+def write_times(path: str | Path, times: Sequence[Record]) -> None:
+    """Records with `word`, `start` and `end` in seconds -> a file by its suffix, a caption for each word."""
     check_suffix(path)
     suffix = Path(path).suffix
     with replacing(path) as partial:
@@ -21,11 +21,11 @@ def write_times(path: str | Path, times: Sequence[Row]) -> None:
             return
         mark = "," if suffix == ".srt" else "."
         captions = [] if suffix == ".srt" else ["WEBVTT\n\n"]
-        for number, row in enumerate(times, 1):
+        for number, one in enumerate(times, 1):
             head = f"{number}\n" if suffix == ".srt" else ""
             # WebVTT reads markup; SubRip has none in its format.
-            word = row["word"] if suffix == ".srt" else html.escape(row["word"], quote=False)
-            captions.append(f"{head}{_clock(row['start'], mark)} --> {_clock(row['end'], mark)}\n{word}\n\n")
+            word = one["word"] if suffix == ".srt" else html.escape(one["word"], quote=False)
+            captions.append(f"{head}{_clock(one['start'], mark)} --> {_clock(one['end'], mark)}\n{word}\n\n")
         partial.write_text("".join(captions), encoding="utf-8")
 
 
