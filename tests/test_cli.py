@@ -407,3 +407,21 @@ def test_checking_all_voices_names_one_that_cannot_be_used(run, tmp_path):
     (tmp_path / "eve.wav").write_bytes(b"")
     code, out, errors = run("voices", "--voices", tmp_path, "check")
     assert code == 1 and "eve: error: the transcript" in out and "1 of 1 recordings" in errors
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ["--help"],
+        ["--version"],
+        ["compare", "--help"],
+        ["voices", "check", "--help"],
+        ["voices"],
+        ["voices", "list", "--json"],
+    ],
+)
+def test_what_needs_no_model_imports_none(nano, arguments):
+    code = "import sys; from higgs.cli.app import main; sys.argv = sys.argv[:1] + sys.argv[2:]; assert main() == 0; "
+    code += "heavy = {'torch', 'torchaudio', 'transformers', 'scipy', 'matplotlib'} & set(sys.modules); assert not heavy, heavy"
+    done = subprocess.run([sys.executable, "-c", code, "x", *arguments], cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == 0 and done.stdout, done.stderr
