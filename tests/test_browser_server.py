@@ -124,6 +124,9 @@ def test_it_speaks_and_streams(page, server, monkeypatch):
     assert 0 < before < seconds(page) == len(sound) / 48_000
     assert sound == answer(server, "ada", TEXT)
     api.expect(page.locator("#status")).to_contain_text("First sound after")
+    factor = float(page.inner_text("#status").partition("real-time factor ")[2].partition(".\n")[0].rstrip("."))
+    took, length = page.evaluate("[made[0].took, made[0].sound.seconds]")
+    assert factor == pytest.approx(took / length, abs=0.006), "work for a second of audio, as everywhere"
     api.expect(page.locator("#made")).to_contain_text(TEXT)
     assert page.locator("img").count() == 0 and MARKUP in page.inner_text("#voice") and page.title() != "0"
 

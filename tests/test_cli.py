@@ -216,7 +216,7 @@ def test_an_error_is_one_line_without_a_class_of_python(run, monkeypatch, error)
     def fails(*_):
         raise error
 
-    monkeypatch.setattr("higgs.data.voices.read_voices", fails)
+    monkeypatch.setattr("higgs.data.voice_folder.read_folder", fails)
     assert run("voices") == (1, "", "Error: loss nan\n")
 
 
@@ -224,7 +224,7 @@ def test_an_interrupted_command(run, monkeypatch):
     def interrupted(*_):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("higgs.data.voices.read_voices", interrupted)
+    monkeypatch.setattr("higgs.data.voice_folder.read_folder", interrupted)
     assert run("voices") == (130, "", "stopped\n")
 
 
@@ -422,6 +422,6 @@ def test_checking_all_voices_names_one_that_cannot_be_used(run, tmp_path):
 )
 def test_what_needs_no_model_imports_none(nano, arguments):
     code = "import sys; from higgs.cli.app import main; sys.argv = sys.argv[:1] + sys.argv[2:]; assert main() == 0; "
-    code += "heavy = {'torch', 'torchaudio', 'transformers', 'scipy', 'matplotlib'} & set(sys.modules); assert not heavy, heavy"
+    code += "heavy = {'torch', 'torchaudio', 'transformers', 'scipy'} & set(sys.modules); assert not heavy, heavy"
     done = subprocess.run([sys.executable, "-c", code, "x", *arguments], cwd=ROOT, capture_output=True, text=True)
     assert done.returncode == 0 and done.stdout, done.stderr
