@@ -9,8 +9,6 @@ import math
 import operator
 import sys
 import types
-from collections.abc import Iterator
-from contextlib import contextmanager
 from functools import lru_cache
 from pathlib import Path
 
@@ -19,7 +17,8 @@ import torch
 from torch import Tensor
 
 from higgs.config import MAX_FILTER
-from higgs.containers import MAX_SECONDS, FlacHash, mended
+from higgs.containers import MAX_SECONDS, FlacHash, Source, name_of, opened
+from higgs.containers import probe as probe
 from higgs.files import replacing
 
 try:
@@ -34,9 +33,7 @@ except OSError:
     sys.modules["torchaudio._extension"] = extension
     import torchaudio
 
-UNKNOWN_FRAMES = 1 << 62  # libsndfile's length of a FLAC file that went through a pipe: more than any file holds
 MAX_SAMPLES = 2 * 3600 * 48_000  # of all channels: they are decoded, whatever the file's size
-SAMPLE_RATES, MAX_CHANNELS = (1_000, 768_000), 64
 BLOCK = 1 << 16  # frames that are decoded at once
 # Power of the average relative to that of the channels: 1/n for n independent ones, and one alone; below, they cancel.
 CANCELLED = 0.01
@@ -46,8 +43,6 @@ WRITABLE = (".wav", ".flac", ".aiff")
 READABLE = (".flac", ".wav", ".mp3", ".ogg", ".opus", ".oga", ".aiff", ".aif", ".aifc", ".caf", ".au", ".w64", ".rf64")
 
 OPUS_RATES, OPUS_BIT_RATES = (8_000, 12_000, 16_000, 24_000, 48_000), (6_000, 256_000)
-
-Source = str | Path | bytes  # the path of an audio file, or its content
 
 
 def check_waveform(waveform: Tensor, what: str = "waveform") -> Tensor:
@@ -62,31 +57,6 @@ def check_waveform(waveform: Tensor, what: str = "waveform") -> Tensor:
     if bad := int((~torch.isfinite(waveform)).sum()):
         raise ValueError(f"{what}: {bad} of {waveform.numel()} samples are NaN or infinite")
     return waveform.float()
-
-
-def name_of(source: Source) -> str:
-    """For messages."""
-    return "the audio" if isinstance(source, bytes) else str(source)
-
-
-@contextmanager
-def opened(source: Source) -> Iterator[soundfile.SoundFile]:
-    """An audio file to read. Raises FileNotFoundError, or ValueError for a file without usable audio."""
-    name, path = name_of(source), None if isinstance(source, bytes) else Path(source)
-    if path is not None and not path.is_file():
-        raise FileNotFoundError(f"audio file {name} does not exist")
-    try:
-        if path is not None and path.suffix.lower() == ".raw":
-            raise ValueError(f"{name}: raw samples have no header; expected a file with one")
-        with soundfile.SoundFile(mended(path or source, name)) as file:
-            if file.frames > UNKNOWN_FRAMES:
-                raise ValueError(f"{name}: its header does not say how long it is; convert it again")
-            if not SAMPLE_RATES[0] <= file.samplerate <= SAMPLE_RATES[1] or file.channels > MAX_CHANNELS:
-                limits = f"{SAMPLE_RATES[0]:,} to {SAMPLE_RATES[1]:,} Hz and at most {MAX_CHANNELS} channels are read"
-                raise ValueError(f"{name}: {file.samplerate:,} Hz, {file.channels} channels; {limits}")
-            yield file
-    except soundfile.LibsndfileError as error:
-        raise ValueError(f"{name} is not an audio file that libsndfile reads: {error.error_string}") from error
 
 
 def load_audio(source: Source, sample_rate: int | None = None) -> tuple[Tensor, int]:
@@ -151,12 +121,6 @@ def check_audible(waveform: Tensor, what: str) -> Tensor:
     if (level := level_dbfs(waveform)) < SILENT_DBFS:
         raise ValueError(f"{what} is silent ({level:.0f} dBFS): expected speech")
     return waveform
-
-
-def probe(source: Source) -> tuple[int, int, float]:
-    """Audio file -> (sample rate, channels, seconds) without decoding it; errors as those of `load_audio`."""
-    with opened(source) as file:
-        return file.samplerate, file.channels, file.frames / file.samplerate
 
 
 def check_writable(path: str | Path) -> None:

@@ -9,10 +9,14 @@ import io
 import mmap
 import zlib
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
+import soundfile
 
+UNKNOWN_FRAMES = 1 << 62  # libsndfile's length of a FLAC file that went through a pipe: more than any file holds
+SAMPLE_RATES, MAX_CHANNELS = (1_000, 768_000), 64
 PLACEHOLDER = 0x3FFF_0000  # bytes: sizes from here on stand for "unknown", and are more than is ever loaded
 MAX_SECONDS = 3600.0
 MAX_CHUNKS, MAX_PAGES = 1000, 2_000_000
@@ -29,6 +33,38 @@ MONO, HEADER = 3, 4
 
 
 Data = mmap.mmap | bytes
+Source = str | Path | bytes  # the path of an audio file, or its content
+
+
+def name_of(source: Source) -> str:
+    """For messages."""
+    return "the audio" if isinstance(source, bytes) else str(source)
+
+
+@contextmanager
+def opened(source: Source) -> Iterator[soundfile.SoundFile]:
+    """An audio file to read. Raises FileNotFoundError, or ValueError for a file without usable audio."""
+    name, path = name_of(source), None if isinstance(source, bytes) else Path(source)
+    if path is not None and not path.is_file():
+        raise FileNotFoundError(f"audio file {name} does not exist")
+    try:
+        if path is not None and path.suffix.lower() == ".raw":
+            raise ValueError(f"{name}: raw samples have no header; expected a file with one")
+        with soundfile.SoundFile(mended(path or source, name)) as file:
+            if file.frames > UNKNOWN_FRAMES:
+                raise ValueError(f"{name}: its header does not say how long it is; convert it again")
+            if not SAMPLE_RATES[0] <= file.samplerate <= SAMPLE_RATES[1] or file.channels > MAX_CHANNELS:
+                limits = f"{SAMPLE_RATES[0]:,} to {SAMPLE_RATES[1]:,} Hz and at most {MAX_CHANNELS} channels are read"
+                raise ValueError(f"{name}: {file.samplerate:,} Hz, {file.channels} channels; {limits}")
+            yield file
+    except soundfile.LibsndfileError as error:
+        raise ValueError(f"{name} is not an audio file that libsndfile reads: {error.error_string}") from error
+
+
+def probe(source: Source) -> tuple[int, int, float]:
+    """Audio file -> (sample rate, channels, seconds) without decoding it; errors as those of `load_audio`."""
+    with opened(source) as file:
+        return file.samplerate, file.channels, file.frames / file.samplerate
 
 
 def mended(source: Path | bytes, name: str) -> Path | io.BytesIO:

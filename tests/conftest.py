@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -115,6 +116,36 @@ SMALL_SETTINGS = [word for setting in SMALL for word in ("-S", setting)]
 def first_run(clone) -> str:
     """Every stage run in the clone, as a small experiment; what DVC said. Its results and reports stay there."""
     return run("dvc", "exp", "run", "-n", "small", *SMALL_SETTINGS, cwd=clone)
+
+
+BROWSERS = ("chromium", "chromium-browser", "google-chrome")
+BROWSER_OPTIONS = ["--no-sandbox", "--autoplay-policy=no-user-gesture-required"]
+BROWSER_OPTIONS += ["--use-fake-device-for-media-stream", "--use-fake-ui-for-media-stream"]
+
+
+@pytest.fixture(scope="module")  # no longer: its event loop keeps others from running
+def browser():
+    api = pytest.importorskip("playwright.sync_api", reason="playwright is not installed: pip install -e '.[test]'")
+    with api.sync_playwright() as playwright:
+        program = next(filter(None, map(shutil.which, BROWSERS)), None) or playwright.chromium.executable_path
+        if not Path(program).is_file():
+            pytest.skip("there is no browser: apt install chromium, or playwright install chromium")
+        started = playwright.chromium.launch(executable_path=program, args=BROWSER_OPTIONS)
+        yield started
+        started.close()
+
+
+def serious_faults(page) -> list[str]:
+    """What axe finds in a page that is serious or critical: rule and element."""
+    reason = "axe is not installed: pip install -e '.[test]'"
+    axe = pytest.importorskip("axe_playwright_python.sync_playwright", reason=reason)
+    found = axe.Axe().run(page).response["violations"]
+    return [
+        f"{fault['id']}: {node['html'][:120]}"
+        for fault in found
+        if fault["impact"] in ("serious", "critical")
+        for node in fault["nodes"]
+    ]
 
 
 def assert_close(actual: torch.Tensor, expected: torch.Tensor, atol: float = 1e-5, rtol: float = 1e-5) -> None:

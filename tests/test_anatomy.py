@@ -8,30 +8,26 @@ import torch
 from conftest import ROOT, assert_close
 
 from higgs import Engine, SamplingConfig
-from higgs.data.chatml import smart_voice
+from higgs.data.chatml import ChatMLSample, Message, TextContent, smart_voice
 from higgs.data.text.lexicon import Lexicon
-from higgs.data.voices import find_voice
+from higgs.data.voices import find_voice, speakers_prompt
 from higgs.model.llama import rope_table, rotate
-from higgs.serve.reference.loop import generate
-from higgs.studio import surgery
-from higgs.studio.anatomy import (
+from higgs.serve.alignment import (
     alignment,
     appended,
-    draws,
-    entropy,
     examine,
     head_scores,
-    hesitations,
     last_place,
     monotone_path,
-    prompt_parts,
-    rank,
-    read_words,
     replay,
+    times_of,
     word_times,
     words_of,
 )
-from higgs.studio.captions import write_times
+from higgs.serve.captions import write_times
+from higgs.serve.reference.loop import generate
+from higgs.studio import surgery
+from higgs.studio.anatomy import draws, entropy, hesitations, prompt_parts, rank, read_words
 
 TEXT = "The train to the city leaves at seven in the morning."
 
@@ -149,6 +145,22 @@ def test_words_have_times_in_order(spoken, nano_engine, tmp_path):
     # As long as people need: a word of two syllables longer than an article.
     length = {row["word"]: row["end"] - row["start"] for row in times}
     assert length["morning."] > length["the"] and length["seven"] > length["at"]
+
+
+def test_times_of_chunks_follow_each_other_and_tags_are_no_words(spoken, nano_engine):
+    """From the codes alone, as a stage has them; a prompt without a text has none, others have theirs."""
+    response, anatomy = spoken
+    frames, rate = response.codes.shape[1], nano_engine.tokenizer.frame_rate
+    sample = find_voice(ROOT / "data" / "voices", "ada").prompt(TEXT)
+    tagged = speakers_prompt({0: find_voice(ROOT / "data" / "voices", "ada")}, f"[SPEAKER0] {TEXT}")
+    silent = ChatMLSample([*sample.messages, Message("assistant", TextContent("No."))])
+    parts = [(frames, 0.0), (0, 2.0), (frames, 10.0), (frames, 20.0)]
+    codes = torch.cat([response.codes] * 3, dim=1)
+    rows = times_of(nano_engine, [sample, sample, silent, tagged], codes, parts)
+    single = word_times(anatomy, frames, rate)
+    assert rows[: len(single)] == [row | {"end": round(row["end"], 3)} for row in single]
+    assert [row["word"] for row in rows] == 2 * TEXT.split()
+    assert 20 <= rows[len(single)]["start"] < 20.5 and rows[-1]["end"] == pytest.approx(20 + frames / rate)
 
 
 def test_captions_hold_words_as_text(tmp_path):

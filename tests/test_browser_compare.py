@@ -9,7 +9,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from conftest import ROOT
+from conftest import ROOT, serious_faults
 from runs import RATE, TEXTS, make_run
 
 from higgs.comparison.listening import PREFERENCE, SCORES, make_test
@@ -18,8 +18,6 @@ from higgs.comparison.page import to_page
 from higgs.comparison.runs import find_run
 from higgs.evaluate.statistics.intervals import Resampling
 
-CHROMIUM = Path("/usr/bin/chromium")
-ARGUMENTS = ["--no-sandbox", "--autoplay-policy=no-user-gesture-required"]
 SWEEPS = ((300, 2300), (3000, 5000))
 pytestmark = [pytest.mark.browser, pytest.mark.slow]
 
@@ -33,25 +31,14 @@ def two(tmp_path_factory):
 
 
 @pytest.fixture
-def browser():
-    playwright = pytest.importorskip("playwright.sync_api", reason="playwright is not installed")
-    if not CHROMIUM.is_file():
-        pytest.skip(f"there is no {CHROMIUM}")
-    with playwright.sync_playwright() as driver:
-        chromium = driver.chromium.launch(executable_path=str(CHROMIUM), args=ARGUMENTS)
-        yield chromium
-        chromium.close()
-
-
-@pytest.fixture
 def opened(browser, tmp_path):
     """HTML -> its page in the browser; afterwards: no fault, and no request but for the file itself."""
     faults, requests = [], []
 
-    def open_page(content: str):
+    def open_page(content: str, width: int = 1280, scheme: str = "light"):
         file = tmp_path / "page.html"
         file.write_text(content)
-        page = browser.new_page()
+        page = browser.new_page(viewport={"width": width, "height": 900}, color_scheme=scheme)
         page.on("pageerror", lambda error: faults.append(str(error)))
         page.on("console", lambda message: faults.append(message.text) if message.type == "error" else None)
         page.on("request", lambda request: requests.append(request.url))
@@ -186,3 +173,33 @@ def test_scores_take_every_sound_and_a_slider_for_each(two, opened, tmp_path):
     ratings = json.loads(finish(page, tmp_path / "ben.json").read_text())
     for answer, trial in zip(ratings["answers"], key["trials"], strict=True):
         assert set(answer["scores"]) == set(trial["stimuli"]) and sorted(answer["scores"].values()) == [0, 20, 40, 60]
+
+
+SCREENS = [(1280, "light"), (390, "dark")]
+
+
+@pytest.mark.parametrize(("width", "scheme"), SCREENS)
+@pytest.mark.parametrize("count", [2, 3])
+def test_axe_finds_no_serious_fault_in_a_comparison(two, opened, count, width, scheme):
+    """In its first state, and while it plays."""
+    page = opened(to_page(compare_runs([*two, two[0]][:count], Choice(settings=Resampling(100)))), width, scheme)
+    assert serious_faults(page) == [] and page.evaluate("document.documentElement.scrollWidth") <= width
+    page.keyboard.press(" ")
+    until(page, "player && player.playing")
+    assert serious_faults(page) == []
+
+
+@pytest.mark.parametrize(("width", "scheme"), SCREENS)
+@pytest.mark.parametrize("kind", [PREFERENCE, SCORES])
+def test_axe_finds_no_serious_fault_in_a_listening_test(two, opened, kind, width, scheme):
+    """Its first step, one with sounds, and the last."""
+    page = opened(make_test(two, kind, texts=2, seed=5)[0], width, scheme)
+    assert serious_faults(page) == []
+    page.fill("input", "ben")
+    page.click("text=Start")
+    until(page, "view && view.step === 0")
+    assert serious_faults(page) == []
+    listen_to_all(page)
+    assert serious_faults(page) == []
+    page.evaluate("go(steps.length)")
+    assert serious_faults(page) == []

@@ -1,11 +1,11 @@
 """The evaluate page in a browser: it plays, filters, sorts, links, and loads nothing; text of people stays text."""
 
-import shutil
-from collections.abc import Iterator
+import time
 from types import SimpleNamespace
 
 import nbformat
 import pytest
+from conftest import ROOT, serious_faults
 from nbformat.v4 import new_code_cell, new_markdown_cell, new_notebook, new_output
 from spoken import RATE, sine
 
@@ -23,7 +23,6 @@ from higgs.workflow.outputs import table
 from higgs.workflow.page import STAGES, bare_page, to_html, write_page
 
 pytestmark = pytest.mark.browser
-BROWSERS = ("chromium", "chromium-browser", "google-chrome")
 EVIL = "</script><img src=x onerror='window.hit=1'><!--<script> & \u2028 \"quoted\""
 NAMES = {"recogniser": "Ear", "speaker": "Pitch", "naturalness": "Taste"}
 # id, condition, voice, form, seed, text, heard; b-s0 has no sound.
@@ -36,6 +35,7 @@ SAID = [
     ("c-s0", GENERATED, "ben", "voice_clone", 0, f"Hello {EVIL}", f"yellow {EVIL}"),
     ("d-s0", GENERATED, "ben", "voice_clone", 0, "Ten cats.", "Ten cats."),
 ]
+SPOKEN = ["The", "cat", "<b>sat</b>", "down."]
 WORST_FIRST = ["b-s0", "a-s1", "c-s0", "a-s0", "d-s0"]
 
 
@@ -61,10 +61,14 @@ def site(tmp_path_factory):
     settings, summary = Resampling(200), summarise(rows, 200, 0)
     voices, commands = voices_of(rows), {"a-s0": f"higgs speak '{EVIL}' --seed 0"}
     panels = {"word error rate, %": {g: known(rows, "wer_percent", g) for g in (RECORDED, GENERATED)}}
+    words = [
+        {"name": "a-s0", "word": w, "start": at, "end": at + 0.5}
+        for w, at in zip(SPOKEN, (0, 0.5, 1, 1.5), strict=True)
+    ]
     shown = [
         answer(summary, nearer_to_own(voices, settings), NAMES),
         "## Voices", by_voice(parts_of(rows, 200, 0)["voice"], summary, from_best(voices, settings)),
-        "## All utterances", listing(rows, commands),
+        "## All utterances", listing(rows, commands, words),
         "## Distributions", strips(panels),
         "## Numbers\n\n### Small", table([{"what": EVIL, "number": 1.5}], EVIL), provenance_table({"set": EVIL}),
     ]  # fmt: skip
@@ -84,20 +88,6 @@ def site(tmp_path_factory):
     return root / "reports"
 
 
-@pytest.fixture(scope="module")
-def browser() -> Iterator:
-    api = pytest.importorskip("playwright.sync_api", reason="playwright is not installed: pip install -e '.[test]'")
-    path = next(filter(None, map(shutil.which, BROWSERS)), None)
-    if path is None:
-        pytest.skip(f"there is no browser: one of {', '.join(BROWSERS)} has to be installed")
-    with api.sync_playwright() as driver:
-        started = driver.chromium.launch(
-            executable_path=path, args=["--no-sandbox", "--autoplay-policy=no-user-gesture-required"]
-        )
-        yield started
-        started.close()
-
-
 @pytest.fixture
 def visit(browser, site):
     """Opens a page in a window of a size; at the end: no error, and no request that leaves the machine."""
@@ -107,14 +97,14 @@ def visit(browser, site):
         outside.append(route.request.url)
         route.abort()
 
-    def start(name: str = "evaluate.html", size: tuple[int, int] = (1280, 900), scheme: str = "light"):
+    def start(name: str = "evaluate.html", size: tuple[int, int] = (1280, 900), scheme: str = "light", folder=site):
         context = browser.new_context(viewport={"width": size[0], "height": size[1]}, color_scheme=scheme)
         contexts.append(context)
         context.route(lambda url: not url.startswith(("file:", "data:", "blob:")), refuse)
         page = context.new_page()
         page.on("pageerror", lambda error: errors.append(str(error)))
         page.on("console", lambda line: errors.append(line.text) if line.type == "error" else None)
-        page.goto(f"{site.as_uri()}/{name}")
+        page.goto(f"{folder.as_uri()}/{name}")
         return page
 
     yield start
@@ -187,6 +177,24 @@ def test_one_plays_at_a_time(visit):
     assert page.locator("tr.one", has_text="b-s0").locator("text=no audio").count() == 1
     seconds = page.evaluate("[higgs.formatSeconds(3.25), higgs.formatSeconds(83.4), higgs.formatSeconds(59.97)]")
     assert seconds == ["3.3 s", "1:23", "1:00"]
+
+
+def test_the_word_that_is_spoken_is_marked(visit):
+    """While it plays, and where it is moved to; an utterance without times is shown as its text."""
+    page = visit()
+    page.click("button.play[aria-label^='play a-s0']")
+    seen = []
+    for _ in range(200):
+        now = page.locator(".transport .word.now").all_inner_texts()
+        seen += now if now and now[-1:] != seen[-1:] else []
+        if len(seen) == len(SPOKEN):
+            break
+        page.wait_for_timeout(20)
+    assert seen == SPOKEN
+    page.evaluate("const one = document.querySelector('.transport audio'); one.pause(); one.currentTime = 0.6")
+    page.wait_for_function("document.querySelector('.transport .word.now')?.textContent === 'cat'")
+    page.click("button.play[aria-label^='play a-s1']")
+    assert page.locator(".transport .word").count() == 0 and "The cat sat down." in page.inner_text(".transport span")
 
 
 def test_a_point_of_a_figure_plays_its_utterance(visit):
@@ -327,6 +335,52 @@ FAULTS = """() => {
 @pytest.mark.parametrize("name", ["evaluate.html#a-s1", "index.html", "other.html"])
 def test_no_serious_fault_of_accessibility(visit, name):
     assert visit(name).evaluate(FAULTS) == []
+
+
+SCREENS = [((1280, 900), "light"), ((390, 844), "dark")]
+
+
+@pytest.mark.parametrize(("size", "scheme"), SCREENS)
+@pytest.mark.parametrize("name", ["evaluate.html#a-s1", "index.html", "other.html"])
+def test_axe_finds_no_serious_fault(visit, name, size, scheme):
+    page = visit(name, size, scheme)
+    if "#" in name:
+        page.click("button.play[aria-label^='play a-s0']")
+        page.evaluate("for (const one of document.querySelectorAll('details')) one.open = true")
+    assert serious_faults(page) == []
+
+
+@pytest.fixture(scope="module")
+def reports(tmp_path_factory):
+    """The notebooks of this folder's last run as pages, by today's code."""
+    folder = tmp_path_factory.mktemp("real") / "reports"
+    notebooks = [ROOT / "reports" / f"{stage}.ipynb" for stage in STAGES]
+    if not all(notebook.is_file() for notebook in notebooks):
+        pytest.skip("the stages have not run here: make repro")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(ROOT)
+        for stage, notebook in zip(STAGES, notebooks, strict=True):
+            write_page(folder / f"{stage}.html", to_html(nbformat.read(notebook, 4), stage, STAGES))
+    return folder
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("stage", STAGES)
+def test_the_real_pages_open_at_once_answer_and_have_no_serious_fault(visit, reports, stage):
+    """Within two seconds, on a screen and on a phone, and of at most 8 MB."""
+    assert (reports / f"{stage}.html").stat().st_size <= 8_000_000
+    for size, scheme in SCREENS:
+        started = time.monotonic()
+        page = visit(f"{stage}.html", size, scheme, reports)
+        page.wait_for_load_state("load")
+        assert time.monotonic() - started < 2
+        assert page.evaluate("document.documentElement.scrollWidth") <= size[0]
+        assert serious_faults(page) == []
+        if stage == "evaluate":
+            box = page.locator(".answer").bounding_box()
+            assert box["y"] + box["height"] <= size[1]
+            rows = page.locator(".utterances tr.one")
+            assert rows.count() == rows.locator("button.play").count() > 100, "every utterance can be heard"
 
 
 def test_a_page_that_is_printed_has_no_controls(visit):

@@ -4,7 +4,6 @@ import base64
 import io
 import json
 import shlex
-import shutil
 import subprocess
 import sys
 import threading
@@ -13,6 +12,7 @@ from pathlib import Path
 
 import pytest
 import soundfile
+from conftest import serious_faults
 from test_page import DIALOGUE, recording
 from test_server import Server, parts, wait_for  # noqa: F401
 from test_voices import WORDS, speech
@@ -26,9 +26,6 @@ from higgs.serve.http.app import ServerConfig
 api = pytest.importorskip("playwright.sync_api", reason="playwright is not installed: pip install playwright")
 pytestmark = pytest.mark.browser
 api.expect.set_options(timeout=30_000)
-CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
-OPTIONS = ["--no-sandbox", "--autoplay-policy=no-user-gesture-required", "--use-fake-device-for-media-stream"]
-OPTIONS += ["--use-fake-ui-for-media-stream"]
 MARKUP = '<img src="x" onerror="document.title = 0">'
 TEXT = f'It\'s $(touch gone) "now" `touch gone` \\ {MARKUP}.'
 HEARD = "What the recogniser heard."
@@ -53,21 +50,10 @@ def server(serve) -> Iterator[Server]:
         yield server
 
 
-@pytest.fixture(scope="module")
-def chromium():
-    with api.sync_playwright() as playwright:
-        program = CHROMIUM or playwright.chromium.executable_path
-        if not Path(program).is_file():
-            pytest.skip("there is no Chromium: apt install chromium, or playwright install chromium")
-        browser = playwright.chromium.launch(executable_path=program, args=OPTIONS)
-        yield browser
-        browser.close()
-
-
 @pytest.fixture
-def open_page(chromium):
+def open_page(browser):
     """-> a function from a server to its page, which may ask this server alone and must not fail by itself."""
-    context = chromium.new_context(permissions=["clipboard-read", "clipboard-write", "microphone"])
+    context = browser.new_context(permissions=["clipboard-read", "clipboard-write", "microphone"])
     context.set_default_timeout(30_000)
     asked, faults = [], []
 
@@ -138,6 +124,9 @@ def test_it_speaks_and_streams(page, server, monkeypatch):
     assert 0 < before < seconds(page) == len(sound) / 48_000
     assert sound == answer(server, "ada", TEXT)
     api.expect(page.locator("#status")).to_contain_text("First sound after")
+    factor = float(page.inner_text("#status").partition("real-time factor ")[2].partition(".\n")[0].rstrip("."))
+    took, length = page.evaluate("[made[0].took, made[0].sound.seconds]")
+    assert factor == pytest.approx(took / length, abs=0.006), "work for a second of audio, as everywhere"
     api.expect(page.locator("#made")).to_contain_text(TEXT)
     assert page.locator("img").count() == 0 and MARKUP in page.inner_text("#voice") and page.title() != "0"
 
@@ -331,5 +320,9 @@ def test_it_fits_a_phone_and_every_control_has_a_name(open_page, server, path, s
     unnamed = """[...document.querySelectorAll('input, select, textarea, button, audio')].filter((control) =>
         !control.labels?.length && !control.ariaLabel && !control.textContent.trim()).map(({ id }) => id)"""
     assert page.evaluate(unnamed) == []
+    if path == "/":
+        page.click("#speak")
+        spoken(page)
+    assert serious_faults(page) == []
     ground = page.evaluate("getComputedStyle(document.body).backgroundColor")
     assert (sum(map(int, ground[4:-1].split(","))) > 384) == (scheme == "light")

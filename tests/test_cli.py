@@ -11,6 +11,7 @@ import subprocess
 import sys
 import tomllib
 from importlib.metadata import version
+from itertools import pairwise
 from pathlib import Path
 
 import pytest
@@ -72,6 +73,25 @@ def test_a_long_text_is_spoken_in_chunks(nano, run, tmp_path):
     assert ends[2] == pytest.approx(len(waveform) / rate, abs=0.01)
     _, printed, _ = run("speak", "It is late. I go.", *options, "--no-chunking")
     assert len(printed.splitlines()) == 1
+
+
+@pytest.mark.parametrize(
+    ("suffix", "options"), [(".json", ["--no-chunking"]), (".json", ["--max-words", 3]), (".srt", []), (".vtt", [])]
+)
+def test_captions_of_each_word_leave_the_sound_as_it_is(nano, run, tmp_path, suffix, options):
+    out, captions = tmp_path / "a.wav", tmp_path / f"a{suffix}"
+    run("speak", "It is late. I go.", "--out", out, *options)
+    plain = out.read_bytes()
+    code, _, errors = run("speak", "It is late. I go.", "--out", out, "--captions", captions, *options)
+    assert (code, errors) == (0, "") and out.read_bytes() == plain
+    text = captions.read_text()
+    if suffix == ".json":
+        words, (waveform, rate) = json.loads(text), load_audio(out)
+        assert [word["word"] for word in words] == "It is late. I go.".split()
+        assert all(0 <= a["start"] <= a["end"] <= b["start"] for a, b in pairwise(words))
+        assert len(waveform) / rate / 2 < words[-1]["end"] <= len(waveform) / rate + 0.05
+    else:
+        assert text.count("-->") == 5
 
 
 DIALOGUE = "[SPEAKER0] Good morning. [SPEAKER1] 5 [laugh]"
@@ -157,6 +177,8 @@ def test_wrong_options_of_the_server(nano, run, option, value, status):
         ("{folder}/folder.wav", "folder.wav is a folder"),
         ("{folder}/file/a.wav", "a.wav cannot be written: File exists"),
         ("/proc/a.wav", "a.wav cannot be written"),
+        ("{folder}/a.txt", "a.txt: times of words are written as .json, .srt or .vtt"),
+        ("{folder}/file/a.srt", "a.srt cannot be written"),
         ("{folder}/a.aac", "audio is written as .wav, .flac, .aiff, .mp3, .opus, .ogg"),
     ],
 )
@@ -164,7 +186,9 @@ def test_the_output_is_checked_before_the_checkpoint_is_read(run, tmp_path, monk
     monkeypatch.setattr(Engine, "from_pretrained", lambda *_, **__: pytest.fail("too late"))
     (tmp_path / "folder.wav").mkdir()
     (tmp_path / "file").write_text("")
-    code, _, errors = run("speak", "Hi.", "--out", out.format(folder=tmp_path))
+    place = out.format(folder=tmp_path)
+    option = ["--captions", place, "--out", tmp_path / "x.wav"] if out.endswith((".txt", ".srt")) else ["--out", place]
+    code, _, errors = run("speak", "Hi.", *option)
     assert code == 1 and message in errors and len(errors.splitlines()) == 1
 
 
@@ -193,7 +217,7 @@ def test_an_error_is_one_line_without_a_class_of_python(run, monkeypatch, error)
     def fails(*_):
         raise error
 
-    monkeypatch.setattr("higgs.data.voices.read_voices", fails)
+    monkeypatch.setattr("higgs.data.voice_folder.read_folder", fails)
     assert run("voices") == (1, "", "Error: loss nan\n")
 
 
@@ -201,7 +225,7 @@ def test_an_interrupted_command(run, monkeypatch):
     def interrupted(*_):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("higgs.data.voices.read_voices", interrupted)
+    monkeypatch.setattr("higgs.data.voice_folder.read_folder", interrupted)
     assert run("voices") == (130, "", "stopped\n")
 
 
@@ -418,3 +442,21 @@ def test_a_corpus_is_listed_tokenized_and_pruned(run, nano, clip, tmp_path, monk
         code, _, errors = tokenize(*options)
         assert code == 1 and message in errors[0]
     assert "neither a folder nor s3://" in run("corpus", tmp_path / "nowhere")[2]
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ["--help"],
+        ["--version"],
+        ["compare", "--help"],
+        ["voices", "check", "--help"],
+        ["voices"],
+        ["voices", "list", "--json"],
+    ],
+)
+def test_what_needs_no_model_imports_none(nano, arguments):
+    code = "import sys; from higgs.cli.app import main; sys.argv = sys.argv[:1] + sys.argv[2:]; assert main() == 0; "
+    code += "heavy = {'torch', 'torchaudio', 'transformers', 'scipy'} & set(sys.modules); assert not heavy, heavy"
+    done = subprocess.run([sys.executable, "-c", code, "x", *arguments], cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == 0 and done.stdout, done.stderr

@@ -271,13 +271,17 @@ def test_every_text_is_in_the_page_with_the_sound_of_all_runs(two):
     assert "no difference" not in page.lower()
 
 
-def test_a_page_is_at_most_so_large_and_the_most_changed_texts_have_their_sound(two, monkeypatch):
+@pytest.mark.parametrize(("less", "all_heard"), [(20_000, True), (40_000, False)])
+def test_a_page_is_at_most_so_large_and_the_most_changed_texts_have_their_sound(two, monkeypatch, less, all_heard):
+    """First at a lower bit rate, then without the sound of those that changed least."""
     findings = compare_runs(two, Choice(settings=Resampling(200)))
     whole = len(compare_page.to_page(findings).encode())
-    monkeypatch.setattr(compare_page, "MOST_BYTES", whole - 20_000 + 100_000)
+    monkeypatch.setattr(compare_page, "MOST_BYTES", whole - less + 100_000)
     page = compare_page.to_page(findings)
+    assert len(page.encode()) <= whole - less
     with_sound = [row[0] is not None for row in data_of(page)["rows"]]
-    assert 0 < sum(with_sound) < 6 and with_sound[0] and f"{sum(with_sound)} of them with sound" in page
+    assert 0 < sum(with_sound) and (sum(with_sound) == 6) == all_heard and with_sound[0]
+    assert f"{sum(with_sound)} of them with sound" in page
 
 
 def test_three_runs_are_ranked_and_each_stands_against_the_first(two, tmp_path):

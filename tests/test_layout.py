@@ -28,7 +28,7 @@ EVERYTHING = {"__main__.py"}  # and cli/
 HTTP = {f"serve/http/{name}.py" for name in ("app", "access", "pages", "references", "speech_response")}
 LIBRARIES = {
     "torchaudio": {"audio.py"},
-    "soundfile": {"audio.py", "serve/http/audio_encoder.py"},
+    "soundfile": {"audio.py", "containers.py", "serve/http/audio_encoder.py"},
     "matplotlib": {"workflow/plots.py"},
     "huggingface_hub": {"checkpoint/resolve.py"},
     "s3fs": {"checkpoint/s3.py"},

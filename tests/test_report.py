@@ -35,7 +35,9 @@ from higgs.evaluate.statistics.parts import FromBest
 from higgs.evaluate.statistics.summary import LENGTHS, summarise
 from higgs.evaluate.utterances import Evaluator
 from higgs.workflow import page, speed
+from higgs.workflow import sounds as sounds_of_a_page
 from higgs.workflow.outputs import SOUNDS, in_script, write_json
+from higgs.workflow.sounds import encode
 from higgs.workflow.tables import write_rows
 
 
@@ -241,22 +243,24 @@ def test_parts_of_what_was_generated(rows):
 
 
 def test_every_utterance_is_listed_with_its_sound(rows, tmp_path, monkeypatch):
-    made = listing(rows, {"a-s0": "higgs speak"})
+    words = [{"name": "a-s0", "word": "hello", "start": 0.04, "end": 0.5}]
+    made = listing(rows, {"a-s0": "higgs speak"}, words)
     records = json.loads(re.search(r'<script type="application/json" id="utterances">(.*?)</script>', made.data)[1])
     assert len({record["id"] for record in records}) == len(records) == len(rows)
     assert [bool(path) for path in made.paths] == [bool(row["seconds"]) for row in rows]
     (sample,) = (record for record in records if record["id"] == "a-s0")
+    assert sample["times"] == [["hello", 0.04, 0.5]] and not any(r["times"] for r in records if r is not sample)
     assert (sample["command"], sample["wer"], sample["words"]) == ("higgs speak", 0, [["hello there"]])
     data, _ = DisplayFormatter().format(made)
     assert data[SOUNDS] == made.paths and data["text/html"] == made.data
     monkeypatch.chdir(tmp_path)
-    sounds = page.encode(made.paths)
+    sounds = page.embedded(made.paths)
     assert list(sounds) == [str(place) for place, path in enumerate(made.paths) if path]
     content = base64.b64decode(sounds["0"].partition(",")[2])
     (tmp_path / "back.ogg").write_bytes(content)
     waveform, rate = load_audio(tmp_path / "back.ogg")
     assert rate == RATE and len(waveform) == RATE and abs(tone(waveform, rate) - 210) < 5
-    assert page.encode(["/etc/passwd", "nothing.flac", None, "back.ogg"]).keys() == {"3"}  # no file from elsewhere
+    assert page.embedded(["/etc/passwd", "nothing.flac", None, "back.ogg"]).keys() == {"3"}  # no file from elsewhere
 
 
 @pytest.mark.parametrize(
@@ -265,13 +269,24 @@ def test_every_utterance_is_listed_with_its_sound(rows, tmp_path, monkeypatch):
 def test_the_sounds_of_a_page_fit(tmp_path, monkeypatch, files, size, seconds):
     """At the bit rate that the room allows; what does not fit at the least one is left out, the last ones first."""
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(page, "SOUND_BYTES", size)
-    noise = 0.3 * torch.rand(RATE, generator=torch.Generator().manual_seed(0))
+    monkeypatch.setattr(sounds_of_a_page, "BYTES", size)
+    noise = 0.3 * torch.rand(files, RATE, generator=torch.Generator().manual_seed(0))
     for number in range(files):
-        save_audio(tmp_path / f"{number}.flac", noise, RATE)
-    sounds = page.encode([f"{number}.flac" for number in range(files)])
+        save_audio(tmp_path / f"{number}.flac", noise[number], RATE)
+    sounds = page.embedded([f"{number}.flac" for number in range(files)])
     assert sum(len(one) for one in sounds.values()) < 4 / 3 * 1.15 * size + 200
     assert list(sounds) == [str(number) for number in range(len(sounds))] and (len(sounds) == 4) == (seconds == 4.0)
+
+
+def test_equal_sounds_are_in_a_page_once(tmp_path):
+    """And what is missing or no audio has none, without harm to the others."""
+    for name, level in (("a", 0.1), ("b", 0.2), ("again", 0.1)):
+        save_audio(tmp_path / f"{name}.wav", sine(200, level, RATE), RATE)
+    (tmp_path / "broken.wav").write_text("no audio")
+    found = encode(
+        [tmp_path / "a.wav", None, tmp_path / "broken.wav", *(tmp_path / f"{n}.wav" for n in ("b", "again"))]
+    )
+    assert found.of == [0, None, None, 1, 0] and len(found.encoded) == 2 and found.seconds == [1.0, 1.0]
 
 
 TEXTS = ["</script>", "<!--<script>", "\u2028 & \u2029", "]]>", '"quoted" \\ back']

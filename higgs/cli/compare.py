@@ -31,7 +31,7 @@ def compare(
     from higgs.comparison.tables import power, verdict
     from higgs.evaluate.statistics.intervals import Resampling
     from higgs.files import check_place
-    from higgs.workflow.outputs import write_atomically
+    from higgs.workflow.page import write_page
 
     # `--ratings A.json B.json`: the second word is no run.
     files = [*(ratings or []), *(Path(name) for name in runs if ratings and name.endswith(".json"))]
@@ -44,7 +44,7 @@ def compare(
         choice = Choice(group, cluster, Resampling(resamples, seed))
         rows, notes = rated(files, key, found, choice.settings) if files else ([], [])
         findings = compare_runs(found, choice, rows, notes)
-        write_atomically(out, to_page(findings))
+        write_page(out, to_page(findings))
     lines = [*power(findings.rows), *findings.notes, verdict(findings.rows)]
     print("\n".join([*aligned(findings.rows, len(runs) > 2), *lines, f"page: {out}"]))
 

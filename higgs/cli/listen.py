@@ -28,7 +28,8 @@ def listen(
     from higgs.comparison.listening import PREFERENCE, SCORES, key_path, make_test
     from higgs.comparison.runs import find_run
     from higgs.files import check_place
-    from higgs.workflow.outputs import write_atomically, write_json
+    from higgs.workflow.outputs import write_json
+    from higgs.workflow.page import write_page
 
     if len(runs) < 2:
         raise ValueError(f"listen takes two runs or more, got {len(runs)}")
@@ -38,7 +39,7 @@ def listen(
         found = [find_run(name, Path(scratch) / str(place)) for place, name in enumerate(runs)]
         page, key = make_test(found, kind, texts, seed, group)
     write_json(key_path(out), key)
-    write_atomically(out, page)
+    write_page(out, page)
     notes = [run.note for run in found if run.note]
     count = f"{len(key['trials'])} texts, {len(page.encode()) / 1e6:.1f} MB"
     print(

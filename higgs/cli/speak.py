@@ -45,6 +45,7 @@ def speak(
     reference_text: Annotated[str | None, Option(help="the transcript of that recording")] = None,
     speaker: Annotated[list[str] | None, Option(metavar="NUMBER=VOICE", help="voice of [SPEAKERn]; repeatable")] = None,
     scene: Annotated[str | None, Option(help="a description of the scene")] = None,
+    captions: Annotated[Path | None, Option(help="also write when each word is spoken: .json, .srt or .vtt")] = None,
     voices: Voices = FOLDER,
     checkpoint: Checkpoint = "nano",
     dtype: Dtype = None,
@@ -82,34 +83,53 @@ def speak(
     from higgs.data.text.chunks import speaker_turns
     from higgs.serve import long_form
 
-    check_out(out)  # whatever is wrong with the request is reported before the checkpoint is read
-    if file is not None or text == str(STDIO):
-        text = read_text(file)
+    check_out(out, captions)  # whatever is wrong with the request is reported before the checkpoint is read
+    text = read_text(file) if file is not None or text == str(STDIO) else text
     named = find_voices(voices, voice, reference, reference_text, numbered, "[" in text and bool(speaker_turns(text)))
     chunking = {"max_words": max_words, "context_chunks": context_chunks, "retries": retries}
     chunking |= {"per_speaker_context": per_speaker_context, "sentence_pause": sentence_pause}
     chunking |= {"paragraph_pause": paragraph_pause, "speaker_pause": speaker_pause}
     sampling = {"temperature": temperature, "top_k": top_k, "top_p": top_p, "seed": seed}
     options, settings = checkpoint_settings(checkpoint, chunking, sampling)
-    chunked = False if no_chunking else None
     mode = ("reference" if keep_digits else "words") if normalize else None
-    request = speech_request(text, named, options, scene, chunked, mode, settings, max_new_tokens)
+    request = speech_request(
+        text, named, options, scene, False if no_chunking else None, mode, settings, max_new_tokens
+    )
     with progress(out, len(request.chunks)) as update:
         has_digits = not normalize and any(map(str.isdigit, text))
         engine = load_engine(checkpoint, has_digits, dtype, offload_text)
         response = long_form.speak(engine, request, update, update)
     write(out, response)
+    write_captions(captions, engine, request, response)
     report(response, out, as_json, {"checkpoint": checkpoint, "seed": seed})
 
 
-def check_out(out: Path) -> None:
+def check_out(out: Path, captions: Path | None) -> None:
     from higgs.audio import WRITABLE
     from higgs.files import check_place
+    from higgs.serve.captions import check_suffix
 
+    if captions is not None:
+        check_suffix(captions)
+        check_place(captions)
     if out != STDIO:
         if (suffix := out.suffix.lower()) not in (*WRITABLE, *STREAMED):
             raise ValueError(f"{out}: audio is written as {', '.join((*WRITABLE, *STREAMED))}, not as {suffix!r}")
         check_place(out)
+
+
+def write_captions(path: Path | None, engine: Any, request: Any, response: Any) -> None:
+    """By a pass over the finished codes: they are the same without it."""
+    from higgs.serve.alignment import times_of
+    from higgs.serve.captions import write_times
+
+    if path is None:
+        return
+    spans = [(span.frames, span.start / response.sample_rate) for span in getattr(response, "chunks", [])]
+    times = times_of(engine, request.samples, response.codes, spans or [(response.codes.shape[1], 0.0)])
+    if not times:
+        print(f"warning: no words were aligned: {path} is empty", file=sys.stderr)
+    write_times(path, times)
 
 
 def read_text(file: Path | None) -> str:

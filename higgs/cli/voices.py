@@ -31,10 +31,10 @@ def voices(context: typer.Context, voices: Voices = FOLDER, as_json: AsJson = Fa
 @app.command("list")
 def list_(context: typer.Context, voices: SameFolder = None, as_json: AsJson = False) -> None:
     """List the voices of the folder."""
-    from higgs.audio import probe
-    from higgs.data.voices import read_voices
+    from higgs.containers import probe
+    from higgs.data.voice_folder import read_folder
 
-    usable, faults = read_voices(voices or context.obj)
+    usable, faults = read_folder(voices or context.obj)
     records = []
     for voice in usable.values():
         record = {"name": voice.name, "description": voice.description, "transcript": voice.transcript}

@@ -33,7 +33,7 @@ def difference_bar(row: Row, limit: float) -> str:
         '<line class="axis" x1="4" x2="196" y1="20" y2="20"/><line class="zero" x1="100" x2="100" y1="2" y2="22"/>'
         f'<line class="interval" x1="{low:.1f}" x2="{max(high, low + 1):.1f}" y1="12" y2="12"/>'
         f'<circle class="estimate" cx="{middle:.1f}" cy="12" r="4"/>'
-        f'<text x="4" y="32">-{limit:.2g}</text><text x="196" y="32" text-anchor="end">+{limit:.2g} {unit}</text></svg>'
+        f'<text x="4" y="32">-{limit:.3g}</text><text x="196" y="32" text-anchor="end">+{limit:.3g} {unit}</text></svg>'
     )
 
 

@@ -19,11 +19,11 @@ from torch import Tensor
 from higgs.audio import compress, load_audio
 from higgs.comparison.many import MOST_RUNS, shared_samples
 from higgs.comparison.runs import Run
-from higgs.comparison.shell import page
 from higgs.data.loudness import speech_level
 from higgs.evaluate.report.gather import RECONSTRUCTED, RECORDED
 from higgs.evaluate.statistics.paired_runs import scored_rows
 from higgs.files import sha256
+from higgs.workflow.page import Extra, bare_page
 from higgs.workflow.tables import Row
 
 PREFERENCE, SCORES = "preference", "scores"
@@ -34,7 +34,8 @@ KBIT = 64
 TRAINING = 2
 MOST_TEXTS = 200
 MOST_BYTES = 24_000_000
-SCRIPTS = ("player.js", "listen.js")
+FILES = tuple(Path(__file__).parent / "assets" / name for name in ("page.css", "player.js", "listen.js"))
+QUESTION = "A blind listening test, to be sent to listeners."
 
 
 @dataclass(frozen=True)
@@ -159,7 +160,7 @@ def make_test(
         "systems": names,
         "trials": known[:count],
     }
-    return page("Listening test", BODY, data, SCRIPTS), key
+    return bare_page("Listening test", BODY, QUESTION, (), Extra(FILES, data)), key
 
 
 def _identity(seed: int, trial: int, place: int, digest: str) -> str:

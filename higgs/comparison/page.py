@@ -3,20 +3,24 @@
 import html
 from collections.abc import Sequence
 from itertools import groupby
+from pathlib import Path
 
-from higgs.comparison.clips import Clips
 from higgs.comparison.figures import axis_limit, difference_bar, scatter
 from higgs.comparison.many import Findings, texts_of
-from higgs.comparison.shell import ASSETS, page
 from higgs.comparison.tables import cells, power, short_p, verdict, what_differs
 from higgs.evaluate.report.listing import transcript_diff
 from higgs.evaluate.utterances import OK
+from higgs.workflow.page import FILES as TEMPLATES
+from higgs.workflow.page import Extra, bare_page
+from higgs.workflow.sounds import encode
 from higgs.workflow.tables import Row
 
 MOST_BYTES = 8_000_000
 MOST_TEXT = 3_000_000  # of that for words
 MOST = 12  # texts that stand under "changed most"
-SCRIPTS = ("player.js", "spectrogram.js", "compare.js")
+QUESTION = "Which run is better, text by text, in numbers and by ear?"
+FILES = Path(__file__).parent / "assets"
+ASSETS = (FILES / "page.css", FILES / "player.js", TEMPLATES / "spectrogram.js", FILES / "compare.js")
 escape = html.escape
 
 
@@ -31,19 +35,22 @@ def to_page(findings: Findings) -> str:
         if size > MOST_TEXT:
             break
         texts.append(text)
-    frame = "".join(_numbers(findings, samples[: len(texts)]))
-    used = size + len(frame.encode()) + sum((ASSETS / name).stat().st_size for name in (*SCRIPTS, "page.css"))
-    clips, rows = Clips(MOST_BYTES - used - 100_000), []
-    for _, sides in samples[: len(texts)]:
-        pairs = zip(findings.runs, sides, strict=True)
-        rows.append(clips.add([run.audio(row) for run, row in pairs]) or [None] * len(sides))
+    body = f"<h1>{escape(title)}</h1>{''.join(_numbers(findings, samples[: len(texts)]))}"
+    rest = MOST_BYTES - size - len(body.encode()) - len(bare_page("", "", extra=Extra(ASSETS))) - 100_000
+    files = [
+        [run.audio(row) for run, row in zip(findings.runs, rows, strict=True)] for _, rows in samples[: len(texts)]
+    ]
+    # In base64 3 bytes take 4, and a bit rate is kept within 10 %.
+    sounds = encode([file for row in files for file in row], int(rest * 3 / 4 / 1.1))
+    width = len(findings.runs)
+    rows = [sounds.of[at : at + width] for at in range(0, len(sounds.of), width)]
     with_sound = sum(any(clip is not None for clip in row) for row in rows)
     note = f"{len(samples)} samples, {with_sound} of them with sound on this page."
     if len(texts) < len(samples):
         note += f" The {len(texts)} that changed most are shown."
-    body = f"<h1>{escape(title)}</h1>{frame}{_listing(texts, note)}{_bar(findings.letters)}"
-    data = {"clips": clips.encoded, "seconds": clips.seconds, "rows": rows, "letters": findings.letters}
-    return page(title, body, data, SCRIPTS)
+    data = {"clips": sounds.encoded, "seconds": sounds.seconds, "rows": rows, "letters": findings.letters}
+    body += f"{_listing(texts, note)}{_bar(findings.letters)}"
+    return bare_page(title, body, QUESTION, extra=Extra(ASSETS, data))
 
 
 def _numbers(findings: Findings, samples: Sequence[tuple[float, list[Row]]]) -> list[str]:
@@ -87,9 +94,9 @@ def _metrics(findings: Findings) -> str:
                 for name, value in zip(names[1:], values, strict=True)
             )
             lines.append(f"<tr><td>{escape(title)}{run}</td>{body}<td><b>{escape(decision)}</b></td></tr>")
-    head = "".join(f"<th>{escape(name)}</th>" for name in (*names, "verdict"))
+    head = "".join(f'<th scope="col">{escape(name)}</th>' for name in (*names, "verdict"))
     table = f'<table class="metrics"><thead><tr>{head}</tr></thead><tbody>{"".join(lines)}</tbody></table>'
-    return f'<div class="wide">{table}</div>'
+    return f'<div class="scroll">{table}</div>'
 
 
 def _rankings(findings: Findings) -> list[str]:
@@ -106,7 +113,7 @@ def _rankings(findings: Findings) -> list[str]:
             word = "best" if row["p_holm"] is None else "not told apart from the best" if row["best"] else "worse"
             name = f"{findings.letters[row['run']]} {findings.runs[row['run']].name}"
             lines.append([str(place), name, f"{estimate} [{low}, {high}]", p, word])
-        parts.append(_table(("place", "run", "estimate [95 % interval]", "p, Holm", ""), lines, metric.title))
+        parts.append(_table(("place", "run", "estimate [95 % interval]", "p, Holm", "verdict"), lines, metric.title))
     estimates = [
         {row["run"]: row["interval"].estimate for row in rows}
         for metric, rows in findings.rankings.items()
@@ -138,7 +145,7 @@ def _matrix(samples: Sequence[tuple[float, list[Row]]], letters: str) -> str:
         lines.append(f'<tr data-row="{number}"><td>{escape(rows[0]["text"])}</td>{cells_of}</tr>')
     head = "".join(f"<th>{name}</th>" for name in ("text", *(f"{letter}: WER %" for letter in letters)))
     table = f"<table><thead><tr>{head}</tr></thead><tbody>{''.join(lines)}</tbody></table>"
-    folded = f'<details><summary>{len(lines)} texts</summary><div class="wide">{table}</div></details>'
+    folded = f'<details><summary>{len(lines)} texts</summary><div class="scroll">{table}</div></details>'
     return f"<h2>All texts by run</h2>{folded}"
 
 
@@ -193,7 +200,7 @@ def _bar(letters: str) -> str:
 def _table(columns: Sequence[str], rows: Sequence[Sequence[str]], caption: str = "") -> str:
     if not rows:
         return "<p>Nothing.</p>"
-    head = "".join(f"<th>{escape(name)}</th>" for name in columns)
+    head = "".join(f'<th scope="col">{escape(name)}</th>' for name in columns)
     body = "".join("<tr>" + "".join(f"<td>{escape(cell)}</td>" for cell in row) + "</tr>" for row in rows)
     title = f"<caption>{escape(caption)}</caption>" if caption else ""
-    return f'<div class="wide"><table>{title}<thead><tr>{head}</tr></thead><tbody>{body}</tbody></table></div>'
+    return f'<div class="scroll"><table>{title}<thead><tr>{head}</tr></thead><tbody>{body}</tbody></table></div>'

@@ -1,8 +1,4 @@
-"""Voices: a folder of reference recordings and descriptions.
-
-`NAME.flac` (or `.wav`) with its transcript in `NAME.txt` is a voice to clone. `profiles.json` maps names to
-descriptions ("feminine") that the model was trained on; a recording may have one too.
-"""
+"""Voices: prompts in a voice, and recordings that become one. `voice_folder` says what a folder of them holds."""
 
 import re
 import unicodedata
@@ -18,15 +14,9 @@ from higgs.data.chatml import AudioContent, ChatMLSample
 from higgs.data.loudness import silence, speech_level
 from higgs.data.text.chunks import count_words, speaker_turns
 from higgs.data.text.folding import check_text
-from higgs.files import read_text, replacing
-from higgs.validation import parse_json, validate
+from higgs.data.voice_folder import AUDIO_SUFFIXES, Entry, profiles, read_folder
+from higgs.files import replacing
 
-AUDIO_SUFFIXES = (".flac", ".wav")
-OTHER_SUFFIXES = (
-    ".mp3", ".m4a", ".ogg", ".oga", ".opus", ".aac", ".aif", ".aiff", ".aifc", ".wma", ".amr", ".au", ".caf", ".mka",
-    ".mp4", ".mov", ".w64", ".webm", ".3gp",
-)  # fmt: skip
-PROFILES = "profiles.json"
 SAMPLE_RATE = 24_000  # of the recordings that `add_voice` writes: the codec's
 NAME = re.compile(r"[^\W_][\w.-]{0,63}")
 SECONDS, GOOD_SECONDS = (1.0, 60.0), (3.0, 30.0)
@@ -39,13 +29,10 @@ MAX_PEAK = 2.0  # float files reach a little more than 1, integers taken for flo
 
 
 @dataclass(frozen=True)
-class Voice:
+class Voice(Entry):
     """A name, and a recording with its transcript, or a description, or both."""
 
-    name: str
     audio: Path | AudioContent | None = None
-    transcript: str | None = None
-    description: str | None = None
 
     @property
     def reference(self) -> AudioContent:
@@ -87,46 +74,8 @@ def list_voices(folder: str | Path) -> dict[str, Voice]:
 
 def read_voices(folder: str | Path) -> tuple[dict[str, Voice], dict[str, str]]:
     """-> the voices of the folder by name, sorted, and what is wrong with others (no transcript, two recordings)."""
-    folder = Path(folder)
-    if not folder.is_dir():
-        advice = "name one with --voices, or fetch data/voices by `dvc pull data.dvc`"
-        raise FileNotFoundError(f"voice folder {folder} does not exist; {advice}")
-    voices: dict[str, Voice] = {}
-    faults: dict[str, str] = {}
-    try:
-        descriptions = _profiles(folder)
-    except (ValueError, OSError) as error:
-        descriptions, faults[PROFILES] = {}, str(error)
-    files: dict[str, list[Path]] = {}
-    for path in sorted(path for path in folder.iterdir() if path.name[0] != "."):
-        files.setdefault(unicodedata.normalize("NFC", path.stem), []).append(path)
-    for name, paths in files.items():
-        recordings = [path for path in paths if path.suffix.lower() in AUDIO_SUFFIXES]
-        transcripts = [path for path in paths if path.suffix.lower() == ".txt"]
-        if not recordings:
-            # Beside a transcript, whatever else has its name is meant as the recording.
-            others = [path for path in paths if path not in transcripts and path.name != PROFILES]
-            if unread := [path for path in others if transcripts or path.suffix.lower() in OTHER_SUFFIXES]:
-                faults[name] = f"{unread[0]}: convert it to .flac or .wav"
-            continue
-        description = descriptions.pop(name, None)
-        if len(recordings) > 1:
-            faults[name] = f"{recordings[0]} and {recordings[1]}; keep one of them"
-            continue
-        missing = f"the transcript {recordings[0].with_suffix('.txt')} is missing: the text that is spoken in it"
-        try:
-            if not (words := read_text(transcripts[0]).strip() if transcripts else ""):
-                raise ValueError(missing)
-            voices[name] = Voice(name, recordings[0], words, description)
-        except (ValueError, OSError) as error:
-            faults[name] = str(error)
-    voices |= {name: Voice(name, description=text) for name, text in descriptions.items() if name not in faults}
-    return dict(sorted(voices.items())), faults
-
-
-def _profiles(folder: Path) -> dict[str, str]:
-    path = folder / PROFILES
-    return validate(dict[str, str], parse_json(read_text(path), str(path)), str(path)) if path.is_file() else {}
+    entries, faults = read_folder(folder)
+    return {name: Voice(**vars(entry)) for name, entry in entries.items()}, faults
 
 
 def find_voice(folder: str | Path, name: str) -> Voice:
@@ -216,7 +165,7 @@ def add_voice(
     if not (words := transcript.strip()):
         raise ValueError(f"the transcript is empty: it must be the text that is spoken in {source}")
     check_text(words)
-    description = _profiles(folder).get(name)
+    description = profiles(folder).get(name)
     files, suffixes = [], (*AUDIO_SUFFIXES, ".txt")
     if folder.is_dir():
         same = unicodedata.normalize("NFC", name)

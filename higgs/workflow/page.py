@@ -5,17 +5,16 @@ with other bits. What DVC keeps is reports/STAGE.rendered, the hash of the noteb
 missing or of another notebook are made. Each time the list of all pages, reports/index.html, is written too.
 """
 
-import base64
 import html
-import os
 import re
 import subprocess
 import sys
 from collections.abc import Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
 from functools import cache
 from html.parser import HTMLParser
 from pathlib import Path
+from typing import Any
 
 import nbformat
 from nbformat import NotebookNode
@@ -26,8 +25,7 @@ from higgs.workflow.outputs import SOUNDS, in_script
 FILES = Path(__file__).parent / "templates"  # styles, scripts and the template of nbconvert
 REPORTS, INDEX = Path("reports"), "index.html"
 STAGES = ("tokenize", "generate", "evaluate")
-SOUND_BYTES = 5_200_000  # of all sounds of a page: 7 MB in base64
-BIT_RATES, OVERHEAD = (12_000, 32_000), 1_100  # the least that is worth hearing, and the usual; bytes of headers
+POLICY = "default-src 'none'; style-src 'unsafe-inline'; script-src 'unsafe-inline'; img-src data:; media-src data:"
 HEADING = re.compile(r'<h([23]) id="([^"]+)">(.*?)<a class="anchor-link"', re.S)
 MAX_CHANGED = 12
 Facts = Mapping[str, str]
@@ -35,6 +33,17 @@ Facts = Mapping[str, str]
 
 class NotSelfContained(ValueError):
     """The page would load something from outside itself."""
+
+
+@dataclass(frozen=True)
+class Extra:
+    """What a page has beside the common style and script: .css and .js files, and what they read from "data"."""
+
+    files: Sequence[Path] = ()
+    data: Any = None
+
+    def contents(self, suffix: str) -> list[str]:
+        return [path.read_text(encoding="utf-8") for path in self.files if path.suffix == suffix]
 
 
 def to_html(notebook: NotebookNode, title: str, links: Sequence[str] = (), facts: Facts | None = None) -> str:
@@ -48,7 +57,7 @@ def to_html(notebook: NotebookNode, title: str, links: Sequence[str] = (), facts
     question = re.search(r"\*\*(.+?)\*\*", first, re.S)
     _describe_pictures(notebook)
     sounds = _sounds(notebook)
-    scripts = ["page.js", *(["utterances.js"] if sounds is not None else [])]
+    scripts = ["page.js", *(["spectrogram.js", "utterances.js"] if sounds is not None else [])]
     resources = {
         "page_title": heading, "page_question": _plain(question[1]) if question else "", "page_style": page_style(),
         "page_links": _links(links), "page_facts": facts or {}, "page_scripts": [_read(name) for name in scripts],
@@ -60,15 +69,29 @@ def to_html(notebook: NotebookNode, title: str, links: Sequence[str] = (), facts
     return check_self_contained(page)
 
 
-def bare_page(title: str, body: str, question: str = "") -> str:
+def bare_page(
+    title: str, body: str, question: str = "", links: Sequence[str] = STAGES, extra: Extra | None = None
+) -> str:
     """HTML as a page in the same style; `question` is its line in the list of pages. Raises NotSelfContained."""
+    extra = extra or Extra()
+    data = f'<script type="application/json" id="data">{in_script(extra.data)}</script>' if extra.data else ""
+    scripts = "".join(f"<script>{script}</script>\n" for script in (_read("page.js"), *extra.contents(".js")))
+    style = "\n".join([page_style(), *extra.contents(".css")])
+    named = re.sub(r"<h2>(.*?)</h2>", _with_id, body)
     return check_self_contained(
         '<!doctype html>\n<html lang="en"><head><meta charset="utf-8">'
+        f'<meta http-equiv="Content-Security-Policy" content="{POLICY}">'
         '<meta name="viewport" content="width=device-width, initial-scale=1">'
         f'<meta name="description" content="{html.escape(question)}">'
-        f"<title>{html.escape(title)}</title><style>{page_style()}</style></head><body>{_links(STAGES)}"
-        f'<div class="columns"><main>{body}</main></div><script>{_read("page.js")}</script></body></html>\n'
+        f"<title>{html.escape(title)}</title><style>{style}</style></head><body>{_links(links)}"
+        f'<div class="columns"><main>{named}</main></div>\n{data}{scripts}</body></html>\n'
     )
+
+
+def _with_id(heading: re.Match) -> str:
+    """A heading that can be linked to."""
+    place = re.sub(r"\W+", "-", re.sub(r"<[^>]*>|&\w+;", "", heading[1])).strip("-").lower()
+    return f'<h2 id="{place}">{heading[1]}</h2>'
 
 
 def check_self_contained(page: str) -> str:
@@ -83,9 +106,10 @@ def check_self_contained(page: str) -> str:
 
 
 def write_page(path: Path, page: str) -> None:
-    """The page, and the list of the pages in its folder."""
+    """The page, and in reports/ the list of the pages."""
     _write(path, page)
-    _write(path.with_name(INDEX), _index(path.parent))
+    if path.parent.name == REPORTS.name:
+        _write(path.with_name(INDEX), _index(path.parent))
 
 
 def _write(path: Path, text: str) -> None:
@@ -163,35 +187,19 @@ def _describe_pictures(notebook: NotebookNode) -> None:
 
 
 def _sounds(notebook: NotebookNode) -> dict[str, str] | None:
-    """Number of a file in the list -> its data: URI; without files that are missing or that are too much for a page."""
     outputs = (output.get("data", {}) for cell in notebook.cells for output in cell.get("outputs", []))
     paths = next((data[SOUNDS] for data in outputs if SOUNDS in data), None)
-    return None if paths is None else encode(paths)
+    return None if paths is None else embedded(paths)
 
 
-def encode(paths: Sequence[str | None]) -> dict[str, str]:
-    """Audio files below the working directory -> as `_sounds`, at the highest bit rate at which all fit."""
-    from higgs.audio import compress, load_audio, probe
+def embedded(paths: Sequence[str | None]) -> dict[str, str]:
+    """Number of a file in the list -> its data: URI, where `encode` has one; none outside of the working directory."""
+    from higgs.workflow.sounds import encode
 
-    here, lengths = Path.cwd().resolve(), {}
-    for number, path in enumerate(paths):
-        if path and (file := Path(path)).is_file() and file.resolve().is_relative_to(here):
-            try:
-                lengths[number] = probe(file)[2]
-            except (ValueError, OSError):
-                continue  # its record says that it is unreadable
-    while lengths:
-        rate = 8 * (SOUND_BYTES - OVERHEAD * len(lengths)) / max(1.0, sum(lengths.values()))
-        if rate >= BIT_RATES[0]:
-            break
-        lengths.popitem()  # the last ones, as the notebook ordered them
-
-    def uri(number: int) -> str:
-        content = compress(*load_audio(paths[number]), int(min(BIT_RATES[1], rate)))
-        return f"data:audio/ogg;base64,{base64.b64encode(content).decode('ascii')}"
-
-    with ThreadPoolExecutor(len(os.sched_getaffinity(0))) as pool:  # libsndfile works outside of Python's lock
-        return dict(zip(map(str, lengths), pool.map(uri, lengths), strict=True))
+    here = Path.cwd().resolve()
+    sounds = encode([Path(path) if path and Path(path).resolve().is_relative_to(here) else None for path in paths])
+    known = {str(number): place for number, place in enumerate(sounds.of) if place is not None}
+    return {number: f"data:audio/ogg;base64,{sounds.encoded[place]}" for number, place in known.items()}
 
 
 class _ExternalLoads(HTMLParser):
@@ -245,7 +253,7 @@ class _Head(HTMLParser):
 
 def _index(folder: Path) -> str:
     """The list of the pages in a folder, each with what it answers in one line."""
-    known = [f"{name}.html" for name in (*STAGES, "compare", "speed")]
+    known = [f"{name}.html" for name in (*STAGES, "compare", "listen", "speed")]
     pages = [path for path in folder.glob("*.html") if path.name != INDEX]
     pages.sort(key=lambda path: (known.index(path.name) if path.name in known else len(known), path.name))
     items = []

@@ -44,7 +44,7 @@ def main() -> int:
         "processor": cpu_name(), "cores that may be used": str(len(os.sched_getaffinity(0))),
         "Python": platform.python_version(), "torch": version("torch"),
     }  # fmt: skip
-    tables = table([{"machine": name, "": value} for name, value in machine.items()]).data + table(times).data
+    tables = table([{"machine": name, "value": value} for name, value in machine.items()]).data + table(times).data
     write_page(PAGE, bare_page("Speed", INTRODUCTION + tables, "How long did each stage take on this machine?"))
     sys.stdout.write(f"times: {PAGE}\n")
     return 0

@@ -1,7 +1,7 @@
 "use strict";
 // The texts of a comparison: one row is played at a time, all of its sides together.
 
-const data = JSON.parse(document.getElementById("data").textContent);
+const data = higgs.json("data");
 const sounds = new Sounds(data.clips);
 const bar = document.getElementById("bar");
 const slider = bar.querySelector("input");

@@ -1,7 +1,7 @@
 "use strict";
 // A listening test from its first page to the file of answers. Progress is held in localStorage under the page's hash.
 
-const data = JSON.parse(document.getElementById("data").textContent);
+const data = higgs.json("data");
 const place = document.getElementById("test");
 const sounds = new Sounds(data.clips);
 const memory = `higgs-listen-${data.page}`;
@@ -36,18 +36,6 @@ function remember() {
   }
 }
 
-// An element of HTML; text is text, never markup.
-function make(tag, settings = {}, ...children) {
-  const element = document.createElement(tag);
-  for (const [name, value] of Object.entries(settings)) {
-    if (name.startsWith("on")) element.addEventListener(name.slice(2), value);
-    else if (name in element) element[name] = value;
-    else element.setAttribute(name, value);
-  }
-  element.append(...children);
-  return element;
-}
-
 function go(step) {
   if (player) player.stop();
   state.step = step;
@@ -59,7 +47,7 @@ function go(step) {
 }
 
 function opening() {
-  const name = make("input", { type: "text", maxLength: MOST_LETTERS, value: state.listener, required: true });
+  const name = higgs.element("input", { type: "text", maxlength: MOST_LETTERS, value: state.listener, required: true });
   const task = preference
     ? "You will hear the same text twice and say which sounds better."
     : "You will hear several sounds and score each from 0 to 100 for how natural it sounds. One of them is a recording of a person; it may speak another text.";
@@ -70,35 +58,35 @@ function opening() {
     player = player || new Player(new AudioContext(), update);
     player.context.resume().then(() => go(0), failed);
   };
-  return make("form", { className: "trial", onsubmit: start },
-    make("h1", { tabIndex: -1 }, "Listening test"),
-    make("p", {}, task),
-    make("p", {}, `${data.trials.length} texts, after ${training} for practice that do not count. Use headphones in a quiet room, and leave the volume as it is once you have set it in the practice.`),
-    make("p", {}, "Space plays and pauses; while a sound plays, Tab switches to the next one at the same moment. You can close the page and go on later in the same browser."),
-    make("label", {}, "Your name, or any word that stands for you ", name),
-    make("button", { className: "main", type: "submit" }, "Start"));
+  return higgs.element("form", { class: "trial", onsubmit: start },
+    higgs.element("h1", { tabindex: -1 }, "Listening test"),
+    higgs.element("p", {}, task),
+    higgs.element("p", {}, `${data.trials.length} texts, after ${training} for practice that do not count. Use headphones in a quiet room, and leave the volume as it is once you have set it in the practice.`),
+    higgs.element("p", {}, "Space plays and pauses; while a sound plays, Tab switches to the next one at the same moment. You can close the page and go on later in the same browser."),
+    higgs.element("label", {}, "Your name, or any word that stands for you ", name),
+    higgs.element("button", { class: "main", type: "submit" }, "Start"));
 }
 
 function trial(step) {
   const current = steps[step];
   const practice = step < training;
   const count = practice ? `Practice ${step + 1} of ${training}` : `${step - training + 1} of ${data.trials.length}`;
-  const next = make("button", { className: "main", disabled: true, onclick: () => go(step + 1) }, "Next");
+  const next = higgs.element("button", { class: "main", disabled: true, onclick: () => go(step + 1) }, "Next");
   view = { step, current, practice, next, buttons: [], sliders: [], heard: new Set(), loaded: null };
   const parts = [
-    make("progress", { max: data.trials.length, value: Math.max(0, step - training) }),
-    make("h2", { tabIndex: -1 }, count),
-    make("p", {}, current.text),
+    higgs.element("progress", { max: data.trials.length, value: Math.max(0, step - training) }),
+    higgs.element("h2", { tabindex: -1 }, count),
+    higgs.element("p", {}, current.text),
     ...(preference ? pair() : scores()),
-    make("p", { className: "dim" }, practice ? "Practice: this answer does not count. Set the volume now." : ""),
+    higgs.element("p", { class: "dim" }, practice ? "Practice: this answer does not count. Set the volume now." : ""),
     next,
   ];
   update();
-  return make("section", { className: "trial" }, ...parts);
+  return higgs.element("section", { class: "trial" }, ...parts);
 }
 
 function playButton(side, label) {
-  const button = make("button", { className: "play", onclick: () => hear(side).catch(failed) }, label);
+  const button = higgs.element("button", { class: "play", onclick: () => hear(side).catch(failed) }, label);
   view.buttons[side] = button;
   return button;
 }
@@ -106,15 +94,15 @@ function playButton(side, label) {
 function pair() {
   const chosen = state.answers[view.current.trial];
   const choices = CHOICES.map(([score, label], number) => {
-    const button = make("button", { onclick: () => answer(score) }, `${number + 1}  ${label}`);
+    const button = higgs.element("button", { onclick: () => answer(score) }, `${number + 1}  ${label}`);
     button.setAttribute("aria-pressed", String(chosen === score));
     return button;
   });
   view.choices = choices;
   return [
-    make("div", { className: "stimuli" }, playButton(0, "▶ First"), playButton(1, "▶ Second")),
-    make("p", { className: "dim" }, "Listen to both, then choose (keys 1 to 5)."),
-    make("div", { className: "choices" }, ...choices),
+    higgs.element("div", { class: "stimuli" }, playButton(0, "▶ First"), playButton(1, "▶ Second")),
+    higgs.element("p", { class: "dim" }, "Listen to both, then choose (keys 1 to 5)."),
+    higgs.element("div", { class: "choices" }, ...choices),
   ];
 }
 
@@ -122,8 +110,8 @@ function scores() {
   const known = state.answers[view.current.trial] || {};
   view.scores = { ...known };
   const rows = view.current.stimuli.map((stimulus, side) => {
-    const shown = make("output", {}, known[stimulus.id] === undefined ? "–" : String(known[stimulus.id]));
-    const slider = make("input", { type: "range", min: 0, max: 100, step: 1, value: known[stimulus.id] ?? 50 });
+    const shown = higgs.element("output", {}, known[stimulus.id] === undefined ? "–" : String(known[stimulus.id]));
+    const slider = higgs.element("input", { type: "range", min: 0, max: 100, step: 1, value: known[stimulus.id] ?? 50 });
     slider.setAttribute("aria-label", `score of sound ${side + 1}`);
     const rate = () => {
       view.scores[stimulus.id] = Number(slider.value);
@@ -133,9 +121,9 @@ function scores() {
     view.sliders.push(slider);
     slider.addEventListener("input", rate);
     slider.addEventListener("click", rate);
-    return make("div", { className: "rating" }, playButton(side, `▶ ${side + 1}`), slider, shown);
+    return higgs.element("div", { class: "rating" }, playButton(side, `▶ ${side + 1}`), slider, shown);
   });
-  return [make("p", { className: "dim" }, "0 bad, 25 poor, 50 fair, 75 good, 100 excellent. Listen to all, then move each slider."), ...rows];
+  return [higgs.element("p", { class: "dim" }, "0 bad, 25 poor, 50 fair, 75 good, 100 excellent. Listen to all, then move each slider."), ...rows];
 }
 
 async function hear(side) {
@@ -202,12 +190,12 @@ function closing() {
     state = { listener: "", step: -1, answers: {} };
     go(-1);
   };
-  return make("section", { className: "trial" },
-    make("h1", { tabIndex: -1 }, "Thank you"),
-    make("p", {}, "Download your answers and send the file to whoever asked you to listen."),
-    make("p", {}, make("a", { id: "download", href: link, download: `ratings-${name}.json` }, "Download the answers")),
-    make("details", {}, make("summary", {}, "Or copy them from here"), make("textarea", { readOnly: true, value: text })),
-    make("p", {}, make("button", { onclick: again }, "Start again, for another listener")));
+  return higgs.element("section", { class: "trial" },
+    higgs.element("h1", { tabindex: -1 }, "Thank you"),
+    higgs.element("p", {}, "Download your answers and send the file to whoever asked you to listen."),
+    higgs.element("p", {}, higgs.element("a", { id: "download", href: link, download: `ratings-${name}.json` }, "Download the answers")),
+    higgs.element("details", {}, higgs.element("summary", {}, "Or copy them from here"), higgs.element("textarea", { readonly: true }, text)),
+    higgs.element("p", {}, higgs.element("button", { onclick: again }, "Start again, for another listener")));
 }
 
 function failed(error) {

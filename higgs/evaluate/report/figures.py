@@ -37,8 +37,8 @@ def forest(rows: Sequence[Row], heading: str, caption: str, digits: int = 1) -> 
         drawn = f'<line class="interval" x1="{low}" x2="{high}" y1="12" y2="12"/>'
         drawn += f'<circle class="estimate" cx="{place}" cy="12" r="4.5"/>'
         lines.append(_line(row["name"], drawn, numbers, marks, f"<td>{html.escape(row['note'])}</td>", numbers))
-    head = f'<th scope="col">{html.escape(heading)}</th><th scope="col"></th>'
-    head += '<th scope="col">estimate [95 % interval]</th><th scope="col"></th>'
+    head = f'<th scope="col">{html.escape(heading)}</th><td></td>'
+    head += '<th scope="col">estimate [95 % interval]</th><td></td>'
     return _table("forest", caption, head, lines, marks, 2)
 
 
@@ -65,7 +65,7 @@ def _strip(measure: str, conditions: Mapping[str, Points]) -> str:
         drawn += f'<line class="median" x1="{at}" x2="{at}" y1="1" y2="23"/>'
         described = f"{len(values)} utterances from {min(values):.3g} to {max(values):.3g}, median {middle:.3g}"
         lines.append(_line(name, drawn, f"{middle:.3g}", marks, "", described))
-    head = '<th scope="col">condition</th><th scope="col"></th><th scope="col">median</th>'
+    head = '<th scope="col">condition</th><td></td><th scope="col">median</th>'
     return _table("forest strips", measure, head, lines, marks, 1).data
 
 

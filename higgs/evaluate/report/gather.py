@@ -3,7 +3,7 @@
 import json
 import re
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -20,13 +20,14 @@ SPEAKER_TAG = re.compile(r"\[SPEAKER\d+\]\s*")
 
 @dataclass(frozen=True)
 class Results:
-    """What the stages tokenize and generate wrote to `folder`: two summaries, samples, and chunks of samples."""
+    """What the stages tokenize and generate wrote to `folder`: two summaries, samples, their chunks, their words."""
 
     folder: Path
     tokenized: dict[str, Any]
     generated: dict[str, Any]
     samples: list[Row]
     chunks: list[Row]
+    words: list[Row] = field(default_factory=list)  # of a sample in order, with start and end in seconds
 
     def audio(self, name: str) -> Path | None:
         """The file of a sample; None where nothing was generated."""
@@ -42,8 +43,9 @@ def read_results(folder: str | Path) -> Results:
         if not path.is_file():
             raise FileNotFoundError(f"{path} is missing: run `dvc repro {stage}` first")
         summaries[stage] = json.loads(path.read_text(encoding="utf-8"))
-    samples, chunks = (folder / "generate" / f"{name}.parquet" for name in ("utterances", "chunks"))
-    return Results(folder, *summaries.values(), read_rows(samples), read_rows(chunks) if chunks.is_file() else [])
+    samples, *more = (folder / "generate" / f"{name}.parquet" for name in ("utterances", "chunks", "words"))
+    optional = [read_rows(path) if path.is_file() else [] for path in more]
+    return Results(folder, *summaries.values(), read_rows(samples), *optional)
 
 
 def gather(

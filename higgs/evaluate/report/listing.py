@@ -34,14 +34,17 @@ def ids(rows: Sequence[Row]) -> list[str]:
     return [name if found.count(name) == 1 else f"{name}, {place}" for place, name in enumerate(found)]
 
 
-def listing(rows: Sequence[Row], commands: Mapping[str, str]) -> Listing:
-    """Records in the order of `rows`; figures name them by their numbers."""
-    records = []
+def listing(rows: Sequence[Row], commands: Mapping[str, str], words: Sequence[Row] = ()) -> Listing:
+    """Records in the order of `rows`; figures name them by their numbers. `words` are those of `Results`."""
+    records, times = [], {}
+    for word in words:
+        times.setdefault(word["name"], []).append([word["word"], round(word["start"], 2), round(word["end"], 2)])
     for row, name in zip(rows, ids(rows), strict=True):
         record = {"id": name} | {column: row[column] for column in COPIED}
         record |= {"wer": row["wer_percent"], "mos": row["mos_overall"], "others": row["similarity_to_others"]}
         record["words"] = [] if row["heard"] is None else word_differences(row["text"], row["heard"], row["language"])
         record["command"] = commands.get(row["name"]) if row["group"] == GENERATED else None
+        record["times"] = times.get(row["name"], []) if row["group"] == GENERATED else []
         records.append(record)
     block = f'<script type="application/json" id="utterances">{in_script(records)}</script>'
     place = "The table is in the page that <code>python -m higgs.workflow.page evaluate</code> makes."

@@ -20,11 +20,13 @@ const higgs = {
     }, true); // "play" does not bubble
   },
 
-  /** An element with attributes and children. Strings become text, never markup; null children are left out. */
+  /** An element with attributes, listeners (functions, under "on...") and children, null ones left out. Strings become
+      text, never markup. */
   element(tag, attributes = {}, ...children) {
     const made = document.createElement(tag);
     for (const [name, value] of Object.entries(attributes)) {
-      if (value === true) made.setAttribute(name, "");
+      if (typeof value === "function") made.addEventListener(name.slice(2), value);
+      else if (value === true) made.setAttribute(name, "");
       else if (value !== null && value !== false) made.setAttribute(name, value);
     }
     made.append(...children.flat().filter((child) => child !== null && child !== undefined));

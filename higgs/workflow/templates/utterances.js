@@ -8,9 +8,8 @@ addEventListener("DOMContentLoaded", () => {
   if (!place || !records) return;
   const sounds = higgs.json("sounds") || {};
   const el = higgs.element;
-  const MOST_BINS = 256;
 
-  records.forEach((record, number) => { record.number = number; });
+  records.forEach((record, number) => Object.assign(record, { number, times: record.times ?? [] }));
   const lines = new Map(); // record -> its row of the table
   let shown = [];
   let order = { key: "wer", down: true };
@@ -66,7 +65,8 @@ addEventListener("DOMContentLoaded", () => {
     mark(false);
     playing = record;
     transport.hidden = false;
-    label.replaceChildren(el("a", { href: link(record) }, record.id), ` ${record.text}`);
+    const read = record.times.length ? record.times.flatMap(([word]) => [" ", el("span", { class: "word" }, word)]) : [` ${record.text}`];
+    label.replaceChildren(el("a", { href: link(record) }, record.id), ...read);
     audio.src = sounds[record.number];
     audio.play().catch(() => {}); // a second one was asked for before the first began
     mark(true);
@@ -83,6 +83,19 @@ addEventListener("DOMContentLoaded", () => {
     lines.get(playing)?.classList.toggle("playing", on);
     document.querySelectorAll(`circle[data-row="${playing.number}"]`).forEach((c) => c.classList.toggle("playing", on));
   }
+
+  /** Marks the word that is being spoken, as long as something plays. */
+  function readAlong() {
+    if (!playing) return;
+    label.querySelectorAll(".word").forEach((word, place) => {
+      const [, start, end] = playing.times[place];
+      const now = audio.currentTime >= start && audio.currentTime < end;
+      if (now && !word.classList.contains("now")) word.scrollIntoView({ block: "nearest" });
+      word.classList.toggle("now", now);
+    });
+    if (!audio.paused) requestAnimationFrame(readAlong);
+  }
+  for (const event of ["play", "seeked", "ended"]) audio.addEventListener(event, readAlong);
 
   function buttons() {
     for (const button of document.querySelectorAll("button.play")) {
@@ -147,7 +160,7 @@ addEventListener("DOMContentLoaded", () => {
     line.setAttribute("aria-expanded", "true");
     opened = { record, added };
     buttons();
-    for (const canvas of added.querySelectorAll("canvas")) drawSpectrogram(canvas).catch(() => canvas.remove());
+    for (const canvas of added.querySelectorAll("canvas")) sketch(canvas).catch(() => canvas.remove());
   }
 
   function close() {
@@ -157,60 +170,9 @@ addEventListener("DOMContentLoaded", () => {
     opened = null;
   }
 
-  // --- spectrogram ------------------------------------------------------------------------------------------------
-
-  /** Of up to 12 kHz: time to the right, frequency upwards, 70 dB from black to white. */
-  async function drawSpectrogram(canvas) {
+  async function sketch(canvas) {
     const bytes = Uint8Array.from(atob(sounds[canvas.dataset.row].split(",")[1]), (sign) => sign.charCodeAt(0)).buffer;
-    const decoded = await new OfflineAudioContext(1, 1, 24000).decodeAudioData(bytes);
-    const samples = decoded.getChannelData(0);
-    const size = 2 * MOST_BINS;
-    const width = Math.min(900, Math.max(60, Math.floor(samples.length / 120)));
-    canvas.width = width;
-    canvas.height = MOST_BINS / 2;
-    const levels = [];
-    for (let x = 0; x < width; x += 1) {
-      const start = Math.floor(((samples.length - size) * x) / width);
-      levels.push(spectrum(samples, Math.max(0, start), size));
-    }
-    const top = levels.reduce((most, column) => Math.max(most, ...column), -200);
-    const context = canvas.getContext("2d");
-    const image = context.createImageData(width, canvas.height);
-    levels.forEach((column, x) => {
-      for (let y = 0; y < canvas.height; y += 1) {
-        const level = Math.max(column[2 * y], column[2 * y + 1]);
-        const share = Math.max(0, 1 + (level - top) / 70);
-        const at = 4 * ((canvas.height - 1 - y) * width + x);
-        image.data.set([255 * share, 255 * share ** 2, 255 * (0.35 * share + 0.65 * share ** 4), 255], at);
-      }
-    });
-    context.putImageData(image, 0, 0);
-  }
-
-  /** Levels in dB of size / 2 bands, from a Hann window: radix-2 FFT. */
-  function spectrum(samples, start, size) {
-    const real = new Float64Array(size);
-    const imaginary = new Float64Array(size);
-    for (let i = 0, j = 0; i < size; i += 1) {
-      real[j] = (samples[start + i] || 0) * (0.5 - 0.5 * Math.cos((2 * Math.PI * i) / size));
-      let bit = size >> 1;
-      for (; j & bit; bit >>= 1) j ^= bit; // counts with the bits reversed
-      j |= bit;
-    }
-    for (let length = 2; length <= size; length *= 2) {
-      for (let k = 0; k < length / 2; k += 1) {
-        const cos = Math.cos((-2 * Math.PI * k) / length);
-        const sin = Math.sin((-2 * Math.PI * k) / length);
-        for (let i = k; i < size; i += length) {
-          const other = i + length / 2;
-          const x = real[other] * cos - imaginary[other] * sin;
-          const y = real[other] * sin + imaginary[other] * cos;
-          [real[other], imaginary[other]] = [real[i] - x, imaginary[i] - y];
-          [real[i], imaginary[i]] = [real[i] + x, imaginary[i] + y];
-        }
-      }
-    }
-    return Array.from({ length: size / 2 }, (_, i) => 10 * Math.log10(real[i] ** 2 + imaginary[i] ** 2 + 1e-12));
+    drawSpectrogram(canvas, await new OfflineAudioContext(1, 1, 24000).decodeAudioData(bytes));
   }
 
   // --- table ------------------------------------------------------------------------------------------------------
@@ -273,7 +235,7 @@ addEventListener("DOMContentLoaded", () => {
   );
   form.addEventListener("input", update);
   form.addEventListener("submit", (event) => event.preventDefault());
-  const table = el("table", { "aria-label": "utterances" }, el("thead", {}, el("tr", {}, el("th", { scope: "col" }, "play"), heads)), body);
+  const table = el("table", { role: "treegrid", "aria-label": "utterances" }, el("thead", {}, el("tr", {}, el("th", { scope: "col" }, "play"), heads)), body);
   place.replaceChildren(form, count, el("div", { class: "scroll" }, table));
 
   const matches = (record) => {

@@ -10,8 +10,8 @@ let made = [];
 function figures(item) {
   const ends = { stop: "", length: " Cut off: it is at its greatest length." };
   const more = item.stop === null ? "" : ends[item.stop] ?? ` Ended by: ${item.stop}.`;
-  const rate = (item.sound.seconds / item.took).toFixed(2);
-  return `First sound after ${Math.round(item.first)} ms; ${item.sound.seconds.toFixed(1)} s, made at ${rate} times real time.${more}`;
+  const factor = (item.took / item.sound.seconds).toFixed(2);
+  return `First sound after ${Math.round(item.first)} ms; ${item.sound.seconds.toFixed(1)} s, real-time factor ${factor}.${more}`;
 }
 
 const nameOf = (item) => `${item.number}. ${item.voices.map(({ name }) => name).join(", ")}`;

@@ -1,5 +1,5 @@
-"use strict";
 // Mel-scaled spectrograms on one scale: 0 to 12 kHz upwards, 80 dB of level by colour, 100 columns a second at most.
+"use strict";
 
 const SIZE = 1024;
 const RANGE = 80; // dB below the level of a full-scale sine

@@ -1,0 +1,74 @@
+"""Voices: a folder of reference recordings and descriptions.
+
+`NAME.flac` (or `.wav`) with its transcript in `NAME.txt` is a voice to clone. `profiles.json` maps names to
+descriptions ("feminine") that the model was trained on; a recording may have one too.
+"""
+
+import unicodedata
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from higgs.files import read_text
+from higgs.validation import parse_json, validate
+
+AUDIO_SUFFIXES = (".flac", ".wav")
+OTHER_SUFFIXES = (
+    ".mp3", ".m4a", ".ogg", ".oga", ".opus", ".aac", ".aif", ".aiff", ".aifc", ".wma", ".amr", ".au", ".caf", ".mka",
+    ".mp4", ".mov", ".w64", ".webm", ".3gp",
+)  # fmt: skip
+PROFILES = "profiles.json"
+
+
+@dataclass(frozen=True)
+class Entry:
+    """A name, and a recording with its transcript, or a description, or both."""
+
+    name: str
+    audio: Any = None  # the path of the recording; of a `Voice` its content, too
+    transcript: str | None = None
+    description: str | None = None
+
+
+def read_folder(folder: str | Path) -> tuple[dict[str, Entry], dict[str, str]]:
+    """-> the voices of the folder by name, sorted, and what is wrong with others (no transcript, two recordings)."""
+    folder = Path(folder)
+    if not folder.is_dir():
+        advice = "name one with --voices, or fetch data/voices by `dvc pull data.dvc`"
+        raise FileNotFoundError(f"voice folder {folder} does not exist; {advice}")
+    voices: dict[str, Entry] = {}
+    faults: dict[str, str] = {}
+    try:
+        descriptions = profiles(folder)
+    except (ValueError, OSError) as error:
+        descriptions, faults[PROFILES] = {}, str(error)
+    files: dict[str, list[Path]] = {}
+    for path in sorted(path for path in folder.iterdir() if path.name[0] != "."):
+        files.setdefault(unicodedata.normalize("NFC", path.stem), []).append(path)
+    for name, paths in files.items():
+        recordings = [path for path in paths if path.suffix.lower() in AUDIO_SUFFIXES]
+        transcripts = [path for path in paths if path.suffix.lower() == ".txt"]
+        if not recordings:
+            # Beside a transcript, whatever else has its name is meant as the recording.
+            others = [path for path in paths if path not in transcripts and path.name != PROFILES]
+            if unread := [path for path in others if transcripts or path.suffix.lower() in OTHER_SUFFIXES]:
+                faults[name] = f"{unread[0]}: convert it to .flac or .wav"
+            continue
+        description = descriptions.pop(name, None)
+        if len(recordings) > 1:
+            faults[name] = f"{recordings[0]} and {recordings[1]}; keep one of them"
+            continue
+        missing = f"the transcript {recordings[0].with_suffix('.txt')} is missing: the text that is spoken in it"
+        try:
+            if not (words := read_text(transcripts[0]).strip() if transcripts else ""):
+                raise ValueError(missing)
+            voices[name] = Entry(name, recordings[0], words, description)
+        except (ValueError, OSError) as error:
+            faults[name] = str(error)
+    voices |= {name: Entry(name, description=text) for name, text in descriptions.items() if name not in faults}
+    return dict(sorted(voices.items())), faults
+
+
+def profiles(folder: Path) -> dict[str, str]:
+    path = folder / PROFILES
+    return validate(dict[str, str], parse_json(read_text(path), str(path)), str(path)) if path.is_file() else {}

@@ -1,0 +1,41 @@
+"""Times of words as files: JSON, SubRip and WebVTT."""
+
+import html
+import json
+from collections.abc import Sequence
+from pathlib import Path
+
+from higgs.files import replacing
+from higgs.serve.alignment import Record
+
+SUFFIXES = (".json", ".srt", ".vtt")
+
+
+def write_times(path: str | Path, times: Sequence[Record]) -> None:
+    """Records with `word`, `start` and `end` in seconds -> a file by its suffix, a caption for each word."""
+    check_suffix(path)
+    suffix = Path(path).suffix
+    with replacing(path) as partial:
+        if suffix == ".json":
+            partial.write_text(json.dumps(list(times), indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+            return
+        mark = "," if suffix == ".srt" else "."
+        captions = [] if suffix == ".srt" else ["WEBVTT\n\n"]
+        for number, one in enumerate(times, 1):
+            head = f"{number}\n" if suffix == ".srt" else ""
+            # WebVTT reads markup; SubRip has none in its format.
+            word = one["word"] if suffix == ".srt" else html.escape(one["word"], quote=False)
+            captions.append(f"{head}{_clock(one['start'], mark)} --> {_clock(one['end'], mark)}\n{word}\n\n")
+        partial.write_text("".join(captions), encoding="utf-8")
+
+
+def check_suffix(path: str | Path) -> None:
+    """Raises ValueError for a file of another kind."""
+    if Path(path).suffix not in SUFFIXES:
+        raise ValueError(f"{path}: times of words are written as .json, .srt or .vtt")
+
+
+def _clock(seconds: float, mark: str) -> str:
+    """3723.04 -> 01:02:03,040"""
+    whole = round(1000 * seconds)
+    return f"{whole // 3_600_000:02d}:{whole // 60_000 % 60:02d}:{whole // 1000 % 60:02d}{mark}{whole % 1000:03d}"
