@@ -73,10 +73,7 @@ def speak(
 
     A text of more than --max-words words is spoken in chunks that end with sentences.
     """
-    if (text is None) == (file is None):
-        raise BadParameter("give a text, or - for standard input, or --file, one of them")
-    if (reference is None) != (not (reference_text or "").strip()):
-        raise BadParameter("--reference and --reference-text go together: the recording and its transcript")
+    check_pairs(text, file, reference, reference_text)
     numbered = parse_speakers(speaker)
 
     from higgs.data.speech import speech_request
@@ -91,10 +88,8 @@ def speak(
     chunking |= {"paragraph_pause": paragraph_pause, "speaker_pause": speaker_pause}
     sampling = {"temperature": temperature, "top_k": top_k, "top_p": top_p, "seed": seed}
     options, settings = checkpoint_settings(checkpoint, chunking, sampling)
-    mode = ("reference" if keep_digits else "words") if normalize else None
-    request = speech_request(
-        text, named, options, scene, False if no_chunking else None, mode, settings, max_new_tokens
-    )
+    chunked, mode = False if no_chunking else None, ("reference" if keep_digits else "words") if normalize else None
+    request = speech_request(text, named, options, scene, chunked, mode, settings, max_new_tokens)
     with progress(out, len(request.chunks)) as update:
         has_digits = not normalize and any(map(str.isdigit, text))
         engine = load_engine(checkpoint, has_digits, dtype, offload_text)
@@ -102,6 +97,13 @@ def speak(
     write(out, response)
     write_captions(captions, engine, request, response)
     report(response, out, as_json, {"checkpoint": checkpoint, "seed": seed})
+
+
+def check_pairs(text: str | None, file: Path | None, reference: Path | None, reference_text: str | None) -> None:
+    if (text is None) == (file is None):
+        raise BadParameter("give a text, or - for standard input, or --file, one of them")
+    if (reference is None) != (not (reference_text or "").strip()):
+        raise BadParameter("--reference and --reference-text go together: the recording and its transcript")
 
 
 def check_out(out: Path, captions: Path | None) -> None:
