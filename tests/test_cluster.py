@@ -158,8 +158,9 @@ def lose_node(nodes):
     nodes.lose()
 
 
+@rarely
 @times
-@pytest.mark.parametrize("fault", [kill_worker, pytest.param(lose_node, marks=rarely)], ids=lambda f: f.__name__)
+@pytest.mark.parametrize("fault", [kill_worker, lose_node], ids=lambda fault: fault.__name__)
 def test_a_lost_worker_or_node_loses_nothing(nodes, server, source, plain, place, tmp_path, fault, attempt):
     done = []
 
