@@ -120,7 +120,8 @@ class Studio:
             raise ValueError(f"a text of {len(text)} characters; at most {MAX_TEXT}: `higgs speak --file` takes books")
         settings = list(settings or [self.engine.generation.sampling])
         cast = {n: self.voice(v) for n, v in voice.items()} if isinstance(voice, dict) else self.voice(voice)
-        request = speech_request(text, cast, self.engine.generation.chunks, (scene or "").strip() or None)
+        chunks, scene = self.engine.generation.chunks, (scene or "").strip() or None
+        request = speech_request(text, cast, chunks, scene, normalize="words")
         first = len(self.samples)
         for sampling, response in zip(settings, self._generate(request, settings), strict=True):
             self.samples.append(self._finish(text, cast, sampling, response, naturalness))
