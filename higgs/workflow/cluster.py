@@ -5,6 +5,7 @@ Ray's own retries are off: with them a part belongs to an actor that may wait fo
 
 import os
 import secrets
+import sys
 import tempfile
 from collections import Counter, deque
 from collections.abc import Callable, Iterator, Sequence
@@ -84,6 +85,12 @@ def connect(cluster: Cluster) -> Any:
             ray.shutdown()
             if attempt == 2:
                 raise ConnectionError(f"cluster {cluster.address}: Ray does not answer ({error})") from error
+
+
+def disconnect(cluster: Cluster) -> None:
+    """Ends the processes of Ray that were started for this one."""
+    if cluster.address == "local" and "ray" in sys.modules:
+        sys.modules["ray"].shutdown()
 
 
 def identity(weights: Sequence[str]) -> list[str]:

@@ -23,7 +23,7 @@ from torch import Tensor
 
 from higgs.files import check_place, replacing, sha256
 from higgs.workers import WORK, Workers
-from higgs.workflow.cluster import Cluster, make_on_ray
+from higgs.workflow.cluster import Cluster, disconnect, make_on_ray
 from higgs.workflow.outputs import progress
 
 T = TypeVar("T")
@@ -285,6 +285,7 @@ class Job:
 
     def close(self) -> None:
         self._workers.close()
+        disconnect(self.cluster)
 
 
 def run(make: Make, parts: Iterable[Part], store: Store, cluster: Cluster | None = None, label: str = "parts"):

@@ -98,7 +98,9 @@ def write_index(store: Store, records: Iterable[Mapping[str, Any]], folder: str 
             for failure in record["failed"]:
                 kinds[failure["kind"]] += 1
                 first += [failure] if len(first) < MOST_SHOWN else []
-                failed = failed or stack.enter_context(stack.enter_context(replacing(folder / FAILED)).open("w"))
+                failed = failed or stack.enter_context(
+                    stack.enter_context(replacing(folder / FAILED)).open("w", encoding="utf-8")
+                )
                 failed.write(json.dumps(failure, ensure_ascii=False) + "\n")
             if record["clips"]:
                 names = ("bytes", "sha256", "clips", "frames")
