@@ -1,4 +1,4 @@
-"""How long a cluster takes to tokenize a corpus: a simulation, event by event, of the pool in workflow/cluster.py.
+"""How long a cluster takes to tokenize a corpus: a simulation, event by event, of the pool in jobs/cluster.py.
 
     python benchmarks/cluster.py            # the table of docs/cluster.md, half a minute
 

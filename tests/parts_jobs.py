@@ -18,8 +18,8 @@ import torch
 
 from higgs.data.corpus import Encode, list_corpus, parts_of
 from higgs.data.training.codes import write_index
-from higgs.workflow.cluster import Cluster
-from higgs.workflow.parts import Store, run
+from higgs.jobs.cluster import Cluster
+from higgs.jobs.parts import Store, run
 
 RATE = 8000
 POISON = 1234  # samples of a clip that kills its worker

@@ -23,8 +23,8 @@ from parts_jobs import POISON, contents, corpus, make_index, noise
 from s3_server import Server, environment
 
 from higgs.data.corpus import Encode, list_corpus, parts_of
-from higgs.workflow.cluster import Cluster
-from higgs.workflow.parts import LostParts, Store, run
+from higgs.jobs.cluster import Cluster
+from higgs.jobs.parts import LostParts, Store, run
 
 # Ray reads these when it is imported.
 RAY = {

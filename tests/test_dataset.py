@@ -23,9 +23,9 @@ from higgs.data.training import codes as codes_module
 from higgs.data.training.codes import CodesReader, load_codes, packed, save_codes, write_index
 from higgs.data.training.dataset import Batches, Dataset
 from higgs.data.training.manifest import DataError, Manifest, encode_audio, read_manifest
+from higgs.jobs.cluster import Cluster
+from higgs.jobs.parts import CONTENT, Result, Store, make_part, run
 from higgs.tokens import SPECIAL_TOKENS
-from higgs.workflow.cluster import Cluster
-from higgs.workflow.parts import CONTENT, Result, Store, make_part, run
 from training.nano.byte_tokenizer import byte_tokenizer
 
 TOKENIZER = TextTokenizer(byte_tokenizer())

@@ -14,13 +14,14 @@ BASE = "base"
 # Packages -> what of higgs they may import, besides themselves and the base files.
 MAY_IMPORT = {
     "checkpoint": set(),
-    "data": {"checkpoint", "workflow"},
+    "data": {"checkpoint", "workflow", "jobs"},
     "codec": {"checkpoint"},
     "model": {"checkpoint"},
-    "serve": {"codec", "model", "data", "checkpoint", "workflow"},
+    "serve": {"codec", "model", "data", "checkpoint", "workflow", "jobs"},
     "workflow": {"checkpoint"},
+    "jobs": {"checkpoint", "workflow"},
     "train": {"codec", "model", "data", "checkpoint", "workflow"},
-    "evaluate": {"data", "workflow"},
+    "evaluate": {"data", "workflow", "jobs"},
     "comparison": {"evaluate", "data", "workflow"},
     "studio": {"serve", "evaluate", "model", "codec", "data", "workflow"},
 }
@@ -44,11 +45,11 @@ LIBRARIES = {
     "ipywidgets": {"studio/controls.py"},
     "onnxruntime": {"evaluate/judges/wheels.py", "evaluate/judges/moonshine.py"},
     "pyarrow": {"workflow/tables.py", "data/training/codes.py"},
-    "ray": {"workflow/cluster.py"},
+    "ray": {"jobs/cluster.py"},
     **dict.fromkeys(["fastapi", "starlette", "uvicorn"], HTTP),
     "pydantic": {
         "validation.py", "config.py", "workflow/params.py", "data/chatml_json.py", "data/text/chunks.py",
-        "data/training/manifest.py", "data/recordings.py", "data/scripts.py", "data/corpus.py", "workflow/parts.py",
+        "data/training/manifest.py", "data/recordings.py", "data/scripts.py", "data/corpus.py", "jobs/parts.py",
         "serve/http/references.py",
         "serve/http/speech_request.py", "comparison/ratings.py",
     },

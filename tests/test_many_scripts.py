@@ -22,11 +22,11 @@ from higgs.evaluate.judges.registry import load_metric_models
 from higgs.evaluate.report.gather import GENERATED, OF_THE_SET, gather, read_results
 from higgs.evaluate.statistics.summary import summarise
 from higgs.evaluate.utterances import Evaluator
+from higgs.jobs.cluster import Cluster
+from higgs.jobs.parts import Store
 from higgs.serve import many_scripts as many_scripts
 from higgs.serve.engine import Engine
 from higgs.serve.many_scripts import batches, choose_tasks, speak_all
-from higgs.workflow.cluster import Cluster
-from higgs.workflow.parts import Store
 
 SAMPLING = SamplingConfig(temperature=0.4, top_k=20, top_p=1.0)
 
@@ -211,8 +211,8 @@ if __name__ == "__main__":
     from higgs.data.scripts import read_scripts
     from higgs.serve import many_scripts as many_scripts
     from higgs.serve.engine import Engine
-    from higgs.workflow.cluster import Cluster
-    from higgs.workflow.parts import Store
+    from higgs.jobs.cluster import Cluster
+    from higgs.jobs.parts import Store
 
     nano, scripts, folder = sys.argv[1:]
     load = partial(Engine.from_pretrained, f"{nano}/model", f"{nano}/codec", device="cpu")

@@ -22,10 +22,10 @@ from higgs.data.training import codes as codes_module
 from higgs.data.training.codes import CodesReader, write_index
 from higgs.data.training.dataset import Dataset
 from higgs.data.training.manifest import read_manifest
+from higgs.jobs.cluster import Cluster
+from higgs.jobs.parts import Result, Store, digests, make_part, run
 from higgs.validation import ParamsError
 from higgs.workflow import parts as parts_module
-from higgs.workflow.cluster import Cluster
-from higgs.workflow.parts import Result, Store, digests, make_part, run
 
 BUCKET = "parts"
 ONE = Cluster(None, 1)

@@ -29,7 +29,7 @@ from higgs.evaluate.result_cache import ResultCache
 from higgs.evaluate.statistics.paired_runs import compare
 from higgs.evaluate.statistics.summary import length_class, share_of_seeds, summarise
 from higgs.evaluate.utterances import Evaluator, Utterance, speaking_rates, transcript_fault
-from higgs.workflow.parts import Store
+from higgs.jobs.parts import Store
 from higgs.workflow.tables import find_table, read_rows, write_rows
 
 # ---- SeedTTS-Eval's scoring: text, hypothesis, language, WER by process_one of their run_wer.py with zhon 2.1.1

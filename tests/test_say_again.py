@@ -14,10 +14,10 @@ from higgs.cli.app import app
 from higgs.data.scripts import read_scripts
 from higgs.evaluate.report.command import commands
 from higgs.evaluate.report.gather import Results
+from higgs.jobs.cluster import Cluster
+from higgs.jobs.parts import Store
 from higgs.serve.generation_config import GenerationConfig
 from higgs.serve.many_scripts import speak_all
-from higgs.workflow.cluster import Cluster
-from higgs.workflow.parts import Store
 
 PAUSES = {"max_words": 4, "context_chunks": 0, "sentence_pause": 0.2}
 OWN = {"per_speaker_context": True, "context_chunks": 0}

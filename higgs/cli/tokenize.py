@@ -38,10 +38,10 @@ def tokenize(
     from higgs.checkpoint.resolve import fingerprint
     from higgs.data.corpus import Encode, list_corpus, parts_of, read_listing
     from higgs.data.training.codes import write_index
+    from higgs.jobs.cluster import Cluster
+    from higgs.jobs.parts import Store, run
     from higgs.validation import validate
-    from higgs.workflow.cluster import Cluster
     from higgs.workflow.params import Placement
-    from higgs.workflow.parts import Store, run
 
     validate(Placement, {"workers": workers, "cluster": cluster, "work": out if out.startswith("s3://") else None}, "")
     codec = Sources.parse(checkpoint).codec
@@ -81,7 +81,7 @@ def prune(
 ) -> None:
     """List the parts that no index names, or delete them."""
     from higgs.data.training.codes import shards_of
-    from higgs.workflow.parts import CONTENT, RECORD, Store
+    from higgs.jobs.parts import CONTENT, RECORD, Store
 
     store = Store(place.rstrip("/"))
     named = {shard["file"].removesuffix(CONTENT) for folder in indices for shard in shards_of(folder)}

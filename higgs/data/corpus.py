@@ -22,9 +22,9 @@ from higgs.audio import READABLE, load_audio
 from higgs.data.recordings import Recording, subset_by_hash
 from higgs.data.training.codes import SAMPLE, packed
 from higgs.files import sha256
+from higgs.jobs.parts import Part, Result, cut, make_part
 from higgs.resumable import code_hash
 from higgs.validation import Count, Record, explained
-from higgs.workflow.parts import Part, Result, cut, make_part
 
 PART_BYTES, LEAST_BYTES = 800_000_000, 250_000  # about ten hours as FLAC
 PARTS = 16  # that a small corpus is cut into, for several processes to share it

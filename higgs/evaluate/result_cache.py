@@ -6,9 +6,9 @@ from functools import partial
 
 from higgs.arithmetic import pinned
 from higgs.evaluate.utterances import Evaluator, Task
+from higgs.jobs.cluster import Cluster
+from higgs.jobs.parts import Job, Part, Result, Store, cut, digests, make_part
 from higgs.resumable import code_hash
-from higgs.workflow.cluster import Cluster
-from higgs.workflow.parts import Job, Part, Result, Store, cut, digests, make_part
 from higgs.workflow.tables import Row
 
 TASKS = 16  # of a part

@@ -13,12 +13,12 @@ from higgs.arithmetic import pinned
 from higgs.config import SamplingConfig
 from higgs.data.recordings import subset_by_hash
 from higgs.data.scripts import Script
+from higgs.jobs.cluster import Cluster
+from higgs.jobs.parts import CONTENT, Result, Store, digests, make_part, run
 from higgs.resumable import code_hash
 from higgs.serve.engine import Engine, Response, Usage
 from higgs.serve.long_form import LongResponse, speak
 from higgs.serve.runaway import RUNAWAY_STOPS
-from higgs.workflow.cluster import Cluster
-from higgs.workflow.parts import CONTENT, Result, Store, digests, make_part, run
 
 BATCH = 16  # requests that run together
 FAILED = "error"

@@ -35,13 +35,13 @@ from higgs.evaluate.statistics.intervals import wilson_interval
 from higgs.evaluate.statistics.summary import summarise
 from higgs.evaluate.utterances import Evaluator, Task, Utterance, ask, load_evaluator, speaking_rates
 from higgs.files import content_hash
+from higgs.jobs.cluster import Cluster
+from higgs.jobs.parts import Store
 from higgs.serve.engine import EngineConfig
 from higgs.serve.generation_config import GenerationConfig
 from higgs.serve.many_scripts import speak_all
 from higgs.workers import in_order
-from higgs.workflow.cluster import Cluster
 from higgs.workflow.outputs import progress, write_atomically, write_json
-from higgs.workflow.parts import Store
 from higgs.workflow.speed import cpu_name
 from higgs.workflow.tables import Row, write_rows
 from training.corpus.voices import DESCRIBED, SAMPLE_RATE

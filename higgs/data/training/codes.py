@@ -21,8 +21,8 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from higgs.files import read_text, replacing, sha256
+from higgs.jobs.parts import CONTENT, Store
 from higgs.validation import Record, parse_json, validate
-from higgs.workflow.parts import CONTENT, Store
 
 INDEX = "index.json"
 SAMPLE = 40  # clips of a corpus that a report decodes and shows

@@ -28,10 +28,10 @@ from higgs.data.chatml_json import json_lines, sample_from_json
 from higgs.data.text.folding import check_text
 from higgs.data.training.codes import CodesReader, packed, write_index
 from higgs.data.voices import check_speech
+from higgs.jobs.cluster import Cluster
+from higgs.jobs.parts import Result, Store, cut, make_part, run
 from higgs.resumable import code_hash
 from higgs.validation import Record, parse_json, validate
-from higgs.workflow.cluster import Cluster
-from higgs.workflow.parts import Result, Store, cut, make_part, run
 
 DOUBT, MAX_WARNINGS = "doubtful audio", 20
 Clip = tuple[AudioContent, str | None]  # and its transcript

@@ -22,8 +22,8 @@ from safetensors.torch import save
 from torch import Tensor
 
 from higgs.files import check_place, replacing, sha256
+from higgs.jobs.cluster import Cluster, disconnect, make_on_ray
 from higgs.workers import WORK, Workers
-from higgs.workflow.cluster import Cluster, disconnect, make_on_ray
 from higgs.workflow.outputs import progress
 
 T = TypeVar("T")
