@@ -1,7 +1,8 @@
 """The matrix of a linear layer in other forms than [out, in] floats: oneDNN's own layout, int8 and int4.
 
 They replace the layer's weight: the prompt and the decode step read the same memory. int8 has one scale for each
-output; int4 one for each 64 inputs, of which a byte holds two: input i of the first 32 in its low half, i + 32 above.
+output; int4 one for each 64 inputs, of which a byte holds two: input i of the first 32 in its low
+half, i + 32 above, each with 8 added.
 """
 
 import ctypes
@@ -26,7 +27,7 @@ GROUP = 64  # weights with one scale in int4
 QUANTIZED_AT_ONCE, WIDENED_AT_ONCE = 1 << 20, 1 << 23  # weights
 FEW_ROWS = 16  # more are multiplied as floats
 SOURCE = Path(__file__).with_name("matvec.c")
-FLAGS = ("-O3", "-shared", "-fPIC", "-march=native", "-fno-math-errno", "-fno-trapping-math")
+FLAGS = ("-O3", "-shared", "-fPIC", "-march=native", "-fno-math-errno", "-fno-trapping-math", "-Wno-psabi")
 
 
 class Quantized(NamedTuple):
@@ -62,8 +63,8 @@ def _quantize(weight: Tensor, bits: int) -> tuple[Tensor, Tensor]:
     steps = (groups / scales.float().where(scales != 0, 1)).round_()
     if bits == 8:
         return steps.clamp_(-127, 127).to(torch.int8), scales[..., 0]
-    low, high = steps.clamp_(-8, 7).to(torch.int8).chunk(2, -1)
-    return ((low & 15) | (high << 4)).flatten(1), scales[..., 0]
+    low, high = steps.clamp_(-8, 7).add_(8).to(torch.int8).chunk(2, -1)
+    return (low | (high << 4)).flatten(1), scales[..., 0]
 
 
 def rounded_bytes(shape: torch.Size, bits: int) -> int:
@@ -77,7 +78,7 @@ def dequantize(matrix: Quantized, dtype: torch.dtype) -> Tensor:
     if matrix.scales.dim() == 1:
         return values.to(dtype) * scales
     both = values.unflatten(1, (-1, GROUP // 2))
-    return (torch.cat([(both << 4) >> 4, both >> 4], -1).to(dtype) * scales).flatten(1)
+    return (((torch.cat([both, both >> 4], -1) & 15) - 8).to(dtype) * scales).flatten(1)
 
 
 def linear(x: Tensor, matrix: Matrix) -> Tensor:
