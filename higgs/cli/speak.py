@@ -82,10 +82,8 @@ def speak(
     from higgs.serve import long_form
 
     check_out(out)  # whatever is wrong with the request is reported before the checkpoint is read
-    if file is not None or text == str(STDIO):
-        text = read_text(file)
-    if normalize and not keep_digits:
-        text = spell_out(text)
+    text = read_text(file) if file is not None or text == str(STDIO) else text
+    text = spell_out(text) if normalize and not keep_digits else text
     named = find_voices(voices, voice, reference, reference_text, numbered, "[" in text and bool(speaker_turns(text)))
     chunking = {"max_words": max_words, "context_chunks": context_chunks, "retries": retries}
     chunking |= {"per_speaker_context": per_speaker_context, "sentence_pause": sentence_pause}
@@ -95,8 +93,7 @@ def speak(
     chunked = False if no_chunking else None
     request = speech_request(text, named, options, scene, chunked, normalize, settings, max_new_tokens)
     with progress(out, len(request.chunks)) as update:
-        has_digits = not normalize and any(map(str.isdigit, text))
-        engine = load_engine(checkpoint, has_digits, dtype, offload_text)
+        engine = load_engine(checkpoint, not normalize and any(map(str.isdigit, text)), dtype, offload_text)
         response = long_form.speak(engine, request, update, update)
     write(out, response)
     report(response, out, as_json, {"checkpoint": checkpoint, "seed": seed})
