@@ -8,7 +8,7 @@ temperature 0.7, top-k 50, top-p 0.95 and repetition-aware sampling; the weights
 segment are unlikely. CPU time varies less where other programs run.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import replace
 from functools import partial
 
@@ -22,6 +22,7 @@ from benchmarks.timing import (
     Table,
     Times,
     arguments_of,
+    bounds,
     clock,
     middle,
     per_step,
@@ -157,8 +158,11 @@ def compare(case: str, config: ModelConfig, halves: bool, repeats: int) -> list[
     return rows_of(case, take_turns(measures, repeats), pairs)
 
 
-def reading(case: str, config: ModelConfig, dtypes: Sequence[str], repeats: int) -> list[Row]:
-    """Steps on the CPU beside reading as much memory: the share of the read bandwidth that a step reaches."""
+def reading(case: str, config: ModelConfig, layers: tuple[int, int], repeats: int) -> list[Row]:
+    """Steps on the CPU beside reading as much memory: the share of the read bandwidth that a step reaches.
+
+    A step of all layers is reckoned from steps of a few of them and of a few more, `layers`.
+    """
     memory = torch.randn(1 << 27)
 
     def read() -> Times:
@@ -167,20 +171,31 @@ def reading(case: str, config: ModelConfig, dtypes: Sequence[str], repeats: int)
         return scaled(since(started), 1e9 / memory.nbytes)  # a gigabyte
 
     measures, sizes = {"read": read}, {}
-    for name in dtypes:
+    names = ("float32", "bfloat16", *BITS) if max(layers) == config.num_layers else ("bfloat16", *BITS)
+    for name in names:
         dtype, bits = choose_dtype(name, torch.device("cpu")), BITS.get(name)
-        decoder = SlotDecoder(random_model(config, "cpu", dtype, bits), 1, 256, steps_per_sync=8)
-        decoder.prefill(0, prompt_of(60, config), 190, SAMPLING)
-        sizes[name] = bytes_per_step(decoder, 1, 64)
-        measures[name] = partial(steps_of, decoder)
+        for count in layers:
+            model = random_model(replace(config, num_layers=count, vocab_size=512), "cpu", dtype, bits)
+            decoder = SlotDecoder(model, 1, 256, steps_per_sync=8)
+            decoder.prefill(0, prompt_of(60, model.config), 190, SAMPLING)
+            sizes[name, count] = bytes_per_step(decoder, 1, 64)
+            measures[f"{name} {count}"] = partial(steps_of, decoder)
     times = take_turns(measures, repeats)
-    gigabyte = middle(times["read"])
-    what = f"reading a gigabyte: {1000 / gigabyte[1]:.1f} GB/s"
-    rows = [row_of(case, what, times["read"])]
-    for name in dtypes:
-        share = sizes[name] / 1e9 * gigabyte[1] / middle(times[name])[1]
-        rows.append(row_of(case, f"{name}: {sizes[name] / 1e6:.0f} MB in a step, {share:.0%} of it", times[name]))
+    rows = [row_of(case, f"reading: {1000 / middle(times['read'])[1]:.1f} GB/s", times["read"])]
+    few, many = layers
+    for name in names:
+        size = extrapolated(sizes[name, few], sizes[name, many], layers, config.num_layers)
+        steps = [middle(times[f"{name} {count}"]) for count in layers]
+        wall, cpu = (extrapolated(*pair, layers, config.num_layers) for pair in zip(*steps, strict=True))
+        share = size / 1e9 * middle(times["read"])[1] / cpu
+        mode = f"{name}: {size / 1e6:.0f} MB in a step, {share:.0%} of it"
+        rows.append(Row(case, mode, wall, ours_cpu_ms_per_step=cpu, range=bounds(times[f"{name} {many}"])))
     return rows
+
+
+def extrapolated(first: float, second: float, counts: tuple[int, int], wanted: int) -> float:
+    """Values at two counts -> the value at another, on a line through them."""
+    return first + (second - first) * (wanted - counts[0]) / (counts[1] - counts[0])
 
 
 def steps_of(decoder: SlotDecoder) -> Times:
@@ -205,10 +220,8 @@ def main() -> None:
     table = Table(arguments)
     table.show(compare("96 wide, 3 layers", TINY, False, arguments.repeats))
     table.show(compare("512 wide, 6 layers (22 M)", SMALL, True, arguments.repeats))
-    few_layers = replace(ModelConfig(), num_layers=3, vocab_size=512)
-    released = ("bfloat16", "int8", "int4")
-    table.show(reading("3 layers of the released sizes", few_layers, released, arguments.repeats))
-    table.show(reading("512 wide, 6 layers (22 M)", SMALL, ("float32", *released), arguments.repeats))
+    table.show(reading("28 layers of the released sizes", ModelConfig(), (1, 3), arguments.repeats))
+    table.show(reading("512 wide, 6 layers (22 M)", SMALL, (2, 6), arguments.repeats))
     table.write()
 
 

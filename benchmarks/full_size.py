@@ -3,6 +3,10 @@
     python -m benchmarks.full_size --folder FOLDER                # 12 GB of disk, 13 GB of memory, half an hour
     python -m benchmarks.full_size --folder FOLDER --small        # the same at a small size, a minute
 
+A limit of memory is set from outside, around one part, on a folder that `--part write` has left:
+
+    systemd-run --scope -p MemoryMax=6G python -m benchmarks.full_size --folder FOLDER --part speak --dtype int4
+
 Each part runs in a process of its own. Memory is what the process holds beyond mapped files (RssAnon). Speed and memory
 are those of trained weights; equality with transformers' port is that of greedy codes on the same file.
 """
@@ -25,17 +29,18 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from benchmarks.decode import IDS, PORT_IDS, SMALL
-from higgs import HiggsAudio
+from benchmarks.timing import NANO, clock, scaled, since
+from higgs import AudioContent, AudioTokenizer, Engine, HiggsAudio
 from higgs.batch import Batch
 from higgs.checkpoint.config_json import ORIGINAL, TRANSFORMERS, model_to_json
 from higgs.checkpoint.resolve import fingerprint
-from higgs.config import ModelConfig, SamplingConfig
-from higgs.data.chatml import Tokens
+from higgs.config import CodecConfig, ModelConfig, SamplingConfig
+from higgs.data.chatml import Tokens, voice_clone
 from higgs.data.collator import collate, expand_audio_placeholders
 from higgs.model.matrices import BITS
 from higgs.model.weights import their_name
 from higgs.serve.batching.slots import SlotDecoder
-from higgs.serve.engine import choose_dtype
+from higgs.serve.engine import EngineConfig, choose_dtype
 from higgs.serve.reference.loop import generate
 
 SHARDS, FRAMES, POSITIONS = 3, 20, 512
@@ -134,7 +139,7 @@ def timed(result: dict[str, Any], name: str) -> Iterator[None]:
 def of_ours(folder: Path, dtype: str, offload_text: bool) -> dict[str, Any]:
     """-> times, memory and greedy codes [K, FRAMES]"""
     result: dict[str, Any] = {"before GB": anonymous() / 1e9}
-    peak, (compute, bits) = Peak(), choose_dtype(dtype, torch.device("cpu")), BITS.get(dtype)
+    peak, compute, bits = Peak(), choose_dtype(dtype, torch.device("cpu")), BITS.get(dtype)
     with timed(result, "load"):
         model = HiggsAudio.from_pretrained(folder, None, "cpu", compute, bits, offload_text)
         decoder = SlotDecoder(model, 1, POSITIONS, steps_per_sync=1)
@@ -142,13 +147,32 @@ def of_ours(folder: Path, dtype: str, offload_text: bool) -> dict[str, Any]:
     with timed(result, "prompt"):
         decoder.prefill(0, prompt(model.config), FRAMES + 1, GREEDY)
     decoder.run(1)  # the first one builds what is built once
-    frames, started = [decoder.outputs[0, :1, :-1].clone()], time.perf_counter()
+    frames, started = [decoder.outputs[0, :1, :-1].clone()], clock("cpu")
     for _ in range(FRAMES - 1):
         frames.append(decoder.run(1)[0, :, :-1].clone())
-    result["step ms"] = 1000 * (time.perf_counter() - started) / (FRAMES - 1)
+    wall, cpu = scaled(since(started), 1000 / (FRAMES - 1))
+    result |= {"step ms": wall, "step CPU ms": cpu}
     if dtype == "bfloat16":
         result["loop"] = by_the_loop(model)
     return result | {"resident GB": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e6, "codes": codes_of(frames)}
+
+
+def speaking(folder: Path, dtype: str, offload_text: bool) -> dict[str, Any]:
+    """A whole request with a codec and a reference: what it takes of memory. To be run within a limit, too."""
+    codec = folder / "codec"
+    if not codec.exists():
+        AudioTokenizer(CodecConfig()).save_pretrained(codec)
+        for file in ("tokenizer.json", "tokenizer_config.json"):
+            shutil.copy(NANO / "model" / file, folder)
+    result: dict[str, Any] = {}
+    peak, config = Peak(), EngineConfig(max_batch=1, max_positions=2 * POSITIONS, runaway=None)
+    with timed(result, "load"):
+        engine = Engine.from_pretrained(folder, codec, "cpu", dtype, config, offload_text)
+    sample = voice_clone("Good morning.", "The weather was fine.", AudioContent("data/voices/cleo.flac"))
+    with timed(result, "request"):
+        response = engine.generate(sample, GREEDY, 30)
+    result |= {"frames": response.usage.audio_frames, "peak GB": peak.end() / 1e9, "stays GB": anonymous() / 1e9}
+    return result | {"resident GB": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e6}
 
 
 @torch.inference_mode()
@@ -236,6 +260,7 @@ def run(arguments: argparse.Namespace) -> list[dict[str, Any]]:
                     what = f"{dtype}{', text half in the file' if more else ''}"
                     result = add(what, in_a_process(arguments, "ours", "--dtype", dtype, *more))
                     add("", {"equal frames": same_frames(result, ours)})
+            add("int4, a whole request", in_a_process(arguments, "speak", "--dtype", "int4"))
         finally:
             shutil.rmtree(folder)
     return rows
@@ -245,7 +270,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--folder", type=Path, required=True, help="is made, and deleted at the end")
     parser.add_argument("--small", action="store_true", help="rehearse at a small size")
-    parser.add_argument("--part", choices=("ours", "theirs", "write"), help="one part, in this process")
+    parser.add_argument("--part", choices=("ours", "theirs", "write", "speak"), help="one part, in this process")
     parser.add_argument("--dtype", choices=DTYPES, default="bfloat16")
     parser.add_argument("--offload-text", action="store_true")
     parser.add_argument("--json", type=Path, metavar="FILE", help="also write the figures")
@@ -254,6 +279,8 @@ def main() -> None:
         write(arguments.folder, SMALL if arguments.small else ModelConfig(), TRANSFORMERS)
     elif arguments.part == "ours":
         print(json.dumps(of_ours(arguments.folder, arguments.dtype, arguments.offload_text)))
+    elif arguments.part == "speak":
+        print(json.dumps(speaking(arguments.folder, arguments.dtype, arguments.offload_text)))
     elif arguments.part == "theirs":
         print(json.dumps(of_theirs(arguments.folder)))
     else:

@@ -80,11 +80,12 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--texts", type=int, help="only the first so many")
+    parser.add_argument("--dtypes", nargs="+", choices=DTYPES[1:], default=DTYPES[1:])
     arguments = parser.parse_args()
     torch.set_num_threads(1)
     print_logits(SMALL)
     exact = speak("float32", arguments.out, arguments.texts)
-    for dtype in DTYPES[1:]:
+    for dtype in arguments.dtypes:
         for row in compare(exact, speak(dtype, arguments.out, arguments.texts)).rows[:2]:
             values = "{a:.2f} in float32, {b:.2f}: {difference:+.2f} ({low:+.2f} to {high:+.2f}), p {p:.3f}".format(
                 **row

@@ -91,8 +91,7 @@ def speak(
     chunked, mode = False if no_chunking else None, ("reference" if keep_digits else "words") if normalize else None
     request = speech_request(text, named, options, scene, chunked, mode, settings, max_new_tokens)
     with progress(out, len(request.chunks)) as update:
-        has_digits = not normalize and any(map(str.isdigit, text))
-        engine = load_engine(checkpoint, has_digits, dtype, offload_text)
+        engine = load_engine(checkpoint, not normalize and any(map(str.isdigit, text)), dtype, offload_text)
         response = long_form.speak(engine, request, update, update)
     write(out, response)
     write_captions(captions, engine, request, response)

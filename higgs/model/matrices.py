@@ -1,7 +1,8 @@
 """The matrix of a linear layer in other forms than [out, in] floats: oneDNN's own layout, int8 and int4.
 
 They replace the layer's weight: the prompt and the decode step read the same memory. int8 has one scale for each
-output; int4 one for each 64 inputs, of which a byte holds two: input i of the first 32 in its low half, i + 32 above.
+output; int4 one for each 64 inputs, of which a byte holds two: input i of the first 32 in its low
+half, i + 32 above, each with 8 added.
 """
 
 import ctypes
@@ -24,9 +25,9 @@ from torch.func import functional_call
 BITS = {"int8": 8, "int4": 4}
 GROUP = 64  # weights with one scale in int4
 QUANTIZED_AT_ONCE, WIDENED_AT_ONCE = 1 << 20, 1 << 23  # weights
-FEW_ROWS = 16  # more are multiplied as floats
+FEW = 16  # inputs; more are multiplied as floats
 SOURCE = Path(__file__).with_name("matvec.c")
-FLAGS = ("-O3", "-shared", "-fPIC", "-march=native", "-fno-math-errno", "-fno-trapping-math")
+FLAGS = ("-O3", "-shared", "-fPIC", "-march=native", "-fno-math-errno", "-fno-trapping-math", "-Wno-psabi")
 
 
 class Quantized(NamedTuple):
@@ -62,8 +63,8 @@ def _quantize(weight: Tensor, bits: int) -> tuple[Tensor, Tensor]:
     steps = (groups / scales.float().where(scales != 0, 1)).round_()
     if bits == 8:
         return steps.clamp_(-127, 127).to(torch.int8), scales[..., 0]
-    low, high = steps.clamp_(-8, 7).to(torch.int8).chunk(2, -1)
-    return ((low & 15) | (high << 4)).flatten(1), scales[..., 0]
+    low, high = steps.clamp_(-8, 7).add_(8).to(torch.int8).chunk(2, -1)
+    return (low | (high << 4)).flatten(1), scales[..., 0]
 
 
 def rounded_bytes(shape: torch.Size, bits: int) -> int:
@@ -77,7 +78,7 @@ def dequantize(matrix: Quantized, dtype: torch.dtype) -> Tensor:
     if matrix.scales.dim() == 1:
         return values.to(dtype) * scales
     both = values.unflatten(1, (-1, GROUP // 2))
-    return (torch.cat([(both << 4) >> 4, both >> 4], -1).to(dtype) * scales).flatten(1)
+    return (((torch.cat([both, both >> 4], -1) & 15) - 8).to(dtype) * scales).flatten(1)
 
 
 def linear(x: Tensor, matrix: Matrix) -> Tensor:
@@ -86,14 +87,14 @@ def linear(x: Tensor, matrix: Matrix) -> Tensor:
         if matrix.is_mkldnn:
             return torch.ops.mkldnn._linear_pointwise(x, matrix, None, "none", [], "")
         return F.linear(x, matrix)
-    if x.device.type == "cpu" and x.numel() <= FEW_ROWS * x.shape[-1]:
-        rows = x.flatten(0, -2)
+    if x.device.type == "cpu" and x.numel() <= FEW * x.shape[-1]:
+        flat = x.flatten(0, -2)
         if torch.compiler.is_compiling():
-            return few_rows(rows, *matrix).unflatten(0, x.shape[:-1])
+            return matvec(flat, *matrix).unflatten(0, x.shape[:-1])
         if product := kernel():
-            return _multiply(product, rows, matrix).unflatten(0, x.shape[:-1])
+            return _multiply(product, flat, matrix).unflatten(0, x.shape[:-1])
         if matrix.scales.dim() == 1 and x.dtype == torch.bfloat16:
-            return torch._weight_int8pack_mm(rows, *matrix).unflatten(0, x.shape[:-1])
+            return torch._weight_int8pack_mm(flat, *matrix).unflatten(0, x.shape[:-1])
     size = max(1, WIDENED_AT_ONCE // x.shape[-1])
     chunks = zip(*(part.split(size) for part in matrix), strict=True)
     products = [F.linear(x, dequantize(Quantized(*chunk), x.dtype)) for chunk in chunks]
@@ -109,27 +110,27 @@ def _multiply(product: Any, x: Tensor, matrix: Quantized) -> Tensor:
     return out.to(x.dtype)
 
 
-@torch.library.custom_op("higgs::few_rows", mutates_args=())
-def few_rows(x: Tensor, values: Tensor, scales: Tensor) -> Tensor:
+@torch.library.custom_op("higgs::matvec", mutates_args=())
+def matvec(x: Tensor, values: Tensor, scales: Tensor) -> Tensor:
     """`linear` for torch.compile, which cannot look into the kernel."""
     return linear(x, Quantized(values, scales))
 
 
-@few_rows.register_fake
+@matvec.register_fake
 def _(x: Tensor, values: Tensor, scales: Tensor) -> Tensor:
     return x.new_empty(len(x), len(values))
 
 
 @cache
 def kernel() -> Any:
-    """The product of few rows on the CPU, compiled on its first use; None, after a warning, without a C compiler."""
-    compiler = shutil.which(os.environ.get("CC", "cc"))
+    """`multiply` of matvec.c, compiled on its first use; None, after a warning, where that fails."""
+    compiler = shutil.which("cc")
     cpuinfo = Path("/proc/cpuinfo")
     flags = next((line for line in cpuinfo.open() if line.startswith("flags")), "") if cpuinfo.is_file() else ""
     openmp = torch.__config__.parallel_info().find("OpenMP") >= 0
     options = [*FLAGS, *(["-fopenmp"] * openmp)]
     about = repr((SOURCE.read_text(), options, compiler, platform.machine(), flags))
-    folder = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "higgs"
+    folder = Path(os.environ.get("HIGGS_CACHE", Path.home() / ".cache" / "higgs"))
     library = folder / f"matvec-{hashlib.sha256(about.encode()).hexdigest()[:16]}.so"
     try:
         if not library.exists():
@@ -138,6 +139,8 @@ def kernel() -> Any:
                 command = [compiler or "cc", *options, str(SOURCE), "-o", f"{scratch}/matvec.so", "-lm"]
                 subprocess.run(command, check=True, capture_output=True, text=True, timeout=120)
                 os.replace(f"{scratch}/matvec.so", library)
+        if library.stat().st_uid != os.getuid():
+            raise PermissionError(f"{library} belongs to somebody else, and is not run")
         product = ctypes.CDLL(str(library)).multiply
     except (OSError, subprocess.SubprocessError) as error:
         cause = getattr(error, "stderr", None) or error
@@ -184,7 +187,7 @@ class QuantizedEmbedding(nn.Module):
 class Offloaded(nn.Module):
     """A module whose weights stay where they are, in a mapped file: they come to the input, each time it is called.
 
-    Of an embedding only the rows that are asked for come.
+    Of an embedding only the vectors that are asked for come.
     """
 
     def __init__(self, module: nn.Module, dtype: torch.dtype):

@@ -1,0 +1,37 @@
+"""The benchmark of the released sizes, at small ones: it writes what loads, and loads without a second copy."""
+
+import argparse
+from dataclasses import replace
+
+import pytest
+
+from benchmarks.decode import SMALL
+from benchmarks.full_size import FRAMES, in_a_process, of_ours, of_theirs, same_frames, write
+from higgs.checkpoint.config_json import ORIGINAL, TRANSFORMERS
+from higgs.cli.checkpoint_report import inspect_checkpoint
+
+
+@pytest.mark.parametrize("layout", [ORIGINAL, TRANSFORMERS])
+def test_what_it_writes_speaks_as_the_port_does(tmp_path, layout):
+    write(tmp_path, replace(SMALL, num_layers=4), layout)
+    report = inspect_checkpoint(tmp_path)[0]
+    assert report.layout == layout and len(report.weights) == 3 and not report.problems
+    ours = of_ours(tmp_path, "bfloat16", offload_text=False)
+    assert len(ours["codes"]) == 8 and len(ours["codes"][0]) == FRAMES
+    if layout == TRANSFORMERS:
+        theirs = of_theirs(tmp_path)
+        assert same_frames({"codes": ours["loop"]}, theirs) == FRAMES
+        assert same_frames(ours, theirs) > 0
+
+
+@pytest.mark.slow
+def test_loading_holds_no_second_copy(tmp_path):
+    """Half a gigabyte of weights: what is held while they are loaded is at most a tenth above what stays."""
+    write(tmp_path, replace(SMALL, hidden_size=1024, intermediate_size=4096, num_layers=9, num_heads=16), TRANSFORMERS)
+    stays = {}
+    for dtype, more in (("bfloat16", []), ("int8", []), ("int4", []), ("int8", ["--offload-text"])):
+        result = in_a_process(argparse.Namespace(folder=tmp_path), "ours", "--dtype", dtype, *more)
+        before = result["before GB"]
+        stays[dtype, *more] = result["stays GB"] - before
+        assert result["peak GB"] - before <= 1.1 * stays[dtype, *more] + 0.03, (dtype, more)
+    assert stays["int4",] < 0.65 * stays["int8",] and stays["int8", "--offload-text"] < 0.75 * stays["int8",]
