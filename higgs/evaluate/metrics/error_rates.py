@@ -31,6 +31,8 @@ INITIALS = re.compile(
     r"(?<![\w.'’])(?:(?:[A-Z]\.)+[A-Z]\b\.?|[A-Z]\.(?: [A-Z]\.)+|"
     r"[B-HJ-Z](?: [B-HJ-Z])+(?!\.)|[A-Z](?: [A-Z]){2,}(?!\.))(?![\w'’])"
 )
+# "P B X", which `spell_out` makes of "PBX": one word, as it is written. "US" stays apart from "us".
+CONSONANTS = re.compile(r"(?<![A-Z] )\b(?:[B-DF-HJ-NP-TV-XZ] )+[B-DF-HJ-NP-TV-XZ]\b(?! [A-Z]\b)")
 HALF_OF_DAY = re.compile(r"(?<![\w.'])([ap])\.?\s?(m)(?:\b\.|(?!\w))", re.IGNORECASE)
 
 
@@ -75,7 +77,7 @@ def _in_words(text: str, language: str, capitals: bool) -> str:
         return text
     if language != "en":
         return spell_out(text, language)
-    text = spell_out(_join_initials(text), language)
+    text = CONSONANTS.sub(lambda m: m[0].replace(" ", ""), spell_out(_join_initials(text), language))
     text = HALF_OF_DAY.sub(r"\1\2", re.sub(r"\bO\.?K\b\.?|\bok\b", "okay", text))
     return _join_initials(text) if capitals else text
 
