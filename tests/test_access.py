@@ -79,7 +79,7 @@ def test_the_words_of_a_long_text_have_times_in_the_whole(client, engine, voices
     answer = speech(client, input=LONG, seed=3, stream_format="sse", timestamps=True)
     *_, timed, _ = [json.loads(event.removeprefix("data: ")) for event in answer.text.strip().split("\n\n")]
     assert timed["words"] == times_of(engine, request.samples, response.codes, spans)
-    said = [word for chunk in request.chunks for word in chunk.text.split()]
+    said = [word for sample in request.samples for word in sample.messages[-1].parts[-1].text.split()]
     assert [each["word"] for each in timed["words"]] == said and spans[-1][1] > 1
 
 
