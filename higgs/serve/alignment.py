@@ -20,10 +20,10 @@ from higgs.batch import Batch
 from higgs.data.chatml import ChatMLSample, TextContent
 from higgs.delay import delayed_segment
 from higgs.model.higgs_audio import HiggsAudio
+from higgs.serve.captions import Record
 from higgs.serve.engine import Engine
 from higgs.tokens import TokenIds
 
-Record = dict[str, str | float]  # of a word
 ALIGNED_HEADS, SAME_PLACE = 4, 1.0  # heads, tokens
 LEAST_WEIGHT = 1e-6
 RECORDING = threading.Lock()  # a pass changes the modules of a model that other threads may use

@@ -18,8 +18,9 @@ import torch
 from torch import Tensor
 
 from higgs.data.speech import SpeechRequest
-from higgs.serve.alignment import Record, times_of
+from higgs.serve.alignment import times_of
 from higgs.serve.batching.scheduler import QueueFull, Sequence
+from higgs.serve.captions import Record
 from higgs.serve.engine import Engine
 from higgs.serve.long_form import FADE_SECONDS, SilentChunkError, StreamFade, chunk_prompt, chunk_seeds
 from higgs.serve.stream import AudioChunk, AudioStream

@@ -10,7 +10,7 @@ from fastapi.sse import format_sse_event
 from starlette.responses import StreamingResponse
 from starlette.types import Receive, Scope, Send
 
-from higgs.serve.alignment import Record
+from higgs.serve.captions import Record
 from higgs.serve.http.audio_encoder import MEDIA_TYPES
 from higgs.serve.http.speech_request import timed_out
 
