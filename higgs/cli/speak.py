@@ -75,12 +75,9 @@ def speak(
     """
     check_pairs(text, file, reference, reference_text)
     numbered = parse_speakers(speaker)
-
-    from higgs.data.text.chunks import speaker_turns
-
     check_out(out, captions)  # whatever is wrong with the request is reported before the checkpoint is read
     text = read_text(file) if file is not None or text == str(STDIO) else text
-    named = find_voices(voices, voice, reference, reference_text, numbered, "[" in text and bool(speaker_turns(text)))
+    named = find_voices(voices, voice, reference, reference_text, numbered, text)
 
     from higgs.data.speech import speech_request  # after what may be refused: it imports torch
     from higgs.serve import long_form
@@ -187,12 +184,14 @@ def parse_speakers(pairs: list[str] | None) -> dict[int, str]:
 
 
 def find_voices(
-    folder: Path, name: str, reference: Path | None, reference_text: str | None, numbered: dict[int, str], tagged: bool
+    folder: Path, name: str, reference: Path | None, reference_text: str | None, numbered: dict[int, str], text: str
 ) -> Any:
     """-> the voice, or the voice of each speaker of a dialogue."""
     from higgs.containers import probe
+    from higgs.data.text.chunks import speaker_turns
     from higgs.data.voice_folder import Entry, find_entry, read_folder
 
+    tagged = "[" in text and bool(speaker_turns(text))
     if tagged != bool(numbered):
         raise ValueError(
             "[SPEAKERn] tags in the text and --speaker go together, as in --speaker 0=ada --speaker 1=ben; "
