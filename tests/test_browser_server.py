@@ -156,6 +156,8 @@ def test_the_word_that_is_spoken_is_marked_and_captions_are_saved(page, server, 
     }""", middle)  # fmt: skip
     assert now == [n == long for n in range(len(words))]
     page.evaluate("player.pause()")
+    page.evaluate("$('words').style.maxHeight = '1rem'")  # as where the text is long
+    assert serious_faults(page) == []
     with page.expect_download() as download:
         page.get_by_role("link", name="Captions").click()
     write_times("captions.vtt", words)

@@ -66,7 +66,7 @@ KINDS = ("name", "id", "reference", "cast")
 
 
 class SpeechBody(BaseModel):
-    """OpenAI's fields and, from `scene` on, this model's. Unknown fields are refused.
+    """OpenAI's fields and, from `timestamps` on, this model's. Unknown fields are refused.
 
     A sampling setting that is None is the server's. `response_format` "flac" is sent when complete, the others as they
     are made; `stream_format` "sse" sends events with base64 audio.
