@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from higgs.config import MAX_FILTER
-from higgs.containers import MAX_SECONDS, FlacHash, Source, name_of, opened
+from higgs.containers import MAX_SECONDS, WRITABLE, FlacHash, Source, name_of, opened
 from higgs.containers import probe as probe
 from higgs.files import replacing
 
@@ -38,7 +38,6 @@ BLOCK = 1 << 16  # frames that are decoded at once
 # Power of the average relative to that of the channels: 1/n for n independent ones, and one alone; below, they cancel.
 CANCELLED = 0.01
 SILENT_DBFS = -70.0
-WRITABLE = (".wav", ".flac", ".aiff")
 # Usual suffixes of what libsndfile reads, in any case; the first of several files is the one that is meant.
 READABLE = (".flac", ".wav", ".mp3", ".ogg", ".opus", ".oga", ".aiff", ".aif", ".aifc", ".caf", ".au", ".w64", ".rf64")
 

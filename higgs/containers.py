@@ -19,6 +19,7 @@ UNKNOWN_FRAMES = 1 << 62  # libsndfile's length of a FLAC file that went through
 SAMPLE_RATES, MAX_CHANNELS = (1_000, 768_000), 64
 PLACEHOLDER = 0x3FFF_0000  # bytes: sizes from here on stand for "unknown", and are more than is ever loaded
 MAX_SECONDS = 3600.0
+WRITABLE = (".wav", ".flac", ".aiff")
 MAX_CHUNKS, MAX_PAGES = 1000, 2_000_000
 # WAV and its big form, AIFF: byte order of the sizes, and the chunk that holds the sound.
 CHUNKED = {b"RIFF": ("little", b"data"), b"RF64": ("little", b"data"), b"FORM": ("big", b"SSND")}

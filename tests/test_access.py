@@ -19,6 +19,7 @@ from higgs.data.speech import speech_request
 from higgs.data.text.chunks import ChunkOptions
 from higgs.data.voices import find_voice
 from higgs.serve import long_form
+from higgs.serve.alignment import times_of
 from higgs.serve.engine import EngineConfig
 from higgs.serve.http.access import Access, ConnectionLimits, limited_protocol
 from higgs.serve.http.app import ServerConfig
@@ -69,6 +70,17 @@ def test_a_long_text_is_spoken_in_chunks_as_elsewhere(client, engine, voices):
     streamed = torch.frombuffer(bytearray(answer.content), dtype=torch.int16).float() / 32767
     assert len(streamed) == len(whole)
     torch.testing.assert_close(streamed, whole.clamp(-1, 1), rtol=0, atol=2 / 32767)
+
+
+def test_the_words_of_a_long_text_have_times_in_the_whole(client, engine, voices):
+    request = speech_request(LONG, find_voice(voices, "ada"), CHUNKS, normalize="words", max_new_tokens=LIMIT)
+    response = long_form.speak(engine, replace(request, sampling=SAMPLING.override(seed=3)))
+    spans = [(span.frames, span.start / response.sample_rate) for span in response.chunks]
+    answer = speech(client, input=LONG, seed=3, stream_format="sse", timestamps=True)
+    *_, timed, _ = [json.loads(event.removeprefix("data: ")) for event in answer.text.strip().split("\n\n")]
+    assert timed["words"] == times_of(engine, request.samples, response.codes, spans)
+    said = [word for sample in request.samples for word in sample.messages[-1].parts[-1].text.split()]
+    assert [each["word"] for each in timed["words"]] == said and spans[-1][1] > 1
 
 
 def test_the_stop_reason_is_told(client):

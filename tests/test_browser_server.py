@@ -20,6 +20,7 @@ from test_voices import WORDS, speech
 
 from higgs import Engine
 from higgs.config import SamplingConfig
+from higgs.serve.captions import write_times
 from higgs.serve.engine import EngineConfig
 from higgs.serve.http.access import Access
 from higgs.serve.http.app import ServerConfig
@@ -130,6 +131,37 @@ def test_it_speaks_and_streams(page, server, monkeypatch):
     assert factor == pytest.approx(took / length, abs=0.006), "work for a second of audio, as everywhere"
     api.expect(page.locator("#made")).to_contain_text(TEXT)
     assert page.locator("img").count() == 0 and MARKUP in page.inner_text("#voice") and page.title() != "0"
+
+
+def test_the_word_that_is_spoken_is_marked_and_captions_are_saved(page, server, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    text = f"Good morning, {MARKUP} all of you."
+    page.fill("#text", text)
+    page.get_by_text("Sampling").click()
+    page.uncheck("#normalize")
+    page.click("#speak")
+    spoken(page)
+    body = {"model": "tiny", "voice": "ada", "input": text, "seed": 1, "normalize": False}
+    told = server.http.post("/v1/audio/speech", json=body | {"stream_format": "sse", "timestamps": True}).text
+    words = json.loads(told.strip().split("\n\n")[-2].removeprefix("data: "))["words"]
+    assert page.locator("#words .word").all_inner_texts() == [each["word"] for each in words] == text.split()
+    page.evaluate("player.pause()")
+    assert page.locator("#words .now").count() == 0 and page.locator("img").count() == 0
+    long = max(range(len(words)), key=lambda n: words[n]["end"] - words[n]["start"])
+    middle = (words[long]["start"] + words[long]["end"]) / 2
+    now = page.evaluate("""second => {
+        player.play(player.sound, Math.round(second * RATE));
+        shown();
+        return [...$("words").children].map((word) => word.classList.contains("now"));
+    }""", middle)  # fmt: skip
+    assert now == [n == long for n in range(len(words))]
+    page.evaluate("player.pause()")
+    page.evaluate("$('words').style.maxHeight = '1rem'")  # as where the text is long
+    assert serious_faults(page) == []
+    with page.expect_download() as download:
+        page.get_by_role("link", name="Captions").click()
+    write_times("captions.vtt", words)
+    assert Path(download.value.path()).read_text() == Path("captions.vtt").read_text()
 
 
 def test_settings_are_sent_and_the_seed_comes_back(page, server):

@@ -30,8 +30,10 @@ from higgs.cli.serve import serve
 from higgs.config import SamplingConfig
 from higgs.data.speech import speech_request
 from higgs.data.voices import find_voice
+from higgs.serve import alignment
 from higgs.serve.batching.scheduler import QueueFull
 from higgs.serve.engine import EngineConfig
+from higgs.serve.http import async_engine
 from higgs.serve.http.access import Access
 from higgs.serve.http.app import ServerConfig, SpeechResponse, make_app, speak
 from higgs.serve.http.async_engine import MAX_FAILURES, AsyncEngine, EngineDead
@@ -179,6 +181,70 @@ def test_server_sent_events(server, voices):
     assert done == {"type": "speech.audio.done", "stop_reason": "length", "usage": usage}
 
 
+TIMED = {"extra_body": {"seed": 1, "max_new_tokens": 70, "timestamps": True}}
+
+
+def events_of(server: Server, on_event=lambda event: None, **fields) -> list[dict]:
+    found = []
+    with server.stream(stream_format="sse", **fields) as response:
+        for line in filter(None, response.iter_lines()):
+            found.append(json.loads(line.removeprefix("data: ")))
+            on_event(found[-1])
+    return found
+
+
+def test_word_times_come_after_the_audio_which_stays_the_same(server, voices, monkeypatch):
+    """No sound waits for them; and the prompts of others may be read in the middle of the pass."""
+    *deltas, done = events_of(server)
+    left, heard, in_time, others, replay = [*deltas], threading.Event(), [], [], alignment.replay
+
+    def on_event(event) -> None:
+        if left and event == left[0] and not left[1:]:
+            heard.set()
+        del left[:1]
+
+    def busy(*arguments):
+        in_time.append(heard.wait(10))
+        module = server.engine.model.layers[-1].attention
+        forward = module.forward
+
+        def speak_first(*inputs):
+            module.forward = forward
+            others.append(server.speak(seed=2))
+            return forward(*inputs)
+
+        module.forward = speak_first
+        return replay(*arguments)
+
+    monkeypatch.setattr(alignment, "replay", busy)
+    *same, words, end = events_of(server, on_event, **TIMED)
+    assert in_time == [True], "the audio waited for the words"
+    assert same == deltas and end == done and others == [expected(server, voices, seed=2)]
+    assert words["type"] == "speech.audio.words"
+    assert [each["word"] for each in words["words"]] == TEXT.split()
+    times = [time for each in words["words"] for time in (each["start"], each["end"])]
+    assert times == sorted(times) and times[-1] == pytest.approx(done["usage"]["audio_seconds"], abs=1e-3)
+    monkeypatch.undo()
+    assert events_of(server, **TIMED) == [*deltas, words, done]
+
+
+@pytest.mark.parametrize("fault", ["an error", "no memory", "too large", "too late"])
+def test_word_times_that_cannot_be_had_fail_no_request(parts, voices, monkeypatch, caplog, fault):
+    def fail(*_):
+        time.sleep(3 if fault == "too late" else 0)
+        raise torch.OutOfMemoryError("CUDA out of memory") if fault == "no memory" else KeyError("of its own")
+
+    if fault == "too large":
+        monkeypatch.setattr(async_engine, "MAX_WEIGHTS", 1000)
+    else:
+        monkeypatch.setattr(alignment, "replay", fail)
+    with started(parts, voices, max_seconds=2.0) as server:
+        *deltas, done = events_of(server)
+        assert events_of(server, **TIMED) == [*deltas, {"type": "speech.audio.words", "words": []}, done]
+        assert ("could not be aligned" in caplog.text) == (fault in ("an error", "no memory"))
+        assert server.num_open == 0 and server.metrics()['higgs_requests_total{outcome="spoken"}'] == 2
+
+
 INVALID = [
     ({"voice": "nobody"}, "voice_not_found"),
     ({"voice": "../ada"}, "voice_not_found"),
@@ -200,6 +266,8 @@ INVALID = [
     ({"speed": 1.5}, "unsupported_parameter"),
     ({"response_format": "aac"}, "invalid_value"),
     ({"stream_format": "both"}, "invalid_value"),
+    ({"timestamps": True}, "invalid_value"),
+    ({"timestamps": "yes"}, "invalid_value"),
     ({"temperature": "hot"}, "invalid_value"),
     ({"temperature": -1}, "invalid_value"),
     ({"seed": 1 << 70}, "invalid_value"),

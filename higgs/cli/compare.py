@@ -24,14 +24,8 @@ def compare(
 
     Differences with intervals, tests, and a page on which every text can be heard in all of them.
     """
-    from higgs.comparison.many import Choice, compare_runs
-    from higgs.comparison.page import to_page
-    from higgs.comparison.ratings import rated
     from higgs.comparison.runs import find_run
-    from higgs.comparison.tables import power, verdict
-    from higgs.evaluate.statistics.intervals import Resampling
     from higgs.files import check_place
-    from higgs.workflow.page import write_page
 
     # `--ratings A.json B.json`: the second word is no run.
     files = [*(ratings or []), *(Path(name) for name in runs if ratings and name.endswith(".json"))]
@@ -41,6 +35,15 @@ def compare(
     check_place(out)
     with tempfile.TemporaryDirectory() as scratch:
         found = [find_run(name, Path(scratch) / str(place)) for place, name in enumerate(runs)]
+
+        # After what may be refused: these import torch.
+        from higgs.comparison.many import Choice, compare_runs
+        from higgs.comparison.page import to_page
+        from higgs.comparison.ratings import rated
+        from higgs.comparison.tables import power, verdict
+        from higgs.evaluate.statistics.intervals import Resampling
+        from higgs.workflow.page import write_page
+
         choice = Choice(group, cluster, Resampling(resamples, seed))
         rows, notes = rated(files, key, found, choice.settings) if files else ([], [])
         findings = compare_runs(found, choice, rows, notes)

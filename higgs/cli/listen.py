@@ -25,18 +25,21 @@ def listen(
     """
     import tempfile
 
-    from higgs.comparison.listening import PREFERENCE, SCORES, key_path, make_test
     from higgs.comparison.runs import find_run
     from higgs.files import check_place
-    from higgs.workflow.outputs import write_json
-    from higgs.workflow.page import write_page
 
     if len(runs) < 2:
         raise ValueError(f"listen takes two runs or more, got {len(runs)}")
     check_place(out)
-    kind = SCORES if scores or len(runs) > 2 else PREFERENCE
     with tempfile.TemporaryDirectory() as scratch:
         found = [find_run(name, Path(scratch) / str(place)) for place, name in enumerate(runs)]
+
+        # After what may be refused: these import torch.
+        from higgs.comparison.listening import PREFERENCE, SCORES, key_path, make_test
+        from higgs.workflow.outputs import write_json
+        from higgs.workflow.page import write_page
+
+        kind = SCORES if scores or len(runs) > 2 else PREFERENCE
         page, key = make_test(found, kind, texts, seed, group)
     write_json(key_path(out), key)
     write_page(out, page)

@@ -75,14 +75,13 @@ def speak(
     """
     check_pairs(text, file, reference, reference_text)
     numbered = parse_speakers(speaker)
-
-    from higgs.data.speech import speech_request
-    from higgs.data.text.chunks import speaker_turns
-    from higgs.serve import long_form
-
     check_out(out, captions)  # whatever is wrong with the request is reported before the checkpoint is read
     text = read_text(file) if file is not None or text == str(STDIO) else text
-    named = find_voices(voices, voice, reference, reference_text, numbered, "[" in text and bool(speaker_turns(text)))
+    named = find_voices(voices, voice, reference, reference_text, numbered, text)
+
+    from higgs.data.speech import speech_request  # after what may be refused: it imports torch
+    from higgs.serve import long_form
+
     chunking = {"max_words": max_words, "context_chunks": context_chunks, "retries": retries}
     chunking |= {"per_speaker_context": per_speaker_context, "sentence_pause": sentence_pause}
     chunking |= {"paragraph_pause": paragraph_pause, "speaker_pause": speaker_pause}
@@ -106,7 +105,7 @@ def check_pairs(text: str | None, file: Path | None, reference: Path | None, ref
 
 
 def check_out(out: Path, captions: Path | None) -> None:
-    from higgs.audio import WRITABLE
+    from higgs.containers import WRITABLE
     from higgs.files import check_place
     from higgs.serve.captions import check_suffix
 
@@ -184,23 +183,30 @@ def parse_speakers(pairs: list[str] | None) -> dict[int, str]:
 
 
 def find_voices(
-    folder: Path, name: str, reference: Path | None, reference_text: str | None, numbered: dict[int, str], tagged: bool
+    folder: Path, name: str, reference: Path | None, reference_text: str | None, numbered: dict[int, str], text: str
 ) -> Any:
     """-> the voice, or the voice of each speaker of a dialogue."""
-    from higgs.audio import probe
-    from higgs.data.voices import Voice, find_voice, list_voices
+    from higgs.containers import probe
+    from higgs.data.text.chunks import speaker_turns
+    from higgs.data.voice_folder import Entry, find_entry, read_folder
 
+    tagged = "[" in text and bool(speaker_turns(text))
     if tagged != bool(numbered):
         raise ValueError(
             "[SPEAKERn] tags in the text and --speaker go together, as in --speaker 0=ada --speaker 1=ben; "
-            f"voices are: {', '.join(list_voices(folder))}"
+            f"voices are: {', '.join(read_folder(folder)[0])}"
         )
-    if numbered:
-        return {number: find_voice(folder, name) for number, name in numbered.items()}
-    if reference is None:
-        return find_voice(folder, name)
-    probe(reference)  # an error now, not when the checkpoint is loaded
-    return Voice("reference", reference, reference_text)
+    if numbered or reference is None:
+        names = numbered or {0: name}
+        entries = {number: find_entry(folder, each) for number, each in names.items()}
+    else:
+        probe(reference)  # an error now, not when the checkpoint is loaded
+        entries = {0: Entry("reference", reference, reference_text)}
+
+    from higgs.data.voices import Voice  # after what may be refused: it imports torch
+
+    voices = {number: Voice(**vars(entry)) for number, entry in entries.items()}
+    return voices if numbered else voices[0]
 
 
 @contextmanager

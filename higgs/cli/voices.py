@@ -80,10 +80,9 @@ def add(
 @app.command()
 def play(context: typer.Context, name: Annotated[str, Argument(help="a voice")], voices: SameFolder = None) -> None:
     """Play the recording of a voice, with whatever player the system has."""
-    from higgs.audio import load_audio, save_audio
-    from higgs.data.voices import find_voice
+    from higgs.data.voice_folder import find_entry
 
-    voice = find_voice(voices or context.obj, name)
+    voice = find_entry(voices or context.obj, name)
     if voice.audio is None:
         raise ValueError(f"{voice.name} is a description ({voice.description}): nothing to play")
     players = [player.split() for player in PLAYERS]
@@ -91,6 +90,9 @@ def play(context: typer.Context, name: Annotated[str, Argument(help="a voice")],
     if player is None:
         print(f"{voice.audio}: no player here ({', '.join(player[0] for player in players)}); open this file")
         return
+
+    from higgs.audio import load_audio, save_audio
+
     with tempfile.TemporaryDirectory() as folder:
         copy = Path(folder) / f"{voice.name}.wav"  # every player reads it
         save_audio(copy, *load_audio(voice.audio))
@@ -106,17 +108,20 @@ def check(
     voices: SameFolder = None,
 ) -> None:
     """Check recordings: length, sample rate, level, silence, clipping, and the transcript against a recogniser."""
-    from higgs.audio import load_audio
-    from higgs.data.voices import check_recording, find_voice, read_voices
-    from higgs.evaluate.utterances import hear
+    from higgs.data.voice_folder import find_entry, read_folder
 
     folder = voices or context.obj
-    usable, faults = ({name: find_voice(folder, name)}, {}) if name else read_voices(folder)
+    usable, faults = ({name: find_entry(folder, name)}, {}) if name else read_folder(folder)
     chosen = usable.values()
     recorded = [voice for voice in chosen if voice.audio is not None]
     if not recorded and not faults:
         what = f"{name} is a description" if name else f"no recording in {folder}"
         raise ValueError(f"{what}: nothing to check")
+
+    from higgs.audio import load_audio
+    from higgs.data.voices import check_recording
+    from higgs.evaluate.utterances import hear
+
     judge = recogniser()
     unfit = len(faults)
     for name, fault in faults.items():

@@ -10,9 +10,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from higgs.evaluate.statistics.paired_runs import TABLE
 from higgs.validation import parse_yaml
-from higgs.workflow.tables import Row, find_table, read_rows
+from higgs.workflow.tables import UTTERANCES, Row, find_table, read_rows
 
 RESULTS = Path("results")
 EVALUATED = RESULTS / "evaluate"
@@ -31,7 +30,7 @@ class Run:
     note: str = ""
 
     def rows(self) -> list[Row]:
-        return read_rows(find_table(self.folder, TABLE))
+        return read_rows(find_table(self.folder, UTTERANCES))
 
     def audio(self, row: Row) -> Path | None:
         """The file of a record, of this run and no other; None where there is none, or a path that leads elsewhere."""
@@ -68,7 +67,7 @@ def checked(run: Run) -> Run:
     """-> the run; FileNotFoundError where it has no table."""
     if not run.folder.is_dir():
         raise FileNotFoundError(f"{run.name}: there is no folder {run.folder}; run `dvc repro`")
-    find_table(run.folder, TABLE)
+    find_table(run.folder, UTTERANCES)
     return run
 
 

@@ -69,6 +69,17 @@ def read_folder(folder: str | Path) -> tuple[dict[str, Entry], dict[str, str]]:
     return dict(sorted(voices.items())), faults
 
 
+def find_entry(folder: str | Path, name: str) -> Entry:
+    """Raises ValueError that says what is wrong with the voice, or lists the voices for an unknown name."""
+    (voices, faults), name = read_folder(folder), unicodedata.normalize("NFC", name)
+    if name in faults:
+        raise ValueError(f"voice {name}: {faults[name]}")
+    if name not in voices:
+        others = "".join(f"; {fault}" for fault in faults.values())
+        raise ValueError(f"no voice {name!r} in {folder}; there are: {', '.join(voices) or 'none'}{others}")
+    return voices[name]
+
+
 def profiles(folder: Path) -> dict[str, str]:
     path = folder / PROFILES
     return validate(dict[str, str], parse_json(read_text(path), str(path)), str(path)) if path.is_file() else {}

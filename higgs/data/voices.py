@@ -14,7 +14,7 @@ from higgs.data.chatml import AudioContent, ChatMLSample
 from higgs.data.loudness import silence, speech_level
 from higgs.data.text.chunks import count_words, speaker_turns
 from higgs.data.text.folding import check_text
-from higgs.data.voice_folder import AUDIO_SUFFIXES, Entry, profiles, read_folder
+from higgs.data.voice_folder import AUDIO_SUFFIXES, Entry, find_entry, profiles, read_folder
 from higgs.files import replacing
 
 SAMPLE_RATE = 24_000  # of the recordings that `add_voice` writes: the codec's
@@ -79,14 +79,8 @@ def read_voices(folder: str | Path) -> tuple[dict[str, Voice], dict[str, str]]:
 
 
 def find_voice(folder: str | Path, name: str) -> Voice:
-    """Raises ValueError that says what is wrong with the voice, or lists the voices for an unknown name."""
-    (voices, faults), name = read_voices(folder), unicodedata.normalize("NFC", name)
-    if name in faults:
-        raise ValueError(f"voice {name}: {faults[name]}")
-    if name not in voices:
-        others = "".join(f"; {fault}" for fault in faults.values())
-        raise ValueError(f"no voice {name!r} in {folder}; there are: {', '.join(voices) or 'none'}{others}")
-    return voices[name]
+    """Raises ValueError as `find_entry`."""
+    return Voice(**vars(find_entry(folder, name)))
 
 
 def recording_of(folder: str | Path, voice: Voice) -> Path | AudioContent | None:

@@ -6,6 +6,7 @@ stream bos, which is not drawn. Nothing is generated, so codes stay as they are.
 """
 
 import re
+import threading
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -19,12 +20,13 @@ from higgs.batch import Batch
 from higgs.data.chatml import ChatMLSample, TextContent
 from higgs.delay import delayed_segment
 from higgs.model.higgs_audio import HiggsAudio
+from higgs.serve.captions import Record
 from higgs.serve.engine import Engine
 from higgs.tokens import TokenIds
 
-Record = dict[str, str | float]  # of a word
 ALIGNED_HEADS, SAME_PLACE = 4, 1.0  # heads, tokens
 LEAST_WEIGHT = 1e-6
+RECORDING = threading.Lock()  # a pass changes the modules of a model that other threads may use
 SPEAKER = re.compile(r"\[SPEAKER\d+\]")
 # Gets the layer, queries [B, H, S, d], keys [B, kv heads, S, d] and mask of each attention of a pass.
 Recorder = Callable[[int, Tensor, Tensor, Tensor | None], None]
@@ -46,14 +48,21 @@ class Anatomy:
     words: list[str]
 
 
-def examine(engine: Engine, sample: ChatMLSample, delayed: Tensor) -> Anatomy:
-    """A prompt in a single pass and its generated segment [K, C]. ValueError where it does not end in a text."""
+def examine(engine: Engine, sample: ChatMLSample, delayed: Tensor, most_weights: int | None = None) -> Anatomy:
+    """A prompt in a single pass and its generated segment [K, C]. ValueError where it does not end in a text.
+
+    So it is where more than `most_weights` numbers would be held: the attention, and the scores of one layer.
+    """
     text = sample.messages[-1].parts[-1]
     if sample.messages[-1].role != "user" or not isinstance(text, TextContent):
         raise ValueError("expected a prompt whose last message is a text to speak")
     prompt = engine.sequence(sample).prompt
     ids = engine.text_tokenizer.encode(text.text, text.allow_special)
     first = last_place(prompt.input_ids[0].tolist(), ids)
+    config, (length, steps) = engine.model.config, (prompt.input_ids.shape[1], delayed.shape[1])
+    weights = config.num_heads * steps * (config.num_layers * len(ids) + length + steps)
+    if most_weights is not None and weights > most_weights:
+        raise ValueError(f"{weights} weights of attention; at most {most_weights} are held")
     attention, logits = replay(engine.model, engine.ids, prompt, delayed, slice(first, first + len(ids)))
     tokens = [engine.text_tokenizer.decode([token]) for token in ids]
     return Anatomy(attention, logits, delayed.cpu(), tokens, words_of(tokens), text.text.split())
@@ -99,21 +108,26 @@ def appended(prompt: Batch, delayed: Tensor, ids: TokenIds) -> Batch:
 
 @contextmanager
 def recorded_attention(model: HiggsAudio, record: Recorder) -> Iterator[None]:
-    """While it lasts, each attention of the plain model shows its queries and keys; the results stay the same."""
-    modules = [layer.attention for layer in model.layers]
-    attends = [module.attend for module in modules]
+    """While it lasts, each attention of the plain model shows its queries and keys; the results stay the same.
+
+    Those of passes in other threads, such as the prompts that a scheduler reads, are not shown.
+    """
+    modules, thread = [layer.attention for layer in model.layers], threading.get_ident()
 
     def shown(layer: int, q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None) -> Tensor:
-        record(layer, q, k, mask)
+        if threading.get_ident() == thread:
+            record(layer, q, k, mask)
         return attends[layer](q, k, v, mask)
 
-    try:
-        for index, module in enumerate(modules):
-            module.attend = lambda *inputs, index=index: shown(index, *inputs)
-        yield
-    finally:
-        for module, attend in zip(modules, attends, strict=True):
-            module.attend = attend
+    with RECORDING:
+        attends = [module.attend for module in modules]
+        try:
+            for index, module in enumerate(modules):
+                module.attend = lambda *inputs, index=index: shown(index, *inputs)
+            yield
+        finally:
+            for module, attend in zip(modules, attends, strict=True):
+                module.attend = attend
 
 
 def last_place(ids: Sequence[int], part: Sequence[int]) -> int:
@@ -196,19 +210,25 @@ def word_times(anatomy: Anatomy, frames: int, frame_rate: float) -> list[Record]
 
 
 def times_of(
-    engine: Engine, samples: Sequence[ChatMLSample], codes: Tensor, parts: Sequence[tuple[int, float]]
+    engine: Engine,
+    samples: Sequence[ChatMLSample],
+    codes: Tensor,
+    parts: Sequence[tuple[int, float]],
+    most_weights: int | None = None,
 ) -> list[Record]:
     """Prompts and the codes [K, T] of what they said; of each its frames, and when it begins, in seconds -> its words.
 
-    Records as those of `word_times`, without tags of speakers. A prompt that ends in no text has no words.
+    Records as those of `word_times`, without tags of speakers. A prompt that ends in no text has no words,
+    and neither has one that needs more than `most_weights`, as in `examine`.
     """
     config, rate = engine.model.config, engine.tokenizer.frame_rate
     records: list[Record] = []
     for sample, segment, (frames, begin) in zip(samples, codes.split([n for n, _ in parts], dim=1), parts, strict=True):
         if not frames:
             continue
+        delayed = delayed_segment(segment.cpu(), config.stream_bos, config.stream_eos)
         try:
-            seen = examine(engine, sample, delayed_segment(segment.cpu(), config.stream_bos, config.stream_eos))
+            seen = examine(engine, sample, delayed, most_weights)
         except ValueError:
             continue
         records += [

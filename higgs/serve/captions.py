@@ -6,8 +6,8 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from higgs.files import replacing
-from higgs.serve.alignment import Record
 
+Record = dict[str, str | float]  # of a word
 SUFFIXES = (".json", ".srt", ".vtt")
 
 

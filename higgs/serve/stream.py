@@ -20,7 +20,8 @@ CHUNK_FRAMES = (4, 8, 16, 32)  # the first chunk comes soon, the later ones cost
 class AudioChunk:
     """A part of one request's waveform; concatenated, they equal `generate`'s.
 
-    `start` counts frames. Only the last chunk, which may be empty, has a `stop_reason`.
+    `start` counts frames, `part` the chunks of a long text. Only the last `AudioChunk`, which may be empty, has a
+    `stop_reason`.
     """
 
     waveform: Tensor  # [L] float32
@@ -28,6 +29,7 @@ class AudioChunk:
     start: int
     sample_rate: int
     stop_reason: str | None = None
+    part: int = 0
 
 
 class AudioStream:

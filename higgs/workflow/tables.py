@@ -12,6 +12,7 @@ from higgs.workflow.outputs import columns_of, rounded, write_atomically
 
 Row = dict[str, Any]
 SUFFIXES = (".parquet", ".jsonl")
+UTTERANCES = "utterances"  # the table of the stage evaluate
 
 
 def write_rows(path: str | Path, rows: Sequence[Mapping[str, Any]], digits: int = 9) -> None:

@@ -15,13 +15,13 @@ from higgs.evaluate.statistics.intervals import (
 )
 from higgs.evaluate.statistics.summary import METRICS, Metric, Sample, mean_sample, samples_of
 from higgs.evaluate.utterances import NOT_SCORED
-from higgs.workflow.tables import Row, find_table, read_rows
+from higgs.workflow.tables import UTTERANCES, Row, find_table, read_rows
 
 CLUSTERS = ("script", "speaker", "voice")
 ALPHA = 0.05
 EQUAL, UNDECIDED = "equal", "not told apart"
 PERCENT, SHARE = 0.05, 0.0005  # half of the last digit that is shown: smaller differences are rounding errors
-TABLE, PROVENANCE = "utterances", "provenance.json"
+PROVENANCE = "provenance.json"
 
 
 @dataclass(frozen=True)
@@ -54,7 +54,7 @@ def compare(
     """
     if cluster not in CLUSTERS:
         raise ValueError(f"cluster: expected one of {', '.join(CLUSTERS)}, got {cluster!r}")
-    tables = [read_rows(find_table(folder, TABLE)) for folder in (folder_a, folder_b)]
+    tables = [read_rows(find_table(folder, UTTERANCES)) for folder in (folder_a, folder_b)]
     files = [Path(folder) / PROVENANCE for folder in (folder_a, folder_b)]
     provenance = tuple(json.loads(file.read_text(encoding="utf-8")) if file.is_file() else {} for file in files)
     chosen = [scored_rows(table, group) for table in tables]

@@ -48,6 +48,7 @@ from higgs.serve.long_form import SilentChunkError
 
 MAX_BODY = 1 << 20  # bytes
 WARM_UP = "Good morning."
+NO_EVENTS = 'they come as an event after the audio: ask for "stream_format": "sse" too'
 FAILED = "the server failed; its log says why"
 
 logger = logging.getLogger(__name__)
@@ -89,6 +90,7 @@ def to_request(body: SpeechBody, config: ServerConfig, engine: Engine) -> Speech
         (body.speed != 1, "speed", "unsupported_parameter", f"only 1.0 is supported, got {body.speed}"),
         (lengths[0] > config.max_characters, "input", "string_above_max_length", too_long),
         (lengths[1] > config.max_characters, "scene", "string_above_max_length", too_long),
+        (body.timestamps and body.stream_format != "sse", "timestamps", "invalid_value", NO_EVENTS),
         (limit > most, "max_new_tokens", "invalid_value", f"at most {most}, got {limit}"),
         (limit <= delay, "max_new_tokens", "invalid_value", f"{limit}: the first {delay} steps have no audio"),
     ):
@@ -158,6 +160,8 @@ async def speak(
 
     `headers` has the stop reason before the last part is yielded, which is in time where the first is the last.
     """
+    deadline = asyncio.get_running_loop().time() + config.max_seconds
+    parts: dict[int, tuple[float, list[torch.Tensor]]] = {}  # when each begins, and its codes
     with accounted(metrics, config.max_seconds), engine.admission():
         request = await asyncio.to_thread(to_request, body, config, engine.engine)
         started, samples, rate = time.monotonic(), 0, engine.engine.tokenizer.sample_rate
@@ -167,6 +171,8 @@ async def speak(
                 data = encoder.write(chunk.waveform) if len(chunk.waveform) else b""
                 if not samples and len(chunk.waveform):
                     metrics.first_audio.observe(time.monotonic() - started)
+                if body.timestamps and chunk.codes.shape[1]:
+                    parts.setdefault(chunk.part, (samples / rate, []))[1].append(chunk.codes)
                 samples += len(chunk.waveform)
                 if chunk.stop_reason:
                     if not samples:
@@ -177,9 +183,12 @@ async def speak(
                     metrics.audio_seconds.inc(samples / rate)
                     metrics.whole.observe(time.monotonic() - started)
                 if body.stream_format == "sse":
-                    data = events(data, chunk.stop_reason, samples / rate)
+                    data = events(data, None if body.timestamps else chunk.stop_reason, samples / rate)
                 if data:
                     yield data
+        if body.timestamps:
+            words = await engine.word_times(request, parts, deadline)
+            yield events(b"", chunk.stop_reason, samples / rate, words)
 
 
 def make_app(engine: Engine, config: ServerConfig, access: Access | None = None) -> FastAPI:

@@ -7,7 +7,7 @@ decode steps.
 import asyncio
 import logging
 import threading
-from collections.abc import AsyncIterator, Callable, Iterator
+from collections.abc import AsyncIterator, Callable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import aclosing, contextmanager, nullcontext
 from dataclasses import replace
@@ -18,12 +18,15 @@ import torch
 from torch import Tensor
 
 from higgs.data.speech import SpeechRequest
+from higgs.serve.alignment import times_of
 from higgs.serve.batching.scheduler import QueueFull, Sequence
+from higgs.serve.captions import Record
 from higgs.serve.engine import Engine
 from higgs.serve.long_form import FADE_SECONDS, SilentChunkError, StreamFade, chunk_prompt, chunk_seeds
 from higgs.serve.stream import AudioChunk, AudioStream
 
 MAX_FAILURES = 3  # consecutive failures of the scheduler before the engine is dead
+MAX_WEIGHTS = 1 << 28  # numbers that an alignment may hold, 1 GiB
 
 logger = logging.getLogger(__name__)
 
@@ -48,6 +51,8 @@ class AsyncEngine:
         self._lock = threading.Lock()
         self._work, self._closing = threading.Event(), False
         self._pool = ThreadPoolExecutor(workers, "higgs-audio")
+        # One at a time, so that they never take the threads that decode audio for others.
+        self._alignments = ThreadPoolExecutor(1, "higgs-words")
         self._thread = threading.Thread(target=self._run, name="higgs-scheduler", daemon=True)
         self._thread.start()
 
@@ -70,7 +75,8 @@ class AsyncEngine:
         self._closing = True
         self._work.set()
         self._thread.join()
-        self._pool.shutdown(cancel_futures=True)
+        for pool in (self._pool, self._alignments):
+            pool.shutdown(cancel_futures=True)
 
     @contextmanager
     def admission(self) -> Iterator[None]:
@@ -147,7 +153,7 @@ class AsyncEngine:
                         frames.append(part.codes)
                         last = part.stop_reason or last
                         if len(final := fade.push(part.waveform)):
-                            yield AudioChunk(final, part.codes, start + part.start, rate)
+                            yield AudioChunk(final, part.codes, start + part.start, rate, part=index)
                 generated.append(torch.cat(frames, dim=1))
                 if generated[-1].shape[1]:
                     break
@@ -159,6 +165,29 @@ class AsyncEngine:
             stop_reason = last if stop_reason == "stop" else stop_reason
             ended = stop_reason if index + 1 == len(request.chunks) else None
             yield AudioChunk(fade.finish(), none, start, rate, ended)
+
+    async def word_times(
+        self, request: SpeechRequest, parts: Mapping[int, tuple[float, list[Tensor]]], deadline: float
+    ) -> list[Record]:
+        """When each word of a request was spoken, as `times_of`; `parts` are the `part` numbers of its chunks of audio,
+        each with the second at which it begins and its codes [K, T].
+
+        Parts that could not be aligned until the loop's time is `deadline` have no words. Nothing is raised.
+        """
+        words: list[Record] = []
+        for index, (begin, pieces) in parts.items():
+            codes = torch.cat(pieces, dim=1)
+            span, sample = (codes.shape[1], begin), request.samples[index]
+            arguments = (self.engine, [sample], codes, [span], MAX_WEIGHTS)
+            try:
+                async with asyncio.timeout_at(deadline):
+                    loop = asyncio.get_running_loop()
+                    words += await loop.run_in_executor(self._alignments, times_of, *arguments)
+            except TimeoutError:
+                break
+            except Exception:
+                logger.exception("the words of a request could not be aligned")
+        return words
 
     async def _in_pool(self, deadline: float | None, work: Callable[..., Any], *arguments: Any) -> Any:
         async with asyncio.timeout_at(deadline):

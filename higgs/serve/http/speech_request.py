@@ -66,7 +66,7 @@ KINDS = ("name", "id", "reference", "cast")
 
 
 class SpeechBody(BaseModel):
-    """OpenAI's fields and, from `scene` on, this model's. Unknown fields are refused.
+    """OpenAI's fields and, from `timestamps` on, this model's. Unknown fields are refused.
 
     A sampling setting that is None is the server's. `response_format` "flac" is sent when complete, the others as they
     are made; `stream_format` "sse" sends events with base64 audio.
@@ -93,6 +93,10 @@ class SpeechBody(BaseModel):
     response_format: Literal["mp3", "opus", "wav", "flac", "pcm"] = Field("mp3", description="of the audio")
     speed: float = Field(1.0, description="1.0 alone is supported")
     stream_format: Literal["audio", "sse"] = Field("audio", description="sse: events with base64 audio")
+    timestamps: bool = Field(
+        False,
+        description="with `sse` alone: an event `speech.audio.words` after the audio, with the start and end of each",
+    )
     scene: Text | None = Field(None, description="where it is spoken", examples=["A quiet room."])
     normalize: bool = Field(
         True, description="take markup off; read numbers, dates, money, units and abbreviations as words"

@@ -3,22 +3,27 @@
 import asyncio
 import base64
 import json
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
 from contextlib import aclosing
 
 from fastapi.sse import format_sse_event
 from starlette.responses import StreamingResponse
 from starlette.types import Receive, Scope, Send
 
+from higgs.serve.captions import Record
 from higgs.serve.http.audio_encoder import MEDIA_TYPES
 from higgs.serve.http.speech_request import timed_out
 
 
-def events(data: bytes, stop_reason: str | None, seconds: float) -> bytes:
-    """Server-sent events as OpenAI's: `speech.audio.delta` with base64, at the end `speech.audio.done`."""
+def events(data: bytes, stop_reason: str | None, seconds: float, words: Sequence[Record] | None = None) -> bytes:
+    """Server-sent events as OpenAI's: `speech.audio.delta` with base64, at the end `speech.audio.done`.
+
+    Between them, where there is a list of words, `speech.audio.words`.
+    """
     delta = {"type": "speech.audio.delta", "audio": base64.b64encode(data).decode()}
     done = {"type": "speech.audio.done", "stop_reason": stop_reason, "usage": {"audio_seconds": seconds}}
-    sent = [event for event, some in ((delta, data), (done, stop_reason)) if some]
+    timed = {"type": "speech.audio.words", "words": words}
+    sent = [event for event, some in ((delta, data), (timed, words is not None), (done, stop_reason)) if some]
     return b"".join(format_sse_event(data_str=json.dumps(event)) for event in sent)
 
 

@@ -23,6 +23,33 @@ function hear(item, from = 0) {
   requestAnimationFrame(tick);
 }
 
+/** The words of what is in the player. */
+function showWords(item) {
+  if ($("words").of === item?.words) return;
+  $("words").of = item?.words;
+  $("words").replaceChildren(...(item?.words ?? []).flatMap(({ word }) => [element("span", { className: "word", textContent: word }), " "]));
+  $("words").hidden = !item?.words?.length;
+}
+
+/** Marks the word that is being spoken, as long as something plays. */
+function readAlong(seconds) {
+  const box = $("words");
+  box.of?.forEach(({ start, end }, n) => {
+    const word = box.children[n];
+    const now = player.playing && seconds >= start && seconds < end;
+    if (now && !word.classList.contains("now")) box.scrollTop = word.offsetTop - box.clientHeight / 2;
+    word.classList.toggle("now", now);
+  });
+}
+
+/** Words with their times -> a file of WebVTT, which reads markup. */
+function vtt(words) {
+  const clock = (seconds) => new Date(Math.round(1000 * seconds)).toISOString().slice(11, 23);
+  const safe = (word) => word.replaceAll("&", "&amp;").replaceAll("<", "&lt;").replaceAll(">", "&gt;");
+  const captions = words.map(({ word, start, end }) => `${clock(start)} --> ${clock(end)}\n${safe(word)}\n\n`);
+  return new Blob(["WEBVTT\n\n", ...captions], { type: "text/vtt" });
+}
+
 /** The other of A and B, at the same second. */
 function switchTo() {
   const other = made.find(({ sound }) => sound === player.sound) === marked.A ? marked.B : marked.A;
@@ -60,7 +87,10 @@ function entry(item) {
   const text = item.body.input;
   const wavFile = { className: "button", download: `speech-${item.number}.wav`, textContent: "Download" };
   item.url ??= item.sound.complete ? URL.createObjectURL(wav(item.sound.samples.subarray(0, item.sound.length))) : undefined;
+  const vttFile = { className: "button", download: `speech-${item.number}.vtt`, textContent: "Captions" };
+  item.captions ??= item.words?.length ? URL.createObjectURL(vtt(item.words)) : undefined;
   const saved = item.url ? [element("a", { ...wavFile, href: item.url })] : [];
+  if (item.captions) saved.push(element("a", { ...vttFile, href: item.captions }));
   const line = element("li", {},
     element("h3", { textContent: nameOf(item) }),
     element("p", { textContent: text.length > 160 ? `${text.slice(0, 160)} ...` : text }),
@@ -86,6 +116,7 @@ function list() {
   const current = made.find(({ sound }) => sound === player.sound);
   const letter = Object.keys(marked).find((name) => current && marked[name] === current);
   $("now").textContent = current ? `${letter ? `${letter}: ` : ""}${nameOf(current)}, seed ${current.seed}` : "Nothing yet.";
+  showWords(current);
   $("switch").disabled = !(marked.A && marked.B);
   shown();
 }
@@ -96,7 +127,7 @@ function remove(item) {
     player.sound = null;
     player.at = 0;
   }
-  if (item.url) URL.revokeObjectURL(item.url);
+  for (const url of [item.url, item.captions]) if (url) URL.revokeObjectURL(url);
   made = made.filter((other) => other !== item);
   for (const letter of ["A", "B"]) if (marked[letter] === item) marked[letter] = null;
   list();

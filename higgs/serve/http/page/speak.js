@@ -114,7 +114,7 @@ async function speak() {
   busy(true);
   const started = performance.now();
   try {
-    const more = { response_format: "pcm", stream_format: "sse" };
+    const more = { response_format: "pcm", stream_format: "sse", timestamps: true };
     const answer = await post("/v1/audio/speech", { ...item.body, ...more }, { signal: running.signal });
     item.seed = answer.headers.get("x-seed");
     if (Number.isSafeInteger(Number(item.seed))) item.body.seed = Number(item.seed);
@@ -123,8 +123,9 @@ async function speak() {
         item.sound.add(event.audio);
         if (item.first === null) begun(item, performance.now() - started);
         else if (player.sound === item.sound) player.feed();
-      } else item.stop = event.stop_reason;
-      item.took = (performance.now() - started) / 1000;
+        item.took = (performance.now() - started) / 1000;
+      } else if (event.type === "speech.audio.words") item.words = event.words;
+      else item.stop = event.stop_reason;
       report(item);
     }
     if (!item.stop) throw new Error("The connection broke off: the audio is not whole.");
@@ -180,6 +181,7 @@ function shown() {
   $("seek").setAttribute("aria-valuetext", `${(position / RATE).toFixed(1)} of ${seconds.toFixed(1)} seconds`);
   $("time").textContent = `${(position / RATE).toFixed(1)} of ${seconds.toFixed(1)} s`;
   draw($("wave"), sound, position);
+  readAlong(position / RATE);
 }
 
 function tick() {
