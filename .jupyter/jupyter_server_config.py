@@ -30,4 +30,7 @@ warnings.filterwarnings("ignore", message="Overriding existing pre_save_hook")
 c = get_config()  # noqa: F821  (Jupyter defines it)
 c.ServerApp.root_dir = str(ROOT)
 c.ContentsManager.pre_save_hook = strip_sources
-c.LabApp.news_url = None  # no question about news of Jupyter, which come from outside
+# News and new versions of JupyterLab come from outside: the page asks for neither (labconfig/), and has no question
+# about it; the server fetches neither, whatever the settings of a user say.
+c.LabApp.news_url = None
+c.LabApp.check_for_updates_class = "jupyterlab.NeverCheckForUpdate"

@@ -216,7 +216,7 @@ def test_saving_in_jupyter_leaves_the_committed_bytes(repository):
     file = ROOT / ".jupyter" / "jupyter_server_config.py"
     hook = runpy.run_path(str(file), {"get_config": lambda: config})["strip_sources"]
     assert config.ContentsManager.pre_save_hook is hook and config.ServerApp.root_dir == str(ROOT)
-    assert config.LabApp.news_url is None, "no question about news"
+    assert config.LabApp.news_url is None and "Never" in config.LabApp.check_for_updates_class
 
     manager = SimpleNamespace(root_dir=str(ROOT))
     run = nbformat.read(path, as_version=4)

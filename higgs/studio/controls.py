@@ -15,7 +15,7 @@ from higgs.studio.speaking import Sample, Studio, grid, ranking
 
 SHOWN = 30  # of the samples, the newest
 FIELD = {"style": {"description_width": "7em"}}
-WIDE, SHORT = FIELD | {"layout": w.Layout(width="46em")}, {"layout": w.Layout(width="16em")}
+WIDE, SHORT = FIELD | {"layout": w.Layout(width="46em", max_width="100%")}, {"layout": w.Layout(width="16em")}
 # Behind dark text: from no word errors to WORST percent and more.
 GOOD, BAD, UNKNOWN, WORST = (214, 236, 214), (246, 196, 184), "#e4e7ea", 50
 
@@ -93,7 +93,7 @@ class Controls:
 
     @property
     def view(self) -> w.Widget:
-        draw = w.HBox([self.temperature, self.top_k, self.seed, self.number])
+        draw = w.HBox([self.temperature, self.top_k, self.seed, self.number], layout=w.Layout(flex_flow="row wrap"))
         panes = {
             "One sentence": [self.voice, self.text, self.scene, draw, self.speak.view],
             "A map of settings": [*self.sweep_fields, self.sweep.view, self.map, self.player],
