@@ -175,8 +175,8 @@ class AsyncEngine:
         Parts that could not be aligned until the loop's time is `deadline` have no words. Nothing is raised.
         """
         words: list[Record] = []
-        for index, (begin, pieces) in parts.items():
-            codes = torch.cat(pieces, dim=1)
+        for index, (begin, segments) in parts.items():
+            codes = torch.cat(segments, dim=1)
             span, sample = (codes.shape[1], begin), request.samples[index]
             arguments = (self.engine, [sample], codes, [span], MAX_WEIGHTS)
             try:
