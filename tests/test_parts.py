@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 import torch
 from conftest import ROOT
-from parts_jobs import HashCodec, contents, corpus, make_index, noise
+from parts_jobs import RATE, HashCodec, contents, corpus, make_index, noise
 from s3_server import Server, environment
 from test_dataset import CONFIG, TOKENIZER, manifest
 
@@ -22,10 +22,10 @@ from higgs.data.training import codes as codes_module
 from higgs.data.training.codes import CodesReader, write_index
 from higgs.data.training.dataset import Dataset
 from higgs.data.training.manifest import read_manifest
+from higgs.jobs import parts as parts_module
 from higgs.jobs.cluster import Cluster
 from higgs.jobs.parts import Result, Store, digests, make_part, run
 from higgs.validation import ParamsError
-from higgs.workflow import parts as parts_module
 
 BUCKET = "parts"
 ONE = Cluster(None, 1)
@@ -418,3 +418,26 @@ except ImportError as error:
         env=os.environ | {"PYTHONPATH": paths}, check=True,
     )  # fmt: skip
     assert "pip install" in done.stdout and "higgs[cluster]" in done.stdout
+
+
+def large(name: str, *arguments) -> dict:
+    """What a function of many_parts.py returns, in a process of its own, for its memory is measured."""
+    command = [sys.executable, "tests/many_parts.py", json.dumps([name, *arguments])]
+    return json.loads(subprocess.run(command, cwd=ROOT, check=True, capture_output=True, text=True).stdout)
+
+
+@pytest.mark.parametrize(("count", "most_mb"), [(2000, 700), pytest.param(1_000_000, 2000, marks=pytest.mark.fuzz)])
+def test_the_driver_of_many_parts_is_small(count, most_mb, tmp_path):
+    """A million parts of ten hours are ten million hours of speech; their index is a table."""
+    found = large("driver", count, str(tmp_path / "parts"))
+    assert found["clips"] == 3600 * count and found["peak"] < most_mb
+    assert (tmp_path / "parts/index.parquet").is_file() and not (tmp_path / "parts/index.json").exists()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("hours", [5, pytest.param(200, marks=pytest.mark.fuzz)])
+def test_memory_does_not_grow_with_the_corpus(hours, tmp_path):
+    clip = tmp_path / "minute.flac"
+    clip.write_bytes(noise(0, 60 * RATE))
+    found = large("one_process", hours, str(clip), str(tmp_path / "parts"), str(tmp_path / "index"))
+    assert found["clips"] == 60 * hours and found["parts"] > 10 and found["late"] < found["early"] + 60
