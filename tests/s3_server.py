@@ -3,6 +3,7 @@
 import contextlib
 import hashlib
 import json
+import os
 import shutil
 import signal
 import socket
@@ -11,7 +12,7 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import botocore.session
@@ -116,6 +117,25 @@ class Server:
         for port in self.ports.values():
             for left in Path("/tmp").glob(f"seaweedfs-*-{port}.sock"):
                 left.unlink(missing_ok=True)
+
+
+@contextlib.contextmanager
+def serving(folder: Path, bucket: str) -> Iterator[Server]:
+    """A server with an empty bucket."""
+    server = Server(folder)
+    try:
+        server.make_bucket(bucket)
+        yield server
+    finally:
+        server.stop()
+
+
+def be_user(monkeypatch: pytest.MonkeyPatch, endpoint: str, key: str | None, secret: str | None) -> None:
+    """The environment of a user with a key, and of nobody else."""
+    for name in [name for name in os.environ if name.startswith("AWS_")]:
+        monkeypatch.delenv(name)
+    for name, value in environment(endpoint, key, secret).items():
+        monkeypatch.setenv(name, value)
 
 
 class Line(socketserver.ThreadingTCPServer):

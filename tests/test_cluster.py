@@ -20,7 +20,7 @@ from pathlib import Path
 import pytest
 from conftest import ROOT
 from parts_jobs import POISON, contents, corpus, make_index, noise
-from s3_server import Server, environment
+from s3_server import environment, serving
 
 from higgs.data.corpus import Encode, list_corpus, parts_of
 from higgs.jobs.cluster import Cluster
@@ -66,12 +66,8 @@ HEAD = {"object_store_memory": 80 * 1024**2, "include_dashboard": False, "node_i
 
 @pytest.fixture(scope="module")
 def server(tmp_path_factory):
-    server = Server(tmp_path_factory.mktemp("s3") / "server")
-    try:
-        server.make_bucket(BUCKET)
+    with serving(tmp_path_factory.mktemp("s3") / "server", BUCKET) as server:
         yield server
-    finally:
-        server.stop()
 
 
 @pytest.fixture(scope="module")

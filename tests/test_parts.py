@@ -13,7 +13,7 @@ import pytest
 import torch
 from conftest import ROOT
 from parts_jobs import RATE, HashCodec, contents, corpus, make_index, noise
-from s3_server import Server, environment
+from s3_server import be_user, serving
 from test_dataset import CONFIG, TOKENIZER, manifest
 
 from higgs.data import corpus as corpus_module
@@ -33,12 +33,8 @@ ONE = Cluster(None, 1)
 
 @pytest.fixture(scope="module")
 def server(tmp_path_factory):
-    server = Server(tmp_path_factory.mktemp("s3") / "server")
-    try:
-        server.make_bucket(BUCKET)
+    with serving(tmp_path_factory.mktemp("s3") / "server", BUCKET) as server:
         yield server
-    finally:
-        server.stop()
 
 
 @pytest.fixture
@@ -46,10 +42,7 @@ def use(server, monkeypatch, tmp_path):
     """-> sets the environment of a user with a key."""
 
     def use(key: str | None = "writer", secret: str | None = None, endpoint: str | None = None) -> None:
-        for name in [name for name in os.environ if name.startswith("AWS_")]:
-            monkeypatch.delenv(name)
-        for name, value in environment(endpoint or server.endpoint, key, secret).items():
-            monkeypatch.setenv(name, value)
+        be_user(monkeypatch, endpoint or server.endpoint, key, secret)
 
     monkeypatch.setenv("HIGGS_CACHE", str(tmp_path / "cache"))
     use()

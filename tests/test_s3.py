@@ -13,7 +13,7 @@ from types import SimpleNamespace
 
 import pytest
 from conftest import ROOT
-from s3_server import KEYS, Line, Server, environment, free_ports, md5
+from s3_server import KEYS, Line, Server, be_user, environment, free_ports, md5, serving
 
 from higgs.checkpoint import s3
 from higgs.checkpoint.resolve import resolve
@@ -25,12 +25,8 @@ FILES = {"config.json": b'{"marker": 1}', "lexicon.json": b"{}", "notes.txt": b"
 
 @pytest.fixture(scope="module")
 def server(tmp_path_factory):
-    server = Server(tmp_path_factory.mktemp("s3") / "server")
-    try:
-        server.make_bucket(BUCKET)
+    with serving(tmp_path_factory.mktemp("s3") / "server", BUCKET) as server:
         yield server
-    finally:
-        server.stop()
 
 
 def command(text: str) -> list[str]:
@@ -47,10 +43,7 @@ def surroundings(server, tmp_path, monkeypatch):
     """The settings of a user with the writer's keys, and an empty cache. -> sets others."""
 
     def use(endpoint: str, key: str | None = "writer", secret: str | None = None) -> None:
-        for name in [name for name in os.environ if name.startswith("AWS_")]:
-            monkeypatch.delenv(name)
-        for name, value in environment(endpoint, key, secret).items():
-            monkeypatch.setenv(name, value)
+        be_user(monkeypatch, endpoint, key, secret)
 
     monkeypatch.setenv("HOME", str(tmp_path))
     monkeypatch.setenv("HIGGS_CACHE", str(tmp_path / "cache"))
