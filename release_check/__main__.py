@@ -19,8 +19,9 @@ import transformers
 from higgs.checkpoint.alias import RELEASED_MODEL, RELEASED_MODEL_REVISION, Checkpoint
 from higgs.checkpoint.resolve import fingerprint
 from higgs.files import content_hash
+from higgs.jobs.parts import make_part
 from higgs.model.higgs_audio import choose_device
-from higgs.resumable import settings_folder
+from higgs.resumable import code_hash
 from higgs.workflow.outputs import write_json
 from higgs.workflow.page import revision, write_page
 from higgs.workflow.speed import cpu_name
@@ -50,7 +51,7 @@ def run(
 ) -> tuple[dict[str, str], dict[str, Any]]:
     """-> the state of each step, and the results of those that were done; `report` gets both after each step."""
     states: dict[str, str] = {}
-    kept = settings_folder(check.out / "steps", identity(check))
+    kept = check.out / "steps" / make_part(code_hash(), [identity(check)]).name
     for name, step, needed in STEPS_IN_ORDER:
         path = kept / f"{name}.json"
         if name == "seedtts" and check.seed_tts is None:

@@ -2,6 +2,7 @@
 
 import re
 from collections.abc import Callable, Sequence
+from contextlib import closing
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -19,8 +20,8 @@ from higgs.codec.tokenizer import exact_convolutions
 from higgs.config import CodecConfig, ModelConfig, SamplingConfig
 from higgs.data.chatml import smart_voice, tokenize
 from higgs.data.collator import collate, expand_audio_placeholders
-from higgs.data.recordings import read_recordings
-from higgs.data.scripts import Script, read_scripts, script_file, subset_by_hash
+from higgs.data.recordings import read_recordings, subset_by_hash
+from higgs.data.scripts import Script, read_scripts, script_file
 from higgs.data.text.tokenizer import TextTokenizer
 from higgs.evaluate import test_sets
 from higgs.evaluate.judges.registry import load_metric_models
@@ -28,14 +29,13 @@ from higgs.evaluate.result_cache import ResultCache
 from higgs.evaluate.statistics.summary import summarise
 from higgs.evaluate.utterances import Utterance, load_evaluator, speaking_rates
 from higgs.files import sha256
+from higgs.jobs.cluster import Cluster
+from higgs.jobs.parts import Store
 from higgs.model.higgs_audio import choose_device
-from higgs.resumable import settings_folder
 from higgs.serve.generation_config import GenerationConfig
 from higgs.serve.many_scripts import speak_all
 from higgs.serve.reference.loop import generate
 from higgs.tokens import TokenIds
-from higgs.workers import Workers
-from higgs.workflow.outputs import progress
 from higgs.workflow.tables import Row
 from release_check.published import MODEL, PEOPLE, RELEASE_SIZES
 
@@ -204,12 +204,11 @@ def _spoken(check: Check, scripts: Sequence[Script], name: str) -> Row:
     generation = GenerationConfig.from_pretrained(check.folder("model"))
     settings = {"fingerprints": check.results["hashes"]["fingerprints"], "generation": generation.to_json()}
     settings |= {"device": check.checkpoint.device, "dtype": check.checkpoint.dtype}
-    settings["scripts"] = [script.record(0) for script in scripts]
-    folder = settings_folder(check.out / "spoken", settings)
     tasks, sampling = [(script, 0) for script in scripts], replace(generation.sampling, seed=0)
     utterances = []
-    made = speak_all(check.load_engine, tasks, sampling, generation.max_new_tokens, folder, 1)
-    by_name = {sample.name: sample for sample in progress(made, name, total=len(tasks))}
+    store, limit = Store(str(check.out / "spoken")), generation.max_new_tokens
+    made = speak_all(check.load_engine, tasks, sampling, limit, store, settings, Cluster(None, 1))
+    by_name = {sample.name: sample for sample in made}
     for script in scripts:
         sample = by_name[script.record(0)["name"]]
         path = check.out / name / f"{sample.name}.flac"
@@ -234,9 +233,8 @@ def _judged(check: Check, utterances: Sequence[Utterance]) -> Row:
     models = load_metric_models(*check.judges, languages)
     rates = speaking_rates([(r.text, r.language, r.seconds) for r in read_recordings(RECORDINGS)])
     evaluator = load_evaluator(lambda: models, rates)
-    cache = ResultCache(check.out / "judged.jsonl", evaluator)
-    results = progress(cache.judge_all(utterances, Workers(lambda: evaluator, 1)), "judge", total=len(utterances))
-    rows = [row for records in results for row in records]
+    with closing(ResultCache(lambda: evaluator, Store(str(check.out / "judged")), 1)) as cache:
+        rows = [row for records in cache.judge_all(utterances) for row in records]
     return {
         "language": languages[0], "judges": models.names(short=True), "absent": list(models.absent),
         "summary": summarise(rows, RESAMPLES, 0), "rows": rows,

@@ -60,17 +60,18 @@ def test_from_the_hub_to_the_page_through_every_stop(hub, check, seed_tts, monke
     assert found["Hashes"] == "not run: it needs download" and "What differs: download: failed" in page
 
     # Stopped while the set is spoken, after the first step that takes long.
-    hub.cut, write = [], many_scripts.write_utterance
+    hub.cut, speak = [], many_scripts._speak
     spoken: list[str] = []
 
-    def stop_at_the_set(path: Path, utterance) -> None:
-        if utterance.name.startswith(("first", "second", "third")) and "stopped" not in spoken:
+    def stop_at_the_set(engine, tasks, *arguments):
+        names = [script.record(seed)["name"] for script, seed in tasks]
+        if names[0].startswith(("first", "second", "third")) and "stopped" not in spoken:
             spoken.append("stopped")
             raise KeyboardInterrupt
-        spoken.append(utterance.name)
-        write(path, utterance)
+        spoken.extend(names)
+        return speak(engine, tasks, *arguments)
 
-    monkeypatch.setattr(many_scripts, "write_utterance", stop_at_the_set)
+    monkeypatch.setattr(many_scripts, "_speak", stop_at_the_set)
     with pytest.raises(KeyboardInterrupt):
         check(*words)
     assert len(spoken) == 3 and spoken[-1] == "stopped"
