@@ -214,7 +214,7 @@ def test_references_that_are_refused(engine, tmp_path):
     long(61)(tmp_path / "minute.wav")
     with pytest.raises(ValueError, match=r"a reference of 61 s; at most 60 s"):
         engine.reference_codes(AudioContent(str(tmp_path / "minute.wav")))
-    written(np.zeros(100))(tmp_path / "short.wav")
+    written(np.full(100, 0.1))(tmp_path / "short.wav")
     with pytest.raises(ValueError, match="100 samples .* too short"):
         engine.reference_codes(AudioContent(str(tmp_path / "short.wav")))
 
