@@ -50,7 +50,7 @@ def test_a_command_gives_the_same_codes(nano, nano_engine, tmp_path, monkeypatch
 
     responses = []
     monkeypatch.chdir(ROOT)
-    monkeypatch.setattr(cli, "load_engine", lambda checkpoint, **_: nano_engine)
+    monkeypatch.setattr(cli, "load_engine", lambda *_: nano_engine)
     monkeypatch.setattr(cli, "write", lambda out, response: responses.append(response))
     for name, command in found.items():
         program, *words = shlex.split(command)

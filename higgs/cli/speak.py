@@ -73,11 +73,13 @@ def speak(
 
     A text of more than --max-words words is spoken in chunks that end with sentences.
     """
-    check_pairs(text, file, reference, reference_text)
+    check_pairs((text is None) != (file is None), reference, reference_text)
     numbered = parse_speakers(speaker)
+    from higgs.data.text.chunks import speaker_turns
+
     check_out(out, captions)  # whatever is wrong with the request is reported before the checkpoint is read
     text = read_text(file) if file is not None or text == str(STDIO) else text
-    named = find_voices(voices, voice, reference, reference_text, numbered, text)
+    named = find_voices(voices, voice, reference, reference_text, numbered, "[" in text and bool(speaker_turns(text)))
 
     from higgs.data.speech import speech_request  # after what may be refused: it imports torch
     from higgs.serve import long_form
@@ -97,8 +99,8 @@ def speak(
     report(response, out, as_json, {"checkpoint": checkpoint, "seed": seed})
 
 
-def check_pairs(text: str | None, file: Path | None, reference: Path | None, reference_text: str | None) -> None:
-    if (text is None) == (file is None):
+def check_pairs(one_text: bool, reference: Path | None, reference_text: str | None) -> None:
+    if not one_text:
         raise BadParameter("give a text, or - for standard input, or --file, one of them")
     if (reference is None) != (not (reference_text or "").strip()):
         raise BadParameter("--reference and --reference-text go together: the recording and its transcript")
@@ -183,14 +185,12 @@ def parse_speakers(pairs: list[str] | None) -> dict[int, str]:
 
 
 def find_voices(
-    folder: Path, name: str, reference: Path | None, reference_text: str | None, numbered: dict[int, str], text: str
+    folder: Path, name: str, reference: Path | None, reference_text: str | None, numbered: dict[int, str], tagged: bool
 ) -> Any:
     """-> the voice, or the voice of each speaker of a dialogue."""
     from higgs.containers import probe
-    from higgs.data.text.chunks import speaker_turns
     from higgs.data.voice_folder import Entry, find_entry, read_folder
 
-    tagged = "[" in text and bool(speaker_turns(text))
     if tagged != bool(numbered):
         raise ValueError(
             "[SPEAKERn] tags in the text and --speaker go together, as in --speaker 0=ada --speaker 1=ben; "

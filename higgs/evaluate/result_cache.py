@@ -30,7 +30,7 @@ class ResultCache:
         }
         self._hashes: dict[str, str] = {}
 
-    def judge_all(self, tasks: Sequence[Task], label: str = "judge") -> Iterator[list[Row]]:
+    def judge_all(self, tasks: Sequence[Task], label: str | None = "judge") -> Iterator[list[Row]]:
         """The records of each task, in order; workers judge the parts that are not in the store."""
         groups = cut(tasks, TASKS, lambda task: make_part(None, [task]).name, lambda _: 1)
         for record in self.job.run([self._part(group) for group in groups], label):

@@ -258,8 +258,8 @@ class Job:
         self._load = partial(worker, make, store)
         self._workers = Workers(self._load, self.cluster.processes)
 
-    def run(self, parts: Iterable[Part], label: str = "parts") -> Iterator[dict[str, Any]]:
-        """-> the parts' records, in order. Raises LostParts after all the others are done."""
+    def run(self, parts: Iterable[Part], label: str | None = "parts") -> Iterator[dict[str, Any]]:
+        """-> the parts' records, in order; no bar without a label. Raises LostParts after all the others are done."""
         self.store.check()
         parts, done = list(parts), self.store.names()
         todo = list({part.name: part for part in parts if part.name not in done}.values())
@@ -269,7 +269,7 @@ class Job:
             made = make_on_ray(self._load, todo, self.store, self.cluster)
         once: dict[str, dict[str, Any]] = {}
         lost: list[str] = []
-        for part, record, problem in progress(made, label, total=len(todo)) if todo else ():
+        for part, record, problem in progress(made, label, total=len(todo)) if todo and label else made if todo else ():
             if record is not None:
                 once[part.name] = record
             if problem is not None:
