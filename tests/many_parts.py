@@ -2,8 +2,6 @@
 
 import hashlib
 import json
-import os
-import resource
 import sys
 from pathlib import Path
 from typing import ClassVar
@@ -17,9 +15,9 @@ from higgs.jobs.parts import Job, Store, run
 
 
 def resident() -> tuple[float, float]:
-    """MB of this process: now, and at most so far."""
-    pages = int(Path("/proc/self/statm").read_text().split()[1])
-    return pages * os.sysconf("SC_PAGE_SIZE") / 1e6, resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e3
+    """MB of this process: now, and at most so far (`getrusage` would count what the parent had when it forked)."""
+    lines = dict(line.split(":", 1) for line in Path("/proc/self/status").read_text().splitlines())
+    return tuple(int(lines[name].split()[0]) / 1e3 for name in ("VmRSS", "VmHWM"))
 
 
 def driver(count: int, place: str) -> dict:
