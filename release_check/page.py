@@ -2,13 +2,11 @@
 
 import html
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
 from higgs.evaluate.statistics.summary import METRICS
 from higgs.workflow.outputs import table
-from higgs.workflow.page import bare_page
-from higgs.workflow.sounds import encode
+from higgs.workflow.page import bare_page, embedded
 from higgs.workflow.tables import Row
 from release_check.published import MODEL, RELEASE_SIZES, compare
 
@@ -139,16 +137,15 @@ class _Player:
 def _listing(rows: Sequence[Row]) -> str:
     """The utterances to hear, the worst first."""
     spoken = sorted((r for r in rows if r["group"] == MODEL), key=lambda r: -(r["wer_percent"] or 0))
-    sounds = encode([Path(row["path"]) if row["path"] else None for row in spoken])
-    sources = [None if n is None else f"data:audio/ogg;base64,{sounds.encoded[n]}" for n in sounds.of]
+    sounds = embedded([row["path"] for row in spoken])
     return _table([
         {
-            "sound": _Player(source), "voice": row["voice"], "text": row["text"],
+            "sound": _Player(sounds.get(str(number))), "voice": row["voice"], "text": row["text"],
             "heard": row["heard"] if row["status"] == "ok" else f"{row['status']}: {row['note']}",
             "WER %": row["wer_percent"], "similarity": row["similarity"], "quality": row["mos_overall"],
             "s": row["seconds"],
         }
-        for row, source in zip(spoken, sources, strict=True)
+        for number, row in enumerate(spoken)
     ])  # fmt: skip
 
 

@@ -122,11 +122,11 @@ def check_out(out: Path, captions: Path | None) -> None:
 
 def write_captions(path: Path | None, engine: Any, request: Any, response: Any) -> None:
     """By a pass over the finished codes: they are the same without it."""
+    if path is None:
+        return
     from higgs.serve.alignment import times_of
     from higgs.serve.captions import write_times
 
-    if path is None:
-        return
     spans = [(span.frames, span.start / response.sample_rate) for span in getattr(response, "chunks", [])]
     times = times_of(engine, request.samples, response.codes, spans or [(response.codes.shape[1], 0.0)])
     if not times:

@@ -1,6 +1,5 @@
 """`SpeechRequest`: the one value that the command line, the HTTP server and scripts make of a text to speak."""
 
-import re
 import unicodedata
 from dataclasses import dataclass
 from typing import Literal
@@ -10,6 +9,7 @@ from higgs.data.chatml import ChatMLSample
 from higgs.data.text.chunks import (
     LIKE_A_SPEAKER,
     SPEAKER_TAG,
+    TAG_COLON,
     WORD,
     Chunk,
     ChunkOptions,
@@ -67,7 +67,7 @@ def speech_request(
     if not any(map(str.isalnum, text)):
         raise ValueError(f"there is nothing to speak in {text.strip()[:40]!r}: no letter and no digit")
     options = options or ChunkOptions()
-    text = re.sub(rf"({SPEAKER_TAG.pattern})[ \t]*[:：]", r"\1", text)
+    text = TAG_COLON.sub(r"\1", text)
     turns = speaker_turns(text) if "[" in text else []
     if bool(turns) != isinstance(voice, dict):
         raise ValueError("[SPEAKERn] tags in the text and a voice for each speaker go together: one is there alone")

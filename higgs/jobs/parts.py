@@ -269,7 +269,9 @@ class Job:
             made = make_on_ray(self._load, todo, self.store, self.cluster)
         once: dict[str, dict[str, Any]] = {}
         lost: list[str] = []
-        for part, record, problem in progress(made, label, total=len(todo)) if todo and label else made if todo else ():
+        if todo and label:
+            made = progress(made, label, total=len(todo))
+        for part, record, problem in made:
             if record is not None:
                 once[part.name] = record
             if problem is not None:
@@ -290,8 +292,5 @@ class Job:
 
 def run(make: Make, parts: Iterable[Part], store: Store, cluster: Cluster | None = None, label: str = "parts"):
     """`Job(make, store, cluster).run(parts)`, then closes it."""
-    job = Job(make, store, cluster)
-    try:
+    with contextlib.closing(Job(make, store, cluster)) as job:
         return job.run(parts, label)
-    finally:
-        job.close()

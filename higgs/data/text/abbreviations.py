@@ -74,7 +74,8 @@ SLASHED = re.compile(r"(?<![\w/\\.:@~-])[A-Za-z]{2,}(?:/[A-Za-z]{2,}){1,3}(?![\w
 SHORT = {"w/o": "without", "c/o": "care of", "n/a": "not applicable", "s/he": "she or he", "(s)he": "she or he"}
 PER = frozenset("second minute hour day week month year night person mile gallon litre liter".split())
 SHORTENED = re.compile(r"(?<![\w/])(?:w/o|c/o|[nN]/[aA]|s/he|\(s\)he)(?![\w/])")
-CONSONANTS = r"(?<![0-9] )(?!CHF|GBP)[B-DF-HJ-NP-TV-XZ]{2,5}(?! ?[0-9])"  # "KGB"; beside a number: a unit
+CONSONANT = "[B-DF-HJ-NP-TV-XZ]"
+CONSONANTS = rf"(?<![0-9] )(?!CHF|GBP){CONSONANT}{{2,5}}(?! ?[0-9])"  # "KGB"; beside a number: a unit
 SPELLED = re.compile(rf"(?<![\w.&-])(?:{LETTERS}|{CONSONANTS})(?![\w&$-]|\.\w)")
 
 

@@ -34,6 +34,7 @@ CLAUSE_END = re.compile(
 )
 ITEM = re.compile(r"(?:^|(?<=\s))(?:[•⁃‣*-]\s?)?(?:(?P<number>[0-9]{1,3})|(?P<letter>[a-z]))(?:[.]?\)|[.])\s(?=[A-Z])")
 SPEAKER_TAG = re.compile(r"\[SPEAKER(\d+)\]")
+TAG_COLON = re.compile(rf"({SPEAKER_TAG.pattern})[ \t]*[:：]")
 LIKE_A_TAG = re.compile(r"\[\s*speaker[\s_-]*(?:\d+|[a-z])?\s*\]|\[speaker\s*\d+", re.IGNORECASE)
 LIKE_A_SPEAKER = re.compile(
     r"^[\s*_]*(?:\[S\d{1,2}\]|[<({]\s*(?:speaker|spk|s)[\s_-]*\d{1,2}\s*[>)}]|speaker[\s_-]*(?:\d{1,2}|[A-Z])\s*[:：])",

@@ -18,6 +18,7 @@ import higgs.audio  # noqa: F401
 import jiwer
 from transformers.models.whisper.english_normalizer import BasicTextNormalizer, EnglishTextNormalizer
 
+from higgs.data.text.abbreviations import CONSONANT
 from higgs.data.text.folding import FOLDED
 from higgs.data.text.numbers import RULES, spell_out
 from higgs.evaluate.judges.wheels import wheel_file
@@ -32,7 +33,7 @@ INITIALS = re.compile(
     r"[B-HJ-Z](?: [B-HJ-Z])+(?!\.)|[A-Z](?: [A-Z]){2,}(?!\.))(?![\w'’])"
 )
 # "P B X", which `spell_out` makes of "PBX": one word, as it is written. "US" stays apart from "us".
-CONSONANTS = re.compile(r"(?<![A-Z] )\b(?:[B-DF-HJ-NP-TV-XZ] )+[B-DF-HJ-NP-TV-XZ]\b(?! [A-Z]\b)")
+CONSONANTS = re.compile(rf"(?<![A-Z] )\b(?:{CONSONANT} )+{CONSONANT}\b(?! [A-Z]\b)")
 HALF_OF_DAY = re.compile(r"(?<![\w.'])([ap])\.?\s?(m)(?:\b\.|(?!\w))", re.IGNORECASE)
 
 
