@@ -27,11 +27,13 @@ from training.corpus.kokoro import blends
 from training.corpus.shards import KOKORO, RANDOM, Shards, choose_balanced, group_of, sampling_weights
 from training.corpus.texts import ngrams
 from training.corpus.voices import IN_HOUSE, SHARES, choose_speaker, finished
-from training.nano import assemble, codec, gpu, job, quantizer
+from training.nano import assemble, augmented, codec, gpu, job, quantizer
 from training.nano import snake as fast_snake
 from training.nano.alignment import CHARACTERS, align, marked_texts, num_symbols, symbols_of, viterbi
+from training.nano.augmented import Change, augment
 from training.nano.byte_tokenizer import byte_tokenizer
-from training.nano.conversations import LONG, SHORT, Corpus, plan
+from training.nano.cloning import AugmentedCorpus, CloningConfig, CloningJob, reference_frames
+from training.nano.conversations import LONG, SHORT, Corpus, make_batch, plan
 from training.nano.model import ModelJob, TrainingConfig, text_tokenizer
 from training.nano.muon import Muon, orthogonalised
 from training.nano.sizes import NANO_MODEL
@@ -292,8 +294,15 @@ def texts(corpus, coded):
     return Corpus(Shards(corpus), coded, text_tokenizer(None))
 
 
+@pytest.fixture(scope="module")
+def more_texts(corpus, coded):
+    shards, autoencoder = Shards(corpus), augmented.trained_autoencoder(coded, TINY_CODEC)
+    save_state(coded / augmented.FILE, **augment(shards, autoencoder, 3, seed=0))
+    return AugmentedCorpus(shards, coded, text_tokenizer(None))
+
+
 @pytest.fixture
-def started(monkeypatch, corpus, coded, texts):
+def started(monkeypatch, corpus, coded, texts, request):
     """(name of a job, folder) -> that job, at its first step or where it last was in that folder."""
     monkeypatch.setattr(quantizer, "WARM_STEPS", 1)
     monkeypatch.setattr(codec.CodecJob, "config", TINY_CODEC)
@@ -306,13 +315,18 @@ def started(monkeypatch, corpus, coded, texts):
             (folder / "quantizer.pt").symlink_to(coded / "quantizer.pt")
         if name == "model":
             return ModelJob(folder, texts, steps, seed, config)
+        if name == "cloning":
+            if not (folder / "model.pt").exists():
+                start("model", folder).run(stop_after=1)
+            cloning = CloningConfig(**vars(config) | {"clones": 0.5})
+            return CloningJob(folder, request.getfixturevalue("more_texts"), steps, seed, cloning)
         codes, _ = quantizer.read_codes(coded, texts.shards)
         return codec.JOBS[name](folder, codec.Crops(texts.shards, codes, 14), steps, seed, 2)
 
     return start
 
 
-@pytest.mark.parametrize("name", ["quantizer", "decoder", "encoder", "model"])
+@pytest.mark.parametrize("name", ["quantizer", "decoder", "encoder", "model", "cloning"])
 def test_a_job_is_a_function_of_its_seed_stopped_or_not(started, tmp_path, name):
     """The bytes of its state, and its log but for the seconds."""
     whole, broken, other = (tmp_path / folder for folder in ("whole", "broken", "other"))
@@ -376,6 +390,54 @@ def test_every_form_of_conversation_has_its_alignment(kind, request):
     assert {form[0] for form in forms} >= {2, 3, 4, 6, 8} and {form[1] for form in forms} == {True, False}
     spelled = sum(SPELL in text for text in speech.texts[:50])
     assert 2 < spelled < 30 if kind == "phonemes" else spelled == 0
+
+
+def test_a_change_of_speaker_moves_the_spectrum_and_the_speed():
+    """White noise: 10 dB more in one band, limits on both sides; two thirds of the length at 1.5 times the speed."""
+    noise = torch.from_numpy(np.random.default_rng(0).standard_normal(48_000).astype(np.float32) * 0.1)
+
+    def levels(change):
+        power = np.abs(np.fft.rfft(change.apply(noise).astype(np.float64))) ** 2
+        bands = [power[2 * low : 2 * high].mean() for low, high in ((20, 60), (500, 520), (1190, 1210), (7500, 8500))]
+        return 10 * np.log10(np.array(bands) / bands[1])
+
+    flat = (0.0,) * 8
+    assert np.abs(levels(Change(1.0, flat, None, None))).max() < 2
+    found = levels(Change(1.0, (0, 0, 0, 0, 10, 0, 0, 0), 4000, 160))
+    assert found[2] > 6 and found[3] < -30 and found[0] < -20
+    assert len(Change(1.5, flat, None, None).apply(noise)) == pytest.approx(32_000, abs=960)
+    draws = [Change.draw(random.Random(seed), "ben") for seed in range(99)]
+    assert len(set(draws)) == 99 and all(0.9 <= change.played <= 1.35 for change in draws)
+
+
+def test_augmented_speakers_are_a_function_of_the_seed(coded, more_texts):
+    """Three new speakers of up to six utterances, whose alignments are of their own texts."""
+    assert len({more_texts.speakers[i] for i in more_texts.augmented}) == 3 and 12 <= len(more_texts.augmented) <= 18
+    for index in more_texts.augmented:
+        assert more_texts.codes[index].shape[1] == len(more_texts.aligned[index])
+        assert 0 <= more_texts.aligned[index].max() < more_texts.lengths[index]
+        assert more_texts.item(index, random.Random(0), LONG).utterances[1] == index
+    autoencoder = augmented.trained_autoencoder(coded, TINY_CODEC)
+    again, other = (augment(more_texts.shards, autoencoder, 3, seed) for seed in (0, 1))
+    codes = [more_texts.codes[i] for i in more_texts.augmented]
+    assert all(map(torch.equal, again["codes"], codes)) and again["texts"] != other["texts"]
+
+
+def test_a_reference_is_heard_as_it_is_and_not_predicted(started, tmp_path):
+    """The first audio of a clone; all else is as in the model's job."""
+    audio = torch.tensor([[0, 1, 1, 0, 1], [1, 1, 0, 1, 0], [0, 1, 0, 1, 1]]).bool()
+    assert reference_frames(audio, [True, True, False]).int().tolist() == [[0, 1, 1, 0, 0], [1, 1, 0, 0, 0], [0] * 5]
+    training = started("cloning", tmp_path / "a")
+    training.next_batch()
+    training.items = [item for some in training.batches for item in some]
+    batch, _ = make_batch(training.corpus, training.items, TINY_MODEL)
+    inputs, labels = training.prepared(batch)
+    clones = [training.corpus.speakers[item.utterances[0]] not in ("ada", "ben", "kit") for item in training.items]
+    reference, changed = reference_frames(batch.audio_out_mask, clones), (inputs.codes != batch.codes).any(-1)
+    assert any(clones) and not all(clones) and reference.any()
+    assert not changed[reference].any() and changed[batch.audio_out_mask & ~reference].any()
+    assert (labels.code_labels[reference] == -100).all()
+    assert torch.equal(labels.code_labels[~reference], batch.code_labels[~reference])
 
 
 def test_short_conversations_come_first(started, texts, tmp_path):
@@ -512,7 +574,7 @@ def test_every_part_fits_and_the_checkpoint_speaks(started, coded, tmp_path, mon
     """A step each, on noise."""
     monkeypatch.setattr(assemble, "NANO_CODEC", TINY_CODEC)
     monkeypatch.setattr(assemble, "NANO_MODEL", TINY_MODEL)
-    for name in ("decoder", "encoder", "model"):
+    for name in ("decoder", "encoder", "model", "cloning"):
         started(name, tmp_path / "out").run(stop_after=1)
     nano = tmp_path / "nano"
     monkeypatch.setattr("sys.argv", ["assemble", "--parts", str(tmp_path / "out"), "--out", str(nano)])

@@ -28,7 +28,7 @@ def assemble_codec(folder: Path) -> AudioTokenizer:
     return codec.eval()
 
 
-def save_model(folder: Path, target: Path, part: str = "model") -> None:
+def save_model(folder: Path, target: Path, part: str = "cloning") -> None:
     """The model of `folder/PART.pt`, its text tokenizer, generation_config.json.
 
     Token ids are in the config as transformers reads them.

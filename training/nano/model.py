@@ -137,8 +137,9 @@ class ModelJob(Job):
         items = self.next_batch()
         config = self.config.auxiliary
         batch, alignment = (part.to(self.device) for part in make_batch(self.corpus, items, self.config.model))
-        inputs = corrupt(batch, config.input_noise, self.config.model.codebook_size)
-        parts, states = speech_losses(self.model, inputs, batch, self.dtype, sampled_losses(config.fine_share))
+        self.items = items
+        inputs, labels = self.prepared(batch)
+        parts, states = speech_losses(self.model, inputs, labels, self.dtype, sampled_losses(config.fine_share))
         weights = torch.tensor(config.codebook_weights, device=self.device)
         loss = (parts["codebooks"] * weights).sum() / weights.sum() + 0.1 * parts["text"]
         shown = {f"cb{k}": parts["codebooks"][k] for k in (0, 1, 7)} | {"text": parts["text"]}
@@ -151,8 +152,11 @@ class ModelJob(Job):
             shown["attention"] = self.auxiliary.attention_loss(alignment)
             loss = loss + config.attention_weight * shown["attention"]
         self.frames += int(batch.audio_out_mask.sum())
-        self.items = items
         return loss, shown
+
+    def prepared(self, batch: Batch) -> tuple[Batch, Batch]:
+        """-> what the model reads, and what it is to predict."""
+        return corrupt(batch, self.config.auxiliary.input_noise, self.config.model.codebook_size), batch
 
     def shipped(self) -> dict[str, Any]:
         """The weights in float16, and what they are of."""
