@@ -104,7 +104,7 @@ class CloningJob(ModelJob):
 
 
 def main() -> None:
-    arguments = job_arguments(__doc__, 8000)
+    arguments = job_arguments(__doc__, 5000)
     tokenizer = text_tokenizer(Lexicon.read(arguments.out))
     corpus = AugmentedCorpus(Shards(arguments.corpus), arguments.out, tokenizer)
     config = CloningConfig(compile=not arguments.eager)
