@@ -52,8 +52,8 @@ class Change:
         high_pass = rng.uniform(80, 300) if rng.random() < 0.35 else None
         return cls(round(played, 2), gains, low_pass, high_pass)
 
-    def apply(self, waveform: Tensor) -> np.ndarray:
-        """[L], 24 kHz -> int16, as the corpus has it. 40 dB an octave above the upper limit, 18 below the lower."""
+    def shaped(self, waveform: Tensor) -> np.ndarray:
+        """[L], 24 kHz -> float32 [L] at its own speed. 40 dB an octave above the upper limit, 18 below the lower."""
         frequencies = np.fft.rfftfreq(len(waveform), 1 / SAMPLE_RATE)
         octaves = np.log2(np.maximum(frequencies, 20))
         gains = np.interp(octaves, np.log2(BANDS), self.gains)
@@ -62,7 +62,11 @@ class Change:
         if self.high_pass:
             gains -= 18 * np.maximum(0, math.log2(self.high_pass) - octaves)
         changed = np.fft.irfft(np.fft.rfft(waveform.numpy()) * 10 ** (gains / 20), len(waveform))
-        return finished(changed.astype(np.float32), self.played)
+        return changed.astype(np.float32)
+
+    def apply(self, waveform: Tensor) -> np.ndarray:
+        """[L] -> int16, as the corpus has it."""
+        return finished(self.shaped(waveform), self.played)
 
 
 class Changed:
