@@ -27,13 +27,14 @@ from training.corpus.kokoro import blends
 from training.corpus.shards import KOKORO, RANDOM, Shards, choose_balanced, group_of, sampling_weights
 from training.corpus.texts import ngrams
 from training.corpus.voices import IN_HOUSE, SHARES, choose_speaker, finished
-from training.nano import assemble, augmented, codec, gpu, job, quantizer
+from training.nano import assemble, augmented, codec, finishing, gpu, job, quantizer
 from training.nano import snake as fast_snake
 from training.nano.alignment import CHARACTERS, align, marked_texts, num_symbols, symbols_of, viterbi
 from training.nano.augmented import Change, augment
 from training.nano.byte_tokenizer import byte_tokenizer
 from training.nano.cloning import AugmentedCorpus, CloningConfig, CloningJob, reference_frames
 from training.nano.conversations import LONG, SHORT, Corpus, make_batch, plan
+from training.nano.discriminators import Discriminators
 from training.nano.model import ModelJob, TrainingConfig, text_tokenizer
 from training.nano.muon import Muon, orthogonalised
 from training.nano.sizes import NANO_MODEL
@@ -321,12 +322,21 @@ def started(monkeypatch, corpus, coded, texts, request):
             cloning = CloningConfig(**vars(config) | {"clones": 0.5})
             return CloningJob(folder, request.getfixturevalue("more_texts"), steps, seed, cloning)
         codes, _ = quantizer.read_codes(coded, texts.shards)
+        if name.startswith("finished"):
+            half = name.removeprefix("finished_")
+            if not (folder / f"{half}.pt").exists():
+                start(half, folder).run(stop_after=1)
+            crops = finishing.ChangedCrops(texts.shards, codes, 14, codec.trained_autoencoder(coded, TINY_CODEC))
+            return finishing.JOBS[half](folder, crops, steps, seed, 2)
         return codec.JOBS[name](folder, codec.Crops(texts.shards, codes, 14), steps, seed, 2)
 
     return start
 
 
-@pytest.mark.parametrize("name", ["quantizer", "decoder", "encoder", "model", "cloning"])
+JOBS = ["quantizer", "decoder", "encoder", "model", "cloning", "finished_decoder", "finished_encoder"]
+
+
+@pytest.mark.parametrize("name", JOBS)
 def test_a_job_is_a_function_of_its_seed_stopped_or_not(started, tmp_path, name):
     """The bytes of its state, and its log but for the seconds."""
     whole, broken, other = (tmp_path / folder for folder in ("whole", "broken", "other"))
@@ -559,6 +569,35 @@ def test_kill_9_while_the_state_is_written_costs_one_step(corpus, coded, started
     assert (broken / "model.pt").read_bytes() == (tmp_path / "whole/model.pt").read_bytes()
 
 
+def test_a_side_of_the_adversarial_losses_moves_itself_alone():
+    torch.manual_seed(0)
+    discriminators, wave = Discriminators(), torch.randn(2, 4800)
+    estimate = torch.randn(2, 4800, requires_grad=True)
+    losses = discriminators.losses(estimate, wave)
+    losses["discriminators"].backward(retain_graph=True)
+    assert estimate.grad is None and all(p.grad.abs().sum() > 0 for p in discriminators.parameters())
+    for p in discriminators.parameters():
+        p.grad = None
+    (losses["adversarial"] + losses["matching"]).backward()
+    assert estimate.grad.abs().sum() > 0 and all(p.grad is None for p in discriminators.parameters())
+    assert discriminators.losses(wave, wave)["matching"] == 0
+
+
+def test_changed_crops_have_the_codes_of_what_they_became(coded, texts, monkeypatch):
+    """All or none changed: the same draws, the same peaks."""
+    autoencoder = codec.trained_autoencoder(coded, TINY_CODEC)
+    crops = finishing.ChangedCrops(texts.shards, quantizer.read_codes(coded, texts.shards)[0], 14, autoencoder)
+    drawn = []
+    for share in (0.0, 1.0):
+        monkeypatch.setattr(finishing, "CHANGED", share)
+        torch.manual_seed(0)
+        drawn.append(crops.draw(4, True))
+    (plain, codes), (changed, others) = drawn
+    assert codes.shape == others.shape == (4, 8, 14) and (codes != others).any()
+    assert (plain - changed).abs().amax(1).min() > 0.01
+    assert_close(plain.abs().amax(1), changed.abs().amax(1))
+
+
 def test_a_loss_that_is_not_a_number_stops_and_names_the_batch(started, tmp_path):
     training = started("model", tmp_path / "nan")
     with torch.no_grad():
@@ -574,7 +613,7 @@ def test_every_part_fits_and_the_checkpoint_speaks(started, coded, tmp_path, mon
     """A step each, on noise."""
     monkeypatch.setattr(assemble, "NANO_CODEC", TINY_CODEC)
     monkeypatch.setattr(assemble, "NANO_MODEL", TINY_MODEL)
-    for name in ("decoder", "encoder", "model", "cloning"):
+    for name in JOBS[1:]:
         started(name, tmp_path / "out").run(stop_after=1)
     nano = tmp_path / "nano"
     monkeypatch.setattr("sys.argv", ["assemble", "--parts", str(tmp_path / "out"), "--out", str(nano)])

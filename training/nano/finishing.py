@@ -72,7 +72,7 @@ class FinishedDecoder(Finishing, DecoderJob):
         super().__init__(*arguments)
         self.discriminators = self.parts["discriminators"] = Discriminators()
         weights = self.discriminators.parameters()
-        self.optimizers["discriminators"] = torch.optim.AdamW(weights, LEARNING_RATE, betas=(0.8, 0.99))
+        self.optimizers["discriminators_optimizer"] = torch.optim.AdamW(weights, LEARNING_RATE, betas=(0.8, 0.99))
 
     def losses(self) -> tuple[Tensor, dict[str, Tensor]]:
         waveform, codes = self.crops.draw(self.batch, aligned=True)
