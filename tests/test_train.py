@@ -486,40 +486,40 @@ def test_validation_measures_loud_frames_of_each_voice(started, tmp_path):
         assert (answers[loud] >= 0).all() and (answers[loud] < 1024).all()
 
 
-def test_a_run_on_the_pack_of_the_corpus_is_the_run_on_the_corpus(started, corpus, coded, texts, tmp_path, monkeypatch):
+def test_a_run_on_the_pack_of_the_corpus_is_the_run_on_the_corpus(corpus, coded, more_texts, tmp_path, monkeypatch):
     """Codes, alignments and loud frames are equal, and two steps give the same weights, in float16."""
     gpu.pack(corpus, coded, tmp_path / "pack")
     assert not list((tmp_path / "pack").rglob("*.pcm"))
-    packed = gpu.PackedCorpus(tmp_path / "pack")
+    packed, texts = gpu.PackedCorpus(tmp_path / "pack"), more_texts
     for mine, wanted in ((packed.codes, texts.codes), (packed.aligned, texts.aligned)):
         assert len(mine) == len(wanted) and all(map(torch.equal, mine, wanted))
     assert all(torch.equal(packed.loud(i), texts.loud(i)) for i in texts.shards.validation)
-    monkeypatch.setattr(gpu.ModelJob, "snapshot_every", 2)
-    monkeypatch.setattr(gpu, "TrainingConfig", lambda **options: replace(CONFIG, **options))
+    tiny = CloningConfig(**vars(CONFIG))
+    monkeypatch.setattr(gpu, "CloningConfig", lambda **options: replace(tiny, **options))
     command = f"gpu train --pack {tmp_path}/pack --out {tmp_path}/gpu --device cpu --positions 500 --steps 2 --eager"
     monkeypatch.setattr("sys.argv", command.split())
     gpu.main()
-    whole = started("model", tmp_path / "cpu", steps=2)
+    (tmp_path / "cpu").mkdir()
+    (tmp_path / "cpu/quantizer.pt").symlink_to(coded / "quantizer.pt")
+    whole = gpu.PackedJob(tmp_path / "cpu", texts, 2, 0, tiny, device="cpu")
     whole.run()
-    found, wanted = load_state(tmp_path / "gpu/model.pt"), whole.model.state_dict()
-    assert found["record"] == whole.record | {"device": "cpu", "positions": 500} and found["progress"] == dict(
-        step=2, **whole.position()
-    )
+    found, wanted = load_state(tmp_path / "gpu/cloning.pt"), whole.model.state_dict()
+    assert found["record"] | {"torch": ""} == whole.record | {"torch": ""}
+    assert (found["record"]["device"], found["record"]["positions"]) == ("cpu", 500)
+    assert found["progress"] == dict(step=2, **whole.position())
     assert all(torch.equal(tensor, wanted[name].half()) for name, tensor in found["model"].items())
-    snapshot = load_state(tmp_path / "cpu/snapshots/model-00002.pt")["model"]
-    assert all(torch.equal(tensor, found["model"][name]) for name, tensor in snapshot.items())
-    logs = [read_log(tmp_path / name / "model.jsonl")[-1] | {"seconds": 0} for name in ("gpu", "cpu")]
+    logs = [read_log(tmp_path / name / "cloning.jsonl")[-1] | {"seconds": 0} for name in ("gpu", "cpu")]
     assert logs[0] == logs[1]
     with pytest.raises(FileExistsError, match="cannot be resumed"):
         gpu.main()
 
 
-def test_the_number_of_steps_follows_the_speed(coded, texts, tmp_path, monkeypatch):
+def test_the_number_of_steps_follows_the_speed(coded, more_texts, tmp_path, monkeypatch):
     """A tenth of a second for each step: the steps of two minutes, and a margin."""
     clock = types.SimpleNamespace(now=0.0)
     monkeypatch.setattr(gpu.time, "monotonic", lambda: clock.now)
     (tmp_path / "quantizer.pt").symlink_to(coded / "quantizer.pt")
-    training = gpu.PackedJob(tmp_path, texts, 10**6, 0, CONFIG, device="cpu", minutes=2)
+    training = gpu.PackedJob(tmp_path, more_texts, 10**6, 0, CloningConfig(**vars(CONFIG)), device="cpu", minutes=2)
     for training.step in range(1, 2 * gpu.WARM_UP + 1):
         clock.now += 0.1
         training.after_step()

@@ -23,7 +23,7 @@ from training.corpus.shards import Shards
 from training.corpus.voices import DESCRIBED
 from training.nano.augmented import FILE
 from training.nano.auxiliary_losses import AuxiliaryConfig
-from training.nano.conversations import LONG, Corpus, batches_of
+from training.nano.conversations import LONG, Corpus, Limits, batches_of
 from training.nano.job import job_arguments, read_part
 from training.nano.model import ModelJob, TrainingConfig, text_tokenizer
 
@@ -75,8 +75,15 @@ class CloningJob(ModelJob):
     def __init__(self, folder: Path, corpus: AugmentedCorpus, steps: int, seed: int = 0, config=CloningConfig()):
         super().__init__(folder, corpus, steps, seed, config)
         if self.saved is None:
-            for name in self.parts:
-                self.parts[name].load_state_dict(read_part(folder, "model", name))
+            self.begin()
+
+    def begin(self) -> None:
+        for name, part in self.parts.items():
+            part.load_state_dict(read_part(self.folder, "model", name))
+
+    @property
+    def limits(self) -> Limits:
+        return LONG
 
     def lr_factor(self) -> float:
         config, left = self.config, (self.steps - self.step) / self.steps
@@ -89,7 +96,7 @@ class CloningJob(ModelJob):
         rng = random.Random(self.seed * 1000 + self.epoch)
         augmented, share = self.corpus.augmented, self.config.clones
         others = rng.sample(self.corpus.shards.training, k=round(len(augmented) * (1 - share) / share))
-        items = filter(None, [self.corpus.item(index, rng, LONG) for index in (*augmented, *others)])
+        items = filter(None, [self.corpus.item(index, rng, self.limits) for index in (*augmented, *others)])
         self.batches = batches_of(sorted(items, key=lambda item: item.positions), self.config.positions)
         rng.shuffle(self.batches)
 

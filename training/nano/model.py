@@ -19,7 +19,7 @@ from training.corpus.shards import Shards
 from training.corpus.voices import DESCRIBED
 from training.nano.auxiliary_losses import AuxiliaryConfig, AuxiliaryLosses, initialise_from_codebooks, sampled_losses
 from training.nano.byte_tokenizer import byte_tokenizer
-from training.nano.conversations import LONG, SHORT, Corpus, Item, batches_of, make_batch, plan
+from training.nano.conversations import LONG, SHORT, Corpus, Item, Limits, batches_of, make_batch, plan
 from training.nano.job import Job, canonical, job_arguments
 from training.nano.mel_autoencoder import trained_autoencoder
 from training.nano.muon import Muon
@@ -128,10 +128,14 @@ class ModelJob(Job):
         self.taken += 1
         return self.batches[self.taken - 1]
 
+    @property
+    def limits(self) -> Limits:
+        """Of the epoch's conversations."""
+        return SHORT if self.planned_at < self.long_from else LONG
+
     def plan_epoch(self) -> None:
-        limits = SHORT if self.planned_at < self.long_from else LONG
         seed, indices = self.seed * 1000 + self.epoch, self.corpus.shards.training
-        self.batches = plan(self.corpus, indices, seed, self.config.positions, limits)
+        self.batches = plan(self.corpus, indices, seed, self.config.positions, self.limits)
 
     def losses(self) -> tuple[Tensor, dict[str, Tensor]]:
         items = self.next_batch()
