@@ -91,7 +91,7 @@ JOBS = {"decoder": FinishedDecoder, "encoder": FinishedEncoder}
 
 
 def main() -> None:
-    arguments = job_arguments(__doc__, 3000, list(JOBS), batch=6, frames=24)
+    arguments = job_arguments(__doc__, 2000, list(JOBS), batch=6, frames=24)
     use_trainable_snake(compiled=not arguments.eager)
     shards = Shards(arguments.corpus)
     codes, autoencoder = read_codes(arguments.out, shards)[0], trained_autoencoder(arguments.out, NANO_CODEC)
