@@ -1,8 +1,8 @@
-"""Decoder and encoder go on, on more voices than the corpus has: `python -m training.nano.finishing decoder|encoder`.
+"""The decoder goes on, against discriminators and on more voices: `python -m training.nano.finishing --help`.
 
-Each begins with the result of its own job. Half of the crops get another long-term spectrum (training.nano.augmented),
-since a codec that has heard a few speakers makes one of them out of any other. The decoder also goes on against
-discriminators: by spectral losses alone it averages what the codes do not tell, which sounds like a buzz.
+By spectral losses alone a decoder averages what the codes do not tell, which sounds like a buzz; discriminators tell
+such an average from speech. Half of the crops get another long-term spectrum (training.nano.augmented), since a decoder
+that has heard a few speakers makes one of them out of any other.
 """
 
 import random
@@ -14,7 +14,7 @@ from torch import Tensor
 from higgs.audio import log_mel
 from training.corpus.shards import Shards
 from training.nano.augmented import Change
-from training.nano.codec import EDGE, CodecJob, Crops, DecoderJob, EncoderJob, spectral_loss
+from training.nano.codec import EDGE, Crops, DecoderJob, spectral_loss
 from training.nano.discriminators import Discriminators
 from training.nano.job import job_arguments, read_part
 from training.nano.mel_autoencoder import MelAutoencoder, trained_autoencoder
@@ -24,7 +24,7 @@ from training.nano.snake import use_trainable_snake
 
 CHANGED = 0.5  # share of the crops
 LEARNING_RATE = 3e-4
-SPECTRAL, MATCHING = 15.0, 2.0  # weights of the decoder's losses beside the adversarial one
+SPECTRAL, MATCHING = 15.0, 2.0  # weights of the losses beside the adversarial one
 WARM_STEPS = 200  # in which the discriminators learn, and the decoder has its spectral loss alone
 
 
@@ -47,29 +47,18 @@ class ChangedCrops(Crops):
         return waveforms, self.autoencoder.quantizer.quantizer.encode(z.transpose(1, 2))
 
 
-class Finishing(CodecJob):
-    """A job that begins with the result of the one that it is derived from, at a lower rate."""
+class FinishedDecoder(DecoderJob):
+    """Begins with the decoder's job, at a lower rate."""
 
-    began_as: str
+    name = "finished_decoder"
 
     def __init__(self, *arguments: Any):
         super().__init__(*arguments)
         if self.saved is None:
             for half in (self.module, self.ema):
-                half.load_state_dict(read_part(self.folder, self.began_as, "ema"))
+                half.load_state_dict(read_part(self.folder, "decoder", "ema"))
         for group in self.optimizers["optimizer"].param_groups:
             group["lr"] = LEARNING_RATE
-
-
-class FinishedEncoder(Finishing, EncoderJob):
-    name, began_as = "finished_encoder", "encoder"
-
-
-class FinishedDecoder(Finishing, DecoderJob):
-    name, began_as = "finished_decoder", "decoder"
-
-    def __init__(self, *arguments: Any):
-        super().__init__(*arguments)
         self.discriminators = self.parts["discriminators"] = Discriminators()
         weights = self.discriminators.parameters()
         self.optimizers["discriminators_optimizer"] = torch.optim.AdamW(weights, LEARNING_RATE, betas=(0.8, 0.99))
@@ -87,16 +76,13 @@ class FinishedDecoder(Finishing, DecoderJob):
         return total, losses
 
 
-JOBS = {"decoder": FinishedDecoder, "encoder": FinishedEncoder}
-
-
 def main() -> None:
-    arguments = job_arguments(__doc__, 2000, list(JOBS), batch=6, frames=24)
+    arguments = job_arguments(__doc__, 2000, batch=6, frames=24)
     use_trainable_snake(compiled=not arguments.eager)
     shards = Shards(arguments.corpus)
     codes, autoencoder = read_codes(arguments.out, shards)[0], trained_autoencoder(arguments.out, NANO_CODEC)
     crops = ChangedCrops(shards, codes, arguments.frames, autoencoder)
-    JOBS[arguments.job](arguments.out, crops, arguments.steps, arguments.seed, arguments.batch).run()
+    FinishedDecoder(arguments.out, crops, arguments.steps, arguments.seed, arguments.batch).run()
 
 
 if __name__ == "__main__":
