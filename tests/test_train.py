@@ -27,11 +27,14 @@ from training.corpus.kokoro import blends
 from training.corpus.shards import KOKORO, RANDOM, Shards, choose_balanced, group_of, sampling_weights
 from training.corpus.texts import ngrams
 from training.corpus.voices import IN_HOUSE, SHARES, choose_speaker, finished
-from training.nano import assemble, codec, gpu, job, quantizer
+from training.nano import assemble, augmented, codec, finishing, gpu, job, quantizer
 from training.nano import snake as fast_snake
 from training.nano.alignment import CHARACTERS, align, marked_texts, num_symbols, symbols_of, viterbi
+from training.nano.augmented import Change, augment
 from training.nano.byte_tokenizer import byte_tokenizer
-from training.nano.conversations import LONG, SHORT, Corpus, plan
+from training.nano.cloning import AugmentedCorpus, CloningConfig, CloningJob, reference_frames
+from training.nano.conversations import LONG, SHORT, Corpus, make_batch, plan
+from training.nano.discriminators import Discriminators
 from training.nano.model import ModelJob, TrainingConfig, text_tokenizer
 from training.nano.muon import Muon, orthogonalised
 from training.nano.sizes import NANO_MODEL
@@ -292,8 +295,15 @@ def texts(corpus, coded):
     return Corpus(Shards(corpus), coded, text_tokenizer(None))
 
 
+@pytest.fixture(scope="module")
+def more_texts(corpus, coded):
+    shards, autoencoder = Shards(corpus), augmented.trained_autoencoder(coded, TINY_CODEC)
+    save_state(coded / augmented.FILE, **augment(shards, autoencoder, 3, seed=0))
+    return AugmentedCorpus(shards, coded, text_tokenizer(None))
+
+
 @pytest.fixture
-def started(monkeypatch, corpus, coded, texts):
+def started(monkeypatch, corpus, coded, texts, request):
     """(name of a job, folder) -> that job, at its first step or where it last was in that folder."""
     monkeypatch.setattr(quantizer, "WARM_STEPS", 1)
     monkeypatch.setattr(codec.CodecJob, "config", TINY_CODEC)
@@ -306,13 +316,26 @@ def started(monkeypatch, corpus, coded, texts):
             (folder / "quantizer.pt").symlink_to(coded / "quantizer.pt")
         if name == "model":
             return ModelJob(folder, texts, steps, seed, config)
+        if name == "cloning":
+            if not (folder / "model.pt").exists():
+                start("model", folder).run(stop_after=1)
+            cloning = CloningConfig(**vars(config) | {"clones": 0.5})
+            return CloningJob(folder, request.getfixturevalue("more_texts"), steps, seed, cloning)
         codes, _ = quantizer.read_codes(coded, texts.shards)
+        if name == "finished_decoder":
+            if not (folder / "decoder.pt").exists():
+                start("decoder", folder).run(stop_after=1)
+            crops = finishing.ChangedCrops(texts.shards, codes, 14, codec.trained_autoencoder(coded, TINY_CODEC))
+            return finishing.FinishedDecoder(folder, crops, steps, seed, 2)
         return codec.JOBS[name](folder, codec.Crops(texts.shards, codes, 14), steps, seed, 2)
 
     return start
 
 
-@pytest.mark.parametrize("name", ["quantizer", "decoder", "encoder", "model"])
+JOBS = ["quantizer", "decoder", "encoder", "model", "cloning", "finished_decoder"]
+
+
+@pytest.mark.parametrize("name", JOBS)
 def test_a_job_is_a_function_of_its_seed_stopped_or_not(started, tmp_path, name):
     """The bytes of its state, and its log but for the seconds."""
     whole, broken, other = (tmp_path / folder for folder in ("whole", "broken", "other"))
@@ -378,6 +401,54 @@ def test_every_form_of_conversation_has_its_alignment(kind, request):
     assert 2 < spelled < 30 if kind == "phonemes" else spelled == 0
 
 
+def test_a_change_of_speaker_moves_the_spectrum_and_the_speed():
+    """White noise: 10 dB more in one band, limits on both sides; two thirds of the length at 1.5 times the speed."""
+    noise = torch.from_numpy(np.random.default_rng(0).standard_normal(48_000).astype(np.float32) * 0.1)
+
+    def levels(change):
+        power = np.abs(np.fft.rfft(change.apply(noise).astype(np.float64))) ** 2
+        bands = [power[2 * low : 2 * high].mean() for low, high in ((20, 60), (500, 520), (1190, 1210), (7500, 8500))]
+        return 10 * np.log10(np.array(bands) / bands[1])
+
+    flat = (0.0,) * 8
+    assert np.abs(levels(Change(1.0, flat, None, None))).max() < 2
+    found = levels(Change(1.0, (0, 0, 0, 0, 10, 0, 0, 0), 4000, 160))
+    assert found[2] > 6 and found[3] < -30 and found[0] < -20
+    assert len(Change(1.5, flat, None, None).apply(noise)) == pytest.approx(32_000, abs=960)
+    draws = [Change.draw(random.Random(seed), "ben") for seed in range(99)]
+    assert len(set(draws)) == 99 and all(0.9 <= change.played <= 1.35 for change in draws)
+
+
+def test_augmented_speakers_are_a_function_of_the_seed(coded, more_texts):
+    """Three new speakers of up to six utterances, whose alignments are of their own texts."""
+    assert len({more_texts.speakers[i] for i in more_texts.augmented}) == 3 and 12 <= len(more_texts.augmented) <= 18
+    for index in more_texts.augmented:
+        assert more_texts.codes[index].shape[1] == len(more_texts.aligned[index])
+        assert 0 <= more_texts.aligned[index].max() < more_texts.lengths[index]
+        assert more_texts.item(index, random.Random(0), LONG).utterances[1] == index
+    autoencoder = augmented.trained_autoencoder(coded, TINY_CODEC)
+    again, other = (augment(more_texts.shards, autoencoder, 3, seed) for seed in (0, 1))
+    codes = [more_texts.codes[i] for i in more_texts.augmented]
+    assert all(map(torch.equal, again["codes"], codes)) and again["texts"] != other["texts"]
+
+
+def test_a_reference_is_heard_as_it_is_and_not_predicted(started, tmp_path):
+    """The first audio of a clone; all else is as in the model's job."""
+    audio = torch.tensor([[0, 1, 1, 0, 1], [1, 1, 0, 1, 0], [0, 1, 0, 1, 1]]).bool()
+    assert reference_frames(audio, [True, True, False]).int().tolist() == [[0, 1, 1, 0, 0], [1, 1, 0, 0, 0], [0] * 5]
+    training = started("cloning", tmp_path / "a")
+    training.next_batch()
+    training.items = [item for some in training.batches for item in some]
+    batch, _ = make_batch(training.corpus, training.items, TINY_MODEL)
+    inputs, labels = training.prepared(batch)
+    clones = [training.corpus.speakers[item.utterances[0]] not in ("ada", "ben", "kit") for item in training.items]
+    reference, changed = reference_frames(batch.audio_out_mask, clones), (inputs.codes != batch.codes).any(-1)
+    assert any(clones) and not all(clones) and reference.any()
+    assert not changed[reference].any() and changed[batch.audio_out_mask & ~reference].any()
+    assert (labels.code_labels[reference] == -100).all()
+    assert torch.equal(labels.code_labels[~reference], batch.code_labels[~reference])
+
+
 def test_short_conversations_come_first(started, texts, tmp_path):
     short, long = ([i for batch in plan(texts, range(50), 0, 500, limits) for i in batch] for limits in (SHORT, LONG))
     assert all(len(item.utterances) <= 2 and item.positions <= 300 for item in short)
@@ -414,40 +485,40 @@ def test_validation_measures_loud_frames_of_each_voice(started, tmp_path):
         assert (answers[loud] >= 0).all() and (answers[loud] < 1024).all()
 
 
-def test_a_run_on_the_pack_of_the_corpus_is_the_run_on_the_corpus(started, corpus, coded, texts, tmp_path, monkeypatch):
+def test_a_run_on_the_pack_of_the_corpus_is_the_run_on_the_corpus(corpus, coded, more_texts, tmp_path, monkeypatch):
     """Codes, alignments and loud frames are equal, and two steps give the same weights, in float16."""
     gpu.pack(corpus, coded, tmp_path / "pack")
     assert not list((tmp_path / "pack").rglob("*.pcm"))
-    packed = gpu.PackedCorpus(tmp_path / "pack")
+    packed, texts = gpu.PackedCorpus(tmp_path / "pack"), more_texts
     for mine, wanted in ((packed.codes, texts.codes), (packed.aligned, texts.aligned)):
         assert len(mine) == len(wanted) and all(map(torch.equal, mine, wanted))
     assert all(torch.equal(packed.loud(i), texts.loud(i)) for i in texts.shards.validation)
-    monkeypatch.setattr(gpu.ModelJob, "snapshot_every", 2)
-    monkeypatch.setattr(gpu, "TrainingConfig", lambda **options: replace(CONFIG, **options))
+    tiny = CloningConfig(**vars(CONFIG))
+    monkeypatch.setattr(gpu, "CloningConfig", lambda **options: replace(tiny, **options))
     command = f"gpu train --pack {tmp_path}/pack --out {tmp_path}/gpu --device cpu --positions 500 --steps 2 --eager"
     monkeypatch.setattr("sys.argv", command.split())
     gpu.main()
-    whole = started("model", tmp_path / "cpu", steps=2)
+    (tmp_path / "cpu").mkdir()
+    (tmp_path / "cpu/quantizer.pt").symlink_to(coded / "quantizer.pt")
+    whole = gpu.PackedJob(tmp_path / "cpu", texts, 2, 0, tiny, device="cpu")
     whole.run()
-    found, wanted = load_state(tmp_path / "gpu/model.pt"), whole.model.state_dict()
-    assert found["record"] == whole.record | {"device": "cpu", "positions": 500} and found["progress"] == dict(
-        step=2, **whole.position()
-    )
+    found, wanted = load_state(tmp_path / "gpu/cloning.pt"), whole.model.state_dict()
+    assert found["record"] | {"torch": ""} == whole.record | {"torch": ""}
+    assert (found["record"]["device"], found["record"]["positions"]) == ("cpu", 500)
+    assert found["progress"] == dict(step=2, **whole.position())
     assert all(torch.equal(tensor, wanted[name].half()) for name, tensor in found["model"].items())
-    snapshot = load_state(tmp_path / "cpu/snapshots/model-00002.pt")["model"]
-    assert all(torch.equal(tensor, found["model"][name]) for name, tensor in snapshot.items())
-    logs = [read_log(tmp_path / name / "model.jsonl")[-1] | {"seconds": 0} for name in ("gpu", "cpu")]
+    logs = [read_log(tmp_path / name / "cloning.jsonl")[-1] | {"seconds": 0} for name in ("gpu", "cpu")]
     assert logs[0] == logs[1]
     with pytest.raises(FileExistsError, match="cannot be resumed"):
         gpu.main()
 
 
-def test_the_number_of_steps_follows_the_speed(coded, texts, tmp_path, monkeypatch):
+def test_the_number_of_steps_follows_the_speed(coded, more_texts, tmp_path, monkeypatch):
     """A tenth of a second for each step: the steps of two minutes, and a margin."""
     clock = types.SimpleNamespace(now=0.0)
     monkeypatch.setattr(gpu.time, "monotonic", lambda: clock.now)
     (tmp_path / "quantizer.pt").symlink_to(coded / "quantizer.pt")
-    training = gpu.PackedJob(tmp_path, texts, 10**6, 0, CONFIG, device="cpu", minutes=2)
+    training = gpu.PackedJob(tmp_path, more_texts, 10**6, 0, CloningConfig(**vars(CONFIG)), device="cpu", minutes=2)
     for training.step in range(1, 2 * gpu.WARM_UP + 1):
         clock.now += 0.1
         training.after_step()
@@ -497,6 +568,35 @@ def test_kill_9_while_the_state_is_written_costs_one_step(corpus, coded, started
     assert (broken / "model.pt").read_bytes() == (tmp_path / "whole/model.pt").read_bytes()
 
 
+def test_a_side_of_the_adversarial_losses_moves_itself_alone():
+    torch.manual_seed(0)
+    discriminators, wave = Discriminators(), torch.randn(2, 4800)
+    estimate = torch.randn(2, 4800, requires_grad=True)
+    losses = discriminators.losses(estimate, wave)
+    losses["discriminators"].backward(retain_graph=True)
+    assert estimate.grad is None and all(p.grad.abs().sum() > 0 for p in discriminators.parameters())
+    for p in discriminators.parameters():
+        p.grad = None
+    (losses["adversarial"] + losses["matching"]).backward()
+    assert estimate.grad.abs().sum() > 0 and all(p.grad is None for p in discriminators.parameters())
+    assert discriminators.losses(wave, wave)["matching"] == 0
+
+
+def test_changed_crops_have_the_codes_of_what_they_became(coded, texts, monkeypatch):
+    """All or none changed: the same draws, the same peaks."""
+    autoencoder = codec.trained_autoencoder(coded, TINY_CODEC)
+    crops = finishing.ChangedCrops(texts.shards, quantizer.read_codes(coded, texts.shards)[0], 14, autoencoder)
+    drawn = []
+    for share in (0.0, 1.0):
+        monkeypatch.setattr(finishing, "CHANGED", share)
+        torch.manual_seed(0)
+        drawn.append(crops.draw(4, True))
+    (plain, codes), (changed, others) = drawn
+    assert codes.shape == others.shape == (4, 8, 14) and (codes != others).any()
+    assert (plain - changed).abs().amax(1).min() > 0.01
+    assert_close(plain.abs().amax(1), changed.abs().amax(1))
+
+
 def test_a_loss_that_is_not_a_number_stops_and_names_the_batch(started, tmp_path):
     training = started("model", tmp_path / "nan")
     with torch.no_grad():
@@ -512,7 +612,7 @@ def test_every_part_fits_and_the_checkpoint_speaks(started, coded, tmp_path, mon
     """A step each, on noise."""
     monkeypatch.setattr(assemble, "NANO_CODEC", TINY_CODEC)
     monkeypatch.setattr(assemble, "NANO_MODEL", TINY_MODEL)
-    for name in ("decoder", "encoder", "model"):
+    for name in JOBS[1:]:
         started(name, tmp_path / "out").run(stop_after=1)
     nano = tmp_path / "nano"
     monkeypatch.setattr("sys.argv", ["assemble", "--parts", str(tmp_path / "out"), "--out", str(nano)])

@@ -215,7 +215,9 @@ def test_the_notebook_of_the_report_is_clean():
 def test_the_report_is_one_page_of_what_there_is(evaluated, nano, tmp_path, monkeypatch):
     """Logs made by hand, an evaluation, and weights of the way: the curves, the tables and the players are there."""
     jobs = {"quantizer": "l1 ctc", "decoder": "loss", "encoder": "relative mel_l1"}
-    for job, names in (jobs | {"model": "cb0 cb1 cb7 characters attention"}).items():
+    jobs |= {"finished_decoder": "loss discriminators adversarial matching"}
+    jobs |= dict.fromkeys(("model", "cloning"), "cb0 cb1 cb7 characters attention")
+    for job, names in jobs.items():
         for step in (100, 200):
             row = {"step": step, "seconds": step, **dict.fromkeys(names.split(), 100 / step)}
             log(tmp_path / f"{job}.jsonl", **row, validation={"ada": 100 / step})
@@ -226,6 +228,6 @@ def test_the_report_is_one_page_of_what_there_is(evaluated, nano, tmp_path, monk
     save_state(tmp_path / "snapshots/model-02000.pt", model=HiggsAudio.from_pretrained(nano / "model").state_dict())
     monkeypatch.syspath_prepend(str(HERE))
     page = importlib.import_module("report").write_report(tmp_path, 1).read_text()
-    assert page.count("data:image/png;base64") == 6 and page.count("<audio") > 20
+    assert page.count("data:image/png;base64") == 9 and page.count("<audio") > 20
     assert "<td>kit, codec round trip</td>" in page and "2000</td>" in page and "clone-new-0.55-0.90" in page
     assert (tmp_path / "report.ipynb").is_file() and not (tmp_path / "report.failed.ipynb").exists()

@@ -20,7 +20,7 @@ from training.nano.sizes import NANO_CODEC, NANO_GENERATION, NANO_MODEL, NANO_PH
 def assemble_codec(folder: Path) -> AudioTokenizer:
     codec = AudioTokenizer(NANO_CODEC)
     codec.quantizer = trained_autoencoder(folder, NANO_CODEC).quantizer.quantizer
-    tensors = read_part(folder, "decoder", "ema") | read_part(folder, "encoder", "ema")
+    tensors = read_part(folder, "finished_decoder", "ema") | read_part(folder, "encoder", "ema")
     expected = {k for k in codec.state_dict() if not k.startswith("quantizer.")}
     if expected != set(tensors):
         raise ValueError(f"decoder and encoder do not make a codec: {sorted(expected ^ set(tensors))[:5]}")
@@ -28,7 +28,7 @@ def assemble_codec(folder: Path) -> AudioTokenizer:
     return codec.eval()
 
 
-def save_model(folder: Path, target: Path, part: str = "model") -> None:
+def save_model(folder: Path, target: Path, part: str = "cloning") -> None:
     """The model of `folder/PART.pt`, its text tokenizer, generation_config.json.
 
     Token ids are in the config as transformers reads them.

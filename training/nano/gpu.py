@@ -1,9 +1,11 @@
-"""The model's job on a GPU that has neither the corpus nor a network: `python -m training.nano.gpu pack|train --help`.
+"""The model on a GPU that has neither the corpus nor a network: `python -m training.nano.gpu pack|train --help`.
 
-`pack` writes what the job reads, without the audio, in some 20 MB: codes of 10 bits, alignments, texts, codebooks.
-`train` makes files of at most 16 MB: the model in float16, every minute, and the log. They are copied to training/out,
-in the place of the model's job there, and assembled. The schedule needs the number of steps, so `--minutes` sets it by
-the speed of the first steps: the result depends on the GPU and is recorded with it; it cannot be made again exactly.
+The two jobs of the model are one here: from nothing, by the model's schedule, on the conversations of cloning. `pack`
+writes what it reads, without the audio, in some 40 MB: codes of 10 bits, alignments, texts, codebooks, the augmented
+speakers. `train` makes files of at most 16 MB: the model in float16, every minute, and the log. They are copied to
+training/out, in the place of the job of cloning there, and assembled. The schedule needs the number of steps, so
+`--minutes` sets it by the speed of the first steps: the result depends on the GPU and is recorded with it; it cannot be
+made again exactly.
 """
 
 import argparse
@@ -21,9 +23,11 @@ from higgs.data.text.lexicon import Lexicon
 from higgs.files import replacing
 from higgs.train.checkpointing import load_state, save_state
 from training.corpus.shards import Shards
-from training.nano.conversations import Corpus, loud_frames
+from training.nano.augmented import FILE as AUGMENTED
+from training.nano.cloning import AugmentedCorpus, CloningConfig, CloningJob
+from training.nano.conversations import loud_frames
 from training.nano.job import CORPUS, OUT, read_part
-from training.nano.model import ModelJob, TrainingConfig, text_tokenizer
+from training.nano.model import ModelJob, text_tokenizer
 from training.nano.quantizer import read_codes
 
 PACK = OUT / "pack"
@@ -52,7 +56,7 @@ def pack(corpus: Path, folder: Path, target: Path) -> None:
     (target / "corpus").mkdir(parents=True, exist_ok=True)
     for path in shards.paths:
         shutil.copy(path, target / "corpus")
-    for path in folder.glob(LEXICON_FILE):
+    for path in (folder / AUGMENTED, *folder.glob(LEXICON_FILE)):
         shutil.copy(path, target)
     # Of the autoencoder the job reads the codebooks alone; an expanded zero takes no space in the file.
     state = read_part(folder, "quantizer", "autoencoder")
@@ -68,7 +72,7 @@ def pack(corpus: Path, folder: Path, target: Path) -> None:
         )
 
 
-class PackedCorpus(Corpus):
+class PackedCorpus(AugmentedCorpus):
     """A corpus without audio; `loud` knows the validation set only."""
 
     def __init__(self, folder: Path):
@@ -88,14 +92,22 @@ class PackedCorpus(Corpus):
         return self.masks[index]
 
 
-class PackedJob(ModelJob):
-    """Saves the model alone, in float16: a run cannot be resumed. With `minutes`, `steps` are set by the speed."""
+class PackedJob(CloningJob):
+    """From nothing. Saves the model alone, in float16: a run cannot be resumed.
+
+    With `minutes`, `steps` are set by the speed.
+    """
 
     save_seconds, validate_every = 60, 2000
 
     def __init__(self, out: Path, *arguments: Any, device: str, minutes: float | None = None, **options: Any):
         self.device, self.minutes, self.began = device, minutes, time.monotonic()
         super().__init__(out, *arguments, **options)
+
+    def begin(self) -> None:
+        pass
+
+    lr_factor, limits = ModelJob.lr_factor, ModelJob.limits
 
     def save(self) -> None:
         save_state(self.path, **self.shipped())
@@ -121,12 +133,12 @@ def device_name(device: str) -> str:
 
 def train(arguments: argparse.Namespace) -> None:
     out = arguments.out
-    if load_state(out / "model.pt"):
+    if load_state(out / "cloning.pt"):
         raise FileExistsError(f"{out} holds a run, which cannot be resumed: name another folder")
     out.mkdir(parents=True, exist_ok=True)
     for path in (arguments.pack / "quantizer.pt", *arguments.pack.glob(LEXICON_FILE)):
         shutil.copy(path, out)
-    config = TrainingConfig(positions=arguments.positions, compile=not arguments.eager)
+    config = CloningConfig(positions=arguments.positions, compile=not arguments.eager)
     corpus, options = PackedCorpus(arguments.pack), {"device": arguments.device, "minutes": arguments.minutes}
     PackedJob(out, corpus, arguments.steps, arguments.seed, config, **options).run()
 

@@ -19,7 +19,7 @@ from training.corpus.shards import Shards
 from training.corpus.voices import DESCRIBED
 from training.nano.auxiliary_losses import AuxiliaryConfig, AuxiliaryLosses, initialise_from_codebooks, sampled_losses
 from training.nano.byte_tokenizer import byte_tokenizer
-from training.nano.conversations import LONG, SHORT, Corpus, Item, batches_of, make_batch, plan
+from training.nano.conversations import LONG, SHORT, Corpus, Item, Limits, batches_of, make_batch, plan
 from training.nano.job import Job, canonical, job_arguments
 from training.nano.mel_autoencoder import trained_autoencoder
 from training.nano.muon import Muon
@@ -128,17 +128,22 @@ class ModelJob(Job):
         self.taken += 1
         return self.batches[self.taken - 1]
 
+    @property
+    def limits(self) -> Limits:
+        """Of the epoch's conversations."""
+        return SHORT if self.planned_at < self.long_from else LONG
+
     def plan_epoch(self) -> None:
-        limits = SHORT if self.planned_at < self.long_from else LONG
         seed, indices = self.seed * 1000 + self.epoch, self.corpus.shards.training
-        self.batches = plan(self.corpus, indices, seed, self.config.positions, limits)
+        self.batches = plan(self.corpus, indices, seed, self.config.positions, self.limits)
 
     def losses(self) -> tuple[Tensor, dict[str, Tensor]]:
         items = self.next_batch()
         config = self.config.auxiliary
         batch, alignment = (part.to(self.device) for part in make_batch(self.corpus, items, self.config.model))
-        inputs = corrupt(batch, config.input_noise, self.config.model.codebook_size)
-        parts, states = speech_losses(self.model, inputs, batch, self.dtype, sampled_losses(config.fine_share))
+        self.items = items
+        inputs, labels = self.prepared(batch)
+        parts, states = speech_losses(self.model, inputs, labels, self.dtype, sampled_losses(config.fine_share))
         weights = torch.tensor(config.codebook_weights, device=self.device)
         loss = (parts["codebooks"] * weights).sum() / weights.sum() + 0.1 * parts["text"]
         shown = {f"cb{k}": parts["codebooks"][k] for k in (0, 1, 7)} | {"text": parts["text"]}
@@ -151,8 +156,11 @@ class ModelJob(Job):
             shown["attention"] = self.auxiliary.attention_loss(alignment)
             loss = loss + config.attention_weight * shown["attention"]
         self.frames += int(batch.audio_out_mask.sum())
-        self.items = items
         return loss, shown
+
+    def prepared(self, batch: Batch) -> tuple[Batch, Batch]:
+        """-> what the model reads, and what it is to predict."""
+        return corrupt(batch, self.config.auxiliary.input_noise, self.config.model.codebook_size), batch
 
     def shipped(self) -> dict[str, Any]:
         """The weights in float16, and what they are of."""

@@ -1,0 +1,89 @@
+"""The decoder goes on, against discriminators and on more voices: `python -m training.nano.finishing --help`.
+
+By spectral losses alone a decoder averages what the codes do not tell, which sounds like a buzz; discriminators tell
+such an average from speech. Half of the crops get another long-term spectrum (training.nano.augmented), since a decoder
+that has heard a few speakers makes one of them out of any other.
+"""
+
+import random
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from higgs.audio import log_mel
+from training.corpus.shards import Shards
+from training.nano.augmented import Change
+from training.nano.codec import EDGE, Crops, DecoderJob, spectral_loss
+from training.nano.discriminators import Discriminators
+from training.nano.job import job_arguments, read_part
+from training.nano.mel_autoencoder import MelAutoencoder, trained_autoencoder
+from training.nano.quantizer import read_codes
+from training.nano.sizes import NANO_CODEC
+from training.nano.snake import use_trainable_snake
+
+CHANGED = 0.5  # share of the crops
+LEARNING_RATE = 3e-4
+SPECTRAL, MATCHING = 15.0, 2.0  # weights of the losses beside the adversarial one
+WARM_STEPS = 200  # in which the discriminators learn, and the decoder has its spectral loss alone
+
+
+class ChangedCrops(Crops):
+    """Crops of which some are equalised, at their old peak; their codes are those of what they became."""
+
+    def __init__(self, shards: Shards, codes: list[Tensor], frames: int, autoencoder: MelAutoencoder):
+        super().__init__(shards, codes, frames)
+        self.autoencoder = autoencoder
+
+    @torch.no_grad()
+    def draw(self, batch: int, aligned: bool) -> tuple[Tensor, Tensor]:
+        waveforms, _ = super().draw(batch, aligned)
+        rng = random.Random(int(torch.randint(2**31, ())))
+        for row in waveforms:
+            if rng.random() < CHANGED:
+                changed = torch.from_numpy(Change.draw(rng, "").shaped(row))
+                row.copy_(changed * (row.abs().max() / changed.abs().max().clamp(min=1e-6)))
+        z = self.autoencoder.encode(self.autoencoder.normalise(log_mel(waveforms)))
+        return waveforms, self.autoencoder.quantizer.quantizer.encode(z.transpose(1, 2))
+
+
+class FinishedDecoder(DecoderJob):
+    """Begins with the decoder's job, at a lower rate."""
+
+    name = "finished_decoder"
+
+    def __init__(self, *arguments: Any):
+        super().__init__(*arguments)
+        if self.saved is None:
+            for half in (self.module, self.ema):
+                half.load_state_dict(read_part(self.folder, "decoder", "ema"))
+        for group in self.optimizers["optimizer"].param_groups:
+            group["lr"] = LEARNING_RATE
+        self.discriminators = self.parts["discriminators"] = Discriminators()
+        weights = self.discriminators.parameters()
+        self.optimizers["discriminators_optimizer"] = torch.optim.AdamW(weights, LEARNING_RATE, betas=(0.8, 0.99))
+
+    def losses(self) -> tuple[Tensor, dict[str, Tensor]]:
+        waveform, codes = self.crops.draw(self.batch, aligned=True)
+        edge = EDGE * 960
+        with self.autocast():
+            estimate = self.codec.synthesize(self.codec.quantizer.decode(codes))[:, 0, edge:-edge]
+            losses = self.discriminators.losses(estimate.float(), waveform[:, edge:-edge])
+        losses["loss"] = spectral_loss(estimate.float(), waveform[:, edge:-edge])
+        total = SPECTRAL * losses["loss"] + losses["discriminators"]
+        if self.step >= WARM_STEPS:
+            total = total + losses["adversarial"] + MATCHING * losses["matching"]
+        return total, losses
+
+
+def main() -> None:
+    arguments = job_arguments(__doc__, 2000, batch=6, frames=24)
+    use_trainable_snake(compiled=not arguments.eager)
+    shards = Shards(arguments.corpus)
+    codes, autoencoder = read_codes(arguments.out, shards)[0], trained_autoencoder(arguments.out, NANO_CODEC)
+    crops = ChangedCrops(shards, codes, arguments.frames, autoencoder)
+    FinishedDecoder(arguments.out, crops, arguments.steps, arguments.seed, arguments.batch).run()
+
+
+if __name__ == "__main__":
+    main()
