@@ -7,7 +7,9 @@ import signal
 import subprocess
 import sys
 import uuid
+from functools import partial
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -22,10 +24,17 @@ from higgs.data.training import codes as codes_module
 from higgs.data.training.codes import CodesReader, write_index
 from higgs.data.training.dataset import Dataset
 from higgs.data.training.manifest import read_manifest
+from higgs.evaluate.judges.ge2e import GE2E
+from higgs.evaluate.judges.hub import WavLMXVector
+from higgs.evaluate.judges.registry import MetricModels
+from higgs.evaluate.result_cache import ResultCache
+from higgs.evaluate.utterances import Evaluator, Utterance
+from higgs.jobs import cluster as cluster_module
 from higgs.jobs import parts as parts_module
 from higgs.jobs.cluster import Cluster
 from higgs.jobs.parts import Result, Store, digests, make_part, run
 from higgs.validation import ParamsError
+from higgs.workers import DEVICE, WORK
 
 BUCKET = "parts"
 ONE = Cluster(None, 1)
@@ -124,6 +133,12 @@ def test_ids_are_there_once():
         list(parts_of([Item("a", "x", 1, ""), Item("b", "y", 1, ""), Item("a", "z", 1, "")], "codec", True))
 
 
+@pytest.mark.parametrize("sizes", [[0], [0, 0, 0], [15], [1] * 40])
+def test_a_corpus_of_empty_or_tiny_files_is_one_part(sizes):
+    (part,) = parts_of([Item(f"{n}", "x", size, "e") for n, size in enumerate(sizes)], "codec", True)
+    assert len(part.items) == len(sizes)
+
+
 # Writes and resuming
 
 
@@ -195,8 +210,6 @@ def test_a_process_killed_at_any_write_leaves_nothing_wrong(tmp_path, moment):
 
 def test_a_name_does_not_depend_on_tools_and_builds(monkeypatch):
     """A cluster's image has other packages beside the same libraries."""
-    from types import SimpleNamespace
-
     from higgs import resumable
 
     def code(*installed: str) -> str:
@@ -383,6 +396,70 @@ def test_a_full_disk_is_no_fault_of_a_clip(tmp_path, monkeypatch):
     with pytest.raises(OSError, match="No space left"):
         list(run(Encode(HashCodec, True), [part], Store(str(tmp_path / "out")), ONE))
     assert not Store(str(tmp_path / "out")).names()
+
+
+# Devices
+
+
+@pytest.mark.parametrize(
+    ("device", "own", "work", "found", "expected"),
+    [
+        (None, "cpu", None, "cuda", "cpu"), (None, "auto", None, "cuda", "cuda"), (None, "auto", None, "cpu", "cpu"),
+        ("cuda:H100", "cpu", "s3://b", "cpu", "cuda:H100"), ("cuda", "auto", "s3://b", "cpu", "cuda"),
+        ("cpu", "auto", None, "cuda", "cpu"), (None, "cpu", "s3://b", "cuda", "cpu"),
+        ("cuda", None, None, "cuda", "cpu"), (None, "auto", "s3://b", "cuda", ValueError),
+    ],
+)  # fmt: skip
+def test_a_device_is_declared_or_the_checkpoints_own_and_names_parts(device, own, work, found, expected, monkeypatch):
+    for name, value in ((DEVICE, device), (WORK, work)):
+        monkeypatch.setenv(name, value) if value else monkeypatch.delenv(name, raising=False)
+    monkeypatch.setattr(cluster_module, "accelerator", lambda: torch.device(found))
+    if expected is ValueError:
+        with pytest.raises(ValueError, match="device: say cpu, cuda or cuda:TYPE, as s3://b is shared"):
+            Cluster.of_environment(own)
+        return
+    cluster = Cluster.of_environment(own, gpus=0.5)
+    kind, _, accelerator = expected.partition(":")
+    assert (cluster.device, cluster.kind, cluster.here) == (expected, kind, kind if kind == found else "cpu")
+    needs = {"num_cpus": 1, "num_gpus": 0 if kind == "cpu" else 0.5, "accelerator_type": accelerator or None}
+    assert cluster.needs == needs and cluster.processes == (None if kind == "cpu" else 1)
+    parts = [next(parts_of([Item("a", "a", 1, "e")], "codec", True, name)).name for name in ("cpu", cluster.device)]
+    assert (parts[0] == parts[1]) == (expected == "cpu")
+
+
+@pytest.mark.parametrize(
+    ("device", "name", "refused"),
+    [
+        ("cpu", None, False), ("cuda", None, True), ("cuda:H100", None, True), ("cuda", "NVIDIA L4", False),
+        ("cuda:H100", "NVIDIA H100 80GB HBM3", False), ("cuda:A100", "NVIDIA H100 80GB HBM3", True),
+        ("cuda:A100-40G", "NVIDIA A100-SXM4-40GB", False), ("cuda:RTX-PRO-6000", "NVIDIA RTX PRO 6000", False),
+    ],
+)  # fmt: skip
+def test_a_machine_without_the_device_makes_no_part_and_reads_all(device, name, refused, tmp_path, monkeypatch):
+    records = made(str(tmp_path), "ab")
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: name is not None)
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda: name)
+    job = partial(
+        run, lambda: lambda items: Result({"clips": 1}), store=Store(str(tmp_path)), cluster=Cluster(None, 1, device)
+    )
+    assert list(job([make_part("job", [name]) for name in "ab"])) == records
+    if refused:
+        with pytest.raises(ValueError, match=f"device {device}: there is {name and 'NVIDIA' or 'no GPU'}"):
+            job([make_part("job", ["c"])])
+    assert refused or list(job([make_part("job", ["c"])]))[0]["clips"] == 1
+
+
+def test_judged_records_are_of_a_device_where_a_judge_computes_on_it(tmp_path, monkeypatch):
+    task, names = Utterance("generated", "x", "x", "Hi.", None), {}
+    for declared in ("cpu", "cuda:H100"):
+        for model in (GE2E, WavLMXVector):
+            monkeypatch.setenv(DEVICE, declared)
+            judge = SimpleNamespace(name="judge", on_accelerator=model.on_accelerator)
+            evaluator = partial(Evaluator, MetricModels(speaker=judge))
+            cache = ResultCache(evaluator, Store(str(tmp_path)))
+            names[declared, model] = cache._part([task]).name
+            assert cache.job.cluster.device == (declared if model is WavLMXVector else "cpu")
+    assert names["cpu", GE2E] == names["cuda:H100", GE2E] and len(set(names.values())) == 2
 
 
 # Without Ray

@@ -19,7 +19,7 @@ def tokenize(
     checkpoint: Checkpoint = "nano",
     cluster: Annotated[str | None, Option(help="local, auto or HOST:PORT of a Ray cluster")] = None,
     workers: Annotated[int | None, Option(min=1, show_default="as many as there is room for")] = None,
-    device: Annotated[str, Option(help="cpu, cuda or cuda:TYPE (Ray's name, as H100): codes may differ")] = "cpu",
+    device: Annotated[str | None, Option(help="cpu, cuda or cuda:TYPE (Ray's name, as H100): codes may differ")] = None,
     pad_to_hop: Annotated[bool, Option(help="whole frames")] = True,
     part_mb: Annotated[int | None, Option(min=1, show_default="800, less for a small corpus")] = None,
     skip: Annotated[list[str] | None, Option(help="ids to leave out")] = None,
@@ -38,13 +38,15 @@ def tokenize(
     from higgs.checkpoint.resolve import fingerprint
     from higgs.data.corpus import Encode, list_corpus, parts_of, read_listing
     from higgs.data.training.codes import write_index
-    from higgs.jobs.cluster import Cluster
+    from higgs.jobs.cluster import Cluster, declared
     from higgs.jobs.parts import Store, run
     from higgs.validation import validate
     from higgs.workflow.params import Placement
 
-    validate(Placement, {"workers": workers, "cluster": cluster, "work": out if out.startswith("s3://") else None}, "")
-    codec = Sources.parse(checkpoint).codec
+    work = out if out.startswith("s3://") else None
+    validate(Placement, {"workers": workers, "cluster": cluster, "work": work, "device": device}, "")
+    sources = Sources.parse(checkpoint)
+    codec, device = sources.codec, declared(device, sources.device, work)
     items = read_listing(source) if Path(source).is_file() else list_corpus(source)
     items = [item for item in items if item.id not in (skip or ())]
     if not items:

@@ -115,7 +115,7 @@ def parts_of(
     if equal := [one.id for one, other in pairwise(items) if one.id == other.id]:
         raise ValueError(f"{equal[0]!r} is there twice: ids are the names of codes")
     total = sum(item.size for item in items)
-    target = target or min(PART_BYTES, max(LEAST_BYTES, 1 << (total // PARTS).bit_length() - 1))
+    target = target or min(PART_BYTES, max(LEAST_BYTES, 1 << max(0, (total // PARTS).bit_length() - 1)))
     job = {"codec": codec, "pad_to_hop": pad_to_hop, "device": device, "code": code_hash(device, *WITHIN)}
     for group in cut(items, target, attrgetter("id"), attrgetter("size")):
         local = {item.url: item.etag for item in group if _is_local(item)}

@@ -4,6 +4,7 @@ Ray's own retries are off: with them a part belongs to an actor that may wait fo
 """
 
 import os
+import re
 import secrets
 import sys
 import tempfile
@@ -15,7 +16,7 @@ from typing import Any
 
 from higgs.arithmetic import environment, pinned, set_arithmetic
 from higgs.resumable import code_hash
-from higgs.workers import CLUSTER, WORKERS, usable_cores
+from higgs.workers import CLUSTER, DEVICE, WORK, WORKERS, accelerator, usable_cores
 
 DEATHS = 3  # of a part's workers, and of workers in a row before one result
 # What workers of a running cluster get of the driver's environment: no keys, which Ray's state would show.
@@ -31,15 +32,26 @@ class Cluster:
 
     address: str | None = None
     workers: int | None = None
-    device: str = "cpu"  # or cuda, or cuda:H100 (Ray's name of the type)
+    device: str = "cpu"  # or cuda, or cuda:H100 (Ray's name of the type): of workers, and in the names of parts
     gpus: float = 1  # of a worker on such a device
     weights: tuple[str, ...] = ()  # checkpoints that must be the same everywhere
 
     @classmethod
-    def of_environment(cls, device: str = "cpu", weights: Sequence[str] = ()) -> "Cluster":
-        """What the runner has set."""
+    def of_environment(cls, own: str | None = None, weights: Sequence[str] = (), gpus: float = 1) -> "Cluster":
+        """What the runner has set. `own`: see `declared`; None for what runs on the CPU, whatever is declared."""
         workers = int(os.environ.get(WORKERS, "0")) or None
-        return cls(os.environ.get(CLUSTER) or None, workers, device, weights=tuple(weights))
+        device = "cpu" if own is None else declared(os.environ.get(DEVICE), own, os.environ.get(WORK))
+        return cls(os.environ.get(CLUSTER) or None, workers, device, gpus, tuple(weights))
+
+    @property
+    def kind(self) -> str:
+        """Of the device, as PyTorch puts it."""
+        return self.device.partition(":")[0]
+
+    @property
+    def here(self) -> str:
+        """What this process loads for itself: on the same kind of device if it has one, else on the CPU."""
+        return self.kind if self.kind == accelerator().type else "cpu"
 
     @property
     def processes(self) -> int | None:
@@ -49,8 +61,32 @@ class Cluster:
     @property
     def needs(self) -> dict[str, Any]:
         """Of a worker, as Ray puts it."""
-        kind, _, accelerator = self.device.partition(":")
-        return {"num_cpus": 1, "num_gpus": 0 if kind == "cpu" else self.gpus, "accelerator_type": accelerator or None}
+        gpus = 0 if self.kind == "cpu" else self.gpus
+        return {"num_cpus": 1, "num_gpus": gpus, "accelerator_type": self.device.partition(":")[2] or None}
+
+
+def declared(device: str | None, own: str, work: str | None) -> str:
+    """`device` of params.yaml; null is the checkpoint's `own`, and there `auto` is what this machine has.
+
+    Raises ValueError for `auto` where parts lie in a bucket: another machine would look for other names.
+    """
+    if device or own != "auto":
+        return device or own
+    if work:
+        raise ValueError(f"device: say cpu, cuda or cuda:TYPE, as {work} is shared with machines that may have others")
+    return accelerator().type
+
+
+def check_device(device: str) -> None:
+    """Raises ValueError unless this machine has it."""
+    kind, _, wanted = device.partition(":")
+    if kind != "cuda":
+        return
+    import torch
+
+    found = torch.cuda.get_device_name().replace(" ", "-") if torch.cuda.is_available() else "no GPU"
+    if found == "no GPU" or re.sub(r"-\d+G$", "", wanted) not in found:  # A100-40G is called NVIDIA A100-SXM4-40GB
+        raise ValueError(f"device {device}: there is {found} here; name another device, or a `cluster` that has it")
 
 
 def import_ray() -> Any:
@@ -133,6 +169,7 @@ class Pool:
 
     def __init__(self, ray: Any, load: Callable[[], Callable], store: Any, cluster: Cluster) -> None:
         variables = environment(pinned()) | {name: os.environ[name] for name in SENT if name in os.environ}
+        variables[DEVICE] = cluster.device
         options = {"max_restarts": 0, "max_task_retries": 0, "runtime_env": {"env_vars": variables}} | cluster.needs
         self.ray, self.actor = ray, ray.remote(Worker).options(**options)
         # Elsewhere the working directory is the code that was sent.

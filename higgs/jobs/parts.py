@@ -22,7 +22,7 @@ from safetensors.torch import save
 from torch import Tensor
 
 from higgs.files import check_place, replacing, sha256
-from higgs.jobs.cluster import Cluster, disconnect, make_on_ray
+from higgs.jobs.cluster import Cluster, check_device, disconnect, make_on_ray
 from higgs.workers import WORK, Workers
 from higgs.workflow.outputs import progress
 
@@ -235,8 +235,9 @@ class LostParts(RuntimeError):
     """Parts whose workers died again and again. All others are done; the next run tries these again."""
 
 
-def worker(make: Make, store: Store) -> Callable[[Part], dict[str, Any] | None]:
+def worker(make: Make, store: Store, device: str) -> Callable[[Part], dict[str, Any] | None]:
     """What a worker does with a part: makes and writes it. -> the record of a result that is not final."""
+    check_device(device)
     function = make()
 
     def work(part: Part) -> dict[str, Any] | None:
@@ -255,7 +256,7 @@ class Job:
 
     def __init__(self, make: Make, store: Store, cluster: Cluster | None = None) -> None:
         self.store, self.cluster = store, cluster or Cluster.of_environment()
-        self._load = partial(worker, make, store)
+        self._load = partial(worker, make, store, self.cluster.device)
         self._workers = Workers(self._load, self.cluster.processes)
 
     def run(self, parts: Iterable[Part], label: str | None = "parts") -> Iterator[dict[str, Any]]:

@@ -84,6 +84,7 @@ class Placement(Record):
     workers: Positive | None
     cluster: Annotated[str, Field(pattern=r"^(local|auto|[A-Za-z0-9.-]+:[0-9]{1,5})$")] | None = None
     work: Annotated[str, Field(pattern=r"^s3://[^/\s]+(/\S*)?$")] | None = None
+    device: Annotated[str, Field(pattern=r"^(cpu|cuda(:[A-Za-z][A-Za-z0-9-]*)?)$")] | None = None
 
     @model_validator(mode="after")
     def _reachable(self) -> "Placement":
