@@ -281,17 +281,16 @@ def test_the_three_stages_make_the_same_with_the_default_checkpoint(nodes, place
     from higgs import AudioTokenizer, Engine
     from higgs.audio import save_audio
     from higgs.config import SamplingConfig
-    from higgs.data.corpus import items_of
-    from higgs.data.recordings import read_recordings
+    from higgs.data.corpus import read_corpus
     from higgs.data.scripts import read_scripts
     from higgs.evaluate.judges.registry import load_metric_models
     from higgs.evaluate.result_cache import ResultCache
     from higgs.evaluate.utterances import Utterance, load_evaluator
     from higgs.serve.many_scripts import TENSORS, speak_all
 
-    recordings = sorted(read_recordings("data/recordings/manifest.jsonl", ["en"]), key=lambda r: r.seconds)[:4]
+    items = sorted(read_corpus("data/recordings/manifest.jsonl", ["en"]).items, key=lambda item: item.size)[:4]
     load_codec = partial(AudioTokenizer.from_pretrained, "data/checkpoints/nano/codec")
-    parts = list(parts_of(items_of(recordings), "nano", True, target=60_000))
+    parts = list(parts_of(items, "nano", True, target=60_000))
     lines = [{"id": f"x{n}", "form": "voice_clone", "voice": "cleo", "text": f"It is {n}."} for n in range(2)]
     lines.append({"id": "y", "form": "smart_voice", "voice": "ada", "text": "It is late."})
     Path("scripts.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))

@@ -15,7 +15,7 @@ repeatable: true
 workers: null
 checkpoint: nano
 set: default
-tokenize: {recordings: a, languages: [en], max_clips: null, pad_to_hop: true,
+tokenize: {recordings: a, languages: [en], max_clips: null, skip: [], pad_to_hop: true,
   codebook_counts: [1, 8], players: 3}
 generate: {temperature: 1e-4, top_k: null, top_p: 1, ras_window: 7, ras_max_repeats: 2, strict_eos: null,
   max_new_tokens: 400, seeds: [0, 1], repeated_texts: null, players: 2}

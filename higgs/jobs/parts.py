@@ -113,14 +113,10 @@ class Store:
     def remote(self) -> bool:
         return self.place.startswith("s3://")
 
-    @contextlib.contextmanager
-    def _s3(self) -> Iterator[Any]:
-        from higgs.checkpoint.s3 import explaining, patient_files
+    def _s3(self) -> contextlib.AbstractContextManager[Any]:
+        from higgs.checkpoint.s3 import patient
 
-        with explaining(self.place):
-            files = patient_files()
-        with explaining(f"{self.place} at {files.s3.meta.endpoint_url}"):
-            yield files
+        return patient(self.place)
 
     def check(self) -> None:
         """Before work: raises OSError, within seconds, unless results can be written here."""

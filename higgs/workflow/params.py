@@ -42,6 +42,7 @@ class TokenizeParams(StageParams):
     recordings: str
     languages: Choices[str]
     max_clips: Positive | None
+    skip: Annotated[list[str], AfterValidator(_distinct)]
     pad_to_hop: bool
     codebook_counts: Choices[Positive]
     players: Count
