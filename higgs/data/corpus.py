@@ -53,6 +53,7 @@ class Line(Record):
     url: Annotated[str, Field(min_length=1)]
     size: Count
     etag: str
+    skip: tuple[str, ...] = ()
 
 
 LINE = TypeAdapter(Line)
