@@ -87,7 +87,7 @@ def make_index(source: str, place: str, folder: str | Path, cluster: Cluster | N
 
 
 def run_tokenize(folder: Path, **places: str) -> dict[str, bytes]:
-    """Runs the notebook of the stage on a listing of a clip and a tar of two, of which one is left out.
+    """Runs the notebook of the stage, in one process, on a listing of a clip and a tar of two, one of them left out.
 
     `places` are keys at the top of params.yaml. -> the files that it has written, by path.
     """
@@ -102,7 +102,7 @@ def run_tokenize(folder: Path, **places: str) -> dict[str, bytes]:
     for name in ("dvc.yaml", "notebooks/tokenize.ipynb"):
         shutil.copy(ROOT / name, folder / name)
     params = (ROOT / "params.yaml").read_text()
-    for name, value in places.items():
+    for name, value in ({"workers": 1} | places).items():
         params = re.sub(rf"^{name}: null", f"{name}: {value}", params, flags=re.MULTILINE)
     (folder / "params.yaml").write_text(params)
     settings = {"recordings": "corpus.jsonl", "codebook_counts": "[8]", "players": "1", "skip": "[pack.tar/x/0.flac]"}

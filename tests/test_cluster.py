@@ -3,6 +3,7 @@
 `HIGGS_KILLS=10 pytest -m 'slow or fuzz' tests/test_cluster.py` kills ten times in place of once, at random moments.
 """
 
+import errno
 import json
 import os
 import random
@@ -10,6 +11,7 @@ import shutil
 import signal
 import subprocess
 import sys
+import tempfile
 import threading
 import time
 import uuid
@@ -19,12 +21,12 @@ from pathlib import Path
 
 import pytest
 from conftest import ROOT
-from parts_jobs import POISON, contents, corpus, make_index, noise
+from parts_jobs import POISON, contents, corpus, make_index, noise, run_tokenize
 from s3_server import environment, serving
 
 from higgs.data.corpus import Encode, list_corpus, parts_of
 from higgs.jobs.cluster import Cluster
-from higgs.jobs.parts import LostParts, Store, run
+from higgs.jobs.parts import LostParts, Result, Store, digests, make_part, run
 
 # Ray reads these when it is imported.
 RAY = {
@@ -190,6 +192,52 @@ def test_a_clip_that_kills_its_worker_is_lost_and_all_others_are_done(nodes, ser
     assert len(store.names()) == 11 and sum(record["clips"] for record in store.records(store.names())) == 11
 
 
+class FullDisk:
+    """A worker whose disk is full as long as `sign` is there: of each file that it writes 10 bytes fit."""
+
+    def __init__(self, sign: Path):
+        self.sign = sign
+
+    def __call__(self):
+        real = Path.write_bytes
+
+        def write_bytes(path: Path, content: bytes) -> int:
+            if self.sign.exists():
+                real(path, content[:10])
+                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(path))
+            return real(path, content)
+
+        Path.write_bytes = write_bytes
+        return lambda items: Result({"sizes": [len(Path(name).read_bytes()) for name in items]})
+
+
+def test_the_full_disk_of_a_worker_is_one_error_and_the_next_run_completes(nodes, server, place, tmp_path, monkeypatch):
+    """What lies in the bucket is whole; nothing is left of the files that workers fetch."""
+    monkeypatch.chdir(tmp_path)
+    names = [f"{number}.bin" for number in range(6)]
+    for number, name in enumerate(names):
+        Path(name).write_bytes(os.urandom(1000 + number))
+    parts = [make_part("job", [name], digests([name])) for name in names]
+    sign, store = tmp_path / "full", Store(place)
+    before = scratch()
+    job = partial(run, FullDisk(sign), parts, store, replace(nodes.cluster, workers=1))
+    store.share(parts)
+    for name in names:  # so that workers must fetch them
+        Path(name).unlink()
+    sign.touch()
+    with pytest.raises(OSError, match="No space left on device"):
+        job()
+    assert not store.names() and not store.names(".safetensors") and scratch() == before
+    sign.unlink()
+    records = list(job())
+    assert [record["sizes"] for record in records] == [[1000 + number] for number in range(6)]
+    assert len(store.names()) == 6 and scratch() == before
+
+
+def scratch() -> set[Path]:
+    return set(Path(tempfile.gettempdir()).glob("higgs-*"))
+
+
 @rarely
 def test_an_error_of_a_worker_stops_the_job_with_its_text(nodes, source, place):
     store, parts = Store(place), list(parts_of(list_corpus(source), "stand-in", True, target=6000))
@@ -260,6 +308,15 @@ def test_a_server_that_stops_for_a_while_is_waited_for(nodes, server, source, pl
     make_index(source, place, tmp_path, nodes.cluster, seconds=0.3)
     thread.join()
     assert contents(tmp_path) == plain and shards(server, place) == shards(server, f"s3://{BUCKET}/plain")
+
+
+def test_a_stage_on_a_cluster_writes_the_same_files(nodes, tokenized, tmp_path, monkeypatch):
+    """Its notebook from the first cell to the last, with `cluster: local`; no token stays in the home folder."""
+    monkeypatch.setenv("HOME", str(tmp_path / "home"))
+    for name in RAY:
+        monkeypatch.delenv(name)
+    assert run_tokenize(tmp_path / "stage", cluster="local") == tokenized[1]
+    assert not (tmp_path / "home/.ray").exists()
 
 
 @pytest.fixture

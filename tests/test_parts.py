@@ -14,7 +14,7 @@ from types import SimpleNamespace
 import pytest
 import torch
 from conftest import ROOT
-from parts_jobs import RATE, HashCodec, contents, corpus, make_index, noise, run_tokenize
+from parts_jobs import RATE, HashCodec, contents, corpus, make_index, noise
 from s3_server import be_user, serving
 from test_dataset import CONFIG, TOKENIZER, manifest
 
@@ -429,18 +429,18 @@ def test_an_id_is_no_path(name, file):
 
 
 @pytest.mark.slow
-def test_the_stage_reads_a_listing_and_its_sample_is_decoded(nano, tmp_path):
+def test_the_stage_reads_a_listing_and_its_sample_is_decoded(tokenized):
     """Of a clip and a tar of two, one of them left out; evaluate then finds no recordings to judge."""
-    made = run_tokenize(tmp_path / "stage")
+    folder, made = tokenized
     audio = {Path(name).name for name in made if "/audio/" in name}
     assert audio == {"a%20b.flac.flac", "pack.tar%2Fx%2F1.flac.flac"}
     summary = json.loads(made["results/tokenize/summary.json"])
     assert [(row["language"], row["clips"]) for row in summary["languages"]] == [("all", 2)]
-    reader = CodesReader(tmp_path / "stage/results/tokenize/codes")
+    reader = CodesReader(folder / "results/tokenize/codes")
     assert sorted(reader) == ["a b.flac", "pack.tar/x/1.flac"]
-    kept = load_codes(tmp_path / "stage/results/tokenize/codes.safetensors")
+    kept = load_codes(folder / "results/tokenize/codes.safetensors")
     assert all(torch.equal(kept[name], reader[name]) for name in reader) and len(kept) == 2
-    results = Results(tmp_path, summary, {}, [], [])
+    results = Results(folder / "results", summary, {}, [], [])
     assert results.recordings == [] and gather(results, ["en"]) == [] and len(summary["corpus"]) == 64
 
 

@@ -3,6 +3,7 @@
 Ray's own retries are off: with them a part belongs to an actor that may wait for ever for a place.
 """
 
+import contextlib
 import os
 import re
 import secrets
@@ -145,21 +146,16 @@ class Worker:
     def start(self, load: Callable[[], Callable], store: Any, folder: str | None, weights: Sequence[str]) -> list[str]:
         if folder is not None:
             os.chdir(folder)
-        self.store, self.function, same = store, load(), identity(weights)
-        self.scratch = None
-        return same
+        self.store, self.function = store, load()
+        return identity(weights)
 
     def run(self, part: Any) -> Any:
-        if self.store.remote and part.files:
-            if self.scratch is None:  # nothing of the working directory that was sent is overwritten
-                self.scratch = tempfile.TemporaryDirectory(prefix="higgs-")
-                os.chdir(self.scratch.name)
+        if not (self.store.remote and part.files):
+            return self.function(part)
+        # Nothing of the working directory that was sent is overwritten, and a disk holds the files of one part.
+        with tempfile.TemporaryDirectory(prefix="higgs-") as scratch, contextlib.chdir(scratch):
             self.store.fetch(part)
-        return self.function(part)
-
-    def stop(self) -> None:
-        if self.scratch is not None:
-            self.scratch.cleanup()
+            return self.function(part)
 
 
 class Pool:
@@ -248,8 +244,6 @@ def make_on_ray(
                 pool.send(actor, todo.popleft())
             elif todo:
                 pool.hire()
-            elif error is None:
-                actor.stop.remote()
             del actor  # with its handle goes the actor, and its place is free for one that waits
     finally:
         pool.close()
