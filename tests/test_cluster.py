@@ -34,6 +34,7 @@ RAY = {
     "RAY_AUTH_MODE": "token",
     "RAY_USAGE_STATS_ENABLED": "0",
     "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0",
+    "RAY_prestart_worker_first_driver": "0",
 }
 os.environ.update(RAY)
 pytest.importorskip("ray")
@@ -45,25 +46,25 @@ rarely = pytest.mark.fuzz  # the rest takes less than a minute
 
 
 class Nodes:
-    """A head without places and nodes of one, as in a cluster of one's own; by HOST:PORT."""
+    """A head and another node with a place each, by HOST:PORT."""
 
     def __init__(self):
         from ray.cluster_utils import Cluster as Machines
 
-        self.machines = Machines(initialize_head=True, head_node_args=HEAD | {"num_cpus": 0})
+        self.machines = Machines(initialize_head=True, head_node_args=NODE | {"no_monitor": True})
         self.nodes = []
-        self.hire()
         self.hire()
         self.cluster = Cluster(self.machines.address, 2)
 
     def hire(self):
-        self.nodes.append(self.machines.add_node(**HEAD | {"num_cpus": 1}))
+        self.nodes.append(self.machines.add_node(**NODE))
 
     def lose(self):
         self.machines.remove_node(self.nodes.pop(0), allow_graceful=False)
 
 
-HEAD = {"object_store_memory": 80 * 1024**2, "include_dashboard": False, "node_ip_address": "127.0.0.1"}
+NODE = {"num_cpus": 1, "object_store_memory": 80 * 1024**2, "node_ip_address": "127.0.0.1"}
+NODE |= {"include_dashboard": False, "include_log_monitor": False}  # each process of Ray takes two seconds of a core
 
 
 @pytest.fixture(scope="module")
@@ -174,7 +175,7 @@ def test_a_lost_worker_or_node_loses_nothing(nodes, server, source, plain, place
     thread.start()
     make_index(source, place, tmp_path, nodes.cluster, seconds=0.3)
     thread.join()
-    if len(nodes.nodes) < 2:
+    if not nodes.nodes:
         nodes.hire()
     assert contents(tmp_path) == plain and done[0] < len(Store(place).names())
     assert shards(server, place) == shards(server, f"s3://{BUCKET}/plain")
@@ -187,7 +188,7 @@ def test_a_clip_that_kills_its_worker_is_lost_and_all_others_are_done(nodes, ser
         content = noise(number, POISON if number == 5 else 3000 + number)
         server.client.put_object(Bucket=BUCKET, Key=f"{name}-in/{number:02d}.flac", Body=content)
     with pytest.raises(LostParts, match=r"(?s)^1 of 12 parts are lost, all others are done.*05.flac.*died 3 times"):
-        make_index(f"{place}-in", place, tmp_path, nodes.cluster, target=1)
+        make_index(f"{place}-in", place, tmp_path, replace(nodes.cluster, workers=1), target=1)
     store = Store(place)
     assert len(store.names()) == 11 and sum(record["clips"] for record in store.records(store.names())) == 11
 
@@ -208,10 +209,14 @@ class FullDisk:
             return real(path, content)
 
         Path.write_bytes = write_bytes
-        return lambda items: Result({"sizes": [len(Path(name).read_bytes()) for name in items]})
+        return sizes()
 
 
-def test_the_full_disk_of_a_worker_is_one_error_and_the_next_run_completes(nodes, server, place, tmp_path, monkeypatch):
+def sizes():
+    return lambda items: Result({"sizes": [len(Path(name).read_bytes()) for name in items]})
+
+
+def test_a_full_disk_of_a_worker_is_one_error_and_the_next_run_completes(nodes, server, place, tmp_path, monkeypatch):
     """What lies in the bucket is whole; nothing is left of the files that workers fetch."""
     monkeypatch.chdir(tmp_path)
     names = [f"{number}.bin" for number in range(6)]
@@ -220,18 +225,14 @@ def test_the_full_disk_of_a_worker_is_one_error_and_the_next_run_completes(nodes
     parts = [make_part("job", [name], digests([name])) for name in names]
     sign, store = tmp_path / "full", Store(place)
     before = scratch()
-    job = partial(run, FullDisk(sign), parts, store, replace(nodes.cluster, workers=1))
-    store.share(parts)
-    for name in names:  # so that workers must fetch them
-        Path(name).unlink()
     sign.touch()
     with pytest.raises(OSError, match="No space left on device"):
-        job()
+        run(FullDisk(sign), parts, store, replace(nodes.cluster, workers=1))
     assert not store.names() and not store.names(".safetensors") and scratch() == before
     sign.unlink()
-    records = list(job())
+    records = list(run(sizes, parts, store, Cluster(None, 1)))
     assert [record["sizes"] for record in records] == [[1000 + number] for number in range(6)]
-    assert len(store.names()) == 6 and scratch() == before
+    assert len(store.names()) == 6
 
 
 def scratch() -> set[Path]:

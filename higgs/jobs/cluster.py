@@ -90,14 +90,6 @@ def check_device(device: str) -> None:
         raise ValueError(f"device {device}: there is {found} here; name another device, or a `cluster` that has it")
 
 
-def import_ray() -> Any:
-    try:
-        import ray
-    except ImportError as error:
-        raise ImportError('`cluster` needs Ray: pip install -c constraints.txt "higgs[cluster]"') from error
-    return ray
-
-
 def connect(cluster: Cluster) -> Any:
     """-> ray, connected. Raises ConnectionError where no cluster answers."""
     is_local = cluster.address == "local"
@@ -105,7 +97,11 @@ def connect(cluster: Cluster) -> Any:
     if is_local:  # Ray would write a token into the home folder, and listen on all addresses of the machine
         os.environ.setdefault("RAY_AUTH_TOKEN", secrets.token_hex(16))
         os.environ.setdefault("RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER", "0")
-    ray = import_ray()
+        os.environ.setdefault("RAY_prestart_worker_first_driver", "0")  # those would have another environment
+    try:
+        import ray
+    except ImportError as error:
+        raise ImportError('`cluster` needs Ray: pip install -c constraints.txt "higgs[cluster]"') from error
     if ray.is_initialized():
         return ray
     how: dict[str, Any] = {"address": cluster.address, "log_to_driver": False, "configure_logging": False}

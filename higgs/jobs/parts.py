@@ -198,12 +198,11 @@ class Store:
     def delete(self, names: Iterable[str]) -> None:
         """Records first: what has a record has its content."""
         for file in [name + suffix for suffix in (RECORD, CONTENT) for name in names]:
-            if not self.remote:
-                Path(self.place, file).unlink(missing_ok=True)
-            else:
+            if self.remote:
                 with self._s3() as files:
-                    bucket, _, key = f"{self.place}/{file}".removeprefix("s3://").partition("/")
-                    files.call_s3("delete_object", Bucket=bucket, Key=key)
+                    files.rm_file(f"{self.place}/{file}")
+            else:
+                Path(self.place, file).unlink(missing_ok=True)
 
 
 def _is_file(name: str, suffix: str) -> bool:
@@ -276,9 +275,7 @@ class Job:
         if lost:
             what = f"{len(lost)} of {len(parts)} parts are lost, all others are done; the next run tries them again"
             raise LostParts("\n  ".join([what, *lost]))
-        return self._in_order([part.name for part in parts], once)
-
-    def _in_order(self, names: Sequence[str], once: Mapping[str, dict[str, Any]]) -> Iterator[dict[str, Any]]:
+        names = [part.name for part in parts]
         stored = self.store.records(name for name in names if name not in once)
         return (once[name] if name in once else next(stored) for name in names)
 
