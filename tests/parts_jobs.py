@@ -121,4 +121,4 @@ def contents(folder: str | Path) -> dict[str, bytes]:
 if __name__ == "__main__":
     job = json.loads(Path(sys.argv[1]).read_text())
     where = job.pop("cluster")
-    print(json.dumps(make_index(cluster=Cluster(where, 2) if where else Cluster(None, 1), **job)))
+    print(json.dumps(make_index(cluster=Cluster(where, job.pop("workers")) if where else Cluster(None, 1), **job)))

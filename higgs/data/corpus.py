@@ -17,7 +17,7 @@ from operator import attrgetter
 from pathlib import Path
 from typing import Annotated, Any, NamedTuple
 
-from pydantic import Field, TypeAdapter
+from pydantic import Field
 from torch import Tensor
 
 from higgs.audio import READABLE, load_audio
@@ -54,9 +54,6 @@ class Line(Record):
     size: Count
     etag: str
     skip: tuple[str, ...] = ()
-
-
-LINE = TypeAdapter(Line)
 
 
 class Failure(NamedTuple):
@@ -184,7 +181,7 @@ def read_listing(path: str | Path) -> Iterator[Item]:
     with Path(path).open(encoding="utf-8") as lines:  # one by one: there may be millions
         for number, line in enumerate(lines, start=1):
             with explained(f"{path}, line {number}", kind=Line):
-                yield Item(*LINE.validate_json(line).__dict__.values())
+                yield Item(*Line.model_validate_json(line).__dict__.values())
 
 
 def parts_of(
