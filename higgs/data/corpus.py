@@ -125,8 +125,8 @@ def read_corpus(
         listed = read_listing(source) if Path(source).is_file() else list_corpus(source)
         items = [item for item in listed if item.id not in left_out]
         if left_out:
-            inside = sorted(name for name in left_out if TAR in name)
-            items = [i._replace(skip=tuple(name for name in inside if name.startswith(f"{i.id}/"))) for i in items]
+            members = sorted(name for name in left_out if TAR in name)
+            items = [i._replace(skip=tuple(name for name in members if name.startswith(f"{i.id}/"))) for i in items]
     if not items:
         raise ValueError(f"{source} holds no audio file and no tar")
     return Corpus(items, recordings)
