@@ -19,7 +19,7 @@ from higgs.arithmetic import pinned, set_arithmetic
 
 S, T = TypeVar("S"), TypeVar("T")
 # Set by the runner: as parameters of the notebook they would change the page.
-WORKERS, CLUSTER, WORK = "HIGGS_WORKERS", "HIGGS_CLUSTER", "HIGGS_WORK"
+WORKERS, CLUSTER, WORK, DEVICE = "HIGGS_WORKERS", "HIGGS_CLUSTER", "HIGGS_WORK", "HIGGS_DEVICE"
 _function: Callable[[Any], Any]  # in a worker: item -> result
 
 
@@ -31,6 +31,14 @@ def usable_cores(quota: Path = Path("/sys/fs/cgroup/cpu.max")) -> int:
         if limit != "max":
             cores = min(cores, int(limit) // int(period))
     return max(1, cores)
+
+
+def accelerator() -> Any:
+    """The `torch.device` of this machine's accelerator; the CPU where there is none, or HIGGS_DEVICE is cpu."""
+    import torch
+
+    found = None if os.environ.get(DEVICE) == "cpu" else torch.accelerator.current_accelerator(check_available=True)
+    return found or torch.device("cpu")
 
 
 class Workers:

@@ -75,6 +75,17 @@ def ids(golden) -> TokenIds:
 
 
 @pytest.fixture(scope="session")
+def tokenized(nano, tmp_path_factory) -> tuple[Path, dict[str, bytes]]:
+    """The folder in which the stage tokenize has run on a small listing, and what it wrote."""
+    from parts_jobs import run_tokenize
+
+    folder = tmp_path_factory.mktemp("tokenized") / "stage"
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("HOME", str(folder.parent))  # for the caches of libraries
+        return folder, run_tokenize(folder)
+
+
+@pytest.fixture(scope="session")
 def nano_engine(nano) -> Engine:
     return Engine.from_pretrained(nano / "model", nano / "codec", device="cpu")
 

@@ -1,9 +1,12 @@
 """A stand-in codec, corpora of noise, and a driver: `python parts_jobs.py JOB.json` makes the parts of a corpus."""
 
+import contextlib
 import hashlib
 import io
 import json
 import os
+import re
+import shutil
 import signal
 import sys
 import tarfile
@@ -20,6 +23,9 @@ from higgs.data.corpus import Encode, list_corpus, parts_of
 from higgs.data.training.codes import write_index
 from higgs.jobs.cluster import Cluster
 from higgs.jobs.parts import Store, run
+from higgs.workflow.runner import run_stage
+
+ROOT = Path(__file__).resolve().parent.parent
 
 RATE = 8000
 POISON = 1234  # samples of a clip that kills its worker
@@ -80,6 +86,34 @@ def make_index(source: str, place: str, folder: str | Path, cluster: Cluster | N
     return write_index(store, run(encode, parts, store, cluster or Cluster(None, 1)), folder)
 
 
+def run_tokenize(folder: Path, **places: str) -> dict[str, bytes]:
+    """Runs the notebook of the stage, in one process, on a listing of a clip and a tar of two, one of them left out.
+
+    `places` are keys at the top of params.yaml. -> the files that it has written, by path.
+    """
+    (folder / "in").mkdir(parents=True)
+    (folder / "notebooks").mkdir()
+    clips = sorted((ROOT / "data/recordings/it").iterdir(), key=lambda path: path.stat().st_size)[:3]
+    shutil.copy(clips[0], folder / "in/a b.flac")
+    with tarfile.open(folder / "in/pack.tar", "w") as archive:
+        for number, clip in enumerate(clips[1:]):
+            archive.add(clip, f"x/{number}.flac")
+    shutil.copytree(ROOT / "data/checkpoints/nano", folder / "data/checkpoints/nano")
+    for name in ("dvc.yaml", "notebooks/tokenize.ipynb"):
+        shutil.copy(ROOT / name, folder / name)
+    params = (ROOT / "params.yaml").read_text()
+    for name, value in ({"workers": 1} | places).items():
+        params = re.sub(rf"^{name}: null", f"{name}: {value}", params, flags=re.MULTILINE)
+    (folder / "params.yaml").write_text(params)
+    settings = {"recordings": "corpus.jsonl", "codebook_counts": "[8]", "players": "1", "skip": "[pack.tar/x/0.flac]"}
+    with contextlib.chdir(folder):
+        Path("corpus.jsonl").write_text("".join(json.dumps(i._asdict()) + "\n" for i in list_corpus("in")))
+        run_stage("tokenize", Path("params.yaml"), [f"tokenize.{k}={v}" for k, v in settings.items()], Path("reports"))
+        assert not Path("results/partial").exists() or not list(Path("results/partial").iterdir())
+    made = [path for path in (folder / "results").rglob("*") if path.is_file() and path.name != "timing.json"]
+    return {str(path.relative_to(folder)): path.read_bytes() for path in made}
+
+
 def contents(folder: str | Path) -> dict[str, bytes]:
     return {path.name: path.read_bytes() for path in Path(folder).iterdir() if path.is_file()}
 
@@ -87,4 +121,4 @@ def contents(folder: str | Path) -> dict[str, bytes]:
 if __name__ == "__main__":
     job = json.loads(Path(sys.argv[1]).read_text())
     where = job.pop("cluster")
-    print(json.dumps(make_index(cluster=Cluster(where, 2) if where else Cluster(None, 1), **job)))
+    print(json.dumps(make_index(cluster=Cluster(where, job.pop("workers")) if where else Cluster(None, 1), **job)))

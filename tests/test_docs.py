@@ -161,7 +161,7 @@ def test_the_configuration_is_that_of_the_code(section):
     (part,) = re.findall(
         rf"^## {re.escape(heading)}\n(.*?)(?=^## |\Z)", read("configuration"), re.DOTALL | re.MULTILINE
     )
-    hints = {"workers": int | None, "cluster": str | None, "work": str | None}
+    hints = {"workers": int | None, "cluster": str | None, "work": str | None, "device": str | None}
     if section == "scalars":
         names = [name for name in params if name not in SECTIONS]
         hints |= typing.get_type_hints(SpeechParams)

@@ -15,7 +15,7 @@ repeatable: true
 workers: null
 checkpoint: nano
 set: default
-tokenize: {recordings: a, languages: [en], max_clips: null, pad_to_hop: true,
+tokenize: {recordings: a, languages: [en], max_clips: null, skip: [], pad_to_hop: true,
   codebook_counts: [1, 8], players: 3}
 generate: {temperature: 1e-4, top_k: null, top_p: 1, ras_window: 7, ras_max_repeats: 2, strict_eos: null,
   max_new_tokens: 400, seeds: [0, 1], repeated_texts: null, players: 2}
@@ -166,17 +166,20 @@ def test_the_places_of_a_job_are_checked_and_are_no_parameters_of_a_stage(write)
     good = (
         {}, {"cluster": None, "work": None}, {"cluster": "local"}, {"cluster": "local", "work": "s3://b"},
         {"cluster": "auto", "work": "s3://b/p"}, {"cluster": "10.0.0.1:6379", "work": "s3://b/p/"},
+        {"device": "cpu"}, {"device": "cuda"}, {"device": "cuda:RTX-PRO-6000"},
     )  # fmt: skip
+    nothing = {"workers": 2, "cluster": None, "work": None, "device": None}
     for places in good:
-        assert dict(placement({"workers": 2} | places)) == {"workers": 2, "cluster": None, "work": None} | places
+        assert dict(placement({"workers": 2} | places)) == nothing | places
     bad = (
         ({"cluster": "auto"}, "auto needs work"), ({"cluster": "host:1"}, "host:1 needs work"),
         ({"cluster": "ray://host:1", "work": "s3://b"}, "cluster"), ({"cluster": 1}, "cluster"),
         ({"cluster": "host", "work": "s3://b"}, "cluster"), ({"work": "results"}, "work"),
         ({"work": "s3:///p"}, "work"), ({"work": "s3://b/p q"}, "work"),
+        *(({"device": device}, "device") for device in ("gpu", "cuda:0", "cuda:", "cuda:H100\n", "H100", 0, True, "")),
     )  # fmt: skip
     for places, message in bad:
         with pytest.raises(ParamsError, match=message):
             placement({"workers": None} | places)
-    path = write(GOOD + "cluster: local\nwork: s3://b/p\n")
+    path = write(GOOD + "cluster: local\nwork: s3://b/p\ndevice: cuda:H100\n")
     assert set(select(read_params(path), "generate")) == {"seed", "repeatable", "checkpoint", "set", "generate"}

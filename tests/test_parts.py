@@ -7,7 +7,9 @@ import signal
 import subprocess
 import sys
 import uuid
+from functools import partial
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -17,15 +19,24 @@ from s3_server import be_user, serving
 from test_dataset import CONFIG, TOKENIZER, manifest
 
 from higgs.data import corpus as corpus_module
-from higgs.data.corpus import Encode, Item, list_corpus, parts_of, read_listing
+from higgs.data.corpus import Corpus, Encode, Item, list_corpus, parts_of, read_corpus, read_listing
+from higgs.data.recordings import file_name, subset_by_hash
 from higgs.data.training import codes as codes_module
-from higgs.data.training.codes import CodesReader, write_index
+from higgs.data.training.codes import CodesReader, load_codes, write_index
 from higgs.data.training.dataset import Dataset
 from higgs.data.training.manifest import read_manifest
+from higgs.evaluate.judges.ge2e import GE2E
+from higgs.evaluate.judges.hub import WavLMXVector
+from higgs.evaluate.judges.registry import MetricModels
+from higgs.evaluate.report.gather import Results, gather
+from higgs.evaluate.result_cache import ResultCache
+from higgs.evaluate.utterances import Evaluator, Utterance
+from higgs.jobs import cluster as cluster_module
 from higgs.jobs import parts as parts_module
 from higgs.jobs.cluster import Cluster
 from higgs.jobs.parts import Result, Store, digests, make_part, run
 from higgs.validation import ParamsError
+from higgs.workers import DEVICE, WORK
 
 BUCKET = "parts"
 ONE = Cluster(None, 1)
@@ -124,6 +135,12 @@ def test_ids_are_there_once():
         list(parts_of([Item("a", "x", 1, ""), Item("b", "y", 1, ""), Item("a", "z", 1, "")], "codec", True))
 
 
+@pytest.mark.parametrize("sizes", [[0], [0, 0, 0], [15], [1] * 40])
+def test_a_corpus_of_empty_or_tiny_files_is_one_part(sizes):
+    (part,) = parts_of([Item(f"{n}", "x", size, "e") for n, size in enumerate(sizes)], "codec", True)
+    assert len(part.items) == len(sizes)
+
+
 # Writes and resuming
 
 
@@ -195,8 +212,6 @@ def test_a_process_killed_at_any_write_leaves_nothing_wrong(tmp_path, moment):
 
 def test_a_name_does_not_depend_on_tools_and_builds(monkeypatch):
     """A cluster's image has other packages beside the same libraries."""
-    from types import SimpleNamespace
-
     from higgs import resumable
 
     def code(*installed: str) -> str:
@@ -329,6 +344,106 @@ def test_training_starts_from_an_index_in_a_bucket(server, use, tmp_path):
         [CodesReader(tmp_path / "index", codes.store.place)[name] for name in codes]
 
 
+def manifest_of(folder: Path, names: str) -> Path:
+    """`in/manifest.jsonl` of one-second clips: those of capital letters are French."""
+    path = folder / "in/manifest.jsonl"
+    path.parent.mkdir(exist_ok=True)
+    lines = []
+    for name in names:
+        (folder / f"in/{name}.flac").write_bytes(noise(ord(name), RATE))
+        line = {"id": name, "path": f"in/{name}.flac", "text": "Yes.", "language": "fr" if name.isupper() else "en"}
+        digest = corpus_module.sha256(folder / line["path"])
+        lines.append(json.dumps(line | {"speaker": "x", "seconds": 1.0, "sha256": digest}) + "\n")
+    path.write_text("".join(lines))
+    return path
+
+
+@pytest.mark.parametrize("kind", ["manifest", "listing", "folder", "bucket"])
+def test_a_corpus_is_a_manifest_a_listing_a_folder_or_a_bucket(kind, server, use, tmp_path):
+    """Ids are left out, of clips in tars too; this changes the name of their part alone."""
+    if kind == "manifest":
+        source, skip, ids = str(manifest_of(tmp_path, "acBb")), ["c"], ["B", "a", "b"]
+    else:
+        files = corpus(6, broken=False)
+        skip, ids = ["clips/002.flac", "pack.tar/in/3.flac", "nobody"], sorted({*files} - {"clips/002.flac"})
+        source = f"s3://{BUCKET}/{uuid.uuid4().hex[:12]}" if kind == "bucket" else str(tmp_path / "in")
+        for name, content in files.items():
+            if kind == "bucket":
+                key = f"{source.removeprefix(f's3://{BUCKET}/')}/{name}"
+                server.client.put_object(Bucket=BUCKET, Key=key, Body=content)
+            else:
+                (tmp_path / "in" / name).parent.mkdir(parents=True, exist_ok=True)
+                (tmp_path / "in" / name).write_bytes(content)
+        if kind == "listing":
+            listed = [item._asdict() for item in list_corpus(source)]
+            source = str(tmp_path / "corpus.jsonl")
+            Path(source).write_text("".join(json.dumps(line) + "\n" for line in listed))
+    whole, some = read_corpus(source, ["fr", "en"]), read_corpus(source, ["fr", "en"], skip=skip)
+    assert [item.id for item in some.items] == ids and bool(some.recordings) == some.is_small == (kind == "manifest")
+    assert whole.digest != some.digest == read_corpus(source, ["fr", "en"], skip=skip).digest
+    parts = [list(parts_of(read.items, "stand-in", True, target=1)) for read in (whole, some)]
+    names = [{part.items[0].id: part.name for part in cut} for cut in parts]
+    changed = {name for name in names[1] if names[0][name] != names[1][name]}
+    assert changed == ({"pack.tar"} if kind != "manifest" else set())
+    store = Store(str(tmp_path / "out"))
+    encode = Encode(HashCodec, True)
+    write_index(store, run(encode, parts[1], store, ONE), store.place)
+    reader, clips = CodesReader(store.place), some.sample(CodesReader(store.place))
+    assert not set(reader) & set(skip) and sorted(clip.id for clip in clips) == sorted(reader)
+    languages = [clip.language for clip in clips]
+    assert languages == (["fr", "en", "en"] if kind == "manifest" else ["all"] * 9)
+    for clip in clips:
+        content = clip.audio if isinstance(clip.audio, bytes) else clip.audio.read_bytes()
+        (waveform, _) = corpus_module.load_audio(content, RATE)
+        codes = HashCodec().codes(waveform.numpy().tobytes(), reader[clip.id].shape[1])
+        assert torch.equal(reader[clip.id], codes)
+    with pytest.raises(ValueError, match="holds no audio file and no tar"):
+        read_corpus(source, skip=[item.id for item in whole.items])
+
+
+def test_a_sample_of_tars_reads_few_of_them(tmp_path, monkeypatch):
+    """By hashes: whatever the order; loose clips as they always were."""
+    monkeypatch.setattr(corpus_module, "SAMPLE", 4)
+    read: list = []
+    monkeypatch.setattr(corpus_module, "_contents", lambda items, _: read.extend(items) or [(n, b"") for n in names])
+    names = [f"{tar}.tar/{n}.flac" for tar in "abc" for n in range(5)]
+    packed = Corpus([Item(f"{tar}.tar", "", 1, "e") for tar in "abc"], [])
+    chosen = [clip.id for clip in packed.sample(names)]
+    assert len(chosen) == 4 and len(read) == 1 and all(name.startswith(f"{read[0].id}/") for name in chosen)
+    assert [clip.id for clip in packed.sample(names[::-1])] == chosen
+    names = [f"{n}.flac" for n in range(9)]
+    loose = Corpus([Item(name, "", 1, "e") for name in names], [])
+    assert {clip.id for clip in loose.sample(names)} == subset_by_hash(names, 4)
+    with pytest.raises(ValueError, match="none of 9 recordings or tars could be encoded"):
+        loose.sample([])
+
+
+@pytest.mark.parametrize(
+    ("name", "file"),
+    [("en-conf.2_x~", "en-conf.2_x~"), ("a b/../c.flac", "a%20b%2F..%2Fc.flac"), ("..", ".."), ("é", "%C3%A9"),
+     ("/etc/x", "%2Fetc%2Fx"), ("a\0", "a%00"), ("x" * 300, None), ("/" * 100, None)],
+)  # fmt: skip
+def test_an_id_is_no_path(name, file):
+    found = file_name(name)
+    assert found == file or (file is None and len(found) == 64 and found != file_name(name + "x"))
+
+
+@pytest.mark.slow
+def test_the_stage_reads_a_listing_and_its_sample_is_decoded(tokenized):
+    """Of a clip and a tar of two, one of them left out; evaluate then finds no recordings to judge."""
+    folder, made = tokenized
+    audio = {Path(name).name for name in made if "/audio/" in name}
+    assert audio == {"a%20b.flac.flac", "pack.tar%2Fx%2F1.flac.flac"}
+    summary = json.loads(made["results/tokenize/summary.json"])
+    assert [(row["language"], row["clips"]) for row in summary["languages"]] == [("all", 2)]
+    reader = CodesReader(folder / "results/tokenize/codes")
+    assert sorted(reader) == ["a b.flac", "pack.tar/x/1.flac"]
+    kept = load_codes(folder / "results/tokenize/codes.safetensors")
+    assert all(torch.equal(kept[name], reader[name]) for name in reader) and len(kept) == 2
+    results = Results(folder / "results", summary, {}, [], [])
+    assert results.recordings == [] and gather(results, ["en"]) == [] and len(summary["corpus"]) == 64
+
+
 # Places that do not work
 
 
@@ -383,6 +498,70 @@ def test_a_full_disk_is_no_fault_of_a_clip(tmp_path, monkeypatch):
     with pytest.raises(OSError, match="No space left"):
         list(run(Encode(HashCodec, True), [part], Store(str(tmp_path / "out")), ONE))
     assert not Store(str(tmp_path / "out")).names()
+
+
+# Devices
+
+
+@pytest.mark.parametrize(
+    ("device", "own", "work", "found", "expected"),
+    [
+        (None, "cpu", None, "cuda", "cpu"), (None, "auto", None, "cuda", "cuda"), (None, "auto", None, "cpu", "cpu"),
+        ("cuda:H100", "cpu", "s3://b", "cpu", "cuda:H100"), ("cuda", "auto", "s3://b", "cpu", "cuda"),
+        ("cpu", "auto", None, "cuda", "cpu"), (None, "cpu", "s3://b", "cuda", "cpu"),
+        ("cuda", None, None, "cuda", "cpu"), (None, "auto", "s3://b", "cuda", ValueError),
+    ],
+)  # fmt: skip
+def test_a_device_is_declared_or_the_checkpoints_own_and_names_parts(device, own, work, found, expected, monkeypatch):
+    for name, value in ((DEVICE, device), (WORK, work)):
+        monkeypatch.setenv(name, value) if value else monkeypatch.delenv(name, raising=False)
+    monkeypatch.setattr(cluster_module, "accelerator", lambda: torch.device(found))
+    if expected is ValueError:
+        with pytest.raises(ValueError, match="device: say cpu, cuda or cuda:TYPE, as s3://b is shared"):
+            Cluster.of_environment(own)
+        return
+    cluster = Cluster.of_environment(own, gpus=0.5)
+    kind, _, accelerator = expected.partition(":")
+    assert (cluster.device, cluster.kind, cluster.here) == (expected, kind, kind if kind == found else "cpu")
+    needs = {"num_cpus": 1, "num_gpus": 0 if kind == "cpu" else 0.5, "accelerator_type": accelerator or None}
+    assert cluster.needs == needs and cluster.processes == (None if kind == "cpu" else 1)
+    parts = [next(parts_of([Item("a", "a", 1, "e")], "codec", True, name)).name for name in ("cpu", cluster.device)]
+    assert (parts[0] == parts[1]) == (expected == "cpu")
+
+
+@pytest.mark.parametrize(
+    ("device", "name", "refused"),
+    [
+        ("cpu", None, False), ("cuda", None, True), ("cuda:H100", None, True), ("cuda", "NVIDIA L4", False),
+        ("cuda:H100", "NVIDIA H100 80GB HBM3", False), ("cuda:A100", "NVIDIA H100 80GB HBM3", True),
+        ("cuda:A100-40G", "NVIDIA A100-SXM4-40GB", False), ("cuda:RTX-PRO-6000", "NVIDIA RTX PRO 6000", False),
+    ],
+)  # fmt: skip
+def test_a_machine_without_the_device_makes_no_part_and_reads_all(device, name, refused, tmp_path, monkeypatch):
+    records = made(str(tmp_path), "ab")
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: name is not None)
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda: name)
+    job = partial(
+        run, lambda: lambda items: Result({"clips": 1}), store=Store(str(tmp_path)), cluster=Cluster(None, 1, device)
+    )
+    assert list(job([make_part("job", [name]) for name in "ab"])) == records
+    if refused:
+        with pytest.raises(ValueError, match=f"device {device}: there is {name and 'NVIDIA' or 'no GPU'}"):
+            job([make_part("job", ["c"])])
+    assert refused or list(job([make_part("job", ["c"])]))[0]["clips"] == 1
+
+
+def test_judged_records_are_of_a_device_where_a_judge_computes_on_it(tmp_path, monkeypatch):
+    task, names = Utterance("generated", "x", "x", "Hi.", None), {}
+    for declared in ("cpu", "cuda:H100"):
+        for model in (GE2E, WavLMXVector):
+            monkeypatch.setenv(DEVICE, declared)
+            judge = SimpleNamespace(name="judge", on_accelerator=model.on_accelerator)
+            evaluator = partial(Evaluator, MetricModels(speaker=judge))
+            cache = ResultCache(evaluator, Store(str(tmp_path)))
+            names[declared, model] = cache._part([task]).name
+            assert cache.job.cluster.device == (declared if model is WavLMXVector else "cpu")
+    assert names["cpu", GE2E] == names["cuda:H100", GE2E] and len(set(names.values())) == 2
 
 
 # Without Ray

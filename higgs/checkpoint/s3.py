@@ -74,9 +74,13 @@ def open_files(settings: dict[str, Any]) -> S3FileSystem:
     return files
 
 
-def patient_files() -> S3FileSystem:
+@contextmanager
+def patient(url: str) -> Iterator[S3FileSystem]:
     """This process's file system for jobs of many objects, which waits for a server that is restarted."""
-    return _patient_files(os.getpid(), tuple(sorted(pair for pair in os.environ.items() if pair[0][:4] == "AWS_")))
+    with explaining(url):
+        files = _patient_files(os.getpid(), tuple(sorted(pair for pair in os.environ.items() if pair[0][:4] == "AWS_")))
+    with explaining(f"{url} at {files.s3.meta.endpoint_url}"):
+        yield files
 
 
 @lru_cache(maxsize=4)

@@ -13,16 +13,16 @@ parts = typer.Typer(no_args_is_help=True, help="Parts of jobs in a folder or a b
 
 
 def tokenize(
-    source: Annotated[str, Argument(help="s3://BUCKET/PREFIX, a folder, or a listing of `higgs corpus`")],
+    source: Annotated[str, Argument(help="s3://BUCKET/PREFIX, a folder, a listing of `higgs corpus`, or a manifest")],
     out: Annotated[str, Argument(help="s3://BUCKET/PREFIX or a folder: where parts lie")],
     index: Annotated[Path | None, Option(help="folder of index and failures", show_default="OUT, or codes")] = None,
     checkpoint: Checkpoint = "nano",
     cluster: Annotated[str | None, Option(help="local, auto or HOST:PORT of a Ray cluster")] = None,
     workers: Annotated[int | None, Option(min=1, show_default="as many as there is room for")] = None,
-    device: Annotated[str, Option(help="cpu, cuda or cuda:TYPE (Ray's name, as H100): codes may differ")] = "cpu",
+    device: Annotated[str | None, Option(help="cpu, cuda or cuda:TYPE (Ray's name, as H100): codes may differ")] = None,
     pad_to_hop: Annotated[bool, Option(help="whole frames")] = True,
     part_mb: Annotated[int | None, Option(min=1, show_default="800, less for a small corpus")] = None,
-    skip: Annotated[list[str] | None, Option(help="ids to leave out")] = None,
+    skip: Annotated[list[str] | None, Option(help="ids to leave out, of clips in tars too")] = None,
 ) -> None:
     """Encode recorded speech, part by part.
 
@@ -36,22 +36,21 @@ def tokenize(
     from higgs import AudioTokenizer
     from higgs.checkpoint.alias import Checkpoint as Sources
     from higgs.checkpoint.resolve import fingerprint
-    from higgs.data.corpus import Encode, list_corpus, parts_of, read_listing
+    from higgs.data.corpus import GPUS, Encode, parts_of, read_corpus
     from higgs.data.training.codes import write_index
-    from higgs.jobs.cluster import Cluster
+    from higgs.jobs.cluster import Cluster, declared
     from higgs.jobs.parts import Store, run
     from higgs.validation import validate
     from higgs.workflow.params import Placement
 
-    validate(Placement, {"workers": workers, "cluster": cluster, "work": out if out.startswith("s3://") else None}, "")
-    codec = Sources.parse(checkpoint).codec
-    items = read_listing(source) if Path(source).is_file() else list_corpus(source)
-    items = [item for item in items if item.id not in (skip or ())]
-    if not items:
-        raise ValueError(f"{source} holds no audio file and no tar")
+    work = out if out.startswith("s3://") else None
+    validate(Placement, {"workers": workers, "cluster": cluster, "work": work, "device": device}, "")
+    sources = Sources.parse(checkpoint)
+    codec, device = sources.codec, declared(device, sources.device, work)
+    items = read_corpus(source, skip=skip or ()).items
     listed = parts_of(items, fingerprint(codec), pad_to_hop, device, part_mb and part_mb * 10**6)
     load = partial(AudioTokenizer.from_pretrained, codec, device=device.partition(":")[0])
-    place, store = Cluster(cluster, workers, device, 0.5, (codec,)), Store(out.rstrip("/"))
+    place, store = Cluster(cluster, workers, device, GPUS, (codec,)), Store(out.rstrip("/"))
     index = index or Path("codes" if store.remote else out)
     found = write_index(store, run(Encode(load, pad_to_hop), listed, store, place, "tokenize"), index)
     print(json.dumps({name: found[name] for name in ("clips", "frames", "failed")}))
@@ -70,7 +69,9 @@ def corpus(
     with replacing(out) if out else nullcontext() as new:
         with new.open("w", encoding="utf-8") if new else nullcontext() as file:
             for item in list_corpus(source):
-                print(json.dumps(item._asdict(), ensure_ascii=False), file=file)
+                line = item._asdict()
+                del line["skip"]
+                print(json.dumps(line, ensure_ascii=False), file=file)
 
 
 @parts.command()

@@ -5,21 +5,23 @@ A listing has a line of JSON for each object: {"id": "a/b.flac", "url": "s3://bu
 """
 
 import hashlib
+import json
 import tarfile
-from collections.abc import Callable, Container, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from functools import partial
+from heapq import nsmallest
 from itertools import accumulate, pairwise
 from operator import attrgetter
 from pathlib import Path
 from typing import Annotated, Any, NamedTuple
 
-from pydantic import Field, TypeAdapter
+from pydantic import Field
 from torch import Tensor
 
 from higgs.audio import READABLE, load_audio
-from higgs.data.recordings import Recording, subset_by_hash
+from higgs.data.recordings import Recording, read_recordings
 from higgs.data.training.codes import SAMPLE, packed
 from higgs.files import sha256
 from higgs.jobs.parts import Part, Result, cut, make_part
@@ -32,15 +34,18 @@ TAR, TAR_BLOCK = ".tar", 8 << 20
 AT_ONCE, BYTES_AT_ONCE, SECONDS_AT_ONCE = 16, 64 << 20, 300  # that are fetched, and that are encoded, together
 MISSING, UNUSABLE, CHANGED = "missing audio", "unusable audio", "changed audio"
 WITHIN = ("checkpoint/", "codec/", "data/corpus.py")  # the modules that codes depend on
+GPUS = 0.5  # of a worker: one reads while another encodes
+ALL = "all"  # in place of a language, where it is not known
 
 
 class Item(NamedTuple):
-    """An object and its version: an S3 ETag, or the SHA-256 of a local file."""
+    """An object and its version: an S3 ETag, or the SHA-256 of a local file. Of a tar, `skip` are members left out."""
 
     id: str
     url: str
     size: int
     etag: str
+    skip: tuple[str, ...] = ()
 
 
 class Line(Record):
@@ -48,18 +53,106 @@ class Line(Record):
     url: Annotated[str, Field(min_length=1)]
     size: Count
     etag: str
+    skip: tuple[str, ...] = ()
 
 
-LINE = TypeAdapter(Line)
-
-
-@dataclass(frozen=True)
-class Failure:
+class Failure(NamedTuple):
     """Why a clip has no codes."""
 
     kind: str
     id: str
     what: str
+
+
+class Clip(NamedTuple):
+    """Of a sample: a file, or its content."""
+
+    id: str
+    language: str
+    audio: Path | bytes
+
+
+@dataclass(frozen=True)
+class Corpus:
+    """What is to be encoded; of a manifest, its recordings too."""
+
+    items: list[Item]
+    recordings: list[Recording]
+
+    @property
+    def is_small(self) -> bool:
+        """Whether a sample holds all of it."""
+        return 0 < len(self.recordings) <= SAMPLE
+
+    @property
+    def digest(self) -> str:
+        versions = json.dumps([(item.id, item.size, item.etag, item.skip) for item in self.items])
+        return hashlib.sha256(versions.encode()).hexdigest()
+
+    def sample(self, encoded: Iterable[str]) -> list[Clip]:
+        """SAMPLE of those that have codes, by their hashes, in order; those of tars are of one tar, if it has so many.
+
+        Raises ValueError where there is none.
+        """
+        items = {item.id: item for item in self.items}
+
+        def order(name: str) -> tuple[bytes, bytes]:
+            return tuple(hashlib.sha256(text.encode()).digest() for text in (_object(name, items), name))
+
+        chosen = set(nsmallest(SAMPLE, encoded, key=order))
+        if self.recordings:
+            clips = [Clip(r.id, r.language, r.path) for r in self.recordings if r.id in chosen]
+        else:
+            objects = [items[name] for name in sorted({_object(name, items) for name in chosen})]
+            clips = [Clip(name, ALL, content) for name, content in _contents(objects, []) if name in chosen]
+        if not clips:
+            raise ValueError(f"none of {len(self.items)} recordings or tars could be encoded")
+        return clips
+
+
+def read_corpus(
+    source: str, languages: list[str] | None = None, max_clips: int | None = None, skip: Iterable[str] = ()
+) -> Corpus:
+    """A manifest, of which languages and a number of clips may be chosen; a listing, a folder, or s3://bucket/prefix.
+
+    `skip` are ids, of tars' members too, to be left out. Raises ValueError where nothing is left.
+    """
+    recordings, left_out = [], frozenset(skip)
+    if _is_manifest(source):
+        recordings = [r for r in read_recordings(source, languages, max_clips) if r.id not in left_out]
+        items = [Item(r.id, str(r.path), r.path.stat().st_size, r.sha256) for r in recordings]
+    else:
+        listed = read_listing(source) if Path(source).is_file() else list_corpus(source)
+        items = [item for item in listed if item.id not in left_out]
+        if left_out:
+            members = sorted(name for name in left_out if TAR in name)
+            items = [i._replace(skip=tuple(name for name in members if name.startswith(f"{i.id}/"))) for i in items]
+    if not items:
+        raise ValueError(f"{source} holds no audio file and no tar")
+    return Corpus(items, recordings)
+
+
+def _is_manifest(source: str) -> bool:
+    """By its first line: a listing says where objects are."""
+    if not Path(source).is_file():
+        return False
+    with Path(source).open(encoding="utf-8") as lines:
+        try:
+            first = json.loads(next(lines, ""))
+        except ValueError:
+            first = None
+    return not (isinstance(first, dict) and "url" in first)
+
+
+def _object(name: str, ids: Iterable[str]) -> str:
+    """The one of `ids` that a clip is, or is a member of; "" for none."""
+    while name and name not in ids:
+        name = name.rpartition("/")[0]
+    return name
+
+
+def _is_tar(item: Item) -> bool:
+    return item.id.endswith(TAR)
 
 
 def is_speech(name: str) -> bool:
@@ -88,20 +181,7 @@ def read_listing(path: str | Path) -> Iterator[Item]:
     with Path(path).open(encoding="utf-8") as lines:  # one by one: there may be millions
         for number, line in enumerate(lines, start=1):
             with explained(f"{path}, line {number}", kind=Line):
-                yield Item(*LINE.validate_json(line).__dict__.values())
-
-
-def items_of(recordings: Iterable[Recording]) -> list[Item]:
-    """Of files that a manifest lists with their SHA-256."""
-    return [Item(r.id, str(r.path), r.path.stat().st_size, r.sha256) for r in recordings]
-
-
-def choose_sample(recordings: Sequence[Recording], encoded: Container[str]) -> list[Recording]:
-    """SAMPLE of those that have codes, by their hashes, in order. Raises ValueError where there is none."""
-    chosen = subset_by_hash((recording.id for recording in recordings if recording.id in encoded), SAMPLE)
-    if not chosen:
-        raise ValueError(f"none of {len(recordings)} recordings could be encoded")
-    return [recording for recording in recordings if recording.id in chosen]
+                yield Item(*Line.model_validate_json(line).__dict__.values())
 
 
 def parts_of(
@@ -115,11 +195,11 @@ def parts_of(
     if equal := [one.id for one, other in pairwise(items) if one.id == other.id]:
         raise ValueError(f"{equal[0]!r} is there twice: ids are the names of codes")
     total = sum(item.size for item in items)
-    target = target or min(PART_BYTES, max(LEAST_BYTES, 1 << (total // PARTS).bit_length() - 1))
+    target = target or min(PART_BYTES, max(LEAST_BYTES, 1 << max(0, (total // PARTS).bit_length() - 1)))
     job = {"codec": codec, "pad_to_hop": pad_to_hop, "device": device, "code": code_hash(device, *WITHIN)}
     for group in cut(items, target, attrgetter("id"), attrgetter("size")):
         local = {item.url: item.etag for item in group if _is_local(item)}
-        yield replace(make_part(job, [(i.id, i.size, i.etag) for i in group]), items=group, files=local)
+        yield replace(make_part(job, [(i.id, i.size, i.etag, *i.skip) for i in group]), items=group, files=local)
 
 
 @dataclass(frozen=True)
@@ -146,7 +226,7 @@ class Encode:
         failures.sort(key=lambda failure: failure.id)
         record = {"clips": len(codes), "frames": sum(clip.shape[1] for clip in codes.values())}
         final = all(failure.kind == UNUSABLE for failure in failures)
-        return Result(record | {"failed": [asdict(failure) for failure in failures]}, packed(codes), final)
+        return Result(record | {"failed": [failure._asdict() for failure in failures]}, packed(codes), final)
 
     def _encode(self, codec: Any, clips: list[tuple[str, Tensor]], failures: list[Failure]) -> list[tuple[str, Tensor]]:
         """All together; where the codec refuses one, each by itself."""
@@ -181,7 +261,7 @@ def _waveforms(items: Sequence[Item], rate: int, failures: list[Failure]) -> Ite
 
 
 def _contents(items: Sequence[Item], failures: list[Failure]) -> Iterator[tuple[str, bytes]]:
-    loose = [item for item in items if not item.id.endswith(TAR)]
+    loose = [item for item in items if not _is_tar(item)]
     while loose:
         sizes = accumulate(item.size for item in loose[:AT_ONCE])
         count = max(1, sum(size <= BYTES_AT_ONCE for size in sizes))
@@ -196,7 +276,7 @@ def _contents(items: Sequence[Item], failures: list[Failure]) -> Iterator[tuple[
             else:
                 failures.append(Failure(CHANGED, item.id, "it is not the object that was listed"))
     for item in items:
-        if item.id.endswith(TAR):
+        if _is_tar(item):
             yield from _members(item, failures)
 
 
@@ -204,19 +284,13 @@ def _is_local(item: Item) -> bool:
     return not item.url.startswith("s3://")
 
 
-@contextmanager
-def _bucket(url: str) -> Iterator[Any]:
-    from higgs.checkpoint.s3 import explaining, patient_files
-
-    with explaining(url):
-        yield patient_files()
-
-
 def _read(items: Sequence[Item]) -> list[bytes | None]:
     """The contents of objects of one kind of place; None for those that are not there."""
     if _is_local(items[0]):
         return [Path(item.url).read_bytes() if Path(item.url).is_file() else None for item in items]
-    with _bucket(items[0].url) as files:
+    from higgs.checkpoint.s3 import patient
+
+    with patient(items[0].url) as files:
         found = files.cat_ranges([item.url for item in items], None, None, on_error="return")
         for content in found:
             if isinstance(content, Exception) and not isinstance(content, FileNotFoundError):
@@ -228,7 +302,9 @@ def _etag(item: Item) -> str | None:
     """Of the object as it is now."""
     if _is_local(item):
         return sha256(item.url) if Path(item.url).is_file() else None
-    with _bucket(item.url) as files:
+    from higgs.checkpoint.s3 import patient
+
+    with patient(item.url) as files:
         try:
             return files.info(item.url)["ETag"].strip('"')
         except FileNotFoundError:
@@ -241,8 +317,9 @@ def _members(item: Item, failures: list[Failure]) -> Iterator[tuple[str, bytes]]
         if (etag := _etag(item)) == item.etag:
             with _opened(item) as stream, tarfile.open(fileobj=stream, mode="r|") as tar:
                 for member in tar:
-                    if member.isfile() and is_speech(member.name):
-                        yield f"{item.id}/{member.name}", tar.extractfile(member).read()
+                    name = f"{item.id}/{member.name}"
+                    if member.isfile() and is_speech(member.name) and name not in item.skip:
+                        yield name, tar.extractfile(member).read()
                     tar.members = []  # it would hold the header of each
             etag = _etag(item)
     except tarfile.TarError as error:
@@ -259,5 +336,7 @@ def _opened(item: Item) -> Iterator[Any]:
         with Path(item.url).open("rb") as file:
             yield file
     else:
-        with _bucket(item.url) as files, files.open(item.url, "rb", block_size=TAR_BLOCK) as file:
+        from higgs.checkpoint.s3 import patient
+
+        with patient(item.url) as files, files.open(item.url, "rb", block_size=TAR_BLOCK) as file:
             yield file

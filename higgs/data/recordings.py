@@ -4,6 +4,7 @@ import hashlib
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Annotated
+from urllib.parse import quote
 
 from pydantic import Strict
 
@@ -21,6 +22,12 @@ class Recording(Record):
     speaker: str
     seconds: float
     sha256: str
+
+
+def file_name(name: str) -> str:
+    """An id -> the name of a file for it, without folders: ids of letters, digits and `-_.~` stay as they are."""
+    quoted = quote(name, safe="")
+    return quoted if len(quoted) <= 200 else hashlib.sha256(name.encode()).hexdigest()
 
 
 def listed_file(manifest: Path, path: str | Path, digest: str | None, where: str) -> Path:

@@ -19,11 +19,12 @@ class ResultCache:
     """What `load` loads judges tasks; workers load it, too. Files must not change while it is in use."""
 
     def __init__(self, load: Callable[[], Evaluator], store: Store, workers: int | None = None) -> None:
-        evaluator, cluster = load(), Cluster.of_environment()
+        evaluator = load()
+        cluster = Cluster.of_environment("auto" if evaluator.metric_models.on_accelerator else None)
         cluster = replace(cluster, workers=workers or cluster.workers)
         self.job = Job(partial(judge_parts, load), store, cluster)
         self._settings = {
-            "code": code_hash("cpu", *WITHIN),
+            "code": code_hash(cluster.device, *WITHIN),
             "judges": evaluator.metric_models.names(),
             "evaluator": [evaluator.sample_rate, evaluator.max_seconds, dict(evaluator.speaking_rates)],
             "arithmetic": pinned(),

@@ -3,7 +3,9 @@
 Ray's own retries are off: with them a part belongs to an actor that may wait for ever for a place.
 """
 
+import contextlib
 import os
+import re
 import secrets
 import sys
 import tempfile
@@ -15,7 +17,7 @@ from typing import Any
 
 from higgs.arithmetic import environment, pinned, set_arithmetic
 from higgs.resumable import code_hash
-from higgs.workers import CLUSTER, WORKERS, usable_cores
+from higgs.workers import CLUSTER, DEVICE, WORK, WORKERS, accelerator, usable_cores
 
 DEATHS = 3  # of a part's workers, and of workers in a row before one result
 # What workers of a running cluster get of the driver's environment: no keys, which Ray's state would show.
@@ -31,15 +33,26 @@ class Cluster:
 
     address: str | None = None
     workers: int | None = None
-    device: str = "cpu"  # or cuda, or cuda:H100 (Ray's name of the type)
+    device: str = "cpu"  # or cuda, or cuda:H100 (Ray's name of the type): of workers, and in the names of parts
     gpus: float = 1  # of a worker on such a device
     weights: tuple[str, ...] = ()  # checkpoints that must be the same everywhere
 
     @classmethod
-    def of_environment(cls, device: str = "cpu", weights: Sequence[str] = ()) -> "Cluster":
-        """What the runner has set."""
+    def of_environment(cls, own: str | None = None, weights: Sequence[str] = (), gpus: float = 1) -> "Cluster":
+        """What the runner has set. `own`: see `declared`; None for what runs on the CPU, whatever is declared."""
         workers = int(os.environ.get(WORKERS, "0")) or None
-        return cls(os.environ.get(CLUSTER) or None, workers, device, weights=tuple(weights))
+        device = "cpu" if own is None else declared(os.environ.get(DEVICE), own, os.environ.get(WORK))
+        return cls(os.environ.get(CLUSTER) or None, workers, device, gpus, tuple(weights))
+
+    @property
+    def kind(self) -> str:
+        """Of the device, as PyTorch puts it."""
+        return self.device.partition(":")[0]
+
+    @property
+    def here(self) -> str:
+        """What this process loads for itself: on the same kind of device if it has one, else on the CPU."""
+        return self.kind if self.kind == accelerator().type else "cpu"
 
     @property
     def processes(self) -> int | None:
@@ -49,16 +62,32 @@ class Cluster:
     @property
     def needs(self) -> dict[str, Any]:
         """Of a worker, as Ray puts it."""
-        kind, _, accelerator = self.device.partition(":")
-        return {"num_cpus": 1, "num_gpus": 0 if kind == "cpu" else self.gpus, "accelerator_type": accelerator or None}
+        gpus = 0 if self.kind == "cpu" else self.gpus
+        return {"num_cpus": 1, "num_gpus": gpus, "accelerator_type": self.device.partition(":")[2] or None}
 
 
-def import_ray() -> Any:
-    try:
-        import ray
-    except ImportError as error:
-        raise ImportError('`cluster` needs Ray: pip install -c constraints.txt "higgs[cluster]"') from error
-    return ray
+def declared(device: str | None, own: str, work: str | None) -> str:
+    """`device` of params.yaml; null is the checkpoint's `own`, and there `auto` is what this machine has.
+
+    Raises ValueError for `auto` where parts lie in a bucket: another machine would look for other names.
+    """
+    if device or own != "auto":
+        return device or own
+    if work:
+        raise ValueError(f"device: say cpu, cuda or cuda:TYPE, as {work} is shared with machines that may have others")
+    return accelerator().type
+
+
+def check_device(device: str) -> None:
+    """Raises ValueError unless this machine has it."""
+    kind, _, wanted = device.partition(":")
+    if kind != "cuda":
+        return
+    import torch
+
+    found = torch.cuda.get_device_name().replace(" ", "-") if torch.cuda.is_available() else "no GPU"
+    if found == "no GPU" or re.sub(r"-\d+G$", "", wanted) not in found:  # A100-40G is called NVIDIA A100-SXM4-40GB
+        raise ValueError(f"device {device}: there is {found} here; name another device, or a `cluster` that has it")
 
 
 def connect(cluster: Cluster) -> Any:
@@ -68,7 +97,11 @@ def connect(cluster: Cluster) -> Any:
     if is_local:  # Ray would write a token into the home folder, and listen on all addresses of the machine
         os.environ.setdefault("RAY_AUTH_TOKEN", secrets.token_hex(16))
         os.environ.setdefault("RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER", "0")
-    ray = import_ray()
+        os.environ.setdefault("RAY_prestart_worker_first_driver", "0")  # those would have another environment
+    try:
+        import ray
+    except ImportError as error:
+        raise ImportError('`cluster` needs Ray: pip install -c constraints.txt "higgs[cluster]"') from error
     if ray.is_initialized():
         return ray
     how: dict[str, Any] = {"address": cluster.address, "log_to_driver": False, "configure_logging": False}
@@ -109,21 +142,16 @@ class Worker:
     def start(self, load: Callable[[], Callable], store: Any, folder: str | None, weights: Sequence[str]) -> list[str]:
         if folder is not None:
             os.chdir(folder)
-        self.store, self.function, same = store, load(), identity(weights)
-        self.scratch = None
-        return same
+        self.store, self.function = store, load()
+        return identity(weights)
 
     def run(self, part: Any) -> Any:
-        if self.store.remote and part.files:
-            if self.scratch is None:  # nothing of the working directory that was sent is overwritten
-                self.scratch = tempfile.TemporaryDirectory(prefix="higgs-")
-                os.chdir(self.scratch.name)
+        if not (self.store.remote and part.files):
+            return self.function(part)
+        # Nothing of the working directory that was sent is overwritten, and a disk holds the files of one part.
+        with tempfile.TemporaryDirectory(prefix="higgs-") as scratch, contextlib.chdir(scratch):
             self.store.fetch(part)
-        return self.function(part)
-
-    def stop(self) -> None:
-        if self.scratch is not None:
-            self.scratch.cleanup()
+            return self.function(part)
 
 
 class Pool:
@@ -133,6 +161,7 @@ class Pool:
 
     def __init__(self, ray: Any, load: Callable[[], Callable], store: Any, cluster: Cluster) -> None:
         variables = environment(pinned()) | {name: os.environ[name] for name in SENT if name in os.environ}
+        variables[DEVICE] = cluster.device
         options = {"max_restarts": 0, "max_task_retries": 0, "runtime_env": {"env_vars": variables}} | cluster.needs
         self.ray, self.actor = ray, ray.remote(Worker).options(**options)
         # Elsewhere the working directory is the code that was sent.
@@ -211,8 +240,6 @@ def make_on_ray(
                 pool.send(actor, todo.popleft())
             elif todo:
                 pool.hire()
-            elif error is None:
-                actor.stop.remote()
             del actor  # with its handle goes the actor, and its place is free for one that waits
     finally:
         pool.close()

@@ -22,7 +22,7 @@ from safetensors.torch import save
 from torch import Tensor
 
 from higgs.files import check_place, replacing, sha256
-from higgs.jobs.cluster import Cluster, disconnect, make_on_ray
+from higgs.jobs.cluster import Cluster, check_device, disconnect, make_on_ray
 from higgs.workers import WORK, Workers
 from higgs.workflow.outputs import progress
 
@@ -113,14 +113,10 @@ class Store:
     def remote(self) -> bool:
         return self.place.startswith("s3://")
 
-    @contextlib.contextmanager
-    def _s3(self) -> Iterator[Any]:
-        from higgs.checkpoint.s3 import explaining, patient_files
+    def _s3(self) -> contextlib.AbstractContextManager[Any]:
+        from higgs.checkpoint.s3 import patient
 
-        with explaining(self.place):
-            files = patient_files()
-        with explaining(f"{self.place} at {files.s3.meta.endpoint_url}"):
-            yield files
+        return patient(self.place)
 
     def check(self) -> None:
         """Before work: raises OSError, within seconds, unless results can be written here."""
@@ -202,12 +198,11 @@ class Store:
     def delete(self, names: Iterable[str]) -> None:
         """Records first: what has a record has its content."""
         for file in [name + suffix for suffix in (RECORD, CONTENT) for name in names]:
-            if not self.remote:
-                Path(self.place, file).unlink(missing_ok=True)
-            else:
+            if self.remote:
                 with self._s3() as files:
-                    bucket, _, key = f"{self.place}/{file}".removeprefix("s3://").partition("/")
-                    files.call_s3("delete_object", Bucket=bucket, Key=key)
+                    files.rm_file(f"{self.place}/{file}")
+            else:
+                Path(self.place, file).unlink(missing_ok=True)
 
 
 def _is_file(name: str, suffix: str) -> bool:
@@ -235,8 +230,9 @@ class LostParts(RuntimeError):
     """Parts whose workers died again and again. All others are done; the next run tries these again."""
 
 
-def worker(make: Make, store: Store) -> Callable[[Part], dict[str, Any] | None]:
+def worker(make: Make, store: Store, device: str) -> Callable[[Part], dict[str, Any] | None]:
     """What a worker does with a part: makes and writes it. -> the record of a result that is not final."""
+    check_device(device)
     function = make()
 
     def work(part: Part) -> dict[str, Any] | None:
@@ -255,7 +251,7 @@ class Job:
 
     def __init__(self, make: Make, store: Store, cluster: Cluster | None = None) -> None:
         self.store, self.cluster = store, cluster or Cluster.of_environment()
-        self._load = partial(worker, make, store)
+        self._load = partial(worker, make, store, self.cluster.device)
         self._workers = Workers(self._load, self.cluster.processes)
 
     def run(self, parts: Iterable[Part], label: str | None = "parts") -> Iterator[dict[str, Any]]:
@@ -279,9 +275,7 @@ class Job:
         if lost:
             what = f"{len(lost)} of {len(parts)} parts are lost, all others are done; the next run tries them again"
             raise LostParts("\n  ".join([what, *lost]))
-        return self._in_order([part.name for part in parts], once)
-
-    def _in_order(self, names: Sequence[str], once: Mapping[str, dict[str, Any]]) -> Iterator[dict[str, Any]]:
+        names = [part.name for part in parts]
         stored = self.store.records(name for name in names if name not in once)
         return (once[name] if name in once else next(stored) for name in names)
 

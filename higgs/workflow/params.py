@@ -42,6 +42,7 @@ class TokenizeParams(StageParams):
     recordings: str
     languages: Choices[str]
     max_clips: Positive | None
+    skip: Annotated[list[str], AfterValidator(_distinct)]
     pad_to_hop: bool
     codebook_counts: Choices[Positive]
     players: Count
@@ -84,6 +85,7 @@ class Placement(Record):
     workers: Positive | None
     cluster: Annotated[str, Field(pattern=r"^(local|auto|[A-Za-z0-9.-]+:[0-9]{1,5})$")] | None = None
     work: Annotated[str, Field(pattern=r"^s3://[^/\s]+(/\S*)?$")] | None = None
+    device: Annotated[str, Field(pattern=r"^(cpu|cuda(:[A-Za-z][A-Za-z0-9-]*)?)$")] | None = None
 
     @model_validator(mode="after")
     def _reachable(self) -> "Placement":

@@ -22,7 +22,7 @@ from nbformat import NotebookNode
 
 from higgs.arithmetic import environment
 from higgs.validation import ParamsError, check_keys, parse_yaml
-from higgs.workers import CLUSTER, WORK, WORKERS
+from higgs.workers import CLUSTER, DEVICE, WORK, WORKERS
 from higgs.workflow.clean import clean_executed, clean_source, dump
 from higgs.workflow.outputs import STAGE_VARIABLE, find_root, record_timing, say, write_atomically
 from higgs.workflow.params import SECTIONS, from_section, placement, read_params, select
@@ -100,6 +100,7 @@ def stage_environment(
     workers: int | None = None,
     cluster: str | None = None,
     work: str | None = None,
+    device: str | None = None,
 ) -> Iterator[Path]:
     """Sets the variables that a stage's kernel inherits -> a scratch folder for its sockets and IPython profile."""
     before = dict(os.environ)
@@ -109,7 +110,7 @@ def stage_environment(
             # A kernel named python3 in the home folder may belong to another Python, and a profile may run anything.
             "JUPYTER_PREFER_ENV_PATH": "1", "JUPYTER_RUNTIME_DIR": scratch, "IPYTHONDIR": scratch,
         }  # fmt: skip
-        where = {WORKERS: workers, CLUSTER: cluster, WORK: work}
+        where = {WORKERS: workers, CLUSTER: cluster, WORK: work, DEVICE: device}
         os.environ.update(changes | {name: str(value) for name, value in where.items() if value})
         os.environ.pop("COLUMNS", None)
         try:

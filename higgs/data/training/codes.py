@@ -76,9 +76,9 @@ def _check(name: str, clip: Tensor) -> None:
         raise ValueError("no clip can be called '__metadata__': safetensors reserves that name")
 
 
-def index_folder(store: Store, clips: int, folder: Path) -> Path:
-    """Where the index of a stage goes: to `folder`, or beside the shards where a stage's sample holds all clips."""
-    return folder if store.remote or clips > SAMPLE else Path(store.place)
+def index_folder(store: Store, whole: bool, folder: Path) -> Path:
+    """Where the index of a stage goes: to `folder`, or beside the shards where its sample holds all codes (`whole`)."""
+    return Path(store.place) if whole and not store.remote else folder
 
 
 def write_index(store: Store, records: Iterable[Mapping[str, Any]], folder: str | Path) -> dict[str, Any]:

@@ -21,10 +21,6 @@ def mono_16_khz(waveform: Tensor, sample_rate: int) -> Tensor:
     return resample(mono(waveform, "waveform").float(), sample_rate, SAMPLE_RATE)
 
 
-def accelerator() -> torch.device:
-    return torch.accelerator.current_accelerator(check_available=True) or torch.device("cpu")
-
-
 def version_of(source: str | Path) -> str:
     """A judge's file or folder -> its name and a hash of its content; the name of anything else, as it is."""
     path = Path(source)
@@ -37,6 +33,7 @@ class Recogniser:
 
     name: str  # for provenance
     short: str  # for titles
+    on_accelerator = False  # else on the CPU alone
     languages: frozenset[str]
     MAX_SECONDS = 30.0  # longer clips are split in pauses
 
@@ -59,6 +56,7 @@ class SpeakerEncoder:
 
     name: str
     short: str
+    on_accelerator = False
     MIN_SECONDS = 0.0
 
     def embed(self, waveform: Tensor, sample_rate: int) -> Tensor:

@@ -7,8 +7,9 @@ from typing import Any
 
 from torch import Tensor
 
-from higgs.evaluate.judges.base import SAMPLE_RATE, Recogniser, SpeakerEncoder, accelerator, version_of
+from higgs.evaluate.judges.base import SAMPLE_RATE, Recogniser, SpeakerEncoder, version_of
 from higgs.evaluate.judges.wheels import MetricModelUnavailable
+from higgs.workers import accelerator
 
 
 def pretrained(kind: Any, source: str) -> Any:
@@ -28,7 +29,7 @@ class Whisper(Recogniser):
     """Whisper large-v3 as in SeedTTS-Eval: float32, greedy, language given; but clips above 30 s are not cut off."""
 
     SOURCE = "openai/whisper-large-v3@06f233fe06e710322aca913c1bc4249a0d71fce1"
-    short = "Whisper large-v3"
+    short, on_accelerator = "Whisper large-v3", True
     languages = frozenset(
         "af ar az be bg bs ca cs cy da de el en es et fa fi fr gl he hi hr hu hy id is it ja kk kn ko lt lv mi mk mr "
         "ms ne nl no pl pt ro ru sk sl sr sv sw ta th tl tr uk ur vi zh".split()
@@ -52,7 +53,7 @@ class Paraformer(Recogniser):
     """Paraformer-zh, with simplified characters by zhconv, as in SeedTTS-Eval; FunASR downloads no fixed revision."""
 
     MAX_SECONDS = 3600.0  # FunASR splits by itself
-    short = "Paraformer-zh"
+    short, on_accelerator = "Paraformer-zh", True
     languages = frozenset({"zh"})
 
     def __init__(self, source: str = "paraformer-zh") -> None:
@@ -76,7 +77,7 @@ class WavLMXVector(SpeakerEncoder):
 
     SOURCE = "microsoft/wavlm-base-plus-sv@feb593a6c23c1cc3d9510425c29b0a14d2b07b1e"
     MIN_SECONDS = 0.5
-    short = "WavLM base-plus x-vector"
+    short, on_accelerator = "WavLM base-plus x-vector", True
 
     def __init__(self, source: str = SOURCE) -> None:
         from transformers import Wav2Vec2FeatureExtractor, WavLMForXVector

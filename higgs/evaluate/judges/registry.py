@@ -55,6 +55,11 @@ class MetricModels:
     naturalness: DNSMOS | None = None
     absent: tuple[str, ...] = ()
 
+    @property
+    def on_accelerator(self) -> bool:
+        """Whether what is judged depends on the device."""
+        return any(judge and judge.on_accelerator for judge in (self.recogniser, self.speaker))
+
     def names(self, short: bool = False) -> dict[str, str | None]:
         """The judges' names for provenance, or their `short` names for titles; None where there is none."""
         judges = {kind: getattr(self, kind) for kind in JUDGES}

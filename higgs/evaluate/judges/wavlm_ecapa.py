@@ -13,8 +13,9 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from higgs.evaluate.judges.base import SAMPLE_RATE, SpeakerEncoder, accelerator, version_of
+from higgs.evaluate.judges.base import SAMPLE_RATE, SpeakerEncoder, version_of
 from higgs.evaluate.judges.wheels import MetricModelUnavailable
+from higgs.workers import accelerator
 
 # WavLM-large, as in its config on the hub.
 LARGE = {"hidden_size": 1024, "num_hidden_layers": 24, "num_attention_heads": 16, "intermediate_size": 4096}
@@ -43,7 +44,7 @@ UPSTREAM = "feature_extract.model."
 class WavLMECAPA(SpeakerEncoder):
     """WavLM-large speaker verification, the similarity of SeedTTS-Eval's tables: 256 numbers."""
 
-    short = "WavLM-large SV"
+    short, on_accelerator = "WavLM-large SV", True
     MIN_SECONDS = 0.5
     ADVICE = (
         "get wavlm_large_finetune.pth from github.com/microsoft/UniSpeech/tree/main/downstreams/speaker_verification "

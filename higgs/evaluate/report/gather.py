@@ -4,11 +4,12 @@ import json
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 from higgs.audio import READABLE
-from higgs.data.recordings import Recording, read_recordings, subset_by_hash
+from higgs.data.recordings import Recording, file_name, read_recordings, subset_by_hash
 from higgs.evaluate.long_form import DIALOGUE, ChunkedSample, Turn
 from higgs.evaluate.utterances import Utterance
 from higgs.workflow.tables import Row, read_rows
@@ -28,6 +29,11 @@ class Results:
     samples: list[Row]
     chunks: list[Row]
     words: list[Row] = field(default_factory=list)  # of a sample in order, with start and end in seconds
+
+    @cached_property
+    def recordings(self) -> list[Recording]:
+        """None of a corpus without transcripts."""
+        return [] if "corpus" in self.tokenized else read_recordings(self.tokenized["recordings"])
 
     def audio(self, name: str) -> Path | None:
         """The file of a sample; None where nothing was generated."""
@@ -52,10 +58,10 @@ def gather(
     results: Results, languages: Sequence[str], naturalness_texts: int | None = None, second_system: str | None = None
 ) -> list[Utterance]:
     """Everything to judge, by condition; recordings only in `languages`, which the recogniser knows."""
-    recordings = read_recordings(results.tokenized["recordings"])
+    recordings = results.recordings
     items = [_recorded(r, recordings) for r in recordings if r.language in languages]
     for item in list(items):
-        path = results.folder / "tokenize" / "audio" / f"{item.name}.flac"
+        path = results.folder / "tokenize" / "audio" / f"{file_name(item.name)}.flac"
         if path.is_file():
             items.append(replace(item, condition=RECONSTRUCTED, path=path))
     generated = _generated(results, naturalness_texts)

@@ -4,7 +4,6 @@ import html
 from collections.abc import Mapping, Sequence
 from importlib.metadata import version
 from operator import itemgetter
-from pathlib import Path
 from typing import Any
 
 from IPython.display import HTML
@@ -47,9 +46,9 @@ HEADLINE = (
 
 def provenance(results: Results, metric_models: MetricModels) -> dict[str, Any]:
     """Everything that the numbers depend on, by name or by hash."""
-    generated, recordings = results.generated, Path(results.tokenized["recordings"])
+    generated, tokenized = results.generated, results.tokenized
     return generated["provenance"] | {
-        "recordings": sha256(recordings)[:16],
+        "recordings": (tokenized.get("corpus") or sha256(tokenized["recordings"]))[:16],
         "sampling": {k: v for k, v in generated["sampling"].items() if k != "seed"},
         "seeds": generated["seeds"],
         "repeated_texts": generated.get("repeated_texts"),
