@@ -88,13 +88,12 @@ def linear(x: Tensor, matrix: Matrix) -> Tensor:
             return torch.ops.mkldnn._linear_pointwise(x, matrix, None, "none", [], "")
         return F.linear(x, matrix)
     if x.device.type == "cpu" and x.numel() <= FEW * x.shape[-1]:
-        flat = x.flatten(0, -2)
         if torch.compiler.is_compiling():
-            return matvec(flat, *matrix).unflatten(0, x.shape[:-1])
+            return matvec(x, *matrix)
         if product := kernel():
-            return _multiply(product, flat, matrix).unflatten(0, x.shape[:-1])
+            return _multiply(product, x, matrix)
         if matrix.scales.dim() == 1 and x.dtype == torch.bfloat16:
-            return torch._weight_int8pack_mm(flat, *matrix).unflatten(0, x.shape[:-1])
+            return torch._weight_int8pack_mm(x.flatten(0, -2), *matrix).unflatten(0, x.shape[:-1])
     size = max(1, WIDENED_AT_ONCE // x.shape[-1])
     chunks = zip(*(part.split(size) for part in matrix), strict=True)
     products = [F.linear(x, dequantize(Quantized(*chunk), x.dtype)) for chunk in chunks]
@@ -102,12 +101,15 @@ def linear(x: Tensor, matrix: Matrix) -> Tensor:
 
 
 def _multiply(product: Any, x: Tensor, matrix: Quantized) -> Tensor:
-    values, scales = matrix
-    wide, out = x.float().contiguous(), torch.empty(len(x), len(values))
-    pointers = [t.data_ptr() for t in (wide, values, scales, out)]
-    if product(*pointers, *wide.shape, len(values), scales.dim() == 1, torch.get_num_threads()):
+    (values, scales), half = matrix, x.dtype == torch.bfloat16
+    if not half and x.dtype != torch.float32:
+        return _multiply(product, x.float(), matrix).to(x.dtype)
+    x, out, inputs = x.contiguous(), x.new_empty(*x.shape[:-1], len(values)), x.shape[-1]
+    pointers = [t.data_ptr() for t in (x, values, scales, out)]
+    sizes = (x.numel() // inputs, inputs, len(values))
+    if product(*pointers, *sizes, scales.dim() == 1, half, torch.get_num_threads()):
         raise MemoryError(f"no memory for a product of {list(x.shape)}")
-    return out.to(x.dtype)
+    return out
 
 
 @torch.library.custom_op("higgs::matvec", mutates_args=())
@@ -118,7 +120,7 @@ def matvec(x: Tensor, values: Tensor, scales: Tensor) -> Tensor:
 
 @matvec.register_fake
 def _(x: Tensor, values: Tensor, scales: Tensor) -> Tensor:
-    return x.new_empty(len(x), len(values))
+    return x.new_empty(*x.shape[:-1], len(values))
 
 
 @cache
@@ -146,7 +148,7 @@ def kernel() -> Any:
         cause = getattr(error, "stderr", None) or error
         warnings.warn(f"int8 and int4 are slow on this CPU: their kernel was not compiled ({cause})", stacklevel=2)
         return None
-    product.argtypes = [ctypes.c_void_p] * 4 + [ctypes.c_int64] * 3 + [ctypes.c_int] * 2
+    product.argtypes = [ctypes.c_void_p] * 4 + [ctypes.c_int64] * 3 + [ctypes.c_int] * 3
     return product
 
 
