@@ -87,11 +87,11 @@ def linear(x: Tensor, matrix: Matrix) -> Tensor:
         if matrix.is_mkldnn:
             return torch.ops.mkldnn._linear_pointwise(x, matrix, None, "none", [], "")
         return F.linear(x, matrix)
-    if x.device.type == "cpu" and x.numel() <= FEW * x.shape[-1]:
+    if few(x):
         if torch.compiler.is_compiling():
             return matvec(x, *matrix)
-        if product := kernel():
-            return _multiply(product, x, matrix)
+        if kernel():
+            return multiply(x, matrix)
         if matrix.scales.dim() == 1 and x.dtype == torch.bfloat16:
             return torch._weight_int8pack_mm(x.flatten(0, -2), *matrix).unflatten(0, x.shape[:-1])
     size = max(1, WIDENED_AT_ONCE // x.shape[-1])
@@ -100,14 +100,25 @@ def linear(x: Tensor, matrix: Matrix) -> Tensor:
     return products[0] if len(products) == 1 else torch.cat(products, -1)
 
 
-def _multiply(product: Any, x: Tensor, matrix: Quantized) -> Tensor:
-    (values, scales), half = matrix, x.dtype == torch.bfloat16
-    if not half and x.dtype != torch.float32:
-        return _multiply(product, x.float(), matrix).to(x.dtype)
-    x, out, inputs = x.contiguous(), x.new_empty(*x.shape[:-1], len(values)), x.shape[-1]
-    pointers = [t.data_ptr() for t in (x, values, scales, out)]
-    sizes = (x.numel() // inputs, inputs, len(values))
-    if product(*pointers, *sizes, scales.dim() == 1, half, torch.get_num_threads()):
+def few(x: Tensor) -> bool:
+    """So few inputs, on the CPU, that a product takes as long as reading the matrix."""
+    return x.device.type == "cpu" and x.numel() <= FEW * x.shape[-1]
+
+
+def multiply(
+    x: Tensor, matrix: Quantized, residual: Tensor | None = None, norm: tuple[Tensor, Tensor] | None = None
+) -> Tensor:
+    """[..., in] -> [..., out] by the kernel, added to `residual`; `norm` as `rms_norm` of the decode step takes it."""
+    if x.dtype not in (torch.float32, torch.bfloat16):
+        wide = None if residual is None else residual.float()
+        return multiply(x.float(), matrix, wide, norm).to(x.dtype)
+    (values, scales), inputs = matrix, x.shape[-1]
+    x, out = x.contiguous(), x.new_empty(*x.shape[:-1], len(values))
+    residual = None if residual is None else residual.expand_as(out).contiguous()
+    tensors = (x, values, scales, residual, *(norm or (None, None)), out)
+    pointers = [None if t is None else t.data_ptr() for t in tensors]
+    form = (scales.dim() == 1, x.dtype == torch.bfloat16, torch.get_num_threads())
+    if kernel()(*pointers, x.numel() // inputs, inputs, len(values), *form):
         raise MemoryError(f"no memory for a product of {list(x.shape)}")
     return out
 
@@ -148,7 +159,7 @@ def kernel() -> Any:
         cause = getattr(error, "stderr", None) or error
         warnings.warn(f"int8 and int4 are slow on this CPU: their kernel was not compiled ({cause})", stacklevel=2)
         return None
-    product.argtypes = [ctypes.c_void_p] * 4 + [ctypes.c_int64] * 3 + [ctypes.c_int] * 3
+    product.argtypes = [ctypes.c_void_p] * 7 + [ctypes.c_int64] * 3 + [ctypes.c_int] * 3
     return product
 
 

@@ -168,9 +168,32 @@ static float int4_product(const int8_t *w, const uint16_t *scales, const Part *x
     return total(sums[0] + sums[1]);
 }
 
-/* 0, or 1 where there is no memory. `int8`: one byte for each weight, else half of one; `half`: x and out are bfloat16 */
-int multiply(const void *x, const int8_t *w, const uint16_t *scales, void *out, int64_t rows, int64_t in,
-             int64_t outputs, int int8, int half, int threads) {
+/* A row of x, in bfloat16 where `half`, by its RMS norm where there is one: its weights, and the number that is added
+   to the length as if it were at a right angle -> floats [in] */
+static void widen_row(const void *x, float *wide, int64_t in, int half, const float *norm, const float *floor) {
+    for (int64_t i = 0; i < in; i++) wide[i] = half ? bfloat16(((const uint16_t *)x)[i]) : ((const float *)x)[i];
+    if (!norm) return;
+    Float squares = {0};
+    for (int64_t i = 0; i < in; i += LANES) squares += LOAD(Float, wide + i) * LOAD(Float, wide + i);
+    float length = hypotf(sqrtf(total(squares)), *floor);
+    for (int64_t i = 0; i < in; i++) wide[i] = wide[i] / length * norm[i];
+}
+
+/* product + residual, each rounded as `out` is */
+static inline void put(void *out, const void *residual, int64_t i, float product, int half) {
+    if (!half) {
+        ((float *)out)[i] = residual ? ((const float *)residual)[i] + product : product;
+        return;
+    }
+    uint16_t rounded = to_bfloat16(product);
+    if (residual) rounded = to_bfloat16(bfloat16(((const uint16_t *)residual)[i]) + bfloat16(rounded));
+    ((uint16_t *)out)[i] = rounded;
+}
+
+/* 0, or 1 where there is no memory. `int8`: one byte for each weight, else half of one; `half`: x, residual and out
+   are bfloat16. `residual` [rows, outputs], `norm` [in] and its `floor` may be null. */
+int multiply(const char *x, const int8_t *w, const uint16_t *scales, const void *residual, const float *norm,
+             const float *floor, void *out, int64_t rows, int64_t in, int64_t outputs, int int8, int half, int threads) {
     int64_t parts = int8 ? 0 : (in + 2 * BYTES - 1) / (2 * BYTES);
     size_t size = rows * parts * sizeof(Part) + rows * (in * sizeof(int16_t) + sizeof(float)) + in * sizeof(float);
     Part *split = aligned_alloc(64, (size + 63) / 64 * 64);
@@ -178,19 +201,16 @@ int multiply(const void *x, const int8_t *w, const uint16_t *scales, void *out, 
     float *wide = (float *)(split + rows * parts), *factors = wide + in;
     int16_t *rounded = (int16_t *)(factors + rows);
     for (int64_t r = 0; r < rows; r++) {
-        if (half)
-            for (int64_t i = 0; i < in; i++) wide[i] = bfloat16(((const uint16_t *)x)[r * in + i]);
-        factors[r] = round_row(half ? wide : (const float *)x + r * in, rounded + r * in, in);
+        widen_row(x + r * in * (half ? 2 : 4), wide, in, half, norm, floor);
+        factors[r] = round_row(wide, rounded + r * in, in);
         if (!int8) split_row(rounded + r * in, split + r * parts, parts, in);
     }
 #pragma omp parallel for num_threads(threads) if (threads > 1)
     for (int64_t o = 0; o < outputs; o++)
         for (int64_t r = 0; r < rows; r++) {
-            float product =
-                factors[r] * (int8 ? int8_product(w + o * in, scales + o, rounded + r * in, in)
-                                   : int4_product(w + o * in / 2, scales + o * (in / GROUP), split + r * parts, in));
-            if (half) ((uint16_t *)out)[r * outputs + o] = to_bfloat16(product);
-            else ((float *)out)[r * outputs + o] = product;
+            float sum = int8 ? int8_product(w + o * in, scales + o, rounded + r * in, in)
+                             : int4_product(w + o * in / 2, scales + o * (in / GROUP), split + r * parts, in);
+            put(out, residual, r * outputs + o, factors[r] * sum, half);
         }
     free(split);
     return 0;
