@@ -168,15 +168,22 @@ static float int4_product(const int8_t *w, const uint16_t *scales, const Part *x
     return total(sums[0] + sums[1]);
 }
 
-/* A row of x, in bfloat16 where `half`, by its RMS norm where there is one: its weights, and the number that is added
-   to the length as if it were at a right angle -> floats [in] */
-static void widen_row(const void *x, float *wide, int64_t in, int half, const float *norm, const float *floor) {
+/* A row of x, by its RMS norm where there is one, as `rms_norm` of the decode step -> floats [in] */
+static void widen_row(const void *x, float *wide, int64_t in, int half, const void *norm, const float *epsilon) {
     for (int64_t i = 0; i < in; i++) wide[i] = half ? bfloat16(((const uint16_t *)x)[i]) : ((const float *)x)[i];
     if (!norm) return;
     Float squares = {0};
     for (int64_t i = 0; i < in; i += LANES) squares += LOAD(Float, wide + i) * LOAD(Float, wide + i);
-    float length = hypotf(sqrtf(total(squares)), *floor);
-    for (int64_t i = 0; i < in; i++) wide[i] = wide[i] / length * norm[i];
+    if (half) {
+        float factor = 1 / sqrtf(total(squares) / in + *epsilon);
+        for (int64_t i = 0; i < in; i++) {
+            float normed = bfloat16(to_bfloat16(wide[i] * factor));
+            wide[i] = bfloat16(to_bfloat16(normed * bfloat16(((const uint16_t *)norm)[i])));
+        }
+    } else {
+        float length = hypotf(sqrtf(total(squares)), *epsilon);
+        for (int64_t i = 0; i < in; i++) wide[i] = wide[i] / length * ((const float *)norm)[i];
+    }
 }
 
 /* product + residual, each rounded as `out` is */
@@ -190,10 +197,10 @@ static inline void put(void *out, const void *residual, int64_t i, float product
     ((uint16_t *)out)[i] = rounded;
 }
 
-/* 0, or 1 where there is no memory. `int8`: one byte for each weight, else half of one; `half`: x, residual and out
-   are bfloat16. `residual` [rows, outputs], `norm` [in] and its `floor` may be null. */
-int multiply(const char *x, const int8_t *w, const uint16_t *scales, const void *residual, const float *norm,
-             const float *floor, void *out, int64_t rows, int64_t in, int64_t outputs, int int8, int half, int threads) {
+/* 0, or 1 where there is no memory. `int8`: one byte for each weight, else half of one; `half`: x, residual, out
+   and norm are bfloat16. `residual` [rows, outputs], `norm` [in] and its `epsilon` may be null. */
+int multiply(const char *x, const int8_t *w, const uint16_t *scales, const void *residual, const void *norm,
+             const float *epsilon, void *out, int64_t rows, int64_t in, int64_t outputs, int int8, int half, int threads) {
     int64_t parts = int8 ? 0 : (in + 2 * BYTES - 1) / (2 * BYTES);
     size_t size = rows * parts * sizeof(Part) + rows * (in * sizeof(int16_t) + sizeof(float)) + in * sizeof(float);
     Part *split = aligned_alloc(64, (size + 63) / 64 * 64);
@@ -201,7 +208,7 @@ int multiply(const char *x, const int8_t *w, const uint16_t *scales, const void 
     float *wide = (float *)(split + rows * parts), *factors = wide + in;
     int16_t *rounded = (int16_t *)(factors + rows);
     for (int64_t r = 0; r < rows; r++) {
-        widen_row(x + r * in * (half ? 2 : 4), wide, in, half, norm, floor);
+        widen_row(x + r * in * (half ? 2 : 4), wide, in, half, norm, epsilon);
         factors[r] = round_row(wide, rounded + r * in, in);
         if (!int8) split_row(rounded + r * in, split + r * parts, parts, in);
     }
