@@ -112,13 +112,12 @@ def multiply(
     if x.dtype not in (torch.float32, torch.bfloat16):
         wide = None if residual is None else residual.float()
         return multiply(x.float(), matrix, wide, norm).to(x.dtype)
-    (values, scales), inputs = matrix, x.shape[-1]
-    x, out = x.contiguous(), x.new_empty(*x.shape[:-1], len(values))
-    residual = None if residual is None else residual.expand_as(out).contiguous()
-    tensors = (x, values, scales, residual, *(norm or (None, None)), out)
+    (values, scales), (*places, inputs), outputs = matrix, x.shape, len(matrix.values)
+    x, out = x.contiguous(), x.new_empty(*places, outputs)
+    tensors = (x, values, scales, None if residual is None else residual.contiguous(), *(norm or (None, None)), out)
     pointers = [None if t is None else t.data_ptr() for t in tensors]
     form = (scales.dim() == 1, x.dtype == torch.bfloat16, torch.get_num_threads())
-    if kernel()(*pointers, x.numel() // inputs, inputs, len(values), *form):
+    if kernel()(*pointers, out.numel() // outputs, inputs, outputs, *form):
         raise MemoryError(f"no memory for a product of {list(x.shape)}")
     return out
 

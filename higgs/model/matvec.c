@@ -23,7 +23,7 @@
 #define LANES (BYTES / 4)
 #define GROUP 64           /* int4 weights with one scale: 32 bytes */
 #define LARGEST 32639      /* its high byte, rounded to nearest, is 127 */
-#define AHEAD 4096         /* bytes: weights are asked for so long before they are needed */
+#define AHEAD 8192         /* bytes: weights are asked for so long before they are needed */
 
 typedef int8_t Int8 __attribute__((vector_size(BYTES)));
 typedef int16_t Int16 __attribute__((vector_size(BYTES)));
@@ -207,6 +207,7 @@ int multiply(const char *x, const int8_t *w, const uint16_t *scales, const void 
     if (!split) return 1;
     float *wide = (float *)(split + rows * parts), *factors = wide + in;
     int16_t *rounded = (int16_t *)(factors + rows);
+    for (int64_t i = 0; i < AHEAD; i += 64) __builtin_prefetch(w + i);
     for (int64_t r = 0; r < rows; r++) {
         widen_row(x + r * in * (half ? 2 : 4), wide, in, half, norm, epsilon);
         factors[r] = round_row(wide, rounded + r * in, in);
