@@ -81,8 +81,9 @@ static float round_row(const float *x, int16_t *rounded, int64_t in) {
         Int32 v = LOAD(Int32, x + i) & 0x7fffffff, more = v > most;
         most = (v & more) | (most & ~more);
     }
-    float largest = 0;
-    for (int i = 0; i < LANES; i++) largest = fmaxf(largest, LOAD(float, (int32_t *)&most + i));
+    int32_t top = 0;
+    for (int i = 0; i < LANES; i++) top = most[i] > top ? most[i] : top;
+    float largest = LOAD(float, &top); /* what is no number is above all, and goes on into the products */
     float factor = largest > 0 ? LARGEST / largest : 0;
     for (int64_t i = 0; i < in; i++) rounded[i] = (int16_t)rintf(x[i] * factor);
     return largest / LARGEST;
