@@ -31,16 +31,16 @@ def test_what_it_writes_speaks_as_the_port_does(tmp_path, layout):
 
 
 @pytest.mark.skipif(not can_pack(torch.device("cpu"), torch.bfloat16), reason="no products in bfloat16")
-@pytest.mark.parametrize("frames", [2, 9, 20, 51, 86, 120])
+@pytest.mark.parametrize("frames", [2, 9, 20, 51, 86])
 def test_a_prefix_in_bfloat16_has_the_bits_of_a_whole_prompt(frames):
-    """The prefix is read by itself; from 192 positions on attention takes them in larger blocks, and few bits differ."""
+    """The prefix is read by itself. (From 192 positions on attention takes larger blocks, and bits differ.)"""
     model, whole = random_model(SMALL, "cpu", torch.bfloat16), prompt(SMALL, frames)
     decoder, cache = SlotDecoder(model, 1, 300, steps_per_sync=1), KVCache(SMALL, 1, 300, "cpu", torch.bfloat16)
     decoder.prefill(0, whole, 20, GREEDY)
     model.prefill(whole, cache)
     for apart, together in zip(decoder.cache.layers, cache.layers, strict=True):
         pair = (kv[..., : cache.length, :] for kv in (apart, together))
-        assert torch.eq(*pair).float().mean() > 0.99
+        assert torch.eq(*pair).float().mean() > 0.999
 
 
 @pytest.mark.slow
