@@ -17,9 +17,9 @@ from higgs.serve.batching.prefix_cache import PrefixCache, fingerprint
 from higgs.serve.batching.state import SMALL_TOP_K, DecodeState
 from higgs.serve.batching.step import decode_step
 
-# In 16 bits on the CPU attention adds positions in another order where their number is no multiple of this: a prefix is
-# padded, so that its bits are, but for a few in a million, those of a prompt that is read at once.
-WHOLE = 16
+# In 16 bits on the CPU, attention adds what is left over of so many positions in another order: a prefix is padded, so
+# that its bits are those of a prompt that is read at once (of up to 192 positions; beyond, few differ).
+IN_ORDER = 16
 KV_BUCKET = 256  # where shapes are fixed, attention reads a multiple of so many positions
 
 # Without Python around the kernels, and without checks of arguments that are always the same objects.
@@ -139,8 +139,8 @@ class SlotDecoder:
         if prefix:
 
             def compute() -> list[Tensor]:
-                whole = self.model.dtype != torch.float32 and self.model.device.type == "cpu"
-                read(0, prefix, min(-prefix % WHOLE, self.positions - prefix) if whole else 0)
+                exact = self.model.dtype == torch.float32 or self.model.device.type != "cpu"
+                read(0, prefix, 0 if exact else min(-prefix % IN_ORDER, self.positions - prefix))
                 return [kv[..., :prefix, :].clone() for kv in cache.layers]
 
             key = fingerprint(prompt.input_ids[:, :prefix], prompt.codes[:, :prefix])
