@@ -220,7 +220,7 @@ def main() -> None:
     table = Table(arguments)
     table.show(compare("96 wide, 3 layers", TINY, False, arguments.repeats))
     table.show(compare("512 wide, 6 layers (22 M)", SMALL, True, arguments.repeats))
-    table.show(reading("28 layers of the released sizes", ModelConfig(), (1, 3), arguments.repeats))
+    table.show(reading("28 layers of the released sizes", ModelConfig(), (1, 5), arguments.repeats))
     table.show(reading("512 wide, 6 layers (22 M)", SMALL, (2, 6), arguments.repeats))
     table.write()
 

@@ -23,6 +23,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
+from unittest.mock import patch
 
 import torch
 from safetensors.torch import save_file
@@ -39,6 +40,7 @@ from higgs.data.chatml import Tokens, voice_clone
 from higgs.data.collator import collate, expand_audio_placeholders
 from higgs.model.matrices import BITS
 from higgs.model.weights import their_name
+from higgs.serve.batching import step
 from higgs.serve.batching.slots import SlotDecoder
 from higgs.serve.engine import EngineConfig, choose_dtype
 from higgs.serve.reference.loop import generate
@@ -147,14 +149,31 @@ def of_ours(folder: Path, dtype: str, offload_text: bool) -> dict[str, Any]:
     with timed(result, "prompt"):
         decoder.prefill(0, prompt(model.config), FRAMES + 1, GREEDY)
     decoder.run(1)  # the first one builds what is built once
-    frames, started = [decoder.outputs[0, :1, :-1].clone()], clock("cpu")
-    for _ in range(FRAMES - 1):
-        frames.append(decoder.run(1)[0, :, :-1].clone())
+    frames, started, of_step, of_loop = [decoder.outputs[0, :1, :-1].clone()], clock("cpu"), [], []
+    draw = step.sample
+    with patch.object(step, "sample", lambda logits, *more: of_step.append(logits[0].clone()) or draw(logits, *more)):
+        for _ in range(FRAMES - 1):
+            frames.append(decoder.run(1)[0, :, :-1].clone())
     wall, cpu = scaled(since(started), 1000 / (FRAMES - 1))
-    result |= {"step ms": wall, "step CPU ms": cpu}
+    result |= {"step ms": wall, "step CPU ms": cpu, "codes": codes_of(frames)}
     if dtype == "bfloat16":
-        result["loop"] = by_the_loop(model)
-    return result | {"resident GB": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e6, "codes": codes_of(frames)}
+        head = model.audio_logits
+        with patch.object(model, "audio_logits", lambda hidden: of_loop.append(head(hidden)) or of_loop[-1]):
+            result["loop"] = by_the_loop(model)
+        same = same_frames(result, {"codes": result["loop"]})
+        result |= compare_logits(of_step[: same or 1], [logits[0] for logits in of_loop[1:]])
+    return result | {"resident GB": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e6}
+
+
+def compare_logits(ours: list[Tensor], theirs: list[Tensor]) -> dict[str, float]:
+    """[K, N + 2] of each step, while the codes are the same."""
+    pairs = [(a[:, :-2], b[:, :-2]) for a, b in zip(ours, theirs, strict=False)]
+    return {
+        "steps with the same logits": sum(torch.equal(a, b) for a, b in pairs) / len(pairs),
+        "equal logits": sum((a == b).float().mean().item() for a, b in pairs) / len(pairs),
+        "largest difference": max((a - b).abs().max().item() for a, b in pairs),
+        "largest logit": max(a.abs().max().item() for a, _ in pairs),
+    }
 
 
 def speaking(folder: Path, dtype: str, offload_text: bool) -> dict[str, Any]:

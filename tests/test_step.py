@@ -13,6 +13,7 @@ from transformers import HiggsAudioV2ForConditionalGeneration
 
 from benchmarks.counts import of_our_step, of_their_steps
 from higgs import HiggsAudio
+from higgs.arithmetic import can_pin
 from higgs.checkpoint.config_json import model_from_json
 from higgs.config import SamplingConfig
 from higgs.model import matrices
@@ -22,7 +23,7 @@ from higgs.model.weights import place
 from higgs.serve.batching.fused_weights import fuse
 from higgs.serve.batching.slots import SlotDecoder
 from higgs.serve.batching.state import IDLE, SMALL_TOP_K, DecodeState
-from higgs.serve.batching.step import decode_step, delay, linear, sample
+from higgs.serve.batching.step import decode_step, delay, linear, rms_norm, sample
 from higgs.serve.counter_rng import CounterRng, log_uniforms, step_keys, token_hashes
 from higgs.serve.reference.loop import DelayState, generate
 from higgs.serve.reference.sampler import process_logits, sample_codes
@@ -141,6 +142,8 @@ def test_temperatures_next_to_nothing_are_greedy(model, temperature):
     """1e-46 is 0 in float32, and logits divided by 1e-38 are infinite."""
     logits = 100 * torch.randn(1, 8, 1026, generator=torch.Generator().manual_seed(0))
     setting = SamplingConfig(temperature=temperature, top_k=50, ras_window=None)
+    if setting.greedy:  # where several are likeliest, it is the first of them
+        logits[:, :4] = logits[:, :4].div(100).round().clamp(max=3)
     noise = log_uniforms(step_keys(0, torch.tensor([9]), 8), token_hashes(1026, logits.device))
     together = sample(logits, state_of([setting], model.config), noise, full_vocab=False)
     alone = sample_codes(logits[0], torch.zeros(8, 0, dtype=torch.long), 9, setting, CounterRng(0, logits.device))
@@ -285,8 +288,24 @@ def test_rounded_weights_replace_the_matrices(config, prompts, tmp_path, form, h
         model.save_pretrained(tmp_path / "saved", {})
 
 
+@pytest.fixture(params=["native", "haswell", "x86-64", None])
+def instructions(request, monkeypatch, tmp_path):
+    """The kernel for this processor, for AVX2, for no vectors that it knows of, and none."""
+    if request.param is None:
+        monkeypatch.setattr(matrices, "kernel", lambda: None)
+        return
+    if request.param != "native" and not can_pin():
+        pytest.skip("of x86-64 with AVX2")
+    monkeypatch.setenv("HIGGS_CACHE", str(tmp_path))
+    flags = [flag.replace("native", request.param) for flag in matrices.FLAGS]
+    monkeypatch.setattr(matrices, "FLAGS", flags)
+    product = matrices.kernel.__wrapped__()
+    assert product is not None
+    monkeypatch.setattr(matrices, "kernel", lambda: product)
+
+
 @pytest.mark.parametrize("bits, step", [(8, 1 / 254), (4, 1 / 16)])
-def test_each_weight_is_rounded_to_the_nearest(bits, step):
+def test_each_weight_is_rounded_to_the_nearest(bits, step, instructions):
     """Within half a step of its scale, a whole one at int4's short side; and the product is that of rounded weights."""
     generator = torch.Generator().manual_seed(0)
     weight = torch.randn(160, 192, generator=generator)
@@ -303,8 +322,15 @@ def test_each_weight_is_rounded_to_the_nearest(bits, step):
         product, exact = linear(x, stored), x.float() @ back.t()
         assert product.shape == (rows, 1, 160) and product.dtype == dtype
         assert (product.float() - exact).norm() < (1e-4 if dtype == torch.float32 else 0.006) * exact.norm()
-        residual = torch.ones_like(product)
+        residual, normal = torch.ones_like(product), weight[:rows, None] * 1e3
         assert torch.equal(linear(x, stored, residual), residual + product)
+        for scale in (1, 1e-20):  # of a row whose length is next to nothing, epsilon is what is left
+            norm = (1 + weight[0].to(dtype), torch.tensor(1e-5))
+            apart = linear(rms_norm(normal.to(dtype) * scale, *norm), stored)
+            together = linear(normal.to(dtype) * scale, stored, norm=norm).float()
+            assert (together - apart).norm() <= (1e-4 if dtype == torch.float32 else 0.006) * apart.float().norm()
+    if matrices.kernel():
+        assert linear(torch.full((1, 1, 192), torch.nan), stored).isnan().all(), "what is no number is seen"
     alone = torch.cat([linear(row[None], stored) for row in x[:8]])
     assert torch.equal(alone, linear(x[:8], stored)), "a slot's bits do not depend on the others"
     with pytest.raises(ValueError, match="multiples of"):

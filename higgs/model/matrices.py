@@ -87,27 +87,39 @@ def linear(x: Tensor, matrix: Matrix) -> Tensor:
         if matrix.is_mkldnn:
             return torch.ops.mkldnn._linear_pointwise(x, matrix, None, "none", [], "")
         return F.linear(x, matrix)
-    if x.device.type == "cpu" and x.numel() <= FEW * x.shape[-1]:
-        flat = x.flatten(0, -2)
+    if few(x):
         if torch.compiler.is_compiling():
-            return matvec(flat, *matrix).unflatten(0, x.shape[:-1])
-        if product := kernel():
-            return _multiply(product, flat, matrix).unflatten(0, x.shape[:-1])
+            return matvec(x, *matrix)
+        if kernel():
+            return multiply(x, matrix)
         if matrix.scales.dim() == 1 and x.dtype == torch.bfloat16:
-            return torch._weight_int8pack_mm(flat, *matrix).unflatten(0, x.shape[:-1])
+            return torch._weight_int8pack_mm(x.flatten(0, -2), *matrix).unflatten(0, x.shape[:-1])
     size = max(1, WIDENED_AT_ONCE // x.shape[-1])
     chunks = zip(*(part.split(size) for part in matrix), strict=True)
     products = [F.linear(x, dequantize(Quantized(*chunk), x.dtype)) for chunk in chunks]
     return products[0] if len(products) == 1 else torch.cat(products, -1)
 
 
-def _multiply(product: Any, x: Tensor, matrix: Quantized) -> Tensor:
-    values, scales = matrix
-    wide, out = x.float().contiguous(), torch.empty(len(x), len(values))
-    pointers = [t.data_ptr() for t in (wide, values, scales, out)]
-    if product(*pointers, *wide.shape, len(values), scales.dim() == 1, torch.get_num_threads()):
+def few(x: Tensor) -> bool:
+    """So few inputs, on the CPU, that a product takes as long as reading the matrix."""
+    return x.device.type == "cpu" and x.numel() <= FEW * x.shape[-1]
+
+
+def multiply(
+    x: Tensor, matrix: Quantized, residual: Tensor | None = None, norm: tuple[Tensor, Tensor] | None = None
+) -> Tensor:
+    """[..., in] -> [..., out] by the kernel, added to `residual`; `norm` as `rms_norm` of the decode step takes it."""
+    if x.dtype not in (torch.float32, torch.bfloat16):
+        wide = None if residual is None else residual.float()
+        return multiply(x.float(), matrix, wide, norm).to(x.dtype)
+    (values, scales), (*places, inputs), outputs = matrix, x.shape, len(matrix.values)
+    x, out = x.contiguous(), x.new_empty(*places, outputs)
+    tensors = (x, values, scales, None if residual is None else residual.contiguous(), *(norm or (None, None)), out)
+    pointers = [None if t is None else t.data_ptr() for t in tensors]
+    form = (scales.dim() == 1, x.dtype == torch.bfloat16, torch.get_num_threads())
+    if kernel()(*pointers, out.numel() // outputs, inputs, outputs, *form):
         raise MemoryError(f"no memory for a product of {list(x.shape)}")
-    return out.to(x.dtype)
+    return out
 
 
 @torch.library.custom_op("higgs::matvec", mutates_args=())
@@ -118,7 +130,7 @@ def matvec(x: Tensor, values: Tensor, scales: Tensor) -> Tensor:
 
 @matvec.register_fake
 def _(x: Tensor, values: Tensor, scales: Tensor) -> Tensor:
-    return x.new_empty(len(x), len(values))
+    return x.new_empty(*x.shape[:-1], len(values))
 
 
 @cache
@@ -146,7 +158,7 @@ def kernel() -> Any:
         cause = getattr(error, "stderr", None) or error
         warnings.warn(f"int8 and int4 are slow on this CPU: their kernel was not compiled ({cause})", stacklevel=2)
         return None
-    product.argtypes = [ctypes.c_void_p] * 4 + [ctypes.c_int64] * 3 + [ctypes.c_int] * 2
+    product.argtypes = [ctypes.c_void_p] * 7 + [ctypes.c_int64] * 3 + [ctypes.c_int] * 3
     return product
 
 

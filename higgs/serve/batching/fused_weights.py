@@ -33,7 +33,7 @@ class FusedWeights(NamedTuple):
     head: Tensor  # [D, K (N + 2)]
     rope: Tensor  # [positions + 1, 2, d]: cos and signed sin; the last entry is the identity
     no_rope: Tensor  # [H + 2 kv heads] bool: the heads of values, which are not rotated
-    norm_floor: Tensor  # [] float32: sqrt(D eps), the epsilon of `rms_norm`
+    norm_epsilon: Tensor  # [] float32, of `rms_norm`
     codebooks: Tensor  # [K] int64: 0 ... K - 1
     codebook_ids: Tensor  # [K] int64: 1 ... K
     token_hashes: Tensor  # [N + 2] int64, of the counter-based RNG
@@ -89,8 +89,8 @@ def signed_rope_table(model: HiggsAudio, positions: int) -> Tensor:
 
 
 def norm_weight(weight: Tensor) -> Tensor:
-    """The scale of an RMS norm -> float32, times the root of the width: see `rms_norm`."""
-    return weight.data.float() * math.sqrt(weight.numel())
+    """The scale of an RMS norm; in float32 times the root of the width: see `rms_norm`."""
+    return weight.data * math.sqrt(weight.numel()) if weight.dtype == torch.float32 else weight.data
 
 
 @torch.no_grad()
@@ -109,7 +109,9 @@ def fuse(model: HiggsAudio, positions: int, packed: bool = False) -> FusedWeight
     )
     config, device = model.config, model.device
     heads = torch.arange(config.num_heads + 2 * config.num_kv_heads, device=device)
-    floor = math.sqrt(config.hidden_size * config.rms_norm_eps)
+    epsilon = config.rms_norm_eps
+    if model.dtype == torch.float32:
+        epsilon = math.sqrt(config.hidden_size * epsilon)
     return FusedWeights(
         layers,
         model.audio_embedding.weight.data.unflatten(0, (config.num_codebooks, -1)),
@@ -117,7 +119,7 @@ def fuse(model: HiggsAudio, positions: int, packed: bool = False) -> FusedWeight
         join(model, "audio_head", packed=packed),
         signed_rope_table(model, positions),
         no_rope=heads >= config.num_heads + config.num_kv_heads,
-        norm_floor=torch.tensor(floor, device=device),
+        norm_epsilon=torch.tensor(epsilon, device=device),
         codebooks=torch.arange(config.num_codebooks, device=device),
         codebook_ids=torch.arange(1, config.num_codebooks + 1, device=device),
         token_hashes=token_hashes(config.code_vocab_size, device),

@@ -17,6 +17,9 @@ from higgs.serve.batching.prefix_cache import PrefixCache, fingerprint
 from higgs.serve.batching.state import SMALL_TOP_K, DecodeState
 from higgs.serve.batching.step import decode_step
 
+# In 16 bits on the CPU, attention adds what is left over of so many positions in another order: a prefix is padded, so
+# that its bits are those of a prompt that is read at once (of up to 192 positions; beyond, few differ).
+IN_ORDER = 16
 KV_BUCKET = 256  # where shapes are fixed, attention reads a multiple of so many positions
 
 # Without Python around the kernels, and without checks of arguments that are always the same objects.
@@ -124,14 +127,20 @@ class SlotDecoder:
         cache, audio = self.cache.slot(slot), prompt.audio_mask[0].nonzero()
         length, prefix = prompt.input_ids.shape[1], int(audio[-1]) + 1 if len(audio) else 0
 
-        def read(start: int, stop: int) -> None:
-            part = Batch(**{k: v if v is None else v[:, start:stop] for k, v in vars(prompt).items()})
-            self.model.prefill(part.to(self.model.device), cache)
+        def read(start: int, stop: int, padding: int = 0) -> None:
+            part = {k: v if v is None else v[:, start:stop] for k, v in vars(prompt).items()}
+            if padding:
+                part = {
+                    k: v if v is None else torch.cat([v, v.new_zeros(1, padding, *v.shape[2:])], 1)
+                    for k, v in part.items()
+                }
+            self.model.prefill(Batch(**part).to(self.model.device), cache)
 
         if prefix:
 
             def compute() -> list[Tensor]:
-                read(0, prefix)
+                exact = self.model.dtype == torch.float32 or self.model.device.type != "cpu"
+                read(0, prefix, 0 if exact else min(-prefix % IN_ORDER, self.positions - prefix))
                 return [kv[..., :prefix, :].clone() for kv in cache.layers]
 
             key = fingerprint(prompt.input_ids[:, :prefix], prompt.codes[:, :prefix])

@@ -29,6 +29,7 @@ class DecodeState:
     recent_codes: Tensor  # [B, MAX_RAS_WINDOW, K] int64: the last steps, step n at place n mod ras_window; -1 is none
     keys: Tensor  # [B, capacity, 2 K, 2] int64: RNG keys of the draws of each step, and of drawing again
     temperature: Tensor  # [B, 1, 1]
+    greedy: Tensor  # [B, 1, 1] bool
     top_k: Tensor  # [B, K, 1] int64: rank of the last candidate
     top_p: Tensor  # [B, 1, 1]
     full_vocab: Tensor  # [B, 1] bool: whether more than SMALL_TOP_K candidates are sorted
@@ -59,6 +60,7 @@ class DecodeState:
             recent_codes=full(MAX_RAS_WINDOW, K),
             keys=full(capacity, 2 * K, 2),
             temperature=full(1, 1, fill=1.0),
+            greedy=full(1, 1, fill=False),
             top_k=full(K, 1),
             top_p=full(1, 1, fill=1.0),
             full_vocab=full(1, fill=False),
@@ -97,7 +99,7 @@ class DecodeState:
         self.keys[slot, :limit] = step_keys(sampling.seed, steps, K)
         greedy = sampling.greedy
         top_k = 1 if greedy else min(sampling.top_k or config.code_vocab_size, config.code_vocab_size)
-        self.temperature[slot] = 1.0 if greedy else sampling.temperature
+        self.temperature[slot], self.greedy[slot] = 1.0 if greedy else sampling.temperature, greedy
         self.top_k[slot], self.top_p[slot] = top_k - 1, sampling.top_p
         self.full_vocab[slot] = top_k > SMALL_TOP_K
         # The ring buffer of recent codes: step 0 of stream bos, and before it the history.

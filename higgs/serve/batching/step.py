@@ -17,13 +17,21 @@ from higgs.serve.batching.state import RUNNING, SMALL_TOP_K, DecodeState
 from higgs.serve.counter_rng import exponential_race, log_uniforms
 
 
-def linear(x: Tensor, weight: Matrix, residual: Tensor | None = None) -> Tensor:
+def linear(
+    x: Tensor, weight: Matrix, residual: Tensor | None = None, norm: tuple[Tensor, Tensor] | None = None
+) -> Tensor:
     """x [B, 1, in] times [in, out], or times batch-expanded [B, in, out] -> [B, 1, out], added to `residual`.
 
+    `norm`, a weight and an epsilon, goes through `rms_norm` first: a quantised matrix's kernel does all three.
     With batch-expanded weights each slot is multiplied by itself, and its bits do not depend on the number of slots:
     one product of all slots is faster, and rounds differently for every batch size.
     """
-    if isinstance(weight, Quantized) or weight.is_mkldnn:
+    quantized = isinstance(weight, Quantized)
+    if quantized and matrices.few(x) and not torch.compiler.is_compiling() and matrices.kernel():
+        return matrices.multiply(x, weight, residual, norm)
+    if norm is not None:
+        x = rms_norm(x, *norm)
+    if quantized or weight.is_mkldnn:
         product = matrices.linear(x, weight)
     elif weight.dim() == 3:
         return torch.bmm(x, weight) if residual is None else torch.baddbmm(residual, x, weight)
@@ -32,16 +40,22 @@ def linear(x: Tensor, weight: Matrix, residual: Tensor | None = None) -> Tensor:
     return product if residual is None else residual + product
 
 
-def rms_norm(x: Tensor, weight: Tensor, floor: Tensor) -> Tensor:
-    """x sqrt(D) / sqrt(|x|^2 + D eps): `weight` holds sqrt(D) too, and `floor` is sqrt(D eps)."""
+def rms_norm(x: Tensor, weight: Tensor, epsilon: Tensor) -> Tensor:
+    """As the model's norm. In 16 bits it rounds where that one does, so that the bits are the same.
+
+    In float32 it is x sqrt(D) / sqrt(|x|^2 + D eps): `weight` holds sqrt(D) too, and `epsilon` is sqrt(D eps).
+    """
     x32 = x.float()
+    if x.dtype != torch.float32:
+        return weight * (x32 * torch.rsqrt(x32.square().mean(-1, keepdim=True) + epsilon)).to(x.dtype)
     length = torch.linalg.vector_norm(x32, dim=-1, keepdim=True)
-    return (x32 / torch.hypot(length, floor) * weight).to(x.dtype)
+    return x32 / torch.hypot(length, epsilon) * weight
 
 
 def rotate(x: Tensor, cos: Tensor, signed_sin: Tensor) -> Tensor:
-    """[B, heads, d]: the first half of the channels is paired with the second."""
-    return torch.addcmul(x * cos, x.roll(x.shape[-1] // 2, -1), signed_sin)
+    """[B, heads, d]: the first half of the channels is paired with the second. In 16 bits rounded as the model's."""
+    turned = x.roll(x.shape[-1] // 2, -1)
+    return torch.addcmul(x * cos, turned, signed_sin) if x.dtype == torch.float32 else x * cos + turned * signed_sin
 
 
 def attend(q: Tensor, kv: Tensor, kv_len: int | Sequence[int], mask: Tensor | None) -> Tensor:
@@ -87,7 +101,9 @@ def draw(logits: Tensor, state: DecodeState, top_k: Tensor, log_uniform: Tensor,
     least = ranked.gather(-1, top_k)
     probabilities = ranked.masked_fill(ranked < least, -torch.inf).softmax(-1)
     before = probabilities.cumsum(-1) - probabilities
-    drawn = exponential_race(probabilities * (before < state.top_p), log_uniform.gather(-1, order))
+    # Of equals, which are common in 16 bits, a greedy draw is the first.
+    chance = torch.where(state.greedy, -1.0 - order, log_uniform.gather(-1, order))
+    drawn = exponential_race(probabilities * (before < state.top_p), chance)
     return order.gather(-1, drawn[..., None])[..., 0]
 
 
@@ -127,19 +143,19 @@ def run_layer(
     kv: Tensor,
     place: tuple[Tensor, Tensor],
     rope: tuple[Tensor, Tensor],
-    norm_floor: Tensor,
+    norm_epsilon: Tensor,
     kv_len: int | Sequence[int],
     mask: Tensor | None,
 ) -> Tensor:
     """x [B, 1, D], kv [2, B, kv heads, capacity, d], place (slots [B], positions [B]) -> [B, 1, D]"""
     _, slots, kv_heads, _, d = kv.shape
-    qkv = linear(rms_norm(x, layer.attention_norm, norm_floor), layer.qkv).view(slots, -1, d)
+    qkv = linear(x, layer.qkv, norm=(layer.attention_norm, norm_epsilon)).view(slots, -1, d)
     rotated = rotate(qkv, *rope)
     heads = rotated.shape[1] - 2 * kv_heads
     write_kv(rotated[:, heads:].view(slots, 2, kv_heads, d), kv, place, kv_len)
     mixed = attend(rotated[:, :heads].view(slots, kv_heads, -1, d), kv, kv_len, mask)
     x = linear(mixed.reshape(slots, 1, -1), layer.out, x)
-    gate, up = linear(rms_norm(x, layer.ffn_norm, norm_floor), layer.gate_up).chunk(2, dim=-1)
+    gate, up = linear(x, layer.gate_up, norm=(layer.ffn_norm, norm_epsilon)).chunk(2, dim=-1)
     return linear(F.silu(gate) * up, layer.down, x)
 
 
@@ -175,8 +191,8 @@ def decode_step(
     if isinstance(kv_len, int):
         mask = (torch.arange(kv_len, device=x.device) <= position)[:, None, None]
     for layer, kv in zip(weights.layers, cache, strict=True):
-        x = run_layer(x, layer, kv, place, rope, weights.norm_floor, kv_len, mask)
-    logits = linear(rms_norm(x, weights.norm, weights.norm_floor), weights.head)
+        x = run_layer(x, layer, kv, place, rope, weights.norm_epsilon, kv_len, mask)
+    logits = linear(x, weights.head, norm=(weights.norm, weights.norm_epsilon))
     logits = logits.float().view(slots, K, -1)
     logits[..., -2:].add_(state.logit_bias)
     log_uniform = log_uniforms(state.keys[state.slots, state.step], weights.token_hashes)
