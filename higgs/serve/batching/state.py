@@ -12,6 +12,7 @@ from torch import Tensor
 from higgs.config import MAX_RAS_WINDOW, ModelConfig, SamplingConfig
 from higgs.serve.counter_rng import step_keys
 
+TIE_BREAK = -1e6  # the logarithms are above -16
 SMALL_TOP_K = 64  # candidates that are sorted when no slot asks for more
 IDLE, RUNNING, ENDED = 0, 1, 2  # what an output says of its step
 
@@ -29,7 +30,7 @@ class DecodeState:
     recent_codes: Tensor  # [B, MAX_RAS_WINDOW, K] int64: the last steps, step n at place n mod ras_window; -1 is none
     keys: Tensor  # [B, capacity, 2 K, 2] int64: RNG keys of the draws of each step, and of drawing again
     temperature: Tensor  # [B, 1, 1]
-    greedy: Tensor  # [B, 1, 1] bool
+    tie_break: Tensor  # [B, 1, 1]: times the code, added to the logarithms of uniform numbers; 0 unless greedy
     top_k: Tensor  # [B, K, 1] int64: rank of the last candidate
     top_p: Tensor  # [B, 1, 1]
     full_vocab: Tensor  # [B, 1] bool: whether more than SMALL_TOP_K candidates are sorted
@@ -60,7 +61,7 @@ class DecodeState:
             recent_codes=full(MAX_RAS_WINDOW, K),
             keys=full(capacity, 2 * K, 2),
             temperature=full(1, 1, fill=1.0),
-            greedy=full(1, 1, fill=False),
+            tie_break=full(1, 1, fill=0.0),
             top_k=full(K, 1),
             top_p=full(1, 1, fill=1.0),
             full_vocab=full(1, fill=False),
@@ -99,7 +100,7 @@ class DecodeState:
         self.keys[slot, :limit] = step_keys(sampling.seed, steps, K)
         greedy = sampling.greedy
         top_k = 1 if greedy else min(sampling.top_k or config.code_vocab_size, config.code_vocab_size)
-        self.temperature[slot], self.greedy[slot] = 1.0 if greedy else sampling.temperature, greedy
+        self.temperature[slot], self.tie_break[slot] = (1.0, TIE_BREAK) if greedy else (sampling.temperature, 0.0)
         self.top_k[slot], self.top_p[slot] = top_k - 1, sampling.top_p
         self.full_vocab[slot] = top_k > SMALL_TOP_K
         # The ring buffer of recent codes: step 0 of stream bos, and before it the history.

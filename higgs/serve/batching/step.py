@@ -101,8 +101,8 @@ def draw(logits: Tensor, state: DecodeState, top_k: Tensor, log_uniform: Tensor,
     least = ranked.gather(-1, top_k)
     probabilities = ranked.masked_fill(ranked < least, -torch.inf).softmax(-1)
     before = probabilities.cumsum(-1) - probabilities
-    # Of equals, which are common in 16 bits, a greedy draw is the first.
-    chance = torch.where(state.greedy, -1.0 - order, log_uniform.gather(-1, order))
+    # Of equals, which are common in 16 bits, a greedy draw is the first: there `tie_break` outweighs chance.
+    chance = torch.addcmul(log_uniform.gather(-1, order), order, state.tie_break)
     drawn = exponential_race(probabilities * (before < state.top_p), chance)
     return order.gather(-1, drawn[..., None])[..., 0]
 
@@ -171,7 +171,7 @@ def advance(state: DecodeState, codes: Tensor, num_finished: Tensor) -> None:
     state.num_finished.copy_(num_finished)
     state.step.add_(state.active)
     state.position.add_(state.active)
-    state.active.logical_and_(state.step < state.limit).logical_and_(~finished)
+    state.active.logical_and_(state.step < state.limit).masked_fill_(finished, False)
 
 
 def decode_step(
