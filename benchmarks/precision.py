@@ -17,11 +17,14 @@ from benchmarks.decode import SMALL, random_model
 from benchmarks.full_size import prompt
 from higgs import Engine
 from higgs.audio import save_audio
+from higgs.checkpoint.resolve import fingerprint
 from higgs.config import ModelConfig
 from higgs.data.scripts import read_scripts, script_file
 from higgs.evaluate.judges.registry import load_metric_models
 from higgs.evaluate.statistics.paired_runs import compare
 from higgs.evaluate.utterances import Evaluator, Utterance
+from higgs.jobs.cluster import Cluster
+from higgs.jobs.parts import Store
 from higgs.model.matrices import BITS
 from higgs.serve.engine import choose_dtype
 from higgs.serve.many_scripts import choose_tasks, speak_all
@@ -61,7 +64,11 @@ def speak(dtype: str, out: Path, texts: int | None) -> Path:
     engine = load()
     scripts = read_scripts(script_file("default"), "data/voices", engine.generation.chunks)[:texts]
     tasks = choose_tasks(scripts, (0, 1, 2), None)
-    found = {u.name: u for u in speak_all(lambda: engine, tasks, engine.generation.sampling, MAX_NEW_TOKENS, folder, 1)}
+    store, settings = Store(str(folder / "partial")), {"checkpoint": fingerprint(NANO / "model"), "dtype": dtype}
+    spoken = speak_all(
+        lambda: engine, tasks, engine.generation.sampling, MAX_NEW_TOKENS, store, settings, Cluster(None, 1)
+    )
+    found = {utterance.name: utterance for utterance in spoken}
     evaluator = Evaluator(load_metric_models(JUDGE), engine.tokenizer.sample_rate)
     rows = []
     for script, seed in tasks:

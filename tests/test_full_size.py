@@ -6,6 +6,7 @@ from dataclasses import replace
 import pytest
 import torch
 
+from benchmarks import precision
 from benchmarks.decode import SMALL, random_model
 from benchmarks.full_size import FRAMES, GREEDY, in_a_process, of_ours, of_theirs, prompt, same_frames, write
 from higgs.checkpoint.config_json import ORIGINAL, TRANSFORMERS
@@ -54,3 +55,15 @@ def test_loading_holds_no_second_copy(tmp_path):
         stays[dtype, *more] = result["stays GB"] - before
         assert result["peak GB"] - before <= 1.1 * stays[dtype, *more] + 0.03, (dtype, more)
     assert stays["int4",] < 0.65 * stays["int8",] and stays["int8", "--offload-text"] < 0.75 * stays["int8",]
+
+
+@pytest.mark.slow
+def test_precision_speaks_and_judges_the_same_texts_in_each_form(nano, tmp_path, monkeypatch, capsys):
+    words = f"precision --out {tmp_path} --texts 2 --dtypes int8"
+    monkeypatch.setattr("sys.argv", words.split())
+    monkeypatch.setattr(precision, "print_logits", lambda config: None)
+    precision.main()
+    line = capsys.readouterr().out.splitlines()[0]
+    assert line.startswith("int8: ") and line.endswith("of 2 texts differ")
+    made = {(dtype, path.name) for dtype in ("float32", "int8") for path in (tmp_path / dtype).glob("*.flac")}
+    assert len(made) == 12
