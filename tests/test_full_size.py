@@ -54,7 +54,8 @@ def test_loading_holds_no_second_copy(tmp_path):
         before = result["before GB"]
         stays[dtype, *more] = result["stays GB"] - before
         assert result["peak GB"] - before <= 1.1 * stays[dtype, *more] + 0.03, (dtype, more)
-    assert stays["int4",] < 0.65 * stays["int8",] and stays["int8", "--offload-text"] < 0.75 * stays["int8",]
+    # A copy beside it would be above 2. What the allocator keeps differs from run to run: 0.42 to 0.69 were seen.
+    assert stays["int4",] < 0.75 * stays["int8",] and stays["int8", "--offload-text"] < 0.75 * stays["int8",]
 
 
 @pytest.mark.slow

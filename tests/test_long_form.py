@@ -234,15 +234,16 @@ def test_wrong_scripts_of_long_form(tmp_path, record, message):
 def test_a_short_text_in_chunks(nano_engine):
     """Without context a chunk is exactly the request alone; with context its prompt has the codes before it."""
 
+    sampling = SamplingConfig(temperature=0.4, top_k=20, top_p=1.0, strict_eos=True)
+
     def spoken(**options) -> LongResponse:
-        sampling = SamplingConfig(temperature=0.4, top_k=20, top_p=1.0, seed=0)
         options = ChunkOptions(max_words=4, retries=0, **options)
         request = speech_request("The train is late. We walk home.", ADA, options, sampling=sampling, max_new_tokens=20)
         return speak(nano_engine, request)
 
     without = spoken(context_chunks=0, match_levels=False)
     for chunk in without.chunks:
-        alone = nano_engine.generate(ADA.prompt(chunk.chunk.text), SamplingConfig(0.4, 20, 1.0, seed=chunk.seed), 20)
+        alone = nano_engine.generate(ADA.prompt(chunk.chunk.text), replace(sampling, seed=chunk.seed), 20)
         assert torch.equal(without.waveform[chunk.start + 200 : chunk.end - 200], alone.waveform[200:-200])
     context = spoken()
     first = without.codes[:, : without.chunks[0].frames]

@@ -58,7 +58,7 @@ class MetricModels:
     @property
     def on_accelerator(self) -> bool:
         """Whether what is judged depends on the device."""
-        return any(judge and judge.on_accelerator for judge in (self.recogniser, self.speaker))
+        return any(getattr(judge, "on_accelerator", False) for judge in (self.recogniser, self.speaker))
 
     def names(self, short: bool = False) -> dict[str, str | None]:
         """The judges' names for provenance, or their `short` names for titles; None where there is none."""
