@@ -15,10 +15,11 @@ def test_requests_are_independent_and_leave_nothing_behind(tiny_parts, tmp_path)
     save_audio(voice.audio_url, 0.1 * torch.randn(24_000, generator=torch.Generator().manual_seed(1)), 24_000)
     samples = [smart_voice("Good morning. " * n) for n in (1, 2, 3, 4)]
     samples += [voice_clone("Seven." * n, "What is said.", voice) for n in (1, 2, 3)]
-    report = soak(engine, references(engine, samples, 60), count=30, seed=1)
+    count = 60  # who leaves in time, hangs on the machine: of so many, some do
+    report = soak(engine, references(engine, samples, 60), count=count, seed=1)
     outcomes = report.outcomes
-    assert report.wrong == [] and sum(outcomes.values()) == len(report.resident) == 30
+    assert report.wrong == [] and sum(outcomes.values()) == len(report.resident) == count
     assert outcomes["good"] >= 10 and outcomes["refused"] >= 3 and outcomes["left"] + outcomes["cancelled"] >= 3
     assert report.occupied_slots == report.open_requests == 0
-    assert engine.scheduler.idle and sum(engine.scheduler.stops.values()) >= 30 - outcomes["refused"]
+    assert engine.scheduler.idle and sum(engine.scheduler.stops.values()) >= count - outcomes["refused"]
     assert report.growth <= 0.05, "memory does not grow"
