@@ -17,7 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from benchmarks.decode import SMALL, random_model
-from benchmarks.full_size import prompt
+from benchmarks.precision import code_logits
 from benchmarks.timing import Measure, Times, arguments_of, clock, machine, middle, scaled, since, take_turns
 from higgs.model import matrices
 from higgs.model.matrices import GROUP, MatrixLinear, quantize
@@ -151,14 +151,12 @@ def in_a_model(form: Form) -> Tensor:
             for name, child in list(part.named_children()):
                 if isinstance(child, nn.Linear):
                     setattr(part, name, form(child.weight.data))
-    batch = prompt(SMALL, 200)
-    return model.audio_logits(model.hidden(batch)[0][batch.audio_mask])
+    return code_logits(model, SMALL)
 
 
 @torch.inference_mode()
 def exact_logits() -> Tensor:
-    model, batch = random_model(SMALL, "cpu", torch.bfloat16).float(), prompt(SMALL, 200)
-    return model.audio_logits(model.hidden(batch)[0][batch.audio_mask])
+    return code_logits(random_model(SMALL, "cpu", torch.bfloat16).float(), SMALL)
 
 
 def timed(layers: list[nn.Module], rows: list[Tensor]) -> Measure:

@@ -25,6 +25,7 @@ from higgs.evaluate.statistics.paired_runs import compare
 from higgs.evaluate.utterances import Evaluator, Utterance
 from higgs.jobs.cluster import Cluster
 from higgs.jobs.parts import Store
+from higgs.model.higgs_audio import HiggsAudio
 from higgs.model.matrices import BITS
 from higgs.serve.engine import choose_dtype
 from higgs.serve.many_scripts import choose_tasks, speak_all
@@ -35,13 +36,18 @@ JUDGE, MAX_NEW_TOKENS = "moonshine-tiny-en-float32", 400
 NANO = Path("data/checkpoints/nano")
 
 
+def code_logits(model: HiggsAudio, config: ModelConfig) -> torch.Tensor:
+    """[S, K, N + 2] at the audio positions of a prompt."""
+    batch = prompt(config, 200)
+    return model.audio_logits(model.hidden(batch)[0][batch.audio_mask])
+
+
 @torch.inference_mode()
 def logits(config: ModelConfig, dtype: str) -> torch.Tensor:
     """[S, K, N + 2] at the audio positions of a prompt, from random weights of float32 that are rounded or cast."""
     compute, bits = choose_dtype(dtype, torch.device("cpu")), BITS.get(dtype)
     model = random_model(config, "cpu", torch.float32 if bits else compute, bits)
-    batch = prompt(config, 200)
-    return model.audio_logits(model.hidden(batch)[0][batch.audio_mask])
+    return code_logits(model, config)
 
 
 def print_logits(config: ModelConfig) -> None:

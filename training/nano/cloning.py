@@ -15,7 +15,6 @@ import torch
 from torch import Tensor
 
 from higgs.batch import Batch
-from higgs.data.text.lexicon import Lexicon
 from higgs.data.text.tokenizer import TextTokenizer
 from higgs.train.checkpointing import load_state
 from higgs.train.losses import IGNORE
@@ -24,8 +23,8 @@ from training.corpus.voices import DESCRIBED
 from training.nano.augmented import FILE
 from training.nano.auxiliary_losses import AuxiliaryConfig
 from training.nano.conversations import LONG, Corpus, Limits, batches_of
-from training.nano.job import job_arguments, read_part
-from training.nano.model import ModelJob, TrainingConfig, text_tokenizer
+from training.nano.job import read_part
+from training.nano.model import ModelJob, TrainingConfig, train
 
 WEIGHTS = (3, 2, 1.5, 1, 0.8, 0.6, 0.5, 0.5)  # of the codebooks
 
@@ -110,13 +109,5 @@ class CloningJob(ModelJob):
         )
 
 
-def main() -> None:
-    arguments = job_arguments(__doc__, 5000)
-    tokenizer = text_tokenizer(Lexicon.read(arguments.out))
-    corpus = AugmentedCorpus(Shards(arguments.corpus), arguments.out, tokenizer)
-    config = CloningConfig(compile=not arguments.eager)
-    CloningJob(arguments.out, corpus, arguments.steps, arguments.seed, config).run()
-
-
 if __name__ == "__main__":
-    main()
+    train(__doc__, 5000, AugmentedCorpus, CloningJob, CloningConfig)

@@ -222,13 +222,12 @@ def text_tokenizer(lexicon: Lexicon | None) -> TextTokenizer:
     return TextTokenizer(byte_tokenizer(phrases), lexicon)
 
 
-def main() -> None:
-    arguments = job_arguments(__doc__, 16_000)
-    tokenizer = text_tokenizer(Lexicon.read(arguments.out))
-    corpus = Corpus(Shards(arguments.corpus), arguments.out, tokenizer)
-    config = TrainingConfig(compile=not arguments.eager)
-    ModelJob(arguments.out, corpus, arguments.steps, arguments.seed, config).run()
+def train(doc: str, steps: int, corpus: type[Corpus], job: type[ModelJob], config: type[TrainingConfig]) -> None:
+    """The command line of a job of the model, with its default number of steps."""
+    arguments = job_arguments(doc, steps)
+    texts = corpus(Shards(arguments.corpus), arguments.out, text_tokenizer(Lexicon.read(arguments.out)))
+    job(arguments.out, texts, arguments.steps, arguments.seed, config(compile=not arguments.eager)).run()
 
 
 if __name__ == "__main__":
-    main()
+    train(__doc__, 16_000, Corpus, ModelJob, TrainingConfig)
