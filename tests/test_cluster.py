@@ -321,12 +321,18 @@ def test_a_server_that_stops_for_a_while_is_waited_for(nodes, server, source, pl
     assert contents(tmp_path) == plain and shards(server, place) == shards(server, f"s3://{BUCKET}/plain")
 
 
-def test_a_stage_on_a_cluster_writes_the_same_files(nodes, tokenized, tmp_path, monkeypatch):
-    """Its notebook from the first cell to the last, with `cluster: local`; no token stays in the home folder."""
+@pytest.mark.parametrize("where", ["address", pytest.param("local", marks=rarely)])
+def test_a_stage_on_a_cluster_writes_the_same_files(nodes, server, place, tokenized, tmp_path, monkeypatch, where):
+    """Its notebook from the first cell to the last; with `cluster: local` no token stays in the home folder."""
     monkeypatch.setenv("HOME", str(tmp_path / "home"))
-    for name in RAY:
-        monkeypatch.delenv(name)
-    assert run_tokenize(tmp_path / "stage", cluster="local") == tokenized[1]
+    places = {"cluster": nodes.cluster.address, "work": place}
+    if where == "local":
+        places = {"cluster": "local"}
+        for name in RAY:
+            monkeypatch.delenv(name)
+    made = run_tokenize(tmp_path / "stage", **places)
+    made |= {f"results/tokenize/codes/{name}": content for name, content in shards(server, place).items()}
+    assert {name: made[name] for name in tokenized[1]} == tokenized[1]
     assert not (tmp_path / "home/.ray").exists()
 
 
