@@ -52,16 +52,20 @@ def serve(
 
     In the form of OpenAI's interface, until interrupted. Sampling settings are for requests that give none.
     """
-    import torch
-
     from higgs.checkpoint.alias import Checkpoint
+    from higgs.data.voice_folder import read_folder
+
+    source = Checkpoint.parse(checkpoint)
+    read_folder(voices)
+
+    import torch  # after what may be refused
+
     from higgs.serve.engine import Engine, EngineConfig
     from higgs.serve.generation_config import GenerationConfig
     from higgs.serve.http.access import LOOPBACK, Access, ConnectionLimits
     from higgs.serve.http.app import ServerConfig, serve
     from higgs.serve.runaway import RunawayConfig
 
-    source = Checkpoint.parse(checkpoint)
     sampling = GenerationConfig.from_pretrained(source.model).sampling.override(
         temperature=temperature, top_k=top_k, top_p=top_p, seed=seed
     )

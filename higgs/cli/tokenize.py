@@ -82,9 +82,12 @@ def prune(
 ) -> None:
     """List the parts that no index names, or delete them."""
     from higgs.data.training.codes import shards_of
+    from higgs.files import absent
     from higgs.jobs.parts import CONTENT, RECORD, Store
 
     store = Store(place.rstrip("/"))
+    if not store.remote and not Path(place).is_dir():
+        raise absent("folder of parts", place, "name the OUT of `higgs tokenize`")
     named = {shard["file"].removesuffix(CONTENT) for folder in indices for shard in shards_of(folder)}
     found = sorted((store.names(CONTENT) | store.names(RECORD)) - named)
     print("\n".join([*found, f"{len(found)} parts, {'deleted' if force else 'delete them with --force'}"]))

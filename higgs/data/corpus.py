@@ -23,7 +23,7 @@ from torch import Tensor
 from higgs.audio import READABLE, load_audio
 from higgs.data.recordings import Recording, read_recordings
 from higgs.data.training.codes import SAMPLE, packed
-from higgs.files import sha256
+from higgs.files import absent, sha256
 from higgs.jobs.parts import Part, Result, cut, make_part
 from higgs.resumable import code_hash
 from higgs.validation import Count, Record, explained
@@ -122,6 +122,8 @@ def read_corpus(
         recordings = [r for r in read_recordings(source, languages, max_clips) if r.id not in left_out]
         items = [Item(r.id, str(r.path), r.path.stat().st_size, r.sha256) for r in recordings]
     else:
+        if not (source.startswith("s3://") or Path(source).exists()):
+            raise absent("corpus", source, "name s3://BUCKET/PREFIX, a folder, a listing or a manifest")
         listed = read_listing(source) if Path(source).is_file() else list_corpus(source)
         items = [item for item in listed if item.id not in left_out]
         if left_out:
