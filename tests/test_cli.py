@@ -488,6 +488,28 @@ def test_a_corpus_is_listed_tokenized_and_pruned(run, nano, clip, tmp_path, monk
     assert "neither a folder nor s3://" in run("corpus", tmp_path / "nowhere")[2]
 
 
+def test_a_listing_that_is_made_again_keeps_what_its_lines_leave_out(run, tmp_path):
+    """And no other file is replaced by one."""
+    source, listing = tmp_path / "in", tmp_path / "corpus.jsonl"
+    source.mkdir()
+    for name in ("a.tar", "b.tar"):
+        (source / name).write_bytes(b"a tar")
+    run("corpus", source, "--out", listing)
+    first, second = map(json.loads, listing.read_text().splitlines())
+    listing.write_text("".join(json.dumps(line) + "\n" for line in (first | {"skip": ["a.tar/x.flac"]}, second)))
+    (source / "a.tar").write_bytes(b"another")
+    (source / "c.wav").write_bytes(b"new")
+    assert run("corpus", source, "--out", listing) == (0, "", "")
+    lines = list(map(json.loads, listing.read_text().splitlines()))
+    assert [(line["id"], line.get("skip")) for line in lines] == [
+        ("a.tar", ["a.tar/x.flac"]), ("b.tar", None), ("c.wav", None),
+    ] and lines[0]["etag"] != first["etag"]  # fmt: skip
+    listing.write_text('{"id": "a", "path": "a.flac"}\n')
+    code, printed, errors = run("corpus", source, "--out", listing)
+    assert (code, printed) == (1, "") and "missing key 'url'" in errors and "name another file" in errors
+    assert listing.read_text() == '{"id": "a", "path": "a.flac"}\n'
+
+
 @pytest.mark.parametrize(
     "arguments",
     [
@@ -518,6 +540,7 @@ def test_what_needs_no_model_imports_none(nano, tmp_path, arguments):
     code = "import sys; from higgs.cli.app import main; sys.argv = sys.argv[:1] + sys.argv[2:]; "
     code += f"assert main() == {len(wrong)}; "
     code += "heavy = {'torch', 'torchaudio', 'transformers', 'scipy'} & set(sys.modules); assert not heavy, heavy"
-    done = subprocess.run([sys.executable, "-c", code, "x", *arguments], cwd=ROOT, capture_output=True, text=True)
+    command = [sys.executable, "-c", code, "x", *arguments]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=60)
     assert done.returncode == 0 and (done.stdout or wrong), done.stderr
     assert all(done.stderr.startswith("Error: ") and word in done.stderr for word in wrong), done.stderr

@@ -115,7 +115,7 @@ def read_corpus(
 ) -> Corpus:
     """A manifest, of which languages and a number of clips may be chosen; a listing, a folder, or s3://bucket/prefix.
 
-    `skip` are ids, of tars' members too, to be left out. Raises ValueError where nothing is left.
+    `skip` are ids, of tars' members too, to be left out beside those of a listing. ValueError where nothing is left.
     """
     recordings, left_out = [], frozenset(skip)
     if _is_manifest(source):
@@ -128,7 +128,8 @@ def read_corpus(
         items = [item for item in listed if item.id not in left_out]
         if left_out:
             members = sorted(name for name in left_out if TAR in name)
-            items = [i._replace(skip=tuple(name for name in members if name.startswith(f"{i.id}/"))) for i in items]
+            more = ([name for name in members if name.startswith(f"{item.id}/")] for item in items)
+            items = [i._replace(skip=tuple(dict.fromkeys([*i.skip, *new]))) for i, new in zip(items, more, strict=True)]
     if not items:
         raise ValueError(f"{source} holds no audio file and no tar")
     return Corpus(items, recordings)
