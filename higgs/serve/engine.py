@@ -170,15 +170,18 @@ class Engine:
             return self._scheduler
 
     def reference_codes(self, audio: AudioContent) -> Tensor:
-        """-> [K, T] of a file, encoded once. Raises ValueError for silent references and those of over a minute."""
-        waveform = audio.load(self.tokenizer.sample_rate)
+        """-> [K, T] of a file, encoded once; raises as `encode_reference`, and where it cannot be read."""
+        return self.encode_reference(audio.load(self.tokenizer.sample_rate), audio.name)
+
+    def encode_reference(self, waveform: Tensor, name: str = "") -> Tensor:
+        """[L] at the codec's rate -> [K, T]. Raises ValueError for silent references and those of over a minute."""
         seconds = len(waveform) / self.tokenizer.sample_rate
         if seconds > MAX_REFERENCE_SECONDS:
             raise ValueError(
-                f"{audio.name}: a reference of {seconds:.0f} s; at most {MAX_REFERENCE_SECONDS:.0f} s, "
+                f"{name}: a reference of {seconds:.0f} s; at most {MAX_REFERENCE_SECONDS:.0f} s, "
                 "and 5 to 15 s are enough"
             )
-        check_audible(waveform, audio.name or "the reference")
+        check_audible(waveform, name or "the reference")
         return self.cache.get(fingerprint(waveform), lambda: [self.encoder.encode(waveform).cpu()])[0]
 
     def sequence(
