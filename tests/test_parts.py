@@ -517,7 +517,7 @@ def test_a_full_disk_is_no_fault_of_a_clip(tmp_path, monkeypatch):
 def test_a_device_is_declared_or_the_checkpoints_own_and_names_parts(device, own, work, found, expected, monkeypatch):
     for name, value in ((DEVICE, device), (WORK, work)):
         monkeypatch.setenv(name, value) if value else monkeypatch.delenv(name, raising=False)
-    monkeypatch.setattr(cluster_module, "accelerator", lambda: torch.device(found))
+    monkeypatch.setattr(cluster_module, "choose_device", lambda: torch.device(found))
     if expected is ValueError:
         with pytest.raises(ValueError, match="device: say cpu, cuda or cuda:TYPE, as s3://b is shared"):
             Cluster.of_environment(own)

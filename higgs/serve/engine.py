@@ -18,7 +18,7 @@ from higgs.data.chatml import AudioContent, ChatMLSample, TextContent, tokenize
 from higgs.data.collator import collate, expand_audio_placeholders
 from higgs.data.text.tokenizer import TextTokenizer
 from higgs.delay import segment_frames
-from higgs.model.higgs_audio import HiggsAudio, choose_device
+from higgs.model.higgs_audio import HiggsAudio
 from higgs.model.matrices import BITS, can_pack
 from higgs.serve.batching.prefix_cache import PrefixCache, fingerprint
 from higgs.serve.batching.scheduler import Scheduler, Sequence
@@ -28,6 +28,7 @@ from higgs.serve.reference.loop import generate
 from higgs.serve.runaway import RUNAWAY_STOPS, RunawayConfig, RunawayDetector
 from higgs.serve.stream import CHUNK_FRAMES, AudioChunk, AudioStream
 from higgs.tokens import TokenIds
+from higgs.workers import choose_device
 
 MAX_REFERENCE_SECONDS = 60.0
 

@@ -26,11 +26,12 @@ from higgs.data.text.lexicon import FILE as LEXICON
 from higgs.data.text.tokenizer import TextTokenizer
 from higgs.data.training.dataset import Batches, Dataset, check_same_run
 from higgs.data.training.manifest import DataError, Manifest, encode_audio, read_manifest
-from higgs.model.higgs_audio import HiggsAudio, choose_device
+from higgs.model.higgs_audio import HiggsAudio
 from higgs.resumable import code_hash
 from higgs.train.checkpointing import load_state, log, save_state, warmup_stable_decay
 from higgs.train.lora import add_lora, enable_gradient_checkpointing
 from higgs.train.losses import best_dtype, corrupt, speech_losses
+from higgs.workers import choose_device
 from higgs.workflow.outputs import say
 
 MAX_SECONDS = 30.0  # of one audio
