@@ -217,6 +217,7 @@ def test_the_output_is_checked_before_the_checkpoint_is_read(run, tmp_path, monk
         ("finetune {records} --out {x} --replay {none}", "text file {none} does not exist"),
         ("finetune {records} --out {x} --replay {file}", "1 of 1 records cannot be used"),
         ("finetune {records} --out {x} --checkpoint {none}", "'{none}' is neither 'nano'"),
+        ("finetune {records} --out {file}", "tuning.pt cannot be written"),
         ("compare {none} workspace --out {x}", "'{none}' is no folder, no revision of Git"),
         ("listen workspace {none} --out {x}", "'{none}' is no folder, no revision of Git"),
         ("inspect {none}", "checkpoint '{none}': no such folder"),

@@ -26,6 +26,7 @@ from higgs.data.text.lexicon import FILE as LEXICON
 from higgs.data.text.tokenizer import TextTokenizer
 from higgs.data.training.dataset import Batches, Dataset, check_same_run
 from higgs.data.training.manifest import DataError, Manifest, encode_audio, read_manifest
+from higgs.files import check_place
 from higgs.model.higgs_audio import HiggsAudio
 from higgs.resumable import code_hash
 from higgs.train.checkpointing import load_state, log, save_state, warmup_stable_decay
@@ -241,6 +242,7 @@ def finetune(
     # Both before the checkpoint is loaded, and the replay before anything is encoded.
     found = readable(manifest, allow_special, description)
     older = readable(replay, allow_special) if replay else None
+    check_place(out / "tuning.pt")
     folder, device = resolve(source.model), choose_device(source.device)
     config = replace(config, checkpoint=fingerprint(folder))
     codec = AudioTokenizer.from_pretrained(source.codec, device=device)
