@@ -15,6 +15,8 @@ from pathlib import Path
 import numpy as np
 import soundfile
 
+from higgs.files import absent
+
 UNKNOWN_FRAMES = 1 << 62  # libsndfile's length of a FLAC file that went through a pipe: more than any file holds
 SAMPLE_RATES, MAX_CHANNELS = (1_000, 768_000), 64
 PLACEHOLDER = 0x3FFF_0000  # bytes: sizes from here on stand for "unknown", and are more than is ever loaded
@@ -47,7 +49,7 @@ def opened(source: Source) -> Iterator[soundfile.SoundFile]:
     """An audio file to read. Raises FileNotFoundError, or ValueError for a file without usable audio."""
     name, path = name_of(source), None if isinstance(source, bytes) else Path(source)
     if path is not None and not path.is_file():
-        raise FileNotFoundError(f"audio file {name} does not exist")
+        raise absent("audio file", path)
     try:
         if path is not None and path.suffix.lower() == ".raw":
             raise ValueError(f"{name}: raw samples have no header; expected a file with one")

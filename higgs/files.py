@@ -1,4 +1,4 @@
-"""Atomic writes, and reading text files with errors that name the place."""
+"""Atomic writes, and reading files with errors that name the place."""
 
 import hashlib
 import os
@@ -46,10 +46,19 @@ def check_place(path: str | Path) -> None:
         raise type(error)(f"{path} cannot be written: {error.strerror}") from error
 
 
+def absent(what: str, path: str | Path, advice: str = "") -> FileNotFoundError:
+    """The error where `path` should be a file, or a folder, and is not: it says what is there, and what to do."""
+    path = Path(path)
+    there = ": that is a folder" if path.is_dir() else ": that is a file" if path.exists() else ""
+    return FileNotFoundError(f"{what} {path} does not exist{there}{advice and f'; {advice}'}")
+
+
 def read_text(path: str | Path) -> str:
-    """A text file in UTF-8, without a byte order mark. ValueError names a file in another encoding."""
+    """A text file in UTF-8, without a byte order mark. FileNotFoundError; ValueError for another encoding."""
     try:
         return Path(path).read_text(encoding="utf-8-sig")
+    except (FileNotFoundError, IsADirectoryError) as error:
+        raise absent("text file", path) from error
     except UnicodeDecodeError as error:
         raise ValueError(f"{path} is not text in UTF-8: {error}") from error
 

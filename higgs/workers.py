@@ -33,12 +33,13 @@ def usable_cores(quota: Path = Path("/sys/fs/cgroup/cpu.max")) -> int:
     return max(1, cores)
 
 
-def accelerator() -> Any:
-    """The `torch.device` of this machine's accelerator; the CPU where there is none, or HIGGS_DEVICE is cpu."""
+def choose_device(name: str = "auto") -> Any:
+    """-> `torch.device`; "auto" is this machine's accelerator, or the CPU where it has none or HIGGS_DEVICE is cpu."""
     import torch
 
-    found = None if os.environ.get(DEVICE) == "cpu" else torch.accelerator.current_accelerator(check_available=True)
-    return found or torch.device("cpu")
+    if name == "auto" and os.environ.get(DEVICE) != "cpu":
+        return torch.accelerator.current_accelerator(check_available=True) or torch.device("cpu")
+    return torch.device("cpu" if name == "auto" else name)
 
 
 class Workers:

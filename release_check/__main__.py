@@ -20,8 +20,8 @@ from higgs.checkpoint.alias import RELEASED_MODEL, RELEASED_MODEL_REVISION, Chec
 from higgs.checkpoint.resolve import fingerprint
 from higgs.files import content_hash
 from higgs.jobs.parts import make_part
-from higgs.model.higgs_audio import choose_device
 from higgs.resumable import code_hash
+from higgs.workers import choose_device
 from higgs.workflow.outputs import write_json
 from higgs.workflow.page import revision, write_page
 from higgs.workflow.speed import cpu_name

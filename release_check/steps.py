@@ -31,11 +31,11 @@ from higgs.evaluate.utterances import Utterance, load_evaluator, speaking_rates
 from higgs.files import sha256
 from higgs.jobs.cluster import Cluster
 from higgs.jobs.parts import Store
-from higgs.model.higgs_audio import choose_device
 from higgs.serve.generation_config import GenerationConfig
 from higgs.serve.many_scripts import speak_all
 from higgs.serve.reference.loop import generate
 from higgs.tokens import TokenIds
+from higgs.workers import choose_device
 from higgs.workflow.tables import Row
 from release_check.published import MODEL, PEOPLE, RELEASE_SIZES
 

@@ -192,6 +192,52 @@ def test_the_output_is_checked_before_the_checkpoint_is_read(run, tmp_path, monk
     assert code == 1 and message in errors and len(errors.splitlines()) == 1
 
 
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ("serve --voices {none}", "voice folder {none} does not exist; name one with --voices"),
+        ("serve --voices {file}", "voice folder {file} does not exist: that is a file; name one with --voices"),
+        ("serve --checkpoint {none}", "'{none}' is neither 'nano'"),
+        ("speak Hi. --out {x}.wav --voices {file}", "voice folder {file} does not exist: that is a file; name one"),
+        ("speak Hi. --out {x}.wav --reference {folder} --reference-text Hi.", "{folder} does not exist: that is a"),
+        ("speak --out {x}.wav --file {none}", "text file {none} does not exist"),
+        ("speak --out {x}.wav --file {folder}", "text file {folder} does not exist: that is a folder"),
+        ("speak Hi. --out {x}.wav --checkpoint {none}", "'{none}' is neither 'nano'"),
+        ("voices --voices {file}", "voice folder {file} does not exist: that is a file; name one with --voices"),
+        ("voices check --voices {none}", "voice folder {none} does not exist; name one with --voices"),
+        ("voices add zoe {folder} --text Hi. --voices {x}", "audio file {folder} does not exist: that is a folder"),
+        ("tokenize {none} {x}", "corpus {none} does not exist; name s3://BUCKET/PREFIX, a folder, a listing or a"),
+        ("tokenize {folder} {x} --checkpoint {none}", "'{none}' is neither 'nano'"),
+        ("corpus {file}", "{file} is neither a folder nor s3://BUCKET/PREFIX"),
+        ("parts prune {none} --keep {folder}", "folder of parts {none} does not exist; name the OUT of"),
+        ("parts prune {folder} --keep {none}", "{none} holds no codes: there is no index.json"),
+        ("finetune {none} --out {x}", "text file {none} does not exist"),
+        ("finetune {folder} --out {x}", "text file {folder} does not exist: that is a folder"),
+        ("finetune {file} --out {x}", "1 of 1 records cannot be used"),
+        ("finetune {records} --out {x} --replay {none}", "text file {none} does not exist"),
+        ("finetune {records} --out {x} --replay {file}", "1 of 1 records cannot be used"),
+        ("finetune {records} --out {x} --checkpoint {none}", "'{none}' is neither 'nano'"),
+        ("finetune {records} --out {file}", "tuning.pt cannot be written"),
+        ("compare {none} workspace --out {x}", "'{none}' is no folder, no revision of Git"),
+        ("listen workspace {none} --out {x}", "'{none}' is no folder, no revision of Git"),
+        ("inspect {none}", "checkpoint '{none}': no such folder"),
+    ],
+)  # fmt: skip
+def test_what_is_to_be_read_is_looked_for_before_a_checkpoint_is_loaded(run, tmp_path, monkeypatch, arguments, message):
+    """One line that says what was expected, and what is there; nothing is written."""
+    monkeypatch.setattr("higgs.arithmetic.set_arithmetic", lambda _: None)
+    for name in ("higgs.Engine", "higgs.AudioTokenizer", "higgs.HiggsAudio"):
+        monkeypatch.setattr(f"{name}.from_pretrained", lambda *_, **__: pytest.fail("too late"))
+    names = {name: tmp_path / name for name in ("none", "file", "folder", "records", "x")}
+    names["folder"].mkdir()
+    names["file"].write_text("Good morning.\n")
+    names["records"].write_text('{"audio": "a.wav", "text": "Hi."}\n')
+    before = {path: path.stat().st_mtime_ns for path in tmp_path.rglob("*")}
+    code, printed, errors = run(*(word.format(**names) for word in arguments.split()))
+    assert (code, printed) == (1, "") and errors.startswith("Error: ") and message.format(**names) in errors
+    assert len(errors.splitlines()) == 1 and before == {p: p.stat().st_mtime_ns for p in tmp_path.rglob("*")}
+
+
 def test_a_silent_chunk_does_not_lose_the_chunks_before_it(nano, run, tmp_path, monkeypatch):
     run_sequences, responses = Engine.run, []
 
@@ -444,6 +490,28 @@ def test_a_corpus_is_listed_tokenized_and_pruned(run, nano, clip, tmp_path, monk
     assert "neither a folder nor s3://" in run("corpus", tmp_path / "nowhere")[2]
 
 
+def test_a_listing_that_is_made_again_keeps_what_its_lines_leave_out(run, tmp_path):
+    """And no other file is replaced by one."""
+    source, listing = tmp_path / "in", tmp_path / "corpus.jsonl"
+    source.mkdir()
+    for name in ("a.tar", "b.tar"):
+        (source / name).write_bytes(b"a tar")
+    run("corpus", source, "--out", listing)
+    first, second = map(json.loads, listing.read_text().splitlines())
+    listing.write_text("".join(json.dumps(line) + "\n" for line in (first | {"skip": ["a.tar/x.flac"]}, second)))
+    (source / "a.tar").write_bytes(b"another")
+    (source / "c.wav").write_bytes(b"new")
+    assert run("corpus", source, "--out", listing) == (0, "", "")
+    lines = list(map(json.loads, listing.read_text().splitlines()))
+    assert [(line["id"], line.get("skip")) for line in lines] == [
+        ("a.tar", ["a.tar/x.flac"]), ("b.tar", None), ("c.wav", None),
+    ] and lines[0]["etag"] != first["etag"]  # fmt: skip
+    listing.write_text('{"id": "a", "path": "a.flac"}\n')
+    code, printed, errors = run("corpus", source, "--out", listing)
+    assert (code, printed) == (1, "") and "missing key 'url'" in errors and "name another file" in errors
+    assert listing.read_text() == '{"id": "a", "path": "a.flac"}\n'
+
+
 @pytest.mark.parametrize(
     "arguments",
     [
@@ -459,6 +527,8 @@ def test_a_corpus_is_listed_tokenized_and_pruned(run, nano, clip, tmp_path, monk
         ["listen", "nobody", "workspace"],
         ["speak", "--voice", "nobody", "--out", "x.wav", "Hi."],
         ["speak", "--speaker", "0=nobody", "--out", "x.wav", "[SPEAKER0] Hi"],
+        ["serve", "--voices", "no.txt"],
+        ["serve", "--checkpoint", "no.txt"],
         ["speak", "--file", "no.txt", "--out", "x.wav"],
         ["speak", "--out", "no.txt", "Hi."],
         ["speak", "--out", "x.wav", "--captions", "no.txt", "Hi."],
@@ -472,6 +542,7 @@ def test_what_needs_no_model_imports_none(nano, tmp_path, arguments):
     code = "import sys; from higgs.cli.app import main; sys.argv = sys.argv[:1] + sys.argv[2:]; "
     code += f"assert main() == {len(wrong)}; "
     code += "heavy = {'torch', 'torchaudio', 'transformers', 'scipy'} & set(sys.modules); assert not heavy, heavy"
-    done = subprocess.run([sys.executable, "-c", code, "x", *arguments], cwd=ROOT, capture_output=True, text=True)
+    command = [sys.executable, "-c", code, "x", *arguments]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=60)
     assert done.returncode == 0 and (done.stdout or wrong), done.stderr
     assert all(done.stderr.startswith("Error: ") and word in done.stderr for word in wrong), done.stderr

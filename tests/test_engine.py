@@ -7,7 +7,11 @@ from conftest import ROOT
 from higgs import AudioContent, Engine, SamplingConfig
 from higgs.audio import load_audio
 from higgs.data.chatml import dialogue, smart_voice, voice_clone
+from higgs.evaluate.judges import hub, wavlm_ecapa
+from higgs.jobs import cluster
 from higgs.serve.engine import choose_device, choose_dtype
+from higgs.train import finetune
+from higgs.workers import DEVICE
 
 SAMPLING = SamplingConfig(temperature=0.6, top_k=30, top_p=1.0, seed=3)
 GREEDY = SamplingConfig(temperature=0, ras_window=None)
@@ -53,8 +57,23 @@ def test_references_and_dialogues(nano_engine):
         nano_engine.generate(voice_clone("x", "y", AudioContent()), SAMPLING, 20)
 
 
+@pytest.mark.parametrize(
+    ("name", "found", "declared", "expected"),
+    [
+        ("auto", "cuda", None, "cuda"), ("auto", None, None, "cpu"), ("auto", "cuda", "cpu", "cpu"),
+        ("auto", "cuda", "cuda:H100", "cuda"), ("cuda", None, "cpu", "cuda"), ("cpu", "cuda", None, "cpu"),
+    ],
+)  # fmt: skip
+def test_the_device_is_chosen_alike_everywhere(monkeypatch, name, found, declared, expected):
+    """By `device` of params.yaml, which the runner sets, for the engine, fine-tuning, judges and workers."""
+    device = found and torch.device(found)
+    monkeypatch.setattr(torch.accelerator, "current_accelerator", lambda check_available: device)
+    monkeypatch.setenv(DEVICE, declared) if declared else monkeypatch.delenv(DEVICE, raising=False)
+    assert choose_device(name) == torch.device(expected)
+    assert {module.choose_device for module in (cluster, finetune, hub, wavlm_ecapa)} == {choose_device}
+
+
 def test_device_and_dtype():
-    assert choose_device("cpu") == torch.device("cpu")
     assert choose_dtype("auto", torch.device("cpu")) == torch.float32
     assert choose_dtype("auto", torch.device("cuda")) == torch.bfloat16
     assert choose_dtype("float16", torch.device("cpu")) == torch.float16

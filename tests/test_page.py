@@ -20,7 +20,7 @@ from conftest import ROOT
 from test_server import Server, parts, wait_for  # noqa: F401
 from test_voices import WORDS, speech
 
-from higgs import Engine
+from higgs import Engine, audio
 from higgs.config import SamplingConfig
 from higgs.data.speech import speech_request
 from higgs.data.voices import check_recording, find_voice
@@ -145,6 +145,27 @@ def test_a_recording_of_the_request_is_as_one_of_the_folder(server, folder):
     chunks = server.engine.stream(request.samples[0], SamplingConfig(temperature=0.3, seed=1), LIMIT)
     pcm = (torch.cat([c.waveform for c in chunks]).clamp(-1, 1) * 32767).round().short().numpy().tobytes()
     assert post(server.http, ["ada", "ben"], DIALOGUE).content == pcm
+
+
+@pytest.mark.parametrize(
+    ("path", "body", "count"),
+    [
+        ("speech", {"voice": GOOD}, 1),
+        ("speech", {"voice": "eve"}, 1),
+        ("speech", {"voice": ["eve", GOOD], "input": DIALOGUE}, 2),
+        ("speech", {"voice": "eve", "input": "It is late. " * 60}, 1),
+        ("speech", {"voice": GOOD, "timestamps": True, "stream_format": "sse"}, 1),
+        ("voices/check", GOOD, 1),
+    ],
+    ids=["sent", "of the folder", "dialogue", "chunks", "times of words", "check"],
+)
+def test_a_recording_is_decoded_once(server, monkeypatch, path, body, count):
+    decode, decoded = audio._decode, []
+    monkeypatch.setattr(audio, "_decode", lambda *arguments: decoded.append(arguments) or decode(*arguments))
+    own = {"model": "tiny", "input": "Good morning.", "max_new_tokens": 20, "response_format": "pcm"}
+    answer = server.http.post(f"/v1/audio/{path}", json=own | body if path == "speech" else body)
+    assert answer.status_code == 200, answer.text
+    assert len(decoded) == count
 
 
 SILENT_HOURS = recording(torch.zeros(2 * 3600 * 8000), 8000, format="FLAC")  # 3 hundredths of a megabyte

@@ -358,9 +358,10 @@ def manifest_of(folder: Path, names: str) -> Path:
     return path
 
 
-@pytest.mark.parametrize("kind", ["manifest", "listing", "folder", "bucket"])
+@pytest.mark.parametrize("kind", ["manifest", "listing", "listing with notes", "folder", "bucket"])
 def test_a_corpus_is_a_manifest_a_listing_a_folder_or_a_bucket(kind, server, use, tmp_path):
-    """Ids are left out, of clips in tars too; this changes the name of their part alone."""
+    """Ids are left out, of clips in tars too; this changes the name of their part alone. So do notes of a listing."""
+    noted = ["pack.tar/in/0.flac"] if "notes" in kind else []
     if kind == "manifest":
         source, skip, ids = str(manifest_of(tmp_path, "acBb")), ["c"], ["B", "a", "b"]
     else:
@@ -374,8 +375,9 @@ def test_a_corpus_is_a_manifest_a_listing_a_folder_or_a_bucket(kind, server, use
             else:
                 (tmp_path / "in" / name).parent.mkdir(parents=True, exist_ok=True)
                 (tmp_path / "in" / name).write_bytes(content)
-        if kind == "listing":
+        if "listing" in kind:
             listed = [item._asdict() for item in list_corpus(source)]
+            listed = [line | {"skip": noted} if line["id"] == "pack.tar" else line for line in listed]
             source = str(tmp_path / "corpus.jsonl")
             Path(source).write_text("".join(json.dumps(line) + "\n" for line in listed))
     whole, some = read_corpus(source, ["fr", "en"]), read_corpus(source, ["fr", "en"], skip=skip)
@@ -389,9 +391,9 @@ def test_a_corpus_is_a_manifest_a_listing_a_folder_or_a_bucket(kind, server, use
     encode = Encode(HashCodec, True)
     write_index(store, run(encode, parts[1], store, ONE), store.place)
     reader, clips = CodesReader(store.place), some.sample(CodesReader(store.place))
-    assert not set(reader) & set(skip) and sorted(clip.id for clip in clips) == sorted(reader)
+    assert not set(reader) & {*skip, *noted} and sorted(clip.id for clip in clips) == sorted(reader)
     languages = [clip.language for clip in clips]
-    assert languages == (["fr", "en", "en"] if kind == "manifest" else ["all"] * 9)
+    assert languages == (["fr", "en", "en"] if kind == "manifest" else ["all"] * (9 - len(noted)))
     for clip in clips:
         content = clip.audio if isinstance(clip.audio, bytes) else clip.audio.read_bytes()
         (waveform, _) = corpus_module.load_audio(content, RATE)
@@ -515,7 +517,7 @@ def test_a_full_disk_is_no_fault_of_a_clip(tmp_path, monkeypatch):
 def test_a_device_is_declared_or_the_checkpoints_own_and_names_parts(device, own, work, found, expected, monkeypatch):
     for name, value in ((DEVICE, device), (WORK, work)):
         monkeypatch.setenv(name, value) if value else monkeypatch.delenv(name, raising=False)
-    monkeypatch.setattr(cluster_module, "accelerator", lambda: torch.device(found))
+    monkeypatch.setattr(cluster_module, "choose_device", lambda: torch.device(found))
     if expected is ValueError:
         with pytest.raises(ValueError, match="device: say cpu, cuda or cuda:TYPE, as s3://b is shared"):
             Cluster.of_environment(own)

@@ -2,6 +2,11 @@
 
 import json
 import math
+import pickle
+import threading
+from contextlib import closing
+from functools import partial
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -370,6 +375,28 @@ def test_a_run_that_was_killed_continues(folder, evaluator, monkeypatch):
     monkeypatch.setattr("higgs.evaluate.result_cache.code_hash", lambda *_: "other code")
     judge()
     assert ear.calls == 8
+
+
+def load_counted(place: Path) -> Evaluator:
+    """Notes that it was loaded; what it returns cannot be sent to another process."""
+    with place.open("a") as file:
+        file.write("loaded\n")
+    ear = Ear(TEXTS)
+    ear.lock = threading.Lock()
+    return Evaluator(MetricModels(ear), max_seconds=2.0)
+
+
+def test_judges_are_loaded_once_in_each_process(folder, monkeypatch):
+    monkeypatch.setattr("higgs.evaluate.result_cache.TASKS", 1)
+    notes = folder / "notes"
+    with closing(ResultCache(partial(load_counted, notes), Store(str(folder / "cache")), 1)) as cache:
+        tasks = [utterance(folder, name) for name in ("good", "wrong")]
+        assert [row["heard"] for (row,) in cache.judge_all(tasks)] == ["Hello there, you!", "Hello bear"]
+        assert notes.read_text() == "loaded\n"
+        other = pickle.loads(pickle.dumps(cache.job._load))()  # as a worker gets it
+        assert notes.read_text() == 2 * "loaded\n"
+        other(cache._part(tasks))
+        assert notes.read_text() == 2 * "loaded\n"
 
 
 def interrupt():

@@ -1,7 +1,7 @@
 """Write the report of a training: `python training/report.py` runs training/report.ipynb and makes a page of it.
 
 The runner of the stages does the work: a failing cell ends it with its own traceback, and the page loads nothing from
-outside. What the notebook reads is in training/out.
+outside.
 """
 
 import argparse
@@ -32,8 +32,9 @@ def write_report(out: Path, workers: int | None = None) -> Path:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--out", type=Path, default=HERE / "out")
-    parser.add_argument("--workers", type=int)
+    what = "folder of the jobs' logs, snapshots and evaluation, where the page goes too; default: training/out"
+    parser.add_argument("--out", type=Path, default=HERE / "out", help=what)
+    parser.add_argument("--workers", type=int, help="default: one for each core")
     arguments = parser.parse_args()
     print(write_report(arguments.out, arguments.workers))
 

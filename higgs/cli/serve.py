@@ -52,30 +52,30 @@ def serve(
 
     In the form of OpenAI's interface, until interrupted. Sampling settings are for requests that give none.
     """
-    import torch
-
     from higgs.checkpoint.alias import Checkpoint
+    from higgs.data.voice_folder import read_folder
+
+    source = Checkpoint.parse(checkpoint)
+    read_folder(voices)  # it is read again for each request
+    import torch  # after what may be refused
+
     from higgs.serve.engine import Engine, EngineConfig
     from higgs.serve.generation_config import GenerationConfig
     from higgs.serve.http.access import LOOPBACK, Access, ConnectionLimits
     from higgs.serve.http.app import ServerConfig, serve
     from higgs.serve.runaway import RunawayConfig
 
-    source = Checkpoint.parse(checkpoint)
     sampling = GenerationConfig.from_pretrained(source.model).sampling.override(
         temperature=temperature, top_k=top_k, top_p=top_p, seed=seed
     )
     if threads:
         torch.set_num_threads(threads)
-    runaway = None if no_guards else RunawayConfig()
+    runaway, dtype = None if no_guards else RunawayConfig(), dtype or source.dtype
     config = EngineConfig(max_batch, max_positions, max_waiting, compile=compile, runaway=runaway)
-    engine = Engine.from_pretrained(
-        source.model, source.codec, source.device, dtype or source.dtype, config, offload_text
-    )
-    name = model_name or source.name
+    engine = Engine.from_pretrained(source.model, source.codec, source.device, dtype, config, offload_text)
     config = ServerConfig(
-        name, voices, sampling, max_new_tokens, max_characters=max_characters, max_seconds=max_seconds,
-        recogniser=recogniser(), on_start=show if open_page else None,
+        model_name or source.name, voices, sampling, max_new_tokens, max_characters=max_characters,
+        max_seconds=max_seconds, recogniser=recogniser(), on_start=show if open_page else None,
     )  # fmt: skip
     everyone = ("*",) if host in ("0.0.0.0", "::") else (*LOOPBACK, host)
     access = Access(tuple(allow_host or everyone), api_key, tuple(cors or ()))

@@ -60,18 +60,25 @@ def corpus(
     source: Annotated[str, Argument(help="s3://BUCKET/PREFIX or a folder")],
     out: Annotated[Path | None, Option(help="file, written whole or not at all", show_default="printed")] = None,
 ) -> None:
-    """List audio files and tars, one line of JSON for each, with size and version."""
+    """List audio files and tars, one line of JSON for each, with size and version.
+
+    A listing that is there is renewed: what its lines leave out (`skip`) stays.
+    """
     from contextlib import nullcontext
 
-    from higgs.data.corpus import list_corpus
+    from higgs.data.corpus import list_corpus, read_listing
     from higgs.files import replacing
 
+    try:
+        noted = {item.id: item.skip for item in read_listing(out) if item.skip} if out and out.is_file() else {}
+    except ValueError as error:
+        error.add_note(f"{out} is no listing, so it is not replaced: name another file")
+        raise
     with replacing(out) if out else nullcontext() as new:
         with new.open("w", encoding="utf-8") if new else nullcontext() as file:
             for item in list_corpus(source):
-                line = item._asdict()
-                del line["skip"]
-                print(json.dumps(line, ensure_ascii=False), file=file)
+                line = item._asdict() | {"skip": noted.get(item.id)}
+                print(json.dumps({k: v for k, v in line.items() if v is not None}, ensure_ascii=False), file=file)
 
 
 @parts.command()
@@ -82,9 +89,12 @@ def prune(
 ) -> None:
     """List the parts that no index names, or delete them."""
     from higgs.data.training.codes import shards_of
+    from higgs.files import absent
     from higgs.jobs.parts import CONTENT, RECORD, Store
 
     store = Store(place.rstrip("/"))
+    if not store.remote and not Path(place).is_dir():
+        raise absent("folder of parts", place, "name the OUT of `higgs tokenize`")
     named = {shard["file"].removesuffix(CONTENT) for folder in indices for shard in shards_of(folder)}
     found = sorted((store.names(CONTENT) | store.names(RECORD)) - named)
     print("\n".join([*found, f"{len(found)} parts, {'deleted' if force else 'delete them with --force'}"]))

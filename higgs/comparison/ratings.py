@@ -12,7 +12,7 @@ from higgs.comparison.agreement import krippendorff_alpha, sign_flip_p
 from higgs.comparison.listening import CODEC, FORMAT, KEY_FORMAT, MOST_TEXTS, PREFERENCE, RECORDING
 from higgs.comparison.runs import Run
 from higgs.evaluate.statistics.intervals import Resampling, bootstrap_interval, paired_difference, rate_interval
-from higgs.files import read_text, sha256
+from higgs.files import absent, read_text, sha256
 from higgs.validation import Record, parse_json, validate
 from higgs.workflow.tables import Row
 
@@ -73,7 +73,7 @@ Answers = dict[str, Preference | Scores]
 
 def _read(path: Path, record: type, form: str) -> Any:
     if not path.is_file():
-        raise FileNotFoundError(f"{path} does not exist: expected a file of the format {form}")
+        raise absent("file", path, f"expected one of the format {form}, which the page or `higgs listen` writes")
     if path.stat().st_size > MOST_BYTES * (20 if record is Key else 1):
         raise ValueError(f"{path} is larger than any file of the format {form}")
     return validate(record, parse_json(read_text(path), str(path)), str(path))

@@ -8,7 +8,7 @@ import hashlib
 import json
 import tarfile
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from functools import partial
 from heapq import nsmallest
@@ -23,8 +23,8 @@ from torch import Tensor
 from higgs.audio import READABLE, load_audio
 from higgs.data.recordings import Recording, read_recordings
 from higgs.data.training.codes import SAMPLE, packed
-from higgs.files import sha256
-from higgs.jobs.parts import Part, Result, cut, make_part
+from higgs.files import absent, sha256
+from higgs.jobs.parts import Part, Result, cut, make_part, s3
 from higgs.resumable import code_hash
 from higgs.validation import Count, Record, explained
 
@@ -115,18 +115,21 @@ def read_corpus(
 ) -> Corpus:
     """A manifest, of which languages and a number of clips may be chosen; a listing, a folder, or s3://bucket/prefix.
 
-    `skip` are ids, of tars' members too, to be left out. Raises ValueError where nothing is left.
+    `skip` are ids, of tars' members too, to be left out beside those of a listing. ValueError where nothing is left.
     """
     recordings, left_out = [], frozenset(skip)
     if _is_manifest(source):
         recordings = [r for r in read_recordings(source, languages, max_clips) if r.id not in left_out]
         items = [Item(r.id, str(r.path), r.path.stat().st_size, r.sha256) for r in recordings]
     else:
+        if not (source.startswith("s3://") or Path(source).exists()):
+            raise absent("corpus", source, "name s3://BUCKET/PREFIX, a folder, a listing or a manifest")
         listed = read_listing(source) if Path(source).is_file() else list_corpus(source)
         items = [item for item in listed if item.id not in left_out]
         if left_out:
             members = sorted(name for name in left_out if TAR in name)
-            items = [i._replace(skip=tuple(name for name in members if name.startswith(f"{i.id}/"))) for i in items]
+            more = ([name for name in members if name.startswith(f"{item.id}/")] for item in items)
+            items = [i._replace(skip=tuple(dict.fromkeys([*i.skip, *new]))) for i, new in zip(items, more, strict=True)]
     if not items:
         raise ValueError(f"{source} holds no audio file and no tar")
     return Corpus(items, recordings)
@@ -149,10 +152,6 @@ def _object(name: str, ids: Iterable[str]) -> str:
     while name and name not in ids:
         name = name.rpartition("/")[0]
     return name
-
-
-def _is_tar(item: Item) -> bool:
-    return item.id.endswith(TAR)
 
 
 def is_speech(name: str) -> bool:
@@ -261,23 +260,29 @@ def _waveforms(items: Sequence[Item], rate: int, failures: list[Failure]) -> Ite
 
 
 def _contents(items: Sequence[Item], failures: list[Failure]) -> Iterator[tuple[str, bytes]]:
-    loose = [item for item in items if not _is_tar(item)]
+    tars, loose = ([item for item in items if item.id.endswith(TAR) == tar] for tar in (True, False))
     while loose:
         sizes = accumulate(item.size for item in loose[:AT_ONCE])
         count = max(1, sum(size <= BYTES_AT_ONCE for size in sizes))
         some, loose = loose[:count], loose[count:]
         for item, content in zip(some, _read(some), strict=True):
-            if content is None:
-                failures.append(Failure(MISSING, item.id, "there is no such object any more"))
-            elif hashlib.new("sha256" if _is_local(item) else "md5", content).hexdigest() == item.etag or (
-                not _is_local(item) and _etag(item) == item.etag  # of an upload in parts, or encrypted
-            ):
+            kind = "sha256" if _is_local(item) else "md5"
+            etag = None if content is None else hashlib.new(kind, content).hexdigest()
+            if etag not in (None, item.etag) and not _is_local(item):
+                etag = _etag(item)  # of an upload in parts, or encrypted
+            if etag == item.etag:
                 yield item.id, content
             else:
-                failures.append(Failure(CHANGED, item.id, "it is not the object that was listed"))
-    for item in items:
-        if _is_tar(item):
-            yield from _members(item, failures)
+                failures.append(_lost(item, etag))
+    for item in tars:
+        yield from _members(item, failures)
+
+
+def _lost(item: Item, etag: str | None) -> Failure:
+    """Of an object that has another version by now; None: it is gone."""
+    if etag is None:
+        return Failure(MISSING, item.id, "there is no such object any more")
+    return Failure(CHANGED, item.id, "it is not the object that was listed")
 
 
 def _is_local(item: Item) -> bool:
@@ -288,9 +293,7 @@ def _read(items: Sequence[Item]) -> list[bytes | None]:
     """The contents of objects of one kind of place; None for those that are not there."""
     if _is_local(items[0]):
         return [Path(item.url).read_bytes() if Path(item.url).is_file() else None for item in items]
-    from higgs.checkpoint.s3 import patient
-
-    with patient(items[0].url) as files:
+    with s3(items[0].url) as files:
         found = files.cat_ranges([item.url for item in items], None, None, on_error="return")
         for content in found:
             if isinstance(content, Exception) and not isinstance(content, FileNotFoundError):
@@ -302,9 +305,7 @@ def _etag(item: Item) -> str | None:
     """Of the object as it is now."""
     if _is_local(item):
         return sha256(item.url) if Path(item.url).is_file() else None
-    from higgs.checkpoint.s3 import patient
-
-    with patient(item.url) as files:
+    with s3(item.url) as files:
         try:
             return files.info(item.url)["ETag"].strip('"')
         except FileNotFoundError:
@@ -315,7 +316,7 @@ def _members(item: Item, failures: list[Failure]) -> Iterator[tuple[str, bytes]]
     """The audio files of a tar, as a stream. A tar that changes meanwhile is one failure, and has no clips."""
     try:
         if (etag := _etag(item)) == item.etag:
-            with _opened(item) as stream, tarfile.open(fileobj=stream, mode="r|") as tar:
+            with ExitStack() as stack, tarfile.open(fileobj=_opened(item, stack), mode="r|") as tar:
                 for member in tar:
                     name = f"{item.id}/{member.name}"
                     if member.isfile() and is_speech(member.name) and name not in item.skip:
@@ -324,19 +325,11 @@ def _members(item: Item, failures: list[Failure]) -> Iterator[tuple[str, bytes]]
             etag = _etag(item)
     except tarfile.TarError as error:
         failures.append(Failure(UNUSABLE, item.id, f"this tar is damaged: {error}"))
-    if etag is None:
-        failures.append(Failure(MISSING, item.id, "there is no such object any more"))
-    elif etag != item.etag:
-        failures.append(Failure(CHANGED, item.id, "it is not the object that was listed"))
+    if etag != item.etag:
+        failures.append(_lost(item, etag))
 
 
-@contextmanager
-def _opened(item: Item) -> Iterator[Any]:
+def _opened(item: Item, stack: ExitStack) -> Any:
     if _is_local(item):
-        with Path(item.url).open("rb") as file:
-            yield file
-    else:
-        from higgs.checkpoint.s3 import patient
-
-        with patient(item.url) as files, files.open(item.url, "rb", block_size=TAR_BLOCK) as file:
-            yield file
+        return stack.enter_context(Path(item.url).open("rb"))
+    return stack.enter_context(stack.enter_context(s3(item.url)).open(item.url, "rb", block_size=TAR_BLOCK))

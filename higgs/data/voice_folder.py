@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from higgs.files import read_text
+from higgs.files import absent, read_text
 from higgs.validation import parse_json, validate
 
 AUDIO_SUFFIXES = (".flac", ".wav")
@@ -34,8 +34,7 @@ def read_folder(folder: str | Path) -> tuple[dict[str, Entry], dict[str, str]]:
     """-> the voices of the folder by name, sorted, and what is wrong with others (no transcript, two recordings)."""
     folder = Path(folder)
     if not folder.is_dir():
-        advice = "name one with --voices, or fetch data/voices by `dvc pull data.dvc`"
-        raise FileNotFoundError(f"voice folder {folder} does not exist; {advice}")
+        raise absent("voice folder", folder, "name one with --voices, or fetch data/voices by `dvc pull data.dvc`")
     voices: dict[str, Entry] = {}
     faults: dict[str, str] = {}
     try:

@@ -97,13 +97,18 @@ class Finding:
     message: str
 
 
-def check_recording(recording: Source, transcript: str | None) -> list[Finding]:
-    """Findings on length, channels, and those of `check_speech`; without a transcript, on the sound alone."""
+def check_recording(
+    recording: Source, transcript: str | None, decoded: tuple[Tensor, int, int | None] | None = None
+) -> list[Finding]:
+    """Findings on length, channels, and those of `check_speech`; without a transcript, on the sound alone.
+
+    `decoded` is what `read_mono` gives of the recording, where it was read before.
+    """
     try:
         rate, channels, seconds = probe(recording)
         if seconds > SECONDS[1]:  # not decoded: it may be very long
             return [Finding(True, f"{seconds:.2f} s long: {SECONDS[0]:.0f} to {SECONDS[1]:.0f} s are possible")]
-        waveform, _, channel = read_mono(recording)
+        waveform, _, channel = decoded or read_mono(recording)
     except (ValueError, OSError) as error:
         return [Finding(True, str(error))]
     mixed = "they are averaged" if channel is None else f"they cancel each other out, and number {channel + 1} is used"

@@ -1,8 +1,8 @@
 """Judged records in parts of a store, named by the code, the judges, the tasks, and the bytes of their files."""
 
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import replace
-from functools import partial
+from dataclasses import dataclass, replace
+from typing import Any
 
 from higgs.arithmetic import pinned
 from higgs.evaluate.utterances import Evaluator, Task
@@ -15,14 +15,32 @@ TASKS = 16  # of a part
 WITHIN = ("data/", "evaluate/")  # the modules that records depend on
 
 
+@dataclass(frozen=True)
+class Judging:
+    """What a worker loads: in this process its own `evaluator`, which is not sent, so that others load one each."""
+
+    load: Callable[[], Evaluator]
+    evaluator: Evaluator | None = None
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return Judging, (self.load,)
+
+    def __call__(self) -> Callable[[Sequence[Task]], Result]:
+        evaluator = self.evaluator or self.load()
+        return lambda tasks: Result({"records": [evaluator(task) for task in tasks]})
+
+
 class ResultCache:
-    """What `load` loads judges tasks; workers load it, too. Files must not change while it is in use."""
+    """What `load` loads judges tasks, one in each process. Files must not change while it is in use.
+
+    This process loads it too: which judges can be loaded, and the hashes of their weights, are in the names of parts.
+    """
 
     def __init__(self, load: Callable[[], Evaluator], store: Store, workers: int | None = None) -> None:
-        evaluator = load()
+        self.evaluator = evaluator = load()
         cluster = Cluster.of_environment("auto" if evaluator.metric_models.on_accelerator else None)
         cluster = replace(cluster, workers=workers or cluster.workers)
-        self.job = Job(partial(judge_parts, load), store, cluster)
+        self.job = Job(Judging(load, evaluator), store, cluster)
         self._settings = {
             "code": code_hash(cluster.device, *WITHIN),
             "judges": evaluator.metric_models.names(),
@@ -44,8 +62,3 @@ class ResultCache:
 
     def close(self) -> None:
         self.job.close()
-
-
-def judge_parts(load: Callable[[], Evaluator]) -> Callable[[Sequence[Task]], Result]:
-    evaluator = load()
-    return lambda tasks: Result({"records": [evaluator(task) for task in tasks]})

@@ -17,7 +17,7 @@ from typing import Any
 
 from higgs.arithmetic import environment, pinned, set_arithmetic
 from higgs.resumable import code_hash
-from higgs.workers import CLUSTER, DEVICE, WORK, WORKERS, accelerator, usable_cores
+from higgs.workers import CLUSTER, DEVICE, WORK, WORKERS, choose_device, usable_cores
 
 DEATHS = 3  # of a part's workers, and of workers in a row before one result
 # What workers of a running cluster get of the driver's environment: no keys, which Ray's state would show.
@@ -52,7 +52,7 @@ class Cluster:
     @property
     def here(self) -> str:
         """What this process loads for itself: on the same kind of device if it has one, else on the CPU."""
-        return self.kind if self.kind == accelerator().type else "cpu"
+        return self.kind if self.kind == choose_device().type else "cpu"
 
     @property
     def processes(self) -> int | None:
@@ -75,7 +75,7 @@ def declared(device: str | None, own: str, work: str | None) -> str:
         return device or own
     if work:
         raise ValueError(f"device: say cpu, cuda or cuda:TYPE, as {work} is shared with machines that may have others")
-    return accelerator().type
+    return choose_device().type
 
 
 def check_device(device: str) -> None:

@@ -9,6 +9,7 @@ import contextlib
 import hashlib
 import json
 import os
+import re
 import shutil
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, fields, is_dataclass
@@ -29,7 +30,6 @@ from higgs.workflow.outputs import progress
 T = TypeVar("T")
 FORMAT = 1  # of results: in the name of every part
 CONTENT, RECORD, SHARED, MARK = ".safetensors", ".json", ".shared", "format.txt"
-HEX = set("0123456789abcdef")
 AT_ONCE = 256  # objects of a bucket that are asked for together
 HEADER = 1 << 16  # bytes in which the header of most safetensors files ends
 
@@ -53,6 +53,13 @@ class Result:
 
 
 Make = Callable[[], Callable[[Sequence[Any]], Result]]  # what a worker loads: a function of a part's items
+
+
+def s3(url: str) -> contextlib.AbstractContextManager[Any]:
+    """The file system of a bucket, for many objects."""
+    from higgs.checkpoint.s3 import patient
+
+    return patient(url)
 
 
 def digests(paths: Iterable[str | Path | None]) -> dict[str, str]:
@@ -113,11 +120,6 @@ class Store:
     def remote(self) -> bool:
         return self.place.startswith("s3://")
 
-    def _s3(self) -> contextlib.AbstractContextManager[Any]:
-        from higgs.checkpoint.s3 import patient
-
-        return patient(self.place)
-
     def check(self) -> None:
         """Before work: raises OSError, within seconds, unless results can be written here."""
         if not self.remote:
@@ -129,13 +131,14 @@ class Store:
 
     def names(self, suffix: str = RECORD) -> set[str]:
         """Of the parts that are done. An index, too, may lie beside them."""
+        named = re.compile("[0-9a-f]{32}" + re.escape(suffix)).fullmatch
         if self.remote:
             from higgs.checkpoint.s3 import list_keys
 
-            with self._s3() as files:
-                return {key[:32] for key, *_ in list_keys(files, self.place) if _is_file(key, suffix)}
+            with s3(self.place) as files:
+                return {key[:32] for key, *_ in list_keys(files, self.place) if named(key)}
         with contextlib.suppress(FileNotFoundError), os.scandir(self.place) as entries:
-            return {entry.name[:32] for entry in entries if _is_file(entry.name, suffix)}
+            return {entry.name[:32] for entry in entries if named(entry.name)}
         return set()
 
     def write(self, name: str, content: bytes | None, record: Mapping[str, Any] | None) -> None:
@@ -147,7 +150,7 @@ class Store:
 
     def _write(self, file: str, content: bytes) -> None:
         if self.remote:
-            with self._s3() as files:
+            with s3(self.place) as files:
                 files.pipe_file(f"{self.place}/{file}", content)
             return
         with replacing(Path(self.place, file)) as new:
@@ -157,9 +160,9 @@ class Store:
         """The first `end` bytes of each. Raises FileNotFoundError."""
         if not self.remote:
             return [_head(Path(self.place, file), end) for file in files]
-        with self._s3() as s3:
+        with s3(self.place) as bucket:
             paths = [f"{self.place}/{file}" for file in files]
-            return s3.cat_ranges(paths, None if end is None else 0, end, on_error="raise")
+            return bucket.cat_ranges(paths, None if end is None else 0, end, on_error="raise")
 
     def records(self, names: Iterable[str]) -> Iterator[dict[str, Any]]:
         for some in _batches(names):
@@ -199,14 +202,10 @@ class Store:
         """Records first: what has a record has its content."""
         for file in [name + suffix for suffix in (RECORD, CONTENT) for name in names]:
             if self.remote:
-                with self._s3() as files:
+                with s3(self.place) as files:
                     files.rm_file(f"{self.place}/{file}")
             else:
                 Path(self.place, file).unlink(missing_ok=True)
-
-
-def _is_file(name: str, suffix: str) -> bool:
-    return len(name) == 32 + len(suffix) and name.endswith(suffix) and not set(name[:32]) - HEX
 
 
 def _batches(names: Iterable[str]) -> Iterator[list[str]]:

@@ -7,7 +7,7 @@ stream bos, which is not drawn. Nothing is generated, so codes stay as they are.
 
 import re
 import threading
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from higgs.batch import Batch
-from higgs.data.chatml import ChatMLSample, TextContent
+from higgs.data.chatml import AudioContent, ChatMLSample, TextContent
 from higgs.delay import delayed_segment
 from higgs.model.higgs_audio import HiggsAudio
 from higgs.serve.captions import Record
@@ -48,15 +48,22 @@ class Anatomy:
     words: list[str]
 
 
-def examine(engine: Engine, sample: ChatMLSample, delayed: Tensor, most_weights: int | None = None) -> Anatomy:
+def examine(
+    engine: Engine,
+    sample: ChatMLSample,
+    delayed: Tensor,
+    most_weights: int | None = None,
+    reference_codes: Iterable[Tensor] | None = None,
+) -> Anatomy:
     """A prompt in a single pass and its generated segment [K, C]. ValueError where it does not end in a text.
 
     So it is where more than `most_weights` numbers would be held: the attention, and the scores of one layer.
+    `reference_codes` as in `Engine.sequence`.
     """
     text = sample.messages[-1].parts[-1]
     if sample.messages[-1].role != "user" or not isinstance(text, TextContent):
         raise ValueError("expected a prompt whose last message is a text to speak")
-    prompt = engine.sequence(sample).prompt
+    prompt = engine.sequence(sample, reference_codes=reference_codes).prompt
     ids = engine.text_tokenizer.encode(text.text, text.allow_special)
     first = last_place(prompt.input_ids[0].tolist(), ids)
     config, (length, steps) = engine.model.config, (prompt.input_ids.shape[1], delayed.shape[1])
@@ -215,20 +222,23 @@ def times_of(
     codes: Tensor,
     parts: Sequence[tuple[int, float]],
     most_weights: int | None = None,
+    reference_codes: Callable[[AudioContent], Tensor] | None = None,
 ) -> list[Record]:
     """Prompts and the codes [K, T] of what they said; of each its frames, and when it begins, in seconds -> its words.
 
     Records as those of `word_times`, without tags of speakers. A prompt that ends in no text has no words,
-    and neither has one that needs more than `most_weights`, as in `examine`.
+    and neither has one that needs more than `most_weights`, as in `examine`. `reference_codes` gives those that are
+    known of the prompts' recordings.
     """
     config, rate = engine.model.config, engine.tokenizer.frame_rate
     records: list[Record] = []
     for sample, segment, (frames, begin) in zip(samples, codes.split([n for n, _ in parts], dim=1), parts, strict=True):
         if not frames:
             continue
+        known = reference_codes and map(reference_codes, sample.audios)
         delayed = delayed_segment(segment.cpu(), config.stream_bos, config.stream_eos)
         try:
-            seen = examine(engine, sample, delayed, most_weights)
+            seen = examine(engine, sample, delayed, most_weights, known)
         except ValueError:
             continue
         records += [

@@ -18,7 +18,7 @@ from higgs.data.chatml import AudioContent, ChatMLSample, TextContent, tokenize
 from higgs.data.collator import collate, expand_audio_placeholders
 from higgs.data.text.tokenizer import TextTokenizer
 from higgs.delay import segment_frames
-from higgs.model.higgs_audio import HiggsAudio, choose_device
+from higgs.model.higgs_audio import HiggsAudio
 from higgs.model.matrices import BITS, can_pack
 from higgs.serve.batching.prefix_cache import PrefixCache, fingerprint
 from higgs.serve.batching.scheduler import Scheduler, Sequence
@@ -28,6 +28,7 @@ from higgs.serve.reference.loop import generate
 from higgs.serve.runaway import RUNAWAY_STOPS, RunawayConfig, RunawayDetector
 from higgs.serve.stream import CHUNK_FRAMES, AudioChunk, AudioStream
 from higgs.tokens import TokenIds
+from higgs.workers import choose_device
 
 MAX_REFERENCE_SECONDS = 60.0
 
@@ -170,15 +171,18 @@ class Engine:
             return self._scheduler
 
     def reference_codes(self, audio: AudioContent) -> Tensor:
-        """-> [K, T] of a file, encoded once. Raises ValueError for silent references and those of over a minute."""
-        waveform = audio.load(self.tokenizer.sample_rate)
+        """-> [K, T] of a file, encoded once; raises as `encode_reference`, and where it cannot be read."""
+        return self.encode_reference(audio.load(self.tokenizer.sample_rate), audio.name)
+
+    def encode_reference(self, waveform: Tensor, name: str = "") -> Tensor:
+        """[L] at the codec's rate -> [K, T]. Raises ValueError for silent references and those of over a minute."""
         seconds = len(waveform) / self.tokenizer.sample_rate
         if seconds > MAX_REFERENCE_SECONDS:
             raise ValueError(
-                f"{audio.name}: a reference of {seconds:.0f} s; at most {MAX_REFERENCE_SECONDS:.0f} s, "
+                f"{name}: a reference of {seconds:.0f} s; at most {MAX_REFERENCE_SECONDS:.0f} s, "
                 "and 5 to 15 s are enough"
             )
-        check_audible(waveform, audio.name or "the reference")
+        check_audible(waveform, name or "the reference")
         return self.cache.get(fingerprint(waveform), lambda: [self.encoder.encode(waveform).cpu()])[0]
 
     def sequence(

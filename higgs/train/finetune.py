@@ -25,12 +25,14 @@ from higgs.data.collator import Features, collate
 from higgs.data.text.lexicon import FILE as LEXICON
 from higgs.data.text.tokenizer import TextTokenizer
 from higgs.data.training.dataset import Batches, Dataset, check_same_run
-from higgs.data.training.manifest import encode_audio, read_manifest
-from higgs.model.higgs_audio import HiggsAudio, choose_device
+from higgs.data.training.manifest import DataError, Manifest, encode_audio, read_manifest
+from higgs.files import check_place
+from higgs.model.higgs_audio import HiggsAudio
 from higgs.resumable import code_hash
 from higgs.train.checkpointing import load_state, log, save_state, warmup_stable_decay
 from higgs.train.lora import add_lora, enable_gradient_checkpointing
 from higgs.train.losses import best_dtype, corrupt, speech_losses
+from higgs.workers import choose_device
 from higgs.workflow.outputs import say
 
 MAX_SECONDS = 30.0  # of one audio
@@ -216,6 +218,13 @@ def save_tuned(model: HiggsAudio, source: Path, target: Path) -> None:
             shutil.copyfile(path, target / path.name)
 
 
+def readable(path: Path, allow_special: bool, description: str | None = None) -> Manifest:
+    """As `read_manifest`. Raises DataError where no record can be used."""
+    if not (manifest := read_manifest(path, allow_special, description)).examples:
+        raise DataError(manifest)
+    return manifest
+
+
 def finetune(
     manifest: Path,
     checkpoint: str,
@@ -230,6 +239,10 @@ def finetune(
     `replay` is a manifest of older voices, each with its `description`. `allow_special` is for trusted files.
     """
     source = Checkpoint.parse(checkpoint)
+    # Both before the checkpoint is loaded, and the replay before anything is encoded.
+    found = readable(manifest, allow_special, description)
+    older = readable(replay, allow_special) if replay else None
+    check_place(out / "tuning.pt")
     folder, device = resolve(source.model), choose_device(source.device)
     config = replace(config, checkpoint=fingerprint(folder))
     codec = AudioTokenizer.from_pretrained(source.codec, device=device)
@@ -238,18 +251,17 @@ def finetune(
     dtype = torch.bfloat16 if config.rank is not None and device.type != "cpu" else torch.float32
     model = HiggsAudio.from_pretrained(folder, device=device, dtype=dtype)
 
-    def dataset(path: Path, positions: int, description: str | None = None) -> Dataset:
-        found = read_manifest(path, allow_special, description)
+    def dataset(found: Manifest, positions: int) -> Dataset:
         found, codes = encode_audio(found, out / "codes", codec.encode, version, codec.sample_rate, MAX_SECONDS)
         examples = Dataset(found, codes, tokenizer, model.config, positions, leave_out=True)
         keys = {key for example in examples.examples for key in example.keys}
         minutes = sum(codes.frames[key] for key in keys) / codec.frame_rate / 60
-        say(f"{path}: {len(examples)} examples, {minutes:.1f} minutes; {examples.manifest}")
+        say(f"{found.path}: {len(examples)} examples, {minutes:.1f} minutes; {examples.manifest}")
         return examples
 
     positions, replay_positions = config.budgets(replay is not None)
-    examples = dataset(manifest, positions, description)
-    replayed = dataset(replay, replay_positions) if replay else None
+    examples = dataset(found, positions)
+    replayed = dataset(older, replay_positions) if older else None
     save_tuned(FineTuning(model, examples, out, config, replayed).run(), folder, out / "model")
     codec.save_pretrained(out / "codec", half=True)
     hint = f"; its voice is {description!r}" if description else ""

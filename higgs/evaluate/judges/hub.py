@@ -9,7 +9,7 @@ from torch import Tensor
 
 from higgs.evaluate.judges.base import SAMPLE_RATE, Recogniser, SpeakerEncoder, version_of
 from higgs.evaluate.judges.wheels import MetricModelUnavailable
-from higgs.workers import accelerator
+from higgs.workers import choose_device
 
 
 def pretrained(kind: Any, source: str) -> Any:
@@ -40,7 +40,7 @@ class Whisper(Recogniser):
 
         self.name = f"Whisper ({version_of(source)})"
         self._processor = pretrained(WhisperProcessor, source)
-        self._model = pretrained(WhisperForConditionalGeneration, source).to(accelerator()).eval()
+        self._model = pretrained(WhisperForConditionalGeneration, source).to(choose_device()).eval()
 
     def _transcribe(self, samples: Tensor, language: str) -> str:
         inputs = self._processor(samples.numpy(), sampling_rate=SAMPLE_RATE, return_tensors="pt").input_features
@@ -64,7 +64,7 @@ class Paraformer(Recogniser):
         self.name = f"Paraformer ({version_of(source)}, FunASR)"
         self._simplify = zhconv.convert
         self._model = funasr.AutoModel(
-            model=source, device=str(accelerator()), disable_update=True, trust_remote_code=False
+            model=source, device=str(choose_device()), disable_update=True, trust_remote_code=False
         )
 
     def _transcribe(self, samples: Tensor, language: str) -> str:
@@ -84,7 +84,7 @@ class WavLMXVector(SpeakerEncoder):
 
         self.name = f"WavLM x-vector ({version_of(source)})"
         self._extractor = pretrained(Wav2Vec2FeatureExtractor, source)
-        self._model = pretrained(WavLMForXVector, source).to(accelerator()).eval()
+        self._model = pretrained(WavLMForXVector, source).to(choose_device()).eval()
 
     def _embed(self, samples: Tensor) -> Tensor:
         inputs = self._extractor(samples.numpy(), sampling_rate=SAMPLE_RATE, return_tensors="pt")

@@ -15,7 +15,7 @@ from torch.nn import functional
 
 from higgs.evaluate.judges.base import SAMPLE_RATE, SpeakerEncoder, version_of
 from higgs.evaluate.judges.wheels import MetricModelUnavailable
-from higgs.workers import accelerator
+from higgs.workers import choose_device
 
 # WavLM-large, as in its config on the hub.
 LARGE = {"hidden_size": 1024, "num_hidden_layers": 24, "num_attention_heads": 16, "intermediate_size": 4096}
@@ -58,7 +58,7 @@ class WavLMECAPA(SpeakerEncoder):
         if source is None or not Path(source).is_file():
             raise MetricModelUnavailable(f"no weights at {source}: {self.ADVICE}")
         self.name = f"WavLM-large SV, ECAPA-TDNN head ({version_of(source)})"
-        wavlm, device = WavLMModel(WavLMConfig(**LARGE | sizes)), accelerator()
+        wavlm, device = WavLMModel(WavLMConfig(**LARGE | sizes)), choose_device()
         try:
             weights = torch.load(source, map_location=device, weights_only=True)["model"]
             upstream = {key: w for key, w in weights.items() if key.startswith(UPSTREAM)}

@@ -23,7 +23,7 @@ from fastapi.responses import JSONResponse, Response
 from starlette.exceptions import HTTPException
 
 from higgs.config import SamplingConfig
-from higgs.data.chatml import smart_voice
+from higgs.data.chatml import AudioContent, smart_voice
 from higgs.data.speech import SpeechRequest, speech_request
 from higgs.data.text.chunks import ChunkOptions
 from higgs.serve.batching.scheduler import QueueFull
@@ -37,9 +37,8 @@ from higgs.serve.http.references import (
     Recogniser,
     add_references,
     check_sender,
+    encode,
     find_voices,
-    log_once,
-    unusable,
     voices_now,
 )
 from higgs.serve.http.speech_request import ApiError, Reference, SpeechBody, timed_out, validation_error
@@ -79,8 +78,13 @@ def check_model(name: str, config: ServerConfig) -> None:
         raise ApiError(message, "model", "model_not_found", 404)
 
 
-def to_request(body: SpeechBody, config: ServerConfig, engine: Engine) -> SpeechRequest:
-    """Raises ApiError for what this server does not do, and for a voice that cannot be read."""
+def to_request(
+    body: SpeechBody, config: ServerConfig, engine: Engine
+) -> tuple[SpeechRequest, dict[AudioContent, torch.Tensor]]:
+    """-> the request, and the codes of its recordings.
+
+    Raises ApiError for what this server does not do, and for a voice that cannot be read.
+    """
     check_model(body.model, config)
     voice = find_voices(body, *voices_now(config.voices))
     limit, most = body.max_new_tokens or config.max_new_tokens, config.max_new_tokens
@@ -99,15 +103,8 @@ def to_request(body: SpeechBody, config: ServerConfig, engine: Engine) -> Speech
     sampling = config.sampling.override(**body.model_dump(include={"seed", "temperature", "top_k", "top_p"}))
     settings = {"sampling": sampling, "max_new_tokens": limit, "normalize": "words" if body.normalize else None}
     request = speech_request(body.input, voice, config.chunks, body.scene, **settings)
-    for each in voice.values() if isinstance(voice, dict) else [voice]:
-        try:
-            if each.audio is not None:
-                engine.reference_codes(each.reference)
-        except (ValueError, OSError) as error:
-            if isinstance(each.audio, Path):
-                log_once(f"voice {each.name} cannot be used: {error}")
-            raise unusable(each, error) from error
-    return request
+    voices = voice.values() if isinstance(voice, dict) else [voice]
+    return request, {each.reference: encode(each, engine) for each in voices if each.audio is not None}
 
 
 def to_api_error(error: Exception) -> ApiError:
@@ -133,9 +130,9 @@ def to_api_error(error: Exception) -> ApiError:
 
 
 @contextmanager
-def accounted(metrics: Metrics, seconds: float) -> Iterator[None]:
+def accounted(metrics: Metrics, deadline: float) -> Iterator[None]:
     """Counts one speech request by its outcome. Raises ApiError in place of any other Exception."""
-    started, outcome = time.monotonic(), "spoken"
+    loop, outcome = asyncio.get_running_loop(), "spoken"
     try:
         with metrics.open.track_inprogress():
             yield
@@ -147,7 +144,7 @@ def accounted(metrics: Metrics, seconds: float) -> Iterator[None]:
         outcome = answer.code
         raise answer from error
     except BaseException:  # cancelled or closed: the client has left, or reads too slowly
-        outcome = "timeout" if time.monotonic() - started >= seconds else "left"
+        outcome = "timeout" if loop.time() >= deadline else "left"
         raise
     finally:
         metrics.requests.labels(outcome).inc()
@@ -162,11 +159,11 @@ async def speak(
     """
     deadline = asyncio.get_running_loop().time() + config.max_seconds
     parts: dict[int, tuple[float, list[torch.Tensor]]] = {}  # when each begins, and its codes
-    with accounted(metrics, config.max_seconds), engine.admission():
-        request = await asyncio.to_thread(to_request, body, config, engine.engine)
+    with accounted(metrics, deadline), engine.admission():
+        request, codes = await asyncio.to_thread(to_request, body, config, engine.engine)
         started, samples, rate = time.monotonic(), 0, engine.engine.tokenizer.sample_rate
         encoder = AudioEncoder(body.response_format, rate)
-        async with aclosing(engine.stream(request, config.max_seconds, admitted=True)) as chunks:
+        async with aclosing(engine.stream(request, deadline, True, codes.__getitem__)) as chunks:
             async for chunk in chunks:
                 data = encoder.write(chunk.waveform) if len(chunk.waveform) else b""
                 if not samples and len(chunk.waveform):
@@ -187,7 +184,7 @@ async def speak(
                 if data:
                     yield data
         if body.timestamps:
-            words = await engine.word_times(request, parts, deadline)
+            words = await engine.word_times(request, parts, deadline, codes.__getitem__)
             yield events(b"", chunk.stop_reason, samples / rate, words)
 
 

@@ -17,6 +17,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from higgs.data.chatml import AudioContent
 from higgs.data.speech import SpeechRequest
 from higgs.serve.alignment import times_of
 from higgs.serve.batching.scheduler import QueueFull, Sequence
@@ -27,6 +28,7 @@ from higgs.serve.stream import AudioChunk, AudioStream
 
 MAX_FAILURES = 3  # consecutive failures of the scheduler before the engine is dead
 MAX_WEIGHTS = 1 << 28  # numbers that an alignment may hold, 1 GiB
+ReferenceCodes = Callable[[AudioContent], Tensor]  # [K, T] of a recording
 
 logger = logging.getLogger(__name__)
 
@@ -95,19 +97,25 @@ class AsyncEngine:
             raise EngineDead(f"the engine has stopped: {self.error or 'the server is stopping'}")
 
     async def stream(
-        self, request: SpeechRequest, seconds: float | None = None, admitted: bool = False
+        self,
+        request: SpeechRequest,
+        deadline: float | None = None,
+        admitted: bool = False,
+        reference_codes: ReferenceCodes | None = None,
     ) -> AsyncIterator[AudioChunk]:
         """Chunks of waveform as they become final; the last one has a `stop_reason`.
 
         A long text is spoken chunk by chunk, as by `higgs.serve.long_form.speak`, but without matching levels; a chunk
-        that was cut off is not spoken again, and its reason is that of the request. `admitted` requests have a place
-        already. Raises QueueFull as `admission`, ValueError as `speak`, TimeoutError after `seconds`, and EngineDead.
+        that was cut off is not spoken again, and its reason is that of the request. `deadline` is a time of the loop.
+        `admitted` requests have a place already, and `reference_codes` are known. Raises QueueFull as `admission`,
+        ValueError as `speak`, TimeoutError at the deadline, and EngineDead.
         """
         self._check_alive()
-        deadline = None if seconds is None else asyncio.get_running_loop().time() + seconds
+        read = reference_codes or cache(self.engine.reference_codes)  # a file is read once
         with nullcontext() if admitted else self.admission():
-            single = self._sequence(deadline, request.samples[0], request.sampling, request.max_new_tokens)
-            async with aclosing(self._chunks(request, deadline) if request.chunks else single) as chunks:
+            sample, settings = request.samples[0], (request.sampling, request.max_new_tokens)
+            single = self._sequence(deadline, sample, *settings, map(read, sample.audios))
+            async with aclosing(self._chunks(request, deadline, read) if request.chunks else single) as chunks:
                 async for chunk in chunks:
                     yield chunk
 
@@ -131,17 +139,18 @@ class AsyncEngine:
             with self._lock:
                 self._subscribers.pop(sequence, None)
 
-    async def _chunks(self, request: SpeechRequest, deadline: float | None) -> AsyncIterator[AudioChunk]:
+    async def _chunks(
+        self, request: SpeechRequest, deadline: float | None, read: ReferenceCodes
+    ) -> AsyncIterator[AudioChunk]:
         """The sequences of a text's chunks, one after another, with pauses between them."""
         engine, options = self.engine, request.options
         sampling, rate = request.sampling or engine.generation.sampling, engine.tokenizer.sample_rate
         none = torch.zeros(engine.tokenizer.num_codebooks, 0, dtype=torch.long)
-        reference_codes = cache(engine.reference_codes)  # its file is read once
         generated: list[Tensor] = []
         start, stop_reason = 0, "stop"
         for index, chunk in enumerate(request.chunks):
             prompt, context = chunk_prompt(request, index)
-            codes = [await self._in_pool(deadline, reference_codes, a) for a in request.samples[index].audios]
+            codes = [await self._in_pool(deadline, read, a) for a in request.samples[index].audios]
             codes += [generated[n] for n in context]
             fade, frames, last = StreamFade(round(FADE_SECONDS * rate)), [], "stop"
             for seed in chunk_seeds(sampling.seed, index, options):
@@ -167,7 +176,11 @@ class AsyncEngine:
             yield AudioChunk(fade.finish(), none, start, rate, ended)
 
     async def word_times(
-        self, request: SpeechRequest, parts: Mapping[int, tuple[float, list[Tensor]]], deadline: float
+        self,
+        request: SpeechRequest,
+        parts: Mapping[int, tuple[float, list[Tensor]]],
+        deadline: float,
+        reference_codes: ReferenceCodes,
     ) -> list[Record]:
         """When each word of a request was spoken, as `times_of`; `parts` are the `part` numbers of its chunks of audio,
         each with the second at which it begins and its codes [K, T].
@@ -178,7 +191,7 @@ class AsyncEngine:
         for index, (begin, segments) in parts.items():
             codes = torch.cat(segments, dim=1)
             span, sample = (codes.shape[1], begin), request.samples[index]
-            arguments = (self.engine, [sample], codes, [span], MAX_WEIGHTS)
+            arguments = (self.engine, [sample], codes, [span], MAX_WEIGHTS, reference_codes)
             try:
                 async with asyncio.timeout_at(deadline):
                     loop = asyncio.get_running_loop()

@@ -13,10 +13,10 @@ from fastapi import FastAPI, Request
 from pydantic import BaseModel, ConfigDict, Field
 from torch import Tensor
 
-from higgs.audio import load_audio, probe
+from higgs.audio import probe, read_mono, resample
 from higgs.data.chatml import AudioContent
 from higgs.data.voices import Voice, check_recording, read_voices
-from higgs.serve.engine import MAX_REFERENCE_SECONDS
+from higgs.serve.engine import MAX_REFERENCE_SECONDS, Engine
 from higgs.serve.http.access import Access
 from higgs.serve.http.pages import readable
 from higgs.serve.http.speech_request import MAX_SPEAKERS, MAX_TRANSCRIPT, ApiError, Reference, SpeechBody
@@ -71,9 +71,11 @@ def check_sender(request: Request, access: Access) -> None:
 
 
 def unusable(voice: Voice, error: Exception | None = None) -> ApiError:
-    """A fault of a recording that was sent is told; what is wrong with the folder is not."""
+    """A fault of a recording that was sent is told; what is wrong with the folder is logged."""
     if isinstance(voice.audio, AudioContent):
         return ApiError(f"voice: the recording cannot serve as a reference: {error}", "voice", "invalid_value")
+    if error is not None:
+        log_once(f"voice {voice.name} cannot be used: {error}")
     return ApiError(f"voice: {voice.name!r:.60} cannot be used at present", "voice", "voice_unusable", 500)
 
 
@@ -82,7 +84,7 @@ def find_voices(body: SpeechBody, voices: dict[str, Voice], faults: dict[str, st
     found: list[Voice] = []
     for wanted in body.cast:
         if isinstance(wanted, Reference):
-            found.append(_sent(wanted))
+            found.append(Voice("recording", AudioContent(raw_audio=wanted.audio), wanted.text))
             continue
         name = unicodedata.normalize("NFC", wanted)
         if name in faults:
@@ -94,18 +96,22 @@ def find_voices(body: SpeechBody, voices: dict[str, Voice], faults: dict[str, st
     return dict(enumerate(found)) if isinstance(body.voice, list) else found[0]
 
 
-def _sent(reference: Reference) -> Voice:
-    """Raises ApiError for a recording that `higgs voices add` would not take either."""
-    audio = AudioContent(raw_audio=reference.audio)
-    voice = Voice("recording", audio, reference.text)
+def encode(voice: Voice, engine: Engine) -> Tensor:
+    """The codes [K, T] of a voice's recording, which is decoded once.
+
+    Raises ApiError, also for a recording of the request that `higgs voices add` would not take.
+    """
     try:
-        content = audio.content()
+        if not isinstance(voice.audio, AudioContent):
+            return engine.reference_codes(voice.reference)
+        content = voice.audio.content()
         check_size(content)
-    except ValueError as error:
+        waveform, rate, _ = decoded = read_mono(content)
+        if fatal := [f.message for f in check_recording(content, voice.transcript, decoded) if f.fatal]:
+            raise ValueError("; ".join(fatal))
+        return engine.encode_reference(resample(waveform, rate, engine.tokenizer.sample_rate))
+    except (ValueError, OSError) as error:
         raise unusable(voice, error) from error
-    if fatal := [finding.message for finding in check_recording(content, reference.text) if finding.fatal]:
-        raise unusable(voice, ValueError("; ".join(fatal)))
-    return voice
 
 
 def check_size(content: bytes) -> float:
@@ -127,10 +133,11 @@ def check(body: CheckBody, recogniser: Recogniser | None) -> dict[str, Any]:
     Raises ValueError for what is no recording.
     """
     content, text = AudioContent(raw_audio=body.audio).content(), body.text.strip()
-    seconds, transcript, doubts = check_size(content), None, []
+    seconds, decoded, transcript, doubts = check_size(content), None, None, []
     if recogniser is not None:
-        transcript, doubts = recogniser(*load_audio(content), text)
-    findings = check_recording(content, text or transcript or None)
+        waveform, rate, _ = decoded = read_mono(content)
+        transcript, doubts = recogniser(waveform, rate, text)
+    findings = check_recording(content, text or transcript or None, decoded)
     found = [{"fatal": finding.fatal, "message": finding.message} for finding in findings]
     found += [{"fatal": False, "message": message} for message in doubts]
     return {"seconds": seconds, "findings": found, "transcript": transcript}
