@@ -29,13 +29,6 @@ class ModelOutput:
     hidden_states: tuple[Tensor, ...] = ()  # embeddings, after each layer; the last one is normalised
 
 
-def choose_device(name: str) -> torch.device:
-    """ "auto" is the accelerator if there is one, else the CPU."""
-    if name != "auto":
-        return torch.device(name)
-    return torch.accelerator.current_accelerator(check_available=True) or torch.device("cpu")
-
-
 class Embedding(nn.Embedding):
     def reset_parameters(self) -> None:
         if not self.weight.is_meta:  # random numbers on the meta device import torch._dynamo, which takes a second

@@ -1,4 +1,4 @@
-"""The loop that the four jobs share.
+"""The loop that the jobs share.
 
 A job is a function of its seed and its number of steps: the learning rate depends on the step, the random numbers of a
 step on (seed, step). So a job that was killed and resumed ends with the same bytes as one that was not. That holds for
