@@ -101,6 +101,14 @@ def more_code(package):
     (package / "more.py").write_text("")
 
 
+def other_c(package):
+    (package / "more.c").write_text("")
+
+
+def no_compiler(package):
+    return {"shutil.which": lambda name: None}
+
+
 def moved_code(package):
     (package / "serve.py").rename(package / "data" / "serve.py")
 
@@ -117,7 +125,7 @@ def an_accelerator(package):
     return {"torch.accelerator.current_accelerator": lambda **_: torch.device("cuda")}
 
 
-CHANGES = [more_code, moved_code, another_library, another_processor, an_accelerator]
+CHANGES = [more_code, other_c, no_compiler, moved_code, another_library, another_processor, an_accelerator]
 
 
 @pytest.mark.parametrize("change", CHANGES, ids=lambda change: change.__name__)
