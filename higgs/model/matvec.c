@@ -235,6 +235,7 @@ static void *allocate(void **arrays, const size_t *bytes, int count) {
 
 /* x [rows, in] times a matrix -> out [rows, outputs], or added to it */
 static void product(const float *x, Matrix m, Rounded work, float *out, int add, int64_t rows, int threads) {
+    (void)threads; /* without OpenMP */
     const int64_t in = m.in, parts = parts_of(in);
     const char *values = m.values;
     for (int64_t i = 0; i < AHEAD; i += 64) __builtin_prefetch(values + i);
