@@ -39,7 +39,7 @@ SIZES = {
 # How far logits may be from those of PyTorch's operators, by their largest. Each row of x has 16 bits before a rounded
 # matrix; in bfloat16 the operators round after each.
 TOLERANCES = {
-    "float32": 1e-5, "int8, a CPU without bfloat16": 2e-4, "int4, the same": 2e-4, "int8": 0.04, "int4": 0.04,
+    "float32": 5e-6, "int8, a CPU without bfloat16": 3e-4, "int4, the same": 3e-4, "int8": 0.03, "int4": 0.03,
 }  # fmt: skip
 
 
@@ -57,14 +57,16 @@ def made(size: str, form: str, monkeypatch) -> tuple[FusedWeights, FusedWeights]
 
 
 def inputs(config: ModelConfig, dtype: torch.dtype, positions: list[int]) -> tuple[Tensor, list[Tensor], DecodeState]:
-    """Hidden states, a filled cache, and slots at these positions."""
+    """Hidden states, of which the first are next to nothing, a filled cache, and slots at these positions."""
     generator = torch.Generator().manual_seed(1)
     cache = KVCache(config, len(positions), CAPACITY, "cpu", dtype).layers
     for kv in cache:
-        kv.normal_(generator=generator)
+        kv.normal_(0, 2, generator=generator)
     state = DecodeState.create(config, len(positions), CAPACITY, 1, torch.device("cpu"))
     state.position[:] = torch.tensor(positions)
-    return torch.randn(len(positions), 1, config.hidden_size, generator=generator).to(dtype), cache, state
+    x = torch.randn(len(positions), 1, config.hidden_size, generator=generator)
+    x[0] *= 1e-3
+    return x.to(dtype), cache, state
 
 
 def one_of(slot: int, given: tuple[Tensor, list[Tensor], DecodeState]) -> tuple[Tensor, list[Tensor], DecodeState]:
@@ -75,12 +77,13 @@ def one_of(slot: int, given: tuple[Tensor, list[Tensor], DecodeState]) -> tuple[
     return x[part], [kv[:, part] for kv in cache], alone
 
 
+MULTIPLES = {form: {None: 1, 8: 32, 4: 64}[FORMS[form][1]] for form in TOLERANCES}
 CASES = [
     (size, form, instructions)
     for size, config in SIZES.items()
     for form in TOLERANCES
     for instructions in ("native", "haswell", "x86-64")
-    if form == "float32" or all(n % 64 == 0 for n in (config.hidden_size, config.intermediate_size))
+    if all(n % MULTIPLES[form] == 0 for n in (config.hidden_size, config.intermediate_size))
     if size != "the release" or instructions == "native"
 ]
 
