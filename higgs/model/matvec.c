@@ -32,6 +32,7 @@ typedef int16_t Int16 __attribute__((vector_size(BYTES)));
 typedef int32_t Int32 __attribute__((vector_size(BYTES)));
 typedef uint32_t UInt32 __attribute__((vector_size(BYTES)));
 typedef float Float __attribute__((vector_size(BYTES)));
+typedef uint16_t Halves __attribute__((vector_size(HALF)));
 typedef struct { Int8 low[2], high[2]; Int32 offset; } Part; /* x for BYTES of int4 weights */
 
 #define LOAD(type, from) ({ type v_; memcpy(&v_, (from), sizeof v_); v_; })
@@ -59,27 +60,22 @@ static inline uint16_t to_bfloat16(float v) {
     return isnan(v) ? 0x7fc0 : (bits + 0x7fff + (bits >> 16 & 1)) >> 16;
 }
 
-/* LANES numbers from the i-th, of which `left` are there; zeros behind them */
-static inline Float load(const void *from, int64_t i, int64_t left, int half) {
-    size_t bytes = (left < LANES ? left : LANES) * (half ? 2 : 4);
-    if (!half) {
-        if (left >= LANES) return LOAD(Float, (const float *)from + i);
-        Float some = {0};
-        memcpy(&some, (const float *)from + i, bytes);
-        return some;
-    }
-    uint16_t few[LANES] = {0};
-    if (left >= LANES) memcpy(few, (const uint16_t *)from + i, sizeof few);
-    else memcpy(few, (const uint16_t *)from + i, bytes);
-    Float wide;
-    for (int j = 0; j < LANES; j++) wide[j] = bfloat16(few[j]);
-    return wide;
+/* Of a vector's numbers those that are there, `left` */
+static inline void copy(void *to, const void *from, int64_t left, size_t size) {
+    if (left >= LANES) memcpy(to, from, LANES * size);
+    else memcpy(to, from, left * size);
 }
 
-static inline void store(float *to, Float v, int64_t left) {
-    if (left >= LANES) memcpy(to, &v, sizeof v);
-    else memcpy(to, &v, left * sizeof(float));
+/* Numbers from the i-th, zeros behind the last */
+static inline Float load(const void *from, int64_t i, int64_t left, int half) {
+    Float wide = {0};
+    Halves halves = {0};
+    if (!half) copy(&wide, (const float *)from + i, left, 4);
+    else copy(&halves, (const uint16_t *)from + i, left, 2);
+    return half ? (Float)(__builtin_convertvector(halves, UInt32) << 16) : wide;
 }
+
+static inline void store(float *to, Float v, int64_t left) { copy(to, &v, left, sizeof(float)); }
 
 static void to_floats(const void *from, float *to, int64_t count, int half) {
     if (!half) memcpy(to, from, count * sizeof(float));
@@ -276,8 +272,8 @@ static inline Float exponential(Float v) {
     Int32 below = v < least, above = v > most;
     v = (Float)(((Int32)least & below) | ((Int32)most & above) | ((Int32)v & ~(below | above)));
     Float shifted = v * 1.44269504f + 12582912; /* 1.5 * 2^23: the nearest whole number is in the lowest bits */
-    Float whole = shifted - 12582912, rest = v - whole * 0.693145751953125f - whole * 1.42860682e-6f, sum = {0};
-    sum += 1;
+    Float whole = shifted - 12582912, rest = v - whole * 0.693145751953125f - whole * 1.42860682e-6f;
+    Float sum = (Float){0} + 1;
     for (int k = 7; k > 0; k--) sum = 1 + sum * rest * (1.0f / k);
     return sum * (Float)(((UInt32)shifted + 127) << 23);
 }
@@ -325,7 +321,10 @@ static inline __attribute__((always_inline)) void attend(const float *q, const c
         const float sum = total(sums);
         for (int64_t i = 0; i < d; i += LANES) {
             Float sums[4] = {{0}};
-            for (int64_t t = 0; t < n; t++) sums[t % 4] += p[t] * load(v + t * row, i, d - i, half);
+            int64_t t = 0;
+            for (; t + 4 <= n; t += 4)
+                for (int64_t j = 0; j < 4; j++) sums[j] += p[t + j] * load(v + (t + j) * row, i, d - i, half);
+            for (; t < n; t++) sums[0] += p[t] * load(v + t * row, i, d - i, half);
             store(out + g * d + i, ((sums[0] + sums[1]) + (sums[2] + sums[3])) / sum, d - i);
         }
     }
@@ -352,56 +351,52 @@ typedef struct {
 int decode(const Weights *w, const void *x, char *const *kv, const int64_t *position, void *out, int64_t rows,
            int64_t limit, const int64_t *strides, int threads) {
     const int64_t D = w->width, F = w->ffn, d = w->d, group = w->heads / w->kv_heads, half = w->half, size = half ? 2 : 4;
-    const int64_t q_width = w->heads * d, heads = w->heads + w->kv_heads, qkv_width = (heads + w->kv_heads) * d;
-    int64_t longest = 0, widest = D > F ? D : F;
-    if (q_width > widest) widest = q_width;
+    const int64_t q = w->heads * d, heads = w->heads + w->kv_heads, qkv = (heads + w->kv_heads) * d;
+    const int64_t most = q > D ? q : D, widest = F > most ? F : most;
+    int64_t longest = 0;
     for (int64_t r = 0; r < rows; r++) {
         if (position[r] < 0 || position[r] >= limit) return 2;
         if (position[r] >= longest) longest = position[r] + 1;
     }
-    enum { X, NORMED, QKV, MIXED, GATE_UP, ACTIVE, SCORES, ROPE, SPLIT, ROUNDED, FACTORS, COUNT };
-    const size_t many = rows * 4, bytes[COUNT] = {
-        many * D, many * D, many * qkv_width, many * q_width, many * 2 * F, many * F, many * w->heads * longest,
-        many * 2 * d, w->bits == 4 ? rows * parts_of(widest) * sizeof(Part) : 0, rows * widest * 2, many,
+    const size_t many = rows * 4, bytes[8] = {
+        many * D, many * widest, many * (qkv > 2 * F ? qkv : 2 * F), many * w->heads * longest, many * 2 * d,
+        w->bits == 4 ? rows * parts_of(widest) * sizeof(Part) : 0, rows * widest * sizeof(int16_t), many,
     };
-    void *arrays[COUNT], *block = allocate(arrays, bytes, COUNT);
+    void *arrays[8], *block = allocate(arrays, bytes, 8);
     if (!block) return 1;
-    float *hidden = arrays[X], *normed = arrays[NORMED], *qkv = arrays[QKV], *mixed = arrays[MIXED];
-    float *gate_up = arrays[GATE_UP], *active = arrays[ACTIVE], *scores = arrays[SCORES], *rope = arrays[ROPE];
-    const Rounded work = {arrays[SPLIT], arrays[ROUNDED], arrays[FACTORS]};
+    float *hidden = arrays[0], *given = arrays[1], *made = arrays[2], *scores = arrays[3], *rope = arrays[4];
+    const Rounded work = {arrays[5], arrays[6], arrays[7]};
     to_floats(x, hidden, rows * D, half);
     for (int64_t r = 0; r < rows; r++)
         to_floats((const char *)w->rope + position[r] * 2 * d * size, rope + r * 2 * d, 2 * d, half);
 
-    for (int64_t l = 0; l < w->layers; l++) {
-        const Layer *layer = w->layer + l;
-        normalise(hidden, normed, rows, D, layer->attention_norm, *w->epsilon, half);
-        product(normed, (Matrix){layer->qkv, layer->qkv_scales, D, qkv_width, w->bits}, work, qkv, 0, rows, threads);
-        for (int64_t r = 0; r < rows; r++) rotate(qkv + r * qkv_width, rope + r * 2 * d, heads, d);
+    for (const Layer *layer = w->layer; layer < w->layer + w->layers; layer++, kv++) {
+        normalise(hidden, given, rows, D, layer->attention_norm, *w->epsilon, half);
+        product(given, (Matrix){layer->qkv, layer->qkv_scales, D, qkv, w->bits}, work, made, 0, rows, threads);
+        for (int64_t r = 0; r < rows; r++) rotate(made + r * qkv, rope + r * 2 * d, heads, d);
 #pragma omp parallel for num_threads(threads) if (threads > 1)
         for (int64_t i = 0; i < rows * w->kv_heads; i++) {
-            const int64_t r = i / w->kv_heads, h = i % w->kv_heads, n = position[r] + 1, first = h * group;
-            float *row = qkv + r * qkv_width, *room = scores + (r * w->heads + first) * longest;
-            char *keys = kv[l] + (r * strides[1] + h * strides[2]) * size, *values = keys + strides[0] * size;
-            from_floats(row + q_width + h * d, keys + (n - 1) * d * size, d, half);
+            const int64_t r = i / w->kv_heads, h = i % w->kv_heads, n = position[r] + 1, first = r * w->heads + h * group;
+            float *row = made + r * qkv, *query = row + h * group * d, *room = scores + first * longest;
+            char *keys = *kv + (r * strides[1] + h * strides[2]) * size, *values = keys + strides[0] * size;
+            from_floats(row + q + h * d, keys + (n - 1) * d * size, d, half);
             from_floats(row + (heads + h) * d, values + (n - 1) * d * size, d, half);
-            float *to = mixed + (r * w->heads + first) * d;
-            if (half) attend(row + first * d, keys, values, room, to, group, n, d, 1);
-            else attend(row + first * d, keys, values, room, to, group, n, d, 0);
+            if (half) attend(query, keys, values, room, given + first * d, group, n, d, 1);
+            else attend(query, keys, values, room, given + first * d, group, n, d, 0);
         }
-        product(mixed, (Matrix){layer->out, layer->out_scales, q_width, D, w->bits}, work, hidden, 1, rows, threads);
-        normalise(hidden, normed, rows, D, layer->ffn_norm, *w->epsilon, half);
-        product(normed, (Matrix){layer->gate_up, layer->gate_up_scales, D, 2 * F, w->bits}, work, gate_up, 0, rows, threads);
+        product(given, (Matrix){layer->out, layer->out_scales, q, D, w->bits}, work, hidden, 1, rows, threads);
+        normalise(hidden, given, rows, D, layer->ffn_norm, *w->epsilon, half);
+        product(given, (Matrix){layer->gate_up, layer->gate_up_scales, D, 2 * F, w->bits}, work, made, 0, rows, threads);
         for (int64_t r = 0; r < rows; r++)
             for (int64_t i = 0; i < F; i += LANES) {
-                Float gate = load(gate_up + r * 2 * F, i, F - i, 0), up = load(gate_up + (2 * r + 1) * F, i, F - i, 0);
-                store(active + r * F + i, gate / (1 + exponential(-gate)) * up, F - i);
+                Float gate = load(made + r * 2 * F, i, F - i, 0), up = load(made + (2 * r + 1) * F, i, F - i, 0);
+                store(given + r * F + i, gate / (1 + exponential(-gate)) * up, F - i);
             }
-        product(active, (Matrix){layer->down, layer->down_scales, F, D, w->bits}, work, hidden, 1, rows, threads);
+        product(given, (Matrix){layer->down, layer->down_scales, F, D, w->bits}, work, hidden, 1, rows, threads);
     }
-    normalise(hidden, normed, rows, D, w->norm, *w->epsilon, half);
-    if (w->head) product(normed, (Matrix){w->head, NULL, D, w->codes, 32}, work, out, 0, rows, threads);
-    else from_floats(normed, out, rows * D, half);
+    normalise(hidden, given, rows, D, w->norm, *w->epsilon, half);
+    if (w->head) product(given, (Matrix){w->head, NULL, D, w->codes, 32}, work, out, 0, rows, threads);
+    else from_floats(given, out, rows * D, half);
     free(block);
     return 0;
 }
