@@ -169,6 +169,7 @@ def test_without_it_steps_draw_the_same(monkeypatch):
     for how in ("native", "pinned", "no compiler"):
         if how == "pinned":
             monkeypatch.setattr(fused_weights, "pinned", lambda: True)
+            monkeypatch.setattr(matrices, "kernel", lambda: pytest.fail("a compiler is asked for"))
         elif how == "no compiler":
             monkeypatch.undo()
             monkeypatch.setattr(matrices, "kernel", lambda: None)
