@@ -79,17 +79,17 @@ class NativeLayers:
 
         IndexError, before anything is written, for a position that the cache or the rotation does not have.
         """
-        rows, first = len(x), cache[0]
-        x, out = x.contiguous(), x.new_empty(rows, 1, self.outputs)
+        slots, first = len(x), cache[0]
+        x, out = x.contiguous(), x.new_empty(slots, 1, self.outputs)
         kv = (ctypes.c_void_p * len(cache))(*(layer.data_ptr() for layer in cache))
         strides = (ctypes.c_int64 * 3)(*first.stride()[:3])
-        limit, tensors = min(self.positions, first.shape[3]), (kv, position.data_ptr(), out.data_ptr(), rows)
+        limit, tensors = min(self.positions, first.shape[3]), (kv, position.data_ptr(), out.data_ptr(), slots)
         decode = matrices.kernel().decode
         failed = decode(self.table, x.data_ptr(), *tensors, limit, strides, torch.get_num_threads())
         if failed == 2:
             raise IndexError(f"positions {position.tolist()}: expected 0 to {limit - 1}, for which there is room")
         if failed:
-            raise MemoryError(f"no memory for a step of {rows} slots")
+            raise MemoryError(f"no memory for a step of {slots} slots")
         return out
 
 

@@ -69,9 +69,10 @@ class GraphedStep:
 class SlotDecoder:
     """`slots` requests at once, each of at most `positions`; `steps_per_sync` decode steps between two host syncs.
 
-    Eager on the CPU, a slot is computed independently of the others: by the one call (`NativeLayers`) bit for bit, by
-    operators to the last bits of float32, which some CPUs round by the shape of a product. Compiled, or captured as CUDA graphs, shapes
-    are fixed: the batch size is a power of two, and attention reads what the longest slot needs, rounded up.
+    Eager on the CPU, a slot is computed independently of the others: by one call (`NativeLayers`) bit for bit, by
+    operators to the last bits of float32, which some CPUs round by the shape of a product, so that draws agree.
+    Compiled, or captured as CUDA graphs, shapes are fixed: the batch size is a power of two, and attention reads what
+    the longest slot needs, rounded up.
     """
 
     def __init__(
