@@ -26,6 +26,7 @@
 #define GROUP 64           /* int4 weights with one scale: 32 bytes */
 #define LARGEST 32639      /* its high byte, rounded to nearest, is 127 */
 #define AHEAD 8192         /* bytes: weights are asked for so long before they are needed */
+#define SHARED (1 << 20)   /* bytes: what reads less is faster in one thread, above all where others are not free */
 
 typedef int8_t Int8 __attribute__((vector_size(BYTES)));
 typedef int16_t Int16 __attribute__((vector_size(BYTES)));
@@ -239,7 +240,7 @@ static void product(const float *x, Matrix m, Rounded work, float *out, int add,
         work.factors[r] = round_row(x + r * in, work.rounded + r * in, in);
         if (m.bits == 4) split_row(work.rounded + r * in, work.split + r * parts, parts, in);
     }
-#pragma omp parallel for num_threads(threads) if (threads > 1)
+#pragma omp parallel for num_threads(threads) if (rows * m.outputs * in * m.bits / 8 >= SHARED)
     for (int64_t o = 0; o < m.outputs; o++) {
         const void *w = values + o * in * m.bits / 8;
         for (int64_t r = 0; r < rows; r++) {
@@ -374,7 +375,7 @@ int decode(const Weights *w, const void *x, char *const *kv, const int64_t *posi
         normalise(hidden, given, rows, D, layer->attention_norm, *w->epsilon, half);
         product(given, (Matrix){layer->qkv, layer->qkv_scales, D, qkv, w->bits}, work, made, 0, rows, threads);
         for (int64_t r = 0; r < rows; r++) rotate(made + r * qkv, rope + r * 2 * d, heads, d);
-#pragma omp parallel for num_threads(threads) if (threads > 1)
+#pragma omp parallel for num_threads(threads) if (rows * w->heads * longest * 2 * d * size >= SHARED)
         for (int64_t i = 0; i < rows * w->kv_heads; i++) {
             const int64_t r = i / w->kv_heads, h = i % w->kv_heads, n = position[r] + 1, first = r * w->heads + h * group;
             float *row = made + r * qkv, *query = row + h * group * d, *room = scores + first * longest;
