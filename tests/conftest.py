@@ -16,6 +16,7 @@ from tiny import write_model
 import higgs.audio  # noqa: F401
 from higgs import AudioTokenizer, Engine, HiggsAudio
 from higgs.data.text.tokenizer import TextTokenizer
+from higgs.model import matrices
 from higgs.tokens import TokenIds
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -50,6 +51,15 @@ def nano() -> Path:
 @pytest.fixture(scope="session")
 def config(golden) -> dict:
     return json.loads((golden / "gen" / "config.json").read_text())
+
+
+@pytest.fixture(scope="module", params=["one call into C", "operators"])
+def layers(request):
+    """How a step's layers run: operators where there is no compiler, or float32 is pinned."""
+    with pytest.MonkeyPatch.context() as patched:
+        if request.param == "operators":
+            patched.setattr(matrices, "kernel", lambda: None)
+        yield
 
 
 @pytest.fixture(scope="session")

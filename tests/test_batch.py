@@ -20,7 +20,7 @@ REFERENCE = AudioContent("a.wav")
 
 
 @pytest.fixture(scope="module")
-def engine(tiny_parts) -> Engine:
+def engine(tiny_parts, layers) -> Engine:
     return Engine(*tiny_parts, EngineConfig(max_positions=600))
 
 
@@ -44,7 +44,7 @@ def sequences(engine) -> list:
 
 
 @pytest.fixture(scope="module")
-def alone(model, sequences) -> list[torch.Tensor]:
+def alone(model, layers, sequences) -> list[torch.Tensor]:
     """The delayed frames of each in a decoder of one slot: [K, C]"""
     decoder = SlotDecoder(model, slots=1, positions=600, steps_per_sync=4)
     return [delayed_of(decoder, s.prompt, s.sampling, s.limit) for s in sequences]
@@ -61,7 +61,7 @@ def test_a_mixed_batch_of_16_is_one_by_one(engine, sequences, alone):
     assert all(torch.equal(response.delayed[0], frames) for response, frames in zip(responses, alone, strict=True))
 
 
-def test_keys_and_values_do_not_depend_on_the_slot(model, prompts):
+def test_keys_and_values_do_not_depend_on_the_slot(model, layers, prompts):
     """In every layer, but for the last bit on some CPUs."""
     several = SlotDecoder(model, slots=5, positions=400, steps_per_sync=8)
     single = SlotDecoder(model, slots=1, positions=400, steps_per_sync=8)

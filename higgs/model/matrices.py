@@ -15,7 +15,7 @@ import tempfile
 import warnings
 from functools import cache
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -35,6 +35,10 @@ class Quantized(NamedTuple):
 
     values: Tensor  # int8: [out, in]; int4: [out, in / 2], two in a byte
     scales: Tensor  # bfloat16: [out]; [out, in / 64]
+
+    @property
+    def bits(self) -> int:
+        return 8 if self.scales.dim() == 1 else 4
 
 
 Matrix = Tensor | Quantized
@@ -75,7 +79,7 @@ def rounded_bytes(shape: torch.Size, bits: int) -> int:
 def dequantize(matrix: Quantized, dtype: torch.dtype) -> Tensor:
     """-> [out, in]"""
     values, scales = matrix.values, matrix.scales.to(dtype)[..., None]
-    if matrix.scales.dim() == 1:
+    if matrix.bits == 8:
         return values.to(dtype) * scales
     both = values.unflatten(1, (-1, GROUP // 2))
     return (((torch.cat([both, both >> 4], -1) & 15) - 8).to(dtype) * scales).flatten(1)
@@ -92,7 +96,8 @@ def linear(x: Tensor, matrix: Matrix) -> Tensor:
             return matvec(x, *matrix)
         if kernel():
             return multiply(x, matrix)
-        if matrix.scales.dim() == 1 and x.dtype == torch.bfloat16:
+        _warn()
+        if matrix.bits == 8 and x.dtype == torch.bfloat16:
             return torch._weight_int8pack_mm(x.flatten(0, -2), *matrix).unflatten(0, x.shape[:-1])
     size = max(1, WIDENED_AT_ONCE // x.shape[-1])
     chunks = zip(*(part.split(size) for part in matrix), strict=True)
@@ -105,19 +110,15 @@ def few(x: Tensor) -> bool:
     return x.device.type == "cpu" and x.numel() <= FEW * x.shape[-1]
 
 
-def multiply(
-    x: Tensor, matrix: Quantized, residual: Tensor | None = None, norm: tuple[Tensor, Tensor] | None = None
-) -> Tensor:
-    """[..., in] -> [..., out] by the kernel, added to `residual`; `norm` as `rms_norm` of the decode step takes it."""
+def multiply(x: Tensor, matrix: Quantized) -> Tensor:
+    """[..., in] -> [..., out] by the kernel."""
     if x.dtype not in (torch.float32, torch.bfloat16):
-        wide = None if residual is None else residual.float()
-        return multiply(x.float(), matrix, wide, norm).to(x.dtype)
-    (values, scales), (*places, inputs), outputs = matrix, x.shape, len(matrix.values)
+        return multiply(x.float(), matrix).to(x.dtype)
+    (*places, inputs), outputs = x.shape, len(matrix.values)
     x, out = x.contiguous(), x.new_empty(*places, outputs)
-    tensors = (x, values, scales, None if residual is None else residual.contiguous(), *(norm or (None, None)), out)
-    pointers = [None if t is None else t.data_ptr() for t in tensors]
-    form = (scales.dim() == 1, x.dtype == torch.bfloat16, torch.get_num_threads())
-    if kernel()(*pointers, out.numel() // outputs, inputs, outputs, *form):
+    pointers = [t.data_ptr() for t in (x, *matrix, out)]
+    form = (matrix.bits, x.dtype == torch.bfloat16, torch.get_num_threads())
+    if kernel().multiply(*pointers, out.numel() // outputs, inputs, outputs, *form):
         raise MemoryError(f"no memory for a product of {list(x.shape)}")
     return out
 
@@ -133,9 +134,20 @@ def _(x: Tensor, values: Tensor, scales: Tensor) -> Tensor:
     return x.new_empty(*x.shape[:-1], len(values))
 
 
+def kernel() -> ctypes.CDLL | None:
+    """matvec.c; None where it cannot be compiled."""
+    return found if isinstance(found := build_kernel(), ctypes.CDLL) else None
+
+
 @cache
-def kernel() -> Any:
-    """`multiply` of matvec.c, compiled on its first use; None, after a warning, where that fails."""
+def _warn() -> None:
+    cause = f"their kernel was not compiled ({build_kernel()})"
+    warnings.warn(f"int8 and int4 are slow on this CPU: {cause}", stacklevel=3)
+
+
+@cache
+def build_kernel() -> ctypes.CDLL | str:
+    """matvec.c, compiled on its first use, or why it cannot be."""
     compiler = shutil.which("cc")
     cpuinfo = Path("/proc/cpuinfo")
     flags = next((line for line in cpuinfo.open() if line.startswith("flags")), "") if cpuinfo.is_file() else ""
@@ -143,23 +155,23 @@ def kernel() -> Any:
     options = [*FLAGS, *(["-fopenmp"] * openmp)]
     about = repr((SOURCE.read_text(), options, compiler, platform.machine(), flags))
     folder = Path(os.environ.get("HIGGS_CACHE", Path.home() / ".cache" / "higgs"))
-    library = folder / f"matvec-{hashlib.sha256(about.encode()).hexdigest()[:16]}.so"
+    file = folder / f"matvec-{hashlib.sha256(about.encode()).hexdigest()[:16]}.so"
     try:
-        if not library.exists():
+        if not file.exists():
             folder.mkdir(parents=True, exist_ok=True, mode=0o700)
             with tempfile.TemporaryDirectory(dir=folder) as scratch:
                 command = [compiler or "cc", *options, str(SOURCE), "-o", f"{scratch}/matvec.so", "-lm"]
                 subprocess.run(command, check=True, capture_output=True, text=True, timeout=120)
-                os.replace(f"{scratch}/matvec.so", library)
-        if library.stat().st_uid != os.getuid():
-            raise PermissionError(f"{library} belongs to somebody else, and is not run")
-        product = ctypes.CDLL(str(library)).multiply
+                os.replace(f"{scratch}/matvec.so", file)
+        if file.stat().st_uid != os.getuid():
+            raise PermissionError(f"{file} belongs to somebody else, and is not run")
+        loaded = ctypes.CDLL(str(file))
     except (OSError, subprocess.SubprocessError) as error:
-        cause = getattr(error, "stderr", None) or error
-        warnings.warn(f"int8 and int4 are slow on this CPU: their kernel was not compiled ({cause})", stacklevel=2)
-        return None
-    product.argtypes = [ctypes.c_void_p] * 7 + [ctypes.c_int64] * 3 + [ctypes.c_int] * 3
-    return product
+        return str(getattr(error, "stderr", None) or error)
+    pointer, size = ctypes.c_void_p, ctypes.c_int64
+    loaded.multiply.argtypes = [pointer] * 4 + [size] * 3 + [ctypes.c_int] * 3
+    loaded.decode.argtypes = [pointer] * 5 + [size] * 2 + [pointer, ctypes.c_int]
+    return loaded
 
 
 def can_pack(device: torch.device, dtype: torch.dtype) -> bool:

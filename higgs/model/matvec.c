@@ -1,7 +1,9 @@
-/* Rows x [rows, in] times a weight-only quantised matrix [outputs, in] -> [rows, outputs], in float32 or bfloat16.
+/* The layers of a decode step, and products with weight-only quantised matrices [outputs, in], on a CPU.
 
-   Each row of x is rounded to 16 bits with one scale, products are summed as integers, and only sums are scaled as
-   floats: one pass over the weights, at the speed at which memory is read. matrices.py has the layouts of weights. */
+   Activations are float32 inside; what comes in and goes out, norms, rotation and cache are float32 or bfloat16 (`half`).
+   Weights have 32, 8 or 4 bits; matrices.py has their layouts. For 8 and 4, each row of x is rounded to 16 bits with one
+   scale, products are summed as integers, and only sums are scaled as floats. Weights are read once for all rows, at the
+   speed of memory; sums have one order for each row, whatever the other rows and the number of threads. */
 #include <math.h>
 #include <stdint.h>
 #include <stdlib.h>
@@ -24,11 +26,14 @@
 #define GROUP 64           /* int4 weights with one scale: 32 bytes */
 #define LARGEST 32639      /* its high byte, rounded to nearest, is 127 */
 #define AHEAD 8192         /* bytes: weights are asked for so long before they are needed */
+#define SHARED (1 << 20)   /* bytes: what reads less is faster in one thread, above all where others are not free */
 
 typedef int8_t Int8 __attribute__((vector_size(BYTES)));
 typedef int16_t Int16 __attribute__((vector_size(BYTES)));
 typedef int32_t Int32 __attribute__((vector_size(BYTES)));
+typedef uint32_t UInt32 __attribute__((vector_size(BYTES)));
 typedef float Float __attribute__((vector_size(BYTES)));
+typedef uint16_t Halves __attribute__((vector_size(HALF)));
 typedef struct { Int8 low[2], high[2]; Int32 offset; } Part; /* x for BYTES of int4 weights */
 
 #define LOAD(type, from) ({ type v_; memcpy(&v_, (from), sizeof v_); v_; })
@@ -54,6 +59,33 @@ static inline float bfloat16(uint16_t bits) {
 static inline uint16_t to_bfloat16(float v) {
     uint32_t bits = LOAD(uint32_t, &v);
     return isnan(v) ? 0x7fc0 : (bits + 0x7fff + (bits >> 16 & 1)) >> 16;
+}
+
+/* Of a vector's numbers those that are there, `left` */
+static inline void copy(void *to, const void *from, int64_t left, size_t size) {
+    if (left >= LANES) memcpy(to, from, LANES * size);
+    else memcpy(to, from, left * size);
+}
+
+/* Numbers from the i-th, zeros behind the last */
+static inline Float load(const void *from, int64_t i, int64_t left, int half) {
+    Float wide = {0};
+    Halves halves = {0};
+    if (!half) copy(&wide, (const float *)from + i, left, 4);
+    else copy(&halves, (const uint16_t *)from + i, left, 2);
+    return half ? (Float)(__builtin_convertvector(halves, UInt32) << 16) : wide;
+}
+
+static inline void store(float *to, Float v, int64_t left) { copy(to, &v, left, sizeof(float)); }
+
+static void to_floats(const void *from, float *to, int64_t count, int half) {
+    if (!half) memcpy(to, from, count * sizeof(float));
+    else for (int64_t i = 0; i < count; i++) to[i] = bfloat16(((const uint16_t *)from)[i]);
+}
+
+static void from_floats(const float *from, void *to, int64_t count, int half) {
+    if (!half) memcpy(to, from, count * sizeof(float));
+    else for (int64_t i = 0; i < count; i++) ((uint16_t *)to)[i] = to_bfloat16(from[i]);
 }
 
 /* sum + HALF weights times x, neighbours added in pairs */
@@ -87,6 +119,18 @@ static float round_row(const float *x, int16_t *rounded, int64_t in) {
     float factor = largest > 0 ? LARGEST / largest : 0;
     for (int64_t i = 0; i < in; i++) rounded[i] = (int16_t)rintf(x[i] * factor);
     return largest / LARGEST;
+}
+
+static float float_product(const float *w, const float *x, int64_t in) {
+    Float sums[4] = {{0}};
+    int64_t i = 0;
+    for (; i + 4 * LANES <= in; i += 4 * LANES)
+        for (int64_t j = 0; j < 4; j++) {
+            if (BYTES == 64 || j % 2 == 0) __builtin_prefetch((const char *)(w + i + j * LANES) + AHEAD);
+            sums[j] += LOAD(Float, w + i + j * LANES) * LOAD(Float, x + i + j * LANES);
+        }
+    for (; i < in; i += LANES) sums[0] += load(w, i, in - i, 0) * load(x, i, in - i, 0);
+    return total((sums[0] + sums[1]) + (sums[2] + sums[3]));
 }
 
 static float int8_product(const int8_t *w, const uint16_t *scale, const int16_t *x, int64_t in) {
@@ -169,58 +213,191 @@ static float int4_product(const int8_t *w, const uint16_t *scales, const Part *x
     return total(sums[0] + sums[1]);
 }
 
-/* A row of x, by its RMS norm where there is one, as `rms_norm` of the decode step -> floats [in] */
-static void widen_row(const void *x, float *wide, int64_t in, int half, const void *norm, const float *epsilon) {
-    for (int64_t i = 0; i < in; i++) wide[i] = half ? bfloat16(((const uint16_t *)x)[i]) : ((const float *)x)[i];
-    if (!norm) return;
-    Float squares = {0};
-    for (int64_t i = 0; i < in; i += LANES) squares += LOAD(Float, wide + i) * LOAD(Float, wide + i);
-    if (half) {
-        float factor = 1 / sqrtf(total(squares) / in + *epsilon);
-        for (int64_t i = 0; i < in; i++) {
-            float normed = bfloat16(to_bfloat16(wide[i] * factor));
-            wide[i] = bfloat16(to_bfloat16(normed * bfloat16(((const uint16_t *)norm)[i])));
-        }
-    } else {
-        float length = hypotf(sqrtf(total(squares)), *epsilon);
-        for (int64_t i = 0; i < in; i++) wide[i] = wide[i] / length * ((const float *)norm)[i];
+typedef struct { const void *values; const uint16_t *scales; int64_t in, outputs; int bits; } Matrix;
+typedef struct { Part *split; int16_t *rounded; float *factors; } Rounded; /* rows of x for a quantised matrix */
+
+static inline int64_t parts_of(int64_t in) { return (in + 2 * BYTES - 1) / (2 * BYTES); }
+
+/* One block of memory for `count` arrays of so many bytes, each with room for a vector behind it; null if there is none */
+static void *allocate(void **arrays, const size_t *bytes, int count) {
+    size_t sum = 0, start = 0;
+    for (int i = 0; i < count; i++) sum += (bytes[i] + 127) / 64 * 64;
+    char *block = aligned_alloc(64, sum);
+    for (int i = 0; block && i < count; i++) {
+        arrays[i] = block + start;
+        start += (bytes[i] + 127) / 64 * 64;
     }
+    return block;
 }
 
-/* product + residual, each rounded as `out` is */
-static inline void put(void *out, const void *residual, int64_t i, float product, int half) {
-    if (!half) {
-        ((float *)out)[i] = residual ? ((const float *)residual)[i] + product : product;
-        return;
+/* x [rows, in] times a matrix -> out [rows, outputs], or added to it */
+static void product(const float *x, Matrix m, Rounded work, float *out, int add, int64_t rows, int threads) {
+    (void)threads; /* without OpenMP */
+    const int64_t in = m.in, parts = parts_of(in);
+    const char *values = m.values;
+    for (int64_t i = 0; i < AHEAD; i += 64) __builtin_prefetch(values + i);
+    for (int64_t r = 0; m.bits < 32 && r < rows; r++) {
+        work.factors[r] = round_row(x + r * in, work.rounded + r * in, in);
+        if (m.bits == 4) split_row(work.rounded + r * in, work.split + r * parts, parts, in);
     }
-    uint16_t rounded = to_bfloat16(product);
-    if (residual) rounded = to_bfloat16(bfloat16(((const uint16_t *)residual)[i]) + bfloat16(rounded));
-    ((uint16_t *)out)[i] = rounded;
-}
-
-/* 0, or 1 where there is no memory. `int8`: one byte for each weight, else half of one; `half`: x, residual, out
-   and norm are bfloat16. `residual` [rows, outputs], `norm` [in] and its `epsilon` may be null. */
-int multiply(const char *x, const int8_t *w, const uint16_t *scales, const void *residual, const void *norm,
-             const float *epsilon, void *out, int64_t rows, int64_t in, int64_t outputs, int int8, int half, int threads) {
-    int64_t parts = int8 ? 0 : (in + 2 * BYTES - 1) / (2 * BYTES);
-    size_t size = rows * parts * sizeof(Part) + rows * (in * sizeof(int16_t) + sizeof(float)) + in * sizeof(float);
-    Part *split = aligned_alloc(64, (size + 63) / 64 * 64);
-    if (!split) return 1;
-    float *wide = (float *)(split + rows * parts), *factors = wide + in;
-    int16_t *rounded = (int16_t *)(factors + rows);
-    for (int64_t i = 0; i < AHEAD; i += 64) __builtin_prefetch(w + i);
-    for (int64_t r = 0; r < rows; r++) {
-        widen_row(x + r * in * (half ? 2 : 4), wide, in, half, norm, epsilon);
-        factors[r] = round_row(wide, rounded + r * in, in);
-        if (!int8) split_row(rounded + r * in, split + r * parts, parts, in);
-    }
-#pragma omp parallel for num_threads(threads) if (threads > 1)
-    for (int64_t o = 0; o < outputs; o++)
+#pragma omp parallel for num_threads(threads) if (rows * m.outputs * in * m.bits / 8 >= SHARED)
+    for (int64_t o = 0; o < m.outputs; o++) {
+        const void *w = values + o * in * m.bits / 8;
         for (int64_t r = 0; r < rows; r++) {
-            float sum = int8 ? int8_product(w + o * in, scales + o, rounded + r * in, in)
-                             : int4_product(w + o * in / 2, scales + o * (in / GROUP), split + r * parts, in);
-            put(out, residual, r * outputs + o, factors[r] * sum, half);
+            float sum = m.bits == 32  ? float_product(w, x + r * in, in)
+                        : m.bits == 8 ? work.factors[r] * int8_product(w, m.scales + o, work.rounded + r * in, in)
+                                      : work.factors[r] * int4_product(w, m.scales + o * (in / GROUP), work.split + r * parts, in);
+            out[r * m.outputs + o] = add ? out[r * m.outputs + o] + sum : sum;
         }
-    free(split);
+    }
+}
+
+/* x [rows, in] times a quantised matrix -> out [rows, outputs]; 0, or 1 where there is no memory */
+int multiply(const void *x, const void *values, const uint16_t *scales, void *out, int64_t rows, int64_t in,
+             int64_t outputs, int bits, int half, int threads) {
+    const size_t bytes[] = {rows * in * 4, rows * outputs * 4, rows * parts_of(in) * sizeof(Part), rows * in * 2, rows * 4};
+    void *arrays[5], *block = allocate(arrays, bytes, 5);
+    if (!block) return 1;
+    float *wide = arrays[0], *sums = arrays[1];
+    to_floats(x, wide, rows * in, half);
+    product(wide, (Matrix){values, scales, in, outputs, bits}, (Rounded){arrays[2], arrays[3], arrays[4]}, sums, 0, rows,
+            threads);
+    from_floats(sums, out, rows * outputs, half);
+    free(block);
+    return 0;
+}
+
+/* e^v, for v up to -87 that of -87 and from 88 that of 88; what is no number stays so */
+static inline Float exponential(Float v) {
+    const Float least = (Float){0} - 87, most = (Float){0} + 88;
+    Int32 below = v < least, above = v > most;
+    v = (Float)(((Int32)least & below) | ((Int32)most & above) | ((Int32)v & ~(below | above)));
+    Float shifted = v * 1.44269504f + 12582912; /* 1.5 * 2^23: the nearest whole number is in the lowest bits */
+    Float whole = shifted - 12582912, rest = v - whole * 0.693145751953125f - whole * 1.42860682e-6f;
+    Float sum = (Float){0} + 1;
+    for (int k = 7; k > 0; k--) sum = 1 + sum * rest * (1.0f / k);
+    return sum * (Float)(((UInt32)shifted + 127) << 23);
+}
+
+/* As `rms_norm` of the decode step, which says what weight and epsilon hold: x [rows, in] -> out */
+static void normalise(const float *x, float *out, int64_t rows, int64_t in, const void *weight, float epsilon, int half) {
+    for (int64_t r = 0; r < rows; r++, x += in, out += in) {
+        Float squares = {0};
+        for (int64_t i = 0; i < in; i += LANES) squares += load(x, i, in - i, 0) * load(x, i, in - i, 0);
+        float length = half ? sqrtf(total(squares) / in + epsilon) : hypotf(sqrtf(total(squares)), epsilon);
+        for (int64_t i = 0; i < in; i += LANES)
+            store(out + i, load(x, i, in - i, 0) / length * load(weight, i, in - i, half), in - i);
+    }
+}
+
+/* x [heads, d] by cos and signed sin [2, d], in place: the first half of the channels is paired with the second */
+static void rotate(float *x, const float *rope, int64_t heads, int64_t d) {
+    for (float *end = x + heads * d; x < end; x += d)
+        for (int64_t i = 0, j = d / 2; j < d; i++, j++) {
+            float first = x[i], second = x[j];
+            x[i] = first * rope[i] + second * rope[d + i];
+            x[j] = second * rope[j] + first * rope[d + j];
+        }
+}
+
+/* q [group, d] over keys and values [n, d] -> out [group, d]; `scores` has room for [group, n] */
+static inline __attribute__((always_inline)) void attend(const float *q, const char *k, const char *v, float *scores,
+                                                         float *out, int64_t group, int64_t n, int64_t d, int half) {
+    const int64_t row = d * (half ? 2 : 4);
+    const float scale = 1 / sqrtf(d);
+    for (int64_t t = 0; t < n; t++)
+        for (int64_t g = 0; g < group; g++) {
+            Float sum = {0};
+            for (int64_t i = 0; i < d; i += LANES) sum += load(q + g * d, i, d - i, 0) * load(k + t * row, i, d - i, half);
+            scores[g * n + t] = total(sum) * scale;
+        }
+    for (int64_t g = 0; g < group; g++) {
+        float *p = scores + g * n, most = p[0];
+        for (int64_t t = 1; t < n; t++) most = p[t] > most ? p[t] : most;
+        Float sums = {0};
+        for (int64_t t = 0; t < n; t += LANES) {
+            store(p + t, exponential(load(p, t, n - t, 0) - most), n - t);
+            sums += load(p, t, n - t, 0);
+        }
+        const float sum = total(sums);
+        for (int64_t i = 0; i < d; i += LANES) {
+            Float sums[4] = {{0}};
+            int64_t t = 0;
+            for (; t + 4 <= n; t += 4)
+                for (int64_t j = 0; j < 4; j++) sums[j] += p[t + j] * load(v + (t + j) * row, i, d - i, half);
+            for (; t < n; t++) sums[0] += p[t] * load(v + t * row, i, d - i, half);
+            store(out + g * d + i, ((sums[0] + sums[1]) + (sums[2] + sums[3])) / sum, d - i);
+        }
+    }
+}
+
+typedef struct {
+    const void *attention_norm, *qkv, *qkv_scales, *out, *out_scales;
+    const void *ffn_norm, *gate_up, *gate_up_scales, *down, *down_scales;
+} Layer;
+
+/* As `pointers` of fused_weights.py lays it out; `head` may be null */
+typedef struct {
+    int64_t layers, width, heads, kv_heads, d, ffn, codes, bits, half;
+    const void *rope, *norm, *head;
+    const float *epsilon;
+    Layer layer[];
+} Weights;
+
+/* x [rows, width] -> out: logits in float32 [rows, codes], or without a head what it would be given, as x is.
+
+   `kv` has for each layer keys and values [2, rows, kv heads, positions, d] with the distances `strides` between the
+   first three. Each row's are written at its position, and it attends to all up to there. 0, or 1 where there is no
+   memory, or 2 where a position is not below `limit`; nothing is written then. */
+int decode(const Weights *w, const void *x, char *const *kv, const int64_t *position, void *out, int64_t rows,
+           int64_t limit, const int64_t *strides, int threads) {
+    const int64_t D = w->width, F = w->ffn, d = w->d, group = w->heads / w->kv_heads, half = w->half, size = half ? 2 : 4;
+    const int64_t q = w->heads * d, heads = w->heads + w->kv_heads, qkv = (heads + w->kv_heads) * d;
+    const int64_t most = q > D ? q : D, widest = F > most ? F : most;
+    int64_t longest = 0;
+    for (int64_t r = 0; r < rows; r++) {
+        if (position[r] < 0 || position[r] >= limit) return 2;
+        if (position[r] >= longest) longest = position[r] + 1;
+    }
+    const size_t many = rows * 4, bytes[8] = {
+        many * D, many * widest, many * (qkv > 2 * F ? qkv : 2 * F), many * w->heads * longest, many * 2 * d,
+        w->bits == 4 ? rows * parts_of(widest) * sizeof(Part) : 0, rows * widest * sizeof(int16_t), many,
+    };
+    void *arrays[8], *block = allocate(arrays, bytes, 8);
+    if (!block) return 1;
+    float *hidden = arrays[0], *given = arrays[1], *made = arrays[2], *scores = arrays[3], *rope = arrays[4];
+    const Rounded work = {arrays[5], arrays[6], arrays[7]};
+    to_floats(x, hidden, rows * D, half);
+    for (int64_t r = 0; r < rows; r++)
+        to_floats((const char *)w->rope + position[r] * 2 * d * size, rope + r * 2 * d, 2 * d, half);
+
+    for (const Layer *layer = w->layer; layer < w->layer + w->layers; layer++, kv++) {
+        normalise(hidden, given, rows, D, layer->attention_norm, *w->epsilon, half);
+        product(given, (Matrix){layer->qkv, layer->qkv_scales, D, qkv, w->bits}, work, made, 0, rows, threads);
+        for (int64_t r = 0; r < rows; r++) rotate(made + r * qkv, rope + r * 2 * d, heads, d);
+#pragma omp parallel for num_threads(threads) if (rows * w->heads * longest * 2 * d * size >= SHARED)
+        for (int64_t i = 0; i < rows * w->kv_heads; i++) {
+            const int64_t r = i / w->kv_heads, h = i % w->kv_heads, n = position[r] + 1, first = r * w->heads + h * group;
+            float *row = made + r * qkv, *query = row + h * group * d, *room = scores + first * longest;
+            char *keys = *kv + (r * strides[1] + h * strides[2]) * size, *values = keys + strides[0] * size;
+            from_floats(row + q + h * d, keys + (n - 1) * d * size, d, half);
+            from_floats(row + (heads + h) * d, values + (n - 1) * d * size, d, half);
+            if (half) attend(query, keys, values, room, given + first * d, group, n, d, 1);
+            else attend(query, keys, values, room, given + first * d, group, n, d, 0);
+        }
+        product(given, (Matrix){layer->out, layer->out_scales, q, D, w->bits}, work, hidden, 1, rows, threads);
+        normalise(hidden, given, rows, D, layer->ffn_norm, *w->epsilon, half);
+        product(given, (Matrix){layer->gate_up, layer->gate_up_scales, D, 2 * F, w->bits}, work, made, 0, rows, threads);
+        for (int64_t r = 0; r < rows; r++)
+            for (int64_t i = 0; i < F; i += LANES) {
+                Float gate = load(made + r * 2 * F, i, F - i, 0), up = load(made + (2 * r + 1) * F, i, F - i, 0);
+                store(given + r * F + i, gate / (1 + exponential(-gate)) * up, F - i);
+            }
+        product(given, (Matrix){layer->down, layer->down_scales, F, D, w->bits}, work, hidden, 1, rows, threads);
+    }
+    normalise(hidden, given, rows, D, w->norm, *w->epsilon, half);
+    if (w->head) product(given, (Matrix){w->head, NULL, D, w->codes, 32}, work, out, 0, rows, threads);
+    else from_floats(given, out, rows * D, half);
+    free(block);
     return 0;
 }

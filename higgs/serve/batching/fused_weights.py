@@ -3,15 +3,21 @@
 The fused matrices replace the model's own, which become views of them, or share them (`MatrixLinear`).
 """
 
+import ctypes
 import math
+from collections.abc import Sequence
+from functools import partial
 from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
 
+from higgs.arithmetic import pinned
+from higgs.config import ModelConfig
+from higgs.model import matrices
 from higgs.model.higgs_audio import HiggsAudio
 from higgs.model.llama import rope_table
-from higgs.model.matrices import Matrix, MatrixLinear, Quantized, pack
+from higgs.model.matrices import Matrix, MatrixLinear, Quantized, can_pack, pack
 from higgs.serve.counter_rng import token_hashes
 
 
@@ -37,6 +43,7 @@ class FusedWeights(NamedTuple):
     codebooks: Tensor  # [K] int64: 0 ... K - 1
     codebook_ids: Tensor  # [K] int64: 1 ... K
     token_hashes: Tensor  # [N + 2] int64, of the counter-based RNG
+    native: "NativeLayers | None" = None  # what runs the layers instead of torch's operators
 
     def expand(self, slots: int) -> "FusedWeights":
         """The same with batch-expanded matrices [slots, in, out] (stride 0), but for quantised ones."""
@@ -48,11 +55,60 @@ class FusedWeights(NamedTuple):
         return self._replace(layers=layers, head=change(self.head))
 
 
-def join(parent: nn.Module, *names: str, packed: bool) -> Matrix:
+class NativeLayers:
+    """The layers of a step, and in float32 its head, as one call of `decode` in matvec.c: it never waits for Python."""
+
+    def __init__(self, weights: FusedWeights, config: ModelConfig):
+        """`weights` must outlive this, which holds addresses of its tensors alone."""
+        qkv, half = weights.layers[0].qkv, weights.norm.dtype == torch.bfloat16
+        tensors = [weights.rope, weights.norm, None if half else weights.head, weights.norm_epsilon]
+        for attention_norm, first, second, ffn_norm, *others in weights.layers:
+            for norm, pair in ((attention_norm, (first, second)), (ffn_norm, others)):
+                tensors.append(norm)
+                for matrix in pair:
+                    tensors += matrix if isinstance(matrix, Quantized) else (matrix, None)
+        c = config
+        sizes = (c.num_layers, c.hidden_size, c.num_heads, c.num_kv_heads, c.head_dim, c.intermediate_size)
+        bits = qkv.bits if isinstance(qkv, Quantized) else 32
+        table = [*sizes, weights.head.shape[-1], bits, half, *(0 if t is None else t.data_ptr() for t in tensors)]
+        self.table, self.positions = (ctypes.c_int64 * len(table))(*table), len(weights.rope) - 1
+        self.outputs = weights.norm.numel() if half else weights.head.shape[-1]
+
+    def __call__(self, x: Tensor, cache: Sequence[Tensor], position: Tensor) -> Tensor:
+        """x [B, 1, D], cache of [2, B, kv heads, capacity, d], position [B] -> logits, or in 16 bits the head's input.
+
+        IndexError, before anything is written, for a position that the cache or the rotation does not have.
+        """
+        slots, first = len(x), cache[0]
+        x, out = x.contiguous(), x.new_empty(slots, 1, self.outputs)
+        kv = (ctypes.c_void_p * len(cache))(*(layer.data_ptr() for layer in cache))
+        strides = (ctypes.c_int64 * 3)(*first.stride()[:3])
+        limit, tensors = min(self.positions, first.shape[3]), (kv, position.data_ptr(), out.data_ptr(), slots)
+        decode = matrices.kernel().decode
+        failed = decode(self.table, x.data_ptr(), *tensors, limit, strides, torch.get_num_threads())
+        if failed == 2:
+            raise IndexError(f"positions {position.tolist()}: expected 0 to {limit - 1}, for which there is room")
+        if failed:
+            raise MemoryError(f"no memory for a step of {slots} slots")
+        return out
+
+
+def is_native(model: HiggsAudio) -> bool:
+    """Whether `NativeLayers` can run this model's steps, and may: pinned float32 has the same bits on every processor.
+
+    bfloat16 that is not rounded further has the bits of transformers, by oneDNN's products.
+    """
+    first = model.layers[0].attention.o_proj
+    quantized = isinstance(first, MatrixLinear) and isinstance(first.matrix, Quantized)
+    may = model.dtype == torch.float32 and not pinned() or quantized and model.dtype == torch.bfloat16
+    return model.device.type == "cpu" and may and matrices.kernel() is not None
+
+
+def join(parent: nn.Module, *names: str, packed: bool, transposed: bool) -> Matrix:
     """Layers [out_i, in] -> one matrix [in, sum of out_i], which takes the place of their own.
 
-    In float32 on the CPU it is stored in that order: a product with one vector reads it up to a third faster. `packed`
-    is for the CPU in bfloat16. Quantised layers stay [out, in].
+    `transposed`: stored in that order, of which PyTorch's product with one vector in float32 reads up to a third more
+    on the CPU. `packed` is for the CPU in bfloat16. Quantised layers stay [out, in].
     """
     layers = [getattr(parent, name) for name in names]
     if isinstance(first := layers[0], MatrixLinear):
@@ -64,7 +120,7 @@ def join(parent: nn.Module, *names: str, packed: bool) -> Matrix:
     else:
         joined = torch.cat([layer.weight.data for layer in layers])
         if not packed:
-            if joined.device.type == "cpu" and joined.dtype == torch.float32:
+            if transposed:
                 joined = joined.t().contiguous().t()
             parts = joined.split([layer.out_features for layer in layers])
             for layer, part in zip(layers, parts, strict=True):
@@ -94,29 +150,35 @@ def norm_weight(weight: Tensor) -> Tensor:
 
 
 @torch.no_grad()
-def fuse(model: HiggsAudio, positions: int, packed: bool = False) -> FusedWeights:
-    """`positions` is the longest sequence that will be decoded; `packed` as in `join`."""
+def fuse(model: HiggsAudio, positions: int, compiled: bool = False) -> FusedWeights:
+    """`positions` is the longest sequence that will be decoded. How the step multiplies is decided here, once.
+
+    `compiled`: for torch.compile, which sees through none but torch's own products.
+    """
+    config, device = model.config, model.device
+    native = not compiled and is_native(model)
+    transposed = device.type == "cpu" and model.dtype == torch.float32 and not native
+    joined = partial(join, packed=not compiled and can_pack(device, model.dtype), transposed=transposed)
     layers = tuple(
         FusedLayer(
             norm_weight(layer.audio_norm.weight),
-            join(layer.attention, "q_proj", "k_proj", "v_proj", packed=packed),
-            join(layer.attention, "o_proj", packed=packed),
+            joined(layer.attention, "q_proj", "k_proj", "v_proj"),
+            joined(layer.attention, "o_proj"),
             norm_weight(layer.audio_ffn[0].weight),
-            join(layer.audio_ffn[1], "gate_proj", "up_proj", packed=packed),
-            join(layer.audio_ffn[1], "down_proj", packed=packed),
+            joined(layer.audio_ffn[1], "gate_proj", "up_proj"),
+            joined(layer.audio_ffn[1], "down_proj"),
         )
         for layer in model.layers
     )
-    config, device = model.config, model.device
     heads = torch.arange(config.num_heads + 2 * config.num_kv_heads, device=device)
     epsilon = config.rms_norm_eps
     if model.dtype == torch.float32:
         epsilon = math.sqrt(config.hidden_size * epsilon)
-    return FusedWeights(
+    weights = FusedWeights(
         layers,
         model.audio_embedding.weight.data.unflatten(0, (config.num_codebooks, -1)),
         norm_weight(model.norm.weight),
-        join(model, "audio_head", packed=packed),
+        joined(model, "audio_head"),
         signed_rope_table(model, positions),
         no_rope=heads >= config.num_heads + config.num_kv_heads,
         norm_epsilon=torch.tensor(epsilon, device=device),
@@ -124,3 +186,4 @@ def fuse(model: HiggsAudio, positions: int, packed: bool = False) -> FusedWeight
         codebook_ids=torch.arange(1, config.num_codebooks + 1, device=device),
         token_hashes=token_hashes(config.code_vocab_size, device),
     )
+    return weights._replace(native=NativeLayers(weights, config)) if native else weights

@@ -11,7 +11,6 @@ from higgs.batch import Batch
 from higgs.config import SamplingConfig
 from higgs.model.higgs_audio import HiggsAudio
 from higgs.model.kv_cache import KVCache
-from higgs.model.matrices import can_pack
 from higgs.serve.batching.fused_weights import FusedWeights, fuse
 from higgs.serve.batching.prefix_cache import PrefixCache, fingerprint
 from higgs.serve.batching.state import SMALL_TOP_K, DecodeState
@@ -70,9 +69,10 @@ class GraphedStep:
 class SlotDecoder:
     """`slots` requests at once, each of at most `positions`; `steps_per_sync` decode steps between two host syncs.
 
-    Eager on the CPU, a slot is computed independently of the others: its numbers agree to the last bits of float32,
-    which some CPUs round by the shape of a product, so that draws agree. Compiled, or captured as CUDA graphs, shapes
-    are fixed: the batch size is a power of two, and attention reads what the longest slot needs, rounded up.
+    Eager on the CPU, a slot is computed independently of the others: by one call (`NativeLayers`) bit for bit, by
+    operators to the last bits of float32, which some CPUs round by the shape of a product, so that draws agree.
+    Compiled, or captured as CUDA graphs, shapes are fixed: the batch size is a power of two, and attention reads what
+    the longest slot needs, rounded up.
     """
 
     def __init__(
@@ -89,7 +89,7 @@ class SlotDecoder:
         self.prefixes = PrefixCache(0) if prefixes is None else prefixes
         self.cache = KVCache(config, slots, positions, device, model.dtype)
         self.state = DecodeState.create(config, slots, positions, steps_per_sync, device)
-        self.weights = fuse(model, positions, packed=not compiled and can_pack(device, model.dtype))
+        self.weights = fuse(model, positions, compiled)
         self.compiled, self.exact = compiled, device.type == "cpu" and not compiled
         self.graphed = GraphedStep() if device.type == "cuda" else None
         self.outputs = torch.empty_like(self.state.outputs, device="cpu", pin_memory=device.type != "cpu")
@@ -194,7 +194,7 @@ class SlotDecoder:
         """The first slots of everything, always the same objects."""
         if slots not in self._views:
             weights = self.weights
-            if self.model.dtype == torch.float32 and not self.compiled:
+            if self.model.dtype == torch.float32 and not self.compiled and not weights.native:
                 weights = weights.expand(slots)  # `bmm` computes slots independently
             self._views[slots] = weights, [kv[:, :slots] for kv in self.cache.layers], self.state.first(slots)
         return self._views[slots]

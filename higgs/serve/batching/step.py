@@ -22,16 +22,13 @@ def linear(
 ) -> Tensor:
     """x [B, 1, in] times [in, out], or times batch-expanded [B, in, out] -> [B, 1, out], added to `residual`.
 
-    `norm`, a weight and an epsilon, goes through `rms_norm` first: a quantised matrix's kernel does all three.
+    `norm`, a weight and an epsilon, goes through `rms_norm` first.
     With batch-expanded weights each slot is multiplied by itself, and its bits do not depend on the number of slots:
     one product of all slots is faster, and rounds differently for every batch size.
     """
-    quantized = isinstance(weight, Quantized)
-    if quantized and matrices.few(x) and not torch.compiler.is_compiling() and matrices.kernel():
-        return matrices.multiply(x, weight, residual, norm)
     if norm is not None:
         x = rms_norm(x, *norm)
-    if quantized or weight.is_mkldnn:
+    if isinstance(weight, Quantized) or weight.is_mkldnn:
         product = matrices.linear(x, weight)
     elif weight.dim() == 3:
         return torch.bmm(x, weight) if residual is None else torch.baddbmm(residual, x, weight)
@@ -159,6 +156,24 @@ def run_layer(
     return linear(F.silu(gate) * up, layer.down, x)
 
 
+def run_layers(
+    x: Tensor, weights: FusedWeights, cache: Sequence[Tensor], state: DecodeState, kv_len: int | Sequence[int]
+) -> Tensor:
+    """x [B, 1, D] -> logits [B, 1, K (N + 2)], by one call where the weights are laid out for it."""
+    if weights.native:
+        x = weights.native(x, cache, state.position)
+        return x if x.dtype == torch.float32 else linear(x, weights.head)
+    position = state.position[:, None]
+    angles = position.expand(-1, len(weights.no_rope)).masked_fill(weights.no_rope, len(weights.rope) - 1)
+    place, rope = (state.slots, state.position), weights.rope[angles].unbind(2)
+    mask = None
+    if isinstance(kv_len, int):
+        mask = (torch.arange(kv_len, device=x.device) <= position)[:, None, None]
+    for layer, kv in zip(weights.layers, cache, strict=True):
+        x = run_layer(x, layer, kv, place, rope, weights.norm_epsilon, kv_len, mask)
+    return linear(x, weights.head, norm=(weights.norm, weights.norm_epsilon))
+
+
 def advance(state: DecodeState, codes: Tensor, num_finished: Tensor) -> None:
     """Writes what a step drew. A slot that was active has one step more, and stays active unless that was its last."""
     finished = num_finished[:, 0] >= codes.shape[1]
@@ -184,16 +199,7 @@ def decode_step(
     """
     slots, K = state.codes.shape
     x = weights.embedding[weights.codebooks, state.codes].sum(1, keepdim=True)
-    position = state.position[:, None]
-    angles = position.expand(-1, len(weights.no_rope)).masked_fill(weights.no_rope, len(weights.rope) - 1)
-    place, rope = (state.slots, state.position), weights.rope[angles].unbind(2)
-    mask = None
-    if isinstance(kv_len, int):
-        mask = (torch.arange(kv_len, device=x.device) <= position)[:, None, None]
-    for layer, kv in zip(weights.layers, cache, strict=True):
-        x = run_layer(x, layer, kv, place, rope, weights.norm_epsilon, kv_len, mask)
-    logits = linear(x, weights.head, norm=(weights.norm, weights.norm_epsilon))
-    logits = logits.float().view(slots, K, -1)
+    logits = run_layers(x, weights, cache, state, kv_len).float().view(slots, K, -1)
     logits[..., -2:].add_(state.logit_bias)
     log_uniform = log_uniforms(state.keys[state.slots, state.step], weights.token_hashes)
     codes = sample(logits, state, log_uniform, full_vocab)
