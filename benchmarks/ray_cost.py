@@ -2,10 +2,9 @@
 
     python -m benchmarks.ray_cost           # needs the extra `cluster`; some minutes
 
-Parts of 25 s of speech, one worker, the default checkpoint. A part's time is the difference between a long and a short
-run over the difference of their parts: starting Ray and loading are not in it. Ray's daemons, which a machine has
-once, are counted for themselves. The least of all rounds is taken: other programs and a hypervisor's other guests only
-ever add.
+Parts of 25 s of speech, one worker, the default checkpoint. A part's time is taken between the moments at which a tenth
+and nine tenths of the parts were done: starting Ray and loading are not in it. Ray's daemons, which a machine has once,
+are counted for themselves.
 """
 
 import argparse
@@ -15,6 +14,7 @@ import threading
 import time
 from functools import partial
 from pathlib import Path
+from statistics import median
 
 from higgs import AudioTokenizer
 from higgs.data.corpus import Encode, parts_of, read_corpus
@@ -26,19 +26,16 @@ RATE, PART = 24_000, 25
 
 
 class CpuTimes:
-    """CPU seconds of this process and of all that it starts, looked up ten times a second: by process, while it is
-    looked up, since a process that has ended is not found any more.
+    """CPU seconds of this process and of all that it has started, looked up ten times a second, and how many parts are
+    done in `folder` then.
     """
 
-    def __init__(self) -> None:
-        self.seconds: dict[tuple[int, bool], float] = {}  # by process, and whether it is a daemon of Ray
-        self.looking = 0.0  # what this itself has taken
+    def __init__(self, folder: str) -> None:
+        self.folder, self.rows = Path(folder), []  # rows of done, seconds without daemons of Ray, and theirs
         self.over = threading.Event()
         self.thread = threading.Thread(target=self.follow)
 
     def __enter__(self) -> "CpuTimes":
-        self.look()
-        self.before = dict(self.seconds)
         self.thread.start()
         return self
 
@@ -49,10 +46,9 @@ class CpuTimes:
     def follow(self) -> None:
         while not self.over.wait(0.1):
             self.look()
-            self.looking = time.thread_time()
 
     def look(self) -> None:
-        stats = {}
+        stats, found = {}, [0.0, 0.0]
         for entry in Path("/proc").iterdir():
             if entry.name.isdigit():
                 try:
@@ -67,41 +63,41 @@ class CpuTimes:
             while parent in stats and process != os.getpid() and parent != os.getpid():
                 parent = stats[parent][0]
             if os.getpid() in (process, parent):
-                self.seconds[process, daemon] = seconds
+                found[daemon] += seconds
+        done = len(list(self.folder.glob("*.json")))
+        self.rows.append((done, found[False] - time.thread_time(), found[True]))  # without what looking takes
 
-    def of(self, daemons: bool) -> float:
-        found = sum(s - self.before.get(key, 0) for key, s in self.seconds.items() if key[1] == daemons)
-        return found if daemons else found - self.looking
+    def per_part(self, parts: int) -> tuple[float, float]:
+        inner = [row for row in self.rows if 0.1 * parts <= row[0] <= 0.9 * parts]
+        first, last = inner[0], inner[-1]
+        return tuple((b - a) / (last[0] - first[0]) for a, b in zip(first[1:], last[1:], strict=True))
 
 
 def measure(cluster: Cluster, parts: list) -> tuple[float, float]:
-    """CPU seconds without daemons, and of these."""
+    """CPU seconds of a part without daemons, and of these."""
     load = partial(AudioTokenizer.from_pretrained, "data/checkpoints/nano/codec")
-    with tempfile.TemporaryDirectory() as folder, CpuTimes() as times:
+    with tempfile.TemporaryDirectory() as folder, CpuTimes(folder) as times:
         made = len(list(run(Encode(load, True), parts, Store(folder), cluster)))
         disconnect(cluster)
     if made != len(parts):
         raise RuntimeError(f"{made} of {len(parts)} parts were made")
-    return times.of(daemons=False), times.of(daemons=True)
+    return times.per_part(len(parts))
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--rounds", type=int, default=5)
-    parser.add_argument("--repeats", type=int, default=6, help="how often each recording is there in a long run")
+    parser.add_argument("--repeats", type=int, default=6, help="how often each recording is there")
     arguments = parser.parse_args()
     items = read_corpus("data/recordings/manifest.jsonl", None).items
     every = [item._replace(id=f"{n}-{item.id}") for n in range(arguments.repeats) for item in items]
     parts = list(parts_of(every, "nano", True, target=PART * RATE))
-    few = len(parts) // arguments.repeats
     found: dict[str, list[tuple[float, float]]] = {"plain": [], "local": []}
     for _ in range(arguments.rounds):
         for name, rows in found.items():
-            cluster = Cluster(None if name == "plain" else name, 1)
-            short, long = measure(cluster, parts[:few]), measure(cluster, parts)
-            rows.append(tuple((b - a) / (len(parts) - few) for a, b in zip(short, long, strict=True)))
+            rows.append(measure(Cluster(None if name == "plain" else name, 1), parts))
     plain, ray, daemons = (
-        1000 * min(row[which] for row in found[name]) for name, which in (("plain", 0), ("local", 0), ("local", 1))
+        1000 * median(row[which] for row in found[name]) for name, which in (("plain", 0), ("local", 0), ("local", 1))
     )
     every = {name: [round(1000 * row[0]) for row in rows] for name, rows in found.items()}
     print(f"CPU ms of a part of {PART} s: plain {plain:.0f}, Ray {ray:.0f} ({100 * (ray / plain - 1):+.1f} %)")
