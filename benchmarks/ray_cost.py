@@ -99,9 +99,9 @@ def main() -> None:
     plain, ray, daemons = (
         1000 * median(row[which] for row in found[name]) for name, which in (("plain", 0), ("local", 0), ("local", 1))
     )
-    every = {name: [round(1000 * row[0]) for row in rows] for name, rows in found.items()}
+    rounds = {name: [round(1000 * row[0]) for row in rows] for name, rows in found.items()}
     print(f"CPU ms of a part of {PART} s: plain {plain:.0f}, Ray {ray:.0f} ({100 * (ray / plain - 1):+.1f} %)")
-    print(f"its daemons {daemons:.0f}; all rounds {every}")
+    print(f"its daemons {daemons:.0f}; all rounds {rounds}")
 
 
 if __name__ == "__main__":
