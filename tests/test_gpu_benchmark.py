@@ -6,12 +6,14 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
 from conftest import ROOT
 from test_step import NAMES, prefill
 
+from benchmarks.counts import of_their_steps
 from benchmarks.gpu import table
 from benchmarks.gpu.__main__ import DONE, Results, main, run_child
 from benchmarks.gpu.parts import PARTS
@@ -31,7 +33,7 @@ def test_the_cheap_parts_run_to_their_end_and_are_a_rehearsal(tmp_path, capsys):
     assert {name: part["state"] for name, part in content["parts"].items()} == {"bandwidth": DONE, "profile": DONE}
     figures = table.Figures(content)
     assert figures("bandwidth", "read") > 0.1 and figures("profile", "ours, waits") == 0
-    assert figures("profile", "ours, kernels") < 0.7 * figures("profile", "transformers, kernels")
+    assert figures("profile", "ours, kernels") < 0.75 * figures("profile", "transformers, kernels")
     assert content["about"]["rehearsal"] and content["about"]["size"] == "tiny"
     assert capsys.readouterr().out.startswith("**Rehearsal")
     before = path.stat().st_mtime_ns
@@ -42,6 +44,29 @@ def test_the_cheap_parts_run_to_their_end_and_are_a_rehearsal(tmp_path, capsys):
         table.write(content, page)
     assert main([*words, "--size", "small"]) == 1 and path.stat().st_mtime_ns == before
     assert "of another run ({'size': 'tiny'})" in capsys.readouterr().err
+
+
+class Ends:
+    """In the place of a port: one operator a step, and a run ends after 15 steps with each of the first seeds."""
+
+    device = "cpu"
+
+    def __init__(self, seeds: int):
+        self.seeds = seeds
+
+    def generate(self, max_new_tokens: int, **_) -> torch.Tensor:
+        steps = min(max_new_tokens, 15) if torch.initial_seed() < self.seeds else max_new_tokens
+        one = torch.ones(1)
+        for _ in range(steps):
+            one = one + 1
+        return torch.zeros(1, steps, 8)
+
+
+def test_a_run_that_ends_by_itself_is_not_counted():
+    prompt = SimpleNamespace(input_ids=torch.zeros(1, 4), attention_mask=torch.ones(1, 4))
+    assert of_their_steps(Ends(3), prompt)["operators"] == 1
+    with pytest.raises(RuntimeError, match="ended each of 20 runs before 22 steps"):
+        of_their_steps(Ends(20), prompt)
 
 
 FIGURE = 'print(\'{"name": "%s", "value": 1.0}\', flush=True);'
