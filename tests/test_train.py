@@ -297,8 +297,13 @@ def texts(corpus, coded):
 
 @pytest.fixture(scope="module")
 def more_texts(corpus, coded):
+    """With three augmented speakers, as heard by the encoder."""
     shards, autoencoder = Shards(corpus), augmented.trained_autoencoder(coded, TINY_CODEC)
-    save_state(coded / augmented.FILE, **augment(shards, autoencoder, 3, seed=0))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(codec.CodecJob, "config", TINY_CODEC)
+        codec.EncoderJob(coded, codec.Crops(shards, quantizer.read_codes(coded, shards)[0], 14), 1, 0, 2).run()
+    encoder = codec.trained_encoder(coded, TINY_CODEC)
+    save_state(coded / augmented.FILE, **augment(shards, autoencoder, encoder, 3, seed=0))
     return AugmentedCorpus(shards, coded, text_tokenizer(None))
 
 
@@ -323,9 +328,10 @@ def started(monkeypatch, corpus, coded, texts, request):
             return CloningJob(folder, request.getfixturevalue("more_texts"), steps, seed, cloning)
         codes, _ = quantizer.read_codes(coded, texts.shards)
         if name == "finished_decoder":
-            if not (folder / "decoder.pt").exists():
-                start("decoder", folder).run(stop_after=1)
-            crops = finishing.ChangedCrops(texts.shards, codes, 14, codec.trained_autoencoder(coded, TINY_CODEC))
+            for half in ("decoder", "encoder"):
+                if not (folder / f"{half}.pt").exists():
+                    start(half, folder).run(stop_after=1)
+            crops = finishing.ChangedCrops(texts.shards, codes, 14, folder, TINY_CODEC)
             return finishing.FinishedDecoder(folder, crops, steps, seed, 2)
         return codec.JOBS[name](folder, codec.Crops(texts.shards, codes, 14), steps, seed, 2)
 
@@ -419,17 +425,20 @@ def test_a_change_of_speaker_moves_the_spectrum_and_the_speed():
     assert len(set(draws)) == 99 and all(0.9 <= change.played <= 1.35 for change in draws)
 
 
-def test_augmented_speakers_are_a_function_of_the_seed(coded, more_texts):
+def test_augmented_speakers_are_a_function_of_the_seed(coded, more_texts, monkeypatch):
     """Three new speakers of up to six utterances, whose alignments are of their own texts."""
     assert len({more_texts.speakers[i] for i in more_texts.augmented}) == 3 and 12 <= len(more_texts.augmented) <= 18
     for index in more_texts.augmented:
         assert more_texts.codes[index].shape[1] == len(more_texts.aligned[index])
         assert 0 <= more_texts.aligned[index].max() < more_texts.lengths[index]
         assert more_texts.item(index, random.Random(0), LONG).utterances[1] == index
-    autoencoder = augmented.trained_autoencoder(coded, TINY_CODEC)
-    again, other = (augment(more_texts.shards, autoencoder, 3, seed) for seed in (0, 1))
+    autoencoder, encoder = augmented.trained_autoencoder(coded, TINY_CODEC), codec.trained_encoder(coded, TINY_CODEC)
+    again, other = (augment(more_texts.shards, autoencoder, encoder, 3, seed) for seed in (0, 1))
     codes = [more_texts.codes[i] for i in more_texts.augmented]
     assert all(map(torch.equal, again["codes"], codes)) and again["texts"] != other["texts"]
+    # They are the encoder's, not the autoencoder's.
+    monkeypatch.setattr(encoder.quantizer, "encode", lambda z: torch.zeros(1, 8, z.shape[2], dtype=torch.long))
+    assert not any(codes.any() for codes in augment(more_texts.shards, autoencoder, encoder, 1, 0)["codes"])
 
 
 def test_a_reference_is_heard_as_it_is_and_not_predicted(started, tmp_path):
@@ -582,19 +591,23 @@ def test_a_side_of_the_adversarial_losses_moves_itself_alone():
     assert discriminators.losses(wave, wave)["matching"] == 0
 
 
-def test_changed_crops_have_the_codes_of_what_they_became(coded, texts, monkeypatch):
-    """All or none changed: the same draws, the same peaks."""
-    autoencoder = codec.trained_autoencoder(coded, TINY_CODEC)
-    crops = finishing.ChangedCrops(texts.shards, quantizer.read_codes(coded, texts.shards)[0], 14, autoencoder)
+def test_changed_crops_have_the_codes_of_what_they_became(more_texts, coded, monkeypatch):
+    """All or none changed, all or none heard by the encoder: the same draws, the same peaks."""
+    shards = more_texts.shards
+    crops = finishing.ChangedCrops(shards, quantizer.read_codes(coded, shards)[0], 14, coded, TINY_CODEC)
     drawn = []
-    for share in (0.0, 1.0):
-        monkeypatch.setattr(finishing, "CHANGED", share)
+    for changed, heard in ((0.0, 0.0), (1.0, 0.0), (1.0, 1.0), (1.0, 0.5)):
+        monkeypatch.setattr(finishing, "CHANGED", changed)
+        monkeypatch.setattr(finishing, "HEARD", heard)
         torch.manual_seed(0)
         drawn.append(crops.draw(4, True))
-    (plain, codes), (changed, others) = drawn
+    (plain, codes), (equalised, others), (same, encoded), (_, half) = drawn
     assert codes.shape == others.shape == (4, 8, 14) and (codes != others).any()
-    assert (plain - changed).abs().amax(1).min() > 0.01
-    assert_close(plain.abs().amax(1), changed.abs().amax(1))
+    assert (plain - equalised).abs().amax(1).min() > 0.01
+    assert_close(plain.abs().amax(1), equalised.abs().amax(1))
+    assert torch.equal(same, equalised) and (encoded != others).any()
+    assert torch.equal(encoded, crops.codec.quantizer.encode(crops.codec.embed(same[:, None])))
+    assert torch.equal(half[2:], others[2:]) and (half[:2] == encoded[:2]).float().mean() > 0.9  # but for ties
 
 
 def test_a_loss_that_is_not_a_number_stops_and_names_the_batch(started, tmp_path):

@@ -14,7 +14,7 @@ from higgs.audio import log_mel, magnitude, mel_filterbank
 from higgs.codec.tokenizer import AudioTokenizer
 from higgs.config import CodecConfig
 from training.corpus.shards import KOKORO, RANDOM, Shards, group_of, sampling_weights
-from training.nano.job import Job, job_arguments
+from training.nano.job import Job, job_arguments, read_part
 from training.nano.mel_autoencoder import trained_autoencoder
 from training.nano.quantizer import read_codes
 from training.nano.sizes import NANO_CODEC
@@ -180,6 +180,14 @@ class EncoderJob(CodecJob):
 
 
 JOBS = {"decoder": DecoderJob, "encoder": EncoderJob}
+
+
+def trained_encoder(folder: Path, config: CodecConfig) -> AudioTokenizer:
+    """The codec with the quantiser and the encoder of `folder`, frozen; its decoder is untrained."""
+    codec = AudioTokenizer(config)
+    codec.quantizer = trained_autoencoder(folder, config).quantizer.quantizer
+    codec.load_state_dict(read_part(folder, "encoder", "ema"), strict=False)
+    return codec.eval().requires_grad_(False)
 
 
 def main() -> None:

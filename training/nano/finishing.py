@@ -2,38 +2,46 @@
 
 By spectral losses alone a decoder averages what the codes do not tell, which sounds like a buzz; discriminators tell
 such an average from speech. Half of the crops get another long-term spectrum (training.nano.augmented), since a decoder
-that has heard a few speakers makes one of them out of any other.
+that has heard a few speakers makes one of them out of any other. Half have the codes of the encoder, which are not
+those of the autoencoder (of the first codebook fewer than half are equal): a decoder that knows them keeps voices
+better.
 """
 
 import random
+from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from higgs.audio import log_mel
+from higgs.config import CodecConfig
 from training.corpus.shards import Shards
 from training.nano.augmented import Change
-from training.nano.codec import EDGE, Crops, DecoderJob, spectral_loss
+from training.nano.codec import EDGE, Crops, DecoderJob, spectral_loss, trained_encoder
 from training.nano.discriminators import Discriminators
 from training.nano.job import job_arguments, read_part
-from training.nano.mel_autoencoder import MelAutoencoder, trained_autoencoder
+from training.nano.mel_autoencoder import trained_autoencoder
 from training.nano.quantizer import read_codes
 from training.nano.sizes import NANO_CODEC
 from training.nano.snake import use_trainable_snake
 
-CHANGED = 0.5  # share of the crops
+CHANGED = 0.5  # share of the crops that are equalised
+HEARD = 0.5  # share of the crops whose codes are the encoder's
 LEARNING_RATE = 3e-4
 SPECTRAL, MATCHING = 15.0, 2.0  # weights of the losses beside the adversarial one
 WARM_STEPS = 200  # in which the discriminators learn, and the decoder has its spectral loss alone
 
 
 class ChangedCrops(Crops):
-    """Crops of which some are equalised, at their old peak; their codes are those of what they became."""
+    """Crops of which some are equalised, at their old peak; their codes are those of what they became.
 
-    def __init__(self, shards: Shards, codes: list[Tensor], frames: int, autoencoder: MelAutoencoder):
+    Codes are the autoencoder's, as the model learns them, or those of the encoder, as a recording has them.
+    """
+
+    def __init__(self, shards: Shards, codes: list[Tensor], frames: int, folder: Path, config: CodecConfig):
         super().__init__(shards, codes, frames)
-        self.autoencoder = autoencoder
+        self.autoencoder, self.codec = trained_autoencoder(folder, config), trained_encoder(folder, config)
 
     @torch.no_grad()
     def draw(self, batch: int, aligned: bool) -> tuple[Tensor, Tensor]:
@@ -43,8 +51,12 @@ class ChangedCrops(Crops):
             if rng.random() < CHANGED:
                 changed = torch.from_numpy(Change.draw(rng, "").shaped(row))
                 row.copy_(changed * (row.abs().max() / changed.abs().max().clamp(min=1e-6)))
+        quantizer, heard = self.codec.quantizer, round(HEARD * batch)
         z = self.autoencoder.encode(self.autoencoder.normalise(log_mel(waveforms)))
-        return waveforms, self.autoencoder.quantizer.quantizer.encode(z.transpose(1, 2))
+        codes = quantizer.encode(z.transpose(1, 2))
+        if heard:
+            codes[:heard] = quantizer.encode(self.codec.embed(waveforms[:heard, None]))
+        return waveforms, codes
 
 
 class FinishedDecoder(DecoderJob):
@@ -80,8 +92,8 @@ def main() -> None:
     arguments = job_arguments(__doc__, 2000, batch=6, frames=24)
     use_trainable_snake(compiled=not arguments.eager)
     shards = Shards(arguments.corpus)
-    codes, autoencoder = read_codes(arguments.out, shards)[0], trained_autoencoder(arguments.out, NANO_CODEC)
-    crops = ChangedCrops(shards, codes, arguments.frames, autoencoder)
+    codes = read_codes(arguments.out, shards)[0]
+    crops = ChangedCrops(shards, codes, arguments.frames, arguments.out, NANO_CODEC)
     FinishedDecoder(arguments.out, crops, arguments.steps, arguments.seed, arguments.batch).run()
 
 
