@@ -5,8 +5,8 @@ which moves pitch and formants, and its long-term spectrum gets another shape an
 one such change of some utterances of one speaker. By GE2E it is as far from the old one as other people are, and the
 codec keeps it (similarity of the round trip .87, to the old speaker .70; medians of 24).
 
-Their codes are those of the codec's encoder, as a reference's are. The rest of the corpus has the autoencoder's, of which
-fewer than half are the same.
+Their codes are those of the codec's encoder, as a reference's are. The rest of the corpus has the autoencoder's, of
+which, in the first codebook, fewer than half are the same.
 """
 
 import math
