@@ -610,6 +610,16 @@ def test_changed_crops_have_the_codes_of_what_they_became(more_texts, coded, mon
     assert torch.equal(half[2:], others[2:]) and (half[:2] == encoded[:2]).float().mean() > 0.9  # but for ties
 
 
+def test_energies_tell_softer_noise_from_other_noise():
+    """The spectral loss hardly does: it has nearly its least where the estimate is too soft."""
+    torch.manual_seed(0)
+    wave, other = torch.randn(2, 24_000) * 0.1, torch.randn(2, 24_000) * 0.1
+    assert finishing.energy_loss(wave, wave) == 0
+    assert_close(finishing.energy_loss(wave * 0.5, wave), torch.tensor(4.0).log(), atol=0.01, rtol=0)
+    assert finishing.energy_loss(other * 0.8, wave) > 1.5 * finishing.energy_loss(other, wave)
+    assert codec.spectral_loss(other * 0.8, wave) < 1.1 * codec.spectral_loss(other, wave)
+
+
 def test_a_loss_that_is_not_a_number_stops_and_names_the_batch(started, tmp_path):
     training = started("model", tmp_path / "nan")
     with torch.no_grad():
