@@ -26,7 +26,7 @@ from training.corpus import corpus as make_corpus
 from training.corpus.kokoro import blends
 from training.corpus.shards import KOKORO, RANDOM, Shards, choose_balanced, group_of, sampling_weights
 from training.corpus.texts import ngrams
-from training.corpus.voices import IN_HOUSE, SHARES, choose_speaker, finished
+from training.corpus.voices import IN_HOUSE, SHARES, choose_speaker, finished, source_dsp
 from training.nano import assemble, augmented, codec, finishing, gpu, job, quantizer
 from training.nano import snake as fast_snake
 from training.nano.alignment import CHARACTERS, align, marked_texts, num_symbols, symbols_of, viterbi
@@ -211,6 +211,20 @@ def test_a_shard_is_made_once_and_whole_or_not_at_all(tmp_path, monkeypatch):
     (tmp_path / "hibari-00.jsonl").unlink()  # killed between the two files
     make_corpus.make_shard(shard)
     assert (tmp_path / "hibari-00.pcm").read_bytes() == before and len(spoken) == 6
+
+
+def test_the_source_tts_has_the_same_fft_everywhere(monkeypatch):
+    """hibari itself takes scipy's where scipy is installed: other samples, another checkpoint."""
+    module = types.SimpleNamespace(rfft=None, irfft=None)
+    monkeypatch.setitem(sys.modules, "hibari", types.SimpleNamespace(dsp=module))
+    monkeypatch.setitem(sys.modules, "hibari.dsp", module)
+    frames = np.random.default_rng(0).standard_normal((3, 1200)).astype(np.float32)
+    dsp = source_dsp()
+    spectra = dsp.rfft(frames, 1)
+    assert dsp is module and spectra.dtype == np.complex64
+    assert np.array_equal(spectra, np.fft.rfft(frames).astype(np.complex64))
+    back = dsp.irfft(spectra, 1200, 1)
+    assert back.dtype == np.float32 and np.array_equal(back, np.fft.irfft(spectra, 1200).astype(np.float32))
 
 
 TINY_CODEC = CodecConfig(

@@ -69,11 +69,18 @@ def finished(audio: np.ndarray, played: float = 1.0) -> np.ndarray:
     return (audio * (0.7 * 32767 / peak)).astype(np.int16)
 
 
-def speak(tts, text: str, speaker: Speaker, speed: float, seed: int) -> np.ndarray:
-    """The source TTS `tts`, a hibari.Hibari -> int16 [L], as `finished` returns it."""
+def source_dsp():
+    """hibari.dsp with numpy's FFT: it would take scipy's where that is installed, which rounds otherwise."""
     from hibari import dsp
 
-    rng, parts = np.random.default_rng(seed), []
+    dsp.rfft = lambda x, axis: np.fft.rfft(x, axis=axis).astype(np.complex64)
+    dsp.irfft = lambda x, n, axis: np.fft.irfft(x, n=n, axis=axis).astype(np.float32)
+    return dsp
+
+
+def speak(tts, text: str, speaker: Speaker, speed: float, seed: int) -> np.ndarray:
+    """The source TTS `tts`, a hibari.Hibari -> int16 [L], as `finished` returns it."""
+    dsp, rng, parts = source_dsp(), np.random.default_rng(seed), []
     for phonemes in tts.phonemize(text):
         feeds = {
             "ids": np.asarray([tts.ids(phonemes)], np.int64),
