@@ -105,7 +105,7 @@ class FinishedDecoder(DecoderJob):
 
 
 def main() -> None:
-    arguments = job_arguments(__doc__, 4000, batch=6, frames=24)
+    arguments = job_arguments(__doc__, 6000, batch=6, frames=24)
     use_trainable_snake(compiled=not arguments.eager)
     shards = Shards(arguments.corpus)
     codes = read_codes(arguments.out, shards)[0]
