@@ -7,6 +7,7 @@ import json
 import re
 import resource
 import shutil
+import socket
 import subprocess
 import sys
 import tomllib
@@ -169,6 +170,16 @@ def test_wrong_arguments(nano, run, tmp_path, arguments, status, words):
 def test_wrong_options_of_the_server(nano, run, option, value, status):
     code, _, errors = run("serve", option, value)
     assert code == status and option.replace("-", "").replace("_", "") in errors.replace("-", "").replace("_", "")
+
+
+def test_a_port_that_is_taken_is_told_before_a_checkpoint_is_loaded(nano, run, monkeypatch):
+    monkeypatch.setattr(Engine, "from_pretrained", lambda *_, **__: pytest.fail("too late"))
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = taken.getsockname()[1]
+        code, printed, errors = run("serve", "--port", port)
+    assert (code, printed) == (1, "") and f"cannot listen on 127.0.0.1, port {port}: Address already in use" in errors
+    code, _, errors = run("serve", "--host", "192.0.2.1", "--port", 0)
+    assert code == 1 and "cannot listen on 192.0.2.1, port 0: Cannot assign requested address" in errors
 
 
 @pytest.mark.parametrize(

@@ -272,6 +272,14 @@ def test_audio_is_encoded_once_and_what_cannot_be_is_named(tmp_path):
     assert caught.value.manifest.counts == {"missing audio": 1}
 
 
+def test_an_error_names_the_first_problems_and_a_report_all(tmp_path):
+    (tmp_path / "prose.txt").write_text("Good morning.\n" * 30)
+    found = read_manifest(tmp_path / "prose.txt")
+    *first, more = str(DataError(found)).splitlines()
+    assert first[0].endswith("30 of 30 records cannot be used: 30 invalid record") and more == "  and 25 problems more"
+    assert str(found).splitlines()[1:6] == first[1:] and len(str(found).splitlines()) == 31
+
+
 def speech(seconds: float = 2.0, level: float = 0.1) -> Tensor:
     return level * torch.randn(round(24_000 * seconds), generator=torch.Generator().manual_seed(0))
 

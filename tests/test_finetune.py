@@ -341,6 +341,18 @@ def test_weights_that_are_no_numbers_end_the_run_and_the_last_good_ones_stay(dat
     assert tuning_in(tmp_path, **options).step == 1
 
 
+RATES = [({}, 6e-4), ({"rank": None}, 2e-4), ({"rank": None, "rate": 1e-3}, 1e-3)]
+
+
+@pytest.mark.parametrize(("options", "rate"), RATES)
+def test_every_weight_is_trained_at_a_lower_rate(dataset, tmp_path, options, rate):
+    """By default: at the adapters' rate it loses twice as many words."""
+    tuning = tuning_in(tmp_path, dataset.subset([0, 1]), steps=20, **options)
+    tuning.step = 10  # after the warm-up
+    tuning.advance()
+    assert tuning.config.rate == tuning.key["rate"] == tuning.optimizer.param_groups[0]["lr"] == rate
+
+
 @pytest.mark.parametrize("rate", [1e30, 1e8, float("inf"), float("nan"), 0.0, -1.0])
 @pytest.mark.parametrize("rank", [2, None])
 def test_an_absurd_learning_rate_ends_in_an_error_after_one_step_too(dataset, tmp_path, rate, rank):

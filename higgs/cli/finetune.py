@@ -15,7 +15,7 @@ def finetune(
     checkpoint: Checkpoint = "nano",
     steps: Annotated[int | None, Option(min=1, show_default="by the amount of speech")] = None,
     rank: Annotated[int, Option(min=0, help="of LoRA; 0: all weights")] = 16,
-    rate: Annotated[float, Option(min=0, help="learning rate")] = 6e-4,
+    rate: Annotated[float | None, Option(min=0, help="learning rate", show_default="6e-4; all weights: 2e-4")] = None,
     positions: Annotated[int, Option(min=1, help="of a batch, padding included")] = 1500,
     seed: Annotated[int, Option(min=0)] = 0,
     recompute: Annotated[bool, Option("--recompute", help="gradient checkpointing")] = False,

@@ -1,6 +1,7 @@
 """`higgs serve`: the server's options, and its start."""
 
 import os
+import socket
 import subprocess
 import sys
 from functools import cache
@@ -57,6 +58,7 @@ def serve(
 
     source = Checkpoint.parse(checkpoint)
     read_folder(voices)  # it is read again for each request
+    check_address(host, port)
     import torch  # after what may be refused
 
     from higgs.serve.engine import Engine, EngineConfig
@@ -80,6 +82,17 @@ def serve(
     everyone = ("*",) if host in ("0.0.0.0", "::") else (*LOOPBACK, host)
     access = Access(tuple(allow_host or everyone), api_key, tuple(cors or ()))
     serve(engine, config, access, host, port, grace_seconds, ConnectionLimits(max_connections, max_per_address))
+
+
+def check_address(host: str, port: int) -> None:
+    """Raises OSError where the server could not listen: loading a checkpoint takes a while."""
+    try:
+        for family, kind, protocol, _, address in socket.getaddrinfo(host, port, type=socket.SOCK_STREAM):
+            with socket.socket(family, kind, protocol) as one:
+                one.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+                one.bind(address)
+    except OSError as error:
+        raise OSError(f"cannot listen on {host}, port {port}: {error.strerror}; --port 0 is any free port") from None
 
 
 def recogniser() -> Any:

@@ -40,6 +40,7 @@ CODEBOOK_WEIGHTS = (4, 2, 1, 0.6, 0.5, 0.4, 0.3, 0.3)  # as in training from scr
 EPOCHS, MIN_STEPS = 10, 20  # by default: 100 steps for five minutes of speech
 VALIDATE_EVERY = 10  # steps
 PATIENCE = 3  # validations without improvement
+RATES = {"adapters": 6e-4, "every weight": 2e-4}
 LOWER_RATE = "a lower --rate may help"
 MIN_EXAMPLES = 10  # with fewer, there is no validation set
 
@@ -48,7 +49,7 @@ MIN_EXAMPLES = 10  # with fewer, there is no validation set
 class TuneConfig:
     steps: int | None = None  # None: EPOCHS over the examples
     rank: int | None = 16  # of LoRA; None trains every weight
-    rate: float = 6e-4
+    rate: float | None = None  # None: one of RATES
     positions: int = 1500  # of a batch, padding included
     seed: int = 0
     recompute: bool = False  # gradient checkpointing
@@ -78,6 +79,8 @@ class FineTuning:
     def __init__(
         self, model: HiggsAudio, dataset: Dataset, folder: Path, config: TuneConfig, replay: Dataset | None = None
     ):
+        if config.rate is None:
+            config = replace(config, rate=RATES["every weight" if config.rank is None else "adapters"])
         if not 0 < config.rate < math.inf:
             raise ValueError(f"the learning rate must be a positive number, got {config.rate}")
         torch.manual_seed(config.seed)

@@ -34,6 +34,7 @@ from higgs.resumable import code_hash
 from higgs.validation import Record, parse_json, validate
 
 DOUBT, MAX_WARNINGS = "doubtful audio", 20
+MAX_PROBLEMS = 5  # in an error's message
 Clip = tuple[AudioContent, str | None]  # and its transcript
 PART_SECONDS = 600  # of speech: a kill loses as much encoding, or twice that
 
@@ -104,22 +105,27 @@ class Manifest:
         places = {problem.place for problem in problems}
         return replace(self, examples=tuple(e for e in self.examples if e.place not in places), problems=problems)
 
-    def __str__(self) -> str:
+    def summary(self, most: int | None = None) -> str:
+        """Lines: how many records cannot be used, then their problems (at most `most`), then warnings."""
         unusable = len({problem.place for problem in self.problems})
         kinds = ", ".join(f"{count} {kind}" for kind, count in self.counts.items())
         head = f"{unusable} of {self.num_records} records cannot be used" + (f": {kinds}" if kinds else "")
-        lines = [f"  {p.place}: {p.what}" for p in self.problems]
+        lines = [f"  {p.place}: {p.what}" for p in self.problems[:most]]
+        if (more := len(self.problems) - len(lines)) > 0:
+            lines.append(f"  and {more} problems more")
         lines += [f"  {p.place}: used, but {p.what}" for p in self.warnings[:MAX_WARNINGS]]
         if (more := len(self.warnings) - MAX_WARNINGS) > 0:
             lines.append(f"  and {more} warnings more")
         return "\n".join([head, *lines])
 
+    __str__ = summary
+
 
 class DataError(ValueError):
-    """A manifest with unusable records; `manifest` lists them all."""
+    """A manifest with unusable records: the message has the first problems, `manifest` lists them all."""
 
     def __init__(self, manifest: Manifest):
-        super().__init__(f"{manifest.path}: {manifest}")
+        super().__init__(f"{manifest.path}: {manifest.summary(MAX_PROBLEMS)}")
         self.manifest = manifest
 
 
