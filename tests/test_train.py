@@ -316,7 +316,7 @@ def more_texts(corpus, coded):
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(codec.CodecJob, "config", TINY_CODEC)
         codec.EncoderJob(coded, codec.Crops(shards, quantizer.read_codes(coded, shards)[0], 14), 1, 0, 2).run()
-    encoder = codec.trained_encoder(coded, TINY_CODEC)
+    encoder = codec.trained_codec(autoencoder, coded, TINY_CODEC)
     save_state(coded / augmented.FILE, **augment(shards, autoencoder, encoder, 3, seed=0))
     return AugmentedCorpus(shards, coded, text_tokenizer(None))
 
@@ -446,12 +446,13 @@ def test_augmented_speakers_are_a_function_of_the_seed(coded, more_texts, monkey
         assert more_texts.codes[index].shape[1] == len(more_texts.aligned[index])
         assert 0 <= more_texts.aligned[index].max() < more_texts.lengths[index]
         assert more_texts.item(index, random.Random(0), LONG).utterances[1] == index
-    autoencoder, encoder = augmented.trained_autoencoder(coded, TINY_CODEC), codec.trained_encoder(coded, TINY_CODEC)
+    autoencoder = augmented.trained_autoencoder(coded, TINY_CODEC)
+    encoder = codec.trained_codec(autoencoder, coded, TINY_CODEC)
     again, other = (augment(more_texts.shards, autoencoder, encoder, 3, seed) for seed in (0, 1))
     codes = [more_texts.codes[i] for i in more_texts.augmented]
     assert all(map(torch.equal, again["codes"], codes)) and again["texts"] != other["texts"]
     # They are the encoder's, not the autoencoder's.
-    monkeypatch.setattr(encoder.quantizer, "encode", lambda z: torch.zeros(1, 8, z.shape[2], dtype=torch.long))
+    monkeypatch.setattr(encoder, "encode", lambda waveforms: [torch.zeros(8, 9) for _ in waveforms])
     assert not any(codes.any() for codes in augment(more_texts.shards, autoencoder, encoder, 1, 0)["codes"])
 
 
@@ -654,6 +655,8 @@ def test_every_part_fits_and_the_checkpoint_speaks(started, coded, tmp_path, mon
     nano = tmp_path / "nano"
     monkeypatch.setattr("sys.argv", ["assemble", "--parts", str(tmp_path / "out"), "--out", str(nano)])
     assemble.main()
+    with pytest.raises(ValueError, match=r"do not make a codec: \['acoustic_decoder"):
+        codec.trained_codec(augmented.trained_autoencoder(coded, TINY_CODEC), tmp_path / "out", TINY_CODEC, "encoder")
     engine = Engine.from_pretrained(nano / "model", nano / "codec", device="cpu")
     assert engine.model.config == TINY_MODEL
     response = engine.generate(smart_voice("Hello."), SamplingConfig(seed=1), 20)

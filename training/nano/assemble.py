@@ -5,27 +5,16 @@ import json
 from pathlib import Path
 
 from higgs.checkpoint.tensors import GENERATION_CONFIG
-from higgs.codec.tokenizer import AudioTokenizer
 from higgs.data.text.lexicon import Lexicon
 from higgs.data.text.tokenizer import TextTokenizer
 from higgs.files import replacing
 from higgs.model.higgs_audio import HiggsAudio
 from higgs.tokens import TokenIds
 from training.nano.byte_tokenizer import save_byte_tokenizer
+from training.nano.codec import trained_codec
 from training.nano.job import read_part
 from training.nano.mel_autoencoder import trained_autoencoder
 from training.nano.sizes import NANO_CODEC, NANO_GENERATION, NANO_MODEL, NANO_PHRASES
-
-
-def assemble_codec(folder: Path) -> AudioTokenizer:
-    codec = AudioTokenizer(NANO_CODEC)
-    codec.quantizer = trained_autoencoder(folder, NANO_CODEC).quantizer.quantizer
-    tensors = read_part(folder, "finished_decoder", "ema") | read_part(folder, "encoder", "ema")
-    expected = {k for k in codec.state_dict() if not k.startswith("quantizer.")}
-    if expected != set(tensors):
-        raise ValueError(f"decoder and encoder do not make a codec: {sorted(expected ^ set(tensors))[:5]}")
-    codec.load_state_dict(tensors, strict=False)
-    return codec.eval()
 
 
 def save_model(folder: Path, target: Path, part: str = "cloning") -> None:
@@ -57,7 +46,9 @@ def main() -> None:
     parser.add_argument("--parts", type=Path, default=Path("training/out"))
     parser.add_argument("--out", type=Path, default=Path("training/out/nano"))
     arguments = parser.parse_args()
-    assemble_codec(arguments.parts).save_pretrained(arguments.out / "codec", half=True)
+    autoencoder = trained_autoencoder(arguments.parts, NANO_CODEC)
+    codec = trained_codec(autoencoder, arguments.parts, NANO_CODEC, "finished_decoder")
+    codec.save_pretrained(arguments.out / "codec", half=True)
     save_model(arguments.parts, arguments.out / "model")
 
 

@@ -25,7 +25,7 @@ from training.corpus.corpus import SECONDS
 from training.corpus.shards import SAMPLE_RATE, Shards, Utterance
 from training.corpus.voices import DESCRIBED, finished
 from training.nano.alignment import spell_some
-from training.nano.codec import trained_encoder
+from training.nano.codec import trained_codec
 from training.nano.conversations import coarse_speaker
 from training.nano.job import job_arguments
 from training.nano.mel_autoencoder import MelAutoencoder, trained_autoencoder
@@ -132,8 +132,9 @@ def main() -> None:
     arguments = job_arguments(__doc__, 0, speakers=3000)
     out = arguments.out
     if load_state(out / FILE) is None:
-        trained = trained_autoencoder(out, NANO_CODEC), trained_encoder(out, NANO_CODEC)
-        save_state(out / FILE, **augment(Shards(arguments.corpus), *trained, arguments.speakers, arguments.seed))
+        autoencoder = trained_autoencoder(out, NANO_CODEC)
+        codec, shards = trained_codec(autoencoder, out, NANO_CODEC), Shards(arguments.corpus)
+        save_state(out / FILE, **augment(shards, autoencoder, codec, arguments.speakers, arguments.seed))
 
 
 if __name__ == "__main__":

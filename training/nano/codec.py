@@ -15,13 +15,14 @@ from higgs.codec.tokenizer import AudioTokenizer
 from higgs.config import CodecConfig
 from training.corpus.shards import KOKORO, RANDOM, Shards, group_of, sampling_weights
 from training.nano.job import Job, job_arguments, read_part
-from training.nano.mel_autoencoder import trained_autoencoder
+from training.nano.mel_autoencoder import MelAutoencoder, trained_autoencoder
 from training.nano.quantizer import read_codes
 from training.nano.sizes import NANO_CODEC
 from training.nano.snake import use_trainable_snake
 
 RESOLUTIONS = ((128, 16), (256, 32), (512, 64), (1024, 80), (2048, 120))  # n_fft, mel bands
 EDGE = 3  # frames at each end of a crop whose receptive field is cut, left out of the loss
+DECODER, ENCODER = ("to_acoustic", "acoustic_decoder"), ("acoustic_encoder", "semantic_encoder", "fuse")
 SHARES = {KOKORO: 6.0, RANDOM: 3.0}  # of crops; each in-house voice 1
 
 
@@ -130,8 +131,7 @@ class DecoderJob(CodecJob):
     def half_of(self, codec: AudioTokenizer) -> nn.ModuleDict:
         initialise(codec.acoustic_decoder)
         codec.acoustic_decoder.conv_out.weight.data.mul_(0.2)
-        names = ("to_acoustic", "acoustic_decoder")
-        return nn.ModuleDict({name: getattr(codec, name) for name in names})
+        return nn.ModuleDict({name: getattr(codec, name) for name in DECODER})
 
     def losses(self) -> tuple[Tensor, dict[str, Tensor]]:
         waveform, codes = self.crops.draw(self.batch, aligned=True)
@@ -156,8 +156,7 @@ class EncoderJob(CodecJob):
         initialise(codec.acoustic_encoder)
         in_float32(codec.acoustic_encoder.blocks[0].down)
         in_float32(codec.semantic_encoder.teacher.encoder.pos_conv_embed.conv)
-        names = ("acoustic_encoder", "semantic_encoder", "fuse")
-        return nn.ModuleDict({name: getattr(codec, name) for name in names}).train()
+        return nn.ModuleDict({name: getattr(codec, name) for name in ENCODER}).train()
 
     def losses(self) -> tuple[Tensor, dict[str, Tensor]]:
         autoencoder, codec = self.autoencoder, self.codec
@@ -182,11 +181,22 @@ class EncoderJob(CodecJob):
 JOBS = {"decoder": DecoderJob, "encoder": EncoderJob}
 
 
-def trained_encoder(folder: Path, config: CodecConfig) -> AudioTokenizer:
-    """The codec with the quantiser and the encoder of `folder`, frozen; its decoder is untrained."""
+def trained_codec(
+    autoencoder: MelAutoencoder, folder: Path, config: CodecConfig, decoder: str | None = None
+) -> AudioTokenizer:
+    """The codec with the quantiser of `autoencoder` and the encoder of `folder`, frozen.
+
+    Its decoder is that of the job of this name, or untrained.
+    """
+    tensors, halves = read_part(folder, "encoder", "ema"), ENCODER
+    if decoder:
+        tensors, halves = tensors | read_part(folder, decoder, "ema"), ENCODER + DECODER
     codec = AudioTokenizer(config)
-    codec.quantizer = trained_autoencoder(folder, config).quantizer.quantizer
-    codec.load_state_dict(read_part(folder, "encoder", "ema"), strict=False)
+    expected = {key for key in codec.state_dict() if key.split(".")[0] in halves}
+    if expected != set(tensors):
+        raise ValueError(f"the parts in {folder} do not make a codec: {sorted(expected ^ set(tensors))[:5]}")
+    codec.load_state_dict(tensors, strict=False)
+    codec.quantizer = autoencoder.quantizer.quantizer
     return codec.eval().requires_grad_(False)
 
 

@@ -18,7 +18,7 @@ from higgs.audio import log_mel, magnitude, mel_filterbank
 from higgs.config import CodecConfig
 from training.corpus.shards import Shards
 from training.nano.augmented import Change
-from training.nano.codec import EDGE, Crops, DecoderJob, spectral_loss, trained_encoder
+from training.nano.codec import EDGE, Crops, DecoderJob, spectral_loss, trained_codec
 from training.nano.discriminators import Discriminators
 from training.nano.job import job_arguments, read_part
 from training.nano.mel_autoencoder import trained_autoencoder
@@ -42,7 +42,8 @@ class ChangedCrops(Crops):
 
     def __init__(self, shards: Shards, codes: list[Tensor], frames: int, folder: Path, config: CodecConfig):
         super().__init__(shards, codes, frames)
-        self.autoencoder, self.codec = trained_autoencoder(folder, config), trained_encoder(folder, config)
+        self.autoencoder = trained_autoencoder(folder, config)
+        self.codec = trained_codec(self.autoencoder, folder, config)
 
     @torch.no_grad()
     def draw(self, batch: int, aligned: bool) -> tuple[Tensor, Tensor]:
