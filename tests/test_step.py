@@ -23,7 +23,7 @@ from higgs.model.weights import place
 from higgs.serve.batching.fused_weights import fuse
 from higgs.serve.batching.slots import SlotDecoder
 from higgs.serve.batching.state import IDLE, SMALL_TOP_K, DecodeState
-from higgs.serve.batching.step import decode_step, delay, linear, rms_norm, sample
+from higgs.serve.batching.step import decode_step, delay, linear, sample
 from higgs.serve.counter_rng import CounterRng, log_uniforms, step_keys, token_hashes
 from higgs.serve.reference.loop import DelayState, generate
 from higgs.serve.reference.sampler import process_logits, sample_codes
@@ -322,13 +322,8 @@ def test_each_weight_is_rounded_to_the_nearest(bits, step, instructions):
         product, exact = linear(x, stored), x.float() @ back.t()
         assert product.shape == (rows, 1, 160) and product.dtype == dtype
         assert (product.float() - exact).norm() < (1e-4 if dtype == torch.float32 else 0.006) * exact.norm()
-        residual, normal = torch.ones_like(product), weight[:rows, None] * 1e3
+        residual = torch.ones_like(product)
         assert torch.equal(linear(x, stored, residual), residual + product)
-        for scale in (1, 1e-20):  # of a row whose length is next to nothing, epsilon is what is left
-            norm = (1 + weight[0].to(dtype), torch.tensor(1e-5))
-            apart = linear(rms_norm(normal.to(dtype) * scale, *norm), stored)
-            together = linear(normal.to(dtype) * scale, stored, norm=norm).float()
-            assert (together - apart).norm() <= (1e-4 if dtype == torch.float32 else 0.006) * apart.float().norm()
     if matrices.kernel():
         assert linear(torch.full((1, 1, 192), torch.nan), stored).isnan().all(), "what is no number is seen"
     alone = torch.cat([linear(row[None], stored) for row in x[:8]])

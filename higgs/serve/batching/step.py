@@ -17,17 +17,12 @@ from higgs.serve.batching.state import RUNNING, SMALL_TOP_K, DecodeState
 from higgs.serve.counter_rng import exponential_race, log_uniforms
 
 
-def linear(
-    x: Tensor, weight: Matrix, residual: Tensor | None = None, norm: tuple[Tensor, Tensor] | None = None
-) -> Tensor:
+def linear(x: Tensor, weight: Matrix, residual: Tensor | None = None) -> Tensor:
     """x [B, 1, in] times [in, out], or times batch-expanded [B, in, out] -> [B, 1, out], added to `residual`.
 
-    `norm`, a weight and an epsilon, goes through `rms_norm` first.
     With batch-expanded weights each slot is multiplied by itself, and its bits do not depend on the number of slots:
     one product of all slots is faster, and rounds differently for every batch size.
     """
-    if norm is not None:
-        x = rms_norm(x, *norm)
     if isinstance(weight, Quantized) or weight.is_mkldnn:
         product = matrices.linear(x, weight)
     elif weight.dim() == 3:
@@ -146,13 +141,13 @@ def run_layer(
 ) -> Tensor:
     """x [B, 1, D], kv [2, B, kv heads, capacity, d], place (slots [B], positions [B]) -> [B, 1, D]"""
     _, slots, kv_heads, _, d = kv.shape
-    qkv = linear(x, layer.qkv, norm=(layer.attention_norm, norm_epsilon)).view(slots, -1, d)
+    qkv = linear(rms_norm(x, layer.attention_norm, norm_epsilon), layer.qkv).view(slots, -1, d)
     rotated = rotate(qkv, *rope)
     heads = rotated.shape[1] - 2 * kv_heads
     write_kv(rotated[:, heads:].view(slots, 2, kv_heads, d), kv, place, kv_len)
     mixed = attend(rotated[:, :heads].view(slots, kv_heads, -1, d), kv, kv_len, mask)
     x = linear(mixed.reshape(slots, 1, -1), layer.out, x)
-    gate, up = linear(x, layer.gate_up, norm=(layer.ffn_norm, norm_epsilon)).chunk(2, dim=-1)
+    gate, up = linear(rms_norm(x, layer.ffn_norm, norm_epsilon), layer.gate_up).chunk(2, dim=-1)
     return linear(F.silu(gate) * up, layer.down, x)
 
 
@@ -171,7 +166,7 @@ def run_layers(
         mask = (torch.arange(kv_len, device=x.device) <= position)[:, None, None]
     for layer, kv in zip(weights.layers, cache, strict=True):
         x = run_layer(x, layer, kv, place, rope, weights.norm_epsilon, kv_len, mask)
-    return linear(x, weights.head, norm=(weights.norm, weights.norm_epsilon))
+    return linear(rms_norm(x, weights.norm, weights.norm_epsilon), weights.head)
 
 
 def advance(state: DecodeState, codes: Tensor, num_finished: Tensor) -> None:
