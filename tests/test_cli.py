@@ -499,6 +499,8 @@ def test_a_corpus_is_listed_tokenized_and_pruned(run, nano, clip, tmp_path, monk
         code, _, errors = tokenize(*options)
         assert code == 1 and message in errors[0]
     assert "neither a folder nor s3://" in run("corpus", tmp_path / "nowhere")[2]
+    monkeypatch.setattr("higgs.jobs.parts.run", lambda *_: pytest.fail("too late"))
+    assert f"{listing}/index.json cannot be written" in tokenize("--index", listing)[2][0]
 
 
 def test_a_listing_that_is_made_again_keeps_what_its_lines_leave_out(run, tmp_path):

@@ -37,7 +37,8 @@ def tokenize(
     from higgs.checkpoint.alias import Checkpoint as Sources
     from higgs.checkpoint.resolve import fingerprint
     from higgs.data.corpus import GPUS, Encode, parts_of, read_corpus
-    from higgs.data.training.codes import write_index
+    from higgs.data.training.codes import INDEX, write_index
+    from higgs.files import check_place
     from higgs.jobs.cluster import Cluster, declared
     from higgs.jobs.parts import Store, run
     from higgs.validation import validate
@@ -52,6 +53,7 @@ def tokenize(
     load = partial(AudioTokenizer.from_pretrained, codec, device=device.partition(":")[0])
     place, store = Cluster(cluster, workers, device, GPUS, (codec,)), Store(out.rstrip("/"))
     index = index or Path("codes" if store.remote else out)
+    check_place(index / INDEX)
     found = write_index(store, run(Encode(load, pad_to_hop), listed, store, place, "tokenize"), index)
     print(json.dumps({name: found[name] for name in ("clips", "frames", "failed")}))
 
