@@ -71,7 +71,7 @@ def main() -> None:
     parser.add_argument("--wordnet", type=Path, default=Path("/usr/share/wordnet"))
     parser.add_argument("--minutes", type=float, default=5.0)
     parser.add_argument("--steps", type=int, help="default: by the amount of speech")
-    parser.add_argument("--sentences", type=int, default=20)
+    parser.add_argument("--sentences", type=int, default=40)
     add_options(parser, "training/out/new-speaker")
     arguments = parser.parse_args()
     out, tts = arguments.out, Hibari()
