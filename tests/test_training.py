@@ -25,7 +25,8 @@ from higgs.serve.generation_config import GenerationConfig
 from higgs.train.checkpointing import log, read_log, save_state
 from higgs.workflow.outputs import write_json
 from higgs.workflow.runner import clean_files
-from training.corpus.voices import IN_HOUSE, SAMPLE_RATE
+from training.corpus import corpus
+from training.corpus.voices import IN_HOUSE, SAMPLE_RATE, Speaker
 from training.evaluation import evaluate, held_out, table
 
 HERE = ROOT / "training"
@@ -160,13 +161,24 @@ def test_an_evaluation_that_was_stopped_is_resumed(evaluated, content, monkeypat
     assert again | {"size_and_speed": 0} == content | {"size_and_speed": 0}
 
 
-def test_the_held_out_set_is_of_unseen_voices_in_the_formats_of_data(evaluated):
+def test_no_speaker_of_the_corpus_is_near_an_unseen_one(monkeypatch):
+    drawn: list[Speaker] = []
+    utterances, shards = PARAMS["corpus"]["utterances"], PARAMS["corpus"]["shards"]
+    monkeypatch.setattr(corpus, "speak", lambda tts, text, speaker, *_: drawn.append(speaker))
+    for seed in range(shards):
+        list(corpus.by_hibari(corpus.Shard("", seed, ("",) * (utterances // shards)), None))
+    assert len(drawn) == utterances and set(IN_HOUSE) < set(drawn) and len(set(drawn)) > 1000
+    pairs = torch.tensor(sorted({(speaker.pitch, speaker.formant) for speaker in drawn})).log()
+    for unseen in held_out.UNSEEN:
+        apart = (pairs - torch.tensor((unseen.pitch, unseen.formant)).log()).abs().amax(1)
+        assert apart.min() > 0.05, unseen
+
+
+def test_the_held_out_set_is_in_the_formats_of_data(evaluated):
     folder = evaluated[0]
     scripts = read_scripts(folder / "held-out/scripts.jsonl", folder / "held-out/voices")
     assert len({script.voice for script in scripts if script.form == "voice_clone"}) == 10
     assert all(script.request.options.retries == 0 for script in scripts if script.request.chunks)
-    pairs = {(speaker.pitch, speaker.formant) for speaker in (*IN_HOUSE, *held_out.UNSEEN)}
-    assert len(pairs) == len(IN_HOUSE) + len(held_out.UNSEEN)
     recordings = read_recordings(folder / "held-out/recordings/manifest.jsonl")
     assert [recording.id for recording in recordings][-3:] == ["unseen-00", "unseen-01", "human-en-agent-alreadyon"]
     params = YAML(typ="safe").load((ROOT / "params.yaml").read_text())["generate"]
@@ -215,7 +227,7 @@ def test_the_notebook_of_the_report_is_clean():
 def test_the_report_is_one_page_of_what_there_is(evaluated, nano, tmp_path, monkeypatch):
     """Logs made by hand, an evaluation, and weights of the way: the curves, the tables and the players are there."""
     jobs = {"quantizer": "l1 ctc", "decoder": "loss", "encoder": "relative mel_l1"}
-    jobs |= {"finished_decoder": "loss discriminators adversarial matching"}
+    jobs |= {"finished_decoder": "loss energy discriminators adversarial matching"}
     jobs |= dict.fromkeys(("model", "cloning"), "cb0 cb1 cb7 characters attention")
     for job, names in jobs.items():
         for step in (100, 200):
