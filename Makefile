@@ -68,7 +68,8 @@ lab: repository $(STAMP)
 	JUPYTER_CONFIG_PATH="$(CURDIR)/.jupyter" $(WITH) jupyter lab
 
 # A job that was stopped goes on; what is finished stays until its file in training/out is deleted.
-train: $(STAMP)
+train: repository $(STAMP)
+	@[ -e data ] || $(WITH) dvc pull data.dvc
 	$(VENV)/bin/python -m pip install --no-input --disable-pip-version-check \
 	  -c constraints.txt -e '.[test,train]'
 	$(WITH) dvc --cd training repro

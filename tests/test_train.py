@@ -20,6 +20,7 @@ from higgs.config import CodecConfig, SamplingConfig, SemanticConfig
 from higgs.data.chatml import ROLES, smart_voice
 from higgs.data.text.lexicon import SPELL, Lexicon
 from higgs.data.text.tokenizer import TextTokenizer
+from higgs.files import sha256
 from higgs.train.checkpointing import load_state, read_log, save_state, warmup_stable_decay
 from higgs.train.losses import autocast, best_dtype
 from training.corpus import corpus as make_corpus
@@ -213,6 +214,19 @@ def test_a_shard_is_made_once_and_whole_or_not_at_all(tmp_path, monkeypatch):
     assert (tmp_path / "hibari-00.pcm").read_bytes() == before and len(spoken) == 6
 
 
+def test_shards_of_another_plan_are_made_again(tmp_path):
+    """What has other texts or is no longer planned goes; what was added by hand stays."""
+    shards = [make_corpus.Shard(name, 0, ("One.",)) for name in ("a", "b", "c")]
+    make_corpus.remove_others(tmp_path, shards)
+    for name in ("a", "b", "c", "own"):
+        write_shard(tmp_path, name, ("ada",), 1)
+    make_corpus.remove_others(tmp_path, shards)
+    assert Shards(tmp_path).names == ["a", "b", "c", "own"]
+    make_corpus.remove_others(tmp_path, [shards[0], replace(shards[1], texts=("Two.",))])
+    assert Shards(tmp_path).names == ["a", "own"] and not (tmp_path / "b.pcm").exists()
+    assert set(json.loads((tmp_path / "plan.json").read_text())) == {"a", "b"}
+
+
 def test_the_source_tts_has_the_same_fft_everywhere(monkeypatch):
     """hibari itself takes scipy's where scipy is installed: other samples, another checkpoint."""
     module = types.SimpleNamespace(rfft=None, irfft=None)
@@ -375,13 +389,49 @@ def test_a_job_is_a_function_of_its_seed_stopped_or_not(started, tmp_path, name)
 
 def test_a_checkpoint_of_another_run_is_not_resumed(started, tmp_path):
     started("decoder", tmp_path / "a").run(stop_after=1)
-    with pytest.raises(ValueError, match="of a run of 4 steps with seed 0, not of 4 with seed 1"):
+    with pytest.raises(
+        ValueError, match=r"decoder.pt is of another run: seed was 0 and is 1; delete it to train again"
+    ):
         started("decoder", tmp_path / "a", seed=1).run()
     state = load_state(tmp_path / "a/decoder.pt")
     dtype, threads = str(best_dtype()).removeprefix("torch."), torch.get_num_threads()
-    assert state["record"] | {"torch": ""} == dict(steps=4, seed=0, dtype=dtype, threads=threads, torch="")
+    made_from = {"quantizer.pt": sha256(tmp_path / "a/quantizer.pt")[:16]}
+    settings = dict(steps=4, seed=0, dtype=dtype, threads=threads, torch="")
+    assert state["record"] | {"torch": ""} == settings | made_from
     save_state(tmp_path / "a/decoder.pt", **state | {"record": state["record"] | {"dtype": "float32"}})
     assert started("decoder", tmp_path / "a").dtype == torch.float32
+    changed = load_state(tmp_path / "a/quantizer.pt") | {"another": 1}
+    (tmp_path / "a/quantizer.pt").unlink()
+    save_state(tmp_path / "a/quantizer.pt", **changed)
+    with pytest.raises(ValueError, match="quantizer.pt was '[0-9a-f]{16}' and is '"):
+        started("decoder", tmp_path / "a").run()
+
+
+@pytest.mark.parametrize("name", JOBS)
+def test_a_record_names_what_a_job_began_with(started, tmp_path, name):
+    """The files of other jobs; and of the first job the corpus."""
+    wanted = {"decoder": ["quantizer.pt"], "encoder": ["quantizer.pt"], "model": ["quantizer.pt"]}
+    wanted |= {
+        "cloning": ["quantizer.pt", "model.pt"],
+        "finished_decoder": ["quantizer.pt", "decoder.pt", "encoder.pt"],
+    }
+    wanted |= {"quantizer": ["utterances", "corpus"]}
+    record = started(name, tmp_path).record
+    assert [key for key in record if "." in key or key in ("utterances", "corpus")] == wanted[name]
+
+
+def test_augmented_speakers_are_made_again_for_another_key(coded, corpus, tmp_path, monkeypatch):
+    made = []
+    monkeypatch.setattr(augmented, "augment", lambda *arguments: made.append(arguments[3:]) or {"codes": []})
+    for name in ("trained_codec", "trained_autoencoder"):
+        monkeypatch.setattr(augmented, name, lambda *_: None)
+    for speakers, seed in ((3, 0), (3, 0), (4, 0), (4, 1)):
+        command = f"augmented --out {tmp_path} --corpus {corpus} --speakers {speakers} --seed {seed}"
+        monkeypatch.setattr("sys.argv", command.split())
+        augmented.main()
+    (tmp_path / "encoder.pt").write_bytes(b"another")
+    augmented.main()
+    assert made == [(3, 0), (4, 0), (4, 1), (4, 1)]
 
 
 @pytest.fixture(scope="module")

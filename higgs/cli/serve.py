@@ -67,9 +67,8 @@ def serve(
     from higgs.serve.http.app import ServerConfig, serve
     from higgs.serve.runaway import RunawayConfig
 
-    sampling = GenerationConfig.from_pretrained(source.model).sampling.override(
-        temperature=temperature, top_k=top_k, top_p=top_p, seed=seed
-    )
+    sampling = GenerationConfig.from_pretrained(source.model).sampling
+    sampling = sampling.override(temperature=temperature, top_k=top_k, top_p=top_p, seed=seed)
     if threads:
         torch.set_num_threads(threads)
     runaway, dtype = None if no_guards else RunawayConfig(), dtype or source.dtype

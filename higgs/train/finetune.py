@@ -93,7 +93,9 @@ class FineTuning:
         if config.recompute:
             enable_gradient_checkpointing(model)
         self.trained = {n: p for n, p in model.named_parameters() if p.requires_grad}
-        self.optimizer = torch.optim.AdamW(self.trained.values(), lr=config.rate, weight_decay=0.01)
+        # Fused: the usual step on a GPU takes as much memory again as the weights.
+        fused = model.device.type == "cuda" or None
+        self.optimizer = torch.optim.AdamW(self.trained.values(), lr=config.rate, weight_decay=0.01, fused=fused)
         self.step, self.dtype = 0, best_dtype(model.device)
         self.best: dict[str, Any] = {"loss": math.inf, "step": 0, "trained": {}}
         self.key = asdict(config) | {"data": dataset.fingerprint, "replay": replay.fingerprint if replay else None}
@@ -117,7 +119,8 @@ class FineTuning:
             self.trained[name].data.copy_(value)
 
     def weights(self) -> dict[str, Tensor]:
-        return {name: p.detach().clone() for name, p in self.trained.items()}
+        """Copies, in the CPU's memory: a GPU has none for the best weights beside those that are trained."""
+        return {name: p.detach().to("cpu", copy=True) for name, p in self.trained.items()}
 
     def save(self) -> None:
         save_state(

@@ -27,7 +27,8 @@ def layer_activations(config: ModelConfig) -> int:
 def memory_plan(config: ModelConfig, positions: int, rank: int | None, checkpointing: bool) -> tuple[int, list[int]]:
     """-> trained parameters; bytes of weights, gradients, optimizer, a batch's activations, and their sum.
 
-    For a model in bfloat16 with Adam. `rank` of LoRA; None trains every weight, with a float32 master copy.
+    As `higgs finetune` trains, with Adam and products in bfloat16. `rank` of LoRA, on weights in bfloat16; None trains
+    every weight, in float32. Their copies in bfloat16, of half the size, make room for gradients in the backward pass.
     """
     with torch.device("meta"):
         model = HiggsAudio(config)
@@ -37,9 +38,9 @@ def memory_plan(config: ModelConfig, positions: int, rank: int | None, checkpoin
     saved = layer + config.num_layers * config.hidden_size if checkpointing else config.num_layers * layer
     heads = config.num_codebooks * config.code_vocab_size * 3 * 2  # bfloat16 logits, float32 logits and softmax
     activations = positions * 2 * (saved + heads)
-    # Adam has two float32 moments, and a master copy of bfloat16 weights; adapters are float32 themselves.
+    # What is trained is in float32, and so are its gradients and Adam's two moments.
     if rank is None:
-        trained, sizes = parameters, [2 * parameters, 2 * parameters, 12 * parameters, activations]
+        trained, sizes = parameters, [4 * parameters, 4 * parameters, 8 * parameters, activations]
     else:
         adapted = (m for n, m in model.named_modules() if re.fullmatch(TARGETS, n))
         trained = sum(rank * (m.in_features + m.out_features) for m in adapted)

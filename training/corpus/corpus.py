@@ -4,8 +4,8 @@ The source TTS, hibari-tts, speaks in three in-house voices and in random ones (
 in 22 voices and mixtures of them (training/corpus/kokoro.py). Texts are WordNet's usage examples (WordNet licence;
 Debian package `wordnet-base`), sentences from templates, and sentences that bring each of the 10,000 commonest words to
 a few occurrences. What shares six consecutive words with the sentences of `held_out.txt` or `validation.txt` is left
-out. The corpus is not shipped, but made again by this file; a shard is a function of its name and its texts, by any
-number of workers.
+out. The corpus is not shipped, but made again by this file; a shard is a function of its seed, texts and speakers, by
+any number of workers, and is made again where these are others.
 
 Output: for each shard `NAME.pcm` (int16, 24 kHz, mono, utterances one after another) and `NAME.jsonl` (one record
 each: offset, length, text, speaker). `hibari-NN` and `kokoro-NN` are trained on. `validation-own` has the sentences of
@@ -13,6 +13,7 @@ each: offset, length, text, speaker). `hibari-NN` and `kokoro-NN` are trained on
 """
 
 import argparse
+import hashlib
 import json
 import multiprocessing
 import random
@@ -25,6 +26,7 @@ import torch
 from tqdm import tqdm
 
 from higgs.files import replacing
+from higgs.workflow.outputs import write_json
 from training.corpus.kokoro import HELD_OUT_VOICES, MIXTURES, Blend, Kokoro, blends, read_tables
 from training.corpus.texts import VALIDATION, all_texts, choose_texts, read_sentences
 from training.corpus.voices import IN_HOUSE, SAMPLE_RATE, choose_speaker, finished, speak
@@ -119,6 +121,21 @@ def plan(arguments: argparse.Namespace) -> list[Shard]:
     ]
 
 
+def remove_others(folder: Path, shards: list[Shard]) -> None:
+    """Removes the shards of an earlier plan (`plan.json`) that are not those of this one, and writes this one."""
+    path = folder / "plan.json"
+    parts = {
+        shard.name: (shard.seed, shard.texts, shard.speakers, shard.tables and shard.tables.name) for shard in shards
+    }
+    planned = {name: hashlib.sha256(repr(part).encode()).hexdigest()[:16] for name, part in parts.items()}
+    earlier = json.loads(path.read_text()) if path.is_file() else {}
+    for name in sorted(planned | earlier):
+        if planned.get(name) != earlier.get(name):
+            for end in ("jsonl", "pcm"):
+                (folder / f"{name}.{end}").unlink(missing_ok=True)
+    write_json(path, planned)
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--wordnet", type=Path, required=True, help="folder with data.noun etc.")
@@ -131,6 +148,7 @@ def main() -> None:
     arguments = parser.parse_args()
     arguments.out.mkdir(parents=True, exist_ok=True)
     shards = plan(arguments)
+    remove_others(arguments.out, shards)
     with multiprocessing.Pool(arguments.workers) as pool:
         hours = sum(tqdm(pool.imap_unordered(make_shard, shards), total=len(shards), unit="shard"))
     print(f"{hours:.2f} hours in {arguments.out}")

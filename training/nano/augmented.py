@@ -27,12 +27,12 @@ from training.corpus.voices import DESCRIBED, finished
 from training.nano.alignment import spell_some
 from training.nano.codec import trained_codec
 from training.nano.conversations import coarse_speaker
-from training.nano.job import job_arguments
+from training.nano.job import hashes, job_arguments
 from training.nano.mel_autoencoder import MelAutoencoder, trained_autoencoder
 from training.nano.quantizer import code_shard
 from training.nano.sizes import NANO_CODEC
 
-FILE = "augmented.pt"
+FILE, SOURCES = "augmented.pt", ("quantizer.pt", "encoder.pt")
 EACH = 6  # utterances of a speaker
 SHARES = (0.6, 0.25)  # of speakers made out of Kokoro's, out of hibari's random ones; the rest out of the in-house ones
 BANDS = (60, 150, 300, 600, 1200, 2400, 4800, 9600)  # Hz
@@ -131,10 +131,11 @@ def augment(
 def main() -> None:
     arguments = job_arguments(__doc__, 0, speakers=3000)
     out = arguments.out
-    if load_state(out / FILE) is None:
+    key = {"speakers": arguments.speakers, "seed": arguments.seed} | hashes(out, SOURCES)
+    if (load_state(out / FILE) or {}).get("key") != key:
         autoencoder = trained_autoencoder(out, NANO_CODEC)
         codec, shards = trained_codec(autoencoder, out, NANO_CODEC), Shards(arguments.corpus)
-        save_state(out / FILE, **augment(shards, autoencoder, codec, arguments.speakers, arguments.seed))
+        save_state(out / FILE, key=key, **augment(shards, autoencoder, codec, arguments.speakers, arguments.seed))
 
 
 if __name__ == "__main__":

@@ -69,6 +69,7 @@ class CloningJob(ModelJob):
     """As the model's job, on a corpus that has augmented speakers; without snapshots on the way."""
 
     name = "cloning"
+    sources = (*ModelJob.sources, "model.pt", FILE)
     corpus: AugmentedCorpus
     config: CloningConfig
 

@@ -95,6 +95,7 @@ class Crops:
 class CodecJob(Job):
     """Half of a codec, `module`. Its EMA weights (`ema`) are shipped."""
 
+    sources: tuple[str, ...] = ("quantizer.pt",)
     log_every = 50
     max_norm = 2.0
     config: CodecConfig = NANO_CODEC

@@ -79,6 +79,7 @@ class FinishedDecoder(DecoderJob):
     """Begins with the decoder's job, at a lower rate."""
 
     name = "finished_decoder"
+    sources = ("quantizer.pt", "decoder.pt", "encoder.pt")
 
     def __init__(self, *arguments: Any):
         super().__init__(*arguments)

@@ -1,7 +1,7 @@
 """The model on a GPU that has neither the corpus nor a network: `python -m training.nano.gpu pack|train --help`.
 
 The two jobs of the model are one here: from nothing, by the model's schedule, on the conversations of cloning. `pack`
-writes what it reads, without the audio, in some 40 MB: codes of 10 bits, alignments, texts, codebooks, the augmented
+writes what it reads, without the audio, in some 50 MB: codes of 10 bits, alignments, texts, codebooks, the augmented
 speakers. `train` makes files of at most 16 MB: the model in float16, every minute, and the log. They are copied to
 training/out, in the place of the job of cloning there, and assembled. The schedule needs the number of steps, so
 `--minutes` sets it by the speed of the first steps: the result depends on the GPU and is recorded with it; it cannot be
@@ -98,6 +98,7 @@ class PackedJob(CloningJob):
     With `minutes`, `steps` are set by the speed.
     """
 
+    sources = ()
     save_seconds, validate_every = 60, 2000
 
     def __init__(self, out: Path, *arguments: Any, device: str, minutes: float | None = None, **options: Any):

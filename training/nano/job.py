@@ -3,7 +3,8 @@
 A job is a function of its seed and its number of steps: the learning rate depends on the step, the random numbers of a
 step on (seed, step). So a job that was killed and resumed ends with the same bytes as one that was not. That holds for
 one kind of processor: another rounds differently, and may compute in another number format. Format, threads and torch's
-version are in the record of each checkpoint; a job is resumed in the format in which it began.
+version are in the record of each checkpoint; a job is resumed in the format in which it began. The record has hashes of
+the results of other jobs, too, that this one uses: with others it is another run.
 """
 
 import argparse
@@ -19,7 +20,8 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from higgs.files import replacing
+from higgs.data.training.dataset import check_same_run
+from higgs.files import replacing, sha256
 from higgs.train.checkpointing import load_state, log, read_log, save_state
 from higgs.train.losses import autocast, best_dtype
 
@@ -33,6 +35,11 @@ def warmup_cosine(step: int, steps: int, warmup_steps: int = 100, floor: float =
     return min(1.0, (step + 1) / warmup_steps) * (cosine * (1 - floor) + floor)
 
 
+def hashes(folder: Path, names: Sequence[str]) -> dict[str, str]:
+    """Of the files of these names, those that are there."""
+    return {name: sha256(folder / name)[:16] for name in names if (folder / name).is_file()}
+
+
 class Job:
     """One run: `folder/NAME.pt` is its whole state, `folder/NAME.jsonl` its log.
 
@@ -40,6 +47,7 @@ class Job:
     """
 
     name = "job"
+    sources: tuple[str, ...] = ()  # files of `folder` that the result depends on
     max_norm = 1.0  # of the gradient
     log_every, validate_every = 100, 1000  # steps
     save_seconds = 180
@@ -50,6 +58,7 @@ class Job:
         self.folder, self.steps, self.seed = folder, steps, seed
         self.step, self.seconds = 0, 0.0
         self.averages: dict[str, Any] = {"sums": {}, "count": 0}  # of the values to log since the last row
+        self.key: dict[str, Any] = {"steps": steps, "seed": seed} | hashes(folder, self.sources)
         self.saved = load_state(self.path)
         self.dtype = getattr(torch, self.saved["record"]["dtype"]) if self.saved else best_dtype(self.device)
         self.parts: dict[str, Any] = {}
@@ -61,10 +70,9 @@ class Job:
 
     @property
     def record(self) -> dict[str, Any]:
-        """What the result depends on, beside the code and the corpus."""
-        return {
+        """What the result depends on, beside the code."""
+        return self.key | {
             "steps": self.steps,
-            "seed": self.seed,
             "dtype": str(self.dtype).removeprefix("torch."),
             "threads": torch.get_num_threads(),
             "torch": str(torch.__version__),
@@ -107,12 +115,8 @@ class Job:
         """Restores the checkpoint, if any, and drops later rows of the log. Raises ValueError for another run's."""
         if self.saved is None:
             return
-        given = self.saved["record"]
-        if (given["steps"], given["seed"]) != (self.steps, self.seed):
-            raise ValueError(
-                f"{self.path} is of a run of {given['steps']} steps with seed {given['seed']}, not of "
-                f"{self.steps} with seed {self.seed}: delete it to train again"
-            )
+        what, advice = f"{self.path} is of another run", "; delete it to train again"
+        check_same_run(self.key, self.saved["record"], what, advice)
         for name, part in (self.parts | self.optimizers).items():
             part.load_state_dict(self.saved[name])
         self.averages = self.saved["averages"]

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from higgs.batch import Batch
 from higgs.config import CodecConfig, ModelConfig
+from higgs.data.text.lexicon import FILE as LEXICON
 from higgs.data.text.lexicon import Lexicon
 from higgs.data.text.tokenizer import TextTokenizer
 from higgs.model.higgs_audio import HiggsAudio
@@ -61,6 +62,7 @@ class ModelJob(Job):
     """
 
     name = "model"
+    sources: tuple[str, ...] = (LEXICON, "quantizer.pt")
     snapshot_every = 2000
 
     def __init__(

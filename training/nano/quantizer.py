@@ -13,7 +13,9 @@ from tqdm import tqdm
 
 from higgs.audio import log_mel
 from higgs.config import CodecConfig
+from higgs.data.text.lexicon import FILE as LEXICON
 from higgs.data.text.lexicon import Lexicon
+from higgs.files import content_hash
 from higgs.train.checkpointing import load_state, save_state
 from training.corpus.shards import KOKORO, Shards, choose_balanced
 from training.nano.alignment import align, marked_texts, symbols_of
@@ -53,6 +55,7 @@ class QuantizerJob(Job):
     """Minimises the error of the mel spectrogram (L1 + L2 / 2), commitment, and CTC on the first codebook."""
 
     name = "quantizer"
+    sources = (LEXICON,)
     validate_every = 500
 
     def __init__(
@@ -67,6 +70,7 @@ class QuantizerJob(Job):
     ):
         super().__init__(folder, steps, seed)
         shards, self.batch = Shards(corpus), batch
+        self.key |= {"utterances": utterances, "corpus": content_hash(shards.paths)[:16]}
         chosen = choose_balanced(shards, shards.training, utterances, SHARES)
         self.mels = [log_mel(shards.waveform(i)).half() for i in tqdm(chosen, desc="mel", mininterval=10, miniters=500)]
         self.texts = [shards.utterances[i].text for i in chosen]
