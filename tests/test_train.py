@@ -287,8 +287,8 @@ def test_shards(corpus, tmp_path):
         Shards(tmp_path)
 
 
-def quantizer_job(folder, corpus, **more):
-    return quantizer.QuantizerJob(folder, corpus, 4, utterances=40, batch=4, config=TINY_CODEC, **more)
+def quantizer_job(folder, corpus, steps=4, **more):
+    return quantizer.QuantizerJob(folder, corpus, steps, utterances=40, batch=4, config=TINY_CODEC, **more)
 
 
 @pytest.fixture(scope="module")
@@ -344,7 +344,7 @@ def started(monkeypatch, corpus, coded, texts, request):
     def start(name, folder, seed=0, config=CONFIG, steps=4):
         folder.mkdir(exist_ok=True)
         if name == "quantizer":
-            return quantizer_job(folder, corpus, seed=seed)
+            return quantizer_job(folder, corpus, steps, seed=seed)
         if not (folder / "quantizer.pt").exists():
             (folder / "quantizer.pt").symlink_to(coded / "quantizer.pt")
         if name == "model":
@@ -371,19 +371,20 @@ JOBS = ["quantizer", "decoder", "encoder", "model", "cloning", "finished_decoder
 
 @pytest.mark.parametrize("name", JOBS)
 def test_a_job_is_a_function_of_its_seed_stopped_or_not(started, tmp_path, name):
-    """The bytes of its state, and its log but for the seconds."""
+    """The bytes of its state after 50 steps, stopped three times on the way, and its log but for the seconds."""
     whole, broken, other = (tmp_path / folder for folder in ("whole", "broken", "other"))
-    started(name, whole).run()
-    started(name, broken).run(stop_after=2)
-    half = (broken / f"{name}.pt").read_bytes()
-    torch.rand(3)  # what else has drawn random numbers does not matter
-    again = started(name, broken)
+    started(name, whole, steps=50).run()
+    for step in sorted(random.Random(name).sample(range(1, 50), k=3)):
+        started(name, broken, steps=50).run(stop_after=step)
+        half = (broken / f"{name}.pt").read_bytes()
+        torch.rand(3)  # what else has drawn random numbers does not matter
+    again = started(name, broken, steps=50)
     again.run()
-    assert again.step == 4 and again.saved is None
+    assert again.step == 50 and again.saved is None
     assert (whole / f"{name}.pt").read_bytes() == (broken / f"{name}.pt").read_bytes() != half
     logs = [read_log(folder / f"{name}.jsonl") for folder in (whole, broken)]
     assert [row | {"seconds": 0} for row in logs[0]] == [row | {"seconds": 0} for row in logs[1]]
-    started(name, other, seed=1).run()
+    started(name, other, seed=1, steps=50).run()
     assert (other / f"{name}.pt").read_bytes() != (whole / f"{name}.pt").read_bytes()
 
 
