@@ -83,15 +83,15 @@ def _their_run(port, prompt, steps: int, seed: int) -> tuple[int, int, int] | No
 def of_their_steps(port, prompt, few: int = 12, many: int = 22) -> dict[str, float]:
     """Of one step of the port's `generate`: the difference between a long run and a short one.
 
-    The sampled codes follow the processor's rounding, and a run of random weights may end by itself: the first seed
-    that ends neither run is counted. Raises RuntimeError if 20 seeds end one.
+    The sampled codes follow the processor's rounding, and a run of random weights may end by itself. So the first seed
+    counts with which neither run ends early. Raises RuntimeError if there is none among 20.
     """
     for seed in range(20):
         counted = [_their_run(port, prompt, steps, seed) for steps in (few, many)]
         if None not in counted:
             break
     else:
-        raise RuntimeError(f"transformers ended each of 20 runs before {many} steps")
+        raise RuntimeError("with each of 20 seeds transformers ended a run early")
     each = ((b - a) / (many - few) for a, b in zip(*counted, strict=True))
     return dict(zip(("operators", "kernels", "waits"), each, strict=True))
 

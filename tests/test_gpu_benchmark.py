@@ -65,7 +65,7 @@ class Ends:
 def test_a_run_that_ends_by_itself_is_not_counted():
     prompt = SimpleNamespace(input_ids=torch.zeros(1, 4), attention_mask=torch.ones(1, 4))
     assert of_their_steps(Ends(3), prompt)["operators"] == 1
-    with pytest.raises(RuntimeError, match="ended each of 20 runs before 22 steps"):
+    with pytest.raises(RuntimeError, match="with each of 20 seeds transformers ended a run early"):
         of_their_steps(Ends(20), prompt)
 
 

@@ -1,5 +1,7 @@
 """Making the default checkpoint: its parts against hand-made cases, and each job for a few steps on noise."""
 
+import gzip
+import importlib
 import json
 import random
 import signal
@@ -212,19 +214,33 @@ def test_a_shard_is_made_once_and_whole_or_not_at_all(tmp_path, monkeypatch):
     (tmp_path / "hibari-00.jsonl").unlink()  # killed between the two files
     make_corpus.make_shard(shard)
     assert (tmp_path / "hibari-00.pcm").read_bytes() == before and len(spoken) == 6
+    for other in (replace(shard, texts=("One.", "Two.")), replace(shard, texts=("One.", "Two."), seed=1)):
+        spoken.clear()
+        make_corpus.make_shard(other)
+        assert spoken == ["One.", "Two."], "made again"
+    make_corpus.make_shard(replace(other, name="hibari-01"))
+    write_shard(tmp_path, "own", ("ada",), 1)
+    make_corpus.remove_others(tmp_path, [other])
+    assert Shards(tmp_path).names == ["hibari-00", "own"] and len(list(tmp_path.iterdir())) == 5
 
 
-def test_shards_of_another_plan_are_made_again(tmp_path):
-    """What has other texts or is no longer planned goes; what was added by hand stays."""
-    shards = [make_corpus.Shard(name, 0, ("One.",)) for name in ("a", "b", "c")]
-    make_corpus.remove_others(tmp_path, shards)
-    for name in ("a", "b", "c", "own"):
-        write_shard(tmp_path, name, ("ada",), 1)
-    make_corpus.remove_others(tmp_path, shards)
-    assert Shards(tmp_path).names == ["a", "b", "c", "own"]
-    make_corpus.remove_others(tmp_path, [shards[0], replace(shards[1], texts=("Two.",))])
-    assert Shards(tmp_path).names == ["a", "own"] and not (tmp_path / "b.pcm").exists()
-    assert set(json.loads((tmp_path / "plan.json").read_text())) == {"a", "b"}
+def test_the_lexicon_is_that_of_the_corpus_and_of_the_commonest_words(tmp_path, monkeypatch):
+    """With stand-ins for the source TTS, whose dictionaries know two words, and for the list of words."""
+    (tmp_path / "assets").mkdir()
+    for kind, table in (("gold", {"a": "ɐ", "no": {"DEFAULT": "nO"}}), ("silver", {"no": "x", "Rome": "ɹOm"})):
+        (tmp_path / f"assets/lexicon_us_{kind}.json.gz").write_bytes(gzip.compress(json.dumps(table).encode()))
+    source = types.SimpleNamespace(phonemize=lambda text: ["hi ðɛɹ."])
+    stand_in = types.SimpleNamespace(__file__=str(tmp_path / "hibari.py"), Hibari=lambda: source)
+    monkeypatch.setitem(sys.modules, "hibari", stand_in)
+    words = types.SimpleNamespace(iter_wordlist=lambda language: iter(("a", "hi", "no", "rome", "there", "2", "xyz")))
+    monkeypatch.setitem(sys.modules, "wordfreq", words)
+    monkeypatch.delitem(sys.modules, "training.corpus.lexicon", raising=False)
+    lexicon = importlib.import_module("training.corpus.lexicon")
+    (tmp_path / "a.jsonl").write_text('{"offset": 0, "length": 1, "text": "Hi there.", "speaker": "ada"}')
+    monkeypatch.setattr("sys.argv", f"lexicon --corpus {tmp_path} --out {tmp_path}".split())
+    lexicon.main()
+    assert Lexicon.read(tmp_path).words == {"a": "ɐ", "hi": "hi", "no": "nO", "rome": "ɹOm", "there": "ðɛɹ"}
+    monkeypatch.delitem(sys.modules, "training.corpus.lexicon")
 
 
 def test_the_source_tts_has_the_same_fft_everywhere(monkeypatch):
@@ -351,14 +367,14 @@ def started(monkeypatch, corpus, coded, texts, request):
             return ModelJob(folder, texts, steps, seed, config)
         if name == "cloning":
             if not (folder / "model.pt").exists():
-                start("model", folder).run(stop_after=1)
+                start("model", folder, steps=steps).run(stop_after=1)
             cloning = CloningConfig(**vars(config) | {"clones": 0.5})
             return CloningJob(folder, request.getfixturevalue("more_texts"), steps, seed, cloning)
         codes, _ = quantizer.read_codes(coded, texts.shards)
         if name == "finished_decoder":
             for half in ("decoder", "encoder"):
                 if not (folder / f"{half}.pt").exists():
-                    start(half, folder).run(stop_after=1)
+                    start(half, folder, steps=steps).run(stop_after=1)
             crops = finishing.ChangedCrops(texts.shards, codes, 14, folder, TINY_CODEC)
             return finishing.FinishedDecoder(folder, crops, steps, seed, 2)
         return codec.JOBS[name](folder, codec.Crops(texts.shards, codes, 14), steps, seed, 2)
@@ -397,7 +413,7 @@ def test_a_checkpoint_of_another_run_is_not_resumed(started, tmp_path):
     state = load_state(tmp_path / "a/decoder.pt")
     dtype, threads = str(best_dtype()).removeprefix("torch."), torch.get_num_threads()
     made_from = {"quantizer.pt": sha256(tmp_path / "a/quantizer.pt")[:16]}
-    settings = dict(steps=4, seed=0, dtype=dtype, threads=threads, torch="")
+    settings = dict(steps=4, seed=0, compiled=True, batch=2, frames=14, dtype=dtype, threads=threads, torch="")
     assert state["record"] | {"torch": ""} == settings | made_from
     save_state(tmp_path / "a/decoder.pt", **state | {"record": state["record"] | {"dtype": "float32"}})
     assert started("decoder", tmp_path / "a").dtype == torch.float32
@@ -411,14 +427,17 @@ def test_a_checkpoint_of_another_run_is_not_resumed(started, tmp_path):
 @pytest.mark.parametrize("name", JOBS)
 def test_a_record_names_what_a_job_began_with(started, tmp_path, name):
     """The files of other jobs; and of the first job the corpus."""
-    wanted = {"decoder": ["quantizer.pt"], "encoder": ["quantizer.pt"], "model": ["quantizer.pt"]}
-    wanted |= {
-        "cloning": ["quantizer.pt", "model.pt"],
-        "finished_decoder": ["quantizer.pt", "decoder.pt", "encoder.pt"],
-    }
-    wanted |= {"quantizer": ["utterances", "corpus"]}
+    batches = ["quantizer.pt", "batch", "frames"]
+    wanted = {
+        "quantizer": ["lexicon.json", "utterances", "corpus"], "decoder": batches, "encoder": batches,
+        "model": ["lexicon.json", "quantizer.pt"],
+        "cloning": ["lexicon.json", "quantizer.pt", "model.pt", "augmented.pt"],
+        "finished_decoder": ["quantizer.pt", "decoder.pt", "encoder.pt", "batch", "frames"],
+    }  # fmt: skip
     record = started(name, tmp_path).record
-    assert [key for key in record if "." in key or key in ("utterances", "corpus")] == wanted[name]
+    shared = ("steps", "seed", "compiled", "dtype", "threads", "torch")
+    assert [key for key in record if key not in shared] == wanted[name]
+    assert all(record[key] for key in record if key.endswith(".pt") and key != augmented.FILE)
 
 
 def test_augmented_speakers_are_made_again_for_another_key(coded, corpus, tmp_path, monkeypatch):
@@ -702,7 +721,7 @@ def test_every_part_fits_and_the_checkpoint_speaks(started, coded, tmp_path, mon
     monkeypatch.setattr(assemble, "NANO_CODEC", TINY_CODEC)
     monkeypatch.setattr(assemble, "NANO_MODEL", TINY_MODEL)
     for name in JOBS[1:]:
-        started(name, tmp_path / "out").run(stop_after=1)
+        started(name, tmp_path / "out", steps=1).run()
     nano = tmp_path / "nano"
     monkeypatch.setattr("sys.argv", ["assemble", "--parts", str(tmp_path / "out"), "--out", str(nano)])
     assemble.main()

@@ -1,7 +1,7 @@
 """`higgs serve`: the server's options, and its start."""
 
+import asyncio
 import os
-import socket
 import subprocess
 import sys
 from functools import cache
@@ -85,11 +85,13 @@ def serve(
 
 def check_address(host: str, port: int) -> None:
     """Raises OSError where the server could not listen: loading a checkpoint takes a while."""
+
+    async def listen() -> None:
+        server = await asyncio.get_running_loop().create_server(asyncio.Protocol, host, port, start_serving=False)
+        server.close()
+
     try:
-        for family, kind, protocol, _, address in socket.getaddrinfo(host, port, type=socket.SOCK_STREAM):
-            with socket.socket(family, kind, protocol) as one:
-                one.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-                one.bind(address)
+        asyncio.run(listen())
     except OSError as error:
         raise OSError(f"cannot listen on {host}, port {port}: {error.strerror}; --port 0 is any free port") from None
 

@@ -158,8 +158,8 @@ class FineTuning:
         examples = [(batches.dataset, index) for batches in self.batches for index in batches.next_indices()]
         batch = self.collate([dataset[index] for dataset, index in examples])
         inputs = corrupt(batch, self.config.noise, self.model.config.codebook_size)
+        self.optimizer.zero_grad()  # before the forward pass: the last gradients take memory, too
         loss, first = self.losses(inputs, batch)
-        self.optimizer.zero_grad()
         loss.backward()
         norm = torch.nn.utils.clip_grad_norm_(self.trained.values(), 1.0)
         if not (torch.isfinite(loss) and torch.isfinite(norm)):

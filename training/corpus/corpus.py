@@ -7,9 +7,10 @@ a few occurrences. What shares six consecutive words with the sentences of `held
 out. The corpus is not shipped, but made again by this file; a shard is a function of its seed, texts and speakers, by
 any number of workers, and is made again where these are others.
 
-Output: for each shard `NAME.pcm` (int16, 24 kHz, mono, utterances one after another) and `NAME.jsonl` (one record
-each: offset, length, text, speaker). `hibari-NN` and `kokoro-NN` are trained on. `validation-own` has the sentences of
-`validation.txt` in the in-house voices, `validation-others` some of them in Kokoro's held-out voices and mixtures.
+Output: for each shard `NAME.pcm` (int16, 24 kHz, mono, utterances one after another), `NAME.jsonl` (one record each:
+offset, length, text, speaker) and `NAME.key` (a hash of what it was made from). `hibari-NN` and `kokoro-NN` are trained
+on. `validation-own` has the sentences of `validation.txt` in the in-house voices, `validation-others` some of them in
+Kokoro's held-out voices and mixtures.
 """
 
 import argparse
@@ -26,7 +27,7 @@ import torch
 from tqdm import tqdm
 
 from higgs.files import replacing
-from higgs.workflow.outputs import write_json
+from higgs.workflow.outputs import write_atomically
 from training.corpus.kokoro import HELD_OUT_VOICES, MIXTURES, Blend, Kokoro, blends, read_tables
 from training.corpus.texts import VALIDATION, all_texts, choose_texts, read_sentences
 from training.corpus.voices import IN_HOUSE, SAMPLE_RATE, choose_speaker, finished, speak
@@ -47,6 +48,12 @@ class Shard:
     speakers: tuple[Blend, ...] = ()
     tables: Path | None = None
     folder: Path = Path()
+
+    @property
+    def key(self) -> str:
+        """A hash of what it is made from."""
+        parts = self.seed, self.texts, self.speakers, self.tables and self.tables.name
+        return hashlib.sha256(repr(parts).encode()).hexdigest()
 
 
 def by_hibari(shard: Shard, tts) -> Speech:
@@ -77,12 +84,13 @@ def by_kokoro(shard: Shard, tts) -> Speech:
 
 def make_shard(shard: Shard) -> float:
     """Speaks the texts of one shard, unless it is there; returns its hours."""
-    records_path, pcm_path = (shard.folder / f"{shard.name}.{end}" for end in ("jsonl", "pcm"))
-    if records_path.exists():
+    records_path, pcm_path, key_path = (shard.folder / f"{shard.name}.{end}" for end in ("jsonl", "pcm", "key"))
+    if records_path.exists() and key_path.is_file() and key_path.read_text() == shard.key:
         return sum(json.loads(line)["length"] for line in records_path.open()) / SAMPLE_RATE / 3600
     from hibari import Hibari
 
     torch.set_num_threads(1)
+    records_path.unlink(missing_ok=True)  # written last, it says that the others are whole
     offset, records = 0, []
     speech = by_kokoro if shard.speakers else in_house_validation if shard.name == "validation-own" else by_hibari
     with replacing(pcm_path) as partial, partial.open("wb") as pcm:
@@ -91,8 +99,8 @@ def make_shard(shard: Shard) -> float:
                 pcm.write(audio.tobytes())
                 records.append({"offset": offset, "length": len(audio), "text": text, "speaker": speaker})
                 offset += len(audio)
-    with replacing(records_path) as partial:
-        partial.write_text("".join(json.dumps(record) + "\n" for record in records))
+    write_atomically(key_path, shard.key)
+    write_atomically(records_path, "".join(json.dumps(record) + "\n" for record in records))
     return offset / SAMPLE_RATE / 3600
 
 
@@ -122,18 +130,11 @@ def plan(arguments: argparse.Namespace) -> list[Shard]:
 
 
 def remove_others(folder: Path, shards: list[Shard]) -> None:
-    """Removes the shards of an earlier plan (`plan.json`) that are not those of this one, and writes this one."""
-    path = folder / "plan.json"
-    parts = {
-        shard.name: (shard.seed, shard.texts, shard.speakers, shard.tables and shard.tables.name) for shard in shards
-    }
-    planned = {name: hashlib.sha256(repr(part).encode()).hexdigest()[:16] for name, part in parts.items()}
-    earlier = json.loads(path.read_text()) if path.is_file() else {}
-    for name in sorted(planned | earlier):
-        if planned.get(name) != earlier.get(name):
-            for end in ("jsonl", "pcm"):
-                (folder / f"{name}.{end}").unlink(missing_ok=True)
-    write_json(path, planned)
+    """Removes the shards that this file has made and that are no longer planned, as after a change of their number."""
+    for path in folder.glob("*.key"):
+        if path.stem not in {shard.name for shard in shards}:
+            for end in ("jsonl", "pcm", "key"):
+                path.with_suffix(f".{end}").unlink(missing_ok=True)
 
 
 def main() -> None:

@@ -17,6 +17,7 @@ from wordfreq import iter_wordlist
 
 from higgs.data.text.lexicon import WORD, Lexicon
 from training.corpus.shards import Shards
+from training.nano.byte_tokenizer import write_lexicon
 
 ASSETS = Path(hibari.__file__).parent / "assets"
 COMMONEST = 60_000
@@ -68,7 +69,7 @@ def main() -> None:
     texts = [shards.utterances[index].text for index in shards.training]
     words = most(listed() | voted(texts), KEPT)
     phonemes = "".join(sorted(set("".join(words.values()))))
-    Lexicon(phonemes, words).write(arguments.out)
+    write_lexicon(arguments.out, Lexicon(phonemes, words))
     print(f"{len(words)} words, {len(phonemes)} phonemes: {phonemes}")
 
 

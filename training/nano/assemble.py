@@ -12,7 +12,7 @@ from higgs.model.higgs_audio import HiggsAudio
 from higgs.tokens import TokenIds
 from training.nano.byte_tokenizer import save_byte_tokenizer
 from training.nano.codec import trained_codec
-from training.nano.job import read_part
+from training.nano.job import check_parts, read_part
 from training.nano.mel_autoencoder import trained_autoencoder
 from training.nano.sizes import NANO_CODEC, NANO_GENERATION, NANO_MODEL, NANO_PHRASES
 
@@ -46,6 +46,7 @@ def main() -> None:
     parser.add_argument("--parts", type=Path, default=Path("training/out"))
     parser.add_argument("--out", type=Path, default=Path("training/out/nano"))
     arguments = parser.parse_args()
+    check_parts(arguments.parts, ("quantizer", "encoder", "finished_decoder", "cloning"))
     autoencoder = trained_autoencoder(arguments.parts, NANO_CODEC)
     codec = trained_codec(autoencoder, arguments.parts, NANO_CODEC, "finished_decoder")
     codec.save_pretrained(arguments.out / "codec", half=True)

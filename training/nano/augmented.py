@@ -20,6 +20,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from higgs.codec.tokenizer import AudioTokenizer
+from higgs.data.text.lexicon import FILE as LEXICON
 from higgs.train.checkpointing import load_state, save_state
 from training.corpus.corpus import SECONDS
 from training.corpus.shards import SAMPLE_RATE, Shards, Utterance
@@ -32,7 +33,7 @@ from training.nano.mel_autoencoder import MelAutoencoder, trained_autoencoder
 from training.nano.quantizer import code_shard
 from training.nano.sizes import NANO_CODEC
 
-FILE, SOURCES = "augmented.pt", ("quantizer.pt", "encoder.pt")
+FILE, SOURCES = "augmented.pt", (LEXICON, "quantizer.pt", "encoder.pt")
 EACH = 6  # utterances of a speaker
 SHARES = (0.6, 0.25)  # of speakers made out of Kokoro's, out of hibari's random ones; the rest out of the in-house ones
 BANDS = (60, 150, 300, 600, 1200, 2400, 4800, 9600)  # Hz

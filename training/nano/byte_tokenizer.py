@@ -8,6 +8,7 @@ from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers
 
 from higgs.data.text.lexicon import FILE, Lexicon
 from higgs.tokens import SPECIAL_TOKENS
+from higgs.workflow.outputs import write_atomically
 
 
 def byte_tokenizer(phrases: Sequence[str] = ()) -> Tokenizer:
@@ -22,12 +23,16 @@ def byte_tokenizer(phrases: Sequence[str] = ()) -> Tokenizer:
     return tokenizer
 
 
+def write_lexicon(folder: Path, lexicon: Lexicon) -> None:
+    content = json.dumps(vars(lexicon), ensure_ascii=False, separators=(",", ":"))
+    write_atomically(folder / FILE, f"{content}\n")
+
+
 def save_byte_tokenizer(folder: Path, phrases: Sequence[str] = (), lexicon: Lexicon | None = None) -> None:
     """Writes the two files that `AutoTokenizer` of transformers reads, and the lexicon."""
     if lexicon is not None:
         phrases = (*phrases, *lexicon.tokens)
-        content = json.dumps(vars(lexicon), ensure_ascii=False, separators=(",", ":"))
-        (folder / FILE).write_text(f"{content}\n", "utf-8")
+        write_lexicon(folder, lexicon)
     byte_tokenizer(phrases).save(str(folder / "tokenizer.json"))
     roles = {"bos_token": "begin_of_text", "eos_token": "end_of_turn", "pad_token": "end_of_text"}
     config = {"tokenizer_class": "PreTrainedTokenizerFast"} | {role: SPECIAL_TOKENS[n] for role, n in roles.items()}

@@ -103,6 +103,7 @@ class CodecJob(Job):
     def __init__(self, folder: Path, crops: Crops, steps: int, seed: int = 0, batch: int = 6):
         super().__init__(folder, steps, seed)
         self.crops, self.batch = crops, batch
+        self.key |= {"batch": batch, "frames": crops.frames}
         self.autoencoder = trained_autoencoder(folder, self.config)
         self.codec = AudioTokenizer(self.config)
         self.codec.quantizer = self.autoencoder.quantizer.quantizer

@@ -26,7 +26,7 @@ from training.corpus.shards import Shards
 from training.nano.augmented import FILE as AUGMENTED
 from training.nano.cloning import AugmentedCorpus, CloningConfig, CloningJob
 from training.nano.conversations import loud_frames
-from training.nano.job import CORPUS, OUT, read_part
+from training.nano.job import CORPUS, OUT, hashes, read_part
 from training.nano.model import ModelJob, text_tokenizer
 from training.nano.quantizer import read_codes
 
@@ -61,7 +61,8 @@ def pack(corpus: Path, folder: Path, target: Path) -> None:
     # Of the autoencoder the job reads the codebooks alone; an expanded zero takes no space in the file.
     state = read_part(folder, "quantizer", "autoencoder")
     kept = {k: v if ".layers." in k else torch.zeros((), dtype=v.dtype).expand(v.shape) for k, v in state.items()}
-    save_state(target / "quantizer.pt", autoencoder=kept)
+    made_from = hashes(folder, (LEXICON_FILE, "quantizer.pt", AUGMENTED))
+    save_state(target / "quantizer.pt", autoencoder=kept, made_from=made_from)
     with replacing(target / "codes.npz") as partial, partial.open("wb") as file:
         np.savez_compressed(
             file,
@@ -104,6 +105,7 @@ class PackedJob(CloningJob):
     def __init__(self, out: Path, *arguments: Any, device: str, minutes: float | None = None, **options: Any):
         self.device, self.minutes, self.began = device, minutes, time.monotonic()
         super().__init__(out, *arguments, **options)
+        self.key |= (load_state(out / "quantizer.pt") or {}).get("made_from", {})
 
     def begin(self) -> None:
         pass

@@ -35,9 +35,9 @@ def warmup_cosine(step: int, steps: int, warmup_steps: int = 100, floor: float =
     return min(1.0, (step + 1) / warmup_steps) * (cosine * (1 - floor) + floor)
 
 
-def hashes(folder: Path, names: Sequence[str]) -> dict[str, str]:
-    """Of the files of these names, those that are there."""
-    return {name: sha256(folder / name)[:16] for name in names if (folder / name).is_file()}
+def hashes(folder: Path, names: Sequence[str]) -> dict[str, str | None]:
+    """Of files; None for one that is not there."""
+    return {name: sha256(folder / name)[:16] if (folder / name).is_file() else None for name in names}
 
 
 class Job:
@@ -52,13 +52,15 @@ class Job:
     log_every, validate_every = 100, 1000  # steps
     save_seconds = 180
     device = "cpu"
+    compiled = True
 
     def __init__(self, folder: Path, steps: int, seed: int = 0):
         torch.manual_seed(seed)
         self.folder, self.steps, self.seed = folder, steps, seed
         self.step, self.seconds = 0, 0.0
         self.averages: dict[str, Any] = {"sums": {}, "count": 0}  # of the values to log since the last row
-        self.key: dict[str, Any] = {"steps": steps, "seed": seed} | hashes(folder, self.sources)
+        self.key: dict[str, Any] = {"steps": steps, "seed": seed, "compiled": self.compiled}
+        self.key |= hashes(folder, self.sources)
         self.saved = load_state(self.path)
         self.dtype = getattr(torch, self.saved["record"]["dtype"]) if self.saved else best_dtype(self.device)
         self.parts: dict[str, Any] = {}
@@ -197,6 +199,17 @@ def read_part(folder: Path, name: str, key: str) -> dict[str, Tensor]:
     return torch.load(path, weights_only=True)[key]
 
 
+def check_parts(folder: Path, names: Sequence[str]) -> None:
+    """Raises ValueError where a job is not finished, or has begun with other files than those in `folder`."""
+    for name in names:
+        state = torch.load(folder / f"{name}.pt", weights_only=True)
+        record, step = state["record"], state["progress"]["step"]
+        if step < record["steps"]:
+            raise ValueError(f"{folder / name}.pt is at step {step} of {record['steps']}: train it to its end")
+        sources = [source for source in record if (folder / source).is_file()]
+        check_same_run(hashes(folder, sources), record, f"{folder / name}.pt was made from other files")
+
+
 def job_arguments(doc: str, steps: int, jobs: Sequence[str] = (), **sizes: int) -> argparse.Namespace:
     """Parses the command line of a job: the common options, `jobs` to choose from, and `sizes` with their defaults.
 
@@ -211,4 +224,6 @@ def job_arguments(doc: str, steps: int, jobs: Sequence[str] = (), **sizes: int) 
     for name, default in {"steps": steps, "seed": 0, **sizes}.items():
         parser.add_argument(f"--{name}", type=int, default=default, help="default: %(default)s")
     torch.set_num_threads(1)
-    return parser.parse_args()
+    arguments = parser.parse_args()
+    Job.compiled = not arguments.eager
+    return arguments

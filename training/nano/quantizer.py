@@ -3,7 +3,6 @@
 `python -m training.nano.quantizer --help`.
 """
 
-import hashlib
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -19,10 +18,11 @@ from higgs.files import content_hash
 from higgs.train.checkpointing import load_state, save_state
 from training.corpus.shards import KOKORO, Shards, choose_balanced
 from training.nano.alignment import align, marked_texts, symbols_of
-from training.nano.job import Job, job_arguments
+from training.nano.job import Job, hashes, job_arguments
 from training.nano.mel_autoencoder import MEL_PER_FRAME, NUM_MELS, MelAutoencoder, trained_autoencoder
 from training.nano.sizes import NANO_CODEC
 
+QUANTIZER = ("quantizer.pt",)
 WARM_STEPS = 60  # steps without quantisation, until the latent is worth quantising
 SILENCE = -9.2103  # log of the mel floor
 # Utterances that use the first codebooks only: (how many codebooks, share of the utterances).
@@ -70,7 +70,8 @@ class QuantizerJob(Job):
     ):
         super().__init__(folder, steps, seed)
         shards, self.batch = Shards(corpus), batch
-        self.key |= {"utterances": utterances, "corpus": content_hash(shards.paths)[:16]}
+        audio = [path.with_suffix(".pcm") for path in shards.paths]
+        self.key |= {"utterances": utterances, "corpus": content_hash([*shards.paths, *audio])[:16]}
         chosen = choose_balanced(shards, shards.training, utterances, SHARES)
         self.mels = [log_mel(shards.waveform(i)).half() for i in tqdm(chosen, desc="mel", mininterval=10, miniters=500)]
         self.texts = [shards.utterances[i].text for i in chosen]
@@ -151,7 +152,7 @@ def code_corpus(folder: Path, corpus: Path, config: CodecConfig = NANO_CODEC) ->
     """Writes `folder/codes/SHARD.pt` for each shard, unless this quantiser has written it already."""
     shards, autoencoder = Shards(corpus), trained_autoencoder(folder, config)
     texts = marked_texts([u.text for u in shards.utterances], autoencoder.lexicon)
-    made_by = hashlib.md5((folder / "quantizer.pt").read_bytes()).hexdigest()
+    made_by = hashes(folder, QUANTIZER)
     (folder / "codes").mkdir(exist_ok=True)
     for number, name in enumerate(tqdm(shards.names, desc="codes", mininterval=10)):
         path = folder / "codes" / f"{name}.pt"
@@ -165,6 +166,8 @@ def code_corpus(folder: Path, corpus: Path, config: CodecConfig = NANO_CODEC) ->
 def read_codes(folder: Path, shards: Shards) -> tuple[list[Tensor], list[Tensor]]:
     """-> codes and alignments of every utterance, in order."""
     saved = [torch.load(folder / "codes" / f"{name}.pt", weights_only=True) for name in shards.names]
+    if any(s["made_by"] != hashes(folder, QUANTIZER) for s in saved):
+        raise ValueError(f"{folder}/codes are of another quantizer.pt: run training.nano.quantizer again")
     return sum((s["codes"] for s in saved), []), sum((s["aligned"] for s in saved), [])
 
 
