@@ -330,6 +330,8 @@ def test_codes_are_made_once(corpus, coded):
     quantizer.code_corpus(coded, corpus, TINY_CODEC)
     assert load_state(path)["codes"] == []
     save_state(path, codes=[], aligned=[], made_by="another")
+    with pytest.raises(ValueError, match="codes are of another quantizer.pt"):
+        quantizer.read_codes(coded, shards)
     quantizer.code_corpus(coded, corpus, TINY_CODEC)
     assert path.read_bytes() == before
 
@@ -465,7 +467,8 @@ def phonemes(corpus, coded, tmp_path_factory):
         some = [text for text, u in zip(marked, shards.utterances, strict=True) if u.shard == number]
         noise = [rng.random((2 * c.shape[1], num_symbols(LEXICON))) for c in codes]
         aligned = [torch.from_numpy(align(p, text, LEXICON)) for p, text in zip(noise, some, strict=True)]
-        save_state(folder / f"codes/{name}.pt", codes=codes, aligned=aligned)
+        made_by = job.hashes(folder, quantizer.QUANTIZER)
+        save_state(folder / f"codes/{name}.pt", codes=codes, aligned=aligned, made_by=made_by)
     return Corpus(shards, folder, text_tokenizer(LEXICON))
 
 
@@ -597,7 +600,8 @@ def test_a_run_on_the_pack_of_the_corpus_is_the_run_on_the_corpus(corpus, coded,
     whole = gpu.PackedJob(tmp_path / "cpu", texts, 2, 0, tiny, device="cpu")
     whole.run()
     found, wanted = load_state(tmp_path / "gpu/cloning.pt"), whole.model.state_dict()
-    assert found["record"] | {"torch": ""} == whole.record | {"torch": ""}
+    made_from = job.hashes(coded, ("lexicon.json", "quantizer.pt", "augmented.pt"))
+    assert found["record"] | {"torch": ""} == whole.record | made_from | {"torch": ""}
     assert (found["record"]["device"], found["record"]["positions"]) == ("cpu", 500)
     assert found["progress"] == dict(step=2, **whole.position())
     assert all(torch.equal(tensor, wanted[name].half()) for name, tensor in found["model"].items())
@@ -714,6 +718,17 @@ def test_a_loss_that_is_not_a_number_stops_and_names_the_batch(started, tmp_path
         training.run()
     assert all(map(torch.equal, before, training.model.layers.parameters()))
     assert not (tmp_path / "nan" / "model.pt").exists()
+
+
+def test_what_is_assembled_is_finished_and_belongs_together(started, tmp_path):
+    started("finished_decoder", tmp_path, steps=1).run()
+    job.check_parts(tmp_path, ["finished_decoder", "encoder", "decoder"])
+    started("model", tmp_path).run(stop_after=1)
+    with pytest.raises(ValueError, match=r"model.pt is at step 1 of 4: train it to its end"):
+        job.check_parts(tmp_path, ["decoder", "model"])
+    (tmp_path / "encoder.pt").write_bytes(b"another")
+    with pytest.raises(ValueError, match=r"finished_decoder.pt was made from other files: encoder.pt was '"):
+        job.check_parts(tmp_path, ["finished_decoder"])
 
 
 def test_every_part_fits_and_the_checkpoint_speaks(started, coded, tmp_path, monkeypatch):
