@@ -48,8 +48,8 @@ def test_a_prefix_in_bfloat16_has_the_bits_of_a_whole_prompt(frames):
 def test_loading_holds_no_second_copy(tmp_path):
     """Half a gigabyte of weights: what is held while they are loaded is at most a tenth above what stays.
 
-    Beside it, what rounding one matrix takes: a few of 33 MB in float32, which the peak's sampling sees or misses. Of
-    a second copy there would be 0.3 GB or more.
+    Beside it, what rounding one matrix takes: some six of 33 MB in float32, which the peak's sampling sees or misses.
+    Of a second copy there would be 0.3 GB or more.
     """
     write(tmp_path, replace(SMALL, hidden_size=1024, intermediate_size=4096, num_layers=9, num_heads=16), TRANSFORMERS)
     stays = {}
@@ -57,7 +57,7 @@ def test_loading_holds_no_second_copy(tmp_path):
         result = in_a_process(argparse.Namespace(folder=tmp_path), "ours", "--dtype", dtype, *more)
         before = result["before GB"]
         stays[dtype, *more] = result["stays GB"] - before
-        assert result["peak GB"] - before <= 1.1 * stays[dtype, *more] + 0.17, (dtype, more)
+        assert result["peak GB"] - before <= 1.1 * stays[dtype, *more] + 0.22, (dtype, more)
     assert stays["int4",] < 0.65 * stays["int8",] and stays["int8", "--offload-text"] < 0.75 * stays["int8",]
 
 

@@ -93,7 +93,8 @@ def check_address(host: str, port: int) -> None:
     try:
         asyncio.run(listen())
     except OSError as error:
-        raise OSError(f"cannot listen on {host}, port {port}: {error.strerror}; --port 0 is any free port") from None
+        why = os.strerror(error.errno) if (error.errno or 0) > 0 else error.strerror  # negative: of a name
+        raise OSError(f"cannot listen on {host}, port {port}: {why}; --port 0 is any free port") from None
 
 
 def recogniser() -> Any:
