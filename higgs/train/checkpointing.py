@@ -36,4 +36,4 @@ def save_state(path: Path, **parts: Any) -> None:
 
 
 def load_state(path: Path) -> dict[str, Any] | None:
-    return torch.load(path, weights_only=True) if path.is_file() else None
+    return torch.load(path, "cpu", weights_only=True) if path.is_file() else None

@@ -191,7 +191,7 @@ def canonical(value: Any) -> Any:
     return sys.intern(value) if isinstance(value, str) else value
 
 
-def read_part(folder: Path, name: str, key: str) -> dict[str, Tensor]:
+def read_part(folder: Path, name: str, key: str) -> dict[str, Any]:
     """One part of the checkpoint `folder/NAME.pt`. Raises FileNotFoundError that names the job to run."""
     path = folder / f"{name}.pt"
     if not path.is_file():
@@ -200,11 +200,13 @@ def read_part(folder: Path, name: str, key: str) -> dict[str, Tensor]:
 
 
 def check_parts(folder: Path, names: Sequence[str]) -> None:
-    """Raises ValueError where a job is not finished, or has begun with other files than those in `folder`."""
+    """Raises ValueError where a job is not finished, or has begun with other files than those in `folder`.
+
+    A run on a GPU, which cannot be resumed, is taken as far as it came.
+    """
     for name in names:
-        state = torch.load(folder / f"{name}.pt", weights_only=True)
-        record, step = state["record"], state["progress"]["step"]
-        if step < record["steps"]:
+        record, step = read_part(folder, name, "record"), read_part(folder, name, "progress")["step"]
+        if step < record["steps"] and "device" not in record:
             raise ValueError(f"{folder / name}.pt is at step {step} of {record['steps']}: train it to its end")
         sources = [source for source in record if (folder / source).is_file()]
         check_same_run(hashes(folder, sources), record, f"{folder / name}.pt was made from other files")
