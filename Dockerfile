@@ -11,7 +11,7 @@ FROM nvidia/cuda:13.0.1-runtime-ubuntu24.04
 # hadolint ignore=DL3008
 RUN apt-get update \
     && apt-get install --yes --no-install-recommends \
-        ca-certificates git libsndfile1 make python3 python3-venv \
+        ca-certificates g++ gcc git libsndfile1 make python3 python3-dev python3-venv \
     && rm -rf /var/lib/apt/lists/*
 
 # With the id of the person outside, a mounted folder stays writable: --build-arg UID="$(id -u)".
@@ -19,7 +19,7 @@ RUN apt-get update \
 ARG UID=1000
 RUN if id --user ubuntu >/dev/null 2>&1; then userdel --remove ubuntu; fi \
     && useradd --create-home --no-log-init --uid "$UID" higgs \
-    && install --directory --owner=higgs /home/higgs/laboratory /home/higgs/laboratory/higgs
+    && install --directory --owner=higgs /home/higgs/.cache /home/higgs/laboratory /home/higgs/laboratory/higgs
 USER $UID
 WORKDIR /home/higgs/laboratory
 

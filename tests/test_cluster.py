@@ -344,6 +344,7 @@ def repository(nodes, tmp_path, monkeypatch):
     ray.shutdown()
     for name in ("checkpoints/nano", "recordings", "voices"):
         shutil.copytree(ROOT / "data" / name, tmp_path / "data" / name)
+    shutil.copy(ROOT / ".gitignore", tmp_path)  # which names data/
     monkeypatch.chdir(tmp_path)
     yield tmp_path
     ray.shutdown()

@@ -464,6 +464,7 @@ def test_voices_models_health_and_metrics(server):
     assert [model.id for model in server.client.models.list()] == ["tiny"]
     assert server.http.get("/v1/models/tiny").json()["id"] == "tiny"
     assert server.http.get("/v1/models/big").status_code == 404
+    assert server.http.get("/v1/models/a/name").json()["error"]["code"] == "model_not_found", "not a path of nobody"
     health = {"status": "ok", "model": "tiny", "running": 0, "waiting": 0}
     assert server.http.get("/health").json() == health
     for path in ("/health", "/v1/models", "/v1/audio/voices"):

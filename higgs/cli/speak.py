@@ -162,10 +162,11 @@ def load_engine(checkpoint: str, has_digits: bool = False, dtype: str | None = N
     """Warns where the text has digits and the checkpoint, which reads words by a lexicon, cannot read them."""
     from higgs import Engine
     from higgs.checkpoint.alias import Checkpoint
+    from higgs.serve.engine import EngineConfig
 
-    source = Checkpoint.parse(checkpoint)
+    source, config = Checkpoint.parse(checkpoint), EngineConfig(max_batch=1)  # chunks come one after another
     dtype = dtype or source.dtype
-    engine = Engine.from_pretrained(source.model, source.codec, source.device, dtype, offload_text=offload_text)
+    engine = Engine.from_pretrained(source.model, source.codec, source.device, dtype, config, offload_text)
     if has_digits and engine.text_tokenizer.lexicon is not None:
         print("warning: this checkpoint cannot read digits; --normalize writes them in words", file=sys.stderr)
     return engine

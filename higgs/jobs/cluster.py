@@ -22,7 +22,9 @@ from higgs.workers import CLUSTER, DEVICE, WORK, WORKERS, choose_device, usable_
 DEATHS = 3  # of a part's workers, and of workers in a row before one result
 # What workers of a running cluster get of the driver's environment: no keys, which Ray's state would show.
 SENT = ("AWS_ENDPOINT_URL", "AWS_DEFAULT_REGION", "AWS_REGION", "HIGGS_CACHE", "HF_HOME", "HF_ENDPOINT")
-EXCLUDED = [".git", ".dvc", ".dvc-store", ".venv", "results", "reports", "tests", "training/out"]  # of the code sent
+# Of the code sent. Ray would leave out what .gitignore names, too, and that is all of data/.
+EXCLUDED = [".git", ".dvc", ".dvc-store", ".venv", "results", "reports", "tests", "training/out"]
+EXCLUDED += [".hypothesis", ".pytest_cache", ".ruff_cache", "*.egg-info", "__pycache__"]
 
 
 @dataclass(frozen=True)
@@ -109,6 +111,7 @@ def connect(cluster: Cluster) -> Any:
         how |= {"num_cpus": usable_cores(), "_node_ip_address": "127.0.0.1", "include_dashboard": False}
         how["object_store_memory"] = 100 * 1024**2  # parts and records are small
     elif "RAY_JOB_CONFIG_JSON_ENV_VAR" not in os.environ:  # else `ray job submit` has sent the code
+        os.environ.setdefault("RAY_RUNTIME_ENV_IGNORE_GITIGNORE", "1")
         how["runtime_env"] = {"working_dir": str(Path.cwd()), "excludes": EXCLUDED}
     for attempt in (1, 2):  # on a busy machine Ray's own processes may miss their 15 seconds
         try:

@@ -252,7 +252,7 @@ def add_listings(app: FastAPI, engine: Engine, config: ServerConfig) -> None:
         """The one name that requests may say."""
         return {"object": "list", "data": [model(config.model)]}
 
-    @read("/v1/models/{name}")
+    @read("/v1/models/{name:path}")
     def model(name: str) -> dict:
         """The same, alone."""
         check_model(name, config)
@@ -268,7 +268,7 @@ def add_listings(app: FastAPI, engine: Engine, config: ServerConfig) -> None:
 
 
 def handle_errors(app: FastAPI, metrics: Metrics) -> None:
-    """Errors are answered in OpenAI's JSON form; only the body limit's 413 can be plain text."""
+    """Errors are answered in OpenAI's JSON form, but for those of what stands before the application."""
 
     def answer(error: ApiError, headers: dict[str, str] | None = None) -> JSONResponse:
         retry = {"retry-after": "1"} if error.status in (429, 503) else {}
