@@ -12,8 +12,8 @@
 #
 # Every other target first installs into .venv what constraints.txt says; the second time there is nothing
 # to do. Another Python: make PYTHON=/path/to/python3 TARGET. Packages come from wherever pip is
-# configured to find them. In an environment of your own (environment.yml) leave make out: run
-# `pip install --no-deps -r requirements-judges.txt`, `dvc pull data.dvc && dvc repro` and `pytest`.
+# configured to find them. In an environment of your own (environment.yml) leave make out: its commands
+# are in docs/gpu-and-docker.md.
 
 SHELL  := /bin/bash
 PYTHON ?= python3
