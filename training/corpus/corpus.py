@@ -131,8 +131,9 @@ def plan(arguments: argparse.Namespace) -> list[Shard]:
 
 def remove_others(folder: Path, shards: list[Shard]) -> None:
     """Removes the shards that this file has made and that are no longer planned, as after a change of their number."""
+    planned = {shard.name for shard in shards}
     for path in folder.glob("*.key"):
-        if path.stem not in {shard.name for shard in shards}:
+        if path.stem not in planned:
             for end in ("jsonl", "pcm", "key"):
                 path.with_suffix(f".{end}").unlink(missing_ok=True)
 

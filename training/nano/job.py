@@ -191,12 +191,17 @@ def canonical(value: Any) -> Any:
     return sys.intern(value) if isinstance(value, str) else value
 
 
-def read_part(folder: Path, name: str, key: str) -> dict[str, Any]:
-    """One part of the checkpoint `folder/NAME.pt`. Raises FileNotFoundError that names the job to run."""
+def read_state(folder: Path, name: str) -> dict[str, Any]:
+    """The checkpoint `folder/NAME.pt`. Raises FileNotFoundError that names the job to run."""
     path = folder / f"{name}.pt"
-    if not path.is_file():
+    if (state := load_state(path)) is None:
         raise FileNotFoundError(f"{path} is missing: train the {name} first")
-    return torch.load(path, weights_only=True)[key]
+    return state
+
+
+def read_part(folder: Path, name: str, key: str) -> dict[str, Tensor]:
+    """One part of that checkpoint."""
+    return read_state(folder, name)[key]
 
 
 def check_parts(folder: Path, names: Sequence[str]) -> None:
@@ -205,7 +210,8 @@ def check_parts(folder: Path, names: Sequence[str]) -> None:
     A run on a GPU, which cannot be resumed, is taken as far as it came.
     """
     for name in names:
-        record, step = read_part(folder, name, "record"), read_part(folder, name, "progress")["step"]
+        state = read_state(folder, name)
+        record, step = state["record"], state["progress"]["step"]
         if step < record["steps"] and "device" not in record:
             raise ValueError(f"{folder / name}.pt is at step {step} of {record['steps']}: train it to its end")
         sources = [source for source in record if (folder / source).is_file()]
