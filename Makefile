@@ -67,11 +67,18 @@ lab: repository $(STAMP)
 	@[ -e data ] || $(WITH) dvc pull data.dvc
 	JUPYTER_CONFIG_PATH="$(CURDIR)/.jupyter" $(WITH) jupyter lab
 
+# A line is stages one after another; two lines run at once, each job with one thread. A status of 255,
+# DVC's, would make xargs leave the other line behind.
+SIDE_BY_SIDE := xargs -P 2 -L 1 sh -c 'dvc --wait-for-lock --cd training repro -s "$$@" || exit 1' dvc
+
 # A job that was stopped goes on; what is finished stays until its file in training/out is deleted.
 train: repository $(STAMP)
 	@[ -e data ] || $(WITH) dvc pull data.dvc
 	$(VENV)/bin/python -m pip install --no-input --disable-pip-version-check \
 	  -c constraints.txt -e '.[test,train]'
+	$(WITH) dvc --cd training repro quantizer
+	printf '%s\n' model 'decoder encoder' | $(WITH) $(SIDE_BY_SIDE)
+	printf '%s\n' 'augmented cloning' finished_decoder | $(WITH) $(SIDE_BY_SIDE)
 	$(WITH) dvc --cd training repro
 
 # For a machine that brings its own torch, nothing is installed; a GPU's time is short.

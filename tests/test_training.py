@@ -2,8 +2,11 @@
 
 import importlib
 import json
+import os
 import re
 import shlex
+import subprocess
+import sys
 from dataclasses import replace
 from functools import reduce
 from operator import getitem
@@ -71,6 +74,49 @@ def test_a_stage_has_its_inputs_and_asks_for_nothing_unknown(stage):
     for out in STAGES[stage]["outs"]:
         ((name, settings),) = out.items()
         assert name.startswith("out/") and settings["cache"] is False
+
+
+def needs(stage: str) -> set[str]:
+    """The stages whose outputs are its inputs."""
+    deps = {filled(dep) for dep in STAGES[stage].get("deps", ())}
+    return {other for other, it in STAGES.items() if deps & {filled(next(iter(out))) for out in it["outs"]}}
+
+
+def test_stages_that_run_side_by_side_do_not_wait_for_each_other():
+    """By the Makefile: when a stage starts, all that it needs is made, by its own line or before both began."""
+    made = {"quantizer", "lexicon", "corpus", "kokoro"}
+    assert made == set.union({"quantizer"}, *(needs(stage) for stage in made))
+    groups = re.findall(r"printf '%s\\n' (.*?) \| .*SIDE_BY_SIDE", (ROOT / "Makefile").read_text())
+    assert groups
+    for group in groups:
+        lines = [line.split() for line in shlex.split(group)]
+        for line in lines:
+            for i, stage in enumerate(line):
+                assert needs(stage) <= made.union(line[:i]), stage
+        made.update(*lines)
+    assert made == set(STAGES) - {"assemble", "evaluation", "report"}
+
+
+@pytest.mark.parametrize("fails", [False, True])
+def test_two_lines_of_stages_run_at_once(tmp_path, fails):
+    """Each starts before the other ends; where one fails, the other is waited for, and make stops."""
+    project = tmp_path / "training"
+    project.mkdir()
+    meet = "echo > {0}.up; for i in $(seq 600); do [ -e {1}.up ] && break; sleep 0.1; done; [ -e {1}.up ]"
+    stages = {
+        "a": {"cmd": meet.format("a", "b") + " && sleep 1 && echo > a", "outs": ["a"]},
+        "b": {"cmd": meet.format("b", "a") + (" && false" if fails else " && echo > b"), "outs": ["b"]},
+        "c": {"cmd": "cp b c", "deps": ["b"], "outs": ["c"]},
+    }
+    (project / "dvc.yaml").write_text(json.dumps({"stages": stages}))
+    (side_by_side,) = re.findall("^SIDE_BY_SIDE.*", (ROOT / "Makefile").read_text(), re.MULTILINE)
+    (tmp_path / "Makefile").write_text(f"{side_by_side}\ngo:\n\tprintf '%s\\n' a 'b c' | $(SIDE_BY_SIDE)\n")
+    run("git", "init", "-q", cwd=tmp_path)
+    run("dvc", "init", "-q", "--subdir", cwd=project)
+    path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
+    done = subprocess.run(["make", "go"], cwd=tmp_path, capture_output=True, text=True, env=os.environ | {"PATH": path})
+    assert (done.returncode != 0) == fails, done.stderr
+    assert (project / "a").exists() and (project / "c").exists() != fails
 
 
 def test_a_log_is_read_by_step(tmp_path):
