@@ -2,6 +2,7 @@
 
 import json
 import math
+import re
 
 import pytest
 import torch
@@ -10,6 +11,7 @@ from conftest import ROOT, assert_close
 from higgs import Engine, SamplingConfig
 from higgs.data.chatml import ChatMLSample, Message, TextContent, smart_voice
 from higgs.data.text.lexicon import Lexicon
+from higgs.data.text.normalize import normalize_prompt
 from higgs.data.voices import find_voice, speakers_prompt
 from higgs.model.llama import rope_table, rotate
 from higgs.serve.alignment import (
@@ -161,6 +163,22 @@ def test_times_of_chunks_follow_each_other_and_tags_are_no_words(spoken, nano_en
     assert rows[: len(single)] == [row | {"end": round(row["end"], 3)} for row in single]
     assert [row["word"] for row in rows] == 2 * TEXT.split()
     assert 20 <= rows[len(single)]["start"] < 20.5 and rows[-1]["end"] == pytest.approx(20 + frames / rate)
+
+
+@pytest.mark.parametrize(
+    "text", ["The train is late [laugh] but it comes.", "The train is late.[laugh]", "[cough]The train[laugh]is late."]
+)
+def test_words_around_a_sound_event_have_times(nano_engine, text):
+    """An event is tokens of its own between words, and no word."""
+    sample = normalize_prompt(smart_voice(text))
+    assert len(sample.messages[-1].parts) > 1
+    delayed = nano_engine.generate(sample, max_new_tokens=60).delayed[0]
+    anatomy = examine(nano_engine, sample, delayed)
+    assert anatomy.words == re.sub(r"\[\w+\]", " ", text).split()
+    assert len(anatomy.tokens) == len(anatomy.word_of) == anatomy.attention.shape[-1]
+    assert sorted(set(anatomy.word_of) - {-1}) == list(range(len(anatomy.words)))
+    inside = "".join(t for t, word in zip(anatomy.tokens, anatomy.word_of, strict=True) if word < 0)
+    assert "<SE>" in inside
 
 
 def test_captions_hold_words_as_text(tmp_path):

@@ -18,6 +18,7 @@ from torch import Tensor
 
 from higgs.batch import Batch
 from higgs.data.chatml import AudioContent, ChatMLSample, TextContent
+from higgs.data.text.normalize import EVENT_OF
 from higgs.delay import delayed_segment
 from higgs.model.higgs_audio import HiggsAudio
 from higgs.serve.captions import Record
@@ -58,13 +59,14 @@ def examine(
     """A prompt in a single pass and its generated segment [K, C]. ValueError where it does not end in a text.
 
     So it is where more than `most_weights` numbers would be held: the attention, and the scores of one layer.
-    `reference_codes` as in `Engine.sequence`.
+    `reference_codes` as in `Engine.sequence`. A sound event has tokens, and is no word.
     """
-    text = sample.messages[-1].parts[-1]
-    if sample.messages[-1].role != "user" or not isinstance(text, TextContent):
+    texts = [part for part in sample.messages[-1].parts if isinstance(part, TextContent)]
+    if sample.messages[-1].role != "user" or len(texts) < len(sample.messages[-1].parts):
         raise ValueError("expected a prompt whose last message is a text to speak")
     prompt = engine.sequence(sample, reference_codes=reference_codes).prompt
-    ids = engine.text_tokenizer.encode(text.text, text.allow_special)
+    encoded = [engine.text_tokenizer.encode(text.text, text.allow_special) for text in texts]
+    ids = sum(encoded, [])
     first = last_place(prompt.input_ids[0].tolist(), ids)
     config, (length, steps) = engine.model.config, (prompt.input_ids.shape[1], delayed.shape[1])
     weights = config.num_heads * steps * (config.num_layers * len(ids) + length + steps)
@@ -72,7 +74,12 @@ def examine(
         raise ValueError(f"{weights} weights of attention; at most {most_weights} are held")
     attention, logits = replay(engine.model, engine.ids, prompt, delayed, slice(first, first + len(ids)))
     tokens = [engine.text_tokenizer.decode([token]) for token in ids]
-    return Anatomy(attention, logits, delayed.cpu(), tokens, words_of(tokens), text.text.split())
+    events = [text.text in EVENT_OF.values() for text in texts]
+    in_event = [event for event, part in zip(events, encoded, strict=True) for _ in part]
+    # An event stands between words, as a blank does.
+    word_of = words_of([" " if event else token for event, token in zip(in_event, tokens, strict=True)])
+    words = "".join(" " if event else text.text for event, text in zip(events, texts, strict=True)).split()
+    return Anatomy(attention, logits, delayed.cpu(), tokens, word_of, words)
 
 
 @torch.inference_mode()
