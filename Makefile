@@ -19,7 +19,9 @@ SHELL  := /bin/bash
 PYTHON ?= python3
 VENV   := .venv
 STAMP  := $(VENV)/installed
-# Before every command that needs the environment; a path of its own, so that the folder may move.
+# The scripts of an environment hold its path: in a folder that was moved or copied it is made again.
+MOVED  := $(shell [ ! -e $(STAMP) ] || [ "$$(cat $(STAMP))" = "$(CURDIR)" ] || echo moved)
+# Before every command that needs the environment.
 WITH   := PATH="$(CURDIR)/$(VENV)/bin:$$PATH"
 
 export DVC_NO_ANALYTICS        := 1
@@ -29,7 +31,7 @@ export PYTHONDONTWRITEBYTECODE := 1
 # What makes a repository of an unpacked archive (a ZIP of GitHub or Zenodo), which has no .git.
 ADOPT := git init -q && git add -A && git -c user.name=archive -c user.email=archive@localhost commit -qm archive
 
-.PHONY: help setup demo repro test lint lab train gpu release-check promote s3 repository
+.PHONY: help setup demo repro test lint lab train gpu release-check promote s3 repository moved
 .NOTPARALLEL:
 .DELETE_ON_ERROR:
 
@@ -39,16 +41,19 @@ help:
 setup: $(STAMP)
 
 repository:
-	@git rev-parse --git-dir >/dev/null 2>&1 || { \
-	  printf '%s\n    %s\n' 'DVC needs Git and a repository, and this folder is none. Type:' '$(ADOPT)' >&2; exit 1; }
+	@git rev-parse --git-dir >/dev/null || { printf '%s\n    %s\n' >&2 \
+	  'DVC needs Git and a repository: Git says above what is wrong. In an unpacked archive type:' '$(ADOPT)'; exit 1; }
 
 # On a free port of this machine alone, until interrupted.
 demo: repository $(STAMP)
 	@[ -e data ] || $(WITH) dvc pull data.dvc
 	$(WITH) higgs serve --port 0 --open
 
+# What was added to data/ stops the pull; what was changed is named by `verify`, too.
 repro: repository $(STAMP)
-	$(WITH) dvc pull data.dvc
+	@$(WITH) dvc pull data.dvc || { $(WITH) python -m higgs.workflow.verify data.dvc && printf '%s\n    %s\n' \
+	  'A file of your own in data/ is kept by the line below; --force would delete it.' \
+	  '$(VENV)/bin/dvc add data && make repro' >&2; exit 1; }
 	@$(WITH) python -m higgs.workflow.verify data.dvc
 	$(WITH) dvc repro
 	@$(WITH) python -m higgs.workflow.verify dvc.lock
@@ -120,7 +125,8 @@ s3: $(STAMP)
 
 # One command of pip for all that has dependencies, so that nothing can bring a second build of torch along, and one
 # for the wheels of the judges, without theirs: only files of them are used. So pip misses some, and is right.
-$(STAMP): constraints.txt pyproject.toml requirements-judges.txt
+$(STAMP): constraints.txt pyproject.toml requirements-judges.txt $(MOVED)
+	$(if $(MOVED),rm -rf $(VENV))
 	@$(VENV)/bin/python -m pip --version >/dev/null 2>&1 || { \
 	  command -v "$(PYTHON)" >/dev/null \
 	    || { echo "$(PYTHON) is not there. Install Python 3.11 or later, or name one: make PYTHON=/path/to/python3" >&2; exit 1; }; \
@@ -134,4 +140,4 @@ $(STAMP): constraints.txt pyproject.toml requirements-judges.txt
 	  -c constraints.txt -e '.[test]'
 	$(VENV)/bin/python -m pip install --no-input --disable-pip-version-check --no-deps -r requirements-judges.txt
 	! $(VENV)/bin/python -m pip check | grep -v -i -e '^No broken' -f <(sed -n 's/^\([^#=]*\)==.*/^\1 /p' requirements-judges.txt)
-	@touch $@
+	@echo "$(CURDIR)" > $@

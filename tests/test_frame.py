@@ -144,10 +144,12 @@ def test_setup_names_the_python_it_wants_and_has_nothing_to_do_the_second_time(t
         assert result.returncode != 0 and fault in result.stderr and "Python 3.11 or later" in result.stderr
     assert make_setup(tmp_path, "--question").returncode == 1
     (tmp_path / ".venv").mkdir()
-    (tmp_path / ".venv/installed").touch()
-    for time, status in ((2e9, 0), (1, 1)):
+    # Installed later or earlier than the lists of packages; in this folder or in the one that it was copied from.
+    for folder, time, status in ((tmp_path, 2e9, 0), (tmp_path, 1, 1), ("/elsewhere", 2e9, 1)):
+        (tmp_path / ".venv/installed").write_text(f"{folder}\n")
         os.utime(tmp_path / ".venv/installed", (time, time))
         assert make_setup(tmp_path, "--question").returncode == status
+    assert "rm -rf .venv" in make_setup(tmp_path, "--dry-run").stdout
 
 
 def stages(code: str, speech: str, metrics: str, seed: int) -> dict:

@@ -263,7 +263,7 @@ def repository(server, tmp_path_factory) -> Path:
             shutil.copy(ROOT / name, folder / name)
         (folder / ".venv").mkdir()
         (folder / ".venv" / "bin").symlink_to(Path(sys.executable).parent)
-        (folder / ".venv" / "installed").touch()  # later than what it hangs on
+        (folder / ".venv" / "installed").write_text(f"{folder.resolve()}\n")  # later than what it hangs on
         for name in ("ada", "ben", "eva"):
             (folder / "data" / f"{name}.flac").write_bytes(os.urandom(300_000))
         done(folder, "dvc", "add", "--quiet", "data")
