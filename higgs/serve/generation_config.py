@@ -1,8 +1,9 @@
 """How a checkpoint is meant to be used: `generation_config.json` beside its weights.
 
 `do_sample`, `temperature`, `top_k`, `top_p` and `max_new_tokens` are transformers' fields. Ours are `ras_window`,
-`ras_max_repeats`, `strict_eos`, and `chunking` with fields of `ChunkOptions`. What is absent or null is as recommended
-for the release; 0 for `top_k` is no limit, and for `ras_window` off. Other fields are transformers' own, and ignored.
+`ras_max_repeats`, `strict_eos`, and `chunking` with fields of `ChunkOptions`. What is absent or null is the
+reference implementation's; 0 for `top_k` is no limit, and for `ras_window` off. Other fields are transformers' own, and
+ignored.
 """
 
 import difflib
@@ -24,7 +25,7 @@ PORT_NAMES = {"ras_win_len": "ras_window", "ras_win_max_num_repeat": "ras_max_re
 
 @dataclass(frozen=True)
 class GenerationConfig:
-    """The settings of a checkpoint; the defaults are those recommended for the release.
+    """The settings of a checkpoint; the defaults are those of the reference implementation.
 
     `chunks.max_words` is also the length up to which a text is spoken in a single pass.
     """

@@ -1,6 +1,6 @@
 """The sizes of higgs-nano, the default checkpoint: the release's architecture, small enough to travel with the code.
 
-And its generation config: it was trained on single sentences, each in the prompt of its own speaker.
+And its generation config: short sentences, each in the prompt of its own speaker and without those before.
 """
 
 from higgs.config import CodecConfig, ModelConfig, SemanticConfig
