@@ -19,7 +19,7 @@ from torch import Tensor
 from higgs.config import MAX_FILTER
 from higgs.containers import MAX_SECONDS, WRITABLE, FlacHash, Source, name_of, opened
 from higgs.containers import probe as probe
-from higgs.files import replacing
+from higgs.files import write_atomically
 
 try:
     import torchaudio
@@ -122,23 +122,21 @@ def check_audible(waveform: Tensor, what: str) -> Tensor:
     return waveform
 
 
-def check_writable(path: str | Path) -> None:
-    """ValueError for a suffix that `save_audio` does not write."""
-    if Path(path).suffix.lower() not in WRITABLE:
-        raise ValueError(f"{path}: audio is written as {', '.join(WRITABLE)}")
-
-
 def save_audio(path: str | Path, waveform: Tensor, sample_rate: int) -> None:
     """float [L] -> 16-bit file of the suffix's format, clipped to [-1, 1]; written whole or not at all."""
-    path = Path(path)
-    check_writable(path)
+    if (suffix := Path(path).suffix).lower() not in WRITABLE:
+        raise ValueError(f"{path}: audio is written as {', '.join(WRITABLE)}")
+    # In memory first: libsndfile does not say why it could not write a file.
+    write_atomically(path, encoded(waveform, sample_rate, suffix[1:]))
+
+
+def encoded(waveform: Tensor, sample_rate: int, suffix: str = "wav") -> bytes:
+    """As `save_audio` writes it."""
     if waveform.dim() != 1:
         raise ValueError(f"save_audio takes [L], got shape {tuple(waveform.shape)}")
-    samples = check_waveform(waveform).clamp(-1, 1).cpu().numpy()
-    content = io.BytesIO()  # in memory first: libsndfile does not say why it could not write a file
-    soundfile.write(content, samples, check_rate(sample_rate), subtype="PCM_16", format=path.suffix[1:].upper())
-    with replacing(path) as partial:
-        partial.write_bytes(content.getbuffer())
+    samples, content = check_waveform(waveform).clamp(-1, 1).cpu().numpy(), io.BytesIO()
+    soundfile.write(content, samples, check_rate(sample_rate), subtype="PCM_16", format=suffix.upper())
+    return content.getvalue()
 
 
 def compress(waveform: Tensor, sample_rate: int, bit_rate: int = 32_000) -> bytes:
@@ -198,10 +196,9 @@ def magnitude(waveform: Tensor, n_fft: int, hop: int, pad: str | None = None) ->
     return spectrum.abs().reshape(*waveform.shape[:-1], *spectrum.shape[-2:])
 
 
-def log_mel(
-    waveform: Tensor, sample_rate: int = 24_000, n_fft: int = 1024, hop: int = 240, num_mels: int = 80
-) -> Tensor:
-    """[..., L] -> [..., num_mels, L / hop]: natural log of mel magnitudes, floored at 1e-4; edges are reflected."""
+def log_mel(waveform: Tensor, sample_rate: int = 24_000) -> Tensor:
+    """[..., L] -> [..., 80, L / 240]: natural log of mel magnitudes, floored at 1e-4; edges are reflected."""
+    n_fft, hop, num_mels = 1024, 240, 80
     pad = (n_fft - hop) // 2
     flat = waveform.reshape(-1, 1, waveform.shape[-1])
     padded = torch.nn.functional.pad(flat, (pad, pad), mode="reflect")[:, 0]

@@ -2,6 +2,7 @@
 
 import hashlib
 import os
+import subprocess
 import tempfile
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
@@ -32,6 +33,21 @@ def replacing(path: str | Path) -> Iterator[Path]:
             error.filename = str(path)
         error.add_note(f"while writing {path}, which is as it was before")
         raise
+
+
+def write_atomically(path: str | Path, content: str | bytes) -> None:
+    """Text (UTF-8) or bytes, by way of `replacing`."""
+    with replacing(path) as partial:
+        partial.write_bytes(content.encode("utf-8") if isinstance(content, str) else content)
+
+
+def git(*words: str | Path) -> str:
+    """What Git prints; nothing where it fails."""
+    try:
+        done = subprocess.run(["git", *words], capture_output=True, text=True)
+    except OSError:
+        return ""
+    return "" if done.returncode else done.stdout
 
 
 def check_place(path: str | Path) -> None:

@@ -6,7 +6,7 @@ Types are exact, but an int may be a float. Unknown keys, NaN and duplicate keys
 import difflib
 import json
 import re
-from collections.abc import Collection, Iterable, Iterator
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Annotated, Any, TypeVar, get_args
 
@@ -128,3 +128,14 @@ def parse_json(text: str, where: str) -> Any:
         raise
     except (ValueError, RecursionError) as error:  # also of numbers with thousands of digits, and of deep nesting
         raise ParamsError(f"{where}: not JSON: {error}") from error
+
+
+def flat(values: Mapping[str, Any], above: str = "") -> dict[str, str]:
+    """Nested mappings -> "outer.inner": text of the value."""
+    found = {}
+    for key, value in values.items():
+        if isinstance(value, Mapping):
+            found |= flat(value, f"{above}{key}.")
+        else:
+            found[f"{above}{key}"] = ", ".join(map(str, value)) if isinstance(value, list) else str(value)
+    return found

@@ -12,7 +12,7 @@ import torch
 from higgs import AudioContent, Engine
 from higgs.audio import MAX_SAMPLES, load_audio, probe
 from higgs.data.training.manifest import DataError, encode_audio, read_manifest
-from higgs.data.voices import add_voice, check_recording, list_voices, read_voices
+from higgs.data.voices import add_voice, check_recording, read_voices
 
 RATE, SECONDS = 24_000, 3
 NOISE = (np.random.default_rng(0).standard_normal(SECONDS * RATE) * 0.1).astype(np.float32)
@@ -265,4 +265,4 @@ def test_a_voice_is_added_in_place_of_files_in_another_spelling(tmp_path):
         add_voice(folder, "eve", clip, "one two three four five six")
     add_voice(folder, "eve", clip, "one two three four five six", force=True)
     assert sorted(path.name for path in folder.iterdir()) == ["eve.flac", "eve.txt"]
-    assert list_voices(folder)["eve"].transcript == "one two three four five six"
+    assert read_voices(folder)[0]["eve"].transcript == "one two three four five six"

@@ -274,7 +274,7 @@ def test_an_error_is_one_line_without_a_class_of_python(run, monkeypatch, error)
     def fails(*_):
         raise error
 
-    monkeypatch.setattr("higgs.data.voice_folder.read_folder", fails)
+    monkeypatch.setattr("higgs.data.voice_folder.read_voices", fails)
     assert run("voices") == (1, "", "Error: loss nan\n")
 
 
@@ -282,7 +282,7 @@ def test_an_interrupted_command(run, monkeypatch):
     def interrupted(*_):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("higgs.data.voice_folder.read_folder", interrupted)
+    monkeypatch.setattr("higgs.data.voice_folder.read_voices", interrupted)
     assert run("voices") == (130, "", "stopped\n")
 
 

@@ -12,7 +12,7 @@ from higgs.data.recordings import read_recordings
 from higgs.data.scripts import FORMS, read_scripts
 from higgs.data.text.chunks import count_words
 from higgs.data.training.manifest import read_manifest
-from higgs.data.voices import find_voice, list_voices
+from higgs.data.voices import find_voice, read_voices
 from higgs.evaluate.test_sets import convert_seed_tts_eval
 from higgs.files import read_text, replacing
 from higgs.validation import ParamsError, parse_json
@@ -133,7 +133,7 @@ def test_a_transcript_of_another_encoding_is_named(tmp_path):
     with pytest.raises(ValueError, match="eve.txt is not text in UTF-8"):
         find_voice(tmp_path, "eve")
     (tmp_path / "eve.txt").write_text("\ufeffOne.", encoding="utf-8")
-    assert list_voices(tmp_path)["eve"].transcript == "One."
+    assert read_voices(tmp_path)[0]["eve"].transcript == "One."
 
 
 ODD = "One.\u2028Two.\x85Three.\fFour."

@@ -10,7 +10,7 @@ from conftest import ROOT
 
 from higgs.audio import load_audio
 from higgs.data.loudness import frame_levels, silence, speech_level
-from higgs.data.voices import Voice, add_voice, check_recording, find_voice, list_voices, read_voices, speakers_prompt
+from higgs.data.voices import Voice, add_voice, check_recording, find_voice, read_voices, speakers_prompt
 
 WORDS = "one two three four five six seven eight"
 
@@ -101,7 +101,7 @@ def test_adding_a_voice(tmp_path):
     (folder / "fay.txt").write_text(WORDS)
     replaced, _ = add_voice(folder, "fay", source, "quite other words now", force=True)
     assert replaced.audio.name == "fay.flac" and replaced.transcript == "quite other words now"
-    assert sorted(list_voices(folder)) == ["eve", "fay"]
+    assert sorted(read_voices(folder)[0]) == ["eve", "fay"]
 
 
 def test_voices_that_are_refused(tmp_path):
@@ -116,10 +116,10 @@ def test_voices_that_are_refused(tmp_path):
 
 def test_a_folder_that_is_not_as_it_should_be(tmp_path):
     with pytest.raises(FileNotFoundError, match="nowhere"):
-        list_voices(tmp_path / "nowhere")
+        read_voices(tmp_path / "nowhere")[0]
     (tmp_path / "profiles.json").write_text('{"ada": "feminine"}')
     (tmp_path / ".eve.part.flac").write_bytes(b"")  # what a killed `add` may leave
-    assert list_voices(tmp_path) == {"ada": Voice("ada", description="feminine")}
+    assert read_voices(tmp_path)[0] == {"ada": Voice("ada", description="feminine")}
     with pytest.raises(ValueError, match="has a voice 'ada'"):
         add_voice(tmp_path, "ada", write(tmp_path / "x.aiff", speech()), WORDS)
     (tmp_path / "eve.flac").write_bytes(b"")
@@ -132,7 +132,7 @@ def test_a_folder_that_is_not_as_it_should_be(tmp_path):
             find_voice(tmp_path, "eve")
     (tmp_path / "eve.txt").write_text("Hello.")
     (tmp_path / "profiles.json").write_text('{"ada": "feminine", "eve": "young, from Zürich"}', encoding="utf-8")
-    assert list_voices(tmp_path)["eve"] == Voice("eve", tmp_path / "eve.flac", "Hello.", "young, from Zürich")
+    assert read_voices(tmp_path)[0]["eve"] == Voice("eve", tmp_path / "eve.flac", "Hello.", "young, from Zürich")
     with pytest.raises(ValueError, match="no voice 'zoe' in .*; there are: ada, eve"):
         find_voice(tmp_path, "zoe")
     (tmp_path / "eve.wav").write_bytes(b"")
@@ -154,7 +154,7 @@ def test_a_folder_that_is_not_as_it_should_be(tmp_path):
 def test_names_and_suffixes_in_any_spelling(tmp_path, recording, transcript):
     (tmp_path / recording).write_bytes(b"")
     (tmp_path / transcript).write_text("Hello.")
-    (name,) = list_voices(tmp_path)
+    (name,) = read_voices(tmp_path)[0]
     assert find_voice(tmp_path, name.replace("ë", "e\u0308")).transcript == "Hello."
 
 

@@ -10,8 +10,8 @@ from pathlib import Path
 
 import nbformat
 
+from higgs.files import write_atomically
 from higgs.workflow.clean import clean_executed, dump
-from higgs.workflow.outputs import write_atomically
 from higgs.workflow.page import to_html
 from higgs.workflow.runner import check_parameters_cell, execute, stage_environment
 

@@ -1,12 +1,11 @@
 """A local folder, a hub id with a revision or s3://bucket/prefix -> a local folder with a complete checkpoint."""
 
-import hashlib
 import re
 from pathlib import Path
 
 from higgs.checkpoint.config_json import MODEL, model_from_json, recognise
 from higgs.checkpoint.tensors import CONFIG, choose_weights, config_errors, read_config, weight_files
-from higgs.files import content_hash
+from higgs.files import content_hash, sha256
 
 SMALL_FILES = ["*.json", "*.jinja"]
 CHECKPOINT_FILES = [*SMALL_FILES, "*.safetensors", "*.pth"]
@@ -159,9 +158,7 @@ def _fetch(name: str, folder: Path, path: str) -> None:
                 partial.unlink()
             missing = f"{have:,} of {listed.size:,} bytes are here ({_first_line(error)})"
             raise OSError(f"{where}: {missing}. Run it again: it goes on") from error
-        with partial.open("rb") as content:
-            digest = hashlib.file_digest(content, "sha256").hexdigest()
-        if digest != listed.etag:
+        if (digest := sha256(partial)) != listed.etag:
             partial.unlink()
             differs = f"its sha256 is {digest}, on the hub {listed.etag}"
             raise OSError(f"{where} arrived damaged: {differs}. It is deleted here: run it again")

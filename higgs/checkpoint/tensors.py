@@ -21,7 +21,7 @@ from torch import Tensor
 
 from higgs.checkpoint.config_json import CODEC, MODEL, ORIGINAL, TRANSFORMERS, recognise
 from higgs.config import ConfigError
-from higgs.files import read_text, replacing
+from higgs.files import read_text, replacing, write_atomically
 from higgs.validation import parse_json
 
 CONFIG, GENERATION_CONFIG = "config.json", "generation_config.json"
@@ -242,8 +242,7 @@ def write(folder: str | Path, config: Mapping[str, Any], tensors: dict[str, Tens
     folder = Path(folder)
     with replacing(folder / SINGLE) as partial:
         save_file(tensors, partial, metadata={"format": "pt"})
-    with replacing(folder / CONFIG) as partial:
-        partial.write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
+    write_atomically(folder / CONFIG, json.dumps(config, indent=2) + "\n")
 
 
 def compare(

@@ -5,7 +5,6 @@ import textwrap
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -22,6 +21,7 @@ from higgs.data.text.lexicon import Lexicon
 from higgs.model import weights as model_weights
 from higgs.model.higgs_audio import HiggsAudio
 from higgs.model.matrices import BITS, rounded_bytes
+from higgs.validation import flat
 
 # Part -> the names of this package that belong to it; the first match counts.
 PARTS = {
@@ -210,7 +210,7 @@ def _text(report: Report) -> str:
     lines += _wrapped("files", files) + _wrapped("elements", elements)
     counts = dict(report.parameters)
     if report.config is not None:
-        lines += _wrapped("config", ", ".join(_sizes(asdict(report.config))))
+        lines += _wrapped("config", ", ".join(f"{name} {size}" for name, size in flat(asdict(report.config)).items()))
         counts["parameters"] = sum(counts.values())
     if report.training_only:
         counts["for training only"] = report.training_only
@@ -223,14 +223,6 @@ def _text(report: Report) -> str:
 
 def _wrapped(title: str, text: str) -> list[str]:
     return textwrap.wrap(text, 100, initial_indent=f"  {title:9} ", subsequent_indent=" " * 12)
-
-
-def _sizes(config: Mapping[str, Any], prefix: str = "") -> list[str]:
-    """Nested names joined by dots, each with its value."""
-    sizes = []
-    for name, value in config.items():
-        sizes += _sizes(value, f"{prefix}{name}.") if isinstance(value, dict) else [f"{prefix}{name} {value}"]
-    return sizes
 
 
 def _size(size: int) -> str:

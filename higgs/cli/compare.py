@@ -1,6 +1,5 @@
 """`higgs compare A B ...`: runs, found, compared, and heard on one page."""
 
-import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Any
@@ -24,18 +23,12 @@ def compare(
 
     Differences with intervals, tests, and a page on which every text can be heard in all of them.
     """
-    from higgs.comparison.runs import find_run
-    from higgs.files import check_place
+    from higgs.comparison.runs import found_runs
 
     # `--ratings A.json B.json`: the second word is no run.
     files = [*(ratings or []), *(Path(name) for name in runs if ratings and name.endswith(".json"))]
     runs = [name for name in runs if not (ratings and name.endswith(".json"))]
-    if len(runs) < 2:
-        raise ValueError(f"compare takes two runs or more, got {len(runs)}: {', '.join(runs)}")
-    check_place(out)
-    with tempfile.TemporaryDirectory() as scratch:
-        found = [find_run(name, Path(scratch) / str(place)) for place, name in enumerate(runs)]
-
+    with found_runs(runs, out) as found:
         # After what may be refused: these import torch.
         from higgs.comparison.many import Choice, compare_runs
         from higgs.comparison.page import to_page

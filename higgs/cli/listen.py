@@ -23,17 +23,9 @@ def listen(
     Two are compared in pairs; more are scored from 0 to 100, with a hidden recording and the same through the codec.
     Listeners send back the file that the page gives them: `higgs compare A B --ratings FILE`.
     """
-    import tempfile
+    from higgs.comparison.runs import found_runs
 
-    from higgs.comparison.runs import find_run
-    from higgs.files import check_place
-
-    if len(runs) < 2:
-        raise ValueError(f"listen takes two runs or more, got {len(runs)}")
-    check_place(out)
-    with tempfile.TemporaryDirectory() as scratch:
-        found = [find_run(name, Path(scratch) / str(place)) for place, name in enumerate(runs)]
-
+    with found_runs(runs, out) as found:
         # After what may be refused: these import torch.
         from higgs.comparison.listening import PREFERENCE, SCORES, key_path, make_test
         from higgs.workflow.outputs import write_json

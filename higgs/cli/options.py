@@ -1,8 +1,7 @@
 """Options that several commands have. `None` is the checkpoint's own setting (generation_config.json)."""
 
-from enum import StrEnum
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
 
 from typer import Option
 
@@ -14,15 +13,8 @@ Checkpoint = Annotated[
 ]
 
 
-class DtypeName(StrEnum):
-    float32 = "float32"
-    bfloat16 = "bfloat16"
-    int8 = "int8"
-    int4 = "int4"
-
-
 Dtype = Annotated[
-    DtypeName | None,
+    Literal["float32", "bfloat16", "int8", "int4"] | None,
     Option(help="of the model's weights; int8 and int4 are rounded", show_default="what the checkpoint is meant for"),
 ]
 OffloadText = Annotated[

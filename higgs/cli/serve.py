@@ -54,10 +54,10 @@ def serve(
     In the form of OpenAI's interface, until interrupted. Sampling settings are for requests that give none.
     """
     from higgs.checkpoint.alias import Checkpoint
-    from higgs.data.voice_folder import read_folder
+    from higgs.data.voice_folder import read_voices
 
     source = Checkpoint.parse(checkpoint)
-    read_folder(voices)  # it is read again for each request
+    read_voices(voices)  # it is read again for each request
     check_address(host, port)
     import torch  # after what may be refused
 

@@ -2,7 +2,6 @@
 
 import json
 import sys
-import tempfile
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -10,18 +9,7 @@ from typing import Annotated, Any
 
 from typer import Argument, BadParameter, Option
 
-from higgs.cli.options import (
-    FOLDER,
-    OWN,
-    Checkpoint,
-    Dtype,
-    MaxNewTokens,
-    OffloadText,
-    Temperature,
-    TopK,
-    TopP,
-    Voices,
-)
+from higgs.cli.options import FOLDER, OWN, Checkpoint, Dtype, MaxNewTokens, OffloadText, Temperature, TopK, TopP, Voices
 
 STDIO = Path("-")
 STREAMED = {".mp3": "mp3", ".opus": "opus", ".ogg": "opus"}  # written as the server sends them
@@ -128,7 +116,7 @@ def write_captions(path: Path | None, engine: Any, request: Any, response: Any) 
     from higgs.serve.captions import write_times
 
     spans = [(span.frames, span.start / response.sample_rate) for span in getattr(response, "chunks", [])]
-    times = times_of(engine, request.samples, response.codes, spans or [(response.codes.shape[1], 0.0)])
+    times = times_of(engine, request.samples, response.codes, spans)
     if not times:
         print(f"warning: no words were aligned: {path} is empty", file=sys.stderr)
     write_times(path, times)
@@ -190,24 +178,18 @@ def find_voices(
 ) -> Any:
     """-> the voice, or the voice of each speaker of a dialogue."""
     from higgs.containers import probe
-    from higgs.data.voice_folder import Entry, find_entry, read_folder
+    from higgs.data.voice_folder import Voice, find_voice, read_voices
 
     if tagged != bool(numbered):
         raise ValueError(
             "[SPEAKERn] tags in the text and --speaker go together, as in --speaker 0=ada --speaker 1=ben; "
-            f"voices are: {', '.join(read_folder(folder)[0])}"
+            f"voices are: {', '.join(read_voices(folder)[0])}"
         )
     if numbered or reference is None:
-        names = numbered or {0: name}
-        entries = {number: find_entry(folder, each) for number, each in names.items()}
-    else:
-        probe(reference)  # an error now, not when the checkpoint is loaded
-        entries = {0: Entry("reference", reference, reference_text)}
-
-    from higgs.data.voices import Voice  # after what may be refused: it imports torch
-
-    voices = {number: Voice(**vars(entry)) for number, entry in entries.items()}
-    return voices if numbered else voices[0]
+        voices = {number: find_voice(folder, each) for number, each in (numbered or {0: name}).items()}
+        return voices if numbered else voices[0]
+    probe(reference)  # an error now, not when the checkpoint is loaded
+    return Voice("reference", reference, reference_text)
 
 
 @contextmanager
@@ -235,24 +217,19 @@ def progress(out: Path, num_chunks: int) -> Iterator[Callable[..., None]]:
 
 
 def write(out: Path, response: Any) -> None:
-    from higgs.audio import save_audio
-    from higgs.files import replacing
+    from higgs.audio import encoded, save_audio
+    from higgs.files import write_atomically
     from higgs.serve.http.audio_encoder import AudioEncoder
 
     if not len(response.waveform):
         raise ValueError("the model ended its turn without a frame of audio; try another --seed")
     if kind := STREAMED.get(out.suffix.lower()):
         encoder = AudioEncoder(kind, response.sample_rate)
-        with replacing(out) as partial:
-            partial.write_bytes(encoder.write(response.waveform) + encoder.finish())
-        return
-    if out != STDIO:
+        write_atomically(out, encoder.write(response.waveform) + encoder.finish())
+    elif out != STDIO:
         save_audio(out, response.waveform, response.sample_rate)
-        return
-    with tempfile.TemporaryDirectory() as folder:
-        path = Path(folder) / "speech.wav"
-        save_audio(path, response.waveform, response.sample_rate)
-        sys.stdout.buffer.write(path.read_bytes())
+    else:
+        sys.stdout.buffer.write(encoded(response.waveform, response.sample_rate))
         sys.stdout.buffer.flush()
 
 

@@ -32,9 +32,9 @@ def voices(context: typer.Context, voices: Voices = FOLDER, as_json: AsJson = Fa
 def list_(context: typer.Context, voices: SameFolder = None, as_json: AsJson = False) -> None:
     """List the voices of the folder."""
     from higgs.containers import probe
-    from higgs.data.voice_folder import read_folder
+    from higgs.data.voice_folder import read_voices
 
-    usable, faults = read_folder(voices or context.obj)
+    usable, faults = read_voices(voices or context.obj)
     records = []
     for voice in usable.values():
         record = {"name": voice.name, "description": voice.description, "transcript": voice.transcript}
@@ -80,9 +80,9 @@ def add(
 @app.command()
 def play(context: typer.Context, name: Annotated[str, Argument(help="a voice")], voices: SameFolder = None) -> None:
     """Play the recording of a voice, with whatever player the system has."""
-    from higgs.data.voice_folder import find_entry
+    from higgs.data.voice_folder import find_voice
 
-    voice = find_entry(voices or context.obj, name)
+    voice = find_voice(voices or context.obj, name)
     if voice.audio is None:
         raise ValueError(f"{voice.name} is a description ({voice.description}): nothing to play")
     players = [player.split() for player in PLAYERS]
@@ -108,10 +108,10 @@ def check(
     voices: SameFolder = None,
 ) -> None:
     """Check recordings: length, sample rate, level, silence, clipping, and the transcript against a recogniser."""
-    from higgs.data.voice_folder import find_entry, read_folder
+    from higgs.data.voice_folder import find_voice, read_voices
 
     folder = voices or context.obj
-    usable, faults = ({name: find_entry(folder, name)}, {}) if name else read_folder(folder)
+    usable, faults = ({name: find_voice(folder, name)}, {}) if name else read_voices(folder)
     chosen = usable.values()
     recorded = [voice for voice in chosen if voice.audio is not None]
     if not recorded and not faults:

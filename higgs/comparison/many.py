@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import combinations
+from operator import itemgetter
 from string import ascii_uppercase
 from typing import Any
 
@@ -10,7 +11,7 @@ from higgs.comparison.runs import Run
 from higgs.evaluate.statistics.intervals import Interval, Resampling, holm
 from higgs.evaluate.statistics.paired_runs import ALPHA, compare, compare_metric, decide, scored_rows, shared_scripts
 from higgs.evaluate.statistics.summary import METRICS, Metric, measure
-from higgs.workflow.tables import Row
+from higgs.workflow.tables import Row, grouped
 
 MOST_RUNS = 12
 RANKED = ("wer_percent", "similarity", "mos_overall")
@@ -114,11 +115,7 @@ def front(points: Sequence[tuple[float, float]]) -> list[int]:
 def shared_samples(tables: Sequence[Sequence[Row]]) -> dict[str, list[list[Row]]]:
     """Script -> the samples that all runs have of it, each a row of every run: by seed, else in order."""
     shared = shared_scripts(tables, [], ascii_uppercase[: len(tables)])
-    by_script: list[dict[str, list[Row]]] = [{} for _ in tables]
-    for own, table in zip(by_script, tables, strict=True):
-        for row in table:
-            if row["script"] in shared:
-                own.setdefault(row["script"], []).append(row)
+    by_script = [grouped((row for row in table if row["script"] in shared), itemgetter("script")) for table in tables]
     samples = {}
     for script, first in by_script[0].items():
         sides = [{row["seed"]: row for row in reversed(own[script])} for own in by_script]

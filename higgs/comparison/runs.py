@@ -5,11 +5,14 @@ import json
 import shutil
 import subprocess
 import sys
-from collections.abc import Mapping
+import tempfile
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from higgs.files import check_place, git
 from higgs.validation import parse_yaml
 from higgs.workflow.tables import UTTERANCES, Row, find_table, read_rows
 
@@ -51,16 +54,26 @@ def find_run(name: str, scratch: Path) -> Run:
         usual = [folder / EVALUATED, folder / "evaluate"]
         folder = next((f for f in usual if f.is_dir()), folder)
         return checked(Run(name, folder, folder.parent.parent if folder.name == "evaluate" else folder))
-    commit = _git("rev-parse", "--verify", "--quiet", f"{name}^{{commit}}").strip()
+    commit = git("rev-parse", "--verify", "--quiet", f"{name}^{{commit}}").strip()
     if not commit:
-        experiments = _git("for-each-ref", "--format=%(refname:lstrip=-1) %(objectname)", "refs/exps")
+        experiments = git("for-each-ref", "--format=%(refname:lstrip=-1) %(objectname)", "refs/exps")
         commit = dict(line.split(" ") for line in reversed(experiments.splitlines())).get(name)
     if not commit:
         raise ValueError(f"{name!r} is no folder, no revision of Git, and no experiment of DVC")
-    wanted = _stages(_git("show", f"{commit}:./{LOCK}"))
+    wanted = _stages(git("show", f"{commit}:./{LOCK}"))
     if "evaluate" not in wanted:
         raise ValueError(f"{name}: there are no results of this revision, its {LOCK} has no stage evaluate")
     return _results_of(name, wanted, scratch)
+
+
+@contextmanager
+def found_runs(names: Sequence[str], out: Path) -> Iterator[list[Run]]:
+    """Two runs or more, as long as what was brought here for them is needed. OSError where `out` cannot be written."""
+    if len(names) < 2:
+        raise ValueError(f"two runs or more are compared, got {len(names)}: {', '.join(names)}")
+    check_place(out)
+    with tempfile.TemporaryDirectory() as scratch:
+        yield [find_run(name, Path(scratch) / str(place)) for place, name in enumerate(names)]
 
 
 def checked(run: Run) -> Run:
@@ -176,12 +189,3 @@ def _run_before(wanted: Stages, cache: Path) -> dict[str, str]:
         else:
             return hashes
     return {}
-
-
-def _git(*words: str) -> str:
-    """What Git prints; nothing where it fails."""
-    try:
-        done = subprocess.run(["git", *words], capture_output=True, text=True)
-    except OSError:
-        return ""
-    return "" if done.returncode else done.stdout

@@ -5,6 +5,7 @@ from typing import Any
 
 from higgs.comparison.figures import UNITS, kind_of
 from higgs.evaluate.statistics.paired_runs import ALPHA, EQUAL, UNDECIDED
+from higgs.validation import flat
 from higgs.workflow.tables import Row
 
 COLUMNS = ("metric", "A", "B", "B - A [95 % interval]", "p", "p, Holm", "found from", "verdict")
@@ -35,13 +36,9 @@ def found_from(row: Row) -> str:
     return "-" if row["detectable"] is None else f"{row['detectable']:.{digits_of(row)}f}"
 
 
-def decided(rows: Sequence[Row]) -> list[Row]:
-    return [row for row in rows if row["verdict"] not in (EQUAL, UNDECIDED)]
-
-
 def verdict(rows: Sequence[Row]) -> str:
     """The significant differences in one sentence; without any, that."""
-    if found := decided(rows):
+    if found := [row for row in rows if row["verdict"] not in (EQUAL, UNDECIDED)]:
         return "; ".join(f"{row['title']}: {row['verdict']}" for row in found) + "."
     if all(row["verdict"] == EQUAL for row in rows):
         return "The runs are equal in every metric."
@@ -70,17 +67,6 @@ def power(rows: Sequence[Row]) -> list[str]:
             '"found from" has this for every metric; a smaller one may be there and stay unseen.'
         )
     return lines
-
-
-def flat(values: Mapping[str, Any], above: str = "") -> dict[str, str]:
-    """Nested mappings -> "outer.inner": text of the value."""
-    found = {}
-    for key, value in values.items():
-        if isinstance(value, Mapping):
-            found |= flat(value, f"{above}{key}.")
-        else:
-            found[f"{above}{key}"] = ", ".join(map(str, value)) if isinstance(value, list) else str(value)
-    return found
 
 
 def what_differs(provenance: Sequence[Mapping[str, Any]]) -> list[list[str]]:

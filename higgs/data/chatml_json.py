@@ -17,7 +17,7 @@ from typing import Annotated, Any, Literal
 from pydantic import AfterValidator, Discriminator, Field, Tag, ValidationInfo
 
 from higgs.data.chatml import ROLES, AudioContent, ChatMLSample, Content, Message, TextContent
-from higgs.files import read_lines, read_text, replacing
+from higgs.files import read_lines, read_text, write_atomically
 from higgs.validation import Count, Record, parse_json, validate
 
 
@@ -128,6 +128,4 @@ def read_conversations(path: str | Path, allow_special: bool = False) -> list[Ch
 
 def write_conversations(path: str | Path, samples: Sequence[ChatMLSample]) -> None:
     """One conversation per line; the file is written whole or not at all."""
-    lines = [json.dumps(sample_to_json(sample), ensure_ascii=False) for sample in samples]
-    with replacing(path) as partial:
-        partial.write_text("".join(f"{line}\n" for line in lines), encoding="utf-8")
+    write_atomically(path, "".join(json.dumps(sample_to_json(s), ensure_ascii=False) + "\n" for s in samples))

@@ -7,10 +7,14 @@ descriptions ("feminine") that the model was trained on; a recording may have on
 import unicodedata
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING
 
+from higgs.data.text.chunks import speaker_turns
 from higgs.files import absent, read_text
 from higgs.validation import parse_json, validate
+
+if TYPE_CHECKING:  # torch takes a second to import, and a list of voices is wanted at once
+    from higgs.data.chatml import AudioContent, ChatMLSample
 
 AUDIO_SUFFIXES = (".flac", ".wav")
 OTHER_SUFFIXES = (
@@ -21,21 +25,38 @@ PROFILES = "profiles.json"
 
 
 @dataclass(frozen=True)
-class Entry:
+class Voice:
     """A name, and a recording with its transcript, or a description, or both."""
 
     name: str
-    audio: Any = None  # the path of the recording; of a `Voice` its content, too
+    audio: "Path | AudioContent | None" = None
     transcript: str | None = None
     description: str | None = None
 
+    @property
+    def reference(self) -> "AudioContent":
+        """The recording, for a prompt."""
+        from higgs.data.chatml import AudioContent
 
-def read_folder(folder: str | Path) -> tuple[dict[str, Entry], dict[str, str]]:
+        return self.audio if isinstance(self.audio, AudioContent) else AudioContent(str(self.audio))
+
+    def prompt(self, text: str, scene: str | None = None) -> "ChatMLSample":
+        """A conversation that ends in `text`, in this voice. ValueError for `[SPEAKERn]` tags, which have no voice."""
+        from higgs.data import chatml
+
+        if "[" in text and speaker_turns(text):
+            raise ValueError(f"[SPEAKERn] tags are for a dialogue, and {self.name!r} is one voice: speakers_prompt")
+        if self.audio is not None:
+            return chatml.voice_clone(text, self.transcript, self.reference, scene)
+        return chatml.smart_voice(text, scene, self.description)
+
+
+def read_voices(folder: str | Path) -> tuple[dict[str, Voice], dict[str, str]]:
     """-> the voices of the folder by name, sorted, and what is wrong with others (no transcript, two recordings)."""
     folder = Path(folder)
     if not folder.is_dir():
         raise absent("voice folder", folder, "name one with --voices, or fetch data/voices by `dvc pull data.dvc`")
-    voices: dict[str, Entry] = {}
+    voices: dict[str, Voice] = {}
     faults: dict[str, str] = {}
     try:
         descriptions = profiles(folder)
@@ -61,16 +82,16 @@ def read_folder(folder: str | Path) -> tuple[dict[str, Entry], dict[str, str]]:
         try:
             if not (words := read_text(transcripts[0]).strip() if transcripts else ""):
                 raise ValueError(missing)
-            voices[name] = Entry(name, recordings[0], words, description)
+            voices[name] = Voice(name, recordings[0], words, description)
         except (ValueError, OSError) as error:
             faults[name] = str(error)
-    voices |= {name: Entry(name, description=text) for name, text in descriptions.items() if name not in faults}
+    voices |= {name: Voice(name, description=text) for name, text in descriptions.items() if name not in faults}
     return dict(sorted(voices.items())), faults
 
 
-def find_entry(folder: str | Path, name: str) -> Entry:
+def find_voice(folder: str | Path, name: str) -> Voice:
     """Raises ValueError that says what is wrong with the voice, or lists the voices for an unknown name."""
-    (voices, faults), name = read_folder(folder), unicodedata.normalize("NFC", name)
+    (voices, faults), name = read_voices(folder), unicodedata.normalize("NFC", name)
     if name in faults:
         raise ValueError(f"voice {name}: {faults[name]}")
     if name not in voices:

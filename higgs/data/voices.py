@@ -12,9 +12,11 @@ from higgs.audio import Source, load_audio, probe, read_mono, save_audio
 from higgs.data import chatml
 from higgs.data.chatml import AudioContent, ChatMLSample
 from higgs.data.loudness import silence, speech_level
-from higgs.data.text.chunks import count_words, speaker_turns
+from higgs.data.text.chunks import count_words
 from higgs.data.text.folding import check_text
-from higgs.data.voice_folder import AUDIO_SUFFIXES, Entry, find_entry, profiles, read_folder
+from higgs.data.voice_folder import AUDIO_SUFFIXES, Voice, profiles
+from higgs.data.voice_folder import find_voice as find_voice
+from higgs.data.voice_folder import read_voices as read_voices
 from higgs.files import replacing
 
 SAMPLE_RATE = 24_000  # of the recordings that `add_voice` writes: the codec's
@@ -26,26 +28,6 @@ CLIPPED_AT, CLIPPED_SHARES = 0.999, (0.05, 0.001)
 SILENT_SECONDS, SILENT_SHARE = 0.5, 0.5
 WORDS_PER_SECOND, POSSIBLE_WORDS_PER_SECOND = (0.8, 6.0), (0.2, 12.0)
 MAX_PEAK = 2.0  # float files reach a little more than 1, integers taken for floats thousands
-
-
-@dataclass(frozen=True)
-class Voice(Entry):
-    """A name, and a recording with its transcript, or a description, or both."""
-
-    audio: Path | AudioContent | None = None
-
-    @property
-    def reference(self) -> AudioContent:
-        """The recording, for a prompt."""
-        return self.audio if isinstance(self.audio, AudioContent) else AudioContent(str(self.audio))
-
-    def prompt(self, text: str, scene: str | None = None) -> ChatMLSample:
-        """A conversation that ends in `text`, in this voice. ValueError for `[SPEAKERn]` tags, which have no voice."""
-        if "[" in text and speaker_turns(text):
-            raise ValueError(f"[SPEAKERn] tags are for a dialogue, and {self.name!r} is one voice: speakers_prompt")
-        if self.audio is not None:
-            return chatml.voice_clone(text, self.transcript, self.reference, scene)
-        return chatml.smart_voice(text, scene, self.description)
 
 
 def speakers_prompt(speakers: dict[int, Voice], text: str, scene: str | None = None) -> ChatMLSample:
@@ -65,22 +47,6 @@ def speakers_prompt(speakers: dict[int, Voice], text: str, scene: str | None = N
         return chatml.voices_clone(text, pairs, scene)
     described = [v.description if v.audio is None else v.reference for v in voices]
     return chatml.voices_in_system(text, described, scene)
-
-
-def list_voices(folder: str | Path) -> dict[str, Voice]:
-    """-> the voices of `read_voices` that can be used."""
-    return read_voices(folder)[0]
-
-
-def read_voices(folder: str | Path) -> tuple[dict[str, Voice], dict[str, str]]:
-    """-> the voices of the folder by name, sorted, and what is wrong with others (no transcript, two recordings)."""
-    entries, faults = read_folder(folder)
-    return {name: Voice(**vars(entry)) for name, entry in entries.items()}, faults
-
-
-def find_voice(folder: str | Path, name: str) -> Voice:
-    """Raises ValueError as `find_entry`."""
-    return Voice(**vars(find_entry(folder, name)))
 
 
 def recording_of(folder: str | Path, voice: Voice) -> Path | AudioContent | None:
@@ -146,6 +112,13 @@ def check_speech(waveform: Tensor, rate: int, transcript: str | None) -> list[Fi
     return _findings(checks)
 
 
+def usable(findings: Sequence[Finding], what: str) -> list[str]:
+    """-> warnings. ValueError for what cannot serve as a reference."""
+    if fatal := [finding.message for finding in findings if finding.fatal]:
+        raise ValueError(f"{what} cannot serve as a reference: {'; '.join(fatal)}")
+    return [finding.message for finding in findings]
+
+
 def _findings(checks: Sequence[tuple[bool, bool, str]]) -> list[Finding]:
     """(no finding, usable nevertheless, message) of each check -> the findings."""
     return [Finding(not usable, message) for good, usable, message in checks if not good]
@@ -175,8 +148,7 @@ def add_voice(
     if any(Path(source).resolve() == path.resolve() for path in paths):
         raise ValueError(f"{source} is a file of this voice itself: write {name}.txt next to it, or move it first")
     findings = check_recording(source, words)
-    if fatal := [finding.message for finding in findings if finding.fatal]:
-        raise ValueError(f"{source} cannot serve as a reference: {'; '.join(fatal)}")
+    usable(findings, str(source))
     waveform, _ = load_audio(source, SAMPLE_RATE)
     folder.mkdir(parents=True, exist_ok=True)
     # Both are written before either is replaced: a full disk leaves the existing voice intact.

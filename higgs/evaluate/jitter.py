@@ -7,6 +7,7 @@ confidence interval covers that noise: it is measured on dithered copies of the 
 import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass
+from operator import itemgetter
 from pathlib import Path
 
 import torch
@@ -14,7 +15,7 @@ from torch import Tensor
 
 from higgs.audio import load_audio
 from higgs.evaluate.utterances import OK, Evaluator, ask, text_scores
-from higgs.workflow.tables import Row
+from higgs.workflow.tables import Row, grouped
 
 UNIT = 1 / 32768  # least significant bit of 16
 
@@ -55,12 +56,8 @@ class NoisyCopy:
 
 def noisy_copies(records: Sequence[Row], count: int | None, copies: int, seed: int) -> list[NoisyCopy]:
     """Records -> `copies` of at most `count` clips of each condition that were transcribed whole (None: of all)."""
-    conditions: dict[str, list[Row]] = {}
-    for record in records:
-        if record["status"] == OK and record["heard"] is not None:
-            conditions.setdefault(record["group"], []).append(record)
-    chosen = []
-    for clips in conditions.values():
+    whole, chosen = [r for r in records if r["status"] == OK and r["heard"] is not None], []
+    for clips in grouped(whole, itemgetter("group")).values():
         n = len(clips) if count is None else min(count, len(clips))
         chosen += [clips[i * len(clips) // n] for i in range(n)]  # evenly spaced
     return [NoisyCopy(clip, copy, seed) for clip in chosen for copy in range(copies)]
@@ -69,8 +66,7 @@ def noisy_copies(records: Sequence[Row], count: int | None, copies: int, seed: i
 def summarise_jitter(records: Sequence[Row]) -> list[Row]:
     """Records of noisy copies -> a record for each condition."""
     summary = []
-    for condition in dict.fromkeys(record["group"] for record in records):
-        pooled = [record for record in records if record["group"] == condition]
+    for condition, pooled in grouped(records, itemgetter("group")).items():
         copies = {record["copy"] for record in pooled}
         rates = [_wer_percent([r for r in pooled if r["copy"] == copy], "word_errors_dithered") for copy in copies]
         clean = _wer_percent(pooled, "word_errors")

@@ -9,6 +9,7 @@ A long form: drift of the voice, lost words, silence, and clicks at chunk bounda
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from operator import itemgetter
 from pathlib import Path
 
 import jiwer
@@ -23,7 +24,7 @@ from higgs.evaluate.metrics.error_rates import normalize
 from higgs.evaluate.metrics.signal import mono, silence_share
 from higgs.evaluate.statistics.intervals import wilson_interval
 from higgs.evaluate.utterances import SCORES, Evaluator, text_scores, transcribe_and_embed, transcript_fault
-from higgs.workflow.tables import Row, mean_known
+from higgs.workflow.tables import Row, grouped, mean_known
 
 DIALOGUE, LONG_FORM = "dialogue", "long_form"
 ACCURACY = ("attributed_right_percent", "attributed_right_low", "attributed_right_high")
@@ -139,9 +140,7 @@ def summarise_dialogues(records: Sequence[Row]) -> list[Row]:
     `voices` is the geometric mean of similarity and dissimilarity, the score that the authors publish. Speaker
     attribution accuracy has Wilson's 95 % interval.
     """
-    parts: dict[str, list[Row]] = {}
-    for record in records:
-        parts.setdefault(record["speaker"], []).append(record)
+    parts = grouped(records, itemgetter("speaker"))
     return [_summary(name, some) for name, some in (*parts.items(), ("all", records))]
 
 

@@ -12,7 +12,7 @@ from typing import Any, Protocol, TypeVar
 
 from torch import Tensor
 
-from higgs.audio import level_dbfs, load_audio
+from higgs.audio import SILENT_DBFS, level_dbfs, load_audio
 from higgs.evaluate.judges.base import Recogniser
 from higgs.evaluate.judges.ge2e import similarity
 from higgs.evaluate.judges.registry import MetricModels
@@ -30,7 +30,6 @@ NO_WORDS, ANOTHER_SCRIPT, NOT_JUDGED = "no words", "another script", "not judged
 TRANSCRIBED = (OK, TOO_LONG)
 FAILED = (MISSING, SILENT, UNREADABLE)  # by the system: all words are deleted
 NOT_SCORED = (NO_WORDS, ANOTHER_SCRIPT, NOT_JUDGED)  # by a fault of the set or of the judge
-SILENCE_DBFS = -70.0
 MAX_WORD_ERROR_RATE = 0.3  # above it a transcript is doubted
 # onnxruntime chooses its arithmetic by the processor: DNSMOS scores differ by 7e-7 between AVX-512 and AVX2. Two
 # decimals are the same on both for all but one score in 14,000, or in one default report of sixty. (Three: of six.)
@@ -124,7 +123,7 @@ class Evaluator:
         record["sample_rate"] = rate
         if waveform is not None:
             record["seconds"] = len(waveform) / rate
-            record["level_dbfs"] = max(SILENCE_DBFS, level_dbfs(waveform))
+            record["level_dbfs"] = max(SILENT_DBFS, level_dbfs(waveform))
             record["silence_share"] = silence_share(waveform, rate) if len(waveform) >= rate // 50 else 1.0
             waveform = waveform[: round(self.max_seconds * rate)]
         if status in TRANSCRIBED:
@@ -146,8 +145,8 @@ class Evaluator:
             waveform, rate = load_audio(path)
         except (ValueError, OSError) as error:
             return UNREADABLE, str(error), None, None
-        if level_dbfs(waveform) < SILENCE_DBFS:
-            return SILENT, f"below {SILENCE_DBFS:.0f} dBFS", waveform, rate
+        if level_dbfs(waveform) < SILENT_DBFS:
+            return SILENT, f"below {SILENT_DBFS:.0f} dBFS", waveform, rate
         notes, seconds = [], len(waveform) / rate
         if rate != self.sample_rate:
             notes.append(f"{rate} Hz instead of {self.sample_rate} Hz, resampled for the judges")

@@ -22,7 +22,7 @@ from pydantic import BaseModel
 from safetensors.torch import save
 from torch import Tensor
 
-from higgs.files import check_place, replacing, sha256
+from higgs.files import check_place, sha256, write_atomically
 from higgs.jobs.cluster import Cluster, check_device, disconnect, make_on_ray
 from higgs.workers import WORK, Workers
 from higgs.workflow.outputs import progress
@@ -153,8 +153,7 @@ class Store:
             with s3(self.place) as files:
                 files.pipe_file(f"{self.place}/{file}", content)
             return
-        with replacing(Path(self.place, file)) as new:
-            new.write_bytes(content)
+        write_atomically(Path(self.place, file), content)
 
     def read(self, files: Sequence[str], end: int | None = None) -> list[bytes]:
         """The first `end` bytes of each. Raises FileNotFoundError."""
@@ -190,8 +189,7 @@ class Store:
         missing = {path: digest for path, digest in part.files.items() if not Path(path).is_file()}
         contents = self.read([f"files/{digest[:32]}{SHARED}" for digest in missing.values()]) if missing else []
         for path, content in zip(missing, contents, strict=True):
-            with replacing(path) as new:
-                new.write_bytes(_checked(content, part.files[path], path))
+            write_atomically(path, _checked(content, part.files[path], path))
 
     def clear(self) -> None:
         """Nothing in a bucket: other runs find there what this one has made."""

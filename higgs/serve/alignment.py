@@ -227,18 +227,18 @@ def times_of(
     engine: Engine,
     samples: Sequence[ChatMLSample],
     codes: Tensor,
-    parts: Sequence[tuple[int, float]],
+    parts: Sequence[tuple[int, float]] = (),
     most_weights: int | None = None,
     reference_codes: Callable[[AudioContent], Tensor] | None = None,
 ) -> list[Record]:
     """Prompts and the codes [K, T] of what they said; of each its frames, and when it begins, in seconds -> its words.
 
-    Records as those of `word_times`, without tags of speakers. A prompt that ends in no text has no words,
-    and neither has one that needs more than `most_weights`, as in `examine`. `reference_codes` gives those that are
-    known of the prompts' recordings.
+    Without `parts` there is one prompt. Records as those of `word_times`, without tags of speakers. A prompt that ends
+    in no text has no words, and neither has one that needs more than `most_weights`, as in `examine`. `reference_codes`
+    gives those that are known of the prompts' recordings.
     """
     config, rate = engine.model.config, engine.tokenizer.frame_rate
-    records: list[Record] = []
+    records, parts = [], parts or [(codes.shape[1], 0.0)]
     for sample, segment, (frames, begin) in zip(samples, codes.split([n for n, _ in parts], dim=1), parts, strict=True):
         if not frames:
             continue
@@ -261,6 +261,6 @@ def times_of_all(engine: Engine, pairs: Sequence[tuple[Sequence[ChatMLSample], A
     rate, records = engine.tokenizer.sample_rate, []
     for samples, one in pairs:
         spans = [(chunk["audio_frames"], chunk["start"] / rate) for chunk in one.chunks]
-        found = times_of(engine, samples, one.codes, spans or [(one.codes.shape[1], 0.0)])
+        found = times_of(engine, samples, one.codes, spans)
         records += [{"name": one.name} | word for word in found]
     return records

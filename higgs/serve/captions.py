@@ -5,7 +5,7 @@ import json
 from collections.abc import Sequence
 from pathlib import Path
 
-from higgs.files import replacing
+from higgs.files import write_atomically
 
 Record = dict[str, str | float]  # of a word
 SUFFIXES = (".json", ".srt", ".vtt")
@@ -15,18 +15,15 @@ def write_times(path: str | Path, times: Sequence[Record]) -> None:
     """Records with `word`, `start` and `end` in seconds -> a file by its suffix, a caption for each word."""
     check_suffix(path)
     suffix = Path(path).suffix
-    with replacing(path) as partial:
-        if suffix == ".json":
-            partial.write_text(json.dumps(list(times), indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
-            return
-        mark = "," if suffix == ".srt" else "."
-        captions = [] if suffix == ".srt" else ["WEBVTT\n\n"]
-        for number, one in enumerate(times, 1):
-            head = f"{number}\n" if suffix == ".srt" else ""
-            # WebVTT reads markup; SubRip has none in its format.
-            word = one["word"] if suffix == ".srt" else html.escape(one["word"], quote=False)
-            captions.append(f"{head}{_clock(one['start'], mark)} --> {_clock(one['end'], mark)}\n{word}\n\n")
-        partial.write_text("".join(captions), encoding="utf-8")
+    if suffix == ".json":
+        return write_atomically(path, json.dumps(list(times), indent=2, ensure_ascii=False) + "\n")
+    mark, captions = (",", []) if suffix == ".srt" else (".", ["WEBVTT\n\n"])
+    for number, one in enumerate(times, 1):
+        head = f"{number}\n" if suffix == ".srt" else ""
+        # WebVTT reads markup; SubRip has none in its format.
+        word = one["word"] if suffix == ".srt" else html.escape(one["word"], quote=False)
+        captions.append(f"{head}{_clock(one['start'], mark)} --> {_clock(one['end'], mark)}\n{word}\n\n")
+    write_atomically(path, "".join(captions))
 
 
 def check_suffix(path: str | Path) -> None:

@@ -12,7 +12,7 @@ from higgs.audio import load_audio, save_audio
 from higgs.config import SamplingConfig
 from higgs.data.speech import SpeechRequest, speech_request
 from higgs.data.text.chunks import speaker_turns
-from higgs.data.voices import Voice, check_recording, find_voice, recording_of
+from higgs.data.voices import Voice, check_recording, find_voice, recording_of, usable
 from higgs.evaluate.judges.registry import MetricModels
 from higgs.evaluate.utterances import Evaluator, Utterance, ask, hear
 from higgs.serve.engine import Engine, Response
@@ -170,7 +170,7 @@ class Studio:
         if len(content) > MAX_BYTES:
             raise ValueError(f"a file of {len(content)} bytes; at most {MAX_BYTES}: 5 to 15 s are enough")
         transcript = transcript.strip()
-        self._checked(content, None)  # first: a long recording is neither decoded nor heard
+        usable(check_recording(content, None), "this recording")  # first: a long recording is neither decoded nor heard
         waveform, rate = load_audio(content)
         notes: list[str] = []
         answer = ask(self.metric_models.recogniser, lambda judge: hear(judge, waveform, rate, transcript), notes)
@@ -178,20 +178,12 @@ class Studio:
         if not (transcript := transcript or hypothesis):
             advice = "write what is said in it" if not self.metric_models.recogniser else "is it speech?"
             raise ValueError(f"no word was heard in this recording: {advice}")
-        findings = self._checked(content, transcript)
+        findings = usable(check_recording(content, transcript), "this recording")
         name = f"upload-{hashlib.sha256(content + transcript.encode()).hexdigest()[:8]}"
         path = output_path(f"results/uploads/{name}.flac")
         save_audio(path, waveform, rate)
         self.uploads[name] = voice = Voice(name, path, transcript)
         return voice, findings + doubts + notes
-
-    @staticmethod
-    def _checked(content: bytes, transcript: str | None) -> list[str]:
-        """-> warnings; ValueError for what makes a recording unusable."""
-        findings = check_recording(content, transcript)
-        if fatal := [finding.message for finding in findings if finding.fatal]:
-            raise ValueError(f"this recording cannot serve as a reference: {'; '.join(fatal)}")
-        return [finding.message for finding in findings]
 
 
 def new_file(label: str, suffix: str = ".flac") -> Path:

@@ -5,17 +5,16 @@ With `repeatable: true` none differs, on any x86-64 processor with AVX2; with CI
 
 import json
 import os
-import subprocess
 import sys
 from collections import ChainMap
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from functools import partial
 from pathlib import Path
-from subprocess import DEVNULL
 from tempfile import TemporaryDirectory
 from typing import Any
 
-from higgs.validation import parse_yaml
+from higgs.files import git
+from higgs.validation import flat, parse_yaml
 from higgs.workflow.outputs import find_root, say
 from higgs.workflow.params import read_params
 from higgs.workflow.tables import read_rows
@@ -28,10 +27,7 @@ Stages = Mapping[str, dict[str, Any]]
 
 def committed(root: Path, name: str) -> str | None:
     """The text of a file at HEAD; None outside Git, without Git, or before it is committed."""
-    try:
-        return subprocess.check_output(["git", "-C", root, "show", f"HEAD:./{name}"], text=True, stderr=DEVNULL)
-    except (FileNotFoundError, subprocess.CalledProcessError):
-        return None
+    return git("-C", root, "show", f"HEAD:./{name}") or None
 
 
 def hashes(stage: Mapping[str, Any], kind: str) -> dict[str, str | None]:
@@ -69,8 +65,8 @@ def compare(before: Stages, after: Stages, describe: Callable[..., list[str]] = 
 def describe_output(root: Path, path: str, md5: str | None) -> list[str]:
     """How an output differs from the committed one (numbers: in Git; others: in DVC's cache), a line for each file."""
     if path in NUMBERS and (text := committed(root, path)) is not None:
-        return list(_changed_numbers(json.loads(text), json.loads((root / path).read_text())))
-
+        numbers = flat(json.loads(text)), flat(json.loads((root / path).read_text()))
+        return [f"{name}: {numbers[0].get(name)} -> {numbers[1].get(name)}" for name in changed(*numbers)]
     old = {name: cached(root, digest) for name, digest in (md5 and listing(root, md5) or {}).items()}
     if not old or not all(file.is_file() for file in old.values()):
         return ["by how much is not known: DVC's cache does not hold what was committed"]
@@ -116,15 +112,6 @@ def _values(path: Path) -> Any:
             return {f"row {i}, {key}": value for i, row in enumerate(read_rows(path)) for key, value in row.items()}
         case ".csv":
             return {f"line {i}": line for i, line in enumerate(path.read_text().splitlines(), start=1)}
-
-
-def _changed_numbers(old: Any, new: Any, place: str = "") -> Iterator[str]:
-    """Two values of JSON -> a line for each number or word that differs."""
-    if isinstance(old, dict) and isinstance(new, dict):
-        for key in sorted(old.keys() | new.keys()):
-            yield from _changed_numbers(old.get(key), new.get(key), f"{place}.{key}" if place else key)
-    elif old != new:
-        yield f"{place}: {old} -> {new}"
 
 
 def main() -> int:

@@ -20,7 +20,7 @@ from typing import Any, TypeVar
 
 import numpy as np
 
-from higgs.files import replacing
+from higgs.files import write_atomically
 
 T = TypeVar("T")
 
@@ -93,14 +93,6 @@ def audio_player(waveform: Any, sample_rate: int, label: str = "", autoplay: boo
     return HTML(f'<figure class="player">{caption}{audio}</figure>')
 
 
-def picture(content: bytes, description: str):
-    """PNG bytes -> an <img> element with the picture embedded."""
-    from IPython.display import HTML
-
-    data = base64.b64encode(content).decode("ascii")
-    return HTML(f'<img alt="{html.escape(description)}" src="data:image/png;base64,{data}">')
-
-
 def in_script(value: Any) -> str:
     """JSON that may stand in a <script>, whatever the texts in it are: ASCII without <, > and &."""
     plain = json.dumps(value, separators=(",", ":"), allow_nan=False)
@@ -143,12 +135,6 @@ def columns_of(rows: Sequence[Mapping[str, Any]], what: str = "table") -> list[s
         if odd := set(row) ^ set(rows[0]):
             raise ValueError(f"{what}: row {number} and row 0 differ in the columns {', '.join(sorted(odd))}")
     return list(rows[0])
-
-
-def write_atomically(path: str | Path, content: str | bytes) -> None:
-    """Text (UTF-8) or bytes, by way of `replacing`."""
-    with replacing(path) as partial:
-        partial.write_bytes(content.encode("utf-8") if isinstance(content, str) else content)
 
 
 def write_json(path: str | Path, value: Any, digits: int = DIGITS) -> None:

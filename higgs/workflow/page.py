@@ -7,7 +7,6 @@ missing or of another notebook are made. Each time the list of all pages, report
 
 import html
 import re
-import subprocess
 import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -19,7 +18,7 @@ from typing import Any
 import nbformat
 from nbformat import NotebookNode
 
-from higgs.files import replacing, sha256
+from higgs.files import git, sha256, write_atomically
 from higgs.workflow.outputs import SOUNDS, in_script
 
 FILES = Path(__file__).parent / "templates"  # styles, scripts and the template of nbconvert
@@ -107,26 +106,16 @@ def check_self_contained(page: str) -> str:
 
 def write_page(path: Path, page: str) -> None:
     """The page, and in reports/ the list of the pages."""
-    _write(path, page)
+    write_atomically(path, page)
     if path.parent.name == REPORTS.name:
-        _write(path.with_name(INDEX), _index(path.parent))
-
-
-def _write(path: Path, text: str) -> None:
-    with replacing(path) as partial:
-        partial.write_text(text, encoding="utf-8")
+        write_atomically(path.with_name(INDEX), _index(path.parent))
 
 
 def revision() -> dict[str, str]:
     """The commit of the working tree, and the files that differ from it."""
-    try:
-        commit, changed = (
-            subprocess.run(["git", *words], capture_output=True, text=True, check=True).stdout
-            for words in (("rev-parse", "HEAD"), ("status", "--porcelain"))
-        )
-    except (OSError, subprocess.CalledProcessError):
+    if not (commit := git("rev-parse", "HEAD")):
         return {"Git commit": "not known: this is no working tree of Git"}
-    names = [line[3:] for line in changed.splitlines()]
+    names = [line[3:] for line in git("status", "--porcelain").splitlines()]
     more = f" and {len(names) - MAX_CHANGED} more" if len(names) > MAX_CHANGED else ""
     return {"Git commit": commit.strip(), "changed since": ", ".join(names[:MAX_CHANGED]) + more or "nothing"}
 
@@ -271,7 +260,7 @@ def _render(stage: str) -> None:
     digest = sha256(source)
     facts = {"notebook": digest} | revision()
     write_page(source.with_suffix(".html"), to_html(nbformat.read(source, as_version=4), stage, STAGES, facts))
-    _write(source.with_suffix(".rendered"), f"{digest}\n")
+    write_atomically(source.with_suffix(".rendered"), f"{digest}\n")
 
 
 def _is_current(stage: str) -> bool:
@@ -290,7 +279,7 @@ def main(stage: str | None = None) -> int:
             sys.stderr.write(f"{REPORTS / name}.ipynb: {error}\n")
             return 1
     if not stages:
-        _write(REPORTS / INDEX, _index(REPORTS))
+        write_atomically(REPORTS / INDEX, _index(REPORTS))
     return 0
 
 

@@ -1,6 +1,5 @@
 """Figures, the only place that imports matplotlib. Functions return figures; equal data give equal bytes."""
 
-import io
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -122,10 +121,3 @@ def step_maps(panels: Mapping[str, Tensor]) -> Figure:
         axis.set(xlabel="step", ylabel="codebook", title=name, yticks=range(len(values)))
         figure.colorbar(image, ax=axis)
     return _finish(figure)
-
-
-def png(figure: Figure) -> bytes:
-    """The figure as a picture file, without the date and the version of what drew it."""
-    buffer = io.BytesIO()
-    figure.savefig(buffer, format="png", metadata={"Software": None})
-    return buffer.getvalue()

@@ -21,10 +21,11 @@ import nbformat
 from nbformat import NotebookNode
 
 from higgs.arithmetic import environment
+from higgs.files import write_atomically
 from higgs.validation import ParamsError, check_keys, parse_yaml
 from higgs.workers import CLUSTER, DEVICE, WORK, WORKERS
 from higgs.workflow.clean import clean_executed, clean_source, dump
-from higgs.workflow.outputs import STAGE_VARIABLE, find_root, record_timing, say, write_atomically
+from higgs.workflow.outputs import STAGE_VARIABLE, find_root, record_timing, say
 from higgs.workflow.params import SECTIONS, from_section, placement, read_params, select
 
 ANSI = re.compile(r"\x1b\[[0-9;]*m")

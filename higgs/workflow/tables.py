@@ -1,14 +1,15 @@
 """Tables of results as files: a list of records with equal keys, in Parquet or JSON Lines by the suffix."""
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import pyarrow
 import pyarrow.parquet
 
-from higgs.workflow.outputs import columns_of, rounded, write_atomically
+from higgs.files import write_atomically
+from higgs.workflow.outputs import columns_of, rounded
 
 Row = dict[str, Any]
 SUFFIXES = (".parquet", ".jsonl")
@@ -59,6 +60,14 @@ def mean_known(rows: Sequence[Mapping[str, Any]], column: str) -> float | None:
     """The mean of a column without its None; None where there is no value."""
     values = [row[column] for row in rows if row[column] is not None]
     return sum(values) / len(values) if values else None
+
+
+def grouped(rows: Iterable[Any], key: Callable[[Any], Any]) -> dict[Any, list[Any]]:
+    """Rows by the value of `key`, in the order of first appearance."""
+    groups: dict[Any, list[Any]] = {}
+    for row in rows:
+        groups.setdefault(key(row), []).append(row)
+    return groups
 
 
 def _checked(path: str | Path) -> Path:

@@ -26,8 +26,7 @@ import numpy as np
 import torch
 from tqdm import tqdm
 
-from higgs.files import replacing
-from higgs.workflow.outputs import write_atomically
+from higgs.files import replacing, write_atomically
 from training.corpus.kokoro import HELD_OUT_VOICES, MIXTURES, Blend, Kokoro, blends, read_tables
 from training.corpus.texts import VALIDATION, all_texts, choose_texts, read_sentences
 from training.corpus.voices import IN_HOUSE, SAMPLE_RATE, choose_speaker, finished, speak

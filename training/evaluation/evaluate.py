@@ -34,14 +34,14 @@ from higgs.evaluate.result_cache import ResultCache
 from higgs.evaluate.statistics.intervals import wilson_interval
 from higgs.evaluate.statistics.summary import summarise
 from higgs.evaluate.utterances import Evaluator, Task, Utterance, ask, load_evaluator, speaking_rates
-from higgs.files import content_hash
+from higgs.files import content_hash, write_atomically
 from higgs.jobs.cluster import Cluster
 from higgs.jobs.parts import Store
 from higgs.serve.engine import EngineConfig
 from higgs.serve.generation_config import GenerationConfig
 from higgs.serve.many_scripts import speak_all
 from higgs.workers import in_order
-from higgs.workflow.outputs import progress, write_atomically, write_json
+from higgs.workflow.outputs import progress, write_json
 from higgs.workflow.speed import cpu_name
 from higgs.workflow.tables import Row, write_rows
 from training.corpus.voices import DESCRIBED, SAMPLE_RATE

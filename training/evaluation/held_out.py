@@ -17,7 +17,7 @@ import torch
 
 from higgs.audio import probe, save_audio
 from higgs.data.recordings import read_recordings
-from higgs.workflow.outputs import write_atomically
+from higgs.files import write_atomically
 from training.corpus.texts import HELD_OUT, read_sentences
 from training.corpus.voices import DESCRIBED, IN_HOUSE, SAMPLE_RATE, Speaker, speak
 

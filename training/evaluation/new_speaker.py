@@ -14,7 +14,8 @@ from pathlib import Path
 from typing import Any
 
 from higgs.audio import probe
-from higgs.workflow.outputs import write_atomically, write_json
+from higgs.files import write_atomically
+from higgs.workflow.outputs import write_json
 from training.corpus.texts import HELD_OUT, all_texts, read_sentences
 from training.corpus.voices import Speaker
 from training.evaluation.evaluate import add_options, evaluate, generation_of

@@ -7,8 +7,8 @@ from pathlib import Path
 from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers
 
 from higgs.data.text.lexicon import FILE, Lexicon
+from higgs.files import write_atomically
 from higgs.tokens import SPECIAL_TOKENS
-from higgs.workflow.outputs import write_atomically
 
 
 def byte_tokenizer(phrases: Sequence[str] = ()) -> Tokenizer:

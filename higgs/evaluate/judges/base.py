@@ -7,13 +7,12 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from higgs.audio import level_dbfs, magnitude, resample
+from higgs.audio import SILENT_DBFS, level_dbfs, magnitude, resample
 from higgs.data.loudness import split_at_quiet
 from higgs.evaluate.metrics.signal import mono
 from higgs.files import content_hash
 
 SAMPLE_RATE = 16_000
-SILENCE_DBFS = -70.0
 
 
 def mono_16_khz(waveform: Tensor, sample_rate: int) -> Tensor:
@@ -43,7 +42,7 @@ class Recogniser:
             raise ValueError(f"{self.short} knows {', '.join(sorted(self.languages))}, not {language!r}")
         segments = split_at_quiet(mono_16_khz(waveform, sample_rate), SAMPLE_RATE, self.MAX_SECONDS)
         with torch.inference_mode():
-            texts = [self._transcribe(s, language) for s in segments if level_dbfs(s) > SILENCE_DBFS]
+            texts = [self._transcribe(s, language) for s in segments if level_dbfs(s) > SILENT_DBFS]
         return " ".join(text for text in texts if text)
 
     def _transcribe(self, samples: Tensor, language: str) -> str:
@@ -62,7 +61,7 @@ class SpeakerEncoder:
     def embed(self, waveform: Tensor, sample_rate: int) -> Tensor:
         """float [L] in [-1, 1] -> [D] of length 1, on the CPU; ValueError for silence and less than MIN_SECONDS."""
         samples = mono_16_khz(waveform, sample_rate)
-        if (level := level_dbfs(samples)) < SILENCE_DBFS:
+        if (level := level_dbfs(samples)) < SILENT_DBFS:
             raise ValueError(f"there is no voice in silence ({level:.0f} dBFS)")
         if len(samples) < self.MIN_SECONDS * SAMPLE_RATE:
             raise ValueError(f"{len(samples) / SAMPLE_RATE:.2f} s are too short for a speaker embedding")

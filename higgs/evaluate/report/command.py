@@ -45,15 +45,9 @@ def commands(results: Results) -> dict[str, str]:
 def _words(script: Mapping[str, Any], row: Row, path: Path) -> list[str] | None:
     """Text, voice and chunks as arguments; None where `higgs speak` cannot say it so."""
     if "reference" in script:
-        reference = path.resolve().parent.parent / script["reference"]
-        return [
-            row["text"],
-            "--reference",
-            str(reference),
-            "--reference-text",
-            script["reference_text"],
-            "--no-chunking",
-        ]
+        reference = str(path.resolve().parent.parent / script["reference"])
+        spoken = ["--reference", reference, "--reference-text", script["reference_text"]]
+        return [row["text"], *spoken, "--no-chunking"]
     if script.get("form") == "dialogue":
         if not script.get("voices"):
             return None

@@ -1,7 +1,6 @@
 """What there is to judge: human recordings, their codec reconstructions, generated speech, and a second system's."""
 
 import json
-import re
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
@@ -10,13 +9,13 @@ from typing import Any
 
 from higgs.audio import READABLE
 from higgs.data.recordings import Recording, file_name, read_recordings, subset_by_hash
+from higgs.data.text.chunks import SPEAKER_TAG
 from higgs.evaluate.long_form import DIALOGUE, ChunkedSample, Turn
 from higgs.evaluate.utterances import Utterance
 from higgs.workflow.tables import Row, read_rows
 
 RECORDED, RECONSTRUCTED, GENERATED = "recordings", "recordings through the codec", "generated"
 OF_THE_SET = "recordings of the set"
-SPEAKER_TAG = re.compile(r"\[SPEAKER\d+\]\s*")
 
 
 @dataclass(frozen=True)
@@ -151,7 +150,7 @@ def chunked_samples(results: Results, form: str) -> list[ChunkedSample]:
         names, turns = dict(enumerate(row["voice"].split())), []
         for chunk in chunks:
             speaker = names.get(number := int(chunk["speaker"] or 0), f"SPEAKER{number}")
-            turns.append(Turn(speaker, SPEAKER_TAG.sub("", chunk["text"]), chunk["start"], chunk["end"]))
+            turns.append(Turn(speaker, SPEAKER_TAG.sub("", chunk["text"]).strip(), chunk["start"], chunk["end"]))
         known = tuple(pair for pair in voices.items() if form == DIALOGUE or pair[0] == row["voice"])
         items.append(ChunkedSample(row["name"], form, path, row["text"], tuple(turns), known, row["language"]))
     return items

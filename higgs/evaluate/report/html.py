@@ -15,7 +15,7 @@ from higgs.evaluate.statistics.summary import LENGTHS, METRICS, length_class, su
 from higgs.evaluate.utterances import FAILED, NOT_SCORED
 from higgs.files import sha256
 from higgs.workflow.outputs import table
-from higgs.workflow.tables import Row, mean_known, read_rows
+from higgs.workflow.tables import Row, grouped, mean_known, read_rows
 
 PACKAGES = ("torch", "transformers", "onnxruntime", "jiwer")
 COUNTS = {
@@ -205,10 +205,7 @@ def voice_of(row: Row) -> str:
 
 def voices_of(rows: Sequence[Row]) -> dict[str, list[Row]]:
     """The generated utterances of each voice."""
-    voices: dict[str, list[Row]] = {}
-    for row in of_group(rows, GENERATED):
-        voices.setdefault(voice_of(row), []).append(row)
-    return voices
+    return grouped(of_group(rows, GENERATED), voice_of)
 
 
 def parts_of(rows: Sequence[Row], resamples: int, seed: int) -> dict[str, list[Row]]:
@@ -254,8 +251,7 @@ def codec_tables(results: Results) -> tuple[list[Row], list[Row]]:
     """The tables of the tokenize stage: mean distances by the number of codebooks, and the use of each codebook."""
     folder = results.folder / "tokenize"
     rows, distances = read_rows(folder / "reconstruction.parquet"), []
-    for count in sorted({row["codebooks"] for row in rows}):
-        some = [row for row in rows if row["codebooks"] == count]
+    for count, some in sorted(grouped(rows, itemgetter("codebooks")).items()):
         means = {name: mean_known(some, name) for name in ("mel_db", "stft", "si_sdr_db", "stoi")}
         distances.append({"codebooks": count, "clips": len(some)} | means)
     return distances, read_rows(folder / "usage.parquet")

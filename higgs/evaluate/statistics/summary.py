@@ -11,7 +11,7 @@ from operator import itemgetter
 from higgs.evaluate.report.gather import RECORDED
 from higgs.evaluate.statistics.intervals import Interval, Resampling, bootstrap_interval, rate_interval, seed_share
 from higgs.evaluate.utterances import MISSING, NOT_SCORED, SILENT, TOO_LONG, TRANSCRIBED, UNREADABLE
-from higgs.workflow.tables import Row
+from higgs.workflow.tables import Row, grouped
 
 
 @dataclass(frozen=True)
@@ -126,13 +126,9 @@ def summarise(
     rows: Sequence[Row], resamples: int, seed: int, key: Callable[[Row], str] = itemgetter("group")
 ) -> list[Row]:
     """One summary for each value of `key`, in the order of first appearance."""
-    parts, systems = {}, {}
-    for row in rows:
-        parts.setdefault(key(row), []).append(row)
-        systems.setdefault(row["group"], []).append(row)
+    systems, settings = grouped(rows, itemgetter("group")), Resampling(resamples, seed)
     shared_by = {name: _texts_for_a_run_away(some) for name, some in systems.items()}
-    settings = Resampling(resamples, seed)
-    return [_summary(name, some, settings, shared_by[some[0]["group"]]) for name, some in parts.items()]
+    return [_summary(name, some, settings, shared_by[some[0]["group"]]) for name, some in grouped(rows, key).items()]
 
 
 def _texts_for_a_run_away(rows: Sequence[Row]) -> float:
