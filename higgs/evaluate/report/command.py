@@ -46,8 +46,8 @@ def _words(script: Mapping[str, Any], row: Row, path: Path) -> list[str] | None:
     """Text, voice and chunks as arguments; None where `higgs speak` cannot say it so."""
     if "reference" in script:
         reference = str(path.resolve().parent.parent / script["reference"])
-        spoken = ["--reference", reference, "--reference-text", script["reference_text"]]
-        return [row["text"], *spoken, "--no-chunking"]
+        options = ["--reference", reference, "--reference-text", script["reference_text"]]
+        return [row["text"], *options, "--no-chunking"]
     if script.get("form") == "dialogue":
         if not script.get("voices"):
             return None

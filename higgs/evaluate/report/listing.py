@@ -2,7 +2,6 @@
 
 import html
 from collections.abc import Mapping, Sequence
-from operator import itemgetter
 from urllib.parse import quote
 
 import jiwer
@@ -11,7 +10,7 @@ from IPython.display import HTML
 from higgs.evaluate.metrics.error_rates import normalize
 from higgs.evaluate.report.gather import GENERATED
 from higgs.workflow.outputs import SOUNDS, in_script
-from higgs.workflow.tables import Row, grouped
+from higgs.workflow.tables import Row
 
 COPIED = ("group", "name", "script", "voice", "form", "seed", "text", "heard", "seconds", "note", "path", "similarity")
 Words = list[list[str]]
@@ -37,10 +36,9 @@ def ids(rows: Sequence[Row]) -> list[str]:
 
 def listing(rows: Sequence[Row], commands: Mapping[str, str], words: Sequence[Row] = ()) -> Listing:
     """Records in the order of `rows`; figures name them by their numbers. `words` are those of `Results`."""
-    records, spoken = [], grouped(words, itemgetter("name"))
-    times = {
-        name: [[w["word"], round(w["start"], 2), round(w["end"], 2)] for w in some] for name, some in spoken.items()
-    }
+    records, times = [], {}
+    for word in words:
+        times.setdefault(word["name"], []).append([word["word"], round(word["start"], 2), round(word["end"], 2)])
     for row, name in zip(rows, ids(rows), strict=True):
         record = {"id": name} | {column: row[column] for column in COPIED}
         record |= {"wer": row["wer_percent"], "mos": row["mos_overall"], "others": row["similarity_to_others"]}
