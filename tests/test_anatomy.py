@@ -154,7 +154,7 @@ def test_times_of_chunks_follow_each_other_and_tags_are_no_words(spoken, nano_en
     response, anatomy = spoken
     frames, rate = response.codes.shape[1], nano_engine.tokenizer.frame_rate
     sample = find_voice(ROOT / "data" / "voices", "ada").prompt(TEXT)
-    tagged = speakers_prompt({0: find_voice(ROOT / "data" / "voices", "ada")}, f"[SPEAKER0] {TEXT}")
+    tagged = speakers_prompt({0: find_voice(ROOT / "data" / "voices", "ada")}, f"[SPEAKER0]{TEXT}")
     silent = ChatMLSample([*sample.messages, Message("assistant", TextContent("No."))])
     parts = [(frames, 0.0), (0, 2.0), (frames, 10.0), (frames, 20.0)]
     codes = torch.cat([response.codes] * 3, dim=1)
@@ -190,6 +190,8 @@ def test_captions_hold_words_as_text(tmp_path):
     assert srt == "1\n00:00:00,000 --> 00:00:00,520\n<b>R&D</b>\n\n2\n00:00:00,520 --> 01:02:03,040\n-->\n\n"
     assert vtt.startswith("WEBVTT\n\n00:00:00.000 --> 00:00:00.520\n&lt;b&gt;R&amp;D&lt;/b&gt;\n\n")
     assert vtt.endswith("01:02:03.040\n--&gt;\n\n")
+    write_times(tmp_path / "a.vtt", [{"word": "at", "start": 1.04, "end": 1.04}])
+    assert "00:00:01.040 --> 00:00:01.080\nat" in (tmp_path / "a.vtt").read_text(), "a caption has a length"
     with pytest.raises(ValueError, match=".json, .srt or .vtt"):
         write_times(tmp_path / "a.txt", times)
 

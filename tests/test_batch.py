@@ -135,6 +135,70 @@ def test_a_full_queue_takes_no_more(small):
     assert len({r.codes.numpy().tobytes() for r in responses}) == 1, "a batch waits for its turn"
 
 
+def test_a_request_is_as_long_as_its_text_allows_not_as_the_limit(small):
+    """The default limit is 1,024 steps, and a slot has 500: a short text takes few of them."""
+    sequence = small.sequence(smart_voice("Hi."))
+    assert sequence.limit == 1024 and sequence.length + sequence.max_steps < 500 and small.fits(sequence)
+    assert small.run([sequence])[0].usage.audio_frames
+
+
+def test_a_batch_runs_where_nobody_may_wait(tiny_parts):
+    engine = Engine(*tiny_parts, EngineConfig(max_batch=1, max_positions=500, max_waiting=0))
+    (alone,) = engine.generate_batch([smart_voice("Hi.")], max_new_tokens=10)
+    both = engine.generate_batch([smart_voice("Hi.")] * 2, max_new_tokens=10)
+    assert all(torch.equal(response.codes, alone.codes) for response in both)
+    engine.scheduler.submit(engine.sequence(smart_voice("Ho."), max_new_tokens=10))
+    with pytest.raises(QueueFull):
+        engine.generate(smart_voice("Hi."), max_new_tokens=10)
+
+
+def test_who_has_left_does_not_wait(small):
+    """Cancelled while steps run, requests keep their places until these end; they are no reason to refuse another."""
+    sequence, scheduler = small.sequence(smart_voice("Hi."), max_new_tokens=10), small.scheduler
+    submitted = [scheduler.submit(replace(sequence)) for _ in range(7)]
+    for one in submitted[:2]:
+        one.cancelled = True
+    later = [scheduler.submit(replace(sequence)) for _ in range(2)]
+    with pytest.raises(QueueFull):
+        scheduler.submit(replace(sequence))
+    run_all(scheduler)
+    assert [s.stop_reason for s in submitted] == ["cancelled"] * 2 + ["length"] * 5
+    assert all(s.stop_reason == "length" for s in later)
+
+
+@pytest.mark.parametrize("where", ["_read_prompt", "run"])
+def test_an_interrupt_of_one_thread_is_an_error_for_the_others(small, monkeypatch, where):
+    """Their steps are lost: not to say so would be other speech."""
+    scheduler = small.scheduler
+    others = [scheduler.submit(small.sequence(smart_voice("Hi."), max_new_tokens=40)) for _ in range(2)]
+
+    def interrupted(*_):
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(scheduler.decoder, where, interrupted)
+        with pytest.raises(KeyboardInterrupt):
+            scheduler.run_steps()
+    with pytest.raises(RuntimeError, match="interrupted"):
+        others[0].read_new()
+    run_all(scheduler)
+    assert others[1].error if where == "run" else others[1].stop_reason == "length"
+
+
+def test_a_request_that_is_cancelled_within_a_step_ends_after_it(small, monkeypatch):
+    """As a stream is that the garbage collector closes."""
+    scheduler, steps = small.scheduler, small.scheduler.decoder.run
+    stays, leaves = (scheduler.submit(small.sequence(smart_voice("Hi."), max_new_tokens=40)) for _ in range(2))
+
+    def run_and_cancel(count):
+        scheduler.cancel(leaves)
+        return steps(count)
+
+    monkeypatch.setattr(scheduler.decoder, "run", run_and_cancel)
+    run_all(scheduler)
+    assert stays.stop_reason == "length" and leaves.stop_reason == "cancelled"
+
+
 def test_a_cancelled_request_frees_its_slot(small):
     sequence, scheduler = small.sequence(smart_voice("Hi."), SamplingConfig(seed=2), 60), small.scheduler
     expected = small.run([replace(sequence)])[0].delayed[0]

@@ -143,6 +143,8 @@ WRONG = [
     (["Hi.", "--max-words", "0"], 2, "--max-words"),
     (["Hi.", "--paragraph-pause", "-1"], 2, "--paragraph-pause"),
     (["Hi.", "--top-k", "many"], 2, "--top-k"),
+    (["Hi.", "--keep-digits"], 2, "--normalize"),
+    (["[SPEAKER0] Hi.", "--speaker", "0=ada", "--reference", "a.wav", "--reference-text", "Ho."], 2, "voices add"),
     (["Hi.", "--temprature", "1"], 2, "--temperature"),
     (["Hi.", "--top-p", "0"], 1, "top_p"),
     (["()", "--normalize"], 1, "nothing to speak"),

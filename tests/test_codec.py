@@ -2,6 +2,7 @@
 
 import json
 import math
+import threading
 from pathlib import Path
 
 import pytest
@@ -11,6 +12,7 @@ from safetensors.torch import load_file
 from tiny import original_codec_names, write_original_codec
 
 from higgs import AudioTokenizer
+from higgs.codec.tokenizer import EXACT
 from higgs.codec.weights import convert, to_transformers
 from higgs.config import CodecConfig
 
@@ -129,3 +131,26 @@ def test_released_sizes_on_the_meta_device():
         "fc_post2.weight": (256, 1024),
     }.items():
         assert shapes[name] == shape
+
+
+def test_exact_convolutions_end_with_the_last_of_several_threads():
+    """The flags are the process's: a decode that ends must not take them from another one."""
+
+    def flags() -> tuple[bool, bool]:
+        return torch.backends.cudnn.deterministic, torch.backends.cudnn.allow_tf32
+
+    before, inside, ended = flags(), threading.Event(), threading.Event()
+
+    def decode() -> None:
+        with EXACT:
+            inside.set()
+            ended.wait(10)
+
+    with EXACT:
+        thread = threading.Thread(target=decode)
+        thread.start()
+        inside.wait(10)
+    assert flags() == (True, False)
+    ended.set()
+    thread.join()
+    assert flags() == before

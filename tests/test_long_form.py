@@ -26,6 +26,7 @@ class ScriptedEngine:
     """Request n gets `frames[n]` frames (else n + 1) of code n, at `levels[n]`, and stops as scripted."""
 
     generation = GenerationConfig()
+    most: int | None = None  # frames of audio in a prompt
 
     def __init__(self, frames=(), stops=(), levels=()):
         self.frames, self.stops, self.levels = list(frames), list(stops), list(levels)
@@ -37,6 +38,9 @@ class ScriptedEngine:
 
     def sequence(self, sample, sampling, max_new_tokens, reference_codes=()) -> tuple:
         return sample, sampling, max_new_tokens, reference_codes
+
+    def fits(self, sequence) -> bool:
+        return self.most is None or sum(len(codes[0]) for codes in sequence[-1]) <= self.most
 
     def run(self, sequences, on_step=None) -> list[Response]:
         return [self.generate(*sequence) for sequence in sequences]
@@ -74,6 +78,18 @@ class ScriptedEngine:
 def three(voice: Voice = ADA, seed: int = 0, **options) -> SpeechRequest:
     """TEXT in three chunks."""
     return speech_request(TEXT, voice, ChunkOptions(max_words=1, **options), sampling=SamplingConfig(seed=seed))
+
+
+def test_earlier_chunks_are_left_out_where_a_slot_has_no_room_for_them():
+    """The oldest first; without any, it is the request itself that does not fit."""
+    engine = ScriptedEngine(frames=[4, 4, 4])
+    engine.most = 5
+    response = speak(engine, three(context_chunks=2))
+    assert engine.contexts == [[], [0], [1]] and len(response.chunks) == 3
+    engine = ScriptedEngine(frames=[4, 4, 4])
+    engine.most = 3
+    speak(engine, three(context_chunks=2))
+    assert engine.contexts == [[], [], []]
 
 
 def test_chunks_are_joined_with_pauses():

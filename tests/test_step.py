@@ -21,7 +21,7 @@ from higgs.model.kv_cache import KVCache
 from higgs.model.matrices import dequantize, quantize
 from higgs.model.weights import place
 from higgs.serve.batching.fused_weights import fuse
-from higgs.serve.batching.slots import SlotDecoder
+from higgs.serve.batching.slots import SlotDecoder, warm_up
 from higgs.serve.batching.state import IDLE, SMALL_TOP_K, DecodeState
 from higgs.serve.batching.step import decode_step, delay, linear, sample
 from higgs.serve.counter_rng import CounterRng, log_uniforms, step_keys, token_hashes
@@ -406,6 +406,18 @@ def test_what_no_graph_can_record_is_seen(fault):
     x = torch.ones(4, device=device)
     with pytest.raises(AssertionError), Capturable(device):
         operation(x)
+
+
+def test_a_warm_up_leaves_nothing_and_stays_within_the_outputs():
+    """A graph may be captured at the last step before the host reads: there is no column for a second one."""
+    outputs, place = torch.zeros(2, 4), torch.tensor([3])
+
+    def step() -> None:
+        outputs.index_copy_(1, place, torch.ones(2, 1))
+        place.add_(1)
+
+    warm_up([outputs, place], step)
+    assert not outputs.any() and place.item() == 3
 
 
 @pytest.mark.requires_cuda

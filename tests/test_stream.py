@@ -135,6 +135,11 @@ def test_the_first_chunk_comes_as_soon_as_it_is_final(engine):
     assert engine.scheduler.idle, "closing the iterator ends the request"
 
 
+def test_a_stream_that_is_closed_before_its_first_chunk_is_not_spoken(engine):
+    engine.stream(smart_voice("We walked."), SamplingConfig(seed=1), 200).close()
+    assert engine.scheduler.idle
+
+
 def test_two_streams_share_the_slots(engine):
     requests = [(smart_voice(text), SamplingConfig(seed=seed), 60) for text, seed in (("One.", 5), ("And two.", 6))]
     expected = [engine.generate(*request).codes for request in requests]

@@ -61,9 +61,9 @@ def speak(
 
     A text of more than --max-words words is spoken in chunks that end with sentences.
     """
-    check_pairs((text is None) != (file is None), reference, reference_text)
+    check_pairs((text is None) != (file is None), reference, reference_text, speaker, keep_digits and not normalize)
     numbered = parse_speakers(speaker)
-    from higgs.data.text.chunks import speaker_turns
+    from higgs.data.text.chunks import SPEAKER_TAG, speaker_turns
 
     check_out(out, captions)  # whatever is wrong with the request is reported before the checkpoint is read
     text = read_text(file) if file is not None or text == str(STDIO) else text
@@ -80,18 +80,22 @@ def speak(
     chunked, mode = False if no_chunking else None, ("reference" if keep_digits else "words") if normalize else None
     request = speech_request(text, named, options, scene, chunked, mode, settings, max_new_tokens)
     with progress(out, len(request.chunks)) as update:
-        engine = load_engine(checkpoint, not normalize and any(map(str.isdigit, text)), dtype, offload_text)
+        engine = load_engine(checkpoint, "" if normalize else SPEAKER_TAG.sub("", text), dtype, offload_text)
         response = long_form.speak(engine, request, update, update)
     write(out, response)
     write_captions(captions, engine, request, response)
     report(response, out, as_json, {"checkpoint": checkpoint, "seed": seed})
 
 
-def check_pairs(one_text: bool, reference: Path | None, reference_text: str | None) -> None:
+def check_pairs(one_text: bool, reference: Path | None, reference_text: str | None, speaker: Any, lone: bool) -> None:
     if not one_text:
         raise BadParameter("give a text, or - for standard input, or --file, one of them")
     if (reference is None) != (not (reference_text or "").strip()):
         raise BadParameter("--reference and --reference-text go together: the recording and its transcript")
+    if speaker and reference is not None:
+        raise BadParameter("--speaker takes voices of the folder: add the recording to it by `higgs voices add`")
+    if lone:
+        raise BadParameter("--keep-digits goes with --normalize")
 
 
 def check_out(out: Path, captions: Path | None) -> None:
@@ -146,7 +150,7 @@ def checkpoint_settings(checkpoint: str, chunking: dict[str, Any], sampling: dic
     return validate(ChunkOptions, options, ""), own.sampling.override(**sampling)
 
 
-def load_engine(checkpoint: str, has_digits: bool = False, dtype: str | None = None, offload_text: bool = False) -> Any:
+def load_engine(checkpoint: str, text: str = "", dtype: str | None = None, offload_text: bool = False) -> Any:
     """Warns where the text has digits and the checkpoint, which reads words by a lexicon, cannot read them."""
     from higgs import Engine
     from higgs.checkpoint.alias import Checkpoint
@@ -155,7 +159,7 @@ def load_engine(checkpoint: str, has_digits: bool = False, dtype: str | None = N
     source, config = Checkpoint.parse(checkpoint), EngineConfig(max_batch=1)  # chunks come one after another
     dtype = dtype or source.dtype
     engine = Engine.from_pretrained(source.model, source.codec, source.device, dtype, config, offload_text)
-    if has_digits and engine.text_tokenizer.lexicon is not None:
+    if any(map(str.isdigit, text)) and engine.text_tokenizer.lexicon is not None:
         print("warning: this checkpoint cannot read digits; --normalize writes them in words", file=sys.stderr)
     return engine
 
@@ -210,7 +214,7 @@ def progress(out: Path, num_chunks: int) -> Iterator[Callable[..., None]]:
         except SilentChunkError as error:
             if error.before is not None:
                 path = Path("speech.wav") if out == STDIO else out
-                path = path.with_name(f"{path.stem}.before{path.suffix if path.suffix not in STREAMED else '.wav'}")
+                path = path.with_name(f"{path.stem}.before{'.wav' if path.suffix.lower() in STREAMED else path.suffix}")
                 save_audio(path, error.before.waveform, error.before.sample_rate)
                 error.add_note(f"the speech before it is in {path}")
             raise

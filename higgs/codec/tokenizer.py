@@ -1,7 +1,8 @@
 """The audio tokenizer: waveform at 24 kHz <-> K codes per frame at 25 frames per second."""
 
+import threading
 from collections.abc import Sequence
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import AbstractContextManager, ExitStack, nullcontext
 from pathlib import Path
 
 import torch
@@ -202,8 +203,31 @@ def check_codes(codes: Tensor, config: CodecConfig, what: str) -> None:
         raise ValueError(f"{what}: must be in 0 ... {config.codebook_size - 1}, got {low} ... {high}")
 
 
+class ExactConvolutions:
+    """Full float32: cuDNN may round inputs to ten bits (TF32), which changes codes.
+
+    The setting is the process's: of several threads the first makes it, and the last restores what was before.
+    """
+
+    def __init__(self) -> None:
+        self._lock, self._threads, self._flags = threading.Lock(), 0, ExitStack()
+
+    def __enter__(self) -> None:
+        with self._lock:
+            if not self._threads:
+                flags = torch.backends.cudnn.flags(enabled=True, deterministic=True, allow_tf32=False)
+                self._flags.enter_context(flags)
+            self._threads += 1
+
+    def __exit__(self, *_: object) -> None:
+        with self._lock:
+            self._threads -= 1
+            if not self._threads:
+                self._flags.close()
+
+
+EXACT = ExactConvolutions()
+
+
 def exact_convolutions(device: torch.device) -> AbstractContextManager:
-    """Full float32: cuDNN may round inputs to ten bits (TF32), which changes codes."""
-    if device.type != "cuda":
-        return nullcontext()
-    return torch.backends.cudnn.flags(enabled=True, deterministic=True, allow_tf32=False)
+    return EXACT if device.type == "cuda" else nullcontext()

@@ -249,9 +249,9 @@ def times_of(
         except ValueError:
             continue
         records += [
-            word | {"start": round(begin + word["start"], 3), "end": round(begin + word["end"], 3)}
+            {"word": text, "start": round(begin + word["start"], 3), "end": round(begin + word["end"], 3)}
             for word in word_times(seen, frames, rate)
-            if not SPEAKER.fullmatch(word["word"])
+            if (text := SPEAKER.sub("", word["word"]))
         ]
     return records
 

@@ -9,6 +9,7 @@ from higgs.files import write_atomically
 
 Record = dict[str, str | float]  # of a word
 SUFFIXES = (".json", ".srt", ".vtt")
+SHORTEST = 0.04  # seconds of a caption: one without length is never shown, and WebVTT has none
 
 
 def write_times(path: str | Path, times: Sequence[Record]) -> None:
@@ -22,7 +23,8 @@ def write_times(path: str | Path, times: Sequence[Record]) -> None:
         head = f"{number}\n" if suffix == ".srt" else ""
         # WebVTT reads markup; SubRip has none in its format.
         word = one["word"] if suffix == ".srt" else html.escape(one["word"], quote=False)
-        captions.append(f"{head}{_clock(one['start'], mark)} --> {_clock(one['end'], mark)}\n{word}\n\n")
+        end = max(one["end"], one["start"] + SHORTEST)
+        captions.append(f"{head}{_clock(one['start'], mark)} --> {_clock(end, mark)}\n{word}\n\n")
     write_atomically(path, "".join(captions))
 
 

@@ -211,6 +211,10 @@ class Engine:
             sequence.make_detector = partial(RunawayDetector, runaway, self.tokenizer.frame_rate)
         return sequence
 
+    def fits(self, sequence: Sequence) -> bool:
+        """Whether a slot holds the prompt and its steps."""
+        return sequence.length + sequence.max_steps <= self.config.max_positions
+
     def generate(
         self,
         sample: ChatMLSample,
@@ -260,10 +264,13 @@ class Engine:
         """
         sequence = self.sequence(sample, sampling, max_new_tokens, reference_codes)
         audio = AudioStream(self.tokenizer, list(chunk_frames))
-        return self._stream(self.scheduler.submit(sequence), audio)
+        chunks = self._stream(self.scheduler.submit(sequence), audio)
+        next(chunks)  # into its `try`: closed before the first chunk, it cancels, too
+        return chunks
 
-    def _stream(self, sequence: Sequence, audio: AudioStream) -> Iterator[AudioChunk]:
+    def _stream(self, sequence: Sequence, audio: AudioStream) -> Iterator[AudioChunk | None]:
         try:
+            yield None
             done = False
             while not done:
                 self.scheduler.wait(sequence)
@@ -285,7 +292,7 @@ class Engine:
         stops = [0] * len(sequences)
         try:
             while todo or running:
-                while todo and len(self.scheduler.waiting) < self.scheduler.max_waiting:
+                while todo and (not running or len(self.scheduler.waiting) < self.scheduler.max_waiting):
                     index, sequence = todo.popleft()
                     running[index] = self.scheduler.submit(sequence)
                 self.scheduler.wait(next(iter(running.values())))

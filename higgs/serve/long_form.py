@@ -10,16 +10,18 @@ import math
 import statistics
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field, fields, replace
-from functools import cache
+from functools import cache, partial
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from higgs.data.chatml import AudioContent, ChatMLSample, after_chunks
+from higgs.config import SamplingConfig
+from higgs.data.chatml import AudioContent, after_chunks
 from higgs.data.loudness import speech_level
 from higgs.data.speech import SpeechRequest
 from higgs.data.text.chunks import Chunk, ChunkOptions
+from higgs.serve.batching.scheduler import Sequence as SlotSequence
 from higgs.serve.engine import Engine, Response, Usage
 
 FADE_SECONDS = 0.005  # at both ends of a chunk, so that a pause begins and ends without a click
@@ -116,18 +118,30 @@ def chunk_seeds(seed: int, index: int, options: ChunkOptions) -> list[int]:
     return [chunk_seed(seed, index, attempt) for attempt in range(options.retries + 1)]
 
 
-def chunk_prompt(request: SpeechRequest, index: int) -> tuple[ChatMLSample, list[int]]:
-    """-> the conversation for one chunk, and the earlier chunks that it holds as turns.
+def chunk_sequence(
+    engine: Engine,
+    request: SpeechRequest,
+    index: int,
+    sampling: SamplingConfig,
+    codes: Sequence[Tensor],
+    generated: Sequence[Tensor],
+) -> SlotSequence:
+    """The prompt of one chunk, with the earlier chunks as turns: as many as the request has, or a slot holds.
 
-    The codes of their audio follow those of the references.
+    `codes` [K, T] are those of its recordings, `generated` those of the chunks before it.
     """
-    chunks, options = request.chunks, request.options
+    chunks, options, sample = request.chunks, request.options, request.samples[index]
     own = chunks[index].speakers
     context = [n for n in range(index) if not options.per_speaker_context or chunks[n].speakers == own]
     if options.context_chunks is not None:
         context = context[max(0, len(context) - options.context_chunks) :]
-    earlier = [(request.samples[n].messages[-1].content, AudioContent()) for n in context]
-    return after_chunks(request.samples[index], earlier), context
+    while True:
+        prompt = after_chunks(sample, [(request.samples[n].messages[-1].content, AudioContent()) for n in context])
+        audio = [*codes, *(generated[n] for n in context)]
+        sequence = engine.sequence(prompt, sampling, request.max_new_tokens, audio)
+        if not context or engine.fits(sequence):
+            return sequence
+        context.pop(0)
 
 
 def speak(
@@ -148,18 +162,19 @@ def speak(
     sampling = request.sampling or engine.generation.sampling
     reference_codes = cache(engine.reference_codes)  # its file is read once
     selected: list[Attempts] = []
+    generated: list[Tensor] = []
     for index in range(len(chunks)):
-        prompt, context = chunk_prompt(request, index)
         codes = [reference_codes(audio) for audio in request.samples[index].audios]
-        codes += [selected[n].response.codes for n in context]
+        make = partial(chunk_sequence, engine, request, index, codes=codes, generated=generated)
 
-        def attempt(seed: int, prompt: ChatMLSample = prompt, codes: list = codes) -> Response:
-            return engine.run([engine.sequence(prompt, replace(sampling, seed=seed), limit, codes)])[0]
+        def attempt(seed: int, make: Callable[..., SlotSequence] = make) -> Response:
+            return engine.run([make(replace(sampling, seed=seed))])[0]
 
         attempts = first_complete(attempt, chunk_seeds(sampling.seed, index, options))
         if not attempts.response.usage.audio_frames:
             raise SilentChunkError(chunks, index, _joined(chunks[:index], selected, options) if selected else None)
         selected.append(attempts)
+        generated.append(attempts.response.codes)
         if on_chunk is not None:
             on_chunk(index, attempts.response)
     return _joined(chunks, selected, options)

@@ -106,14 +106,14 @@ class Scheduler:
         self.waiting: deque[Sequence] = deque()
         self.running: dict[int, Sequence] = {}
         self.stops: dict[str, int] = {}  # how many sequences ended for which reason
-        self._lock = threading.RLock()
+        self._lock, self._in_step = threading.RLock(), False
 
     def submit(self, sequence: Sequence) -> Sequence:
         """Enqueues. Raises ValueError where no slot can hold it and for parity, QueueFull when too many wait."""
         if sequence.sampling.parity:
             raise ValueError("parity=True is for `generate` and `generate_batch`")
-        self.decoder.check_capacity(sequence.length, sequence.limit)
-        waiting = len(self.waiting) + len(self.running) - self.decoder.slots
+        self.decoder.check_capacity(sequence.length, sequence.max_steps)
+        waiting = sum(not s.cancelled for s in (*self.running.values(), *self.waiting)) - self.decoder.slots
         if waiting >= self.max_waiting:
             raise QueueFull(f"{waiting} requests wait already; the engine takes {self.max_waiting}")
         bos = self.decoder.model.config.stream_bos
@@ -125,7 +125,8 @@ class Scheduler:
     def cancel(self, sequence: Sequence) -> None:
         """Ends a sequence: now, or, while steps run, after them. Does nothing when it has ended."""
         sequence.cancelled = True
-        if self._lock.acquire(blocking=False):
+        # Steps of this thread, too: a stream that is collected as garbage is closed in the middle of anything.
+        if not self._in_step and self._lock.acquire(blocking=False):
             try:
                 self._drop_cancelled()
             finally:
@@ -152,9 +153,13 @@ class Scheduler:
         """Prefills waiting sequences into free slots, then runs up to `steps_per_sync` steps."""
         with self._lock:
             self._drop_cancelled()
-            self._prefill()
-            if self.running:
-                self._decode()
+            self._in_step = True
+            try:
+                self._prefill()
+                if self.running:
+                    self._decode()
+            finally:
+                self._in_step = False
 
     def _end(self, sequence: Sequence, reason: str, error: Exception | None = None) -> None:
         if sequence.slot is not None:
@@ -180,8 +185,8 @@ class Scheduler:
                 self.decoder.prefill(slot, sequence.prompt, sequence.max_steps, sequence.sampling)
             except torch.OutOfMemoryError as error:
                 self._out_of_memory([sequence], error)
-            except Exception as error:
-                self._end(sequence, ERROR, error)
+            except BaseException as error:
+                self._end(sequence, ERROR, _passed_on(error))
                 raise
             else:
                 if sequence.limit == 1:
@@ -194,9 +199,9 @@ class Scheduler:
             outputs = self.decoder.run(min(self.decoder.steps_per_sync, left))
         except torch.OutOfMemoryError as error:
             self._out_of_memory(sequences, error)
-        except Exception as error:
+        except BaseException as error:
             for sequence in sequences:
-                self._end(sequence, ERROR, error)
+                self._end(sequence, ERROR, _passed_on(error))
             raise
         else:
             for sequence in sequences:
@@ -226,3 +231,8 @@ class Scheduler:
             self._end(sequence, ERROR, failure)
         if torch.accelerator.is_available():
             torch.accelerator.empty_cache()
+
+
+def _passed_on(error: BaseException) -> Exception:
+    """What ended the steps of one thread, for the requests of others: Ctrl-C is the first one's alone."""
+    return error if isinstance(error, Exception) else RuntimeError("the steps of this request were interrupted")

@@ -44,26 +44,32 @@ class GraphedStep:
         self.pool = torch.cuda.graph_pool_handle()
 
     def __call__(self, key: Hashable, changed: Sequence[Tensor], step: Callable[..., None], *arguments) -> None:
-        """`changed` are the tensors that a step writes: they are restored after the warm-up that capturing needs."""
+        """`changed` are the tensors that a step writes: they are restored after each step of the warm-up."""
         if key not in self.graphs:
-            before = [tensor.clone() for tensor in changed]
-            self.graphs[key] = self._capture(partial(step, *arguments))
-            for tensor, value in zip(changed, before, strict=True):
-                tensor.copy_(value)
+            self.graphs[key] = self._capture(changed, partial(step, *arguments))
         self.graphs[key].replay()
 
-    def _capture(self, step: Callable[[], None]) -> torch.cuda.CUDAGraph:
+    def _capture(self, changed: Sequence[Tensor], step: Callable[[], None]) -> torch.cuda.CUDAGraph:
         # What compiles, tunes or allocates on its first run must do so outside of the graph.
         side = torch.cuda.Stream()
         side.wait_stream(torch.cuda.current_stream())
         with torch.cuda.stream(side):
-            for _ in range(2):
-                step()
+            warm_up(changed, step)
         torch.cuda.current_stream().wait_stream(side)
         graph = torch.cuda.CUDAGraph()
-        with torch.cuda.graph(graph, pool=self.pool):
+        # Other threads, which encode references and decode audio, may allocate meanwhile.
+        with torch.cuda.graph(graph, pool=self.pool, capture_error_mode="thread_local"):
             step()
         return graph
+
+
+def warm_up(changed: Sequence[Tensor], step: Callable[[], None]) -> None:
+    """Two steps that leave nothing: a second one from the state of the first might write behind the last output."""
+    before = [tensor.clone() for tensor in changed]
+    for _ in range(2):
+        step()
+        for tensor, value in zip(changed, before, strict=True):
+            tensor.copy_(value)
 
 
 class SlotDecoder:

@@ -88,7 +88,7 @@ def to_request(
     check_model(body.model, config)
     voice = find_voices(body, *voices_now(config.voices))
     limit, most = body.max_new_tokens or config.max_new_tokens, config.max_new_tokens
-    delay, lengths = engine.tokenizer.num_codebooks + 1, [len(text or "") for text in (body.input, body.scene)]
+    delay, lengths = engine.tokenizer.num_codebooks, [len(text or "") for text in (body.input, body.scene)]
     too_long = f"more than {config.max_characters} characters in one request"
     for wrong, param, code, message in (
         (body.speed != 1, "speed", "unsupported_parameter", f"only 1.0 is supported, got {body.speed}"),
@@ -160,8 +160,8 @@ async def speak(
     deadline = asyncio.get_running_loop().time() + config.max_seconds
     parts: dict[int, tuple[float, list[torch.Tensor]]] = {}  # when each begins, and its codes
     with accounted(metrics, deadline), engine.admission():
-        request, codes = await asyncio.to_thread(to_request, body, config, engine.engine)
         started, samples, rate = time.monotonic(), 0, engine.engine.tokenizer.sample_rate
+        request, codes = await asyncio.to_thread(to_request, body, config, engine.engine)
         encoder = AudioEncoder(body.response_format, rate)
         async with aclosing(engine.stream(request, deadline, True, codes.__getitem__)) as chunks:
             async for chunk in chunks:
@@ -307,7 +307,8 @@ class Server(uvicorn.Server):
             self.on_start(f"http://{f'[{host}]' if ':' in host else host}:{port}")
 
     def handle_exit(self, sig: int, frame: FrameType | None) -> None:
-        self.config.app.state.async_engine.drain()
+        if engine := getattr(self.config.app.state, "async_engine", None):  # None: it is still starting
+            engine.drain()
         super().handle_exit(sig, frame)
 
 

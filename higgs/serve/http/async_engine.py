@@ -11,7 +11,7 @@ from collections.abc import AsyncIterator, Callable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import aclosing, contextmanager, nullcontext
 from dataclasses import replace
-from functools import cache
+from functools import cache, partial
 from typing import Any
 
 import torch
@@ -23,7 +23,7 @@ from higgs.serve.alignment import times_of
 from higgs.serve.batching.scheduler import QueueFull, Sequence
 from higgs.serve.captions import Record
 from higgs.serve.engine import Engine
-from higgs.serve.long_form import FADE_SECONDS, SilentChunkError, StreamFade, chunk_prompt, chunk_seeds
+from higgs.serve.long_form import FADE_SECONDS, SilentChunkError, StreamFade, chunk_seeds, chunk_sequence
 from higgs.serve.stream import AudioChunk, AudioStream
 
 MAX_FAILURES = 3  # consecutive failures of the scheduler before the engine is dead
@@ -50,7 +50,7 @@ class AsyncEngine:
         self.draining = False
         self._failures = 0
         self._subscribers: dict[Sequence, tuple[asyncio.AbstractEventLoop, asyncio.Event]] = {}
-        self._lock = threading.Lock()
+        self._lock = threading.RLock()  # a signal may interrupt who holds it, and `drain` takes it again
         self._work, self._closing = threading.Event(), False
         self._pool = ThreadPoolExecutor(workers, "higgs-audio")
         # One at a time, so that they never take the threads that decode audio for others.
@@ -114,14 +114,15 @@ class AsyncEngine:
         read = reference_codes or cache(self.engine.reference_codes)  # a file is read once
         with nullcontext() if admitted else self.admission():
             sample, settings = request.samples[0], (request.sampling, request.max_new_tokens)
-            single = self._sequence(deadline, sample, *settings, map(read, sample.audios))
+            make = partial(self.engine.sequence, sample, *settings, map(read, sample.audios))
+            single = self._sequence(deadline, make)
             async with aclosing(self._chunks(request, deadline, read) if request.chunks else single) as chunks:
                 async for chunk in chunks:
                     yield chunk
 
-    async def _sequence(self, deadline: float | None, *arguments: Any) -> AsyncIterator[AudioChunk]:
-        """One sequence, with the arguments of `Engine.sequence`."""
-        sequence = await self._in_pool(deadline, self.engine.sequence, *arguments)
+    async def _sequence(self, deadline: float | None, make: Callable[[], Sequence]) -> AsyncIterator[AudioChunk]:
+        """One sequence, which `make` tokenizes."""
+        sequence = await self._in_pool(deadline, make)
         self.scheduler.submit(sequence)
         try:
             audio, ready = AudioStream(self.engine.tokenizer), self._subscribe(sequence)
@@ -149,13 +150,11 @@ class AsyncEngine:
         generated: list[Tensor] = []
         start, stop_reason = 0, "stop"
         for index, chunk in enumerate(request.chunks):
-            prompt, context = chunk_prompt(request, index)
             codes = [await self._in_pool(deadline, read, a) for a in request.samples[index].audios]
-            codes += [generated[n] for n in context]
             fade, frames, last = StreamFade(round(FADE_SECONDS * rate)), [], "stop"
             for seed in chunk_seeds(sampling.seed, index, options):
-                arguments = (prompt, replace(sampling, seed=seed), request.max_new_tokens, codes)
-                async with aclosing(self._sequence(deadline, *arguments)) as parts:
+                settings = (request, index, replace(sampling, seed=seed), codes, generated)
+                async with aclosing(self._sequence(deadline, partial(chunk_sequence, engine, *settings))) as parts:
                     async for part in parts:
                         if part.codes.shape[1] and not frames and (pause := options.pause(chunk.boundary)):
                             yield AudioChunk(torch.zeros(round(pause * rate)), none, start, rate)
@@ -244,11 +243,12 @@ class AsyncEngine:
                 self._fail(error)
 
     def _fail(self, error: Exception) -> None:
-        """The engine is dead: open requests end with this error, and no new ones are taken."""
+        """The engine is dead: open requests end with EngineDead, and no new ones are taken."""
         self.error = error
+        dead = error if isinstance(error, EngineDead) else EngineDead(f"the engine has stopped: {error}")
         with self._lock:
             sequences = list(self._subscribers)
         for sequence in sequences:
             if not sequence.done:
-                sequence.error, sequence.stop_reason = error, "error"
+                sequence.error, sequence.stop_reason = dead, "error"
         self._notify()
