@@ -30,6 +30,8 @@ RUN --mount=type=secret,id=pip,target=/etc/pip.conf,mode=0444 \
     PIP_NO_CACHE_DIR=1 make setup
 
 COPY --chown=$UID . .
+# The files that the environment was made from are copied again, and are newer now.
+RUN touch .venv/installed
 
 ENTRYPOINT ["make"]
 CMD ["repro"]

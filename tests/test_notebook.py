@@ -19,12 +19,13 @@ import pytest
 from conftest import ROOT
 from nbformat.v4 import new_code_cell, new_markdown_cell, new_notebook
 
+from higgs import workers
 from higgs.workflow import outputs as cells
 from higgs.workflow.clean import clean_source, dump
 from higgs.workflow.page import NotSelfContained, check_self_contained
 from higgs.workflow.page import main as render
 from higgs.workflow.params import read_params
-from higgs.workflow.runner import main, stage_values
+from higgs.workflow.runner import main, stage_environment, stage_values
 
 PARAMS = """
 seed: 0
@@ -96,6 +97,15 @@ def repository(tmp_path, monkeypatch):
 def read_outputs(path):
     notebook = nbformat.read(path, as_version=4)
     return [output for cell in notebook.cells for output in cell.get("outputs", [])]
+
+
+def test_what_is_null_does_not_come_from_the_environment(monkeypatch):
+    names = (workers.WORKERS, workers.CLUSTER, workers.WORK, workers.DEVICE, "PYTHONSTARTUP")
+    for name in names:
+        monkeypatch.setenv(name, "of another run")
+    with stage_environment("generate", workers=3):
+        assert [os.environ.get(name) for name in names] == ["3", None, None, None, None]
+    assert all(os.environ[name] == "of another run" for name in names)
 
 
 def test_a_stage_gets_its_parameters_and_repeats_byte_for_byte(repository, monkeypatch, capfd):

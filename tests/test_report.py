@@ -418,7 +418,8 @@ def test_folders_of_runs(two_runs, tmp_path):
 
 def test_speed_has_a_page_of_its_own(tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
-    assert speed.main() == 1 and "run `dvc repro` first" in capsys.readouterr().err
+    # Where DVC's cache had every result no stage ran, and that is no fault.
+    assert speed.main() == 0 and "no stage ran" in capsys.readouterr().err
     write_json("results/generate/timing.json", {"generation_seconds": 12.5, "real_time_factor": 3.0})
     assert speed.main() == 0
     text = (tmp_path / "reports/speed.html").read_text()

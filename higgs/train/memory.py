@@ -54,7 +54,7 @@ def main() -> None:
     parser.add_argument("--positions", type=int, default=4096, help="of a batch (default: %(default)s)")
     parser.add_argument("--rank", type=int, default=16, help="of LoRA (default: %(default)s)")
     arguments = parser.parse_args()
-    folder = resolve(arguments.checkpoint)
+    folder = resolve(arguments.checkpoint, weights=False)
     with config_errors(folder):
         config = model_from_json(read_config(folder))
     say(f"{'':40}{'trained':>14}{'weights':>9}{'grad.':>9}{'Adam':>9}{'activ.':>9}{'total':>9}  GB")

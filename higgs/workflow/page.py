@@ -247,7 +247,7 @@ def _index(folder: Path) -> str:
     pages.sort(key=lambda path: (known.index(path.name) if path.name in known else len(known), path.name))
     items = []
     for path in pages:
-        head = _Head(path.read_text(encoding="utf-8")).found
+        head = _Head(path.read_text(encoding="utf-8", errors="replace")).found  # it may be of another program
         title = html.escape(head.get("title") or path.stem)
         line = html.escape(head.get("description") or head.get("p", ""))
         items.append(f'<li><p><a href="{html.escape(path.name)}">{title}</a><br>{line}</p></li>')

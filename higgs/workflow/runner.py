@@ -112,8 +112,9 @@ def stage_environment(
             "JUPYTER_PREFER_ENV_PATH": "1", "JUPYTER_RUNTIME_DIR": scratch, "IPYTHONDIR": scratch,
         }  # fmt: skip
         where = {WORKERS: workers, CLUSTER: cluster, WORK: work, DEVICE: device}
+        for name in (*where, "COLUMNS", "PYTHONSTARTUP"):  # what is null is null, whatever the caller has
+            os.environ.pop(name, None)
         os.environ.update(changes | {name: str(value) for name, value in where.items() if value})
-        os.environ.pop("COLUMNS", None)
         try:
             yield Path(scratch)
         finally:
