@@ -33,10 +33,8 @@ repeatable: true
 workers: 1
 checkpoint: nano
 set: "é 'single' \\"double\\" \\\\ back"
-tokenize: {}
 generate: {temperature: 1e-4, top_k: null, top_p: 1, ras_window: 7, ras_max_repeats: 2, strict_eos: null,
   max_new_tokens: 400, seeds: [0, 1], repeated_texts: null, players: 2}
-evaluate: {}
 """
 SETUP = """from higgs.workflow.outputs import *
 from higgs.workflow.params import *
@@ -191,6 +189,8 @@ def test_wrong_parameters_stop_before_any_cell(repository, capsys):
     ):  # fmt: skip
         assert main(["run", "generate", "--set", setting]) == 2
         assert message in capsys.readouterr().err
+    (repository.root / "params.yaml").write_text(f"{PARAMS}evaluate: {{bootstrap_resamples: ten}}\n")
+    assert main(["run", "generate"]) == 2 and "evaluate" in capsys.readouterr().err, "of a later stage"
     assert not (repository.root / "ran").exists() and not repository.reports.exists()
 
 
