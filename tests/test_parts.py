@@ -259,6 +259,26 @@ def test_broken_clips_are_listed_and_all_others_have_codes(places, tmp_path):
         assert torch.equal(reader[name], result.tensors["one"].long())
 
 
+@pytest.mark.parametrize("name", ["pack.tar", "PACK.TAR"])
+@pytest.mark.parametrize(
+    ("damage", "clips", "what"),
+    [(lambda tar, at: tar, 5, None),
+     (lambda tar, at: tar[:at], 1, "empty header at byte"),
+     (lambda tar, at: tar[: at + 100], 1, "truncated header at byte"),
+     (lambda tar, at: tar[: at + 10] + bytes([tar[at + 10] ^ 255]) + tar[at + 11 :], 1, "bad checksum at byte")],
+)  # fmt: skip
+def test_a_damaged_tar_is_listed_wherever_the_damage_is(tmp_path, name, damage, clips, what):
+    """A header that is none, or the end without a block of zeros, is not the end of the tar."""
+    tar = corpus(0, broken=False)["pack.tar"]
+    (tmp_path / name).write_bytes(damage(tar, tar.index(b"in/1.flac")))
+    result = Encode(HashCodec, True)()(read_corpus(str(tmp_path)).items)
+    assert len(result.tensors) == result.record["clips"] == clips
+    assert [(f["kind"], f["id"]) for f in result.record["failed"]] == [("unusable audio", name)] * bool(what)
+    assert all(what in failure["what"] for failure in result.record["failed"])
+    (item,) = read_corpus(str(tmp_path), skip=[f"{name}/in/0.flac"]).items
+    assert item.skip == (f"{name}/in/0.flac",)
+
+
 def place_links(tmp_path: Path) -> Path:
     """The index of a folder has the shards beside it, which stay when the store is removed."""
     shutil.rmtree(tmp_path / "out")

@@ -48,6 +48,19 @@ class Item(NamedTuple):
     skip: tuple[str, ...] = ()
 
 
+class Member(tarfile.TarInfo):
+    """ReadError for a header that is none: tarfile would take it, and a tar that is cut, for the end of the tar."""
+
+    @classmethod
+    def fromtarfile(cls, tar: tarfile.TarFile) -> "Member":
+        try:
+            return super().fromtarfile(tar)
+        except tarfile.EOFHeaderError:
+            raise
+        except tarfile.HeaderError as error:
+            raise tarfile.ReadError(f"{error} at byte {tar.offset}") from error
+
+
 class Line(Record):
     id: Annotated[str, Field(min_length=1)]
     url: Annotated[str, Field(min_length=1)]
@@ -127,7 +140,7 @@ def read_corpus(
         listed = read_listing(source) if Path(source).is_file() else list_corpus(source)
         items = [item for item in listed if item.id not in left_out]
         if left_out:
-            members = sorted(name for name in left_out if TAR in name)
+            members = sorted(name for name in left_out if TAR in name.lower())
             more = ([name for name in members if name.startswith(f"{item.id}/")] for item in items)
             items = [i._replace(skip=tuple(dict.fromkeys([*i.skip, *new]))) for i, new in zip(items, more, strict=True)]
     if not items:
@@ -260,7 +273,7 @@ def _waveforms(items: Sequence[Item], rate: int, failures: list[Failure]) -> Ite
 
 
 def _contents(items: Sequence[Item], failures: list[Failure]) -> Iterator[tuple[str, bytes]]:
-    tars, loose = ([item for item in items if item.id.endswith(TAR) == tar] for tar in (True, False))
+    tars, loose = ([item for item in items if item.id.lower().endswith(TAR) == tar] for tar in (True, False))
     while loose:
         sizes = accumulate(item.size for item in loose[:AT_ONCE])
         count = max(1, sum(size <= BYTES_AT_ONCE for size in sizes))
@@ -316,7 +329,7 @@ def _members(item: Item, failures: list[Failure]) -> Iterator[tuple[str, bytes]]
     """The audio files of a tar, as a stream. A tar that changes meanwhile is one failure, and has no clips."""
     try:
         if (etag := _etag(item)) == item.etag:
-            with ExitStack() as stack, tarfile.open(fileobj=_opened(item, stack), mode="r|") as tar:
+            with ExitStack() as stack, tarfile.open(fileobj=_opened(item, stack), mode="r|", tarinfo=Member) as tar:
                 for member in tar:
                     name = f"{item.id}/{member.name}"
                     if member.isfile() and is_speech(member.name) and name not in item.skip:
