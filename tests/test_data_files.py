@@ -61,7 +61,8 @@ BAD_SCRIPTS = {
     "speakers from 1": (DUO | {"speakers": {"1": "old", "2": "young"}}, "numbered 0, 1, ..., got 1, 2"),
     "one speaker twice": (DUO | {"speakers": {"0": "old", "00": "young"}}, "numbered 0, 1, ..., got 0, 00"),
     "a name of two words": (
-        {k: v for k, v in DUO.items() if k != "speakers"} | {"voices": {"0": "ada", "1": "aunt may"}}, "no blanks, got 'aunt may'"),
+        {key: DUO[key] for key in ("id", "form", "lines")} | {"voices": {"0": "ada", "1": "aunt may"}},
+        "no blanks, got 'aunt may'"),
     "two casts": (DUO | {"voices": {"0": "ada", "1": "ben"}}, "speakers .* or voices"),
     "chunks": (GOOD | {"form": "long_form", "chunks": [1]}, r"\.chunks: .*1"),
 }  # fmt: skip

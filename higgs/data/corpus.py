@@ -17,7 +17,7 @@ from operator import attrgetter
 from pathlib import Path
 from typing import Annotated, Any, NamedTuple
 
-from pydantic import Field
+from pydantic import Field, Strict
 from torch import Tensor
 
 from higgs.audio import READABLE, load_audio
@@ -26,7 +26,7 @@ from higgs.data.training.codes import SAMPLE, packed
 from higgs.files import absent, sha256
 from higgs.jobs.parts import Part, Result, cut, make_part, s3
 from higgs.resumable import code_hash
-from higgs.validation import Count, Record, explained
+from higgs.validation import Count, Record, explained, parse_json
 
 PART_BYTES, LEAST_BYTES = 800_000_000, 250_000  # about ten hours as FLAC
 PARTS = 16  # that a small corpus is cut into, for several processes to share it
@@ -66,7 +66,7 @@ class Line(Record):
     url: Annotated[str, Field(min_length=1)]
     size: Count
     etag: str
-    skip: tuple[str, ...] = ()
+    skip: Annotated[tuple[str, ...], Strict(False)] = ()  # a list in JSON
 
 
 class Failure(NamedTuple):
@@ -152,9 +152,9 @@ def _is_manifest(source: str) -> bool:
     """By its first line: a listing says where objects are."""
     if not Path(source).is_file():
         return False
-    with Path(source).open(encoding="utf-8") as lines:
+    with Path(source).open(encoding="utf-8-sig") as lines:
         try:
-            first = json.loads(next(lines, ""))
+            first = json.loads(next(filter(str.strip, lines), ""))
         except ValueError:
             first = None
     return not (isinstance(first, dict) and "url" in first)
@@ -168,7 +168,8 @@ def _object(name: str, ids: Iterable[str]) -> str:
 
 
 def is_speech(name: str) -> bool:
-    return Path(name).suffix.lower() in (*READABLE, TAR)
+    """By the ending; macOS writes `._a.flac` beside `a.flac`, which is no sound."""
+    return Path(name).suffix.lower() in (*READABLE, TAR) and Path(name).name[0] != "."
 
 
 def list_corpus(url: str) -> Iterator[Item]:
@@ -183,17 +184,28 @@ def list_corpus(url: str) -> Iterator[Item]:
         return
     if not Path(url).is_dir():
         raise FileNotFoundError(f"{url} is neither a folder nor s3://BUCKET/PREFIX")
-    for name, path in sorted((str(path.relative_to(url)), path) for path in Path(url).rglob("*") if path.is_file()):
+    for name, path in sorted((str(path.relative_to(url)), path) for path in _files(Path(url))):
         if is_speech(name):
             yield Item(id=name, url=str(path), size=path.stat().st_size, etag=sha256(path))
 
 
+def _files(folder: Path, above: tuple[Path, ...] = ()) -> Iterator[Path]:
+    """Below a folder, in those that links lead to as well, unless they lead back up."""
+    above = (*above, folder.resolve())
+    for path in folder.iterdir():
+        if path.is_file():
+            yield path
+        elif path.is_dir() and path.resolve() not in above:
+            yield from _files(path, above)
+
+
 def read_listing(path: str | Path) -> Iterator[Item]:
-    """ParamsError names the line at fault."""
-    with Path(path).open(encoding="utf-8") as lines:  # one by one: there may be millions
+    """ParamsError names the line at fault. Blank lines are none."""
+    with Path(path).open(encoding="utf-8-sig") as lines:  # one by one: there may be millions
         for number, line in enumerate(lines, start=1):
-            with explained(f"{path}, line {number}", kind=Line):
-                yield Item(*Line.model_validate_json(line).__dict__.values())
+            if line.strip():
+                with explained(where := f"{path}, line {number}", kind=Line):
+                    yield Item(*Line.model_validate(parse_json(line, where)).__dict__.values())
 
 
 def parts_of(
