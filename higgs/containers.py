@@ -94,6 +94,8 @@ def _mended(data: Data, name: str) -> bytes | None:
         _check_size(name, data, sum(int.from_bytes(data[at : at + 4], "big") for at in (4, 8)))
     elif magic == b"OggS":
         _check_pages(name, data)
+    elif magic[:3] == b"ID3" and data[(at := _after_tags(data, 0)) : at + 4] == b"fLaC":
+        return data[at:]
     elif magic[:3] == b"ID3" or _frame(data, 0):
         return _mpeg(name, data)
     return None
@@ -104,7 +106,10 @@ class FlacHash:
 
     def __init__(self, source: str | Path | bytes):
         with io.BytesIO(source) if isinstance(source, bytes) else Path(source).open("rb") as file:
-            header = file.read(42)
+            header, at = file.read(42), 0
+            while header[:3] == b"ID3":
+                file.seek(at := at + _after_tags(header, 0))
+                header = file.read(42)
         self._bits = ((header[20] & 1) << 4 | header[21] >> 4) + 1 if len(header) == 42 else 0
         self._expected, self._hash = header[26:42], hashlib.md5(usedforsecurity=False)
         usual = self._bits in (8, 16, 24)

@@ -112,6 +112,7 @@ WHOLE = {
         sound("mp3", np.stack([NOISE, QUIET], 1), 48_000, bitrate_mode="VARIABLE"),
         lambda c: c[c.index(b"\xff\xfb", 4) :], SECONDS / 2,
     ),
+    "FLAC behind tags": (sound("flac"), lambda c: TAG + TAG + c, SECONDS),
     "Vorbis": (OGG, None, SECONDS),
     "Opus": (sound("ogg", subtype="OPUS"), None, SECONDS),
     "a tag behind the last page": (OGG, lambda c: c + b"TAG" + bytes(125), SECONDS),
@@ -181,6 +182,14 @@ def test_damage_is_told(tmp_path, name):
     if "MP3" not in name or "count" in name:
         with pytest.raises(ValueError, match=message):
             probe(tmp_path / "clip")
+
+
+def test_the_hash_of_a_flac_file_is_checked_behind_tags_too(tmp_path):
+    content = bytearray(sound("flac")(tmp_path))
+    content[30] ^= 1
+    for tags in (b"", TAG, TAG + TAG):
+        with pytest.raises(ValueError, match="damaged: its samples are not those whose hash is in its header"):
+            load_audio(tags + bytes(content))
 
 
 def test_memory_is_bounded_by_samples(tmp_path, monkeypatch):

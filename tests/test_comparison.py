@@ -236,6 +236,18 @@ def test_a_revision_is_found_wherever_it_has_run(checkout, tmp_path, present, ca
 
 
 @pytest.mark.parametrize(
+    ("cwd", "name"),
+    [("results", "evaluate"), ("results", "."), ("results/evaluate", "."), ("results/evaluate", ".."),
+     ("", "results/evaluate"), ("", ".")],
+)  # fmt: skip
+def test_a_folder_named_from_within_has_its_sound(tmp_path, monkeypatch, cwd, name):
+    root = make_run(tmp_path / "run", (300, 600))
+    monkeypatch.chdir(root / cwd)
+    run = find_run(name, tmp_path / "scratch")
+    assert run.name == name and all(run.audio(row) for row in run.rows() if row["group"] == "generated")
+
+
+@pytest.mark.parametrize(
     "path", ["/etc/hostname", "../secret.flac", "results/../../secret.flac", "", None, "results/none.flac"]
 )
 def test_a_table_names_no_sound_outside_of_its_run(tmp_path, path):

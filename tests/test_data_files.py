@@ -57,7 +57,12 @@ BAD_SCRIPTS = {
     "a line by nobody": (DUO | {"lines": [[-1, "Hi."]]}, r"\.lines\[0\]\[0\]: .*-1"),
     "no lines": (DUO | {"lines": []}, "no text to speak"),
     "a tag in a line": (DUO | {"lines": [[0, "Hi. [SPEAKER1] Yes?"]]}, "without tags"),
-    "a speaker's number": (DUO | {"speakers": {"zero": "old"}}, r"\.speakers\.zero: .*'zero'"),
+    "a speaker's number": (DUO | {"speakers": {"zero": "old"}}, "numbered 0, 1, ..., got zero"),
+    "speakers from 1": (DUO | {"speakers": {"1": "old", "2": "young"}}, "numbered 0, 1, ..., got 1, 2"),
+    "one speaker twice": (DUO | {"speakers": {"0": "old", "00": "young"}}, "numbered 0, 1, ..., got 0, 00"),
+    "a name of two words": (
+        {key: DUO[key] for key in ("id", "form", "lines")} | {"voices": {"0": "ada", "1": "aunt may"}},
+        "no blanks, got 'aunt may'"),
     "two casts": (DUO | {"voices": {"0": "ada", "1": "ben"}}, "speakers .* or voices"),
     "chunks": (GOOD | {"form": "long_form", "chunks": [1]}, r"\.chunks: .*1"),
 }  # fmt: skip
@@ -84,6 +89,18 @@ def test_scripts_in_files_of_every_make(scripts, tmp_path):
         scripts("é".encode("latin-1"))
     with pytest.raises(ValueError, match="s.jsonl: no script in it"):
         scripts(b"\n")
+
+
+def test_an_id_of_a_test_set_names_a_file_too(scripts, tmp_path):
+    """As that of a script: its speech is written to a file of this name."""
+    (tmp_path / "r.flac").write_bytes(b"")
+    record = {"text": "Hi.", "language": "en", "speaker": "x", "path": None, "seconds": None, "sha256": None}
+    record |= {"reference": f"{tmp_path.name}/r.flac", "reference_text": "Yes."}
+    record |= {"reference_sha256": hashlib.sha256(b"").hexdigest()}
+    assert [script.id for script in scripts(record | {"id": "common_voice_en_1-2"})] == ["common_voice_en_1-2"]
+    for name in ("../../evil", "a/b", "x" * 300, "a b", ""):
+        with pytest.raises(ValueError, match=r"s.jsonl, line 1: .*\.id: "):
+            scripts(record | {"id": name})
 
 
 @pytest.fixture
@@ -125,6 +142,20 @@ def test_recordings_are_named_once(recording, tmp_path):
     path.write_text("\n")
     with pytest.raises(ValueError, match="no recording in it"):
         read_recordings(path)
+
+
+@pytest.mark.parametrize(
+    ("cwd", "name"),
+    [("", "recordings/manifest.jsonl"), ("recordings", "manifest.jsonl"), ("recordings", "./manifest.jsonl"),
+     ("recordings/en", "../manifest.jsonl"), ("recordings/en", "../../recordings/manifest.jsonl")],
+)  # fmt: skip
+def test_a_manifest_is_read_from_any_folder(recording, tmp_path, monkeypatch, cwd, name):
+    (tmp_path / "recordings/en").mkdir()
+    (tmp_path / "recordings/manifest.jsonl").write_text(json.dumps(recording))
+    monkeypatch.chdir(tmp_path / cwd)
+    (found,) = read_recordings(name)
+    assert found.path.read_bytes() == b"sound"
+    assert cwd or str(found.path) == recording["path"], "tables name files from the folder of the project"
 
 
 def test_a_transcript_of_another_encoding_is_named(tmp_path):

@@ -262,6 +262,12 @@ def test_other_languages_and_characters():
         word_errors("a", "a", "English")
 
 
+@pytest.mark.parametrize("hypothesis", ["the us economy grew", "I", "A", "OK.", "US", "", "The US economy grew."])
+def test_the_words_of_a_reference_are_as_many_whatever_was_heard(hypothesis):
+    assert word_errors("The US economy grew.", hypothesis).total == 5
+    assert character_errors("The US economy grew.", hypothesis).total == 20
+
+
 def test_an_empty_hypothesis_deletes_everything_and_an_empty_reference_is_an_error():
     for hypothesis in ("", "  ", "...", "[noise]"):
         assert word_errors("a b c", hypothesis) == ErrorCounts(0, 3, 0, 0)

@@ -259,6 +259,26 @@ def test_broken_clips_are_listed_and_all_others_have_codes(places, tmp_path):
         assert torch.equal(reader[name], result.tensors["one"].long())
 
 
+@pytest.mark.parametrize("name", ["pack.tar", "PACK.TAR"])
+@pytest.mark.parametrize(
+    ("damage", "clips", "what"),
+    [(lambda tar, at: tar, 5, None),
+     (lambda tar, at: tar[:at], 1, "empty header at byte"),
+     (lambda tar, at: tar[: at + 100], 1, "truncated header at byte"),
+     (lambda tar, at: tar[: at + 10] + bytes([tar[at + 10] ^ 255]) + tar[at + 11 :], 1, "bad checksum at byte")],
+)  # fmt: skip
+def test_a_damaged_tar_is_listed_wherever_the_damage_is(tmp_path, name, damage, clips, what):
+    """A header that is none, or the end without a block of zeros, is not the end of the tar."""
+    tar = corpus(0, broken=False)["pack.tar"]
+    (tmp_path / name).write_bytes(damage(tar, tar.index(b"in/1.flac")))
+    result = Encode(HashCodec, True)()(read_corpus(str(tmp_path)).items)
+    assert len(result.tensors) == result.record["clips"] == clips
+    assert [(f["kind"], f["id"]) for f in result.record["failed"]] == [("unusable audio", name)] * bool(what)
+    assert all(what in failure["what"] for failure in result.record["failed"])
+    (item,) = read_corpus(str(tmp_path), skip=[f"{name}/in/0.flac"]).items
+    assert item.skip == (f"{name}/in/0.flac",)
+
+
 def place_links(tmp_path: Path) -> Path:
     """The index of a folder has the shards beside it, which stay when the store is removed."""
     shutil.rmtree(tmp_path / "out")
@@ -320,11 +340,37 @@ def test_a_listing_is_read_line_by_line(tmp_path):
         '{"id": "a"}': "line 1: missing key 'url'",
         "[": "line 1: .*JSON",
         '{"id": "", "url": "u", "size": 1, "etag": ""}': "line 1.id",
+        '{"id": "a", "url": "u", "size": 1, "etag": "", "id": "b"}': "line 1: duplicate key 'id'",
+        '{"id": "a", "url": "u", "size": 1, "etag": "", "skip": [1]}': r"line 1.skip\[0\]",
     }
     for line, message in faults.items():
         path.write_text(line + "\n")
         with pytest.raises(ParamsError, match=f"corpus.jsonl, {message}"):
             list(read_listing(path))
+
+
+@pytest.mark.parametrize("form", ["{}\n", "\ufeff{}\n", "\n \n{}\n", "{}\r\n\r\n", "\ufeff\n{}"])
+def test_a_listing_is_no_manifest_whatever_wrote_it(tmp_path, form):
+    """The mark of some editors and blank lines, as in other files that people write."""
+    item = Item("a.tar", "s3://b/a.tar", 1, "e", ("a.tar/x.flac",))
+    (tmp_path / "corpus.jsonl").write_bytes(form.format(json.dumps(item._asdict())).encode())
+    assert read_corpus(str(tmp_path / "corpus.jsonl")).items == [item]
+
+
+def test_a_folder_is_listed_with_what_links_lead_to(tmp_path):
+    """Not with the files that macOS writes beside others, and without end where links lead back."""
+    for name in ("in/a.flac", "in/._a.flac", "in/sub/b.flac", "else/c.flac", "else/deep/d.flac"):
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).write_bytes(noise(1, 2000))
+    for link, target in (
+        ("in/linked", "else"),
+        ("in/one.flac", "else/c.flac"),
+        ("in/sub/up", "in"),
+        ("else/back", "in"),
+    ):
+        (tmp_path / link).symlink_to(tmp_path / target)
+    ids = [item.id for item in list_corpus(str(tmp_path / "in"))]
+    assert ids == ["a.flac", "linked/c.flac", "linked/deep/d.flac", "one.flac", "sub/b.flac"]
 
 
 def test_training_starts_from_an_index_in_a_bucket(server, use, tmp_path):

@@ -550,6 +550,7 @@ def test_a_broken_list_and_missing_files_are_refused(seed_tts, capsys):
         (f"{good}a|b|c\n", "line 4: expected"),
         (f"{good}a|b||d\n", "line 4: expected"),
         (f"{good}../a|b|c|d\n", "the id '../a' cannot name a file"),
+        (f"{good}{'x' * 300}|b|c|d\n", "the id 'x+' cannot name a file"),
         ("\n", "it holds no lines"),
     ):
         source.write_text(text)

@@ -7,6 +7,7 @@ import re
 import subprocess
 import sys
 from collections import Counter
+from dataclasses import replace
 
 import pytest
 import torch
@@ -180,6 +181,9 @@ def test_turns_and_segments(results):
     (long,) = chunked_samples(results, LONG_FORM)
     (segment,) = long.judge(Evaluator(PANEL))
     assert (segment["name"], segment["wer_percent"], segment["seams"]) == ("long-s0", 0, 0)
+    named = [row | {"voice": "aunt ada"} if row["form"] == "long_form" else row for row in results.samples]
+    (long,) = chunked_samples(replace(results, samples=named), LONG_FORM)
+    assert long.turns[0].speaker == "aunt ada" and [name for name, _ in long.voices] == ["aunt ada"]
 
 
 def test_what_is_shown(results, rows, tmp_path):

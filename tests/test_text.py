@@ -222,6 +222,10 @@ def test_chunks_end_with_sentences():
         ("We saw 1,234.5 birds, some fish, and many trees; then we went home.", 5,
          "We saw 1,234.5 birds,|some fish, and many trees;|then we went home."),
         ("今天天气很好，我们去公园。你好。", 8, "今天天气很好，|我们去公园。|你好。"),
+        ("下午12：30见，再见", 4, "下午12：30见，|再见"), ("卖了1，234件，很好", 4, "卖了1，234件，|很好"),
+        ("卖了１，２３４件，很好", 4, "卖了１，２３４件，|很好"),
+        ("In the years 1998–2003 it grew – fast, too", 4, "In the years 1998–2003|it grew –|fast, too"),
+        ("他说：30个人来了", 5, "他说：|30个人来了"), ("我有3，你有4", 3, "我有3，|你有4"),
     ):  # fmt: skip
         assert "|".join(chunk.text for chunk in chunk_text(string, words)) == chunks
 

@@ -201,6 +201,32 @@ def test_words_on_both_sides_of_a_slash_are_read(text, words):
     assert spell_out(text) == words
 
 
+@pytest.mark.parametrize(("text", "words"), [
+    ("It is 120/80.", "It is one hundred and twenty over eighty."), ("95/100", "ninety-five over one hundred"),
+    ("1/100", "one over one hundred"), ("100/1", "one hundred over one"), ("9.5/10", "nine point five over ten"),
+    ("1,000/2,000", "one thousand over two thousand"), ("1/2/3", "one slash two slash three"),
+    ("1/100th of it", "one one hundredth of it"), ("-1/2 or -3/100", "minus one half or minus three over one hundred"),
+    ("3/4, 24/7 and 50/50", "three quarters, twenty-four seven and fifty fifty"), ("$.00", "zero dollars"),
+    ("I live on Main St. The house is big.", "I live on Main Street. The house is big."),
+    ("They met on 5th St. It was cold.", "They met on fifth Street. It was cold."),
+    ("We parked on Elm Dr. She was late.", "We parked on Elm Drive. She was late."),
+    ("I saw Dr. Who in St. Louis. Dear Dr. So, hi.", "I saw Doctor Who in Saint Louis. Dear Doctor So, hi."),
+    ("我有2½个，１½小时，½个", "我有二又二分之一个，一又二分之一小时，二分之一个"),
+    ("9" * 310 + "th", "nine " * 309 + "ninth"),
+    ("1" + ",234" * 9 + "th", "one " + "two three four " * 8 + "two three fourth"),
+])  # fmt: skip
+def test_slashes_streets_and_long_numbers(text, words):
+    """What is read in one go must not be read once more: "120/80" is no "one hundred and twenty or eighty"."""
+    assert spell_out(text) == words and spell_out(words) == words
+
+
+@pytest.mark.parametrize("digits", [310, 5000])  # beyond floats, and beyond what Python reads as one integer
+@pytest.mark.parametrize("form", ["{}th", "${}.50", "{}/{}", "1/{}", "{}.{}", "{}%", "{} km", "{}½", "1/{}th"])
+def test_numbers_of_any_length_are_read(form, digits):
+    for language in ("en", "zh"):
+        assert spell_out(form.replace("{}", "9" * digits), language)
+
+
 @pytest.mark.parametrize(
     "unit",
     [

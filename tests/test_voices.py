@@ -1,6 +1,7 @@
 """Voices: the folder, findings on recordings, and prompts of one or several speakers."""
 
 import errno
+import json
 import math
 
 import pytest
@@ -10,7 +11,7 @@ from conftest import ROOT
 
 from higgs.audio import load_audio
 from higgs.data.loudness import frame_levels, silence, speech_level
-from higgs.data.voices import Voice, add_voice, check_recording, find_voice, read_voices, speakers_prompt
+from higgs.data.voices import Voice, add_voice, check_recording, find_voice, read_voices, recording_of, speakers_prompt
 
 WORDS = "one two three four five six seven eight"
 
@@ -156,6 +157,18 @@ def test_names_and_suffixes_in_any_spelling(tmp_path, recording, transcript):
     (tmp_path / transcript).write_text("Hello.")
     (name,) = read_voices(tmp_path)[0]
     assert find_voice(tmp_path, name.replace("ë", "e\u0308")).transcript == "Hello."
+
+
+@pytest.mark.parametrize("key", ["Ren\u00e9", "Rene\u0301"])
+@pytest.mark.parametrize("file", ["Ren\u00e9", "Rene\u0301"])
+def test_a_described_voice_in_any_spelling(tmp_path, key, file):
+    (tmp_path / "profiles.json").write_text(json.dumps({key: "masculine"}))
+    (tmp_path / "profiles").mkdir()
+    (tmp_path / f"profiles/{file}.flac").write_bytes(b"")
+    for name in ("Ren\u00e9", "Rene\u0301"):
+        voice = find_voice(tmp_path, name)
+        assert (voice.name, voice.description) == ("Ren\u00e9", "masculine")
+        assert recording_of(tmp_path, voice) == tmp_path / f"profiles/{file}.flac"
 
 
 ADA, BEN = Voice("ada", description="feminine"), Voice("ben", description="masculine")

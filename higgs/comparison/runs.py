@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import os
 import shutil
 import subprocess
 import sys
@@ -53,7 +54,8 @@ def find_run(name: str, scratch: Path) -> Run:
         folder = Path(name)
         usual = [folder / EVALUATED, folder / "evaluate"]
         folder = next((f for f in usual if f.is_dir()), folder)
-        return checked(Run(name, folder, folder.parent.parent if folder.name == "evaluate" else folder))
+        whole = Path(os.path.abspath(folder))  # "evaluate", and "." in it, have parents as well
+        return checked(Run(name, folder, whole.parent.parent if whole.name == "evaluate" else folder))
     commit = git("rev-parse", "--verify", "--quiet", f"{name}^{{commit}}").strip()
     if not commit:
         experiments = git("for-each-ref", "--format=%(refname:lstrip=-1) %(objectname)", "refs/exps")

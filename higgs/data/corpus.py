@@ -17,7 +17,7 @@ from operator import attrgetter
 from pathlib import Path
 from typing import Annotated, Any, NamedTuple
 
-from pydantic import Field
+from pydantic import Field, Strict
 from torch import Tensor
 
 from higgs.audio import READABLE, load_audio
@@ -26,7 +26,7 @@ from higgs.data.training.codes import SAMPLE, packed
 from higgs.files import absent, sha256
 from higgs.jobs.parts import Part, Result, cut, make_part, s3
 from higgs.resumable import code_hash
-from higgs.validation import Count, Record, explained
+from higgs.validation import Count, Record, explained, parse_json
 
 PART_BYTES, LEAST_BYTES = 800_000_000, 250_000  # about ten hours as FLAC
 PARTS = 16  # that a small corpus is cut into, for several processes to share it
@@ -48,12 +48,25 @@ class Item(NamedTuple):
     skip: tuple[str, ...] = ()
 
 
+class Member(tarfile.TarInfo):
+    """ReadError for a header that is none: tarfile would take it, and a tar that is cut, for the end of the tar."""
+
+    @classmethod
+    def fromtarfile(cls, tar: tarfile.TarFile) -> "Member":
+        try:
+            return super().fromtarfile(tar)
+        except tarfile.EOFHeaderError:
+            raise
+        except tarfile.HeaderError as error:
+            raise tarfile.ReadError(f"{error} at byte {tar.offset}") from error
+
+
 class Line(Record):
     id: Annotated[str, Field(min_length=1)]
     url: Annotated[str, Field(min_length=1)]
     size: Count
     etag: str
-    skip: tuple[str, ...] = ()
+    skip: Annotated[tuple[str, ...], Strict(False)] = ()  # a list in JSON
 
 
 class Failure(NamedTuple):
@@ -127,7 +140,7 @@ def read_corpus(
         listed = read_listing(source) if Path(source).is_file() else list_corpus(source)
         items = [item for item in listed if item.id not in left_out]
         if left_out:
-            members = sorted(name for name in left_out if TAR in name)
+            members = sorted(name for name in left_out if TAR in name.lower())
             more = ([name for name in members if name.startswith(f"{item.id}/")] for item in items)
             items = [i._replace(skip=tuple(dict.fromkeys([*i.skip, *new]))) for i, new in zip(items, more, strict=True)]
     if not items:
@@ -139,9 +152,9 @@ def _is_manifest(source: str) -> bool:
     """By its first line: a listing says where objects are."""
     if not Path(source).is_file():
         return False
-    with Path(source).open(encoding="utf-8") as lines:
+    with Path(source).open(encoding="utf-8-sig") as lines:
         try:
-            first = json.loads(next(lines, ""))
+            first = json.loads(next(filter(str.strip, lines), ""))
         except ValueError:
             first = None
     return not (isinstance(first, dict) and "url" in first)
@@ -155,7 +168,8 @@ def _object(name: str, ids: Iterable[str]) -> str:
 
 
 def is_speech(name: str) -> bool:
-    return Path(name).suffix.lower() in (*READABLE, TAR)
+    """By the ending; macOS writes `._a.flac` beside `a.flac`, which is no sound."""
+    return Path(name).suffix.lower() in (*READABLE, TAR) and Path(name).name[0] != "."
 
 
 def list_corpus(url: str) -> Iterator[Item]:
@@ -170,17 +184,28 @@ def list_corpus(url: str) -> Iterator[Item]:
         return
     if not Path(url).is_dir():
         raise FileNotFoundError(f"{url} is neither a folder nor s3://BUCKET/PREFIX")
-    for name, path in sorted((str(path.relative_to(url)), path) for path in Path(url).rglob("*") if path.is_file()):
+    for name, path in sorted((str(path.relative_to(url)), path) for path in _files(Path(url))):
         if is_speech(name):
             yield Item(id=name, url=str(path), size=path.stat().st_size, etag=sha256(path))
 
 
+def _files(folder: Path, above: tuple[Path, ...] = ()) -> Iterator[Path]:
+    """Below a folder, in those that links lead to as well, unless they lead back up."""
+    above = (*above, folder.resolve())
+    for path in folder.iterdir():
+        if path.is_file():
+            yield path
+        elif path.is_dir() and path.resolve() not in above:
+            yield from _files(path, above)
+
+
 def read_listing(path: str | Path) -> Iterator[Item]:
-    """ParamsError names the line at fault."""
-    with Path(path).open(encoding="utf-8") as lines:  # one by one: there may be millions
+    """ParamsError names the line at fault. Blank lines are none."""
+    with Path(path).open(encoding="utf-8-sig") as lines:  # one by one: there may be millions
         for number, line in enumerate(lines, start=1):
-            with explained(f"{path}, line {number}", kind=Line):
-                yield Item(*Line.model_validate_json(line).__dict__.values())
+            if line.strip():
+                with explained(where := f"{path}, line {number}", kind=Line):
+                    yield Item(*Line.model_validate(parse_json(line, where)).__dict__.values())
 
 
 def parts_of(
@@ -260,7 +285,7 @@ def _waveforms(items: Sequence[Item], rate: int, failures: list[Failure]) -> Ite
 
 
 def _contents(items: Sequence[Item], failures: list[Failure]) -> Iterator[tuple[str, bytes]]:
-    tars, loose = ([item for item in items if item.id.endswith(TAR) == tar] for tar in (True, False))
+    tars, loose = ([item for item in items if item.id.lower().endswith(TAR) == tar] for tar in (True, False))
     while loose:
         sizes = accumulate(item.size for item in loose[:AT_ONCE])
         count = max(1, sum(size <= BYTES_AT_ONCE for size in sizes))
@@ -316,7 +341,7 @@ def _members(item: Item, failures: list[Failure]) -> Iterator[tuple[str, bytes]]
     """The audio files of a tar, as a stream. A tar that changes meanwhile is one failure, and has no clips."""
     try:
         if (etag := _etag(item)) == item.etag:
-            with ExitStack() as stack, tarfile.open(fileobj=_opened(item, stack), mode="r|") as tar:
+            with ExitStack() as stack, tarfile.open(fileobj=_opened(item, stack), mode="r|", tarinfo=Member) as tar:
                 for member in tar:
                     name = f"{item.id}/{member.name}"
                     if member.isfile() and is_speech(member.name) and name not in item.skip:

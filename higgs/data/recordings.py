@@ -1,6 +1,7 @@
 """Recordings with transcripts, listed in a JSON Lines manifest."""
 
 import hashlib
+import os
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Annotated
@@ -32,7 +33,10 @@ def file_name(name: str) -> str:
 
 def listed_file(manifest: Path, path: str | Path, digest: str | None, where: str) -> Path:
     """The file of a record, which has that SHA-256. Raises ValueError that begins with `where`."""
-    path = manifest.parent.parent / path
+    folder = manifest.parent
+    if folder.name in ("", ".."):  # the name of the folder above is not in the path
+        folder = Path(os.path.abspath(folder))
+    path = folder.parent / path
     if not path.is_file():
         raise ValueError(f"{where}: {path} does not exist")
     if sha256(path) != digest:

@@ -36,11 +36,11 @@ def _line(line: tuple[int, str]) -> tuple[int, str]:
 
 # JSON has lists where Python has tuples.
 Line = Annotated[tuple[Count, str], Strict(False), AfterValidator(_line)]
-Speakers = dict[Annotated[str, Field(pattern=r"^[0-9]+$")], str]
+Id = Annotated[str, Field(pattern=f"^{NAME.pattern}$")]
 
 
 class ScriptRecord(Record):
-    id: Annotated[str, Field(pattern=f"^{NAME.pattern}$")]
+    id: Id
     form: str
     language: Annotated[str, Field(pattern="^[a-z]{2,3}$")] = "en"
     scene: str | None = None
@@ -58,14 +58,20 @@ class LongForm(OneVoice):
 
 class Dialogue(ScriptRecord):
     lines: list[Line]
-    speakers: Speakers | None = None
-    voices: Speakers | None = None
+    speakers: dict[str, str] | None = None
+    voices: dict[str, str] | None = None
     chunks: ChunkOptions | None = None
 
     @model_validator(mode="after")
     def _one_kind_of_speakers(self) -> "Dialogue":
         if (self.speakers is None) == (self.voices is None):
             raise ValueError("give either speakers (descriptions) or voices (names)")
+        numbers = [*(self.speakers or self.voices or {})]
+        if {*numbers} != set(map(str, range(len(numbers)))):
+            raise ValueError(f"speakers are numbered 0, 1, ..., got {', '.join(numbers)}")
+        for name in (self.voices or {}).values():  # tables have the names of all speakers with blanks between them
+            if len(name.split()) != 1:
+                raise ValueError(f"the name of a voice in a dialogue has no blanks, got {name!r}")
         return self
 
 
@@ -75,6 +81,7 @@ FORMS = {"smart_voice": OneVoice, "voice_clone": OneVoice, "dialogue": Dialogue,
 class SetRecord(Recording):
     """A record of a public test set. Paths are relative to the folder above the manifest's own."""
 
+    id: Id
     path: str | None
     seconds: float | None
     sha256: str | None

@@ -102,4 +102,5 @@ def find_voice(folder: str | Path, name: str) -> Voice:
 
 def profiles(folder: Path) -> dict[str, str]:
     path = folder / PROFILES
-    return validate(dict[str, str], parse_json(read_text(path), str(path)), str(path)) if path.is_file() else {}
+    found = validate(dict[str, str], parse_json(read_text(path), str(path)), str(path)) if path.is_file() else {}
+    return {unicodedata.normalize("NFC", name): description for name, description in found.items()}

@@ -51,8 +51,8 @@ def speakers_prompt(speakers: dict[int, Voice], text: str, scene: str | None = N
 
 def recording_of(folder: str | Path, voice: Voice) -> Path | AudioContent | None:
     """How the voice sounds, to compare with: its own recording, or that of a described one in the folder profiles/."""
-    example = Path(folder) / "profiles" / f"{voice.name}.flac"
-    return voice.audio or (example if example.is_file() else None)
+    examples = {unicodedata.normalize("NFC", path.stem): path for path in Path(folder).glob("profiles/*.flac")}
+    return voice.audio or examples.get(voice.name)
 
 
 @dataclass(frozen=True)

@@ -4,7 +4,6 @@ FOLDER is SeedTTS-Eval's English or Chinese one, with `meta.lst`, prompts and re
 """
 
 import argparse
-import re
 import sys
 from collections import Counter
 from collections.abc import Sequence
@@ -12,6 +11,7 @@ from pathlib import Path
 
 from higgs.audio import load_audio
 from higgs.data.scripts import read_scripts
+from higgs.data.voices import NAME
 from higgs.evaluate.metrics.seedtts import LANGUAGES
 from higgs.files import read_lines, sha256
 from higgs.workflow.tables import Row, write_rows
@@ -54,7 +54,7 @@ def _read_list(folder: Path, source: Path) -> tuple[list[tuple], list[str]]:
         entry = [part.strip() for part in line.split("|")]
         if len(entry) not in (4, 5) or not all(entry):
             faults.append(f"{place}: expected {FIELDS}, got {line!r}")
-        elif not re.fullmatch(r"[\w.-]+", entry[0]):
+        elif not NAME.fullmatch(entry[0]):
             faults.append(f"{place}: the id {entry[0]!r} cannot name a file")
         else:
             name, prompt_text, prompt, text, *recording = entry

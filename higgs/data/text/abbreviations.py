@@ -49,6 +49,7 @@ STARTERS = frozenset(
     "they this those though thus to today tomorrow until was we well were what when where which while who why will "
     "with yes yesterday yet you your".split()
 )
+SURNAMES = frozenset({"an", "so", "who", "you"})  # "Dr. Who"
 
 ROMAN = {"I": 1, "V": 5, "X": 10, "L": 50, "C": 100}
 NUMERAL = r"(?=[IVXLC]+\b)(?:X[LC]|L?X{0,3})(?:I[VX]|V?I{0,3})(?!\w)"
@@ -108,8 +109,10 @@ def _stop(match: re.Match) -> str:
 
 
 def _street(match: re.Match) -> str:
-    """ "12 Main St." -> Street; "In St. Louis" and "Dear Dr. Smith" are left to the titles."""
-    named = re.match(r" [A-Z][a-z]", match.string[match.end() : match.end() + 3])
+    """ "12 Main St.", "Main St. The" -> Street; "In St. Louis" and "Dear Dr. Smith" are left to the titles."""
+    named = re.match(r" ([A-Z][a-z]+)", match.string[match.end() : match.end() + 40])
+    if named and match[0][-1] == "." and named[1].lower() in STARTERS - SURNAMES:
+        named = None
     last = match["before"].split()[-1].lower()
     if last in STARTERS or (match["short"] in TITLES and named and not match["house"]):
         return match[0]

@@ -28,9 +28,9 @@ CLOSED = re.escape(CLOSING)
 OPENING = "\"'“‘「『([（【《«¿¡"
 FULL_STOPS = "。！？；｡।॥۔؟։።។៕။"  # these end a sentence without a blank after them
 SENTENCE_END = re.compile(rf"(?:\.(?:\s\.){{2,}}|[.!?…]+|[{FULL_STOPS}]+)[{CLOSED}]*")
-# The full stop before a lower-case word ends a clause at least.
+# The full stop before a lower-case word ends a clause at least; marks inside a number ("12：30", "1998–2003") do not.
 CLAUSE_END = re.compile(
-    rf"(?:[，、；：—–،؛]+|(?<![,;:])[,;:]++(?=[\s{HAN}{CLOSED}])|(?<![.!?…])[.!?…]++(?=[{CLOSED}]*+\s[a-z]))[{CLOSED}]*"
+    rf"(?:(?!(?<=\d)[，：—–]\d)[，、；：—–،؛]+|(?<![,;:])[,;:]++(?=[\s{HAN}{CLOSED}])|(?<![.!?…])[.!?…]++(?=[{CLOSED}]*+\s[a-z]))[{CLOSED}]*"
 )
 ITEM = re.compile(r"(?:^|(?<=\s))(?:[•⁃‣*-]\s?)?(?:(?P<number>[0-9]{1,3})|(?P<letter>[a-z]))(?:[.]?\)|[.])\s(?=[A-Z])")
 SPEAKER_TAG = re.compile(r"\[SPEAKER(\d+)\]")

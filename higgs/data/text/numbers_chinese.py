@@ -117,6 +117,8 @@ def _degrees(match: re.Match) -> str:
 
 
 def _fraction(match: re.Match) -> str:
+    if max(len(match["top"]), len(match["bottom"])) > 16:
+        return match[0]
     top, bottom = int(match["top"]), int(match["bottom"])
     return f"{integer(bottom)}分之{integer(top)}" if 0 < top < bottom else match[0]
 
@@ -124,7 +126,8 @@ def _fraction(match: re.Match) -> str:
 SIGNS = "|".join(sorted(map(re.escape, CURRENCIES), key=len, reverse=True))
 UNIT = "|".join(sorted((re.escape(unit) for unit in UNITS), key=len, reverse=True))
 RULES: list[Rule] = [
-    (r"(?<![A-Za-z0-9.,/])[¼-¾⅐-⅞]", lambda m: unicodedata.normalize("NFKC", m[0]).replace("⁄", "/")),
+    (rf"(?<![A-Za-z0-9０-９.,/])({DIGIT}*)([¼-¾⅐-⅞])",
+     lambda m: f"{m[1]}{m[1] and '又'}{unicodedata.normalize('NFKC', m[2])}".replace("⁄", "/")),
     (rf"{START}(?P<year>{DIGIT}{{4}})[-/](?P<month>0?[1-9]|1[0-2])[-/](?P<day>[12][0-9]|3[01]|0?[1-9]){END}", _date),
     (rf"{START}(?P<year>(?:19|20)[0-9]{{2}})\.(?P<month>0?[1-9]|1[0-2])\.(?P<day>[12][0-9]|3[01]|0?[1-9]){END}",
      _date),

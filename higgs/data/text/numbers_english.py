@@ -118,8 +118,8 @@ def _money(match: re.Match) -> str:
     whole, _, decimals = digits.partition(".")
     if not (len(decimals) == 2 and small_one):
         return f"{minus}{number(digits)} {one if digits == '1' else many}{per}"
-    large, small = int(whole.replace(",", "") or "0"), int(decimals)
-    parts = [f"{number(whole)} {one if large == 1 else many}"] if large or not small else []
+    large, small = whole.replace(",", "").lstrip("0"), int(decimals)
+    parts = [f"{number(whole or '0')} {one if large == '1' else many}"] if large or not small else []
     parts += [f"{_integer(small)} {small_one if small == 1 else small_many}"] if small else []
     return minus + " and ".join(parts) + per
 
@@ -148,18 +148,28 @@ def _decade(match: re.Match) -> str:
 
 
 def _fraction(match: re.Match) -> str:
+    if max(len(match["top"]), len(match["bottom"])) > 15:
+        return match[0]
     top, bottom = int(match["top"]), int(match["bottom"])
     if not (0 < top < bottom and bottom in (*range(2, 11), 12, 16)):
-        pair = not match["whole"] and max(len(match["top"]), len(match["bottom"])) <= 2
+        pair = not match["whole"] and not match["minus"] and max(len(match["top"]), len(match["bottom"])) <= 2
         return f"{number(match['top'])} {number(match['bottom'])}" if pair else match[0]  # "24/7"
     part = {2: "half", 4: "quarter"}.get(bottom) or _integer(bottom, "ordinal")
     part = part if top == 1 else f"{part}s" if bottom > 2 else "halves"
     whole = f"{number(match['whole'])} and " if match["whole"] else ""
-    return f"{whole}{'a' if whole and top == 1 else _integer(top)} {part}"
+    return f"{'minus ' if match['minus'] else ''}{whole}{'a' if whole and top == 1 else _integer(top)} {part}"
+
+
+def _over(match: re.Match) -> str:
+    """ "120/80" -> "over"; "1/2/3" -> "slash". A slash between words would be an "or"."""
+    numbers = [number(digits) for digits in match["numbers"].split("/")]
+    return ("minus " if match["minus"] else "") + (" over " if len(numbers) == 2 else " slash ").join(numbers)
 
 
 def _nth(match: re.Match) -> str:
     whole, _, decimals = match["number"].replace(",", "").partition(".")
+    if not decimals and len(whole) > 15:
+        return f"{spell_digits(whole[:-1])} {_integer(int(whole[-1]), 'ordinal')}"
     if not decimals:
         return _integer(int(whole), "ordinal")
     return f"{number(f'{whole}.{decimals[:-1]}') if decimals[1:] else f'{number(whole)} point'} " + _integer(
@@ -288,10 +298,12 @@ RULES: list[Rule] = [
      or f" to the power of {m['power']}"),
     (r"(?<![\w.,])['’]?(?P<decade>(?:1[1-9]|20)[0-9]0|(?<=['’])[2-9]0)'?s\b", _decade),
     (r"(?<=\b(?i:his|her|mid|the)[ -])(?P<decade>[2-9]0)s\b", _decade),
-    (rf"(?<![\w.,:$])(?P<number>{NUMBER})(?:st|nd|rd|th|ST|ND|RD|TH)\b", _nth),
+    (rf"(?<![\w.,:$])(?:(?P<top>[0-9]+)/)?(?P<number>{NUMBER})(?:st|nd|rd|th|ST|ND|RD|TH)\b",
+     lambda m: (f"{number(m['top'])} " if m["top"] else "") + _nth(m)),
     (rf"(?:#|\b[Nn]o(?P<many>s?)\. ?)(?P<number>{NUMBER}){END}",
      lambda m: f"number{m['many'] or ''} {number(m['number'])}"),
-    (rf"{START}(?:(?P<whole>[0-9]+) )?(?P<top>[0-9]+)/(?P<bottom>[0-9]+){END}", _fraction),
+    (rf"{START}(?P<minus>[-−]?)(?:(?P<whole>[0-9]+) )?(?P<top>[0-9]+)/(?P<bottom>[0-9]+){END}", _fraction),
+    (rf"{START}(?P<minus>[-−]?)(?P<numbers>{NUMBER}(?:/{NUMBER})++){END}", _over),
     (r"(?<!\S)['’](?P<last>[0-9]{2})(?![\w'’]|[^'’]*['’](?!\w))",  # no quotation
      lambda m: "oh " * (m["last"][0] == "0") + _integer(int(m["last"]))),
     (rf"(?:(?<!\w)(?P<before>(?:{BEFORE_YEAR}) |[Mm]id-|[Yy]ear was )|"

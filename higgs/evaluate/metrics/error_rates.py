@@ -96,7 +96,8 @@ def normalize(text: str, language: str = "en", capitals: bool = False) -> str:
 
 
 def _errors(process: Callable[..., Any], reference: str, hypothesis: str, language: str, spaced: bool) -> ErrorCounts:
-    capitals = reference.isupper() or hypothesis.isupper()
+    # One word of capitals, as "I" or "OK.", says nothing of how a recogniser writes.
+    capitals = reference.isupper() or (hypothesis.isupper() and len(hypothesis.split()) > 1)
     pair = [normalize(text, language, capitals) for text in (reference, hypothesis)]
     if not pair[0]:
         raise ValueError(f"the reference {reference!r} holds no words after normalisation ({language})")

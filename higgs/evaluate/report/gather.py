@@ -147,7 +147,8 @@ def chunked_samples(results: Results, form: str) -> list[ChunkedSample]:
         by_turns = bool(chunks) and all(len(chunk["speaker"].split()) == 1 for chunk in chunks)
         if row["form"] != form or path is None or (form == DIALOGUE and not by_turns):
             continue
-        names, turns = dict(enumerate(row["voice"].split())), []
+        names = dict(enumerate(row["voice"].split() if form == DIALOGUE else [row["voice"]]))
+        turns = []
         for chunk in chunks:
             speaker = names.get(number := int(chunk["speaker"] or 0), f"SPEAKER{number}")
             turns.append(Turn(speaker, SPEAKER_TAG.sub("", chunk["text"]).strip(), chunk["start"], chunk["end"]))
