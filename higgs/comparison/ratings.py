@@ -178,7 +178,8 @@ def preference_row(answers: Mapping[str, Mapping[str, int]], letter: str = "B") 
     share, low, high = (200 * value - 100 for value in rate_interval(shares, [len(values) for values in signs]))
     sums = [sum(values) for values in signs]
     row: Row = {
-        "metric": "preference", "title": "listeners' preference, % of texts", "better": "higher", "n": len(texts),
+        "metric": "preference", "title": "listeners' preference, % of texts", "better": "higher",
+        "n": len(texts), "texts": len(texts), "unit": "texts",
         "a": 50 - share / 2, "b": 50 + share / 2, "difference": share, "low": low, "high": high,
         "p": sign_flip_p(sums), "smallest_p": 2 / 2 ** len(texts), "letter": letter,
         "standard_error": 200 * float(np.std(shares, ddof=1)) / len(texts) ** 0.5 if len(texts) > 1 else 0.0,
@@ -228,6 +229,8 @@ def score_row(
     found = paired_difference(*sides, settings=settings)
     row: Row = {"metric": "score", "title": "listeners' score (0 to 100)", "better": "higher", "n": found.n}
     row |= {
+        "texts": found.n,
+        "unit": "texts",
         "a": float(np.mean(sides[0])),
         "b": float(np.mean(sides[1])),
         "difference": found.estimate,
