@@ -22,7 +22,13 @@ from higgs.comparison.ratings import preference_row, rated
 from higgs.comparison.runs import Run, find_run, folder_md5
 from higgs.comparison.tables import cells, found_from, power, verdict, what_differs
 from higgs.data.loudness import speech_level
-from higgs.evaluate.statistics.intervals import Resampling, detectable_difference, permutation_p, smallest_p
+from higgs.evaluate.statistics.intervals import (
+    Resampling,
+    detectable_difference,
+    permutation_p,
+    smallest_p,
+    wilson_interval,
+)
 from higgs.evaluate.statistics.paired_runs import decide
 from higgs.workflow.tables import write_rows
 
@@ -98,6 +104,14 @@ def test_the_detectable_difference_is_found_in_80_percent_of_cases(n, tests, ske
     ones = np.ones((trials, n))
     p = permutation_p(np.stack([ones, ones, 1 + true + noise, ones]), settings)
     assert np.mean(p <= 0.05 / tests) == pytest.approx(0.8, abs=0.1 if skewed else 0.06)
+
+
+@pytest.mark.parametrize("listeners", [1, 3, 30])
+def test_more_listeners_of_the_same_texts_are_not_more_texts(listeners):
+    for score, apart in ((2, wilson_interval(6, 6)), (0, wilson_interval(3, 6))):
+        row, _ = preference_row({str(name): {str(text): score for text in range(6)} for name in range(listeners)})
+        expected = [200 * value - 100 for value in apart]
+        assert [row["difference"], row["low"], row["high"]] == pytest.approx(expected)
 
 
 def metric_row(metric: str, n: int, p: float = 0.5, error: float = 1.0, **more):

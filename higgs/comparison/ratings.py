@@ -169,13 +169,14 @@ def _oriented(listeners: Mapping[str, Answers], key: Key, first: int) -> dict[st
 def preference_row(answers: Mapping[str, Mapping[str, int]], letter: str = "B") -> tuple[Row, list[str]]:
     """Listener -> trial -> -2 to 2 for B -> the row, with the exact p over texts, and notes.
 
-    `a` and `b` are the shares of texts in percent, ties half each, a text counting once whoever rated it.
+    `a` and `b` are the shares of texts in percent, ties half each, a text counting once whoever rated it; so it does in
+    the interval, Wilson's, because listeners of one text agree more than texts do.
     """
     texts = list(dict.fromkeys(trial for own in answers.values() for trial in own))
     by_text = [[own[text] for own in answers.values() if text in own] for text in texts]
     signs = [[int(np.sign(value)) for value in values] for values in by_text]
     shares = [(sum(values) / len(values) + 1) / 2 for values in signs]
-    share, low, high = (200 * value - 100 for value in rate_interval(shares, [len(values) for values in signs]))
+    share, low, high = (200 * value - 100 for value in rate_interval(shares, [1] * len(texts)))
     sums = [sum(values) for values in signs]
     row: Row = {
         "metric": "preference", "title": "listeners' preference, % of texts", "better": "higher",
