@@ -342,6 +342,14 @@ def test_clusters_are_not_counted_as_texts_and_one_of_them_is_refused(two, tmp_p
     assert ">2 of 6<" in page and "bootstrapped over voices" in page and page.count("<td>best</td>") == 2
 
 
+def test_without_a_recogniser_no_word_is_struck_out(two):
+    for run, heard in zip(two, (None, ""), strict=True):
+        write_rows(run.folder / "utterances.parquet", [row | {"heard": heard} for row in run.rows()])
+    page = compare_page.to_page(compare_runs(two, Choice(settings=Resampling(200))))
+    assert page.count("<del>") == len(TEXTS) and "<p>One red apple.</p>" in page
+    assert "<p>He said: &lt;script&gt;alert(1)&lt;/script&gt; &amp; left.</p>" in page
+
+
 def test_the_sample_that_changed_most_is_shown_first():
     a = [record("generated", "t", seed, "", wer_percent=0.0) for seed in (0, 1, 2)]
     b = [record("generated", "t", seed, "", wer_percent=w) for seed, w in ((0, 0.0), (1, 50.0), (2, 25.0))]

@@ -164,7 +164,9 @@ def _text(number: int, change: float, rows: Sequence[Row], letters: str) -> str:
         numbers = {"similarity": row["similarity"], "quality": row["mos_overall"]}
         shown += [f"{name} {value:.2f}" for name, value in numbers.items() if value is not None]
         shown += [row["status"]] * (row["status"] != OK) + [row["note"]] * bool(row["note"])
-        words = transcript_diff(row["text"], row["heard"], row["language"])._repr_html_()
+        words = escape(row["text"])  # None is no recogniser, which is not to have heard nothing
+        if row["heard"] is not None:
+            words = transcript_diff(row["text"], row["heard"], row["language"]).data
         sides.append(
             f'<div class="side" data-side="{side}"><button class="play" data-side="{side}">▶ {letters[side]}</button> '
             f'<small>{escape(", ".join(shown))}</small><p>{words}</p><div class="sketch"><canvas role="img" '

@@ -62,8 +62,8 @@ def power(rows: Sequence[Row]) -> list[str]:
         unit = UNITS.get(kind_of(first["metric"]), "")
         lines.append(
             f"{first['title']}: a true difference of {first['detectable']:.{digits_of(first)}f} {unit}".rstrip()
-            + f" would be found in 80 % of cases with {first['n']} {first['unit']} (run {first['letter']} against A). The "
-            'column "found from" has this for every metric; a smaller one may be there and stay unseen.'
+            + f" would be found in 80 % of cases with {first['n']} {first['unit']} (run {first['letter']} against A). "
+            'The column "found from" has this for every metric; a smaller one may be there and stay unseen.'
         )
     return lines
 
