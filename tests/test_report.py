@@ -204,6 +204,10 @@ def test_what_is_shown(results, rows, tmp_path):
     closing = report.metrics(results, summary, origin)
     assert closing["recordings_wer_percent"] == 0 and closing["codec_mel_db"] == 1
     assert closing["generated_n"] == 6 and closing["provenance"]["data"] == "d"
+    unknown = {"language": "es", "clips": 1, "mel_db": 4.0, "stft": None, "si_sdr_db": None}
+    results.tokenized["languages"].append(unknown)
+    closing = report.metrics(results, summary, origin)
+    assert (closing["codec_mel_db"], closing["codec_stft"]) == ((3 * 1 + 4) / 4, 2)
     distances, usage = report.codec_tables(results)
     assert [(d["clips"], d["mel_db"], d["stoi"]) for d in distances] == [(2, 3.0, 0.5), (1, 1.0, 1.0)]
     assert usage == [{"codebook": 0, "perplexity": 3.0}]
@@ -299,8 +303,8 @@ def test_json_in_a_page_is_neither_markup_nor_a_line_break(text):
     assert not set("<>&\u2028\u2029") & set(inside)
 
 
-def estimate(name, wer, similarity=(0.7, 0.6, 0.8), mos=None, scripts=20) -> dict:
-    row = {"group": name, "scripts": scripts}
+def estimate(name, wer, similarity=(0.7, 0.6, 0.8), mos=None) -> dict:
+    row = {"group": name, "scripts": 20}
     for metric, values in (("wer_percent", wer), ("similarity", similarity), ("mos_overall", mos)):
         row |= dict(zip((metric, f"{metric}_low", f"{metric}_high"), values or (None,) * 3, strict=True))
     return row | {"similarity_to_others": 0.5, "similarity_to_others_low": 0.4, "similarity_to_others_high": 0.6}
