@@ -75,7 +75,8 @@ def _score(title: str, found: Mapping[str, Any]) -> str:
     row = next(row for row in found["summary"] if row["group"] == MODEL)
     if row["wer_percent"] is None:
         return ""
-    interval = f"{row['wer_percent_low']:.1f} to {row['wer_percent_high']:.1f}"
+    low, high = row["wer_percent_low"], row["wer_percent_high"]
+    interval = "one text" if low is None else f"{low:.1f} to {high:.1f}"
     judge = found["judges"]["recogniser"]
     return f" {title}: {row['n']}, with a word error rate of {row['wer_percent']:.1f} % ({interval}) by {judge}."
 
@@ -121,7 +122,8 @@ def _spoken(found: Mapping[str, Any]) -> str:
 def _interval(row: Row, name: str) -> str | None:
     if row[name] is None:
         return None
-    return f"{row[name]:.2f} ({row[f'{name}_low']:.2f} to {row[f'{name}_high']:.2f})"
+    low, high = row[f"{name}_low"], row[f"{name}_high"]
+    return f"{row[name]:.2f} ({'one text' if low is None else f'{low:.2f} to {high:.2f}'})"
 
 
 class _Player:

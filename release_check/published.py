@@ -67,8 +67,10 @@ def compare(found: Mapping[str, Any] | None) -> list[dict[str, Any]]:
 def _verdict(entry: Published, summary: Mapping[str, Any] | None, judge: str | None) -> tuple[str, str]:
     """-> our figure with its interval, and what it says."""
     values: Sequence[float | None] = [summary and summary[f"{entry.metric}{end}"] for end in ("", "_low", "_high")]
-    if None in values or not summary:
+    if values[0] is None or not summary:
         return "–", "not measured"
+    if None in values:
+        return f"{entry.scale * values[0]:.1f} (one text)", "too few to compare"
     value, low, high = (entry.scale * number for number in values)
     shown = f"{value:.1f} ({low:.1f} to {high:.1f}, {summary['n']} texts)"
     if judge != entry.judge:

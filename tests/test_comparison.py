@@ -22,8 +22,15 @@ from higgs.comparison.ratings import preference_row, rated
 from higgs.comparison.runs import Run, find_run, folder_md5
 from higgs.comparison.tables import cells, found_from, power, verdict, what_differs
 from higgs.data.loudness import speech_level
-from higgs.evaluate.statistics.intervals import Resampling, detectable_difference, permutation_p, smallest_p
+from higgs.evaluate.statistics.intervals import (
+    Resampling,
+    detectable_difference,
+    permutation_p,
+    smallest_p,
+    wilson_interval,
+)
 from higgs.evaluate.statistics.paired_runs import decide
+from higgs.workflow.tables import write_rows
 
 # ---- statistics
 
@@ -99,8 +106,25 @@ def test_the_detectable_difference_is_found_in_80_percent_of_cases(n, tests, ske
     assert np.mean(p <= 0.05 / tests) == pytest.approx(0.8, abs=0.1 if skewed else 0.06)
 
 
+@pytest.mark.parametrize("listeners", [1, 3, 30])
+def test_more_listeners_of_the_same_texts_are_not_more_texts(listeners):
+    for score, apart in ((2, wilson_interval(6, 6)), (0, wilson_interval(3, 6))):
+        row, _ = preference_row({str(name): {str(text): score for text in range(6)} for name in range(listeners)})
+        expected = [200 * value - 100 for value in apart]
+        assert [row["difference"], row["low"], row["high"]] == pytest.approx(expected)
+
+
 def metric_row(metric: str, n: int, p: float = 0.5, error: float = 1.0, **more):
-    row = {"metric": metric, "title": metric, "better": "lower", "n": n, "a": 1.0, "b": 2.0, "difference": 1.0}
+    row = {
+        "metric": metric,
+        "title": metric,
+        "better": "lower",
+        "n": n,
+        "unit": "texts",
+        "a": 1.0,
+        "b": 2.0,
+        "difference": 1.0,
+    }
     return row | {"low": 0.5, "high": 1.5, "p": p, "standard_error": error, "changed": n, "letter": "B"} | more
 
 
@@ -307,6 +331,35 @@ def test_three_runs_are_ranked_and_each_stands_against_the_first(two, tmp_path):
     assert order == [0, 1, 2, 3]
     page = compare_page.to_page(findings)
     assert "not told apart from the best" in page and 'class="scatter"' in page and page.count("<tr data-row") == 6
+
+
+def test_clusters_are_not_counted_as_texts_and_one_of_them_is_refused(two, tmp_path):
+    runs = [*two, find_run(str(make_run(tmp_path / "third", (1500, 1800), errors=[4] * 6)), tmp_path)]
+    voices = Choice(cluster="voice", settings=Resampling(200))
+    for some in (two, runs):
+        with pytest.raises(ValueError, match="no metric has values in 2 voices of both .*: at least 2 are needed"):
+            compare_runs(some, voices)
+    for run in runs:
+        rows = [row | {"voice": "ben"} if row["script"] in ("t1", "t3") else row for row in run.rows()]
+        for row in rows:
+            row["similarity"] = None if row["voice"] == "ben" else row["similarity"]
+        write_rows(run.folder / "utterances.parquet", rows)
+    findings = compare_runs(runs, voices)
+    wer = findings.rows[0]
+    assert (wer["n"], wer["unit"], wer["changed"], wer["texts"]) == (2, "voices", 2, 6)
+    assert power(findings.rows)[0].startswith("With 2 voices nothing can be found in every metric")
+    # Of one voice the similarity has no test, and so no ranking in which all would be the best.
+    assert [metric.name for metric in findings.rankings] == ["wer_percent", "mos_overall"]
+    page = compare_page.to_page(findings)
+    assert ">2 of 6<" in page and "bootstrapped over voices" in page and page.count("<td>best</td>") == 2
+
+
+def test_without_a_recogniser_no_word_is_struck_out(two):
+    for run, heard in zip(two, (None, ""), strict=True):
+        write_rows(run.folder / "utterances.parquet", [row | {"heard": heard} for row in run.rows()])
+    page = compare_page.to_page(compare_runs(two, Choice(settings=Resampling(200))))
+    assert page.count("<del>") == len(TEXTS) and "<p>One red apple.</p>" in page
+    assert "<p>He said: &lt;script&gt;alert(1)&lt;/script&gt; &amp; left.</p>" in page
 
 
 def test_the_sample_that_changed_most_is_shown_first():

@@ -123,6 +123,7 @@ def recording(tmp_path) -> dict:
         ({"txt": "Hi."}, "line 1: unknown key 'txt' .*did you mean 'text'"),
         ({"path": "recordings/b.flac"}, r"line 1: .*b.flac does not exist"),
         ({"sha256": "0" * 64}, r"line 1: .*a.flac is not the file"),
+        ({"language": "pt-BR"}, r"line 1.language: .*'pt-BR'"),
     ],
 )
 def test_recordings_that_are_refused(recording, tmp_path, change, message):
@@ -131,6 +132,16 @@ def test_recordings_that_are_refused(recording, tmp_path, change, message):
     path.write_text(json.dumps(row))
     with pytest.raises(ValueError, match=message):
         read_recordings(path)
+
+
+def test_a_language_of_a_test_set_is_a_code_as_everywhere(recording, tmp_path):
+    path, digest = tmp_path / "recordings" / "set.jsonl", recording["sha256"]
+    own = {"reference": recording["path"], "reference_text": "Hi.", "reference_sha256": digest}
+    path.write_text(json.dumps(recording | own))
+    assert read_scripts(path, tmp_path)[0].language == "en"
+    path.write_text(json.dumps(recording | own | {"language": "zh-CN"}))
+    with pytest.raises(ValueError, match=r"line 1: a record of a test set.language: .*'zh-CN'"):
+        read_scripts(path, tmp_path)
 
 
 def test_recordings_are_named_once(recording, tmp_path):

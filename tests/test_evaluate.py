@@ -135,10 +135,28 @@ def test_what_each_further_codebook_adds(tmp_path):
     assert rows[-1] == {"codebooks": 8} | compare(trip.recorded, decoded, RATE)
     unknown = {"codebooks": 8, "stoi": None}
     assert mean_of([*rows, unknown], "stoi", codebooks=8) == rows[-1]["stoi"]
-    with pytest.raises(ValueError, match="stoi"):
-        mean_of([unknown], "stoi", codebooks=8)
+    assert mean_of([unknown], "stoi", codebooks=8) is None
     with pytest.raises(ValueError, match="9"):
         counts_to_decode([9], 8)
+
+
+@pytest.mark.parametrize(
+    ("waveform", "undefined"),
+    [
+        (torch.zeros(RATE), {"si_sdr_db", "stoi"}), (torch.full((RATE,), 0.1), {"si_sdr_db", "stoi"}),
+        (0.1 * noise(1500).float(), {"mel_db", "stft", "stoi"}), (0.1 * noise(RATE).float(), set()),
+    ],
+)  # fmt: skip
+def test_a_clip_without_a_distance_takes_no_other_along(tmp_path, waveform, undefined):
+    path = tmp_path / "clip.wav"
+    save_audio(path, waveform, RATE)
+    (distances,) = round_trips(Bits, [8], True)((path, None)).distances
+    assert {name for name, value in distances.items() if value is None} == undefined
+    assert mean_of([distances, {"codebooks": 8, "stft": 3.0}], "stft", codebooks=8) is not None
+    with pytest.raises(ValueError, match="no row has"):
+        mean_of([distances], "stft", codebooks=7)
+    with pytest.raises(ValueError, match="lengths must be equal"):
+        compare(waveform, waveform[:-1], RATE)
 
 
 # ---- text

@@ -261,7 +261,8 @@ def test_summary_has_both_scorings_with_intervals():
     samples = summarise(rows_of([0] * 20, seeds=3), 500, 0)[0]
     assert samples["above_50_percent_high"] == pytest.approx(6.02, abs=0.01)  # 0 of 60 samples
     assert (samples["n"], samples["scripts"], samples["seeds"]) == (60, 20, "0, 1, 2")
-    assert summarise(rows_of([1]), 500, 0)[0]["wer_percent_high"] == 10  # one text has no interval
+    alone = summarise(rows_of([1]), 500, 0)[0]
+    assert (alone["wer_percent"], alone["wer_percent_low"], alone["wer_percent_high"]) == (10, None, None)
 
 
 def test_a_text_counts_once_however_many_samples_it_has():
@@ -309,6 +310,9 @@ def test_texts_by_length_and_speaking_rates():
     assert [length_class({"words": n}) for n in (None, 5, 6, 12, 13)] == classes
     clips = [("ab cd", "en", 1.0), ("abcde", "en", 2.0), ("你好", "zh", 1.0)]
     assert speaking_rates(clips) == {"en": 0.3, "zh": 0.5}
+    # One that no rate counts takes the others not along, and a language with nothing else has no rate.
+    faulty = [("(laughter)", "en", 1.0), ("...", "es", 1.0), ("hola", "es", 0.0), ("привет", "en", 9.0)]
+    assert speaking_rates(clips + faulty) == {"en": 0.3, "zh": 0.5}
 
 
 # ---- files
@@ -476,6 +480,7 @@ def test_long_speech_is_judged_by_segments():
     assert 0.05 < rows[0]["silence_share"] < 0.15
     with pytest.raises(ValueError, match="no words"):
         judge_long(metric_models, sample([], "..."), waveform, RATE, {})
+    assert sample([], "...").judge(Evaluator(metric_models)) == []  # the table of utterances says why
 
 
 def test_a_cut_clicks_and_speech_does_not():

@@ -208,6 +208,10 @@ def test_what_is_shown(results, rows, tmp_path):
     closing = report.metrics(results, summary, origin)
     assert closing["recordings_wer_percent"] == 0 and closing["codec_mel_db"] == 1
     assert closing["generated_n"] == 6 and closing["provenance"]["data"] == "d"
+    unknown = {"language": "es", "clips": 1, "mel_db": 4.0, "stft": None, "si_sdr_db": None}
+    results.tokenized["languages"].append(unknown)
+    closing = report.metrics(results, summary, origin)
+    assert (closing["codec_mel_db"], closing["codec_stft"]) == ((3 * 1 + 4) / 4, 2)
     distances, usage = report.codec_tables(results)
     assert [(d["clips"], d["mel_db"], d["stoi"]) for d in distances] == [(2, 3.0, 0.5), (1, 1.0, 1.0)]
     assert usage == [{"codebook": 0, "perplexity": 3.0}]
@@ -225,7 +229,7 @@ def test_what_is_shown(results, rows, tmp_path):
     [
         ("the dog sat down", "the <del>cat</del> <ins>dog</ins> sat <ins>down</ins>"),
         ("the sat", "the <del>cat</del> sat"),
-        (None, "<del>the cat sat</del>"),
+        ("", "<del>the cat sat</del>"),
     ],
 )
 def test_transcript_diff(hypothesis, shown):
@@ -303,8 +307,8 @@ def test_json_in_a_page_is_neither_markup_nor_a_line_break(text):
     assert not set("<>&\u2028\u2029") & set(inside)
 
 
-def estimate(name, wer, similarity=(0.7, 0.6, 0.8), mos=None, scripts=20) -> dict:
-    row = {"group": name, "scripts": scripts}
+def estimate(name, wer, similarity=(0.7, 0.6, 0.8), mos=None) -> dict:
+    row = {"group": name, "scripts": 20}
     for metric, values in (("wer_percent", wer), ("similarity", similarity), ("mos_overall", mos)):
         row |= dict(zip((metric, f"{metric}_low", f"{metric}_high"), values or (None,) * 3, strict=True))
     return row | {"similarity_to_others": 0.5, "similarity_to_others_low": 0.4, "similarity_to_others_high": 0.6}
@@ -347,7 +351,40 @@ def test_the_answer_without_judges_of_voices_and_of_quality():
     assert text.count("Not judged") == 2 and "5.0 %" in text
     text = answer([row], {}, {"recogniser": "Ear", "speaker": "Pitch", "naturalness": "Taste"}).data
     assert "no utterance has a recording of the voice" in text and "Taste gave no number" in text
-    assert "(one text)" in answer([estimate(GENERATED, GOOD, scripts=1)], {}, {}).data
+
+
+ONE = (0.0, None, None)
+
+
+@pytest.mark.parametrize(
+    ("ours", "anchors", "expected"),
+    [
+        (ONE, {RECORDED: GOOD}, "One text is too few to compare with others: 0.0 % (one text)"),
+        (ONE, {}, "There are no recordings to compare with: 0.0 % (one text)"),
+        (GOOD, {RECORDED: ONE}, "One text is too few to compare with others: 5.0 % (4.0 to 6.0)"),
+        (GOOD, {RECORDED: ONE, RECONSTRUCTED: BAD}, "Better than recordings through the codec: 5.0 %"),
+    ],
+)
+def test_one_text_is_neither_better_nor_worse(ours, anchors, expected):
+    summary = [estimate(name, wer) for name, wer in (anchors | {GENERATED: ours}).items()]
+    assert expected in answer(summary, {}, {"naturalness": "Taste"}).data
+
+
+def test_a_metric_of_one_text_has_no_interval(rows):
+    """Also where the others have more: one text of many has its quality predicted."""
+    told = {"recogniser": "Ear", "speaker": "Pitch", "naturalness": "Taste"}
+    scored = [row | {"mos_overall": None if row["script"] != "a" else 3.0} for row in rows]
+    summary = summarise(scored, 200, 0)
+    ours = next(row for row in summary if row["group"] == GENERATED)
+    assert ours["wer_percent_low"] is not None and (ours["mos_overall"], ours["mos_overall_low"]) == (3.0, None)
+    text = answer(summary, {}, told).data
+    assert "predicted quality is 3.00 of 5 (one text)" in text and "3.00 to 3.00" not in text
+    assert "3.00 (one text)" in str(report.by_group(summary, told))
+    drawn = by_voice(
+        [estimate("ada", ONE), estimate("ben", BAD)], [estimate(RECORDED, GOOD)], FromBest("ben", {}, False)
+    )
+    assert "0.0 (one text)" in drawn.data and drawn.data.index("ben") < drawn.data.index("ada")
+    assert drawn.data.count('class="interval"') == 2 and drawn.data.count('class="estimate"') == 3
 
 
 @pytest.mark.parametrize(

@@ -70,7 +70,8 @@ def rank(
 ) -> dict[Metric, list[Row]]:
     """Metric -> its runs from the best down, over the texts that all have: place, estimate with interval, verdict.
 
-    Holm's correction is over all pairs of runs, so that it holds whichever turns out to be the best.
+    Holm's correction is over all pairs of runs, so that it holds whichever turns out to be the best. Intervals are over
+    texts, p is over clusters. A metric is left out where two runs cannot be tested, or the judges differ.
     """
     shared = shared_scripts(tables, [], ascii_uppercase[: len(tables)])
     clusters = {row["script"]: row[choice.cluster] for row in tables[0] if row["script"] in shared}
@@ -86,6 +87,8 @@ def rank(
             for a, b in pairs
             if (row := compare_metric(metric, (tables[a], tables[b]), clusters, choice.settings))
         }
+        if len(found) < len(pairs):  # without a test nobody is the best
+            continue
         adjusted = holm(found)
         sign = 1 if metric.better == "lower" else -1
         order = sorted(range(len(tables)), key=lambda run: (sign * estimates[run].estimate, run))

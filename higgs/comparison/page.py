@@ -54,14 +54,14 @@ def to_page(findings: Findings) -> str:
 
 
 def _numbers(findings: Findings, samples: Sequence[tuple[float, list[Row]]]) -> list[str]:
-    names = zip(findings.letters, findings.runs, strict=True)
+    names, unit = zip(findings.letters, findings.runs, strict=True), findings.rows[-1]["unit"]
     legend = "; ".join(f"<b>{letter}</b> {escape(run.name)}" for letter, run in names)
     parts = [
         f"<p>{legend}</p><p><b>{escape(verdict(findings.rows))}</b></p>",
         *(f"<p>{escape(line)}</p>" for line in power(findings.rows)),
         '<p><a href="#texts">To the texts and their sound</a></p><h2>Differences</h2>',
         "<p>All runs spoke the same texts, so they are paired text by text with the first, A: the interval of a "
-        "difference is bootstrapped over texts, p is that of a permutation test. Texts: in how many the metric "
+        f"difference is bootstrapped over {unit}, p is that of a permutation test. Texts: in how many the metric "
         "differs, of how many.</p>",
         _metrics(findings),
         *(f"<p>{escape(note)}</p>" for note in findings.notes),
@@ -86,7 +86,7 @@ def _metrics(findings: Findings) -> str:
         for row in group:
             title, a, b, change, p, p_holm, least, decision = cells(row)
             run = f" <b>{row['letter']}</b>" if several else ""
-            words = [a, b, change, p, p_holm, least, f"{row['changed']} of {row['n']}"]
+            words = [a, b, change, p, p_holm, least, f"{row['changed']} of {row['texts']}"]
             values = [escape(word) for word in words]
             values.insert(3, difference_bar(row, limit))
             body = "".join(
@@ -101,7 +101,8 @@ def _metrics(findings: Findings) -> str:
 
 def _rankings(findings: Findings) -> list[str]:
     parts = [
-        "<h2>Ranking</h2><p>Over the texts that all runs have. Holm's correction is over all pairs of runs of a "
+        "<h2>Ranking</h2><p>Over the texts that all runs have. Intervals are over texts, p is over "
+        f"{findings.rows[-1]['unit']}. Holm's correction is over all pairs of runs of a "
         "metric; a run that is not told apart from the best is marked.</p>"
     ]
     for metric, rows in findings.rankings.items():
@@ -163,7 +164,9 @@ def _text(number: int, change: float, rows: Sequence[Row], letters: str) -> str:
         numbers = {"similarity": row["similarity"], "quality": row["mos_overall"]}
         shown += [f"{name} {value:.2f}" for name, value in numbers.items() if value is not None]
         shown += [row["status"]] * (row["status"] != OK) + [row["note"]] * bool(row["note"])
-        words = transcript_diff(row["text"], row["heard"], row["language"])._repr_html_()
+        words = escape(row["text"])  # None is no recogniser, which is not to have heard nothing
+        if row["heard"] is not None:
+            words = transcript_diff(row["text"], row["heard"], row["language"]).data
         sides.append(
             f'<div class="side" data-side="{side}"><button class="play" data-side="{side}">▶ {letters[side]}</button> '
             f'<small>{escape(", ".join(shown))}</small><p>{words}</p><div class="sketch"><canvas role="img" '

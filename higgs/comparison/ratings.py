@@ -169,16 +169,18 @@ def _oriented(listeners: Mapping[str, Answers], key: Key, first: int) -> dict[st
 def preference_row(answers: Mapping[str, Mapping[str, int]], letter: str = "B") -> tuple[Row, list[str]]:
     """Listener -> trial -> -2 to 2 for B -> the row, with the exact p over texts, and notes.
 
-    `a` and `b` are the shares of texts in percent, ties half each, a text counting once whoever rated it.
+    `a` and `b` are the shares of texts in percent, ties half each, a text counting once whoever rated it; so it does in
+    the interval, Wilson's, because listeners of one text agree more than texts do.
     """
     texts = list(dict.fromkeys(trial for own in answers.values() for trial in own))
     by_text = [[own[text] for own in answers.values() if text in own] for text in texts]
     signs = [[int(np.sign(value)) for value in values] for values in by_text]
     shares = [(sum(values) / len(values) + 1) / 2 for values in signs]
-    share, low, high = (200 * value - 100 for value in rate_interval(shares, [len(values) for values in signs]))
+    share, low, high = (200 * value - 100 for value in rate_interval(shares, [1] * len(texts)))
     sums = [sum(values) for values in signs]
     row: Row = {
-        "metric": "preference", "title": "listeners' preference, % of texts", "better": "higher", "n": len(texts),
+        "metric": "preference", "title": "listeners' preference, % of texts", "better": "higher",
+        "n": len(texts), "texts": len(texts), "unit": "texts",
         "a": 50 - share / 2, "b": 50 + share / 2, "difference": share, "low": low, "high": high,
         "p": sign_flip_p(sums), "smallest_p": 2 / 2 ** len(texts), "letter": letter,
         "standard_error": 200 * float(np.std(shares, ddof=1)) / len(texts) ** 0.5 if len(texts) > 1 else 0.0,
@@ -228,6 +230,8 @@ def score_row(
     found = paired_difference(*sides, settings=settings)
     row: Row = {"metric": "score", "title": "listeners' score (0 to 100)", "better": "higher", "n": found.n}
     row |= {
+        "texts": found.n,
+        "unit": "texts",
         "a": float(np.mean(sides[0])),
         "b": float(np.mean(sides[1])),
         "difference": found.estimate,

@@ -1,12 +1,13 @@
 """A comparison in words: the cells of its table, what it found, and what it could have found."""
 
 from collections.abc import Mapping, Sequence
+from operator import itemgetter
 from typing import Any
 
 from higgs.comparison.figures import UNITS, kind_of
 from higgs.evaluate.statistics.paired_runs import ALPHA, EQUAL, UNDECIDED
 from higgs.validation import flat
-from higgs.workflow.tables import Row
+from higgs.workflow.tables import Row, grouped
 
 COLUMNS = ("metric", "A", "B", "B - A [95 % interval]", "p", "p, Holm", "found from", "verdict")
 NOTHING = "nothing"
@@ -46,15 +47,13 @@ def verdict(rows: Sequence[Row]) -> str:
 
 
 def power(rows: Sequence[Row]) -> list[str]:
-    """What these texts could show, in numbers."""
+    """What so many texts, or clusters of them, could show, in numbers."""
     lines, blind = [], [row for row in rows if row["smallest_p_holm"] > ALPHA]
-    for n in sorted({row["n"] for row in blind}):
-        least = min(row["smallest_p_holm"] for row in blind if row["n"] == n)
-        titles = (
-            "every metric" if len(blind) == len(rows) else f"{sum(row['n'] == n for row in blind)} of {len(rows)} tests"
-        )
+    for (n, unit), some in sorted(grouped(blind, itemgetter("n", "unit")).items()):
+        least = min(row["smallest_p_holm"] for row in some)
+        titles = "every metric" if len(some) == len(rows) else f"{len(some)} of {len(rows)} tests"
         lines.append(
-            f"With {n} texts nothing can be found in {titles}: after Holm's correction for {len(rows)} tests "
+            f"With {n} {unit} nothing can be found in {titles}: after Holm's correction for {len(rows)} tests "
             f"no p is below {least:.2g}, however large the difference."
         )
     known = [row for row in rows if row["detectable"] is not None]
@@ -63,8 +62,8 @@ def power(rows: Sequence[Row]) -> list[str]:
         unit = UNITS.get(kind_of(first["metric"]), "")
         lines.append(
             f"{first['title']}: a true difference of {first['detectable']:.{digits_of(first)}f} {unit}".rstrip()
-            + f" would be found in 80 % of cases with {first['n']} texts (run {first['letter']} against A). The column "
-            '"found from" has this for every metric; a smaller one may be there and stay unseen.'
+            + f" would be found in 80 % of cases with {first['n']} {first['unit']} (run {first['letter']} against A). "
+            'The column "found from" has this for every metric; a smaller one may be there and stay unseen.'
         )
     return lines
 

@@ -7,10 +7,12 @@ from pathlib import Path
 from typing import Annotated
 from urllib.parse import quote
 
-from pydantic import Strict
+from pydantic import Field, Strict
 
 from higgs.files import read_lines, sha256
 from higgs.validation import Record, parse_json, validate
+
+Language = Annotated[str, Field(pattern="^[a-z]{2,3}$")]  # ISO 639
 
 
 class Recording(Record):
@@ -19,7 +21,7 @@ class Recording(Record):
     id: str
     path: Annotated[Path, Strict(False)]
     text: str
-    language: str
+    language: Language
     speaker: str
     seconds: float
     sha256: str

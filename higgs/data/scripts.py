@@ -19,7 +19,7 @@ from typing import Annotated, Any
 from pydantic import AfterValidator, Field, Strict, model_validator
 
 from higgs.data.chatml import tagged
-from higgs.data.recordings import Recording, listed_file
+from higgs.data.recordings import Language, Recording, listed_file
 from higgs.data.speech import SpeechRequest, speech_request
 from higgs.data.text.chunks import ChunkOptions, speaker_turns
 from higgs.data.voices import NAME, Voice, find_voice, recording_of
@@ -42,7 +42,7 @@ Id = Annotated[str, Field(pattern=f"^{NAME.pattern}$")]
 class ScriptRecord(Record):
     id: Id
     form: str
-    language: Annotated[str, Field(pattern="^[a-z]{2,3}$")] = "en"
+    language: Language = "en"
     scene: str | None = None
     max_new_tokens: Positive | None = None
 

@@ -61,7 +61,9 @@ class ChunkedSample:
         return (self.path, *(path for _, path in self.voices))
 
     def judge(self, evaluator: Evaluator) -> list[Row]:
-        """A record for each turn of a dialogue, and for each segment of a long form."""
+        """A record for each turn of a dialogue, and for each segment of a long form; none of one that is not scored."""
+        if self.form != DIALOGUE and transcript_fault(self.text, self.language):
+            return []
         known = self.voices if evaluator.metric_models.speaker else ()
         voices = {name: evaluator.reference_voice(path, []) for name, path in known}
         voices = {name: voice for name, voice in voices.items() if voice is not None}

@@ -254,9 +254,14 @@ def hear(judge: Recogniser, waveform: Tensor, sample_rate: int, transcript: str)
 
 
 def speaking_rates(clips: Iterable[tuple[str, str, float]]) -> dict[str, float]:
-    """(text, language, seconds) of human recordings -> seconds for each character, by language."""
+    """(text, language, seconds) of human recordings -> seconds for each character, by language.
+
+    Without those that no rate counts, and those of 0 seconds: a language may have none left.
+    """
     sums: dict[str, list[float]] = {}
     for text, language, seconds in clips:
+        if seconds <= 0 or transcript_fault(text, language):
+            continue
         pair = sums.setdefault(language, [0.0, 0.0])
         pair[0] += seconds
         pair[1] += character_errors(text, "", language).total

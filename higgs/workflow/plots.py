@@ -10,6 +10,7 @@ from matplotlib.colors import ListedColormap
 from matplotlib.figure import Figure
 from matplotlib.image import AxesImage
 from torch import Tensor
+from torch.nn.functional import pad
 
 from higgs.audio import log_mel
 
@@ -28,8 +29,9 @@ def _finish(figure: Figure) -> Figure:
 
 
 def _decibels(waveform: Tensor, sample_rate: int) -> np.ndarray:
-    """[L] -> mel spectrogram [bands, frames] in dB."""
-    return log_mel(waveform.detach().cpu(), sample_rate).numpy() / np.log(10) * 20
+    """[L] -> mel spectrogram [bands, frames] in dB, of what is shorter than a window with silence after it."""
+    waveform = pad(waveform.detach().cpu(), (0, max(0, 1024 - len(waveform))))
+    return log_mel(waveform, sample_rate).numpy() / np.log(10) * 20
 
 
 def _show_mel(axis: Axes, mel: np.ndarray, top: float, **more: Any) -> AxesImage:
@@ -80,12 +82,13 @@ def delay_picture(delayed: Tensor, codebook_size: int, title: str = "") -> Figur
 
 
 def curves(rows: Sequence[Mapping[str, float]], x: str, names: Sequence[str], ylabel: str, title: str = "") -> Figure:
-    """The columns `names` of a log over its column `x`; rows without a column are left out of its curve."""
+    """The columns `names` of a log over its column `x`; rows without a value are left out of its curve."""
     figure, axis = plt.subplots(figsize=(7.5, 3.2), layout="constrained")
     for name, colour in zip(names, plt.cm.viridis(np.linspace(0.1, 0.8, len(names))), strict=True):
-        points = [(row[x], row[name]) for row in rows if name in row]
+        points = [(row[x], row[name]) for row in rows if row.get(name) is not None]
         marker = "o-" if len(points) < 20 else "-"
-        axis.plot(*zip(*points, strict=True), marker, color=colour, label=name, linewidth=1.5, markersize=4)
+        line = np.array(points, dtype=float).reshape(-1, 2).T
+        axis.plot(*line, marker, color=colour, label=name, linewidth=1.5, markersize=4)
     axis.set(xlabel=x, ylabel=ylabel, title=title)
     axis.grid(color=PALE)
     axis.legend(frameon=False)

@@ -1,23 +1,34 @@
 """Distances between a codec's input and output."""
 
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from torch import Tensor
 
 from higgs.audio import load_audio
-from higgs.evaluate.metrics.signal import log_mel_distance, si_sdr, stft_distance, stoi
+from higgs.evaluate.metrics.signal import MEL_WINDOWS, log_mel_distance, pair, si_sdr, stft_distance, stoi
 from higgs.workflow.tables import mean_known
 
 SDR_RANGE = 60.0  # dB: SI-SDR is clamped to it, because silence has minus infinity
 
 
 def compare(reference: Tensor, estimate: Tensor, sample_rate: int) -> dict[str, float | None]:
-    """[L], [L] -> mel distance in dB, STFT distance, SI-SDR in dB, STOI (None for less than 0.4 s of speech)."""
-    mel, stft = log_mel_distance(reference, estimate, sample_rate), stft_distance(reference, estimate)
-    sdr = min(SDR_RANGE, max(-SDR_RANGE, si_sdr(reference, estimate)))
-    return {"mel_db": mel, "stft": stft, "si_sdr_db": sdr, "stoi": stoi(reference, estimate, sample_rate)}
+    """[L], [L] -> mel distance in dB, STFT distance, SI-SDR in dB, STOI; None for what is not defined.
+
+    Spectra of less than a window (2048 samples), SI-SDR and STOI of a constant, as digital silence, STOI of less than
+    0.4 s of speech. ValueError: unequal lengths, NaN.
+    """
+    pair(reference, estimate)
+    distances: dict[str, float | None] = dict.fromkeys(("mel_db", "stft", "si_sdr_db", "stoi"))
+    if len(reference) >= max(MEL_WINDOWS):
+        distances["mel_db"] = log_mel_distance(reference, estimate, sample_rate)
+        distances["stft"] = stft_distance(reference, estimate)
+    with suppress(ValueError):  # a constant
+        distances["si_sdr_db"] = min(SDR_RANGE, max(-SDR_RANGE, si_sdr(reference, estimate)))
+        distances["stoi"] = stoi(reference, estimate, sample_rate)
+    return distances
 
 
 class RoundTrip(NamedTuple):
@@ -57,9 +68,11 @@ def counts_to_decode(counts: Sequence[int], num_codebooks: int) -> list[int]:
     return sorted({*counts, num_codebooks})
 
 
-def mean_of(rows: Sequence[dict], column: str, **where: object) -> float:
-    """The mean of a column over the rows that have these values, without None; ValueError if there is none."""
-    mean = mean_known([row for row in rows if all(row[k] == v for k, v in where.items())], column)
-    if mean is None:
-        raise ValueError(f"no row has {column} and {where}")
-    return mean
+def mean_of(rows: Sequence[dict], column: str, **where: object) -> float | None:
+    """The mean of a column over the rows that have these values, without None; None if no clip has one.
+
+    ValueError where there is no such row.
+    """
+    if not (chosen := [row for row in rows if all(row[k] == v for k, v in where.items())]):
+        raise ValueError(f"no row has {where}")
+    return mean_known(chosen, column)

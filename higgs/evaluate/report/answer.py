@@ -13,7 +13,7 @@ from higgs.workflow.tables import Row
 
 NAMES = {RECORDED: "recordings", RECONSTRUCTED: "recordings through the codec", OF_THE_SET: "people who say the same"}
 MOST_NAMED, MOST_DRAWN = 6, 20
-NOTHING = "There are no recordings to compare with"
+NOTHING, ONE_TEXT = "There are no recordings to compare with", "One text is too few to compare with others"
 
 
 def answer(summary: Sequence[Row], voices: Mapping[str, Difference], judges: Mapping[str, str | None]) -> HTML:
@@ -80,24 +80,25 @@ def _listed(names: Sequence[str], count: int) -> str:
 
 
 def _placed(row: Row, anchors: Mapping[str, Row], metric: str, words: tuple[str, str], lower: bool) -> str:
-    """How the intervals of the anchors lie to that of the generated speech."""
+    """How the intervals of the anchors lie to that of the generated speech; what is of one text has none."""
     found: dict[str, list[str]] = {}
-    for name, anchor in anchors.items():
-        if anchor[metric] is None:
+    known = {name: anchor for name, anchor in anchors.items() if anchor[metric] is not None}
+    for name, anchor in known.items():
+        if None in (row[f"{metric}_low"], anchor[f"{metric}_low"]):
             continue
         apart = row[f"{metric}_high"] < anchor[f"{metric}_low"], row[f"{metric}_low"] > anchor[f"{metric}_high"]
         better, worse = apart if lower else apart[::-1]
         verdict = words[0] if better else words[1] if worse else "not told apart from"
         found.setdefault(verdict, []).append(name)
     verdict = ", ".join(f"{how} {' and '.join(names)}" for how, names in found.items())
-    return f"{verdict[0].upper()}{verdict[1:]}" if verdict else NOTHING
+    return f"{verdict[0].upper()}{verdict[1:]}" if verdict else ONE_TEXT if known else NOTHING
 
 
 def _with(row: Row, metric: str, digits: int, unit: str = "") -> str:
-    """ "14.6 % (12.3 to 26.5)"."""
-    interval = f" ({row[f'{metric}_low']:.{digits}f} to {row[f'{metric}_high']:.{digits}f})"
-    interval = " (one text)" if row["scripts"] < 2 else interval
-    return f"{row[metric]:.{digits}f}{unit}{interval}"
+    """ "14.6 % (12.3 to 26.5)", or "14.6 % (one text)"."""
+    low, high = row[f"{metric}_low"], row[f"{metric}_high"]
+    interval = "one text" if low is None else f"{low:.{digits}f} to {high:.{digits}f}"
+    return f"{row[metric]:.{digits}f}{unit} ({interval})"
 
 
 def _each(anchors: Mapping[str, Row], metric: str, digits: int, unit: str) -> str:
@@ -106,11 +107,14 @@ def _each(anchors: Mapping[str, Row], metric: str, digits: int, unit: str) -> st
 
 
 def by_voice(parts: Sequence[Row], anchors: Sequence[Row], best: FromBest) -> HTML:
-    """Summaries of the voices, the best WER first, each with what tells it from the best; anchors below."""
+    """Summaries of the voices, the best WER first and those with one text last, each with what tells it from the best.
+
+    Anchors are below.
+    """
     known = [row for row in parts if row["wer_percent"] is not None]
     if not known:
         return HTML("<p>No words were judged.</p>")
-    known.sort(key=lambda row: row["wer_percent"])
+    known.sort(key=lambda row: (row["wer_percent_low"] is None, row["wer_percent"]))
     notes = {}
     for row in known[:MOST_DRAWN]:
         name, texts = row["group"], f"{row['scripts']} texts" if row["scripts"] != 1 else "1 text"

@@ -14,12 +14,16 @@ from higgs.workflow.tables import Row
 
 # Options of chunks that `higgs speak` has, except for --per-speaker-context; with another one there is no command.
 NUMBERS = ("max_words", "context_chunks", "retries", "sentence_pause", "paragraph_pause", "speaker_pause")
-SAMPLING = ("temperature", "top_k", "top_p")  # others are the checkpoint's own, which the command has too
+SAMPLING = ("temperature", "top_k", "top_p")  # where another one is not the checkpoint's own there is no command
 
 
 def commands(results: Results) -> dict[str, str]:
     """Name of a sample -> its command. Samples that no option describes have none: dialogues of described speakers."""
-    origin = results.generated["provenance"]
+    generated = results.generated
+    origin, sampling = generated["provenance"], generated["sampling"]
+    own = generated.get("own_sampling", sampling)
+    if any(sampling[name] != value for name, value in own.items() if name not in (*SAMPLING, "seed")):
+        return {}
     try:
         path = script_file(origin["set"])
         records = [parse_json(line, place) for place, line in read_lines(path)]
@@ -28,12 +32,15 @@ def commands(results: Results) -> dict[str, str]:
     scripts = {record["id"]: record for record in records if isinstance(record, dict) and "id" in record}
     shared = [] if origin["checkpoint"] == "nano" else ["--checkpoint", origin["checkpoint"]]
     for name in SAMPLING:
-        shared += [f"--{name.replace('_', '-')}", str(results.generated["sampling"][name])]
+        shared += [f"--{name.replace('_', '-')}", str(sampling[name] or 0)]
     found = {}
     for row in results.samples:
-        words = _words(scripts.get(row["script"], {}), row, path)
+        script = scripts.get(row["script"], {})
+        words = _words(script, row, path)
         if words is not None:
             out = ["--seed", str(row["seed"]), "--out", f"{row['name']}.wav"]
+            if limit := script.get("max_new_tokens") or generated.get("max_new_tokens"):
+                out += ["--max-new-tokens", str(limit)]
             text, *options = words
             last = ["--", text] if text.startswith("-") else []  # a text, not an option
             found[row["name"]] = shlex.join(
@@ -59,9 +66,8 @@ def _words(script: Mapping[str, Any], row: Row, path: Path) -> list[str] | None:
         words = [script["text"], "--voice", script["voice"]]
     else:
         return None
-    for name in ("scene", "max_new_tokens"):
-        if script.get(name) is not None:
-            words += [f"--{name.replace('_', '-')}", str(script[name])]
+    if script.get("scene") is not None:
+        words += ["--scene", script["scene"]]
     chunks = script.get("chunks")
     if chunks is None:
         return words if script["form"] == "long_form" else [*words, "--no-chunking"]

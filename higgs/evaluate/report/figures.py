@@ -28,14 +28,19 @@ def ticks(low: float, high: float) -> list[float]:
 
 
 def forest(rows: Sequence[Row], heading: str, caption: str, digits: int = 1) -> HTML:
-    """Rows with "name", "estimate", "low", "high" and "note" -> a table: name, interval, numbers, note."""
-    marks = ticks(0.0, max(row["high"] for row in rows))
+    """Rows with "name", "estimate", "low", "high" and "note" -> a table: name, interval, numbers, note.
+
+    Where "low" and "high" are None there is a point without an interval.
+    """
+    marks = ticks(0.0, max(row["estimate"] if row["high"] is None else row["high"] for row in rows))
     lines = []
     for row in rows:
-        numbers = f"{row['estimate']:.{digits}f} [{row['low']:.{digits}f}, {row['high']:.{digits}f}]"
-        low, place, high = (_percent(row[key], marks) for key in ("low", "estimate", "high"))
-        drawn = f'<line class="interval" x1="{low}" x2="{high}" y1="12" y2="12"/>'
-        drawn += f'<circle class="estimate" cx="{place}" cy="12" r="4.5"/>'
+        numbers, drawn = f"{row['estimate']:.{digits}f} (one text)", ""
+        if row["low"] is not None:
+            numbers = f"{row['estimate']:.{digits}f} [{row['low']:.{digits}f}, {row['high']:.{digits}f}]"
+            low, high = (_percent(row[key], marks) for key in ("low", "high"))
+            drawn = f'<line class="interval" x1="{low}" x2="{high}" y1="12" y2="12"/>'
+        drawn += f'<circle class="estimate" cx="{_percent(row["estimate"], marks)}" cy="12" r="4.5"/>'
         lines.append(_line(row["name"], drawn, numbers, marks, f"<td>{html.escape(row['note'])}</td>", numbers))
     head = f'<th scope="col">{html.escape(heading)}</th><td></td>'
     head += '<th scope="col">estimate [95 % interval]</th><td></td>'

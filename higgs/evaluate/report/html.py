@@ -240,9 +240,9 @@ def metrics(results: Results, summary: Sequence[Row], origin: Mapping[str, Any])
         flat |= {f"{name}_{metric}": row[metric] for metric in FLAT if row[metric] is not None}
         flat[f"{name}_n"] = row["n"]
     languages, generated = results.tokenized["languages"], results.generated
-    clips = sum(row["clips"] for row in languages)
     for column in ("mel_db", "stft", "si_sdr_db"):
-        flat[f"codec_{column}"] = sum(row[column] * row["clips"] for row in languages) / clips
+        if known := [(row[column], row["clips"]) for row in languages if row[column] is not None]:
+            flat[f"codec_{column}"] = sum(mean * n for mean, n in known) / sum(n for _, n in known)
     flat |= {"generated_without_sound": generated["empty"], "generated_mean_seconds": generated["mean_seconds"]}
     return flat | {"provenance": dict(origin)}
 

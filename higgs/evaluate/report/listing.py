@@ -52,9 +52,9 @@ def listing(rows: Sequence[Row], commands: Mapping[str, str], words: Sequence[Ro
     return Listing(f'<div class="utterances"><p>{place}</p></div>{block}', paths)
 
 
-def word_differences(text: str, hypothesis: str | None, language: str = "en") -> Words:
+def word_differences(text: str, hypothesis: str, language: str = "en") -> Words:
     """The normalised text in parts: [words] where they were heard, else [deleted words, inserted words]."""
-    reference, words = (normalize(some or "", language).split() for some in (text, hypothesis))
+    reference, words = (normalize(some, language).split() for some in (text, hypothesis))
     if not reference or not words:
         return [[" ".join(reference) or text, " ".join(words)]]
     (chunks,) = jiwer.process_words(" ".join(reference), " ".join(words)).alignments
@@ -66,7 +66,7 @@ def word_differences(text: str, hypothesis: str | None, language: str = "en") ->
     return parts
 
 
-def transcript_diff(text: str, hypothesis: str | None, language: str = "en") -> HTML:
+def transcript_diff(text: str, hypothesis: str, language: str = "en") -> HTML:
     """`word_differences` as HTML: deleted words struck out, and inserted ones after them."""
     parts = []
     for old, *new in word_differences(text, hypothesis, language):

@@ -35,11 +35,11 @@ Values = Sequence[float]
 
 
 class Interval(NamedTuple):
-    """An estimate and its confidence interval."""
+    """An estimate and its confidence interval; of one text, which says nothing of others, without ends."""
 
     estimate: float
-    low: float
-    high: float
+    low: float | None
+    high: float | None
 
 
 class Difference(NamedTuple):

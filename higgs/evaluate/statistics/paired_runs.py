@@ -50,7 +50,8 @@ def compare(
     paired; those of one run only, or with another text, are noted. See `decide` for the other columns. `letters` name
     the runs in notes and verdicts.
 
-    FileNotFoundError for a folder without a table, ValueError where the runs share fewer than 2 scripts.
+    FileNotFoundError for a folder without a table, ValueError where the runs share fewer than 2 scripts or values of
+    `cluster`, or no metric has values in 2 of them.
     """
     if cluster not in CLUSTERS:
         raise ValueError(f"cluster: expected one of {', '.join(CLUSTERS)}, got {cluster!r}")
@@ -69,8 +70,11 @@ def compare(
     clusters = {row["script"]: row[cluster] for row in chosen[0] if row["script"] in shared}
     settings = Resampling(resamples, seed)
     rows = [row for metric in metrics if (row := compare_metric(metric, chosen, clusters, settings))]
+    unit = "texts" if cluster == "script" else f"{cluster}s"
+    if not rows:
+        raise ValueError(f"no metric has values in 2 {unit} of both {folder_a} and {folder_b}: at least 2 are needed")
     for row in rows:
-        row["letter"] = letters[1]
+        row |= {"letter": letters[1], "unit": unit}
     decide(rows, settings)
     if chosen[0] == chosen[1]:
         notes.append("The two tables are equal, row by row.")
@@ -131,7 +135,7 @@ def decide(rows: Sequence[Row], settings: Resampling) -> None:
 def compare_metric(
     metric: Metric, tables: Sequence[Sequence[Row]], clusters: dict[str, str], settings: Resampling
 ) -> Row | None:
-    """None where fewer than two clusters have the metric in both runs."""
+    """`n` counts clusters, `changed` is of so many `texts`; None where fewer than two clusters have it in both runs."""
     samples = [samples_of(metric, table) for table in tables]
     scripts = sorted(set(samples[0]) & set(samples[1]) & set(clusters))
     labels = [clusters[script] for script in scripts]
@@ -141,6 +145,7 @@ def compare_metric(
     (x_a, y_a), (x_b, y_b) = (tuple(zip(*(mean_sample(pair[side]) for pair in pairs), strict=True)) for side in (0, 1))
     result = paired_difference(x_a, x_b, y_a, y_b, settings, labels)
     row = {"metric": metric.name, "title": metric.title, "better": metric.better, "n": result.n}
+    row["texts"] = len(scripts)
     row |= {"a": sum(x_a) / sum(y_a), "b": sum(x_b) / sum(y_b), "difference": result.estimate}
     row |= {"low": result.low, "high": result.high, "p": result.p, "standard_error": result.standard_error}
     least = PERCENT if metric.name.endswith("percent") else SHARE

@@ -73,8 +73,9 @@ def mean_sample(samples: Sequence[Sample]) -> tuple[float, float]:
 def measure(metric: Metric, rows: Sequence[Row], settings: Resampling, shared_by: float = 0) -> Interval | None:
     """The metric over the rows, with its 95 % interval; None where no row has it.
 
-    With one script the ends are the estimate. For generated speech the interval allows for an unseen run-away: one
-    sample of a text with a typical number of them. Parts of a system share it: it is divided over `shared_by` texts.
+    With one script there are no ends, except of a rate. For generated speech the interval allows for an unseen
+    run-away: one sample of a text with a typical number of them. Parts of a system share it: it is divided over
+    `shared_by` texts.
     """
     samples = samples_of(metric, rows)
     if not samples:
@@ -86,7 +87,7 @@ def measure(metric: Metric, rows: Sequence[Row], settings: Resampling, shared_by
         return Interval(*(metric.scale * end for end in share))
     estimate, unseen = sum(x) / sum(y), None
     if len(samples) < 2:
-        return Interval(estimate, estimate, estimate)
+        return Interval(estimate, None, None)
     if metric.unseen is not None and not all(row["group"].startswith(RECORDED) for row in rows):
         one_sample = metric.unseen * sum(k**-2 for k in counts) / sum(1 / k for k in counts)
         unseen = estimate + (one_sample - estimate) * len(samples) / max(len(samples), shared_by)
@@ -144,11 +145,13 @@ def length_class(row: Row) -> str:
 
 
 def with_interval(row: Row, metric: Metric) -> str | None:
-    """ "estimate [low, high]"; None where the summary has no such metric."""
+    """ "estimate [low, high]", or "estimate (one text)"; None where the summary has no such metric."""
     estimate, low, high = (row[f"{metric.name}{end}"] for end in ENDS)
     if estimate is None:
         return None
     digits = 1 if metric.name.endswith("percent") else 2
+    if low is None:
+        return f"{estimate:.{digits}f} (one text)"
     interval = "" if low == high else f" [{low:.{digits}f}, {high:.{digits}f}]"
     return f"{estimate:.{digits}f}{interval}"
 
