@@ -50,6 +50,11 @@ def git(*words: str | Path) -> str:
     return "" if done.returncode else done.stdout
 
 
+def as_utf8(name: str) -> str:
+    """The name of a file, with its bytes that are no UTF-8 as \\x..: as Python has them they can be written nowhere."""
+    return os.fsencode(name).decode("utf-8", "backslashreplace")
+
+
 def check_place(path: str | Path) -> None:
     """Raises OSError where `replacing` could not write: to be called before long work."""
     path = Path(path)

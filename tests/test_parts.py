@@ -1,11 +1,13 @@
 """A job as parts: names, cuts, writes, resuming, failures, the index; in folders and buckets, without a cluster."""
 
+import io
 import json
 import os
 import shutil
 import signal
 import subprocess
 import sys
+import tarfile
 import uuid
 from functools import partial
 from pathlib import Path
@@ -371,6 +373,21 @@ def test_a_folder_is_listed_with_what_links_lead_to(tmp_path):
         (tmp_path / link).symlink_to(tmp_path / target)
     ids = [item.id for item in list_corpus(str(tmp_path / "in"))]
     assert ids == ["a.flac", "linked/c.flac", "linked/deep/d.flac", "one.flac", "sub/b.flac"]
+
+
+def test_names_that_are_not_utf_8_have_codes_too(tmp_path):
+    """Of a file, and of a tar's member: with these bytes as \\x.., since an index is text."""
+    name, content = os.fsdecode(b"caf\xe9.flac"), noise(1, 2000)
+    (tmp_path / "in").mkdir()
+    (tmp_path / "in" / name).write_bytes(content)
+    with tarfile.open(tmp_path / "in/more.tar", "w", format=tarfile.USTAR_FORMAT, encoding="latin-1") as tar:
+        member = tarfile.TarInfo("th\xe9.flac")
+        member.size = len(content)
+        tar.addfile(member, io.BytesIO(content))
+    store = Store(str(tmp_path / "out"))
+    parts = parts_of(list_corpus(str(tmp_path / "in")), "codec", True)
+    write_index(store, run(Encode(HashCodec, True), parts, store, ONE), tmp_path / "out")
+    assert set(CodesReader(tmp_path / "out")) == {"caf\\xe9.flac", "more.tar/th\\xe9.flac"}
 
 
 def test_training_starts_from_an_index_in_a_bucket(server, use, tmp_path):

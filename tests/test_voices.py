@@ -3,6 +3,7 @@
 import errno
 import json
 import math
+import os
 
 import pytest
 import soundfile
@@ -224,3 +225,12 @@ def test_a_voice_is_replaced_whole_or_not_at_all(tmp_path, monkeypatch):
 
 def full_disk(*_):
     raise OSError(errno.ENOSPC, "No space left on device")
+
+
+def test_a_file_whose_name_is_not_utf_8_takes_no_voice_along(tmp_path):
+    (tmp_path / "profiles.json").write_text('{"ada": "feminine"}')
+    (tmp_path / os.fsdecode(b"caf\xe9.flac")).write_bytes(b"")
+    voices, faults = read_voices(tmp_path)
+    assert list(voices) == ["ada"] and "UTF-8" in faults["caf\\xe9"]
+    with pytest.raises(ValueError, match="no voice 'eve'"):
+        find_voice(tmp_path, "eve")

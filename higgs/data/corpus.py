@@ -23,7 +23,7 @@ from torch import Tensor
 from higgs.audio import READABLE, load_audio
 from higgs.data.recordings import Recording, read_recordings
 from higgs.data.training.codes import SAMPLE, packed
-from higgs.files import absent, sha256
+from higgs.files import absent, as_utf8, sha256
 from higgs.jobs.parts import Part, Result, cut, make_part, s3
 from higgs.resumable import code_hash
 from higgs.validation import Count, Record, explained, parse_json
@@ -186,7 +186,7 @@ def list_corpus(url: str) -> Iterator[Item]:
         raise FileNotFoundError(f"{url} is neither a folder nor s3://BUCKET/PREFIX")
     for name, path in sorted((str(path.relative_to(url)), path) for path in _files(Path(url))):
         if is_speech(name):
-            yield Item(id=name, url=str(path), size=path.stat().st_size, etag=sha256(path))
+            yield Item(id=as_utf8(name), url=str(path), size=path.stat().st_size, etag=sha256(path))
 
 
 def _files(folder: Path, above: tuple[Path, ...] = ()) -> Iterator[Path]:
@@ -343,7 +343,7 @@ def _members(item: Item, failures: list[Failure]) -> Iterator[tuple[str, bytes]]
         if (etag := _etag(item)) == item.etag:
             with ExitStack() as stack, tarfile.open(fileobj=_opened(item, stack), mode="r|", tarinfo=Member) as tar:
                 for member in tar:
-                    name = f"{item.id}/{member.name}"
+                    name = f"{item.id}/{as_utf8(member.name)}"
                     if member.isfile() and is_speech(member.name) and name not in item.skip:
                         yield name, tar.extractfile(member).read()
                     tar.members = []  # it would hold the header of each

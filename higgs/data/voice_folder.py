@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from higgs.data.text.chunks import speaker_turns
-from higgs.files import absent, read_text
+from higgs.files import absent, as_utf8, read_text
 from higgs.validation import parse_json, validate
 
 if TYPE_CHECKING:  # torch takes a second to import, and a list of voices is wanted at once
@@ -66,6 +66,9 @@ def read_voices(folder: str | Path) -> tuple[dict[str, Voice], dict[str, str]]:
     for path in sorted(path for path in folder.iterdir() if path.name[0] != "."):
         files.setdefault(unicodedata.normalize("NFC", path.stem), []).append(path)
     for name, paths in files.items():
+        if name != (escaped := as_utf8(name)):
+            faults[escaped] = "the name of its file is not in UTF-8: give it another"
+            continue
         recordings = [path for path in paths if path.suffix.lower() in AUDIO_SUFFIXES]
         transcripts = [path for path in paths if path.suffix.lower() == ".txt"]
         if not recordings:
