@@ -103,6 +103,19 @@ def test_an_id_of_a_test_set_names_a_file_too(scripts, tmp_path):
             scripts(record | {"id": name})
 
 
+def test_a_test_set_is_the_same_in_any_folder(tmp_path, monkeypatch):
+    """What is made of it has its paths, and those of this machine's folders are in no result."""
+    (tmp_path / "sets/en").mkdir(parents=True)
+    (tmp_path / "sets/r.flac").write_bytes(b"")
+    record = {"id": "a", "text": "Hi.", "language": "en", "speaker": "x", "path": None, "seconds": None, "sha256": None}
+    record |= {"reference": "r.flac", "reference_text": "Yes.", "reference_sha256": hashlib.sha256(b"").hexdigest()}
+    (tmp_path / "sets/en/set.jsonl").write_text(json.dumps(record))
+    monkeypatch.chdir(tmp_path)
+    (script,) = read_scripts("sets/en/set.jsonl", tmp_path)
+    assert str(script.reference) == "sets/r.flac"
+    assert [audio.audio_url for audio in script.request.samples[0].audios] == ["sets/r.flac"]
+
+
 @pytest.fixture
 def recording(tmp_path) -> dict:
     """A row of a manifest, whose file is in its place."""

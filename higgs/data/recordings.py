@@ -33,12 +33,17 @@ def file_name(name: str) -> str:
     return quoted if len(quoted) <= 200 else hashlib.sha256(name.encode()).hexdigest()
 
 
+def folder_above(manifest: Path) -> Path:
+    """What the paths in a manifest are relative to: the folder above its own."""
+    folder = manifest.parent
+    if folder.name in ("", ".."):  # its name is not in the path
+        folder = Path(os.path.abspath(folder))
+    return folder.parent
+
+
 def listed_file(manifest: Path, path: str | Path, digest: str | None, where: str) -> Path:
     """The file of a record, which has that SHA-256. Raises ValueError that begins with `where`."""
-    folder = manifest.parent
-    if folder.name in ("", ".."):  # the name of the folder above is not in the path
-        folder = Path(os.path.abspath(folder))
-    path = folder.parent / path
+    path = folder_above(manifest) / path
     if not path.is_file():
         raise ValueError(f"{where}: {path} does not exist")
     if sha256(path) != digest:

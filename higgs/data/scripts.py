@@ -166,7 +166,7 @@ def _script(content: Any, voices: str | Path, chunking: ChunkOptions) -> Script:
 
 
 def _set_script(record: SetRecord, manifest: Path) -> Script:
-    manifest, where = manifest.resolve(), f"the record {record.id!r}"
+    where = f"the record {record.id!r}"
     reference = listed_file(manifest, record.reference, record.reference_sha256, where)
     recording = listed_file(manifest, record.path, record.sha256, where) if record.path else None
     voice = Voice(record.speaker, reference, record.reference_text)

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from higgs.data.chatml import tagged
+from higgs.data.recordings import folder_above
 from higgs.data.scripts import script_file
 from higgs.evaluate.report.gather import Results
 from higgs.files import read_lines
@@ -52,7 +53,7 @@ def commands(results: Results) -> dict[str, str]:
 def _words(script: Mapping[str, Any], row: Row, path: Path) -> list[str] | None:
     """Text, voice and chunks as arguments; None where `higgs speak` cannot say it so."""
     if "reference" in script:
-        reference = str(path.resolve().parent.parent / script["reference"])
+        reference = str(folder_above(path) / script["reference"])
         options = ["--reference", reference, "--reference-text", script["reference_text"]]
         return [row["text"], *options, "--no-chunking"]
     if script.get("form") == "dialogue":
