@@ -500,6 +500,8 @@ def test_a_corpus_is_listed_tokenized_and_pruned(run, nano, clip, tmp_path, monk
     ):  # fmt: skip
         code, _, errors = tokenize(*options)
         assert code == 1 and message in errors[0]
+    code, counts, (error,) = tokenize("--skip", "a.wav", "--skip", "b.wav", "--index", tmp_path / "none")
+    assert (code, counts["clips"]) == (1, 0) and f"nothing could be encoded: {tmp_path}/none/failed.jsonl" in error
     assert "neither a folder nor s3://" in run("corpus", tmp_path / "nowhere")[2]
     monkeypatch.setattr("higgs.jobs.parts.run", lambda *_: pytest.fail("too late"))
     assert f"{listing}/index.json cannot be written" in tokenize("--index", listing)[2][0]

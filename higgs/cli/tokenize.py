@@ -37,7 +37,7 @@ def tokenize(
     from higgs.checkpoint.alias import Checkpoint as Sources
     from higgs.checkpoint.resolve import fingerprint
     from higgs.data.corpus import GPUS, Encode, parts_of, read_corpus
-    from higgs.data.training.codes import INDEX, write_index
+    from higgs.data.training.codes import FAILED, INDEX, write_index
     from higgs.files import check_place
     from higgs.jobs.cluster import Cluster, declared
     from higgs.jobs.parts import Store, run
@@ -56,6 +56,8 @@ def tokenize(
     check_place(index / INDEX)
     found = write_index(store, run(Encode(load, pad_to_hop), listed, store, place, "tokenize"), index)
     print(json.dumps({name: found[name] for name in ("clips", "frames", "failed")}))
+    if not found["clips"]:
+        raise ValueError(f"nothing could be encoded: {index / FAILED} says why")
 
 
 def corpus(

@@ -231,7 +231,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         say(str(error))
         return 1
     except KeyboardInterrupt:
-        say("interrupted: nothing was written")
+        say("interrupted: run again, the stage goes on with the parts that it has")
         return 130
 
 
