@@ -222,6 +222,17 @@ def begun(dataset, tmp_path_factory):
     return folder
 
 
+DAMAGES = {"half": lambda b: b[: len(b) // 2], "empty": lambda b: b"", "noise": lambda b: b"\x07" * 900}
+
+
+@pytest.mark.parametrize("damage", DAMAGES.values(), ids=DAMAGES)
+def test_a_damaged_state_is_named_with_what_to_do(begun, dataset, tmp_path, damage):
+    (tmp_path / "tuning.pt").write_bytes(damage((begun / "tuning.pt").read_bytes()))
+    with pytest.raises(ValueError, match=r"tuning\.pt is cut off or damaged .*: copy it again, or delete it") as caught:
+        tuning_in(tmp_path, dataset.subset([0, 1]), rank=2)
+    assert "weights_only" not in str(caught.value) and len(str(caught.value)) < 400
+
+
 @pytest.mark.parametrize("name", OTHER_RUNS)
 def test_another_run_is_not_gone_on_with(begun, dataset, monkeypatch, name):
     value = dataset.subset([0, 2]) if OTHER_RUNS[name] == "data" else OTHER_RUNS[name]
