@@ -23,17 +23,19 @@ from higgs.data.scripts import read_scripts, script_file
 from higgs.evaluate.judges.registry import load_metric_models
 from higgs.evaluate.statistics.paired_runs import compare
 from higgs.evaluate.utterances import Evaluator, Utterance
+from higgs.files import content_hash
 from higgs.jobs.cluster import Cluster
-from higgs.jobs.parts import Store
+from higgs.jobs.parts import Store, make_part
 from higgs.model.higgs_audio import HiggsAudio
 from higgs.model.matrices import BITS
+from higgs.resumable import code_hash
 from higgs.serve.engine import choose_dtype
 from higgs.serve.many_scripts import choose_tasks, speak_all
 from higgs.workflow.tables import write_rows
 
 DTYPES = ("float32", "bfloat16", "int8", "int4")
 JUDGE, MAX_NEW_TOKENS = "moonshine-tiny-en-float32", 400
-NANO = Path("data/checkpoints/nano")
+NANO, VOICES = Path("data/checkpoints/nano"), Path("data/voices")
 
 
 def code_logits(model: HiggsAudio, config: ModelConfig) -> torch.Tensor:
@@ -61,16 +63,27 @@ def print_logits(config: ModelConfig) -> None:
         )
 
 
+def sources() -> dict[str, str]:
+    return {part: fingerprint(NANO / part) for part in ("model", "codec")}
+
+
+def folder_of(dtype: str, out: Path, texts: int | None) -> Path:
+    """Named by all that its utterances depend on."""
+    voices = [path for path in VOICES.rglob("*") if path.is_file()]
+    data = content_hash([script_file("default"), Path(__file__), *voices])
+    return out / f"{dtype}-{make_part([code_hash('cpu'), sources(), data, JUDGE, MAX_NEW_TOKENS], [texts]).name[:8]}"
+
+
 def speak(dtype: str, out: Path, texts: int | None) -> Path:
     """-> the folder with the table of utterances."""
-    folder = out / dtype
+    folder = folder_of(dtype, out, texts)
     if (folder / "utterances.jsonl").exists():
         return folder
     load = partial(Engine.from_pretrained, NANO / "model", NANO / "codec", device="cpu", dtype=dtype)
     engine = load()
-    scripts = read_scripts(script_file("default"), "data/voices", engine.generation.chunks)[:texts]
+    scripts = read_scripts(script_file("default"), VOICES, engine.generation.chunks)[:texts]
     tasks = choose_tasks(scripts, (0, 1, 2), None)
-    store, settings = Store(str(folder / "partial")), {"checkpoint": fingerprint(NANO / "model"), "dtype": dtype}
+    store, settings = Store(str(out / "partial")), sources() | {"device": "cpu", "dtype": dtype}
     spoken = speak_all(
         lambda: engine, tasks, engine.generation.sampling, MAX_NEW_TOKENS, store, settings, Cluster(None, 1)
     )

@@ -2,27 +2,35 @@
 
 import hashlib
 import os
+import platform
+import re
+import secrets
 import subprocess
 import tempfile
 from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 UMASK = os.umask(0o077)
 os.umask(UMASK)
 MODE = 0o666 & ~UMASK  # of new files, as everybody else writes them
+HOST = hashlib.sha256(platform.node().encode()).hexdigest()[:8]  # a process number says nothing on another machine
+TEMPORARY = re.compile(rf"\..*\.{HOST}-(\d+)-[0-9a-f]{{8}}\.tmp", re.DOTALL)
+_swept: set[Path] = set()
 
 
 @contextmanager
 def replacing(path: str | Path) -> Iterator[Path]:
     """Yields a temporary path beside `path`; renames it to `path` at the end, or deletes it after an error.
 
-    Creates the folder. The old file stays until the new one is whole. One writer of a path at a time: a killed writer's
-    temporary file is overwritten. OSErrors name `path`.
+    Creates the folder. The old file stays until the new one is whole. Each writer of a path has its own temporary file;
+    those of killed ones are deleted with a process's first write into their folder. OSErrors name `path`.
     """
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(f".{path.name}.tmp")
+    _sweep(path.parent.absolute())
+    # Of a long name the beginning: file systems allow 255 bytes.
+    partial = path.with_name(f".{path.name[:48]}.{HOST}-{os.getpid()}-{secrets.token_hex(4)}.tmp")
     try:
         yield partial
         partial.chmod(MODE)  # some libraries write for their user alone
@@ -33,6 +41,27 @@ def replacing(path: str | Path) -> Iterator[Path]:
             error.filename = str(path)
         error.add_note(f"while writing {path}, which is as it was before")
         raise
+
+
+def _sweep(folder: Path) -> None:
+    """Once, as folders may have millions of files."""
+    if folder in _swept:
+        return
+    _swept.add(folder)
+    with suppress(OSError), os.scandir(folder) as entries:
+        for entry in entries:
+            if (match := TEMPORARY.fullmatch(entry.name)) and not _is_alive(int(match[1])):
+                Path(entry.path).unlink(missing_ok=True)
+
+
+def _is_alive(process: int) -> bool:
+    try:
+        os.kill(process, 0)
+    except ProcessLookupError:
+        return False
+    except PermissionError:
+        pass  # of another user
+    return True
 
 
 def write_atomically(path: str | Path, content: str | bytes) -> None:

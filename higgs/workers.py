@@ -12,6 +12,7 @@ from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import closing
+from functools import partial
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -56,7 +57,9 @@ class Workers:
         self._pool: ProcessPoolExecutor | None = None
 
     def map(self, items: Sequence[Any]) -> Iterator[Any]:
-        """-> results, in order; an item's error is raised in place of its result, RuntimeError where a process dies."""
+        """-> results, in order; an error of an item or of `load` is raised in place of its result, RuntimeError where a
+        process dies.
+        """
         if not items:
             return
         if self.count == 1:
@@ -89,7 +92,14 @@ def _start(load: Callable[[], Callable[[Any], Any]], repeatable: bool) -> None:
     global _function
     threading.Thread(target=_exit_with_parent, daemon=True).start()
     set_arithmetic(repeatable)
-    _function = load()
+    try:
+        _function = load()
+    except Exception as error:  # here it would end the pool without saying what it was
+        _function = partial(_fail, error)
+
+
+def _fail(error: Exception, _: Any) -> None:
+    raise error
 
 
 def _exit_with_parent() -> None:

@@ -25,8 +25,9 @@ from higgs.workers import choose_device
 from higgs.workflow.outputs import write_json
 from higgs.workflow.page import revision, write_page
 from higgs.workflow.speed import cpu_name
+from higgs.workflow.tables import Row
 from release_check.page import DONE, differences, page_of
-from release_check.steps import ALWAYS, RECORDINGS, STEPS_IN_ORDER, Check
+from release_check.steps import ALWAYS, RECORDINGS, STEPS_IN_ORDER, VOICES, Check, Step
 
 FAILURES = (ValueError, OSError, RuntimeError, KeyError, ImportError, TypeError, AttributeError)
 
@@ -36,14 +37,26 @@ def say(text: str) -> None:
 
 
 def identity(check: Check) -> dict[str, Any]:
-    """What results depend on: folders by content, and of the hub the pinned names."""
-    sources = {k: fingerprint(v) if Path(v).is_dir() else v for k, v in check.sources.items()}
-    checkpoint = {"device": check.checkpoint.device, "dtype": check.checkpoint.dtype}
-    data = [RECORDINGS, Path("data/scripts/default.jsonl")]
+    """What results depend on, once `download` is done: folders and buckets by content, of the hub the pinned names."""
+    sources = {
+        part: fingerprint(check.folder(part)) if source.startswith("s3://") or Path(source).is_dir() else source
+        for part, source in check.sources.items()
+    }
+    checkpoint = {"device": str(choose_device(check.checkpoint.device)), "dtype": check.checkpoint.dtype}
+    data = [RECORDINGS, Path("data/scripts/default.jsonl"), *(path for path in VOICES.rglob("*") if path.is_file())]
     here = sorted(Path(__file__).parent.glob("*.py"))
     asked = {"judges": check.judges, "sentences": check.sentences, "utterances": check.utterances}
-    lists = [check.seed_tts / "meta.lst"] if check.seed_tts and (check.seed_tts / "meta.lst").is_file() else []
-    return sources | checkpoint | asked | {"seed_tts": check.seed_tts, "files": content_hash([*data, *here, *lists])}
+    public = [path for end in ("meta.lst", "*.wav") for path in (check.seed_tts.rglob(end) if check.seed_tts else ())]
+    return sources | checkpoint | asked | {"seed_tts": check.seed_tts, "files": content_hash([*data, *here, *public])}
+
+
+def made_or_kept(check: Check, step: Step, path: Path) -> tuple[Row, str]:
+    """-> the result of a step, and whether it was there. Raises what the step does; ValueError for NaN in it."""
+    if path.is_file():
+        return json.loads(path.read_text(encoding="utf-8")), ", by an earlier run"
+    result = step(check)
+    write_json(path, result)
+    return result, ""
 
 
 def run(
@@ -51,26 +64,26 @@ def run(
 ) -> tuple[dict[str, str], dict[str, Any]]:
     """-> the state of each step, and the results of those that were done; `report` gets both after each step."""
     states: dict[str, str] = {}
-    kept = check.out / "steps" / make_part(code_hash(), [identity(check)]).name
+    kept: Path | None = None
     for name, step, needed in STEPS_IN_ORDER:
-        path = kept / f"{name}.json"
         if name == "seedtts" and check.seed_tts is None:
             states[name] = "not asked for: name its folder with --seed-tts"
         elif lacking := [other for other in needed if other not in check.results]:
             states[name] = f"not run: it needs {', '.join(lacking)}"
-        elif path.is_file() and name not in ALWAYS:
-            check.results[name] = json.loads(path.read_text(encoding="utf-8"))
-            states[name] = f"{DONE}, by an earlier run"
         else:
             say(f"{name} ...")
             started = time.monotonic()
             try:
-                check.results[name] = step(check)
+                if name in ALWAYS:
+                    result, when = step(check), ""
+                else:
+                    kept = kept or check.out / "steps" / make_part(code_hash(), [identity(check)]).name
+                    result, when = made_or_kept(check, step, kept / f"{name}.json")
             except FAILURES as error:
                 states[name] = f"failed: {type(error).__name__}: {error}"
             else:
-                write_json(path, check.results[name])
-                states[name] = f"{DONE} in {time.monotonic() - started:.0f} s"
+                check.results[name] = result
+                states[name] = DONE + (when or f" in {time.monotonic() - started:.0f} s")
         say(f"{name}: {states[name]}")
         report(states, check.results)
     return states, check.results
@@ -115,6 +128,10 @@ def parse(words: Sequence[str] | None) -> tuple[Check, Path]:
     except ValueError as error:
         parser.error(str(error))
     made = replace(made, codec=a.codec or made.codec, device=a.device or made.device, dtype=a.dtype or made.dtype)
+    try:
+        torch.empty(0, device=choose_device(made.device))
+    except (RuntimeError, AssertionError, NotImplementedError) as error:  # the last two of PyTorch without CUDA
+        parser.error(f"--device: {made.device} is not there: {str(error).partition(chr(10))[0]}")
     judges = tuple(None if name == "none" else name for name in (a.judge, a.speaker_encoder, a.naturalness))
     return Check(made, a.out, judges, a.sentences, a.utterances, a.seed_tts), a.page
 

@@ -203,7 +203,7 @@ def _spoken(check: Check, scripts: Sequence[Script], name: str) -> Row:
     """Spoken with the checkpoint's own settings, seed 0, and judged."""
     generation = GenerationConfig.from_pretrained(check.folder("model"))
     settings = {"fingerprints": check.results["hashes"]["fingerprints"], "generation": generation.to_json()}
-    settings |= {"device": check.checkpoint.device, "dtype": check.checkpoint.dtype}
+    settings |= {"device": str(choose_device(check.checkpoint.device)), "dtype": check.checkpoint.dtype}
     tasks, sampling = [(script, 0) for script in scripts], replace(generation.sampling, seed=0)
     utterances = []
     store, limit = Store(str(check.out / "spoken")), generation.max_new_tokens

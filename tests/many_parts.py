@@ -21,7 +21,7 @@ def resident() -> tuple[float, float]:
 
 
 def driver(count: int, place: str) -> dict:
-    """Names `count` made-up parts, puts a record of each into a folder, lists and indexes them; MB at most."""
+    """Names `count` made-up parts, puts them into a folder, of holes, lists and indexes them; MB at most."""
     items = [
         Item(f"{n // 1000:05d}/{n:08d}.tar", f"s3://in/{n:08d}.tar", 830_000_000, hashlib.md5(b"%d" % n).hexdigest())
         for n in range(count)
@@ -32,6 +32,8 @@ def driver(count: int, place: str) -> dict:
     for part in parts:
         record = {"part": part.name, "bytes": 14_400_000, "sha256": part.name * 2, "clips": 3600, "frames": 900_000}
         Path(place, f"{part.name}.json").write_text(json.dumps(record | {"failed": []}))
+        with Path(place, f"{part.name}.safetensors").open("wb") as content:
+            content.truncate(record["bytes"])
     store = Store(place)
     records = Job(lambda: None, store, Cluster(None, 1)).run(parts)  # none is to do, so nothing is loaded
     found = write_index(store, records, place)

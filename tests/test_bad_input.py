@@ -309,6 +309,40 @@ def test_a_killed_writer_leaves_what_was_there(tmp_path):
     assert path.read_text() == "new" and os.listdir(tmp_path) == ["a.json"]
 
 
+def test_two_writers_of_one_path_each_write_all_of_it(tmp_path):
+    """As two workers that make one part; nested, so that each step of one lies between two of the other."""
+    path = tmp_path / ("é" * 120)
+    with replacing(path) as outer:
+        outer.write_text("half")
+        with replacing(path) as inner:
+            inner.write_text("whole")
+        assert path.read_text() == "whole"
+        with pytest.raises(KeyError), replacing(path) as failed:
+            failed.write_text("n")
+            raise KeyError
+        outer.write_text("whole, too")
+    assert path.read_text() == "whole, too" and os.listdir(tmp_path) == [path.name]
+
+
+def test_a_file_of_a_writer_that_is_alive_is_left_alone(tmp_path):
+    path, (reader, writer) = tmp_path / "a.json", os.pipe()
+    child = os.fork()
+    if child == 0:
+        with replacing(path) as partial:
+            partial.write_text("by the child")
+            os.write(writer, b".")
+            signal.pause()
+    os.read(reader, 1)
+    with replacing(path) as partial:
+        partial.write_text("by the parent")
+    assert len(os.listdir(tmp_path)) == 2 and path.read_text() == "by the parent"
+    os.kill(child, signal.SIGKILL)
+    os.waitpid(child, 0)
+    again = [sys.executable, "-c", "import higgs.files as f, sys; f.write_atomically(sys.argv[1], 'b')"]
+    subprocess.run([*again, str(tmp_path / "b")], cwd=ROOT, check=True)
+    assert sorted(os.listdir(tmp_path)) == ["a.json", "b"]
+
+
 def test_an_error_while_writing_leaves_what_was_there(tmp_path):
     path = tmp_path / "folder" / "a.txt"
     with pytest.raises(KeyError) as caught, replacing(path) as partial:

@@ -149,7 +149,8 @@ def test_an_index_is_of_one_codec_and_of_names_that_are_there_once(tmp_path):
     store, content = Store(str(folder)), packed({"c1": clip(1)[:4]})
     record = next(r for r in store.records(store.names()) if "c1" in load_codes(folder / (r["part"] + CONTENT)))
     for name, codes in (("c1", content), ("c0", packed({"c0": clip(0)}))):
-        save_codes(folder / (record["part"] + CONTENT), codes)
+        save_codes(path := folder / (record["part"] + CONTENT), codes)
+        store.write(record["part"], None, record | {"bytes": path.stat().st_size})  # or the part would be made again
         with pytest.raises(ValueError, match=rf"\['{name}'\] are in another part too, or have not 8 codebooks"):
             write(tmp_path, 2, clips=1)
 

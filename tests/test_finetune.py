@@ -27,7 +27,7 @@ from higgs.data.training.dataset import Dataset
 from higgs.data.training.manifest import encode_audio, read_manifest
 from higgs.model.higgs_audio import HiggsAudio
 from higgs.serve.engine import Engine
-from higgs.train.finetune import FineTuning, TuneConfig, save_tuned, split
+from higgs.train.finetune import FineTuning, TuneConfig, finetune, save_tuned, split
 from higgs.train.lora import add_lora, enable_gradient_checkpointing
 from higgs.train.losses import speech_losses
 from higgs.train.memory import layer_activations, memory_plan
@@ -222,6 +222,17 @@ def begun(dataset, tmp_path_factory):
     return folder
 
 
+DAMAGES = {"half": lambda b: b[: len(b) // 2], "empty": lambda b: b"", "noise": lambda b: b"\x07" * 900}
+
+
+@pytest.mark.parametrize("damage", DAMAGES.values(), ids=DAMAGES)
+def test_a_damaged_state_is_named_with_what_to_do(begun, dataset, tmp_path, damage):
+    (tmp_path / "tuning.pt").write_bytes(damage((begun / "tuning.pt").read_bytes()))
+    with pytest.raises(ValueError, match=r"tuning\.pt is cut off or damaged .*: copy it again, or delete it") as caught:
+        tuning_in(tmp_path, dataset.subset([0, 1]), rank=2)
+    assert "weights_only" not in str(caught.value) and len(str(caught.value)) < 400
+
+
 @pytest.mark.parametrize("name", OTHER_RUNS)
 def test_another_run_is_not_gone_on_with(begun, dataset, monkeypatch, name):
     value = dataset.subset([0, 2]) if OTHER_RUNS[name] == "data" else OTHER_RUNS[name]
@@ -305,6 +316,25 @@ def test_the_tuned_checkpoint_reads_text_as_its_source_does(tmp_path):
     save_tuned(model, source, tmp_path / "tuned")
     files = [{p.name: p.read_bytes() for p in f.iterdir()} for f in (source, tmp_path / "tuned")]
     assert files[0].keys() >= {"lexicon.json", "tokenizer.json"} and files[0] == files[1]
+    for name in ("generation_config.json", "tokenizer_config.json"):
+        (tmp_path / "tuned" / name).write_text("{}")
+    (tmp_path / "tuned/notes.json").write_text("{}")
+    (source / "lexicon.json").unlink()
+    save_tuned(model, source, tmp_path / "tuned")
+    assert {p.name for p in (tmp_path / "tuned").iterdir()} == {p.name for p in source.iterdir()} | {"notes.json"}
+
+
+@pytest.mark.parametrize("part", ["model", "codec"])
+def test_a_checkpoint_is_not_tuned_onto_itself(tmp_path, monkeypatch, part):
+    monkeypatch.setattr("higgs.train.finetune.readable", lambda *_: pytest.fail("the manifest was read"))
+    for name in ("model", "codec"):
+        (tmp_path / "X" / name).mkdir(parents=True)
+    (tmp_path / "Y").mkdir()
+    (tmp_path / "Y" / part).symlink_to(tmp_path / "X" / part)
+    monkeypatch.chdir(tmp_path)
+    for out in (Path("X"), tmp_path / "X", Path("Y")):
+        with pytest.raises(ValueError, match=r"is of the checkpoint that is tuned: write to another --out"):
+            finetune(Path("a.jsonl"), str(tmp_path / "X"), out, TuneConfig())
 
 
 def nan_norm(tuning):

@@ -39,6 +39,7 @@ from higgs.jobs.cluster import Cluster
 from higgs.jobs.parts import Result, Store, digests, make_part, run
 from higgs.validation import ParamsError
 from higgs.workers import DEVICE, WORK
+from higgs.workflow.outputs import STAGE_VARIABLE
 
 BUCKET = "parts"
 ONE = Cluster(None, 1)
@@ -184,6 +185,19 @@ def test_a_result_that_is_not_final_is_used_once(places):
     assert made(place, calls=calls) == first and calls == [*"abcdebd"]
 
 
+def test_a_part_whose_content_is_lost_or_cut_off_is_made_again(places):
+    _, place = places({})
+    records, calls = made(place), []
+    (whole,) = Store(place).read([f"{records[1]['part']}.safetensors"])
+    Store(place).delete([records[1]["part"]])
+    Store(place).write(records[1]["part"], None, records[1])
+    if not Store(place).remote:
+        Store(place).write(records[3]["part"], whole[:-1], None)
+    assert made(place, calls=calls) == records and calls == [*"bd"][: 1 if Store(place).remote else 2]
+    assert Store(place).read([f"{records[1]['part']}.safetensors"]) == [whole]
+    assert made(place, calls=calls) == records and len(calls) < 3
+
+
 @pytest.mark.parametrize("moment", [0, 1, 2, 3, 4, 5])
 def test_a_process_killed_at_any_write_leaves_nothing_wrong(tmp_path, moment):
     """A part's content, then its record, each by a rename: killed before each of them."""
@@ -228,6 +242,26 @@ def test_a_name_does_not_depend_on_tools_and_builds(monkeypatch):
         assert len({names[0], code("torch==2.2"), code("torch==2.1", "numpy==2")}) == 3
     finally:
         resumable.code_hash.cache_clear()
+
+
+def test_parts_of_a_notebook_that_is_explored_are_not_those_of_its_stage(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.delenv(WORK, raising=False)
+    monkeypatch.setenv(STAGE_VARIABLE, "tokenize")
+    made(Store.of_stage("tokenize").place)
+    monkeypatch.delenv(STAGE_VARIABLE)
+    explored = Store.of_stage("tokenize")
+    made(explored.place)
+    explored.clear()
+    assert len(Store("results/partial/tokenize").names()) == 5 and not Path("results/explore/partial/tokenize").exists()
+
+
+def test_parts_stay_until_the_last_cell_of_a_stage():
+    for path in (ROOT / "notebooks").glob("*.ipynb"):
+        cells = json.loads(path.read_text())["cells"]
+        code = ["".join(cell["source"]) for cell in cells if cell["cell_type"] == "code"]
+        assert not any("store.clear()" in cell for cell in code[:-1]), path.name
+        assert ("Store.of_stage" in "".join(code)) == ("store.clear()" in code[-1]), path.name
 
 
 # Corpora and the index
@@ -321,6 +355,27 @@ def test_an_object_that_is_gone_or_another_is_listed_until_it_is_back(places, tm
     again = write_index(store, run(encode, parts, store, ONE), tmp_path / "again")
     indices = [contents(tmp_path / name)["index.json"] for name in ("again", "whole")]
     assert again["failed"] == {} and indices[0] == indices[1]
+
+
+@pytest.mark.parametrize("named", ["absolute", "by a link", "linked files"])
+def test_an_index_beside_the_shards_leaves_them_however_the_folder_is_named(tmp_path, monkeypatch, named):
+    source, place = tmp_path / "in", tmp_path / "out"
+    for name, content in corpus(3, broken=False).items():
+        (source / name).parent.mkdir(parents=True, exist_ok=True)
+        (source / name).write_bytes(content)
+    monkeypatch.chdir(tmp_path)
+    make_index(str(source), "out", "out")
+    before = contents(place)
+    folder = place if named == "absolute" else tmp_path / "index"
+    if named == "by a link":
+        folder.symlink_to("out")
+    elif named == "linked files":
+        folder.mkdir()
+        for path in place.glob("*.safetensors"):
+            path.symlink_to(path.rename(folder / path.name))
+    make_index(str(source), "out", folder)
+    assert contents(place) == before and contents(folder)["index.json"] == before["index.json"]
+    CodesReader(folder).verify()
 
 
 def test_one_name_is_one_clip(tmp_path):

@@ -3,6 +3,8 @@
 import json
 import os
 import re
+import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -10,10 +12,11 @@ from conftest import NANO, ROOT
 from hub_server import Hub, is_large, point_at, sha256
 from test_protocols import seed_tts  # noqa: F401
 
+from benchmarks import precision
 from higgs.serve import many_scripts
 from higgs.workflow.page import check_self_contained
 from release_check import published, steps
-from release_check.__main__ import main
+from release_check.__main__ import identity, main, parse, run
 
 MODEL, CODEC, COMMIT = "some/higgs", "some/codec", "1" * 40
 JUDGE = "moonshine-tiny-en-float32"
@@ -127,6 +130,69 @@ def test_a_step_that_fails_takes_only_those_along_that_need_it(check, monkeypatc
     assert "1,096 of 1,096" in page
 
 
+def fetched(*words: str) -> steps.Check:
+    """A check after its download."""
+    made, _ = parse(["--device", "cpu", *words])
+    made.results["download"] = {part: str(NANO / part) for part in ("model", "codec")}
+    return made
+
+
+def test_results_are_kept_under_all_that_they_depend_on(check, seed_tts, tmp_path, monkeypatch):  # noqa: F811
+    (tmp_path / "data").unlink()
+    (tmp_path / "data").mkdir()
+    for name in ("scripts", "recordings", "checkpoints"):
+        (tmp_path / "data" / name).symlink_to(ROOT / "data" / name)
+    shutil.copytree(ROOT / "data/voices", tmp_path / "data/voices")
+    words = ["--checkpoint", "s3://bucket/prefix", "--seed-tts", str(seed_tts)]
+    found = [identity(fetched(*words))]
+    assert found[0] == identity(fetched(*words))
+    for path in (next(Path("data/voices").glob("*.flac")), next(seed_tts.rglob("*.wav"))):
+        path.write_bytes(path.read_bytes() + b"\0")
+        found.append(identity(fetched(*words)))
+    other = fetched(*words)
+    other.results["download"]["model"] = shutil.copytree(NANO / "model", tmp_path / "other")
+    (tmp_path / "other/lexicon.json").write_text("{}")
+    found.append(identity(other))
+    monkeypatch.setattr("release_check.__main__.choose_device", lambda name: {"auto": "cuda"}.get(name, name))
+    found.append(identity(replace(fetched(*words), checkpoint=replace(other.checkpoint, device="auto"))))
+    assert len({json.dumps(one, default=str) for one in found}) == len(found)
+
+
+def test_spoken_parts_are_named_by_the_device_that_auto_is(check, monkeypatch):
+    seen: list[dict] = []
+    monkeypatch.setattr(steps, "choose_device", {"auto": "cuda"}.get)
+    monkeypatch.setattr(steps, "speak_all", lambda *arguments: seen.append(arguments[5]) or ())
+    monkeypatch.setattr(steps, "_judged", lambda *_: {})
+    made = fetched("--checkpoint", str(NANO))
+    made.results["hashes"] = {"fingerprints": {}}
+    steps._spoken(replace(made, checkpoint=replace(made.checkpoint, device="auto")), [], "sentences")
+    assert seen[0]["device"] == "cuda"
+
+
+def test_a_result_that_cannot_be_written_is_a_failed_step(check, monkeypatch):
+    done = {"download": lambda _: {part: str(NANO / part) for part in ("model", "codec")}, "last": lambda _: {"ok": 1}}
+    done |= {"codec_codes": lambda _: {"largest_difference_of_samples": float("nan")}}
+    monkeypatch.setattr("release_check.__main__.STEPS_IN_ORDER", [(name, done[name], ()) for name in done])
+    made, _ = parse(["--checkpoint", str(NANO), "--device", "cpu"])
+    found, results = run(made, lambda *_: None)
+    assert found["codec_codes"].startswith("failed: ValueError: ") and "nan" in found["codec_codes"]
+    assert found["last"].startswith("done in") and set(results) == {"download", "last"}
+    assert run(made, lambda *_: None)[0]["last"] == "done, by an earlier run"
+
+
+def test_utterances_of_the_precision_benchmark_are_those_of_its_settings(check, tmp_path, monkeypatch):
+    there = precision.folder_of("int8", tmp_path, 2)
+    there.mkdir()
+    (there / "utterances.jsonl").write_text("")
+    assert precision.speak("int8", tmp_path, 2) == there
+    monkeypatch.setattr("higgs.Engine.from_pretrained", lambda *_, **__: pytest.fail("speaks"))
+    for dtype, texts in (("int8", 3), ("int8", None), ("int4", 2)):
+        with pytest.raises(pytest.fail.Exception, match="speaks"):
+            precision.speak(dtype, tmp_path, texts)
+    monkeypatch.setattr(precision, "fingerprint", lambda _: "another checkpoint")
+    assert precision.folder_of("int8", tmp_path, 2) != there
+
+
 def summary_of(value: float, low: float, high: float, group: str = "generated") -> dict:
     row = {"group": group, "n": 50}
     for name in ("seedtts_wer_percent", "similarity"):
@@ -169,6 +235,7 @@ def test_every_published_figure_has_a_source():
         (["--seed-tts", "no/folder"], "there is no folder no/folder"),
         (["--sentences", "0"], "at least 1"),
         (["--out", "/elsewhere"], "a folder below this one"),
+        (["--device", "cudda"], "--device: cudda is not there"),
     ],
 )
 def test_wrong_words_are_named_before_anything_is_fetched(check, capsys, words, message):

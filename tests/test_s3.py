@@ -87,6 +87,17 @@ def test_a_prefix_becomes_a_folder_and_is_fetched_once(server, surroundings, pre
         assert resolve(f"s3://{prefix}") == small and len(reads) == 2
 
 
+def test_a_cache_that_is_complete_is_not_written_to(server, surroundings, prefix):
+    """It may be another user's, or lie on a disk for reading only."""
+    cache = Path(os.environ["HIGGS_CACHE"])
+    folder = resolve(f"s3://{prefix}")
+    for lock in cache.rglob("*.lock"):
+        lock.unlink()
+    before = {path: path.stat().st_mtime_ns for path in cache.rglob("*")}
+    assert resolve(f"s3://{prefix}") == folder
+    assert {path: path.stat().st_mtime_ns for path in cache.rglob("*")} == before
+
+
 def test_a_changed_object_is_another_version(server, surroundings, prefix):
     before = resolve(f"s3://{prefix}")
     put(server, prefix, "config.json", FILES["config.json"].replace(b"1", b"2"))

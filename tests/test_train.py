@@ -332,6 +332,12 @@ def test_codes_are_made_once(corpus, coded):
     save_state(path, codes=[], aligned=[], made_by="another")
     with pytest.raises(ValueError, match="codes are of another quantizer.pt"):
         quantizer.read_codes(coded, shards)
+    path.write_bytes(before[: len(before) // 2])
+    with pytest.raises(ValueError, match=r"codes/validation-own\.pt is cut off or damaged"):
+        quantizer.read_codes(coded, shards)
+    path.unlink()
+    with pytest.raises(ValueError, match="or not all there"):
+        quantizer.read_codes(coded, shards)
     quantizer.code_corpus(coded, corpus, TINY_CODEC)
     assert path.read_bytes() == before
 

@@ -53,6 +53,17 @@ def test_errors_and_dead_workers_are_raised_in_place_of_the_result(item, error):
         next(results)
 
 
+def damaged():
+    raise ValueError("codec/model.safetensors: 1 missing: decoder.bias")
+
+
+@pytest.mark.parametrize("workers", [1, 2])
+def test_an_error_while_a_worker_loads_is_raised_as_it_is(workers, capfd):
+    with pytest.raises(ValueError, match=r"^codec/model.safetensors: 1 missing: decoder.bias$"):
+        list(in_order(damaged, range(4), workers))
+    assert "Traceback" not in capfd.readouterr().err
+
+
 PARENT = """
 import os, sys, time
 sys.path[:0] = [{root!r}, {tests!r}]

@@ -48,12 +48,13 @@ def download(url: str, patterns: Sequence[str] = ("*",)) -> Path:
         version = json.dumps([(o["name"], o["ETag"], o["size"]) for o in objects.values()])
         cache = Path(os.environ.get("HIGGS_CACHE", Path.home() / ".cache" / "higgs"))
         folder = cache / prefix / hashlib.sha256(version.encode()).hexdigest()[:16]
-        folder.mkdir(parents=True, exist_ok=True)
-        with folder.with_name(f"{folder.name}.lock").open("w") as lock:
-            fcntl.flock(lock, fcntl.LOCK_EX)
-            for name, listed in wanted.items():
-                if not (folder / name).exists():
-                    fetch(files, listed, folder / name)
+        if any(not (folder / name).exists() for name in wanted):  # a cache that is complete may be read-only
+            folder.mkdir(parents=True, exist_ok=True)
+            with folder.with_name(f"{folder.name}.lock").open("w") as lock:
+                fcntl.flock(lock, fcntl.LOCK_EX)
+                for name, listed in wanted.items():
+                    if not (folder / name).exists():
+                        fetch(files, listed, folder / name)
     return folder
 
 

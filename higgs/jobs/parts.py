@@ -25,7 +25,7 @@ from torch import Tensor
 from higgs.files import check_place, sha256, write_atomically
 from higgs.jobs.cluster import Cluster, check_device, disconnect, make_on_ray
 from higgs.workers import WORK, Workers
-from higgs.workflow.outputs import progress
+from higgs.workflow.outputs import output_path, progress
 
 T = TypeVar("T")
 FORMAT = 1  # of results: in the name of every part
@@ -113,8 +113,8 @@ class Store:
 
     @classmethod
     def of_stage(cls, stage: str) -> "Store":
-        """`work` of params.yaml, or a folder that `clear` removes when the stage is done."""
-        return cls(os.environ.get(WORK, "").rstrip("/") or f"results/partial/{stage}")
+        """`work` of params.yaml, or a folder that `clear` removes when the stage is done; another while exploring."""
+        return cls(os.environ.get(WORK, "").rstrip("/") or str(output_path(f"results/partial/{stage}")))
 
     @property
     def remote(self) -> bool:
@@ -130,16 +130,33 @@ class Store:
             files.pipe_file(f"{self.place}/{MARK}", f"{FORMAT}\n".encode())
 
     def names(self, suffix: str = RECORD) -> set[str]:
-        """Of the parts that are done. An index, too, may lie beside them."""
-        named = re.compile("[0-9a-f]{32}" + re.escape(suffix)).fullmatch
+        """Of the parts with such a file. An index, too, may lie beside them."""
+        return {file[:32] for file, _ in self._files() if file[32:] == suffix}
+
+    def done(self, names: Iterable[str]) -> set[str]:
+        """Those of `names` with a record and the content that it counts: of a folder, files are lost or cut off."""
+        there, sizes = set(), {}
+        for file, size in self._files():
+            if file[32:] == RECORD:
+                there.add(file[:32])
+            elif file[32:] == CONTENT:
+                sizes[file[:32]] = size
+        there.intersection_update(names)
+        doubtful = [name for name in there if not (self.remote and name in sizes)]  # objects of a bucket are whole
+        records = zip(doubtful, self.records(doubtful), strict=True)
+        return there.difference(name for name, record in records if sizes.get(name, 0) != record["bytes"])
+
+    def _files(self) -> Iterator[tuple[str, int]]:
+        """Names and sizes of the parts' files."""
+        named = re.compile(r"[0-9a-f]{32}\.\w+").fullmatch
         if self.remote:
             from higgs.checkpoint.s3 import list_keys
 
             with s3(self.place) as files:
-                return {key[:32] for key, *_ in list_keys(files, self.place) if named(key)}
-        with contextlib.suppress(FileNotFoundError), os.scandir(self.place) as entries:
-            return {entry.name[:32] for entry in entries if named(entry.name)}
-        return set()
+                yield from ((key, size) for key, size, _ in list_keys(files, self.place) if named(key))
+        else:
+            with contextlib.suppress(FileNotFoundError), os.scandir(self.place) as entries:
+                yield from ((entry.name, entry.stat().st_size) for entry in entries if named(entry.name))
 
     def write(self, name: str, content: bytes | None, record: Mapping[str, Any] | None) -> None:
         """The content, and then the record: the order makes a part that was killed between the two one to do."""
@@ -254,7 +271,8 @@ class Job:
     def run(self, parts: Iterable[Part], label: str | None = "parts") -> Iterator[dict[str, Any]]:
         """-> the parts' records, in order; no bar without a label. Raises LostParts after all the others are done."""
         self.store.check()
-        parts, done = list(parts), self.store.names()
+        parts = list(parts)
+        done = self.store.done(part.name for part in parts)
         todo = list({part.name: part for part in parts if part.name not in done}.values())
         if self.cluster.address is None:
             made = ((part, record, None) for part, record in zip(todo, self._workers.map(todo), strict=True))

@@ -85,7 +85,7 @@ def speak_all(
         **settings,
     }
     parts = [make_part(job, batch, digests(_files(batch[1]))) for batch in batches(tasks, max_new_tokens)]
-    before = store.names()
+    before = store.done(part.name for part in parts)
     for record in run(partial(speaker, load_engine, sampling), parts, store, cluster, "speak"):
         (content,) = store.read([record["part"] + CONTENT])
         tensors = load(content)

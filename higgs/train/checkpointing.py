@@ -1,11 +1,13 @@
 """Learning rate schedule, log, and checkpoints that survive a kill."""
 
 import json
+import pickle
 from pathlib import Path
 from typing import Any
 
 import torch
 
+from higgs.checkpoint.tensors import PARSER_ERRORS
 from higgs.files import replacing
 
 
@@ -36,4 +38,10 @@ def save_state(path: Path, **parts: Any) -> None:
 
 
 def load_state(path: Path) -> dict[str, Any] | None:
-    return torch.load(path, "cpu", weights_only=True) if path.is_file() else None
+    """What `save_state` wrote; None without a file. Raises ValueError that names a damaged one."""
+    try:
+        return torch.load(path, "cpu", weights_only=True) if path.is_file() else None
+    except (*PARSER_ERRORS, pickle.UnpicklingError) as error:
+        # Not chained: the error's own text advises to run code of the file.
+        cause = f"{type(error).__name__}: {str(error).partition('. ')[0]}"
+        raise ValueError(f"{path} is cut off or damaged ({cause}): copy it again, or delete it to begin anew") from None

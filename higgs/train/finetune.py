@@ -6,7 +6,6 @@ corrupted, attention has no adapters, the run is short (`EPOCHS`), and it stops 
 
 import math
 import random
-import shutil
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -26,7 +25,7 @@ from higgs.data.text.lexicon import FILE as LEXICON
 from higgs.data.text.tokenizer import TextTokenizer
 from higgs.data.training.dataset import Batches, Dataset, check_same_run
 from higgs.data.training.manifest import DataError, Manifest, encode_audio, read_manifest
-from higgs.files import check_place
+from higgs.files import check_place, write_atomically
 from higgs.model.higgs_audio import HiggsAudio
 from higgs.resumable import code_hash
 from higgs.train.checkpointing import load_state, log, save_state, warmup_stable_decay
@@ -221,7 +220,10 @@ def save_tuned(model: HiggsAudio, source: Path, target: Path) -> None:
     model.save_pretrained(target, ids, half=True)
     for pattern in ("tokenizer*.json", LEXICON, GENERATION_CONFIG):
         for path in source.glob(pattern):
-            shutil.copyfile(path, target / path.name)
+            write_atomically(target / path.name, path.read_bytes())
+        for path in target.glob(pattern):
+            if not (source / path.name).exists():
+                path.unlink()  # of an earlier tuning: the text would be read by its rules
 
 
 def readable(path: Path, allow_special: bool, description: str | None = None) -> Manifest:
@@ -243,8 +245,12 @@ def finetune(
     """A manifest -> a checkpoint in `out`. `description` is for records with neither a description nor a reference.
 
     `replay` is a manifest of older voices, each with its `description`. `allow_special` is for trusted files.
+    Raises ValueError where `out` holds the checkpoint itself.
     """
     source = Checkpoint.parse(checkpoint)
+    for part, origin in (("model", source.model), ("codec", source.codec)):
+        if (out / part).resolve() == Path(origin).resolve():
+            raise ValueError(f"{out / part} is of the checkpoint that is tuned: write to another --out")
     # Both before the checkpoint is loaded, and the replay before anything is encoded.
     found = readable(manifest, allow_special, description)
     older = readable(replay, allow_special) if replay else None

@@ -165,10 +165,11 @@ def code_corpus(folder: Path, corpus: Path, config: CodecConfig = NANO_CODEC) ->
 
 def read_codes(folder: Path, shards: Shards) -> tuple[list[Tensor], list[Tensor]]:
     """-> codes and alignments of every utterance, in order."""
-    saved = [torch.load(folder / "codes" / f"{name}.pt", weights_only=True) for name in shards.names]
+    saved = [load_state(folder / "codes" / f"{name}.pt") or {"made_by": None} for name in shards.names]
     made_by = hashes(folder, QUANTIZER)
     if any(s["made_by"] != made_by for s in saved):
-        raise ValueError(f"{folder}/codes are of another quantizer.pt: run training.nano.quantizer again")
+        what = f"{folder}/codes are of another quantizer.pt, or not all there"
+        raise ValueError(f"{what}: run training.nano.quantizer again")
     return sum((s["codes"] for s in saved), []), sum((s["aligned"] for s in saved), [])
 
 
