@@ -79,6 +79,16 @@ def git(*words: str | Path) -> str:
     return "" if done.returncode else done.stdout
 
 
+def files_below(folder: Path, above: tuple[Path, ...] = ()) -> Iterator[Path]:
+    """Below a folder, in those that links lead to as well, unless they lead back up."""
+    above = (*above, folder.resolve())
+    for path in folder.iterdir():
+        if path.is_file():
+            yield path
+        elif path.is_dir() and path.resolve() not in above:
+            yield from files_below(path, above)
+
+
 def as_utf8(name: str) -> str:
     """The name of a file, with its bytes that are no UTF-8 as \\x..: as Python has them they can be written nowhere."""
     return os.fsencode(name).decode("utf-8", "backslashreplace")

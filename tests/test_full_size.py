@@ -69,5 +69,5 @@ def test_precision_speaks_and_judges_the_same_texts_in_each_form(nano, tmp_path,
     precision.main()
     line = capsys.readouterr().out.splitlines()[0]
     assert line.startswith("int8: ") and line.endswith("of 2 texts differ")
-    made = {(dtype, path.name) for dtype in ("float32", "int8") for path in (tmp_path / dtype).glob("*.flac")}
+    made = {(dtype, path.name) for dtype in ("float32", "int8") for path in tmp_path.glob(f"{dtype}-*/*.flac")}
     assert len(made) == 12

@@ -23,7 +23,7 @@ from torch import Tensor
 from higgs.audio import READABLE, load_audio
 from higgs.data.recordings import Recording, read_recordings
 from higgs.data.training.codes import SAMPLE, packed
-from higgs.files import absent, as_utf8, sha256
+from higgs.files import absent, as_utf8, files_below, sha256
 from higgs.jobs.parts import Part, Result, cut, make_part, s3
 from higgs.resumable import code_hash
 from higgs.validation import Count, Record, explained, parse_json
@@ -184,19 +184,9 @@ def list_corpus(url: str) -> Iterator[Item]:
         return
     if not Path(url).is_dir():
         raise FileNotFoundError(f"{url} is neither a folder nor s3://BUCKET/PREFIX")
-    for name, path in sorted((str(path.relative_to(url)), path) for path in _files(Path(url))):
+    for name, path in sorted((str(path.relative_to(url)), path) for path in files_below(Path(url))):
         if is_speech(name):
             yield Item(id=as_utf8(name), url=str(path), size=path.stat().st_size, etag=sha256(path))
-
-
-def _files(folder: Path, above: tuple[Path, ...] = ()) -> Iterator[Path]:
-    """Below a folder, in those that links lead to as well, unless they lead back up."""
-    above = (*above, folder.resolve())
-    for path in folder.iterdir():
-        if path.is_file():
-            yield path
-        elif path.is_dir() and path.resolve() not in above:
-            yield from _files(path, above)
 
 
 def read_listing(path: str | Path) -> Iterator[Item]:

@@ -46,7 +46,9 @@ function readAlong(seconds) {
 function vtt(words) {
   const clock = (seconds) => new Date(Math.round(1000 * seconds)).toISOString().slice(11, 23);
   const safe = (word) => word.replaceAll("&", "&amp;").replaceAll("<", "&lt;").replaceAll(">", "&gt;");
-  const captions = words.map(({ word, start, end }) => `${clock(start)} --> ${clock(end)}\n${safe(word)}\n\n`);
+  const shortest = 0.04; // a caption without length is never shown, and WebVTT has none
+  const ends = ({ start, end }) => clock(Math.max(end, start + shortest));
+  const captions = words.map((one) => `${clock(one.start)} --> ${ends(one)}\n${safe(one.word)}\n\n`);
   return new Blob(["WEBVTT\n\n", ...captions], { type: "text/vtt" });
 }
 
