@@ -68,7 +68,6 @@ def speak(
     check_out(out, captions)  # whatever is wrong with the request is reported before the checkpoint is read
     text = read_text(file) if file is not None or text == str(STDIO) else text
     named = find_voices(voices, voice, reference, reference_text, numbered, "[" in text and bool(speaker_turns(text)))
-
     from higgs.data.speech import speech_request  # after what may be refused: it imports torch
     from higgs.serve import long_form
 
@@ -80,7 +79,8 @@ def speak(
     chunked, mode = False if no_chunking else None, ("reference" if keep_digits else "words") if normalize else None
     request = speech_request(text, named, options, scene, chunked, mode, settings, max_new_tokens)
     with progress(out, len(request.chunks)) as update:
-        engine = load_engine(checkpoint, "" if normalize else SPEAKER_TAG.sub("", text), dtype, offload_text)
+        digits = not normalize and any(map(str.isdigit, SPEAKER_TAG.sub("", text)))
+        engine = load_engine(checkpoint, digits, dtype, offload_text)
         response = long_form.speak(engine, request, update, update)
     write(out, response)
     write_captions(captions, engine, request, response)
@@ -150,7 +150,7 @@ def checkpoint_settings(checkpoint: str, chunking: dict[str, Any], sampling: dic
     return validate(ChunkOptions, options, ""), own.sampling.override(**sampling)
 
 
-def load_engine(checkpoint: str, text: str = "", dtype: str | None = None, offload_text: bool = False) -> Any:
+def load_engine(checkpoint: str, has_digits: bool = False, dtype: str | None = None, offload_text: bool = False) -> Any:
     """Warns where the text has digits and the checkpoint, which reads words by a lexicon, cannot read them."""
     from higgs import Engine
     from higgs.checkpoint.alias import Checkpoint
@@ -159,7 +159,7 @@ def load_engine(checkpoint: str, text: str = "", dtype: str | None = None, offlo
     source, config = Checkpoint.parse(checkpoint), EngineConfig(max_batch=1)  # chunks come one after another
     dtype = dtype or source.dtype
     engine = Engine.from_pretrained(source.model, source.codec, source.device, dtype, config, offload_text)
-    if any(map(str.isdigit, text)) and engine.text_tokenizer.lexicon is not None:
+    if has_digits and engine.text_tokenizer.lexicon is not None:
         print("warning: this checkpoint cannot read digits; --normalize writes them in words", file=sys.stderr)
     return engine
 
