@@ -303,7 +303,8 @@ RULES: list[Rule] = [
     (rf"(?:#|\b[Nn]o(?P<many>s?)\. ?)(?P<number>{NUMBER}){END}",
      lambda m: f"number{m['many'] or ''} {number(m['number'])}"),
     (rf"{START}(?P<minus>[-−]?)(?:(?P<whole>[0-9]+) )?(?P<top>[0-9]+)/(?P<bottom>[0-9]+){END}", _fraction),
-    (rf"{START}(?P<minus>[-−]?)(?P<numbers>{NUMBER}(?:/{NUMBER})++){END}", _over),
+    # Not possessive: Python 3.11.2 then loses the group around it.
+    (rf"{START}(?P<minus>[-−]?)(?P<numbers>{NUMBER}(?:/{NUMBER})+){END}", _over),
     (r"(?<!\S)['’](?P<last>[0-9]{2})(?![\w'’]|[^'’]*['’](?!\w))",  # no quotation
      lambda m: "oh " * (m["last"][0] == "0") + _integer(int(m["last"]))),
     (rf"(?:(?<!\w)(?P<before>(?:{BEFORE_YEAR}) |[Mm]id-|[Yy]ear was )|"
