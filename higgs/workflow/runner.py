@@ -44,8 +44,9 @@ def run_stage(stage: str, params_path: Path, settings: Sequence[str], output_dir
     with contextlib.chdir(find_root()):
         params = read_params(params_path)
         values, where = stage_values(params, stage, settings), placement(params)
-        for other in SECTIONS.keys() & params.keys() - {stage}:  # hours may lie between this stage and the next
-            stage_values(params, other, ())
+        for other in SECTIONS:  # hours may lie between this stage and the next
+            if other != stage and other in params:
+                stage_values(params, other, ())
         source, output = Path("notebooks", f"{stage}.ipynb"), Path(output_dir, f"{stage}.ipynb")
         failed = output.with_suffix(".failed.ipynb")
         check_parameters_cell(nbformat.read(source, 4), [*values], source)

@@ -104,7 +104,7 @@ def write_index(store: Store, records: Iterable[Mapping[str, Any]], folder: str 
                 failed.write(json.dumps(failure, ensure_ascii=False) + "\n")
             if record["clips"]:
                 names = ("bytes", "sha256", "clips", "frames")
-                if not store.remote and not folder.samefile(store.place):
+                if not store.remote:
                     _link(Path(store.place), folder, record["part"] + CONTENT)
                 small.append({"file": record["part"] + CONTENT} | {name: record[name] for name in names})
             if clips > MOST_CLIPS and len(small) >= 10_000:
@@ -121,7 +121,7 @@ def write_index(store: Store, records: Iterable[Mapping[str, Any]], folder: str 
 
 
 def _link(source: Path, folder: Path, file: str) -> None:
-    """The shards of a stage stay when its store is removed."""
+    """The shards of a stage stay when its store is removed. An index may lie in the store itself."""
     if (folder / file).exists() and (folder / file).samefile(source / file):
         return  # to unlink it may be to lose it
     (folder / file).unlink(missing_ok=True)
