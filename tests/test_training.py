@@ -119,6 +119,26 @@ def test_two_lines_of_stages_run_at_once(tmp_path, fails):
     assert (project / "a").exists() and (project / "c").exists() != fails
 
 
+@pytest.mark.parametrize("change", ["nothing", "a byte", "a file"])
+def test_the_end_says_whether_the_checkpoint_is_the_committed_one(tmp_path, change):
+    """`make train`'s last command, by the Makefile; the model card is no part of what is trained."""
+    (same,) = re.findall(r"^SAME(?:.*\\\n)*.*", (ROOT / "Makefile").read_text(), re.MULTILINE)
+    (tmp_path / "Makefile").write_text(f"{same}\ngo:\n\t@$(SAME)\n")
+    committed, trained = tmp_path / "data/checkpoints/nano", tmp_path / "training/out/nano"
+    for folder in (committed, trained):
+        (folder / "model").mkdir(parents=True)
+        (folder / "model/weights").write_bytes(b"weights")
+    (committed / "README.md").touch()
+    if change == "a byte":
+        (trained / "model/weights").write_bytes(b"Weights")
+    elif change == "a file":
+        (trained / "lexicon").touch()
+    done = subprocess.run(["make", "go"], cwd=tmp_path, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert ("byte for byte" in done.stdout) == (change == "nothing")
+    assert ("is not data" in done.stdout) == (change != "nothing")
+
+
 def test_a_log_is_read_by_step(tmp_path):
     """A run that was killed tells some steps again."""
     for step, loss in ((100, 3.0), (200, 2.0), (200, 1.5), (300, 1.0)):
