@@ -15,7 +15,7 @@ import threading
 import time
 import types
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import aclosing
+from contextlib import aclosing, nullcontext
 from copy import deepcopy
 
 import httpx
@@ -518,6 +518,24 @@ def test_an_encoder_writes_the_same_bytes_for_any_chunks(kind):
 async def collect(stream) -> torch.Tensor:
     async with aclosing(stream) as chunks:
         return torch.cat([chunk.codes async for chunk in chunks], dim=1)
+
+
+@pytest.mark.parametrize(("positions", "expected"), [(40, ["request"]), (700, ["request", "listens"])])
+def test_a_request_is_made_before_the_server_listens(parts, voices, monkeypatch, capfd, positions, expected):
+    """Where it fails, as in an engine too small for it, the error is raised, and no traceback is logged."""
+    engine, events = new_engine(parts, max_positions=positions), []
+
+    def listens(address):
+        events.append("listens")
+        signal.raise_signal(signal.SIGINT)
+
+    submit = engine.scheduler.submit
+    monkeypatch.setattr(engine.scheduler, "submit", lambda sequence: (events.append("request"), submit(sequence)))
+    config = ServerConfig("tiny", voices, SAMPLING, on_start=listens)
+    with pytest.raises(ValueError, match="max_positions") if positions == 40 else nullcontext():
+        http_app.serve(engine, config, port=0)
+    assert events == expected and not engine.scheduler.stops
+    assert "Traceback" not in capfd.readouterr().err
 
 
 def test_the_async_engine_alone(parts, voices):

@@ -43,7 +43,7 @@ def main() -> int:
         if end.code == 130:
             print("stopped", file=sys.stderr)
         return end.code
-    except (ValueError, OSError, LookupError, RuntimeError, ImportError, FloatingPointError) as error:
+    except (ValueError, OSError, LookupError, RuntimeError, ImportError, FloatingPointError, MemoryError) as error:
         message = error.args[0] if isinstance(error, KeyError) and error.args else error
         notes = [note for note in getattr(error, "__notes__", []) if note not in str(error)]
         print("Error:", *"; ".join([str(message), *notes]).split(), file=sys.stderr)

@@ -9,7 +9,7 @@ import logging
 import socket
 import time
 from collections.abc import AsyncIterator, Callable, Iterator
-from contextlib import aclosing, asynccontextmanager, contextmanager, suppress
+from contextlib import aclosing, asynccontextmanager, closing, contextmanager, suppress
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -195,16 +195,8 @@ def make_app(engine: Engine, config: ServerConfig, access: Access | None = None)
 
     @asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
-        app.state.async_engine = async_engine = AsyncEngine(engine)
-        try:
-            warm_up = async_engine.stream(SpeechRequest((smart_voice(WARM_UP),), (), max_new_tokens=30))
-            async with aclosing(warm_up) as chunks:
-                async for _ in chunks:
-                    pass
-            engine.scheduler.stops.clear()
+        with closing(AsyncEngine(engine)) as app.state.async_engine:
             yield
-        finally:
-            async_engine.close()
 
     # FastAPI's pages of documentation would fetch their scripts from elsewhere: /docs is ours.
     app = FastAPI(title="higgs", lifespan=lifespan, docs_url=None, redoc_url=None, max_body_size=MAX_BODY)
@@ -294,12 +286,24 @@ def handle_errors(app: FastAPI, metrics: Metrics) -> None:
         return answer(ApiError(FAILED, code="failed", status=500))
 
 
+async def warm_up(engine: Engine) -> None:
+    """A short request, so that the first client waits for nothing that is allocated, compiled or captured."""
+    with closing(AsyncEngine(engine)) as async_engine:
+        speech = async_engine.stream(SpeechRequest((smart_voice(WARM_UP),), (), max_new_tokens=30))
+        async with aclosing(speech) as chunks:
+            async for _ in chunks:
+                pass
+    engine.scheduler.stops.clear()
+
+
 class Server(uvicorn.Server):
     """When it is told to stop, requests that wait for a slot are answered at once, and those in one may end."""
 
+    engine: Engine
     on_start: Callable[[str], None] | None = None
 
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+        await warm_up(self.engine)  # not in the app's lifespan, whose errors uvicorn logs as tracebacks
         await super().startup(sockets)
         if self.started and self.on_start is not None:
             host, port, *_ = self.servers[0].sockets[0].getsockname()
@@ -324,6 +328,6 @@ def serve(
     """Until it is interrupted; running requests then have `grace_seconds` to end."""
     app, limits = make_app(engine, config, access), {"http": limited_protocol(connections or ConnectionLimits())}
     server = Server(uvicorn.Config(app, host, port, timeout_graceful_shutdown=grace_seconds, **limits))
-    server.on_start = config.on_start
+    server.engine, server.on_start = engine, config.on_start
     with suppress(KeyboardInterrupt):
         server.run()
