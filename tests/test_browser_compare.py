@@ -96,6 +96,16 @@ def test_keys_play_switch_and_only_one_sound_is_heard(two, opened):
     assert page.evaluate("[player.side, player.startedAt, player.playing]") == [1, started, True]
     page.keyboard.press("Tab")
     assert page.evaluate("player.side") == 0
+    frames = """async () => {
+        const ask = requestAnimationFrame;
+        let count = 0;
+        for (let n = 0; n < 50; n++) show();
+        requestAnimationFrame = (act) => (count += 1, ask(act));
+        await new Promise((done) => setTimeout(done, 100));
+        requestAnimationFrame = ask;
+        return count;
+    }"""
+    assert page.evaluate(frames) < 50  # one for each frame, not one for each change
     until(page, "!player.playing")  # at the end
     page.locator(".text").nth(1).locator("button.play").nth(1).click()
     until(page, "player.playing")
@@ -173,6 +183,32 @@ def test_scores_take_every_sound_and_a_slider_for_each(two, opened, tmp_path):
     ratings = json.loads(finish(page, tmp_path / "ben.json").read_text())
     for answer, trial in zip(ratings["answers"], key["trials"], strict=True):
         assert set(answer["scores"]) == set(trial["stimuli"]) and sorted(answer["scores"].values()) == [0, 20, 40, 60]
+
+
+def test_what_is_over_is_not_heard_and_another_tab_loses_nothing(two, opened):
+    page = opened(make_test(two, PREFERENCE, texts=2, seed=5)[0])
+    page.fill("input", "ben")
+    page.click("text=Start")
+    until(page, "view && view.step === 0")
+    over = """async () => {
+        await hear(0);
+        player.load([5, 3].map((seconds) => new AudioBuffer({ length: 24000 * seconds, sampleRate: 24000 })));
+        view.heard.clear();
+        player.play(0, 4);
+        player.switchTo(1);
+        const silent = [...view.heard];
+        player.switchTo(0);
+        await hear(1);
+        return [silent, player.side, player.position < 1, [...view.heard]];
+    }"""
+    assert page.evaluate(over) == [[0], 1, True, [0, 1]]
+    other_tab = """() => {
+        localStorage.setItem(memory, JSON.stringify({ listener: "ben", step: 3, answers: { one: 1, two: 1 } }));
+        state.answers = { two: 2 };
+        remember();
+        return remembered();
+    }"""
+    assert page.evaluate(other_tab) == {"listener": "ben", "step": 3, "answers": {"one": 1, "two": 2}}
 
 
 SCREENS = [(1280, "light"), (390, "dark")]

@@ -10,6 +10,7 @@ const offline = new OfflineAudioContext(1, 1, 24000);
 let player = null;
 let current = null;
 let loading = 0;
+let frame = 0; // the next `follow`
 
 const rowOf = (element) => element.closest("[data-row]");
 const clipsOf = (row) => data.rows[Number(row)];
@@ -21,9 +22,8 @@ function ready() {
 
 async function choose(row, side, offset = null) {
   await ready();
+  const mine = ++loading; // a later choice ends the loading of an earlier one
   if (row !== current) {
-    loading += 1;
-    const mine = loading;
     player.stop();
     const clips = clipsOf(row);
     const buffers = await Promise.all(clips.map((clip) => (clip === null ? null : sounds.decode(clip, player.context))));
@@ -33,7 +33,6 @@ async function choose(row, side, offset = null) {
   }
   if (player.playing && offset === null) player.switchTo(side);
   else player.play(side, offset === null ? player.offset : offset);
-  requestAnimationFrame(follow);
 }
 
 function next(step) {
@@ -73,7 +72,8 @@ function follow() {
     mark.hidden = row !== current || player.position > data.seconds[clip];
     mark.style.left = `${(100 * player.position) / (data.seconds[clip] || 1)}%`;
   }
-  if (player.playing) requestAnimationFrame(follow);
+  cancelAnimationFrame(frame);
+  if (player.playing) frame = requestAnimationFrame(follow);
 }
 
 function toggle() {

@@ -28,6 +28,11 @@ function remembered() {
 }
 
 function remember() {
+  const stored = remembered(); // another tab may have gone on
+  if (stored.listener === state.listener) {
+    state.step = Math.max(stored.step, state.step);
+    state.answers = { ...stored.answers, ...state.answers };
+  }
   try {
     localStorage.setItem(memory, JSON.stringify(state));
   } catch {
@@ -136,6 +141,12 @@ async function hear(side) {
   }
   if (mine !== view) return;
   if (player.playing && player.side === side) player.stop();
+  else switchTo(side);
+}
+
+// At the same moment, or from the start where that sound is over by then: what counts as heard can be heard.
+function switchTo(side) {
+  if (player.ended(side)) player.play(side, 0);
   else if (player.playing) player.switchTo(side);
   else player.play(side);
 }
@@ -155,7 +166,7 @@ function complete() {
 
 function update() {
   if (!view) return;
-  if (player && player.playing) view.heard.add(player.side);
+  if (player && player.playing && !player.ended(player.side)) view.heard.add(player.side);
   view.buttons.forEach((button, side) => {
     const on = player !== null && player.playing && player.side === side;
     button.classList.toggle("on", on);
@@ -184,7 +195,7 @@ function results() {
 function closing() {
   const text = JSON.stringify(results(), null, 1);
   const link = URL.createObjectURL(new Blob([text], { type: "application/json" }));
-  const name = state.listener.toLowerCase().replace(/[^a-z0-9]+/g, "-").slice(0, 40) || "listener";
+  const name = [...state.listener.toLowerCase().replace(/[^\p{L}\p{M}\p{N}]+/gu, "-")].slice(0, 40).join("") || "listener";
   const again = () => {
     if (!confirm("Start again? The answers of this browser are deleted.")) return;
     state = { listener: "", step: -1, answers: {} };
@@ -213,7 +224,7 @@ document.addEventListener("keydown", (event) => {
     hear(side >= 0 ? side : player && view.loaded ? player.side : 0).catch(failed);
   } else if (event.key === "Tab" && player && player.playing) {
     event.preventDefault();
-    player.switchTo((player.side + (event.shiftKey ? count - 1 : 1)) % count);
+    switchTo((player.side + (event.shiftKey ? count - 1 : 1)) % count);
   } else if (preference && /^[1-5]$/.test(event.key)) {
     answer(CHOICES[event.key - 1][0]);
   } else if (event.key === "Enter" && !view.next.disabled && !event.target.matches("button")) {

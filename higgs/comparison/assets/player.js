@@ -50,6 +50,11 @@ class Player {
     return Math.min(this.offset + passed, this.seconds);
   }
 
+  // Whether that side has no sound left where the others still have some.
+  ended(side) {
+    return this.position >= (this.sides[side]?.duration ?? 0);
+  }
+
   buffers() {
     return this.sides.filter((buffer) => buffer);
   }

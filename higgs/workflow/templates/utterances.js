@@ -84,6 +84,8 @@ addEventListener("DOMContentLoaded", () => {
     document.querySelectorAll(`circle[data-row="${playing.number}"]`).forEach((c) => c.classList.toggle("playing", on));
   }
 
+  let frame = 0; // the next `readAlong`
+
   /** Marks the word that is being spoken, as long as something plays. */
   function readAlong() {
     if (!playing) return;
@@ -93,7 +95,8 @@ addEventListener("DOMContentLoaded", () => {
       if (now && !word.classList.contains("now")) word.scrollIntoView({ block: "nearest" });
       word.classList.toggle("now", now);
     });
-    if (!audio.paused) requestAnimationFrame(readAlong);
+    cancelAnimationFrame(frame);
+    if (!audio.paused) frame = requestAnimationFrame(readAlong);
   }
   for (const event of ["play", "seeked", "ended"]) audio.addEventListener(event, readAlong);
 

@@ -3,7 +3,7 @@
 // A request of the page as a command or program that makes the same again. Recordings are named as files to download.
 
 const quoted = (text) => `'${text.replaceAll("'", "'\\''")}'`; // for a shell
-const fileOf = (voice) => `${voice.name.replace(/[^\w-]+/g, "-") || "voice"}.wav`;
+const fileOf = (voice) => `${voice.name.replace(/[^\p{L}\p{M}\p{N}_-]+/gu, "-") || "voice"}.wav`;
 
 /** The body in JSON, split where the base64 of a recording belongs: texts at even places, voices between. */
 function pieces(take) {

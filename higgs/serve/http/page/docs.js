@@ -4,6 +4,7 @@
 
 const COLUMNS = ["field", "type and bounds", "default", "example", "meaning"];
 let api = null;
+let model = ""; // the name that requests may say
 
 function resolve(schema) {
   return schema.$ref ? schema.$ref.slice(2).split("/").reduce((value, name) => value[name], api) : schema;
@@ -67,10 +68,10 @@ function table(title, fields, required) {
 
 function exampleOf(path, method, body) {
   const held = key ? ' -H "Authorization: Bearer $HIGGS_API_KEY"' : "";
-  const url = `${location.origin}${path.replace("{name}", api.model ?? "nano")}`;
+  const url = `${location.origin}${path.replace("{name}", model)}`;
   if (!body) return `curl ${url}${held}`;
   const fields = Object.entries(body.properties).filter(([name, schema]) => (body.required ?? []).includes(name) && schema.examples);
-  const sent = JSON.stringify(Object.fromEntries(fields.map(([name, schema]) => [name, schema.examples[0]])));
+  const sent = JSON.stringify(Object.fromEntries(fields.map(([name, schema]) => [name, name === "model" ? model : schema.examples[0]])));
   const out = path.endsWith("/speech") ? " -o speech.mp3" : "";
   return `curl ${url}${held} -H 'Content-Type: application/json'${out} \\\n    -d '${sent}'`;
 }
@@ -95,6 +96,7 @@ function request(path, method, operation) {
 
 async function start() {
   api = await (await call("/openapi.json")).json();
+  model = (await (await call("/v1/models")).json()).data[0].id;
   const found = Object.entries(api.paths).flatMap(([path, methods]) =>
     Object.entries(methods).filter(([method]) => method !== "head").map(([method, operation]) => request(path, method, operation)));
   found.sort((one, other) => other[0].textContent.startsWith("POST") - one[0].textContent.startsWith("POST"));

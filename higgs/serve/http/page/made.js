@@ -20,7 +20,7 @@ function hear(item, from = 0) {
   player.play(item.sound, from);
   report(item);
   list();
-  requestAnimationFrame(tick);
+  tick();
 }
 
 /** The words of what is in the player. */
@@ -86,16 +86,17 @@ function entry(item) {
     return it;
   };
   const copied = { curl: asCurl, "command line": asCommand, Python: asPython };
-  const text = item.body.input;
-  const wavFile = { className: "button", download: `speech-${item.number}.wav`, textContent: "Download" };
+  const letters = [...item.body.input];
+  const file = (text, ending, href) => element("a", {
+    className: "button", download: `speech-${item.number}.${ending}`, href, textContent: text, "aria-label": `${text}, number ${item.number}`,
+  });
   item.url ??= item.sound.complete ? URL.createObjectURL(wav(item.sound.samples.subarray(0, item.sound.length))) : undefined;
-  const vttFile = { className: "button", download: `speech-${item.number}.vtt`, textContent: "Captions" };
   item.captions ??= item.words?.length ? URL.createObjectURL(vtt(item.words)) : undefined;
-  const saved = item.url ? [element("a", { ...wavFile, href: item.url })] : [];
-  if (item.captions) saved.push(element("a", { ...vttFile, href: item.captions }));
+  const saved = item.url ? [file("Download", "wav", item.url)] : [];
+  if (item.captions) saved.push(file("Captions", "vtt", item.captions));
   const line = element("li", {},
     element("h3", { textContent: nameOf(item) }),
-    element("p", { textContent: text.length > 160 ? `${text.slice(0, 160)} ...` : text }),
+    element("p", { textContent: letters.length > 160 ? `${letters.slice(0, 160).join("")} ...` : item.body.input }),
     element("p", { className: "small soft", textContent: `Seed ${item.seed}. ${figures(item)}` }),
     element("div", { className: "row tight" },
       button("Play", () => hear(item)),
@@ -113,7 +114,7 @@ function entry(item) {
 function list() {
   const inside = $("made").contains(document.activeElement) ? document.activeElement.getAttribute("aria-label") : null;
   $("made").replaceChildren(...made.map(entry));
-  if (inside) [...$("made").querySelectorAll("button")].find((b) => b.getAttribute("aria-label") === inside)?.focus();
+  if (inside) [...$("made").querySelectorAll("button, a")].find((b) => b.getAttribute("aria-label") === inside)?.focus();
   $("made-help").hidden = made.length > 0;
   const current = made.find(({ sound }) => sound === player.sound);
   const letter = Object.keys(marked).find((name) => current && marked[name] === current);
@@ -130,9 +131,14 @@ function remove(item) {
     player.at = 0;
   }
   for (const url of [item.url, item.captions]) if (url) URL.revokeObjectURL(url);
+  const place = made.indexOf(item);
+  const inside = $("made").contains(document.activeElement);
   made = made.filter((other) => other !== item);
   for (const letter of ["A", "B"]) if (marked[letter] === item) marked[letter] = null;
   list();
+  if (inside && !$("made").contains(document.activeElement)) {
+    ($("made").children[Math.min(place, made.length - 1)]?.querySelector("button") ?? $("text")).focus();
+  }
 }
 
 function restore(item) {
@@ -143,10 +149,13 @@ function restore(item) {
   chooseKind();
   if (dialogue) {
     while (speakers.length < item.voices.length) addSpeaker();
+    while (speakers.length > item.voices.length) removeSpeaker();
     item.voices.forEach(({ name }, n) => refill(speakers[n], name));
   } else refill($("voice"), item.voices[0].name);
   $("scene").value = body.scene ?? "";
   for (const name of NUMBERS) $(name).value = body[name] ?? "";
   $("normalize").checked = body.normalize !== false;
+  const gone = item.voices.filter((voice) => voice.own && !own.voices.includes(voice.own)).map(({ name }) => name);
+  show($("error"), gone.length ? `${gone.join(", ")}: this recording is no longer here. Choose another voice.` : null);
   $("text").focus();
 }

@@ -6,7 +6,7 @@ const OWN_SECONDS = 15; // of a recording that are used; what a request may hold
 const OWN_VOICES = 4;
 const FILE_BYTES = 50e6; // before it is decoded here
 
-const own = { voices: [], audio: null, blob: null, recorder: null, onchange: () => {}, settings: null };
+const own = { voices: [], audio: null, blob: null, taken: 0, recorder: null, asking: false, onchange: () => {}, settings: null };
 
 async function base64Of(blob) {
   const bytes = new Uint8Array(await blob.arrayBuffer());
@@ -35,10 +35,12 @@ async function cut(blob) {
 
 async function take(blob, name) {
   show($("own-error"), null);
+  const mine = ++own.taken; // a later one may be read sooner
   try {
     const part = await cut(blob);
-    own.blob = part.blob;
-    own.audio = await base64Of(part.blob);
+    const audio = await base64Of(part.blob);
+    if (mine !== own.taken) return;
+    Object.assign(own, { blob: part.blob, audio });
     if ($("listen").src) URL.revokeObjectURL($("listen").src);
     $("listen").src = URL.createObjectURL(part.blob);
     $("transcript").value = "";
@@ -47,7 +49,7 @@ async function take(blob, name) {
     $("record-state").textContent = part.cut ? `Only its first ${OWN_SECONDS} s are used: the transcript is of those.` : "";
     await check();
   } catch (error) {
-    show($("own-error"), error);
+    if (mine === own.taken) show($("own-error"), error);
   }
 }
 
@@ -75,13 +77,17 @@ async function check() {
 
 async function record() {
   if (own.recorder) return own.recorder.stop();
+  if (own.asking) return;
   show($("own-error"), null);
+  own.asking = true;
   let stream;
   try {
     const plain = { echoCancellation: false, noiseSuppression: false, autoGainControl: true };
     stream = await navigator.mediaDevices.getUserMedia({ audio: plain });
   } catch (error) {
     return show($("own-error"), `The microphone cannot be used: ${error.message}`);
+  } finally {
+    own.asking = false;
   }
   const parts = [];
   const recorder = (own.recorder = new MediaRecorder(stream));

@@ -8,6 +8,7 @@ let voices = [];
 let speakers = []; // the select of each speaker
 let count = 0;
 let running = null; // of the request that is being spoken
+let frame = 0; // the next `tick`
 
 function choices(chosen) {
   const option = (value, text) => element("option", { value, textContent: text });
@@ -45,7 +46,13 @@ function addSpeaker() {
   insert.onclick = () => insertLine(number);
   const label = element("label", { htmlFor: select.id, textContent: `Speaker ${number}` });
   $("speakers").append(element("div", { className: "cast tight" }, label, select, insert));
-  $("add-speaker").disabled = speakers.length >= settings.max_speakers;
+  $("add-speaker").disabled = speakers.length >= settings?.max_speakers;
+}
+
+function removeSpeaker() {
+  speakers.pop();
+  $("speakers").lastElementChild.remove();
+  $("add-speaker").disabled = false;
 }
 
 function insertLine(number) {
@@ -71,6 +78,7 @@ function chooseKind() {
 }
 
 function counted() {
+  if (!settings) return;
   const length = [...$("text").value].length;
   const words = $("text").value.replace(/\[SPEAKER\d+\]/g, "").split(/\s+/).filter(Boolean).length;
   const long = words > settings.max_words ? ` More than ${settings.max_words} words are spoken in chunks.` : "";
@@ -101,7 +109,8 @@ async function* eventsOf(answer) {
 
 async function speak() {
   if (running || !$("form").reportValidity()) return;
-  show($("error"), null);
+  show($("error"), settings ? null : "The server has not answered yet, or it waits for its key.");
+  if (!settings) return;
   const item = { ...asked(), sound: new Sound(), stop: null, first: null };
   const size = new Blob([JSON.stringify(item.body)]).size + 100;
   if (size > settings.max_body_bytes) {
@@ -121,9 +130,9 @@ async function speak() {
     for await (const event of eventsOf(answer)) {
       if (event.type === "speech.audio.delta") {
         item.sound.add(event.audio);
+        item.took = (performance.now() - started) / 1000;
         if (item.first === null) begun(item, performance.now() - started);
         else if (player.sound === item.sound) player.feed();
-        item.took = (performance.now() - started) / 1000;
       } else if (event.type === "speech.audio.words") item.words = event.words;
       else item.stop = event.stop_reason;
       report(item);
@@ -150,7 +159,7 @@ function begun(item, milliseconds) {
   made = [item, ...made];
   if (made.length > MOST_MADE) remove(made.at(-1));
   list();
-  requestAnimationFrame(tick);
+  tick();
 }
 
 function report(item) {
@@ -187,13 +196,14 @@ function shown() {
 function tick() {
   player.check();
   shown();
-  if (player.playing) requestAnimationFrame(tick);
+  cancelAnimationFrame(frame);
+  if (player.playing) frame = requestAnimationFrame(tick);
 }
 
 function playOrPause() {
   if (player.playing) return player.pause();
   player.play(player.sound, player.position >= player.sound.length ? 0 : player.position);
-  requestAnimationFrame(tick);
+  tick();
 }
 
 async function start() {
@@ -208,7 +218,8 @@ async function start() {
     $("own-help").textContent = "This server takes recordings from its own machine alone, unless it has a key (--api-key).";
   }
   refill($("voice"));
-  if (!speakers.length) [0, 1].forEach(addSpeaker);
+  speakers.forEach((select, number) => refill(select, select.value || voices[number % voices.length]?.id));
+  while (speakers.length < 2) addSpeaker();
   counted();
   shown();
 }
@@ -224,6 +235,11 @@ $("form").addEventListener("submit", (event) => {
   event.preventDefault();
   speak();
 });
+// A browser shows nothing where what is wrong is folded away.
+$("form").addEventListener("invalid", (event) => {
+  const folded = event.target.closest("details");
+  if (folded) folded.open = true;
+}, true);
 document.addEventListener("keydown", (event) => {
   if (event.key === "Enter" && (event.ctrlKey || event.metaKey)) {
     event.preventDefault();
