@@ -118,6 +118,8 @@ def test_a_file_cannot_make_its_text_special():
         ({"messages": [USER | {"content": {"type": "audio"}}]}, "content: missing key 'audio_url'"),
         ({"messages": [USER | {"content": {"type": "text", "audio_url": "a"}}]}, "unknown key 'audio_url'"),
         ({"messages": [USER | {"content": {"audio_url": "a", "offset": -1}}]}, "content: offset must be 0 or more"),
+        ({"messages": [USER | {"content": {"audio_url": "a", "offset": 1e305}}]}, "content: offset must be 0 or more"),
+        ({"messages": [USER | {"content": {"audio_url": "a", "duration": 1e10}}]}, "content: duration must be more"),
     ],
 )  # fmt: skip
 def test_what_is_wrong_is_named_with_its_place(value, message):

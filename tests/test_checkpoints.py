@@ -659,6 +659,14 @@ def released_codec(folder: Path) -> Path:
     return folder
 
 
+def test_the_number_of_codebooks_survives_rounding():
+    """transformers' schema has a bandwidth in its place."""
+    sizes = [(24_000, 1000, 9), (22_050, 512, 13), (16_000, 1024, 8), (24_000, 16, 3)]
+    for rate, size, count in sizes:
+        config = replace(SMALL_CODEC, sample_rate=rate, codebook_size=size, num_codebooks=count)
+        assert codec_from_json(codec_to_json(config), {}).num_codebooks == count
+
+
 @pytest.mark.parametrize("layout", ["transformers", "original"])
 def test_inspect_needs_no_weights_of_the_release(tmp_path, layout):
     """5.77 billion parameters by config and headers alone: the files have no data to read."""
@@ -677,6 +685,7 @@ def test_inspect_needs_no_weights_of_the_release(tmp_path, layout):
     assert model.dtypes == {"bfloat16": 5_771_283_456}
     assert sum(model.files[name] for name in model.weights) > 11_542_566_912
     table = memory([model, codec])
+    assert memory([model, codec] * 2) == table  # of one pair
     assert table["bfloat16"]["model's weights"] == 11_542_566_912
     assert table["bfloat16"]["KV cache, 1,000 positions"] == 114_688_000
     codec_bytes = 4 * sum(codec.parameters.values())

@@ -243,6 +243,7 @@ def test_audio_is_encoded_once_and_what_cannot_be_is_named(tmp_path):
     rows.append({"id": "part", "messages": [{"role": "assistant", "content": part}]})
     rows.append({"id": "again", "text": "Hi.", "audio": "a.wav", "reference": "b"})
     rows.append({"id": "nobody", "text": "Hi.", "audio": "a.wav", "reference": "text"})
+    rows.append({"text": "Hi.", "codes": "c0"})
     path = manifest(tmp_path, *rows)
     encoded = []
 
@@ -258,14 +259,21 @@ def test_audio_is_encoded_once_and_what_cannot_be_is_named(tmp_path):
         encoded.clear()
     assert [(p.kind, p.place.rpartition(" ")[2]) for p in found.problems] == [
         ("unusable audio", "3"), ("unusable audio", "4"), ("unusable audio", "5"), ("missing audio", "6"),
-        ("unusable audio", "9"),
+        ("unusable audio", "9"), ("missing audio", "10"),
     ]  # fmt: skip
-    for problem, name in zip(found.problems, ("short", "long", "text", "gone", "text"), strict=True):
-        assert f"{name}.wav" in problem.what
+    wrong = (
+        "short.wav",
+        "long.wav",
+        "text.wav",
+        "gone.wav",
+        "text.wav",
+        "c0 does not exist; files are read here, not `codes`",
+    )
+    assert all(what in problem.what for problem, what in zip(found.problems, wrong, strict=True))
     dataset = Dataset(found, codes, TOKENIZER, CONFIG, leave_out=True)
     assert [example.id for example in dataset.examples] == ["a", "b", "part", "again"]
     assert dataset.manifest.problems == found.problems, "each is reported once"
-    assert len(codes) == 3 and dataset.manifest.num_records == 9
+    assert len(codes) == 3 and dataset.manifest.num_records == 10
     with pytest.raises(DataError):
         Dataset(found, codes, TOKENIZER, CONFIG)
     with pytest.raises(DataError) as caught:
@@ -420,6 +428,23 @@ def test_an_example_that_the_tokenizer_cannot_read_is_a_problem(data, monkeypatc
     found = read_manifest(manifest(data[0].path.parent, TALK, talk))
     dataset = Dataset(found, data[1], TOKENIZER, CONFIG, leave_out=True)
     assert [e.id for e in dataset.examples] == ["t"] and dataset.manifest.counts == {"invalid record": 1}
+
+
+def test_a_text_with_tokens_of_audio_is_a_problem_of_its_row_alone(data):
+    told = {"text": "Say <|AUDIO|> now.", "type": "text", "allow_special": True}
+    row = {"id": "x", "messages": [{"role": "user", "content": told}, *TALK["messages"]]}
+    found = read_manifest(manifest(data[0].path.parent, TALK, row), allow_special=True)
+    dataset = Dataset(found, data[1], TOKENIZER, CONFIG, leave_out=True)
+    assert [e.id for e in dataset.examples] == ["t"]
+    assert "'x' has 1 tokens of audio in its text" in str(dataset.manifest)
+
+
+def test_conversations_in_text_alone_are_trained_on(tmp_path):
+    roles = [{"role": "user", "content": "Hi."}, {"role": "assistant", "content": "Yes."}]
+    found = read_manifest(manifest(tmp_path, {"messages": roles}))
+    found, codes = encode_audio(found, tmp_path / "codes", pytest.fail, "codec")
+    dataset = Dataset(found, codes, TOKENIZER, CONFIG)
+    assert len(dataset) == 1 and (dataset[0]["labels"] >= 0).any()
 
 
 def test_an_epoch_has_every_example_once_in_an_order_of_its_own(data):

@@ -24,9 +24,10 @@ from higgs.data.chatml_json import sample_to_json
 from higgs.data.text.lexicon import Lexicon
 from higgs.data.text.tokenizer import TextTokenizer
 from higgs.data.training.dataset import Dataset
-from higgs.data.training.manifest import encode_audio, read_manifest
-from higgs.model.higgs_audio import HiggsAudio
+from higgs.data.training.manifest import DataError, encode_audio, read_manifest
+from higgs.model.higgs_audio import HiggsAudio, NoTextHead
 from higgs.serve.engine import Engine
+from higgs.train.checkpointing import load_state, read_log, save_state
 from higgs.train.finetune import FineTuning, TuneConfig, finetune, save_tuned, split
 from higgs.train.lora import add_lora, enable_gradient_checkpointing
 from higgs.train.losses import speech_losses
@@ -245,8 +246,65 @@ def test_another_run_is_not_gone_on_with(begun, dataset, monkeypatch, name):
         tuning_in(begun, **options)
 
 
+def apart(dataset: Dataset, indices: list[int]) -> Dataset:
+    """A subset whose answers have codes of other names each."""
+    subset = dataset.subset(indices)
+    subset.examples = [replace(e, keys=(*e.keys[:-1], str(number))) for number, e in enumerate(subset.examples)]
+    return subset
+
+
+def test_a_clip_of_two_rows_is_not_learned_and_held_back(dataset):
+    clips = apart(dataset, [0, 1] * 10)
+    twice = clips.subset(list(range(20)) * 2)
+    training, validation = split(twice, 0.1, 3)
+    learned, held = ({e.keys[-1] for e in part.examples} for part in (training, validation))
+    assert (len(training), len(validation)) == (36, 4) and not learned & held
+    assert held == {e.keys[-1] for e in split(clips, 0.1, 3)[1].examples}
+
+
+def test_a_run_of_another_device_is_not_gone_on_with(begun, dataset, tmp_path):
+    state = load_state(begun / "tuning.pt")
+    save_state(tmp_path / "tuning.pt", **state | {"key": state["key"] | {"device": "cuda"}})
+    with pytest.raises(ValueError, match="of another run: device was 'cuda' and is 'cpu'"):
+        tuning_in(tmp_path, dataset.subset([0, 1]), rank=2)
+
+
+def test_a_run_begun_anew_has_a_log_of_its_own(dataset, tmp_path):
+    (tmp_path / "tuning.jsonl").write_text('{"step": 9, "loss": 1.0}\n')
+    tuning_in(tmp_path, dataset.subset([0, 1]), rank=2, steps=1, seed=2**62).run()
+    assert [record["step"] for record in read_log(tmp_path / "tuning.jsonl")] == [1]
+
+
+UNFIT = {
+    "rows": ({"positions": 20}, DataError, r"10 of 10 records .* 4 too long"),
+    "codec": ({}, FloatingPointError, "codec is not written: .* reaches 1e.05, .*; use a codec within its range"),
+    "head": ({}, ValueError, "has no text head: it speaks, and cannot be fine-tuned"),
+}
+
+
+@pytest.mark.parametrize("name", UNFIT)
+def test_what_cannot_be_tuned_is_told_before_the_first_step(speech, tmp_path, monkeypatch, name):
+    options, error, message = UNFIT[name]
+    monkeypatch.setattr(FineTuning, "run", lambda *_: pytest.fail("it was begun"))
+    if name != "rows":
+        kind = AudioTokenizer if name == "codec" else HiggsAudio
+        read = kind.from_pretrained
+
+        def spoilt(*arguments, **more):
+            found = read(*arguments, **more)
+            if name == "codec":
+                found.fuse.weight[0, 0] = 1e5
+            else:
+                found.text_head = NoTextHead()
+            return found
+
+        monkeypatch.setattr(kind, "from_pretrained", spoilt)
+    with pytest.raises(error, match=message):
+        finetune(speech, "nano", tmp_path, TuneConfig(**options), "nobody", allow_special=True)
+
+
 def test_steps_follow_the_speech_and_examples_are_validation(dataset, tmp_path):
-    several = dataset.subset([0, 1, 2, 3] * 5)
+    several = apart(dataset, [0, 1, 2, 3] * 5)
     several.hashes = [str(number) for number in range(20)]
     training, validation = split(several, 0.1, 3)
     assert len(validation) == 2 and not set(training.hashes) & set(validation.hashes)
@@ -254,7 +312,7 @@ def test_steps_follow_the_speech_and_examples_are_validation(dataset, tmp_path):
     one, few = dataset.positions[0], dataset.subset([0, 1])
     assert tuning_in(tmp_path, few, rank=2).steps == 20
     assert [len(part) for part in split(few, 0.1, 0)] == [2, 0]
-    many = dataset.subset([0] * 60)
+    many = apart(dataset, [0] * 60)
     tuning = tuning_in(tmp_path, many, rank=2)
     assert tuning.steps == -(-10 * 60 * one // 1500) and len(tuning.validation) == 6
     (batches,) = tuning.batches

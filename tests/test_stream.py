@@ -19,6 +19,13 @@ CODEC = CodecConfig(
 )  # fmt: skip
 
 
+def test_audio_has_the_rate_of_the_codec_where_none_is_named():
+    codec = AudioTokenizer(replace(CODEC, sample_rate=16_000)).eval()
+    second = 0.1 * torch.rand(16_000)
+    own = codec.encode(second)
+    assert own.shape[1] == 17 and torch.equal(own, codec.encode(second, 16_000))
+
+
 def random_codec(config: CodecConfig) -> AudioTokenizer:
     """Weights that keep the variance from layer to layer: as initialised, distant frames would have no effect."""
     generator = torch.Generator().manual_seed(0)

@@ -115,7 +115,8 @@ def _codec_from_transformers(config: dict[str, Any]) -> CodecConfig:
     bandwidth = config.get("target_bandwidths", [2])[-1]
     bits = sizes.frame_rate * math.log2(sizes.codebook_size)
     hubert = SemanticConfig(**_read(semantic, HUBERT) | {"conv_dim": widths.pop()})
-    return replace(sizes, **_read(acoustic, ACOUSTIC), num_codebooks=int(1000 * bandwidth // bits), semantic=hubert)
+    num_codebooks = int(1000 * bandwidth / bits + 1e-6)  # both are rounded
+    return replace(sizes, **_read(acoustic, ACOUSTIC), num_codebooks=num_codebooks, semantic=hubert)
 
 
 def _codec_from_original(config: dict[str, Any], shapes: Shapes) -> CodecConfig:

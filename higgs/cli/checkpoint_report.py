@@ -147,10 +147,13 @@ def model_bytes(report: Report, dtype: str, offload_text: bool) -> int:
 
 
 def memory(reports: Sequence[Report]) -> dict[str, dict[str, int]]:
-    """Type of the model's weights -> what -> bytes on the device. The codec is always float32, the cache never int."""
+    """Type of the model's weights -> what -> bytes on the device, of the first model and the first codec.
+
+    The codec is always float32, the cache never int.
+    """
     by_dtype: dict[str, dict[str, int]] = {}
     models = [report for report in reports if isinstance(report.config, ModelConfig)]
-    codecs = [report.parameters for report in reports if report.kind == CODEC]
+    codecs = [report.parameters for report in reports if report.kind == CODEC][:1]
     for dtype, compute in DTYPES.items():
         needed = by_dtype[dtype] = {}
         for end, offload in (("", False), (f", {HALF}", True)):

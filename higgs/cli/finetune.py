@@ -17,7 +17,7 @@ def finetune(
     rank: Annotated[int, Option(min=0, help="of LoRA; 0: all weights")] = 16,
     rate: Annotated[float | None, Option(min=0, help="learning rate", show_default="6e-4; all weights: 2e-4")] = None,
     positions: Annotated[int, Option(min=1, help="of a batch, padding included")] = 1500,
-    seed: Annotated[int, Option(min=0)] = 0,
+    seed: Annotated[int, Option(min=0, max=2**63 - 1)] = 0,
     recompute: Annotated[bool, Option("--recompute", help="gradient checkpointing")] = False,
     attention: Annotated[bool, Option("--attention", help="adapters on attention, too")] = False,
     noise: Annotated[float, Option(min=0, max=1, help="largest share of an example's frames that are corrupted")] = 0.5,

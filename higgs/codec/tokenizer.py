@@ -84,16 +84,18 @@ class AudioTokenizer(nn.Module):
 
     @torch.inference_mode()
     def encode(
-        self, waveform: Tensor | Sequence[Tensor], sample_rate: int = 24_000, pad_to_hop: bool = False
+        self, waveform: Tensor | Sequence[Tensor], sample_rate: int | None = None, pad_to_hop: bool = False
     ) -> Tensor | list[Tensor]:
         """[L] -> [K, T]; [B, 1, L] -> [B, K, T]; a list of [L] -> a list of [K, T].
 
-        Samples are in about [-1, 1], and resampled to 24 kHz. A clip's codes do not depend on the other clips.
+        Samples are in about [-1, 1], and resampled from `sample_rate` (None: the codec's own). A clip's codes do not
+        depend on the other clips.
         T = floor((L + 841) / 960); `pad_to_hop` appends zeros up to a whole number of frames: T = ceil(L / 960).
 
         Raises ValueError for audio that is empty, not finite, not mono, too loud to be audio, too short (under 119
         samples without `pad_to_hop`) or longer than five minutes; TypeError for integers.
         """
+        sample_rate = self.sample_rate if sample_rate is None else sample_rate
         if isinstance(waveform, Tensor) and waveform.dim() == 3 and waveform.shape[:2].numel():
             clips = [clip[0] if len(clip) == 1 else clip for clip in waveform]
             return torch.stack(self.encode(clips, sample_rate, pad_to_hop))

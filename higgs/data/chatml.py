@@ -5,7 +5,6 @@ fragment is tokenised on its own, so that no BPE merge crosses fragments, as in 
 """
 
 import base64
-import math
 import re
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass, field, replace
@@ -30,6 +29,7 @@ MULTI_SPEAKER = (
 )
 QUIET_ROOM = "Audio is recorded from a quiet room."
 ROLES = ("system", "user", "assistant")
+MOST_SECONDS = 1e9  # of an offset or a duration: 32 years
 NO_FILE = ("", "placeholder")  # as an `audio_url`: the caller supplies the codes
 
 
@@ -52,10 +52,10 @@ class AudioContent:
     row_id: int | None = None  # metadata
 
     def __post_init__(self) -> None:
-        if not 0 <= (self.offset or 0) < math.inf:
-            raise ValueError(f"offset must be 0 or more seconds, got {self.offset}")
-        if self.duration is not None and not 0 < self.duration < math.inf:
-            raise ValueError(f"duration must be more than 0 seconds, got {self.duration}")
+        if not 0 <= (self.offset or 0) <= MOST_SECONDS:
+            raise ValueError(f"offset must be 0 or more seconds, at most {MOST_SECONDS:g}, got {self.offset}")
+        if self.duration is not None and not 0 < self.duration <= MOST_SECONDS:
+            raise ValueError(f"duration must be more than 0 seconds, at most {MOST_SECONDS:g}, got {self.duration}")
 
     @property
     def has_data(self) -> bool:

@@ -26,7 +26,7 @@ from higgs.data.text.tokenizer import TextTokenizer
 from higgs.data.training.dataset import Batches, Dataset, check_same_run
 from higgs.data.training.manifest import DataError, Manifest, encode_audio, read_manifest
 from higgs.files import check_place, write_atomically
-from higgs.model.higgs_audio import HiggsAudio
+from higgs.model.higgs_audio import HiggsAudio, NoTextHead
 from higgs.resumable import code_hash
 from higgs.train.checkpointing import load_state, log, save_state, warmup_stable_decay
 from higgs.train.lora import add_lora, enable_gradient_checkpointing
@@ -58,6 +58,10 @@ class TuneConfig:
     replay_share: float = 0.5  # of a batch, for older voices
     checkpoint: str = ""  # fingerprint of the tuned checkpoint
 
+    def __post_init__(self) -> None:
+        if self.rate is not None and not 0 < self.rate < math.inf:
+            raise ValueError(f"the learning rate must be a positive number, got {self.rate}")
+
     def budgets(self, replay: bool) -> tuple[int, int]:
         """Positions of a batch for the examples, and for the replay."""
         replayed = round(self.replay_share * self.positions) if replay else 0
@@ -65,11 +69,15 @@ class TuneConfig:
 
 
 def split(dataset: Dataset, share: float, seed: int) -> tuple[Dataset, Dataset]:
-    """-> training set and validation set: a function of the seed."""
-    count = round(len(dataset) * share) if len(dataset) >= MIN_EXAMPLES else 0
-    validation = set(random.Random(seed).sample(range(len(dataset)), count))
-    training = [index for index in range(len(dataset)) if index not in validation]
-    return dataset.subset(training), dataset.subset(sorted(validation))
+    """-> training set and validation set: a function of the seed. What two examples answer alike is in one of them."""
+    answers: dict[str, list[int]] = {}
+    for index, example in enumerate(dataset.examples):
+        answers.setdefault(example.keys[-1] if example.keys else example.id, []).append(index)
+    count = round(len(answers) * share) if len(answers) >= MIN_EXAMPLES else 0
+    drawn = random.Random(seed).sample(list(answers.values()), count)
+    validation = sorted(index for indices in drawn for index in indices)
+    training = sorted(set(range(len(dataset))).difference(validation))
+    return dataset.subset(training), dataset.subset(validation)
 
 
 class FineTuning:
@@ -80,8 +88,6 @@ class FineTuning:
     ):
         if config.rate is None:
             config = replace(config, rate=RATES["every weight" if config.rank is None else "adapters"])
-        if not 0 < config.rate < math.inf:
-            raise ValueError(f"the learning rate must be a positive number, got {config.rate}")
         torch.manual_seed(config.seed)
         self.model, self.dataset, self.folder, self.config = model, dataset, folder, config
         training, self.validation = split(dataset, config.validation_share, config.seed)
@@ -98,7 +104,7 @@ class FineTuning:
         self.step, self.dtype = 0, best_dtype(model.device)
         self.best: dict[str, Any] = {"loss": math.inf, "step": 0, "trained": {}}
         self.key = asdict(config) | {"data": dataset.fingerprint, "replay": replay.fingerprint if replay else None}
-        self.key["code"] = code_hash()[:16]  # of the package, its libraries and the device
+        self.key |= {"code": code_hash()[:16], "device": model.device.type}  # the package and its libraries
         del self.key["recompute"]  # which does not change the result
         if state := load_state(folder / "tuning.pt"):
             self.load(state)
@@ -151,7 +157,7 @@ class FineTuning:
 
     def advance(self) -> dict[str, float]:
         """One step -> its losses. FloatingPointError, before it, names the batch with a loss or gradient of NaN."""
-        torch.manual_seed(self.config.seed * 1_000_003 + self.step)
+        torch.manual_seed((self.config.seed * 1_000_003 + self.step) % 2**63)
         for group in self.optimizer.param_groups:
             group["lr"] = self.config.rate * warmup_stable_decay(self.step, self.steps, 10, 0.5)
         examples = [(batches.dataset, index) for batches in self.batches for index in batches.next_indices()]
@@ -188,6 +194,8 @@ class FineTuning:
     def run(self) -> HiggsAudio:
         """Trains to the last step, or stops early -> the best model, adapters merged."""
         steps = self.steps
+        if not self.step:
+            (self.folder / "tuning.jsonl").unlink(missing_ok=True)  # of a run that was begun anew
         with tqdm(total=steps, initial=self.step, unit="step") as bar:
             while self.step < steps and not self.should_stop:
                 losses = self.advance()
@@ -203,11 +211,11 @@ class FineTuning:
         return self.model if self.adapters is None else self.adapters.merge_and_unload()
 
 
-def check_range(tensors: Mapping[str, Tensor], what: str) -> None:
+def check_range(tensors: Mapping[str, Tensor], what: str, advice: str = LOWER_RATE) -> None:
     """Raises FloatingPointError that begins with `what` and names a tensor that float16 cannot hold, NaN included."""
     for name, value in tensors.items():
         if not (peak := value.detach().abs().max().item()) <= torch.finfo(torch.float16).max:
-            raise FloatingPointError(f"{what}: {name} reaches {peak:.3g}, which float16 cannot hold; {LOWER_RATE}")
+            raise FloatingPointError(f"{what}: {name} reaches {peak:.3g}, which float16 cannot hold; {advice}")
 
 
 def save_tuned(model: HiggsAudio, source: Path, target: Path) -> None:
@@ -258,10 +266,14 @@ def finetune(
     folder, device = resolve(source.model), choose_device(source.device)
     config = replace(config, checkpoint=fingerprint(folder))
     codec = AudioTokenizer.from_pretrained(source.codec, device=device)
-    version, tokenizer = fingerprint(source.codec), TextTokenizer.from_pretrained(folder)
+    halved = {name: value for name, value in codec.state_dict().items() if not name.endswith(".embed")}
+    check_range(halved, f"{out / 'codec'} is not written", "use a codec within its range")
+    version, tokenizer = f"{fingerprint(source.codec)} {device.type}", TextTokenizer.from_pretrained(folder)
     # Adapters are float32 on weights of any type; weights that are trained themselves need float32.
     dtype = torch.bfloat16 if config.rank is not None and device.type != "cpu" else torch.float32
     model = HiggsAudio.from_pretrained(folder, device=device, dtype=dtype)
+    if isinstance(model.text_head, NoTextHead):
+        raise ValueError(f"{folder} has no text head: it speaks, and cannot be fine-tuned")
 
     def dataset(found: Manifest, positions: int) -> Dataset:
         found, codes = encode_audio(found, out / "codes", codec.encode, version, codec.sample_rate, MAX_SECONDS)
@@ -269,6 +281,8 @@ def finetune(
         keys = {key for example in examples.examples for key in example.keys}
         minutes = sum(codes.frames[key] for key in keys) / codec.frame_rate / 60
         say(f"{found.path}: {len(examples)} examples, {minutes:.1f} minutes; {examples.manifest}")
+        if not len(examples):
+            raise DataError(examples.manifest)
         return examples
 
     positions, replay_positions = config.budgets(replay is not None)

@@ -32,7 +32,7 @@ class Dataset:
         max_positions: int = 4096,
         leave_out: bool = False,
     ):
-        if codes.num_codebooks != config.num_codebooks:
+        if codes.num_codebooks not in (None, config.num_codebooks):  # None: conversations without audio
             raise ValueError(f"{codes.path} has {codes.num_codebooks} codebooks, the model {config.num_codebooks}")
         self.codes, self.tokenizer, self.config = codes, tokenizer, config
         self.ids, self.max_positions = TokenIds.of(tokenizer), max_positions
@@ -52,6 +52,10 @@ class Dataset:
             tokens = tokenize(example.sample, self.tokenizer)
         except KeyError as error:
             return [Problem("invalid record", example.place, error.args[0])]
+        marks = sum(token in (self.ids.audio_in, self.ids.audio_out) for token in tokens.input_ids)
+        if more := marks - len(example.keys):
+            what = f"{example.id!r} has {more} tokens of audio in its text: audio is an entry of the content, not text"
+            return [Problem("invalid record", example.place, what)]
         codes = [self.codes[key] for key in example.keys]
         positions = count_positions(tokens, [clip.shape[1] for clip in codes], self.config.num_codebooks)
         if positions > self.max_positions:

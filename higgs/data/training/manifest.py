@@ -28,6 +28,7 @@ from higgs.data.chatml_json import json_lines, sample_from_json
 from higgs.data.text.folding import check_text
 from higgs.data.training.codes import CodesReader, packed, write_index
 from higgs.data.voices import check_speech
+from higgs.files import absent
 from higgs.jobs.cluster import Cluster
 from higgs.jobs.parts import Result, Store, cut, make_part, run
 from higgs.resumable import code_hash
@@ -294,6 +295,8 @@ def _doubts(waveform: Tensor, rate: int, transcript: str | None, max_seconds: fl
 
 def _key(audio: AudioContent, folder: Path, codec: str) -> str:
     """SHA-256 over all that codes depend on: the file's bytes, the segment of it, and the codec."""
-    digest = hashlib.sha256((folder / audio.audio_url).read_bytes())
+    if not (path := folder / audio.audio_url).is_file():
+        raise absent("audio", path, "files are read here, not `codes`")
+    digest = hashlib.sha256(path.read_bytes())
     digest.update(repr((audio.offset or 0.0, audio.duration, codec)).encode())
     return digest.hexdigest()
