@@ -385,6 +385,7 @@ def test_the_interface_is_described_with_bounds_and_examples(open_page, server):
     assert "0 or more" in field and "at most 10" in field and "0.4" in field
     section = page.locator("section", has=page.locator("#post-v1-audio-speech"))
     assert '"model":"tiny"' in section.locator("pre").inner_text()  # the one that this server has
+    assert section.locator("tbody code", has_text=re.compile('^"tiny"$')).count() == 1
     fields = section.locator("tbody tr")
     schema = server.http.get("/openapi.json").json()["components"]["schemas"]["SpeechBody"]
     assert fields.count() == len(schema["properties"])

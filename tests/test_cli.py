@@ -278,6 +278,8 @@ def test_an_error_is_one_line_without_a_class_of_python(run, monkeypatch, error)
 
     monkeypatch.setattr("higgs.data.voice_folder.read_voices", fails)
     assert run("voices") == (1, "", "Error: loss nan\n")
+    monkeypatch.setattr("higgs.data.voice_folder.read_voices", lambda *_: bytes(1 << 60))
+    assert run("voices") == (1, "", "Error: MemoryError\n")
 
 
 def test_an_interrupted_command(run, monkeypatch):

@@ -267,7 +267,7 @@ def test_audio_is_encoded_once_and_what_cannot_be_is_named(tmp_path):
         "text.wav",
         "gone.wav",
         "text.wav",
-        "c0 does not exist; files are read here, not `codes`",
+        "c0 does not exist; where a row names `codes`: only files are read here",
     )
     assert all(what in problem.what for problem, what in zip(found.problems, wrong, strict=True))
     dataset = Dataset(found, codes, TOKENIZER, CONFIG, leave_out=True)

@@ -239,7 +239,7 @@ def test_another_run_is_not_gone_on_with(begun, dataset, monkeypatch, name):
     value = dataset.subset([0, 2]) if OTHER_RUNS[name] == "data" else OTHER_RUNS[name]
     options = {"dataset": dataset.subset([0, 1]), "rank": 2, "recompute": True}  # the last changes no result
     if name == "code":
-        monkeypatch.setattr("higgs.train.finetune.code_hash", lambda: value)
+        monkeypatch.setattr("higgs.train.finetune.code_hash", lambda device: value)
     else:
         options["dataset" if name == "data" else name] = value
     with pytest.raises(ValueError, match=f"of another run: {name} was .*another --out"):
@@ -257,9 +257,20 @@ def test_a_clip_of_two_rows_is_not_learned_and_held_back(dataset):
     clips = apart(dataset, [0, 1] * 10)
     twice = clips.subset(list(range(20)) * 2)
     training, validation = split(twice, 0.1, 3)
-    learned, held = ({e.keys[-1] for e in part.examples} for part in (training, validation))
+    learned, held = (set().union(*(e.trained_keys for e in part.examples)) for part in (training, validation))
     assert (len(training), len(validation)) == (36, 4) and not learned & held
-    assert held == {e.keys[-1] for e in split(clips, 0.1, 3)[1].examples}
+    assert held == set().union(*(e.trained_keys for e in split(clips, 0.1, 3)[1].examples))
+    talk = clips.examples[0].sample
+    both = replace(talk, messages=[*talk.messages, talk.messages[-1]])
+    pairs = [replace(clips.examples[0], sample=both, keys=(str(n), str(n + 1))) for n in range(19)]
+    mixed = clips.subset(list(range(20)))
+    mixed.examples, mixed.positions, mixed.hashes = mixed.examples + pairs, mixed.positions * 2, mixed.hashes * 2
+    for seed in range(5):
+        learned, held = (set().union(*(e.trained_keys for e in part.examples)) for part in split(mixed, 0.1, seed))
+        assert len(held) >= 4 and not learned & held
+    heard = replace(talk, messages=[talk.messages[-1], Message("assistant", "Yes.")], start_index=1)
+    clips.examples = [replace(e, id=str(n), sample=heard, keys=("a",)) for n, e in enumerate(clips.examples)]
+    assert [len(part) for part in split(clips, 0.1, 3)] == [18, 2]  # answers in text to one audio
 
 
 def test_a_run_of_another_device_is_not_gone_on_with(begun, dataset, tmp_path):
@@ -278,6 +289,8 @@ def test_a_run_begun_anew_has_a_log_of_its_own(dataset, tmp_path):
 UNFIT = {
     "rows": ({"positions": 20}, DataError, r"10 of 10 records .* 4 too long"),
     "codec": ({}, FloatingPointError, "codec is not written: .* reaches 1e.05, .*; use a codec within its range"),
+    "range": ({}, FloatingPointError, "model is not written: .* reaches 1e.05, .*; use a checkpoint within its range"),
+    "text": ({}, ValueError, "answers in text alone, and adapters are on audio: --attention, or --rank 0"),
     "head": ({}, ValueError, "has no text head: it speaks, and cannot be fine-tuned"),
 }
 
@@ -286,7 +299,11 @@ UNFIT = {
 def test_what_cannot_be_tuned_is_told_before_the_first_step(speech, tmp_path, monkeypatch, name):
     options, error, message = UNFIT[name]
     monkeypatch.setattr(FineTuning, "run", lambda *_: pytest.fail("it was begun"))
-    if name != "rows":
+    if name == "text":
+        speech = tmp_path / "talk.jsonl"
+        talk = [{"role": "user", "content": "Hi."}, {"role": "assistant", "content": "Yes."}]
+        speech.write_text(json.dumps({"messages": talk}))
+    elif name != "rows":
         kind = AudioTokenizer if name == "codec" else HiggsAudio
         read = kind.from_pretrained
 
@@ -294,6 +311,8 @@ def test_what_cannot_be_tuned_is_told_before_the_first_step(speech, tmp_path, mo
             found = read(*arguments, **more)
             if name == "codec":
                 found.fuse.weight[0, 0] = 1e5
+            elif name == "range":
+                found.norm.weight.data[0] = 1e5
             else:
                 found.text_head = NoTextHead()
             return found

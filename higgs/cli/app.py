@@ -46,6 +46,7 @@ def main() -> int:
     except (ValueError, OSError, LookupError, RuntimeError, ImportError, FloatingPointError, MemoryError) as error:
         message = error.args[0] if isinstance(error, KeyError) and error.args else error
         notes = [note for note in getattr(error, "__notes__", []) if note not in str(error)]
-        print("Error:", *"; ".join([str(message), *notes]).split(), file=sys.stderr)
+        first = str(message) or type(error).__name__  # Python's own MemoryError says nothing
+        print("Error:", *"; ".join([first, *notes]).split(), file=sys.stderr)
         return 1
     return 0

@@ -41,7 +41,7 @@ VALIDATE_EVERY = 10  # steps
 PATIENCE = 3  # validations without improvement
 RATES = {"adapters": 6e-4, "every weight": 2e-4}
 LOWER_RATE = "a lower --rate may help"
-MIN_EXAMPLES = 10  # with fewer, there is no validation set
+MIN_EXAMPLES = 10  # of different answers; with fewer, there is no validation set
 
 
 @dataclass(frozen=True)
@@ -69,14 +69,17 @@ class TuneConfig:
 
 
 def split(dataset: Dataset, share: float, seed: int) -> tuple[Dataset, Dataset]:
-    """-> training set and validation set: a function of the seed. What two examples answer alike is in one of them."""
-    answers: dict[str, list[int]] = {}
-    for index, example in enumerate(dataset.examples):
-        answers.setdefault(example.keys[-1] if example.keys else example.id, []).append(index)
-    count = round(len(answers) * share) if len(answers) >= MIN_EXAMPLES else 0
-    drawn = random.Random(seed).sample(list(answers.values()), count)
-    validation = sorted(index for indices in drawn for index in indices)
-    training = sorted(set(range(len(dataset))).difference(validation))
+    """-> training set and validation set: a function of the seed. No answer is in both.
+
+    Examples of the same answers are together; one with some answers of the validation set is in neither.
+    """
+    answers = [example.trained_keys or frozenset([example.id]) for example in dataset.examples]
+    distinct = list(dict.fromkeys(answers))
+    count = round(len(distinct) * share) if len(distinct) >= MIN_EXAMPLES else 0
+    drawn = set(random.Random(seed).sample(distinct, count))
+    held = frozenset().union(*drawn)
+    validation = [index for index, keys in enumerate(answers) if keys in drawn]
+    training = [index for index, keys in enumerate(answers) if not keys & held]
     return dataset.subset(training), dataset.subset(validation)
 
 
@@ -104,7 +107,8 @@ class FineTuning:
         self.step, self.dtype = 0, best_dtype(model.device)
         self.best: dict[str, Any] = {"loss": math.inf, "step": 0, "trained": {}}
         self.key = asdict(config) | {"data": dataset.fingerprint, "replay": replay.fingerprint if replay else None}
-        self.key |= {"code": code_hash()[:16], "device": model.device.type}  # the package and its libraries
+        device = model.device.type
+        self.key |= {"code": code_hash(device)[:16], "device": device}  # of the package and its libraries
         del self.key["recompute"]  # which does not change the result
         if state := load_state(folder / "tuning.pt"):
             self.load(state)
@@ -274,6 +278,7 @@ def finetune(
     model = HiggsAudio.from_pretrained(folder, device=device, dtype=dtype)
     if isinstance(model.text_head, NoTextHead):
         raise ValueError(f"{folder} has no text head: it speaks, and cannot be fine-tuned")
+    check_range(model.state_dict(), f"{out / 'model'} is not written", "use a checkpoint within its range")
 
     def dataset(found: Manifest, positions: int) -> Dataset:
         found, codes = encode_audio(found, out / "codes", codec.encode, version, codec.sample_rate, MAX_SECONDS)
@@ -283,6 +288,9 @@ def finetune(
         say(f"{found.path}: {len(examples)} examples, {minutes:.1f} minutes; {examples.manifest}")
         if not len(examples):
             raise DataError(examples.manifest)
+        adapted = config.rank is None or config.attention or any(e.trained_keys for e in examples.examples)
+        if not adapted:
+            raise ValueError(f"{found.path} answers in text alone, and adapters are on audio: --attention, or --rank 0")
         return examples
 
     positions, replay_positions = config.budgets(replay is not None)

@@ -87,6 +87,14 @@ class Example:
     keys: tuple[str, ...]
     transcripts: tuple[str | None, ...]
 
+    @property
+    def trained_keys(self) -> frozenset[str]:
+        """Of the audio that is answered; none where the answer is text."""
+        start, messages = self.sample.start_index, enumerate(self.sample.messages)
+        parts = [(m.role == "assistant" and i >= start, part) for i, m in messages for part in m.parts]
+        answers = [trained for trained, part in parts if isinstance(part, AudioContent)]
+        return frozenset(key for key, trained in zip(self.keys, answers, strict=True) if trained)
+
 
 @dataclass(frozen=True)
 class Manifest:
@@ -207,7 +215,7 @@ def encode_audio(
 ) -> tuple[Manifest, CodesReader]:
     """-> the usable examples with the keys of their codes, and these codes.
 
-    `encode` maps [L] at `sample_rate` to codes [K, T]; `codec` is the fingerprint of its checkpoint. Codes are cached
+    `encode` maps [L] at `sample_rate` to codes [K, T]; `codec` names its checkpoint and device. Codes are cached
     in `folder`, in parts. Audio that is missing, unreadable, refused by `encode`, longer than
     `max_seconds` or not speech that fits its transcript (fatal findings of `check_speech`) is a problem of each record
     that needs it; other findings are warnings. Raises DataError when no example is left.
@@ -296,7 +304,7 @@ def _doubts(waveform: Tensor, rate: int, transcript: str | None, max_seconds: fl
 def _key(audio: AudioContent, folder: Path, codec: str) -> str:
     """SHA-256 over all that codes depend on: the file's bytes, the segment of it, and the codec."""
     if not (path := folder / audio.audio_url).is_file():
-        raise absent("audio", path, "files are read here, not `codes`")
+        raise absent("audio", path, "where a row names `codes`: only files are read here")
     digest = hashlib.sha256(path.read_bytes())
     digest.update(repr((audio.offset or 0.0, audio.duration, codec)).encode())
     return digest.hexdigest()

@@ -188,14 +188,16 @@ async def speak(
             yield events(b"", chunk.stop_reason, samples / rate, words)
 
 
-def make_app(engine: Engine, config: ServerConfig, access: Access | None = None) -> FastAPI:
-    """The engine behind HTTP. Its threads start and end with the app."""
+def make_app(
+    engine: Engine, config: ServerConfig, access: Access | None = None, running: AsyncEngine | None = None
+) -> FastAPI:
+    """The engine behind HTTP. Its threads start with the app, but for those of `running`, and end with it."""
     names = ("sampling", "max_new_tokens", "chunks")
     config = replace(config, **{name: getattr(config, name) or getattr(engine.generation, name) for name in names})
 
     @asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
-        with closing(AsyncEngine(engine)) as app.state.async_engine:
+        with closing(running or AsyncEngine(engine)) as app.state.async_engine:
             yield
 
     # FastAPI's pages of documentation would fetch their scripts from elsewhere: /docs is ours.
@@ -286,24 +288,23 @@ def handle_errors(app: FastAPI, metrics: Metrics) -> None:
         return answer(ApiError(FAILED, code="failed", status=500))
 
 
-async def warm_up(engine: Engine) -> None:
+async def warm_up(async_engine: AsyncEngine) -> None:
     """A short request, so that the first client waits for nothing that is allocated, compiled or captured."""
-    with closing(AsyncEngine(engine)) as async_engine:
-        speech = async_engine.stream(SpeechRequest((smart_voice(WARM_UP),), (), max_new_tokens=30))
-        async with aclosing(speech) as chunks:
-            async for _ in chunks:
-                pass
-    engine.scheduler.stops.clear()
+    speech = async_engine.stream(SpeechRequest((smart_voice(WARM_UP),), (), max_new_tokens=30))
+    async with aclosing(speech) as chunks:
+        async for _ in chunks:
+            pass
+    async_engine.scheduler.stops.clear()
 
 
 class Server(uvicorn.Server):
     """When it is told to stop, requests that wait for a slot are answered at once, and those in one may end."""
 
-    engine: Engine
+    async_engine: AsyncEngine
     on_start: Callable[[str], None] | None = None
 
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
-        await warm_up(self.engine)  # not in the app's lifespan, whose errors uvicorn logs as tracebacks
+        await warm_up(self.async_engine)  # not in the app's lifespan, whose errors uvicorn logs as tracebacks
         await super().startup(sockets)
         if self.started and self.on_start is not None:
             host, port, *_ = self.servers[0].sockets[0].getsockname()
@@ -326,8 +327,9 @@ def serve(
     connections: ConnectionLimits | None = None,
 ) -> None:
     """Until it is interrupted; running requests then have `grace_seconds` to end."""
-    app, limits = make_app(engine, config, access), {"http": limited_protocol(connections or ConnectionLimits())}
-    server = Server(uvicorn.Config(app, host, port, timeout_graceful_shutdown=grace_seconds, **limits))
-    server.engine, server.on_start = engine, config.on_start
-    with suppress(KeyboardInterrupt):
+    limits = {"http": limited_protocol(connections or ConnectionLimits())}
+    with closing(AsyncEngine(engine)) as async_engine, suppress(KeyboardInterrupt):
+        app = make_app(engine, config, access, async_engine)
+        server = Server(uvicorn.Config(app, host, port, timeout_graceful_shutdown=grace_seconds, **limits))
+        server.async_engine, server.on_start = async_engine, config.on_start
         server.run()

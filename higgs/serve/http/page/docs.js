@@ -45,7 +45,7 @@ function marked(text) {
 }
 
 function fieldRow(name, schema, required) {
-  const example = schema.examples?.[0] ?? schema.default ?? resolve(schema).enum?.[0];
+  const example = name === "model" ? model : schema.examples?.[0] ?? schema.default ?? resolve(schema).enum?.[0];
   const cells = [
     element("code", { textContent: name }),
     typeOf(schema),

@@ -6,7 +6,7 @@ const OWN_SECONDS = 15; // of a recording that are used; what a request may hold
 const OWN_VOICES = 4;
 const FILE_BYTES = 50e6; // before it is decoded here
 
-const own = { voices: [], audio: null, blob: null, taken: 0, recorder: null, asking: false, onchange: () => {}, settings: null };
+const own = { voices: [], audio: null, blob: null, taken: 0, checked: 0, recorder: null, asking: false, onchange: () => {}, settings: null };
 
 async function base64Of(blob) {
   const bytes = new Uint8Array(await blob.arrayBuffer());
@@ -55,13 +55,13 @@ async function take(blob, name) {
 
 /** Findings of the server; what it hears is the transcript where there is none yet. */
 async function check() {
-  const audio = own.audio;
+  const mine = ++own.checked; // a later one may be answered sooner
   const finding = (text, fatal = false) => element("li", { textContent: text, className: fatal ? "error" : "warning" });
   $("findings").replaceChildren(element("li", { textContent: "The server is checking the recording ..." }));
   try {
     const text = $("transcript").value.trim();
-    const found = await (await post("/v1/audio/voices/check", { audio, text })).json();
-    if (audio !== own.audio) return;
+    const found = await (await post("/v1/audio/voices/check", { audio: own.audio, text })).json();
+    if (mine !== own.checked) return;
     const lines = found.findings.map(({ message, fatal }) => finding(message, fatal));
     if (found.transcript && !$("transcript").value) {
       $("transcript").value = found.transcript;
@@ -70,6 +70,7 @@ async function check() {
     if (!lines.length) lines.push(element("li", { textContent: "As it should be." }));
     $("findings").replaceChildren(...lines);
   } catch (error) {
+    if (mine !== own.checked) return;
     $("findings").replaceChildren();
     show($("own-error"), error);
   }

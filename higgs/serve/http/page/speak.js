@@ -220,6 +220,7 @@ async function start() {
   refill($("voice"));
   speakers.forEach((select, number) => refill(select, select.value || voices[number % voices.length]?.id));
   while (speakers.length < 2) addSpeaker();
+  $("add-speaker").disabled = speakers.length >= settings.max_speakers;
   counted();
   shown();
 }
