@@ -17,6 +17,7 @@ from benchmarks.timing import Measure, Row, Table, Times, arguments_of, clock, r
 from higgs import AudioTokenizer
 from higgs.audio import load_audio
 from higgs.checkpoint.config_json import codec_to_json
+from higgs.codec.tokenizer import exact_convolutions
 from higgs.config import CodecConfig
 from higgs.data.recordings import read_recordings
 
@@ -52,11 +53,11 @@ def encoders(codec: AudioTokenizer, port: Any = None, batch: int = 0) -> dict[st
     """`port` is transformers' codec; `batch` adds the way with so many clips in a batch."""
 
     def own_length(clips: list[Tensor]) -> list[Tensor]:
-        with torch.inference_mode():
+        with torch.inference_mode(), exact_convolutions(codec.device):
             return [codec.quantizer.encode(codec.embed(clip[None, None]))[0] for clip in clips]
 
     def transformers(clips: list[Tensor]) -> list[Tensor]:
-        with torch.inference_mode():
+        with torch.inference_mode(), exact_convolutions(codec.device):
             return [port.encode(clip[None, None]).audio_codes[0] for clip in clips]
 
     def batched(clips: list[Tensor]) -> list[Tensor]:
@@ -74,7 +75,7 @@ def encoders(codec: AudioTokenizer, port: Any = None, batch: int = 0) -> dict[st
 
 def decoders(codec: AudioTokenizer) -> dict[str, Way]:
     def own_length(codes: list[Tensor]) -> list[Tensor]:
-        with torch.inference_mode():
+        with torch.inference_mode(), exact_convolutions(codec.device):
             return [codec.synthesize(codec.quantizer.decode(clip[None]))[0, 0] for clip in codes]
 
     return {ONE_BY_ONE: own_length, "decode(list)": codec.decode}

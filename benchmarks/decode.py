@@ -84,8 +84,13 @@ def random_model(config: ModelConfig, device: str, dtype: torch.dtype, bits: int
 def port_of(model: HiggsAudio, cache: str = GROWING) -> transformers.PreTrainedModel:
     """The same weights in transformers, over the same memory where they stay on their device."""
     made = transformers.HiggsAudioV2Config(**model_to_json(model.config) | PORT_IDS)
-    with torch.device(model.device):
-        port = transformers.HiggsAudioV2ForConditionalGeneration(made).to(model.dtype)
+    usual = torch.get_default_dtype()
+    torch.set_default_dtype(model.dtype)  # in float32 the release would take 23 GB for a moment
+    try:
+        with torch.device(model.device):
+            port = transformers.HiggsAudioV2ForConditionalGeneration(made).to(model.dtype)
+    finally:
+        torch.set_default_dtype(usual)
     tensors, names = to_transformers(dict(model.state_dict())), dict(port.named_parameters())
     port.load_state_dict({k: v for k, v in tensors.items() if k in names}, strict=False, assign=True)
     settings = port.generation_config

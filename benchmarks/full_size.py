@@ -230,12 +230,12 @@ def of_theirs(folder: Path) -> dict[str, Any]:
         "audio_input_ids_mask": torch.ones(1, int(batch.audio_mask.sum()), dtype=torch.bool),
     }  # fmt: skip
     times = []
-    for steps in (1, FRAMES + 1):
+    for steps in (1, 1, FRAMES + 1):  # the first touches the mapped files
         started = time.perf_counter()
         made = port.generate(**inputs, do_sample=False, max_new_tokens=steps)
         times.append(time.perf_counter() - started)
     columns = (made if isinstance(made, Tensor) else made.audio_sequences)[0]
-    result |= {"prompt s": round(times[0], 2), "step ms": 1000 * (times[1] - times[0]) / FRAMES}
+    result |= {"prompt s": round(times[0], 2), "step ms": 1000 * (times[2] - times[1]) / FRAMES}
     begin = inputs["audio_input_ids"].shape[1] + 1  # the prompt's frames come back too, and stream bos
     return result | {"codes": columns[begin : begin + FRAMES].T.tolist()}
 

@@ -17,6 +17,7 @@ from pathlib import Path
 from statistics import median
 
 from higgs import AudioTokenizer
+from higgs.arithmetic import set_arithmetic
 from higgs.data.corpus import Encode, parts_of, read_corpus
 from higgs.jobs.cluster import Cluster, disconnect
 from higgs.jobs.parts import Store, run
@@ -89,6 +90,7 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--repeats", type=int, default=6, help="how often each recording is there")
     arguments = parser.parse_args()
+    set_arithmetic(False)  # one thread, as Ray's workers have
     items = read_corpus("data/recordings/manifest.jsonl", None).items
     every = [item._replace(id=f"{n}-{item.id}") for n in range(arguments.repeats) for item in items]
     parts = list(parts_of(every, "nano", True, target=PART * RATE))

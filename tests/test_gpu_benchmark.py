@@ -20,6 +20,7 @@ from benchmarks.gpu.parts import PARTS
 from benchmarks.gpu.plain_step import PlainDecoder
 from benchmarks.gpu.report import Report
 from benchmarks.gpu.wheels import pinned
+from benchmarks.timing import per_step
 from higgs.serve.batching.slots import SlotDecoder
 
 ABOUT = {"size": "released", "device": "cuda", "rehearsal": False, "card": "a card", "commit": "abc", "torch": "2"}
@@ -143,6 +144,23 @@ def test_a_measure_that_fails_is_named_and_the_others_go_on(tmp_path):
     assert calls == ["fails"]
 
 
+def test_a_failure_in_a_later_round_keeps_what_was_measured(tmp_path):
+    values = iter([0.009, 0.003, 0.001])
+    with (tmp_path / "lines").open("w") as sink:
+        Report(sink).in_turns({"step": lambda: (next(values), 0.0)}, 4, "ms")
+    figures = {json.loads(line)["name"]: json.loads(line) for line in (tmp_path / "lines").read_text().splitlines()}
+    assert (figures["step"]["value"], figures["step"]["n"]) == (2.0, 2)
+    assert figures["step, round 3"]["value"].startswith("not available: StopIteration")
+
+
+def test_the_longest_run_is_measured_first():
+    """transformers keeps the length of its first static cache."""
+    asked = []
+    measure = per_step(asked.append, torch.device("cpu"), 4, 8)
+    measure()
+    assert asked == [8, 4]
+
+
 def content_of(**parts: dict) -> dict:
     made = {
         part: {"state": DONE, "figures": {name: {"value": value, "unit": ""} for name, value in figures.items()}}
@@ -169,6 +187,12 @@ def test_goals_follow_from_the_figures(parts, goal, line):
     text = table.markdown(content_of(**parts))
     rows = text[text.index("| goal |") :].splitlines()[2:]
     assert f"| {line}" in rows[goal], rows[goal]
+
+
+def test_a_part_that_failed_takes_no_table_along():
+    """Its figure has the name of the part."""
+    figures = {"batch 2, eager": 3.0, "batches": "not available: OutOfMemoryError: "}
+    assert "| 2 | 3.00 (667) |" in table.markdown(content_of(batches=figures))
 
 
 def test_the_tables_are_put_in_their_place(tmp_path):

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 from benchmarks.coverage import DESIGNS, MIXED, PROCESSES, Process, coverage, draw, power
+from higgs.evaluate.report.answer import power_note
 from higgs.evaluate.statistics import intervals as statistics
 from higgs.evaluate.statistics.intervals import Resampling, bootstrap_interval, paired_difference, wilson_interval
 from higgs.evaluate.statistics.parts import Detectable, FromBest, detectable, from_best, nearer_to_own, shuffled_p
@@ -304,3 +305,11 @@ def test_too_few_texts_find_nothing():
     assert detectable(spoken(list("abcde"), [1, 2, 3, 4, 5])) == Detectable(None, 5, 0)
     assert detectable(spoken(list("abcdef"), [1, 2, 3, 4, 5, 6])).difference > 0
     assert detectable([]).difference is None
+
+
+@pytest.mark.parametrize("seeds", [1, 3])
+def test_where_nothing_varies_no_difference_is_promised(seeds):
+    rows = [row for seed in range(seeds) for row in spoken(list("abcdefg"), [2] * 7, seed=seed)]
+    found = detectable(rows)
+    assert found.difference is None and found.texts == 7
+    assert "Nothing varies" in power_note(found).data and "six are the least" not in power_note(found).data

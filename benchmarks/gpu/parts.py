@@ -8,7 +8,7 @@ import shutil
 import sys
 from collections.abc import Callable
 from dataclasses import dataclass, replace
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
 
 import torch
@@ -93,7 +93,10 @@ def eager(decoder: SlotDecoder) -> SlotDecoder:
 def decode(bench: Bench) -> None:
     """One request: eager, as a CUDA graph, compiled; beside transformers with its kinds of cache."""
     size, prompt = bench.size, bench.prompt(bench.size.prompt)
-    ports = {f"transformers, {cache}": port_of(bench.model, cache) for cache in (GROWING, STATIC, COMPILED)}
+    ports = {}
+    for name, cache in {f"transformers, {cache}": cache for cache in (GROWING, STATIC, COMPILED)}.items():
+        if port := bench.report.attempt(name, partial(port_of, bench.model, cache)):
+            ports[name] = port
     schedulers = {"eager": one_slot(bench.model, 512)}
     eager(schedulers["eager"].decoder)
     if bench.on_gpu:
@@ -150,8 +153,9 @@ def batches(bench: Bench) -> None:
         bench.in_turns({f"batch {count}, compiled": bursts(compiled)})
         together = Batch(**{k: v if v is None else v.repeat_interleave(count, 0) for k, v in vars(prompt).items()})
         for cache in (GROWING, COMPILED) if count == size.rows else (GROWING,):
-            run = theirs(port_of(bench.model, cache), together)
-            bench.in_turns({f"batch {count}, transformers, {cache}": per_step(run, bench.model.device, few, many)})
+            name = f"batch {count}, transformers, {cache}"
+            if port := bench.report.attempt(name, partial(port_of, bench.model, cache)):
+                bench.in_turns({name: per_step(theirs(port, together), bench.model.device, few, many)})
 
 
 def first_packet(bench: Bench) -> None:

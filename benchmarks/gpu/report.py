@@ -50,11 +50,15 @@ class Report:
             return None
 
     def in_turns(self, measures: dict[str, Measure], repeats: int, unit: str, factor: float = 1000) -> None:
-        """Medians of the wall times times `factor`, reported after every round; the first round is a warm-up."""
+        """Medians of the wall times times `factor`, reported after every round; the first round is a warm-up.
+
+        What fails in a later round keeps its medians, and the failure is a figure of its own.
+        """
         times: dict[str, list[float]] = {name: [] for name in measures}
         for repeat in range(repeats + 1):
             for name in list(times):
-                taken: Times | None = self.attempt(name, measures[name])
+                figure = f"{name}, round {repeat}" if times[name] else name
+                taken: Times | None = self.attempt(figure, measures[name])
                 if taken is None:
                     del times[name]
                 elif repeat:

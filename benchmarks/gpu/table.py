@@ -127,7 +127,8 @@ def of_plain_step(f: Figures) -> list[str]:
 def batches(f: Figures) -> list[str]:
     """ms of a step, and frames in a second, by the number of requests."""
     kinds = ("eager", "graph", "compiled", "transformers, growing cache", "transformers, static cache, compiled")
-    sizes = sorted({int(name.split(",")[0].removeprefix("batch ")) for name in f.of("batches")})
+    names = [name.split(",")[0].removeprefix("batch ") for name in f.of("batches")]
+    sizes = sorted({int(size) for size in names if size.isdigit()})  # and why the part ended, where it failed
     lines = []
     for size in sizes:
         values = [f("batches", f"batch {size}, {kind}") for kind in kinds]

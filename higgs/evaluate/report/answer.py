@@ -8,7 +8,7 @@ from IPython.display import HTML
 from higgs.evaluate.report.figures import forest
 from higgs.evaluate.report.gather import GENERATED, OF_THE_SET, RECONSTRUCTED, RECORDED
 from higgs.evaluate.statistics.intervals import Difference
-from higgs.evaluate.statistics.parts import ALPHA, Detectable, FromBest
+from higgs.evaluate.statistics.parts import ALPHA, LEAST_SHARED, Detectable, FromBest
 from higgs.workflow.tables import Row
 
 NAMES = {RECORDED: "recordings", RECONSTRUCTED: "recordings through the codec", OF_THE_SET: "people who say the same"}
@@ -151,6 +151,8 @@ def power_note(found: Detectable) -> HTML:
     """What a comparison of two runs on these texts could find; nothing where no words were judged."""
     if not found.texts:
         return HTML("")
+    if found.difference is None and found.texts >= LEAST_SHARED:
+        return HTML("<p>Nothing varies here, so what a comparison of two runs could find cannot be calculated.</p>")
     if found.difference is None:
         line = f"<b>With {found.texts} texts no comparison of two runs can find any difference</b>: six are the least."
         return HTML(f"<p>{line}</p>")

@@ -131,7 +131,8 @@ def detectable(rows: Sequence[Row], metric: Metric = WER) -> Detectable:
     else:
         freedom = n - 1
         variance = 2 * float(np.var([values.mean() for values in moved.values()], ddof=1)) / n
-    return Detectable(power_factor(ALPHA, freedom) * variance**0.5, n, len(several))
+    difference = power_factor(ALPHA, freedom) * variance**0.5 if variance > 0 else None  # there is no error to go by
+    return Detectable(difference, n, len(several))
 
 
 def _by_text(metric: Metric, rows: Sequence[Row]) -> dict[str, tuple[float, float]]:
