@@ -114,7 +114,7 @@ def similarity_note(rows: Sequence[Row]) -> HTML:
             "<b>Similarities have two kinds of targets</b>, so the codec's number is no ceiling of the others: "
             "a recording is compared with another recording of the same person, and so is it after the codec, which "
             f"takes a part of that person's voice away. {described} of {len(generated)} generated samples have a "
-            "described voice: their target is a clip of the speaker whom the checkpoint learned it from."
+            "described voice: their target is a clip of the speaker whom <i>nano</i> learned it from."
         ]
     )
 
