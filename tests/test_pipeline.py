@@ -113,15 +113,15 @@ def test_both_remotes_verify_and_hold_no_key():
 def test_experiments_run_and_exploring_leaves_no_trace(clone, first_run):
     """`dvc exp run -S`, `dvc exp show`; a parameter of one stage re-runs that stage and those after it."""
     assert all(f"Running stage '{stage}'" in first_run for stage in STAGES)
-    cooler = [*SMALL_SETTINGS, "-S", "generate.temperature=0.5"]
-    second = run("dvc", "exp", "run", "-n", "cooler", *cooler, cwd=clone)
+    warmer = [*SMALL_SETTINGS, "-S", "generate.temperature=0.5"]
+    second = run("dvc", "exp", "run", "-n", "warmer", *warmer, cwd=clone)
     assert "Running stage 'tokenize'" not in second
     assert "Running stage 'generate'" in second and "Running stage 'evaluate'" in second
     shown = run("dvc", "exp", "show", "--csv", cwd=clone)
-    assert "small" in shown and "cooler" in shown and "generated_wer_percent" in shown
-    compared = run(sys.executable, "-m", "higgs", "compare", "small", "cooler", cwd=clone)
+    assert "small" in shown and "warmer" in shown and "generated_wer_percent" in shown
+    compared = run(sys.executable, "-m", "higgs", "compare", "small", "warmer", cwd=clone)
     assert "B - A [95 % interval]" in compared and (clone / "reports" / "compare.html").is_file()
-    same = run(sys.executable, "-m", "higgs", "compare", "cooler", "workspace", cwd=clone)
+    same = run(sys.executable, "-m", "higgs", "compare", "warmer", "workspace", cwd=clone)
     assert "The two tables are equal" in same and "equal in every metric" in same
     status = run("git", "status", "--porcelain", cwd=clone)
     expected = {"dvc.lock", "params.yaml", "metrics.json", "evaluation.json"}
