@@ -12,6 +12,7 @@ from functools import cached_property, partial
 from pathlib import Path
 
 import torch
+import transformers
 
 from benchmarks.decode import (
     COMPILED,
@@ -59,6 +60,10 @@ class Bench:
     def model(self) -> HiggsAudio:
         return random_model(self.size.model, self.device, torch.bfloat16)
 
+    def port(self, figure: str, cache: str) -> transformers.PreTrainedModel | None:
+        """The model in transformers; None where it cannot be made, which is told in place of the figure."""
+        return self.report.attempt(figure, partial(port_of, self.model, cache))
+
     def prompt(self, length: int) -> Batch:
         return prompt_of(length, self.size.model)
 
@@ -93,10 +98,8 @@ def eager(decoder: SlotDecoder) -> SlotDecoder:
 def decode(bench: Bench) -> None:
     """One request: eager, as a CUDA graph, compiled; beside transformers with its kinds of cache."""
     size, prompt = bench.size, bench.prompt(bench.size.prompt)
-    ports = {}
-    for name, cache in {f"transformers, {cache}": cache for cache in (GROWING, STATIC, COMPILED)}.items():
-        if port := bench.report.attempt(name, partial(port_of, bench.model, cache)):
-            ports[name] = port
+    ports = {f"transformers, {cache}": cache for cache in (GROWING, STATIC, COMPILED)}
+    ports = {name: bench.port(name, cache) for name, cache in ports.items()}
     schedulers = {"eager": one_slot(bench.model, 512)}
     eager(schedulers["eager"].decoder)
     if bench.on_gpu:
@@ -106,7 +109,7 @@ def decode(bench: Bench) -> None:
     traffic = bytes_per_step(schedulers["compiled"].decoder, 1, context)
     bench.report.figure("bytes of a step", traffic / 1e9, "GB", context=context)
     measures = {name: bench.step(ours(scheduler, prompt)) for name, scheduler in schedulers.items()}
-    bench.in_turns(measures | {name: bench.step(theirs(port, prompt)) for name, port in ports.items()})
+    bench.in_turns(measures | {name: bench.step(theirs(port, prompt)) for name, port in ports.items() if port})
 
 
 def fill(decoder: SlotDecoder, prompts: list[Batch]) -> None:
@@ -154,7 +157,7 @@ def batches(bench: Bench) -> None:
         together = Batch(**{k: v if v is None else v.repeat_interleave(count, 0) for k, v in vars(prompt).items()})
         for cache in (GROWING, COMPILED) if count == size.rows else (GROWING,):
             name = f"batch {count}, transformers, {cache}"
-            if port := bench.report.attempt(name, partial(port_of, bench.model, cache)):
+            if port := bench.port(name, cache):
                 bench.in_turns({name: per_step(theirs(port, together), bench.model.device, few, many)})
 
 
