@@ -270,6 +270,17 @@ def test_a_voice_from_the_microphone(page):
     wait_for(lambda: page.evaluate("document.querySelector('#listen').duration") > 1.5)
 
 
+def test_a_recording_that_is_stopped_at_once(page):
+    stopped = """async () => {
+        await record();
+        own.recorder.stop();
+    }"""
+    page.evaluate(stopped)
+    api.expect(page.locator("#own-error")).to_contain_text("within a second")
+    api.expect(page.locator("#record")).to_have_text("Record")
+    assert page.locator("#recording").is_hidden()
+
+
 def test_one_recorder_at_a_time_and_the_last_choice_counts(page):
     asked = """() => {
         const ask = navigator.mediaDevices.getUserMedia.bind(navigator.mediaDevices);
@@ -279,7 +290,7 @@ def test_one_recorder_at_a_time_and_the_last_choice_counts(page):
         return count;
     }"""
     assert page.evaluate(asked) == 1
-    api.expect(page.locator("#record")).to_have_text("Stop recording")
+    api.expect(page.locator("#record-state")).to_contain_text("2 of 15 s")
     page.click("#record")
     api.expect(page.locator("#findings")).to_contain_text("recogniser of English heard")
     slow_first = """async (base64) => {

@@ -5,6 +5,7 @@
 const OWN_SECONDS = 15; // of a recording that are used; what a request may hold bounds it too
 const OWN_VOICES = 4;
 const FILE_BYTES = 50e6; // before it is decoded here
+const LEAST_MS = 1000; // of the microphone: before that a recorder may have written nothing yet
 
 const own = { voices: [], audio: null, blob: null, taken: 0, checked: 0, recorder: null, asking: false, onchange: () => {}, settings: null };
 
@@ -105,6 +106,7 @@ async function record() {
     stream.getTracks().forEach((track) => track.stop());
     $("record").textContent = "Record";
     $("record-state").textContent = "";
+    if (performance.now() - started < LEAST_MS) return show($("own-error"), "Stopped within a second: nothing was recorded. Press Record again.");
     take(new Blob(parts, { type: recorder.mimeType }), "me");
   };
   recorder.start();
