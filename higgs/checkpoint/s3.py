@@ -40,21 +40,24 @@ def download(url: str, patterns: Sequence[str] = ("*",)) -> Path:
         raise ValueError(f"{url!r}: expected s3://bucket/prefix")
     prefix = url.removeprefix("s3://").strip("/") + "/"
     with connect(url) as files:
-        objects = list_objects(files, url, prefix)
-        wanted = {n: o for n, o in objects.items() if any(fnmatchcase(n, p) for p in patterns)}
+        objects = {name: (size, etag) for name, size, etag in list_keys(files, url)}
+        for name in objects:
+            if not {"", ".", ".."}.isdisjoint(name.split("/")):
+                raise ValueError(f"{url}: {prefix + name!r} cannot be the path of a file below a folder")
+        wanted = [name for name in objects if any(fnmatchcase(name, pattern) for pattern in patterns)]
         if not wanted:
             missing = f"no object below {prefix} is named like {' or '.join(patterns)}"
             raise FileNotFoundError(f"{url} at {files.s3.meta.endpoint_url}: {missing}")
-        version = json.dumps([(o["name"], o["ETag"], o["size"]) for o in objects.values()])
+        version = json.dumps(sorted(objects.items()))
         cache = Path(os.environ.get("HIGGS_CACHE", Path.home() / ".cache" / "higgs"))
         folder = cache / prefix / hashlib.sha256(version.encode()).hexdigest()[:16]
         if any(not (folder / name).exists() for name in wanted):  # a cache that is complete may be read-only
             folder.mkdir(parents=True, exist_ok=True)
             with folder.with_name(f"{folder.name}.lock").open("w") as lock:
                 fcntl.flock(lock, fcntl.LOCK_EX)
-                for name, listed in wanted.items():
+                for name in wanted:
                     if not (folder / name).exists():
-                        fetch(files, listed, folder / name)
+                        fetch(files, prefix + name, objects[name], folder / name)
     return folder
 
 
@@ -135,27 +138,10 @@ def explain(error: Exception, where: str) -> Exception | None:
     return None
 
 
-def list_objects(files: S3FileSystem, url: str, prefix: str) -> dict[str, dict[str, Any]]:
-    """-> name below the prefix -> the server's listing of the object (name, size, ETag), sorted by name."""
-    try:
-        by_key = files.find(url, detail=True)
-    except FileNotFoundError as error:
-        missing = f"there is no bucket {prefix.split('/')[0]!r}. Check the name, and {SET_ENDPOINT}."
-        raise FileNotFoundError(f"{url} at {files.s3.meta.endpoint_url}: {missing}") from error
-    # Not the URL where it is itself an object, nor the marker of a folder.
-    keys = [key for key in sorted(by_key) if key.startswith(prefix) and not key.endswith("/")]
-    objects = {key.removeprefix(prefix): by_key[key] for key in keys}
-    for name in objects:
-        if not {"", ".", ".."}.isdisjoint(name.split("/")):
-            raise ValueError(f"{url}: {prefix + name!r} cannot be the path of a file below a folder")
-    return objects
-
-
-def fetch(files: S3FileSystem, listed: dict[str, Any], target: Path) -> None:
-    """Copies one object to `target`, which exists only once it is complete and of the listed version."""
+def fetch(files: S3FileSystem, key: str, listed: tuple[int, str], target: Path) -> None:
+    """Copies one object to `target`, which exists only once it is complete and of the listed size and ETag."""
     with replacing(target) as partial:
         progress = TqdmCallback({"unit": "B", "unit_scale": True, "desc": target.name, "disable": None})
-        files.get_file(listed["name"], str(partial), callback=progress)
-        now = files.info(listed["name"])
-        if (now["ETag"], partial.stat().st_size) != (listed["ETag"], listed["size"]):
-            raise OSError(f"s3://{listed['name']} was replaced while it was read. Run it again.")
+        files.get_file(key, str(partial), callback=progress)
+        if (partial.stat().st_size, files.info(key)["ETag"].strip('"')) != listed:
+            raise OSError(f"s3://{key} was replaced while it was read. Run it again.")
