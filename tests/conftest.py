@@ -22,6 +22,7 @@ from higgs.tokens import TokenIds
 ROOT = Path(__file__).resolve().parent.parent
 GOLDEN = Path(__file__).resolve().parent / "golden"
 NANO = ROOT / "data" / "checkpoints" / "nano"
+KERNEL = matrices.kernel
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
@@ -60,6 +61,13 @@ def layers(request):
         if request.param == "operators":
             patched.setattr(matrices, "kernel", lambda: None)
         yield
+
+
+@pytest.fixture(autouse=True)
+def _kernel(request, monkeypatch):
+    """`layers` lasts until the end of its module: tests that do not ask for it have the kernel all the same."""
+    if "layers" not in request.fixturenames:
+        monkeypatch.setattr(matrices, "kernel", KERNEL)
 
 
 @pytest.fixture(scope="session")
