@@ -189,10 +189,11 @@ def test_records_become_conversations(tmp_path):
 def test_a_json_list_of_conversations_without_ids(tmp_path):
     path = tmp_path / "talks.json"
     talk = {key: value for key, value in TALK.items() if key != "id"}
-    path.write_text(json.dumps([talk, talk, {"messages": []}], indent=1))
+    path.write_text(json.dumps([talk, talk, talk | {"id": "2"}, {"messages": []}], indent=1))
     found = read_manifest(path)
-    assert [(e.id, e.place) for e in found.examples] == [("1", f"{path}[0]"), ("2", f"{path}[1]")]
-    assert [problem.place for problem in found.problems] == [f"{path}[2]"] and found.num_records == 3
+    places = [("record 1", f"{path}[0]"), ("record 2", f"{path}[1]"), ("2", f"{path}[2]")]
+    assert [(e.id, e.place) for e in found.examples] == places
+    assert [problem.place for problem in found.problems] == [f"{path}[3]"] and found.num_records == 4
     path.write_text(json.dumps(talk))
     (example,) = read_manifest(path).examples
     assert [example.sample] == read_conversations(path)

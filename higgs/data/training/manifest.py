@@ -172,10 +172,10 @@ def read_manifest(path: str | Path, allow_special: bool = False, description: st
 
 
 def _parse(line: str, number: int, allow_special: bool) -> tuple[str, Utterance | ChatMLSample]:
-    """-> the id (of a conversation without one: the line's number) and the record."""
+    """-> the id (of a conversation without one: "record 3" of the third) and the record."""
     record = parse_json(line, "record")
     if isinstance(record, dict) and "messages" in record:
-        name = validate(str | None, record.pop("id", None), "record.id") or str(number)
+        name = validate(str | None, record.pop("id", None), "record.id") or f"record {number}"
         sample = sample_from_json(record, allow_special, "record")
         trained = [part for m in sample.messages[sample.start_index :] if m.role == "assistant" for part in m.parts]
         if not any(isinstance(part, AudioContent) or part.text for part in trained):
