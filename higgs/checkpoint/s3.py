@@ -132,7 +132,9 @@ def explain(error: Exception, where: str) -> Exception | None:
         may = "the key must be allowed to list and to read the bucket, and to write where results go"
         return PermissionError(f"{where}: access denied ({error}). Check {SET_KEYS}; {may}.")
     if isinstance(error, FileNotFoundError) and isinstance(error.__cause__, ClientError):
-        return FileNotFoundError(f"{where}: {error}. Check the names of bucket and prefix, and {SET_ENDPOINT}.")
+        bucket = re.split("[/ ]", where.removeprefix("s3://"))[0]
+        names = f"the name of the bucket, {bucket!r}, and of the prefix"
+        return FileNotFoundError(f"{where}: {error}. Check {names}, and {SET_ENDPOINT}.")
     if isinstance(error, BotoCoreError) or isinstance(error.__cause__, ClientError):
         return OSError(f"{where}: {error}")
     return None
